@@ -1,0 +1,1 @@
+//! Write a transcription engine for the Dalston platform.

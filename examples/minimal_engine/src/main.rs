@@ -1,0 +1,2 @@
+//! The shortest complete engine.
+fn main() {}
