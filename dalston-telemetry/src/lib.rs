@@ -1,10 +1,41 @@
 //! Traces, metrics and logs for Dalston services.
 
+mod builder;
 mod collect;
+mod env;
+mod error;
+mod resource;
+mod sampler;
+mod telemetry;
 mod waterfall;
 
 pub use opentelemetry;
 pub use opentelemetry_sdk;
+pub use tracing;
 
+pub use builder::{TelemetryBuilder, TelemetryLayer};
 pub use collect::{CollectedSpan, SpanCollector};
+pub use env::{Env, EnvError};
+pub use error::{InitError, ShutdownError};
+pub use telemetry::{Telemetry, TelemetryHandle, TimedSpan};
 pub use waterfall::Waterfall;
+
+/// Sets up telemetry for the whole process, as the environment says.
+///
+/// The same as `Telemetry::builder(service).install()`.
+///
+/// # Errors
+///
+/// As [`TelemetryBuilder::install`].
+///
+/// ```no_run
+/// # fn main() -> Result<(), dalston_telemetry::InitError> {
+/// let _telemetry = dalston_telemetry::configure_tracing("orchestrator")?;
+/// tracing::info!("ready");
+/// # Ok(())
+/// # }
+/// ```
+#[track_caller]
+pub fn configure_tracing(service: impl Into<String>) -> Result<Telemetry, InitError> {
+    Telemetry::builder(service).install()
+}

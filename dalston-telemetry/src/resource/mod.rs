@@ -1,0 +1,287 @@
+//! The resource: what is the same for everything that this process reports.
+//!
+//! Where two sources name the same attribute, the later one in this list counts:
+//!
+//! 1. detectors: operating system, host, process, container, Kubernetes, a random `service.instance.id`
+//! 2. (the place for a detector of the cloud: it knows the host better than the host does, its `host.id` is the
+//!    instance id where the host has only the machine id)
+//! 3. `service.namespace=dalston` and the service name given in code
+//! 4. `OTEL_RESOURCE_ATTRIBUTES`
+//! 5. `OTEL_SERVICE_NAME`
+//! 6. explicit calls on the builder: `version`, `resource_attribute`
+
+use opentelemetry::{Key, KeyValue, Value};
+use opentelemetry_resource_detectors::{
+    ContainerResourceDetector, HostResourceDetector, K8sResourceDetector, OsResourceDetector,
+    ProcessResourceDetector, ServiceInstanceIdResourceDetector,
+};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::resource::{ResourceDetector, TelemetryResourceDetector};
+use percent_encoding::percent_decode_str;
+
+use crate::env::{Env, EnvError};
+
+mod names {
+    pub(super) const DEPLOYMENT_ENVIRONMENT_NAME: &str = "deployment.environment.name";
+    pub(super) const HOST_ARCH: &str = "host.arch";
+    pub(super) const HOST_NAME: &str = "host.name";
+    pub(super) const PROCESS_COMMAND_ARGS: &str = "process.command_args";
+    pub(super) const PROCESS_EXECUTABLE_NAME: &str = "process.executable.name";
+    pub(super) const SERVICE_NAME: &str = "service.name";
+    pub(super) const SERVICE_NAMESPACE: &str = "service.namespace";
+}
+
+const ATTRIBUTES: &str = "OTEL_RESOURCE_ATTRIBUTES";
+const SERVICE_NAME: &str = "OTEL_SERVICE_NAME";
+
+/// The service name in force: `OTEL_SERVICE_NAME`, else `service.name` in `OTEL_RESOURCE_ATTRIBUTES`, else the name
+/// that the program gives.
+pub(crate) fn service_name(env: &Env, from_code: &str) -> Result<String, EnvError> {
+    if let Some(name) = env.get(SERVICE_NAME) {
+        return Ok(name.to_owned());
+    }
+    let from_attributes = attributes(env)?
+        .into_iter()
+        .rev()
+        .find(|(key, _)| key == names::SERVICE_NAME);
+    Ok(from_attributes.map_or_else(|| from_code.to_owned(), |(_, value)| value))
+}
+
+/// Asks the detectors and merges what they say with the environment and the program.
+///
+/// Reads a few files and runs `hostname`; opens no socket.
+pub(crate) fn build(env: &Env, service: &str, explicit: &[KeyValue]) -> Result<Resource, EnvError> {
+    let mut merged = Merged::default();
+    merged.all(&TelemetryResourceDetector.detect());
+    merged.all(&OsResourceDetector.detect());
+    merged.host(env);
+    merged.process();
+    merged.all(&ContainerResourceDetector.detect());
+    if env.get("KUBERNETES_SERVICE_HOST").is_some() {
+        // Elsewhere the detector takes any HOSTNAME for the name of a pod.
+        merged.all(&K8sResourceDetector.detect());
+    }
+    merged.all(&ServiceInstanceIdResourceDetector.detect());
+
+    // A cloud detector merges here: after everything that this machine says of itself, before what people say.
+
+    merged.set(names::SERVICE_NAMESPACE, "dalston");
+    let from_env = attributes(env)?;
+    for (key, value) in from_env {
+        merged.set(key, value);
+    }
+    merged.set(names::SERVICE_NAME, service_name(env, service)?);
+    for attribute in explicit {
+        merged.set(attribute.key.clone(), attribute.value.clone());
+    }
+    merged.modernise();
+    Ok(Resource::builder_empty().with_attributes(merged.0).build())
+}
+
+/// Reads `OTEL_RESOURCE_ATTRIBUTES`: `key=value` pairs with commas between, both percent-encoded.
+fn attributes(env: &Env) -> Result<Vec<(String, String)>, EnvError> {
+    let Some(list) = env.get(ATTRIBUTES) else {
+        return Ok(Vec::new());
+    };
+    let wrong = || {
+        EnvError::new(
+            ATTRIBUTES,
+            list,
+            "key=value pairs with commas between, percent-encoded in UTF-8",
+        )
+    };
+    list.split(',')
+        .map(str::trim)
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (key, value) = pair.split_once('=').ok_or_else(wrong)?;
+            let decode = |part: &str| match percent_decode_str(part.trim()).decode_utf8() {
+                Ok(text) => Ok(text.into_owned()),
+                Err(_) => Err(wrong()),
+            };
+            let key = decode(key)?;
+            if key.is_empty() {
+                Err(wrong())
+            } else {
+                Ok((key, decode(value)?))
+            }
+        })
+        .collect()
+}
+
+/// Attributes in the order they were first named; a later value replaces an earlier one.
+#[derive(Default)]
+struct Merged(Vec<KeyValue>);
+
+impl Merged {
+    fn set(&mut self, key: impl Into<Key>, value: impl Into<Value>) {
+        let (key, value) = (key.into(), value.into());
+        match self.0.iter_mut().find(|attribute| attribute.key == key) {
+            Some(attribute) => attribute.value = value,
+            None => self.0.push(KeyValue::new(key, value)),
+        }
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.0
+            .iter()
+            .find(|attribute| attribute.key.as_str() == key)
+            .map(|attribute| &attribute.value)
+    }
+
+    fn all(&mut self, resource: &Resource) {
+        for (key, value) in resource {
+            self.set(key.clone(), value.clone());
+        }
+    }
+
+    fn host(&mut self, env: &Env) {
+        self.all(&HostResourceDetector::default().detect());
+        // The detector gives Rust's name of the architecture, the conventions have their own.
+        match std::env::consts::ARCH {
+            "x86_64" => self.set(names::HOST_ARCH, "amd64"),
+            "aarch64" => self.set(names::HOST_ARCH, "arm64"),
+            _ => {}
+        }
+        // Slim images lack the `hostname` program that the detector runs.
+        if self.get(names::HOST_NAME).is_none() {
+            let kernel = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+            let name = env.get("HOSTNAME").map(str::to_owned).or_else(kernel);
+            if let Some(name) = name
+                .map(|name| name.trim().to_owned())
+                .filter(|name| !name.is_empty())
+            {
+                self.set(names::HOST_NAME, name);
+            }
+        }
+    }
+
+    fn process(&mut self) {
+        for (key, value) in &ProcessResourceDetector.detect() {
+            // Arguments may hold passwords (`--redis-url=redis://:secret@host`).
+            if key.as_str() != names::PROCESS_COMMAND_ARGS {
+                self.set(key.clone(), value.clone());
+            }
+        }
+        if let Ok(path) = std::env::current_exe()
+            && let Some(name) = path.file_name()
+        {
+            self.set(
+                names::PROCESS_EXECUTABLE_NAME,
+                name.to_string_lossy().into_owned(),
+            );
+        }
+    }
+
+    /// Adds the stable name of an attribute that is only given under its deprecated one.
+    fn modernise(&mut self) {
+        if self.get(names::DEPLOYMENT_ENVIRONMENT_NAME).is_none()
+            && let Some(value) = self.get("deployment.environment").cloned()
+        {
+            self.set(names::DEPLOYMENT_ENVIRONMENT_NAME, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(pairs: &[(&str, &str)]) -> Env {
+        Env::from_pairs(pairs.iter().copied())
+    }
+
+    fn text(resource: &Resource, key: &str) -> Option<String> {
+        resource
+            .get(&Key::from(key.to_owned()))
+            .map(|value| value.to_string())
+    }
+
+    #[test]
+    fn the_service_name_comes_from_its_variable_then_the_attributes_then_the_code() {
+        let both = env(&[
+            ("OTEL_SERVICE_NAME", "own"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "service.name=listed,a=b"),
+        ]);
+        let listed = env(&[("OTEL_RESOURCE_ATTRIBUTES", "service.name=listed,a=b")]);
+        for (env, expected) in [(both, "own"), (listed, "listed"), (env(&[]), "code")] {
+            assert_eq!(service_name(&env, "code").as_deref(), Ok(expected));
+            assert_eq!(
+                text(&build(&env, "code", &[]).unwrap(), "service.name").as_deref(),
+                Some(expected)
+            );
+        }
+    }
+
+    #[test]
+    fn attributes_of_the_environment_are_percent_decoded() {
+        let env = env(&[(
+            "OTEL_RESOURCE_ATTRIBUTES",
+            "team=speech%20%26%20audio, a%2Cb = x%3Dy ,empty=,plain=1=2,",
+        )]);
+        let expected = [
+            ("team", "speech & audio"),
+            ("a,b", "x=y"),
+            ("empty", ""),
+            ("plain", "1=2"),
+        ];
+        let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(attributes(&env).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_malformed_attribute_list_is_an_error_that_shows_it() {
+        for list in ["no-equals-sign", "a=1,b", "=1", "a=%ff"] {
+            let error = attributes(&env(&[("OTEL_RESOURCE_ATTRIBUTES", list)])).unwrap_err();
+            assert_eq!(
+                (error.variable(), error.value()),
+                ("OTEL_RESOURCE_ATTRIBUTES", Some(list))
+            );
+        }
+    }
+
+    #[test]
+    fn detectors_lose_to_the_environment_and_the_environment_to_explicit_calls() {
+        let env = env(&[(
+            "OTEL_RESOURCE_ATTRIBUTES",
+            "host.name=from-env,service.namespace=theirs,service.version=0,deployment.environment.name=staging",
+        )]);
+        let resource = build(&env, "engine-x", &[KeyValue::new("service.version", "1.2.3")]).unwrap();
+        let get = |key| text(&resource, key);
+        assert_eq!(get("host.name").as_deref(), Some("from-env"));
+        assert_eq!(get("service.namespace").as_deref(), Some("theirs"));
+        assert_eq!(get("service.version").as_deref(), Some("1.2.3"));
+        assert_eq!(get("deployment.environment.name").as_deref(), Some("staging"));
+    }
+
+    #[test]
+    fn the_process_is_described_without_its_arguments() {
+        let resource = build(&env(&[]), "engine-x", &[]).unwrap();
+        let get = |key| text(&resource, key);
+        assert_eq!(get("service.namespace").as_deref(), Some("dalston"));
+        assert_eq!(
+            get("process.pid").as_deref(),
+            Some(std::process::id().to_string().as_str())
+        );
+        assert_eq!(get("telemetry.sdk.language").as_deref(), Some("rust"));
+        assert!(get("service.instance.id").is_some_and(|id| id.len() == 36));
+        assert!(get("host.name").is_some() && get("host.arch").is_some() && get("os.type").is_some());
+        assert_eq!(get("process.command_args"), None);
+        // HOSTNAME alone makes no pod.
+        assert_eq!(get("k8s.pod.name"), None);
+    }
+
+    #[test]
+    fn the_deprecated_environment_attribute_is_also_given_its_new_name() {
+        let resource = build(
+            &env(&[("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=prod")]),
+            "x",
+            &[],
+        )
+        .unwrap();
+        assert_eq!(
+            text(&resource, "deployment.environment.name").as_deref(),
+            Some("prod")
+        );
+    }
+}

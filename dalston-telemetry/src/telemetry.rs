@@ -1,0 +1,231 @@
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use opentelemetry::trace::{Link, Span as _, SpanBuilder, SpanContext, SpanKind, Tracer as _};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+
+use crate::builder::TelemetryBuilder;
+use crate::error::ShutdownError;
+
+/// The log target of what this crate says about itself. Never exported.
+pub(crate) const REPORTS: &str = "dalston_telemetry::export";
+
+/// Telemetry of a process that is running. Keep it for as long as the process works.
+///
+/// [`shutdown`](Self::shutdown) sends what is waiting and says whether that worked. Dropping it does the same within
+/// the same bound and can only log a failure.
+#[derive(Debug)]
+#[must_use = "telemetry ends when this is dropped: bind it to a variable that lives as long as the program"]
+pub struct Telemetry {
+    handle: TelemetryHandle,
+    shutdown_timeout: Duration,
+    ended: bool,
+}
+
+impl Telemetry {
+    /// Starts to configure telemetry for a service: `gateway`, `orchestrator`, `engine-faster-whisper`.
+    pub fn builder(service: impl Into<String>) -> TelemetryBuilder {
+        TelemetryBuilder::new(service.into())
+    }
+
+    pub(crate) fn new(tracing: Option<Tracing>, shutdown_timeout: Duration) -> Self {
+        Self {
+            handle: TelemetryHandle {
+                tracing: tracing.map(Arc::new),
+            },
+            shutdown_timeout,
+            ended: false,
+        }
+    }
+
+    pub(crate) fn tracing(&self) -> Option<&Tracing> {
+        self.handle.tracing.as_deref()
+    }
+
+    /// A handle for the libraries that this program is made of.
+    #[must_use]
+    pub fn handle(&self) -> TelemetryHandle {
+        self.handle.clone()
+    }
+
+    /// Sends all spans that have ended, and waits for at most `timeout` until that is done.
+    ///
+    /// Blocks the calling thread, whether or not it belongs to a runtime. This can't deadlock, because the exporter
+    /// has a thread of its own; in asynchronous code, call it where waiting does no harm.
+    ///
+    /// # Errors
+    ///
+    /// When time was up before everything was sent, or when spans were lost since the last flush.
+    pub fn flush(&self, timeout: Duration) -> Result<(), ShutdownError> {
+        self.handle.flush(timeout)
+    }
+
+    /// Sends what is waiting and ends telemetry, within [`TelemetryBuilder::shutdown_timeout`].
+    ///
+    /// Works on any runtime and never blocks its thread. Spans that end later are counted as dropped.
+    ///
+    /// # Errors
+    ///
+    /// When time was up before everything was sent, or when spans were lost since the last flush.
+    pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
+        self.end()
+    }
+
+    /// [`shutdown`](Self::shutdown) for code without a runtime; blocks for at most the same time.
+    ///
+    /// # Errors
+    ///
+    /// As [`shutdown`](Self::shutdown).
+    pub fn shutdown_blocking(mut self) -> Result<(), ShutdownError> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), ShutdownError> {
+        self.ended = true;
+        if let Some(tracing) = self.tracing() {
+            // The only failure of this call is "already shut down".
+            let _ = tracing.provider.shutdown_with_timeout(self.shutdown_timeout);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        if !self.ended
+            && let Err(error) = self.end()
+        {
+            tracing::warn!(target: REPORTS, %error, "telemetry did not end well");
+        }
+    }
+}
+
+/// What a library is given so that it can report. Cheap to clone; [`disabled`](Self::disabled) does nothing.
+#[derive(Clone, Default)]
+pub struct TelemetryHandle {
+    tracing: Option<Arc<Tracing>>,
+}
+
+impl TelemetryHandle {
+    /// A handle that records nothing.
+    #[must_use]
+    pub fn disabled() -> Self {
+        Self::default()
+    }
+
+    /// Whether spans are recorded: exported, collected in memory, or at least given ids.
+    #[must_use]
+    pub fn traces_enabled(&self) -> bool {
+        self.tracing.is_some()
+    }
+
+    /// Records a span with times that lie in the past, which `tracing` can't express.
+    ///
+    /// Gives the context of the new span, for its children, or `None` when tracing is off. A span can't end before it
+    /// starts: such an end is moved to the start.
+    #[expect(clippy::must_use_candidate, reason = "most such spans have no children")]
+    pub fn record_span(&self, span: TimedSpan<'_>) -> Option<SpanContext> {
+        let tracer = &self.tracing.as_ref()?.tracer;
+        let TimedSpan {
+            name,
+            parent,
+            start,
+            end,
+            kind,
+            attributes,
+            links,
+        } = span;
+        let builder = SpanBuilder::from_name(name)
+            .with_start_time(start)
+            .with_kind(kind)
+            .with_attributes(attributes)
+            .with_links(links);
+        let mut span = tracer.build_with_context(builder, parent);
+        span.end_with_timestamp(end.max(start));
+        Some(span.span_context().clone())
+    }
+
+    /// [`Telemetry::flush`] for code that has only the handle, such as a panic hook.
+    ///
+    /// # Errors
+    ///
+    /// As [`Telemetry::flush`].
+    pub fn flush(&self, timeout: Duration) -> Result<(), ShutdownError> {
+        let _ = timeout;
+        if let Some(tracing) = &self.tracing {
+            let _ = tracing.provider.force_flush();
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for TelemetryHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TelemetryHandle")
+            .field("traces_enabled", &self.traces_enabled())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A span whose start and end are known when it is recorded, such as the time that a task waited in a queue.
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+/// use dalston_telemetry::{TelemetryHandle, TimedSpan};
+/// use dalston_telemetry::opentelemetry::{Context, KeyValue};
+///
+/// let read_at = SystemTime::now();
+/// let enqueued_at = read_at - Duration::from_secs(3);
+/// let carried = Context::new();
+/// let mut span = TimedSpan::new("engine.queue_wait", &carried, enqueued_at, read_at);
+/// span.attributes.push(KeyValue::new("dalston.queue_wait_seconds", 3.0));
+/// TelemetryHandle::disabled().record_span(span);
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct TimedSpan<'a> {
+    /// The name of the span.
+    pub name: Cow<'static, str>,
+    /// The context that holds the parent; a context without a span makes this the root of a new trace.
+    pub parent: &'a Context,
+    /// When it started.
+    pub start: SystemTime,
+    /// When it ended.
+    pub end: SystemTime,
+    /// Its kind; `Internal` unless changed.
+    pub kind: SpanKind,
+    /// Its attributes.
+    pub attributes: Vec<KeyValue>,
+    /// Spans of other traces, or of earlier attempts, that it belongs to.
+    pub links: Vec<Link>,
+}
+
+impl<'a> TimedSpan<'a> {
+    /// An internal span without attributes and links.
+    pub fn new(
+        name: impl Into<Cow<'static, str>>,
+        parent: &'a Context,
+        start: SystemTime,
+        end: SystemTime,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            parent,
+            start,
+            end,
+            kind: SpanKind::Internal,
+            attributes: Vec::new(),
+            links: Vec::new(),
+        }
+    }
+}
+
+/// The OpenTelemetry side, present when tracing is on.
+#[derive(Debug)]
+pub(crate) struct Tracing {
+    pub(crate) provider: SdkTracerProvider,
+    pub(crate) tracer: SdkTracer,
+}
