@@ -7,6 +7,8 @@ mod error;
 mod resource;
 mod sampler;
 mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod waterfall;
 
 pub use opentelemetry;
