@@ -231,7 +231,8 @@ impl CollectedSpan {
 
     /// What went wrong, in words, if the span ended with an error that says so.
     ///
-    /// That is the description of the status, else the message of the last `exception` event.
+    /// That is the description of the status, else the message of the last `exception` event,
+    /// else the text of the last event at `ERROR` level.
     #[must_use]
     pub fn error_message(&self) -> Option<Cow<'_, str>> {
         let Status::Error { description } = &self.status else {
@@ -240,12 +241,24 @@ impl CollectedSpan {
         if !description.is_empty() {
             return Some(Cow::Borrowed(description));
         }
-        let exception = self.events.iter().rev().find(|event| event.name == "exception")?;
-        let message = exception
-            .attributes
+        let attribute = |event: &Event, key: &str| {
+            let found = event
+                .attributes
+                .iter()
+                .find(|attribute| attribute.key.as_str() == key)?;
+            Some(found.value.as_str().into_owned())
+        };
+        let exception = self.events.iter().rev().find(|event| event.name == "exception");
+        if let Some(message) = exception.and_then(|event| attribute(event, "exception.message")) {
+            return Some(Cow::Owned(message));
+        }
+        // A `tracing::error!` makes the span an error without a description; its text is the event's name.
+        let logged = self
+            .events
             .iter()
-            .find(|attribute| attribute.key.as_str() == "exception.message")?;
-        Some(Cow::Owned(message.value.as_str().into_owned()))
+            .rev()
+            .find(|event| attribute(event, "level").as_deref() == Some("ERROR"));
+        logged.map(|event| Cow::Borrowed(event.name.as_ref()))
     }
 }
 

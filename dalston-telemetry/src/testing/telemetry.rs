@@ -98,7 +98,6 @@ impl TestTelemetry {
     }
 
     /// The telemetry itself, to flush or to change its log filter.
-    #[must_use]
     pub fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }

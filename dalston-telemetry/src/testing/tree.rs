@@ -84,7 +84,7 @@ impl SpanTree {
     ///
     /// The description of the difference, with both trees; or what is wrong with the text.
     pub fn compare(&self, expected: &str) -> Result<(), TreeMismatch> {
-        let wanted: SpanTree = expected
+        let wanted: Self = expected
             .parse()
             .map_err(|error: ParseTreeError| TreeMismatch(error.to_string()))?;
         let mut pairs = vec![(self.roots.as_slice(), wanted.roots.as_slice())];
@@ -138,13 +138,13 @@ impl SpanTree {
     }
 
     fn mismatch(&self, expected: &str) -> TreeMismatch {
-        let wanted: SpanTree = expected.parse().unwrap_or_default();
+        let wanted: Self = expected.parse().unwrap_or_default();
         let mut mentioned = BTreeSet::new();
         wanted
             .clone()
             .each_mut(&mut |node| mentioned.extend(node.attributes.iter().map(|(key, _)| key.clone())));
         let found = self.clone().with_attributes(mentioned.iter().map(String::as_str));
-        let indent = |tree: &SpanTree| match tree.is_empty() {
+        let indent = |tree: &Self| match tree.is_empty() {
             true => "  (no spans)\n".to_owned(),
             false => tree
                 .to_string()
@@ -226,7 +226,7 @@ struct Node {
     /// No value in a tree that was parsed means any value.
     attributes: Vec<(String, Option<String>)>,
     error: Option<String>,
-    children: Vec<Node>,
+    children: Vec<Self>,
 }
 
 impl Node {
