@@ -1,0 +1,240 @@
+//! Section 3.3: what a task is given and what it produced.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::ProtocolError;
+use super::json::{self, Object, Wrong};
+
+/// Which artifact goes into which input slot of a task.
+///
+/// The orchestrator writes it; it is resolved to an artifact id before the task is queued.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RequestBinding {
+    /// The name under which the engine asks for the input, for example `audio`.
+    pub slot: String,
+    /// What is wanted.
+    pub selector: ArtifactSelector,
+}
+
+impl RequestBinding {
+    /// A binding of `selector` to `slot`.
+    #[must_use]
+    pub fn new(slot: impl Into<String>, selector: ArtifactSelector) -> Self {
+        Self {
+            slot: slot.into(),
+            selector,
+        }
+    }
+
+    pub(super) fn read(path: String, value: Value) -> Result<Self, Wrong> {
+        let mut object = Object::new(path, value)?;
+        let slot = object.name("slot")?;
+        let selector = match object.any("selector") {
+            Some(selector) => ArtifactSelector::read(object.path_of("selector"), selector)?,
+            None => {
+                return Err(Wrong::new(
+                    object.path_of("selector"),
+                    "is missing: expected an object",
+                ));
+            }
+        };
+        Ok(Self { slot, selector })
+    }
+}
+
+/// The properties an artifact must have to fill a slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ArtifactSelector {
+    /// The stage that makes it, for example `prepare`.
+    pub producer_stage: String,
+    /// For example `audio`.
+    pub kind: String,
+    /// The channel, when only one will do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channel: Option<u32>,
+    /// The role, when only one will do, for example `prepared`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// Whether the task can't run without it. `true` when the document does not say.
+    pub required: bool,
+}
+
+impl ArtifactSelector {
+    /// A required artifact of `kind` from `producer_stage`, of any channel and role.
+    #[must_use]
+    pub fn new(producer_stage: impl Into<String>, kind: impl Into<String>) -> Self {
+        Self {
+            producer_stage: producer_stage.into(),
+            kind: kind.into(),
+            channel: None,
+            role: None,
+            required: true,
+        }
+    }
+
+    fn read(path: String, value: Value) -> Result<Self, Wrong> {
+        let mut object = Object::new(path, value)?;
+        Ok(Self {
+            producer_stage: object.name("producer_stage")?,
+            kind: object.name("kind")?,
+            channel: object.integer("channel", 0)?,
+            role: object.text("role")?,
+            required: object.boolean("required")?.unwrap_or(true),
+        })
+    }
+}
+
+/// A file in the platform's storage and what is known about it.
+///
+/// Unknown keys are refused when one is read, and keys without a value are left out when one is written: the platform's
+/// other programs do the same.
+///
+/// ```
+/// use dalston_engine_sdk::protocol::ArtifactReference;
+///
+/// let reference = ArtifactReference::new("T:prepared_audio", "audio", "s3://bucket/jobs/J/tasks/T/prepared_audio.wav")
+///     .role("prepared")
+///     .channel(0);
+/// assert_eq!(
+///     serde_json::to_string(&reference).unwrap(),
+///     r#"{"artifact_id":"T:prepared_audio","kind":"audio","storage_locator":"s3://bucket/jobs/J/tasks/T/prepared_audio.wav","channel":0,"role":"prepared"}"#,
+/// );
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ArtifactReference {
+    /// `{task_id}:{logical_name}` for what a task produced, `{job_id}:source:audio` for the upload.
+    pub artifact_id: String,
+    /// `audio` or `transcript`, or a kind of your own.
+    pub kind: String,
+    /// A full URI, followed as it stands: a task may name another bucket than the engine's own.
+    pub storage_locator: String,
+    /// SHA-256 in hexadecimal digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
+    /// Bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// For example `audio/wav`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
+    /// The channel of the recording that it holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channel: Option<u32>,
+    /// `source`, `prepared`, `redacted` or `final`, or a role of your own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// The task that made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub producer_task_id: Option<String>,
+    /// The stage that made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub producer_stage: Option<String>,
+}
+
+impl ArtifactReference {
+    /// A reference that says where the artifact is, and nothing else yet.
+    #[must_use]
+    pub fn new(
+        artifact_id: impl Into<String>,
+        kind: impl Into<String>,
+        storage_locator: impl Into<String>,
+    ) -> Self {
+        Self {
+            artifact_id: artifact_id.into(),
+            kind: kind.into(),
+            storage_locator: storage_locator.into(),
+            checksum: None,
+            size: None,
+            media_type: None,
+            channel: None,
+            role: None,
+            producer_task_id: None,
+            producer_stage: None,
+        }
+    }
+
+    /// Sets the SHA-256 checksum, in hexadecimal digits.
+    #[must_use]
+    pub fn checksum(mut self, checksum: impl Into<String>) -> Self {
+        self.checksum = Some(checksum.into());
+        self
+    }
+
+    /// Sets the size in bytes.
+    #[must_use]
+    pub fn size(mut self, size: u64) -> Self {
+        self.size = Some(size);
+        self
+    }
+
+    /// Sets the media type, for example `audio/wav`.
+    #[must_use]
+    pub fn media_type(mut self, media_type: impl Into<String>) -> Self {
+        self.media_type = Some(media_type.into());
+        self
+    }
+
+    /// Sets the channel of the recording that the artifact holds.
+    #[must_use]
+    pub fn channel(mut self, channel: u32) -> Self {
+        self.channel = Some(channel);
+        self
+    }
+
+    /// Sets the role, for example `prepared`.
+    #[must_use]
+    pub fn role(mut self, role: impl Into<String>) -> Self {
+        self.role = Some(role.into());
+        self
+    }
+
+    /// Sets the task and the stage that made the artifact.
+    #[must_use]
+    pub fn producer(mut self, task_id: impl Into<String>, stage: impl Into<String>) -> Self {
+        self.producer_task_id = Some(task_id.into());
+        self.producer_stage = Some(stage.into());
+        self
+    }
+
+    /// Reads the JSON of one reference, as it stands in a job's artifact index.
+    ///
+    /// # Errors
+    ///
+    /// If it is not JSON, lacks one of the three required keys, has a value of the wrong type or an unknown key.
+    pub fn from_slice(bytes: &[u8]) -> Result<Self, ProtocolError> {
+        const DOCUMENT: &str = "artifact reference";
+        let value = serde_json::from_slice(bytes).map_err(|source| ProtocolError::Syntax {
+            document: DOCUMENT,
+            source,
+        })?;
+        Self::read(String::new(), value).map_err(|wrong| ProtocolError::field(DOCUMENT, wrong))
+    }
+
+    pub(super) fn read(path: String, value: Value) -> Result<Self, Wrong> {
+        let mut object = Object::new(path.clone(), value)?;
+        let reference = Self {
+            artifact_id: object.name("artifact_id")?,
+            kind: object.name("kind")?,
+            storage_locator: object.name("storage_locator")?,
+            checksum: object.text("checksum")?,
+            size: object.integer("size", 0)?,
+            media_type: object.text("media_type")?,
+            channel: object.integer("channel", 0)?,
+            role: object.text("role")?,
+            producer_task_id: object.text("producer_task_id")?,
+            producer_stage: object.text("producer_stage")?,
+        };
+        let unknown = object.rest().next();
+        match unknown {
+            None => Ok(reference),
+            Some(key) => Err(Wrong::new(
+                json::join(&path, &key),
+                "is not a key of an artifact reference",
+            )),
+        }
+    }
+}

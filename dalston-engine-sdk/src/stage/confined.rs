@@ -1,0 +1,376 @@
+//! Serialising to JSON without losing numbers in silence.
+//!
+//! `serde_json` writes NaN and infinities as `null`. For a reader of the answer that is a value that was never measured;
+//! for the author it is a bug that nobody sees. Here they are errors that name the field.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde::ser::{self, Serializer};
+use serde_json::Value;
+
+use super::ValidationError;
+
+/// The value as JSON.
+///
+/// # Errors
+///
+/// The path of the first NaN or infinity, or why the value can't be serialised at all.
+pub(super) fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value, ValidationError> {
+    value.serialize(Finite).map_err(|Found(error)| error)?;
+    serde_json::to_value(value).map_err(|error| ValidationError::new("", format!("can't be JSON: {error}")))
+}
+
+/// Walks a value and stops at the first number that JSON can't carry.
+struct Finite;
+
+/// The error of the walk. Each level it passes on its way up adds its part of the path.
+#[derive(Debug)]
+struct Found(ValidationError);
+
+impl Found {
+    fn within(self, parent: impl fmt::Display) -> Self {
+        Self(self.0.within(parent))
+    }
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl std::error::Error for Found {}
+
+impl ser::Error for Found {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        Self(ValidationError::new("", format!("can't be JSON: {message}")))
+    }
+}
+
+fn float(value: f64) -> Result<(), Found> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    Err(Found(ValidationError::new(
+        "",
+        format!("is {value}, which JSON can't carry: expected a number or nothing"),
+    )))
+}
+
+/// Methods that have nothing to find.
+macro_rules! harmless {
+    ($($method:ident($($argument:ty),*);)*) => {
+        $(fn $method(self, $(_: $argument),*) -> Result<(), Found> { Ok(()) })*
+    };
+}
+
+impl Serializer for Finite {
+    type Ok = ();
+    type Error = Found;
+    type SerializeSeq = Elements;
+    type SerializeTuple = Elements;
+    type SerializeTupleStruct = Elements;
+    type SerializeTupleVariant = Elements;
+    type SerializeMap = Entries;
+    type SerializeStruct = Entries;
+    type SerializeStructVariant = Entries;
+
+    harmless! {
+        serialize_bool(bool); serialize_i8(i8); serialize_i16(i16); serialize_i32(i32); serialize_i64(i64);
+        serialize_u8(u8); serialize_u16(u16); serialize_u32(u32); serialize_u64(u64);
+        serialize_i128(i128); serialize_u128(u128);
+        serialize_char(char); serialize_str(&str); serialize_bytes(&[u8]);
+        serialize_none(); serialize_unit(); serialize_unit_struct(&'static str);
+        serialize_unit_variant(&'static str, u32, &'static str);
+    }
+
+    fn serialize_f32(self, value: f32) -> Result<(), Found> {
+        float(value.into())
+    }
+
+    fn serialize_f64(self, value: f64) -> Result<(), Found> {
+        float(value)
+    }
+
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Found> {
+        value.serialize(self)
+    }
+
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        value: &T,
+    ) -> Result<(), Found> {
+        value.serialize(self)
+    }
+
+    fn serialize_newtype_variant<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+        value: &T,
+    ) -> Result<(), Found> {
+        value.serialize(self).map_err(|found| found.within(variant))
+    }
+
+    fn serialize_seq(self, _: Option<usize>) -> Result<Elements, Found> {
+        Ok(Elements {
+            index: 0,
+            variant: "",
+        })
+    }
+
+    fn serialize_tuple(self, _: usize) -> Result<Elements, Found> {
+        Ok(Elements {
+            index: 0,
+            variant: "",
+        })
+    }
+
+    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Elements, Found> {
+        Ok(Elements {
+            index: 0,
+            variant: "",
+        })
+    }
+
+    fn serialize_tuple_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+        _: usize,
+    ) -> Result<Elements, Found> {
+        Ok(Elements { index: 0, variant })
+    }
+
+    fn serialize_map(self, _: Option<usize>) -> Result<Entries, Found> {
+        Ok(Entries::default())
+    }
+
+    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Entries, Found> {
+        Ok(Entries::default())
+    }
+
+    fn serialize_struct_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+        _: usize,
+    ) -> Result<Entries, Found> {
+        Ok(Entries {
+            key: String::new(),
+            variant,
+        })
+    }
+}
+
+struct Elements {
+    index: usize,
+    variant: &'static str,
+}
+
+impl Elements {
+    fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
+        let (index, variant) = (self.index, self.variant);
+        self.index += 1;
+        value
+            .serialize(Finite)
+            .map_err(|found| found.within(format_args!("{variant}[{index}]")))
+    }
+}
+
+#[derive(Default)]
+struct Entries {
+    key: String,
+    variant: &'static str,
+}
+
+impl Entries {
+    fn entry<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Result<(), Found> {
+        value.serialize(Finite).map_err(|found| {
+            let found = found.within(key);
+            if self.variant.is_empty() {
+                found
+            } else {
+                found.within(self.variant)
+            }
+        })
+    }
+}
+
+impl ser::SerializeSeq for Elements {
+    type Ok = ();
+    type Error = Found;
+
+    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
+        self.element(value)
+    }
+
+    fn end(self) -> Result<(), Found> {
+        Ok(())
+    }
+}
+
+impl ser::SerializeTuple for Elements {
+    type Ok = ();
+    type Error = Found;
+
+    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
+        self.element(value)
+    }
+
+    fn end(self) -> Result<(), Found> {
+        Ok(())
+    }
+}
+
+impl ser::SerializeTupleStruct for Elements {
+    type Ok = ();
+    type Error = Found;
+
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
+        self.element(value)
+    }
+
+    fn end(self) -> Result<(), Found> {
+        Ok(())
+    }
+}
+
+impl ser::SerializeTupleVariant for Elements {
+    type Ok = ();
+    type Error = Found;
+
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
+        self.element(value)
+    }
+
+    fn end(self) -> Result<(), Found> {
+        Ok(())
+    }
+}
+
+impl ser::SerializeMap for Entries {
+    type Ok = ();
+    type Error = Found;
+
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Found> {
+        key.serialize(Finite)?;
+        self.key = match serde_json::to_value(key) {
+            Ok(Value::String(key)) => key,
+            Ok(other) => other.to_string(),
+            Err(error) => return Err(ser::Error::custom(error)),
+        };
+        Ok(())
+    }
+
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
+        self.entry(&self.key, value)
+    }
+
+    fn end(self) -> Result<(), Found> {
+        Ok(())
+    }
+}
+
+impl ser::SerializeStruct for Entries {
+    type Ok = ();
+    type Error = Found;
+
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Found> {
+        self.entry(key, value)
+    }
+
+    fn end(self) -> Result<(), Found> {
+        Ok(())
+    }
+}
+
+impl ser::SerializeStructVariant for Entries {
+    type Ok = ();
+    type Error = Found;
+
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Found> {
+        self.entry(key, value)
+    }
+
+    fn end(self) -> Result<(), Found> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[derive(Serialize)]
+    enum Shape {
+        Unit,
+        New(f64),
+        Pair(f64, f64),
+        Named { side: Option<f32> },
+    }
+
+    #[derive(Serialize)]
+    struct Answer {
+        shapes: Vec<Shape>,
+        by_name: BTreeMap<u8, (f64, [f64; 2])>,
+    }
+
+    fn answer(shapes: Vec<Shape>) -> Answer {
+        Answer {
+            shapes,
+            by_name: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_value_without_odd_numbers_is_the_json_that_serde_json_makes() {
+        let good = answer(vec![
+            Shape::Unit,
+            Shape::New(0.1),
+            Shape::Pair(1.0, 2.0),
+            Shape::Named { side: None },
+        ]);
+        assert_eq!(to_value(&good), Ok(serde_json::to_value(&good).unwrap()));
+    }
+
+    #[test]
+    fn the_path_of_a_nan_or_an_infinity_is_named_wherever_it_hides() {
+        for (shape, path) in [
+            (Shape::New(f64::NAN), "shapes[1].New"),
+            (Shape::Pair(0.0, f64::INFINITY), "shapes[1].Pair[1]"),
+            (
+                Shape::Named {
+                    side: Some(f32::NEG_INFINITY),
+                },
+                "shapes[1].Named.side",
+            ),
+        ] {
+            assert_eq!(
+                to_value(&answer(vec![Shape::Unit, shape])).unwrap_err().path(),
+                path
+            );
+        }
+        let mut deep = answer(vec![]);
+        deep.by_name.insert(7, (0.0, [0.0, f64::NAN]));
+        let error = to_value(&deep).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "by_name.7[1][1] is NaN, which JSON can't carry: expected a number or nothing"
+        );
+        assert_eq!(to_value(&f64::NAN).unwrap_err().path(), "");
+    }
+
+    #[test]
+    fn what_json_has_no_keys_for_is_an_error_and_not_a_panic() {
+        let odd = BTreeMap::from([((1, 2), 3)]);
+        assert!(to_value(&odd).unwrap_err().to_string().contains("can't be JSON"));
+    }
+}

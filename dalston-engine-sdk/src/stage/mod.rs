@@ -1,0 +1,21 @@
+//! The stages of a job: what a task of each is asked, and what it answers.
+//!
+//! The `transcribe` stage has types for both directions, [`TranscribeRequest`] and [`Transcript`]. An engine of another
+//! stage answers with a [`serde_json::Value`] or with a type of its own, see [`StageOutput`].
+
+mod check;
+mod confined;
+mod metadata;
+mod name;
+mod output;
+mod transcribe;
+mod transcript;
+
+pub use metadata::Metadata;
+pub use name::{InvalidStage, OtherStage, Stage, StageName};
+pub use output::{OutputDefaults, StageOutput, ValidationError};
+pub use transcribe::{ConfigError, TranscribeRequest, TranscribeTask, audio_duration};
+pub use transcript::{
+    AlignmentMethod, Character, LanguageShare, LanguageSource, Phoneme, SchemaVersion, Segment,
+    TimestampGranularity, Transcript, Word,
+};

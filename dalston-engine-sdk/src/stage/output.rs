@@ -1,0 +1,156 @@
+//! What a task answers, and the check before it leaves.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::confined;
+
+/// The answer of a stage: what becomes `data` in `response.json`.
+///
+/// [`Transcript`](super::Transcript) is the answer of `transcribe`. For another stage, derive [`Serialize`] for your own
+/// type and implement the trait with an empty body: the answer is then checked for numbers that JSON can't carry. Add
+/// `validate` for what only you know.
+///
+/// ```
+/// use dalston_engine_sdk::stage::{StageOutput, ValidationError};
+///
+/// #[derive(serde::Serialize)]
+/// struct Turns {
+///     speakers: Vec<String>,
+///     overlap_ratio: f64,
+/// }
+///
+/// impl StageOutput for Turns {
+///     fn validate(&self) -> Result<(), ValidationError> {
+///         if !(0.0..=1.0).contains(&self.overlap_ratio) {
+///             return Err(ValidationError::new("overlap_ratio", format!("is {}: expected 0 to 1", self.overlap_ratio)));
+///         }
+///         Ok(())
+///     }
+/// }
+///
+/// let turns = Turns { speakers: vec![], overlap_ratio: 1.5 };
+/// assert_eq!(turns.into_data().unwrap_err().to_string(), "overlap_ratio is 1.5: expected 0 to 1");
+/// ```
+pub trait StageOutput: Serialize + Send + 'static {
+    /// Fills in what the runner knows and the engine did not say. Does nothing unless overridden.
+    fn fill_in(&mut self, defaults: &OutputDefaults<'_>) {
+        let _ = defaults;
+    }
+
+    /// Checks what the types can't promise. The default finds nothing wrong.
+    ///
+    /// Numbers that JSON can't carry (NaN, infinities) are found by [`into_data`](Self::into_data) in any case.
+    ///
+    /// # Errors
+    ///
+    /// The path of the first field that is wrong, and what is wrong with it.
+    fn validate(&self) -> Result<(), ValidationError> {
+        Ok(())
+    }
+
+    /// The language of the answer, for the task's span: an ISO 639-1 code. `None` unless overridden.
+    fn language(&self) -> Option<&str> {
+        None
+    }
+
+    /// The answer as JSON, after [`validate`](Self::validate) and a check that every number in it is one for JSON.
+    ///
+    /// # Errors
+    ///
+    /// If the answer is not valid, has a NaN or an infinity, or can't be serialised.
+    fn into_data(self) -> Result<Value, ValidationError>
+    where
+        Self: Sized,
+    {
+        self.validate()?;
+        confined::to_value(&self)
+    }
+}
+
+impl StageOutput for Value {}
+
+/// What the runner knows about a task and an answer may leave out, see [`StageOutput::fill_in`].
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct OutputDefaults<'a> {
+    /// The engine's id.
+    pub engine_id: &'a str,
+    /// The channel that the task was for.
+    pub channel: Option<u32>,
+    /// The model that worked.
+    pub model_id: Option<&'a str>,
+    /// Seconds of audio that the task was given.
+    pub duration: Option<f64>,
+}
+
+impl<'a> OutputDefaults<'a> {
+    /// The defaults of an engine, with nothing known about the task.
+    #[must_use]
+    pub fn new(engine_id: &'a str) -> Self {
+        Self {
+            engine_id,
+            channel: None,
+            model_id: None,
+            duration: None,
+        }
+    }
+}
+
+/// A field of an answer that is wrong. The task fails with it, because the platform would refuse the whole answer.
+///
+/// It reads like a sentence: `segments[3].words[1].end is NaN: expected a finite number of seconds`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValidationError {
+    path: String,
+    problem: String,
+}
+
+impl ValidationError {
+    /// `path` names the field from the top of the answer. `problem` starts with a verb and says what was expected.
+    #[must_use]
+    pub fn new(path: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            problem: problem.into(),
+        }
+    }
+
+    /// The field, for example `segments[3].words[1].end`.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// What is wrong with it.
+    #[must_use]
+    pub fn problem(&self) -> &str {
+        &self.problem
+    }
+
+    /// The same error, seen from the object or list that holds the field.
+    pub(super) fn within(mut self, parent: impl fmt::Display) -> Self {
+        let join = if self.path.is_empty() || self.path.starts_with('[') {
+            ""
+        } else {
+            "."
+        };
+        self.path = format!("{parent}{join}{}", self.path);
+        self
+    }
+}
+
+impl fmt::Display for ValidationError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = if self.path.is_empty() {
+            "answer"
+        } else {
+            &self.path
+        };
+        write!(f, "{path} {}", self.problem)
+    }
+}
+
+impl std::error::Error for ValidationError {}

@@ -1,0 +1,298 @@
+//! The request of `transcribe`: section 4.1 of the protocol.
+
+use serde_json::{Map, Value};
+
+use super::TimestampGranularity;
+use crate::protocol::json::{Object, Wrong, mismatch};
+
+/// The options of a `transcribe` task.
+///
+/// ```
+/// use dalston_engine_sdk::stage::TranscribeRequest;
+///
+/// let config = serde_json::json!({"language": "auto", "beam_size": 5, "temperature": [0.0, 0.2]});
+/// let request = TranscribeRequest::from_config(config.as_object().unwrap())?;
+/// assert_eq!(request.language, None);
+/// assert_eq!(request.beam_size, Some(5));
+/// assert_eq!(request.temperature, [0.0, 0.2]);
+/// # Ok::<(), dalston_engine_sdk::stage::ConfigError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct TranscribeRequest {
+    /// The model to use. `None`: the engine's default.
+    pub loaded_model_id: Option<String>,
+    /// The channel of the recording, when channels are transcribed separately.
+    pub channel: Option<u32>,
+    /// The language spoken, in lower case. `None`: find out. The platform writes `auto` for it.
+    pub language: Option<String>,
+    /// Whether to write down or to translate. Default: write down.
+    pub task: TranscribeTask,
+    /// What was said before, or words to expect.
+    pub prompt: Option<String>,
+    /// The finest pieces that shall have times. Default: words.
+    pub timestamp_granularity: TimestampGranularity,
+    /// Whether words shall have times, where somebody said so. The platform's batch jobs never do; see
+    /// [`wants_words`](Self::wants_words).
+    pub word_timestamps: Option<bool>,
+    /// Words to expect, at most 100.
+    pub vocabulary: Option<Vec<String>>,
+    /// How to cut long audio, as an OpenAI client asked for it.
+    pub chunking_strategy: Option<Map<String, Value>>,
+    /// Whether the answer shall have log probabilities. Default: no.
+    pub include_transcription_logprobs: bool,
+    /// Tokens that shall not appear.
+    pub suppress_tokens: Option<Vec<String>>,
+    /// Whether the text may not start with a blank. Default: yes.
+    pub suppress_blank: bool,
+    /// Whether to leave out what is not speech. Default: yes.
+    pub vad_filter: bool,
+    /// Sampling temperatures from 0 to 1, to be tried in order. Never empty. Default: 0, which is greedy or beam search.
+    pub temperature: Vec<f64>,
+    /// The width of the beam search, at least 1.
+    pub beam_size: Option<u32>,
+    /// How many stretches of speech to work on at once, at least 1.
+    pub vad_batch_size: Option<u32>,
+    /// How many candidates to sample when the temperature is not 0, at least 1.
+    pub best_of: Option<u32>,
+    /// What in the configuration was ignored, for the logs or the transcript's warnings.
+    pub warnings: Vec<String>,
+}
+
+impl TranscribeRequest {
+    /// Reads the options of a task.
+    ///
+    /// Keys that the stage does not know are ignored with a warning, except those that start with `_`, which the platform's
+    /// programs leave there for each other.
+    ///
+    /// # Errors
+    ///
+    /// If a value has the wrong type or is out of range; the error names the key and what is accepted.
+    pub fn from_config(config: &Map<String, Value>) -> Result<Self, ConfigError> {
+        Self::from_config_with(config, &[])
+    }
+
+    /// Reads the options of a task for an engine that reads `more_keys` of its own: these cause no warning.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_config`](Self::from_config).
+    pub fn from_config_with(config: &Map<String, Value>, more_keys: &[&str]) -> Result<Self, ConfigError> {
+        Self::read(config, more_keys).map_err(|wrong| ConfigError {
+            key: wrong.path,
+            problem: wrong.problem,
+        })
+    }
+
+    /// Whether the answer shall have the times of words.
+    ///
+    /// Wishes for a coarser answer don't reach the engines of a batch job, so this is `true` unless the configuration says
+    /// otherwise; the platform leaves out what the client did not ask for.
+    #[must_use]
+    pub fn wants_words(&self) -> bool {
+        self.word_timestamps
+            .unwrap_or(self.timestamp_granularity >= TimestampGranularity::Word)
+    }
+
+    fn read(config: &Map<String, Value>, more_keys: &[&str]) -> Result<Self, Wrong> {
+        let mut config = Object::new("", Value::Object(config.clone()))?;
+        let mut request = Self {
+            loaded_model_id: config.text("loaded_model_id")?.filter(|id| !id.is_empty()),
+            channel: config.integer("channel", 0)?,
+            language: config.text("language")?.and_then(known_language),
+            task: one_of(
+                &mut config,
+                "task",
+                &[
+                    ("transcribe", TranscribeTask::Transcribe),
+                    ("translate", TranscribeTask::Translate),
+                ],
+            )?
+            .unwrap_or_default(),
+            prompt: config.text("prompt")?,
+            timestamp_granularity: one_of(&mut config, "timestamp_granularity", &GRANULARITIES)?
+                .unwrap_or(TimestampGranularity::Word),
+            word_timestamps: config.boolean("word_timestamps")?,
+            vocabulary: config.texts("vocabulary")?,
+            chunking_strategy: config.object("chunking_strategy")?,
+            include_transcription_logprobs: config
+                .boolean("include_transcription_logprobs")?
+                .unwrap_or(false),
+            suppress_tokens: config.texts("suppress_tokens")?,
+            suppress_blank: config.boolean("suppress_blank")?.unwrap_or(true),
+            vad_filter: config.boolean("vad_filter")?.unwrap_or(true),
+            temperature: temperatures(&mut config)?,
+            beam_size: config.integer("beam_size", 1)?,
+            vad_batch_size: config.integer("vad_batch_size", 1)?,
+            best_of: config.integer("best_of", 1)?,
+            warnings: Vec::new(),
+        };
+        if let Some(words) = request
+            .vocabulary
+            .as_ref()
+            .filter(|words| words.len() > MOST_VOCABULARY)
+        {
+            let problem = format!("has {} entries: expected at most {MOST_VOCABULARY}", words.len());
+            return Err(Wrong::new("vocabulary", problem));
+        }
+        request.warnings = unknown_keys(config, more_keys);
+        Ok(request)
+    }
+}
+
+impl Default for TranscribeRequest {
+    /// The request of an empty configuration.
+    fn default() -> Self {
+        Self {
+            loaded_model_id: None,
+            channel: None,
+            language: None,
+            task: TranscribeTask::Transcribe,
+            prompt: None,
+            timestamp_granularity: TimestampGranularity::Word,
+            word_timestamps: None,
+            vocabulary: None,
+            chunking_strategy: None,
+            include_transcription_logprobs: false,
+            suppress_tokens: None,
+            suppress_blank: true,
+            vad_filter: true,
+            temperature: vec![0.0],
+            beam_size: None,
+            vad_batch_size: None,
+            best_of: None,
+            warnings: Vec::new(),
+        }
+    }
+}
+
+/// What to do with the speech.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TranscribeTask {
+    /// Write it down in its own language.
+    #[default]
+    Transcribe,
+    /// Write it down in English.
+    Translate,
+}
+
+impl TranscribeTask {
+    /// The name that stands in the platform's documents.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Transcribe => "transcribe",
+            Self::Translate => "translate",
+        }
+    }
+}
+
+/// Seconds of audio of a task, from the answer of `prepare`: a task's own documents don't have it.
+///
+/// The prepared file of the channel counts; without it, the uploaded recording.
+///
+/// ```
+/// let previous = serde_json::json!({"prepare": {"channel_files": [{"duration": 2.4}], "source_media": {"duration": 2.5}}});
+/// let previous = previous.as_object().unwrap();
+/// assert_eq!(dalston_engine_sdk::stage::audio_duration(previous, None), Some(2.4));
+/// assert_eq!(dalston_engine_sdk::stage::audio_duration(previous, Some(1)), Some(2.5));
+/// ```
+#[must_use]
+pub fn audio_duration(previous_responses: &Map<String, Value>, channel: Option<u32>) -> Option<f64> {
+    let prepare = previous_responses.get("prepare")?;
+    let channel = usize::try_from(channel.unwrap_or(0)).ok()?;
+    let media = [
+        prepare.get("channel_files").and_then(|files| files.get(channel)),
+        prepare.get("source_media"),
+    ];
+    let durations = media
+        .into_iter()
+        .flatten()
+        .filter_map(|media| media.get("duration")?.as_f64());
+    durations.into_iter().find(|seconds| *seconds >= 0.0)
+}
+
+/// An option of a task that can't be used. Trying again does not help: the request has to change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("config key {key} {problem}")]
+pub struct ConfigError {
+    key: String,
+    problem: String,
+}
+
+impl ConfigError {
+    /// The key, for example `temperature[1]`.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+}
+
+const MOST_VOCABULARY: usize = 100;
+
+const GRANULARITIES: [(&str, TimestampGranularity); 5] = [
+    ("none", TimestampGranularity::None),
+    ("segment", TimestampGranularity::Segment),
+    ("word", TimestampGranularity::Word),
+    ("character", TimestampGranularity::Character),
+    ("phoneme", TimestampGranularity::Phoneme),
+];
+
+fn known_language(code: String) -> Option<String> {
+    let code = code.trim().to_lowercase();
+    (!code.is_empty() && code != "auto").then_some(code)
+}
+
+fn one_of<T: Copy>(config: &mut Object, key: &str, choices: &[(&str, T)]) -> Result<Option<T>, Wrong> {
+    let Some(value) = config.any(key) else {
+        return Ok(None);
+    };
+    let chosen = choices.iter().find(|(name, _)| value.as_str() == Some(name));
+    chosen.map(|(_, choice)| Some(*choice)).ok_or_else(|| {
+        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+        mismatch(key, &value, &format!("one of {}", names.join(", ")))
+    })
+}
+
+fn temperatures(config: &mut Object) -> Result<Vec<f64>, Wrong> {
+    const KEY: &str = "temperature";
+    const EXPECTED: &str = "a number from 0 to 1";
+    let one = |path: &str, value: &Value| {
+        let number = value.as_f64().filter(|number| (0.0..=1.0).contains(number));
+        number.ok_or_else(|| mismatch(path, value, EXPECTED))
+    };
+    match config.any(KEY) {
+        None => Ok(vec![0.0]),
+        Some(Value::Array(values)) if !values.is_empty() => {
+            let numbered = values.iter().enumerate();
+            numbered
+                .map(|(index, value)| one(&format!("{KEY}[{index}]"), value))
+                .collect()
+        }
+        Some(value @ Value::Number(_)) => Ok(vec![one(KEY, &value)?]),
+        Some(value) => Err(mismatch(
+            KEY,
+            &value,
+            &format!("{EXPECTED}, or a list of such numbers"),
+        )),
+    }
+}
+
+/// A warning for each key left, but not for thousands of them.
+fn unknown_keys(config: Object, more_keys: &[&str]) -> Vec<String> {
+    const MOST: usize = 10;
+    let unknown = config
+        .rest()
+        .filter(|key| !key.starts_with('_') && !more_keys.contains(&key.as_str()));
+    let unknown: Vec<_> = unknown.collect();
+    let shown = unknown.iter().take(MOST).map(|key| {
+        let key: String = key.chars().take(64).collect();
+        format!("config key {key} is not one of the transcribe stage and was ignored")
+    });
+    let mut warnings: Vec<_> = shown.collect();
+    if unknown.len() > MOST {
+        warnings.push(format!("{} more config keys were ignored", unknown.len() - MOST));
+    }
+    warnings
+}

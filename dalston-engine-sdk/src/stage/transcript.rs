@@ -1,0 +1,829 @@
+//! The answer of `transcribe`: section 3.5 of the protocol.
+
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::check::{optional_probability, probability, times};
+use super::{Metadata, OutputDefaults, StageOutput, ValidationError};
+
+/// What was said: the answer of the `transcribe` stage.
+///
+/// Times are seconds from the start of the recording. Before it leaves the engine it is checked (see
+/// [`validate`](StageOutput::validate)); what is wrong fails the task with the path of the field, because the platform would
+/// refuse the whole transcript.
+///
+/// The runner fills in what it knows and you did not say: `engine_id`, `channel`, `duration` and `model_id` in the metadata.
+///
+/// ```
+/// use dalston_engine_sdk::stage::{Segment, StageOutput, Transcript, Word};
+///
+/// let transcript = Transcript::from_segments([
+///     Segment::new(0.2, 0.71, "five")
+///         .words([Word::new(0.2, 0.71, "five").confidence(0.98)])
+///         .avg_logprob(-0.11)
+///         .no_speech_prob(0.02),
+/// ])
+/// .detected_language("en", 0.93);
+///
+/// assert_eq!(transcript.text, "five");
+/// assert_eq!(transcript.validate(), Ok(()));
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Transcript {
+    /// Always `1`.
+    #[serde(default)]
+    pub schema_version: SchemaVersion,
+    /// All that was said.
+    pub text: String,
+    /// The same in pieces with times, in order of their starts. May be empty.
+    pub segments: Vec<Segment>,
+    /// ISO 639-1 code, or `und` when it is not known. Never a guess.
+    pub language: String,
+    /// How sure the engine is of the language, 0 to 1.
+    #[serde(default)]
+    pub language_confidence: Option<f64>,
+    /// Whether the language was asked for or found out.
+    #[serde(default)]
+    pub language_source: Option<LanguageSource>,
+    /// All languages of a recording that has several.
+    #[serde(default)]
+    pub languages: Option<Vec<LanguageShare>>,
+    /// Seconds of audio.
+    #[serde(default)]
+    pub duration: Option<f64>,
+    /// The finest pieces that have times.
+    #[serde(default)]
+    pub timestamp_granularity: TimestampGranularity,
+    /// How the times were found.
+    #[serde(default)]
+    pub alignment_method: AlignmentMethod,
+    /// The engine that made it. The runner fills it in.
+    pub engine_id: String,
+    /// The channel of the recording, when channels are transcribed separately. The runner fills it in.
+    #[serde(default)]
+    pub channel: Option<u32>,
+    /// What the user should know, for example why there is no text. They reach the final transcript.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// Facts without a field of their own, for example `model_id`.
+    #[serde(default)]
+    pub metadata: Metadata,
+}
+
+impl Transcript {
+    /// A transcript in an unknown language (`und`).
+    ///
+    /// The granularity is [`Word`](TimestampGranularity::Word) if a segment has words, else
+    /// [`Segment`](TimestampGranularity::Segment).
+    #[must_use]
+    pub fn new(text: impl Into<String>, segments: impl IntoIterator<Item = Segment>) -> Self {
+        let segments: Vec<_> = segments.into_iter().collect();
+        let has_words = segments
+            .iter()
+            .any(|segment| segment.words.as_ref().is_some_and(|words| !words.is_empty()));
+        Self {
+            schema_version: SchemaVersion::V1,
+            text: text.into(),
+            segments,
+            language: UNKNOWN_LANGUAGE.to_owned(),
+            language_confidence: None,
+            language_source: None,
+            languages: None,
+            duration: None,
+            timestamp_granularity: if has_words {
+                TimestampGranularity::Word
+            } else {
+                TimestampGranularity::Segment
+            },
+            alignment_method: AlignmentMethod::Unknown,
+            engine_id: String::new(),
+            channel: None,
+            warnings: Vec::new(),
+            metadata: Metadata::new(),
+        }
+    }
+
+    /// A transcript whose text is that of its segments, trimmed and with a space between two.
+    #[must_use]
+    pub fn from_segments(segments: impl IntoIterator<Item = Segment>) -> Self {
+        let segments: Vec<_> = segments.into_iter().collect();
+        let texts = segments
+            .iter()
+            .map(|segment| segment.text.trim())
+            .filter(|text| !text.is_empty());
+        let text = texts.collect::<Vec<_>>().join(" ");
+        Self::new(text, segments)
+    }
+
+    /// Sets the language that the request asked for.
+    #[must_use]
+    pub fn requested_language(mut self, code: impl AsRef<str>) -> Self {
+        self.set_language(code.as_ref());
+        self.language_source = Some(LanguageSource::Requested);
+        self
+    }
+
+    /// Sets the language that the engine heard, and how sure it is (0 to 1).
+    #[must_use]
+    pub fn detected_language(mut self, code: impl AsRef<str>, confidence: f64) -> Self {
+        self.set_language(code.as_ref());
+        self.language_source = Some(LanguageSource::Detected);
+        self.language_confidence = Some(rounded_into_range(confidence));
+        self
+    }
+
+    /// Sets the languages of a recording that has several.
+    #[must_use]
+    pub fn languages(mut self, languages: impl IntoIterator<Item = LanguageShare>) -> Self {
+        self.languages = Some(languages.into_iter().collect());
+        self
+    }
+
+    /// Sets the seconds of audio.
+    #[must_use]
+    pub fn duration(mut self, seconds: f64) -> Self {
+        self.duration = Some(seconds);
+        self
+    }
+
+    /// Sets the finest pieces that have times.
+    #[must_use]
+    pub fn timestamp_granularity(mut self, granularity: TimestampGranularity) -> Self {
+        self.timestamp_granularity = granularity;
+        self
+    }
+
+    /// Sets how the times were found.
+    #[must_use]
+    pub fn alignment_method(mut self, method: AlignmentMethod) -> Self {
+        self.alignment_method = method;
+        self
+    }
+
+    /// Sets the channel of the recording.
+    #[must_use]
+    pub fn channel(mut self, channel: u32) -> Self {
+        self.channel = Some(channel);
+        self
+    }
+
+    /// Adds a warning for the user.
+    #[must_use]
+    pub fn warning(mut self, warning: impl Into<String>) -> Self {
+        self.warnings.push(warning.into());
+        self
+    }
+
+    /// Adds a fact without a field of its own.
+    #[must_use]
+    pub fn metadata(mut self, name: impl Into<String>, value: impl Serialize) -> Self {
+        self.metadata.insert(name, value);
+        self
+    }
+
+    fn set_language(&mut self, code: &str) {
+        let code = code.trim();
+        self.language = if code.is_empty() {
+            UNKNOWN_LANGUAGE.to_owned()
+        } else {
+            code.to_lowercase()
+        };
+    }
+}
+
+impl StageOutput for Transcript {
+    fn fill_in(&mut self, defaults: &OutputDefaults<'_>) {
+        if self.engine_id.is_empty() {
+            defaults.engine_id.clone_into(&mut self.engine_id);
+        }
+        self.channel = self.channel.or(defaults.channel);
+        self.duration = self.duration.or(defaults.duration);
+        if let Some(model_id) = defaults.model_id
+            && self.metadata.get("model_id").is_none()
+        {
+            self.metadata.insert("model_id", model_id);
+        }
+    }
+
+    /// Checks what the types can't promise.
+    ///
+    /// - every time is a finite number, not negative, and no piece ends before it starts;
+    /// - segments, the words of a segment and the characters and phonemes of a word are in order of their starts (they may
+    ///   overlap);
+    /// - every probability and confidence is from 0 to 1;
+    /// - every language has a code, and no more than one of `languages` is the primary one;
+    /// - nothing in any metadata was refused because JSON can't carry it.
+    fn validate(&self) -> Result<(), ValidationError> {
+        if self.language.is_empty() {
+            return Err(ValidationError::new(
+                "language",
+                "is empty: expected an ISO 639-1 code, or und",
+            ));
+        }
+        optional_probability("language_confidence", self.language_confidence)?;
+        for (index, share) in self.languages.iter().flatten().enumerate() {
+            share
+                .validate()
+                .map_err(|error| error.within(format_args!("languages[{index}]")))?;
+        }
+        if self
+            .languages
+            .iter()
+            .flatten()
+            .filter(|share| share.is_primary)
+            .count()
+            > 1
+        {
+            return Err(ValidationError::new(
+                "languages",
+                "has more than one primary language: expected one",
+            ));
+        }
+        if let Some(duration) = self.duration {
+            super::check::seconds("duration", duration)?;
+        }
+        self.metadata
+            .validate()
+            .map_err(|error| error.within("metadata"))?;
+        each(
+            "segments",
+            &self.segments,
+            |segment| segment.start,
+            Segment::validate,
+        )
+    }
+
+    fn language(&self) -> Option<&str> {
+        (self.language != UNKNOWN_LANGUAGE).then_some(&self.language)
+    }
+}
+
+/// A stretch of speech with its text.
+///
+/// ```
+/// use dalston_engine_sdk::stage::Segment;
+///
+/// let segment = Segment::new(1.0, 2.5, "seven three").confidence(0.9).tokens(&[3407, 1045]).temperature(0.0);
+/// assert_eq!(segment.metadata.get("tokens"), Some(&serde_json::json!([3407, 1045])));
+/// ```
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[non_exhaustive]
+pub struct Segment {
+    /// A name for the segment.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// Seconds.
+    pub start: f64,
+    /// Seconds.
+    pub end: f64,
+    /// What was said.
+    pub text: String,
+    /// The words with their times, if the engine knows them.
+    #[serde(default)]
+    pub words: Option<Vec<Word>>,
+    /// When it differs from the transcript's.
+    #[serde(default)]
+    pub language: Option<String>,
+    /// How sure the engine is of the language, 0 to 1.
+    #[serde(default)]
+    pub language_confidence: Option<f64>,
+    /// How sure the engine is of the text, 0 to 1. Written into the metadata, too: the final transcript is assembled from
+    /// there.
+    #[serde(default)]
+    pub confidence: Option<f64>,
+    /// Whether the text won't change any more.
+    #[serde(default)]
+    pub is_final: Option<bool>,
+    /// Whether it is speech at all.
+    #[serde(default)]
+    pub is_speech: Option<bool>,
+    /// Facts without a field of their own. The platform shows `tokens`, `avg_logprob`, `compression_ratio`,
+    /// `no_speech_prob`, `temperature` and `decoder_type`, which have methods here.
+    #[serde(default)]
+    pub metadata: Metadata,
+}
+
+impl Segment {
+    /// A segment from `start` to `end`, in seconds.
+    #[must_use]
+    pub fn new(start: f64, end: f64, text: impl Into<String>) -> Self {
+        Self {
+            id: None,
+            start,
+            end,
+            text: text.into(),
+            words: None,
+            language: None,
+            language_confidence: None,
+            confidence: None,
+            is_final: None,
+            is_speech: None,
+            metadata: Metadata::new(),
+        }
+    }
+
+    /// Sets a name for the segment.
+    #[must_use]
+    pub fn id(mut self, id: impl Into<String>) -> Self {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// Sets the words, in order.
+    #[must_use]
+    pub fn words(mut self, words: impl IntoIterator<Item = Word>) -> Self {
+        self.words = Some(words.into_iter().collect());
+        self
+    }
+
+    /// Sets a language that differs from the transcript's.
+    #[must_use]
+    pub fn language(mut self, code: impl Into<String>) -> Self {
+        self.language = Some(code.into());
+        self
+    }
+
+    /// Sets how sure the engine is of the text, 0 to 1.
+    #[must_use]
+    pub fn confidence(mut self, confidence: f64) -> Self {
+        self.confidence = Some(rounded_into_range(confidence));
+        self
+    }
+
+    /// Sets the model's tokens of the text.
+    #[must_use]
+    pub fn tokens(self, tokens: &[u32]) -> Self {
+        self.metadata("tokens", tokens)
+    }
+
+    /// Sets the mean log probability of the tokens.
+    #[must_use]
+    pub fn avg_logprob(self, value: f64) -> Self {
+        self.metadata("avg_logprob", value)
+    }
+
+    /// Sets how much the text can be compressed: a high value means that it repeats itself.
+    #[must_use]
+    pub fn compression_ratio(self, value: f64) -> Self {
+        self.metadata("compression_ratio", value)
+    }
+
+    /// Sets the probability that nobody speaks, 0 to 1.
+    #[must_use]
+    pub fn no_speech_prob(self, probability: f64) -> Self {
+        self.metadata("no_speech_prob", rounded_into_range(probability))
+    }
+
+    /// Sets the temperature at which the text was sampled.
+    #[must_use]
+    pub fn temperature(self, value: f64) -> Self {
+        self.metadata("temperature", value)
+    }
+
+    /// Sets the kind of decoder, for example `ctc`.
+    #[must_use]
+    pub fn decoder_type(self, name: impl Into<String>) -> Self {
+        self.metadata("decoder_type", name.into())
+    }
+
+    /// Adds a fact without a field of its own.
+    #[must_use]
+    pub fn metadata(mut self, name: impl Into<String>, value: impl Serialize) -> Self {
+        self.metadata.insert(name, value);
+        self
+    }
+
+    fn validate(&self) -> Result<(), ValidationError> {
+        times(self.start, self.end)?;
+        optional_probability("language_confidence", self.language_confidence)?;
+        optional_probability("confidence", self.confidence)?;
+        self.metadata
+            .validate()
+            .map_err(|error| error.within("metadata"))?;
+        if let Some(value) = self
+            .metadata
+            .get("no_speech_prob")
+            .and_then(serde_json::Value::as_f64)
+        {
+            probability("metadata.no_speech_prob", value)?;
+        }
+        each(
+            "words",
+            self.words.as_deref().unwrap_or_default(),
+            |word| word.start,
+            Word::validate,
+        )
+    }
+}
+
+impl Serialize for Segment {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut segment = serializer.serialize_struct("Segment", 11)?;
+        segment.serialize_field("id", &self.id)?;
+        segment.serialize_field("start", &self.start)?;
+        segment.serialize_field("end", &self.end)?;
+        segment.serialize_field("text", &self.text)?;
+        segment.serialize_field("words", &self.words)?;
+        segment.serialize_field("language", &self.language)?;
+        segment.serialize_field("language_confidence", &self.language_confidence)?;
+        segment.serialize_field("confidence", &self.confidence)?;
+        segment.serialize_field("is_final", &self.is_final)?;
+        segment.serialize_field("is_speech", &self.is_speech)?;
+        // The platform drops the field when it assembles the final transcript, and reads the metadata instead.
+        match self.confidence {
+            Some(confidence) if self.metadata.get("confidence").is_none() => {
+                let mut metadata = self.metadata.clone();
+                metadata.insert("confidence", confidence);
+                segment.serialize_field("metadata", &metadata)?;
+            }
+            _ => segment.serialize_field("metadata", &self.metadata)?,
+        }
+        segment.end()
+    }
+}
+
+/// A word with its times.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Word {
+    /// The word, with its punctuation.
+    pub text: String,
+    /// Seconds.
+    pub start: f64,
+    /// Seconds.
+    pub end: f64,
+    /// How sure the engine is of the word, 0 to 1.
+    #[serde(default)]
+    pub confidence: Option<f64>,
+    /// How the times were found.
+    #[serde(default)]
+    pub alignment_method: AlignmentMethod,
+    /// When it differs from the segment's.
+    #[serde(default)]
+    pub language: Option<String>,
+    /// The characters with their times.
+    #[serde(default)]
+    pub characters: Option<Vec<Character>>,
+    /// The phonemes with their times.
+    #[serde(default)]
+    pub phonemes: Option<Vec<Phoneme>>,
+    /// Facts without a field of their own, for example `logprob`.
+    #[serde(default)]
+    pub metadata: Metadata,
+}
+
+impl Word {
+    /// A word from `start` to `end`, in seconds.
+    #[must_use]
+    pub fn new(start: f64, end: f64, text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            start,
+            end,
+            confidence: None,
+            alignment_method: AlignmentMethod::Unknown,
+            language: None,
+            characters: None,
+            phonemes: None,
+            metadata: Metadata::new(),
+        }
+    }
+
+    /// Sets how sure the engine is of the word, 0 to 1.
+    #[must_use]
+    pub fn confidence(mut self, confidence: f64) -> Self {
+        self.confidence = Some(rounded_into_range(confidence));
+        self
+    }
+
+    /// Sets how the times were found.
+    #[must_use]
+    pub fn alignment_method(mut self, method: AlignmentMethod) -> Self {
+        self.alignment_method = method;
+        self
+    }
+
+    /// Sets a language that differs from the segment's.
+    #[must_use]
+    pub fn language(mut self, code: impl Into<String>) -> Self {
+        self.language = Some(code.into());
+        self
+    }
+
+    /// Sets the characters, in order.
+    #[must_use]
+    pub fn characters(mut self, characters: impl IntoIterator<Item = Character>) -> Self {
+        self.characters = Some(characters.into_iter().collect());
+        self
+    }
+
+    /// Sets the phonemes, in order.
+    #[must_use]
+    pub fn phonemes(mut self, phonemes: impl IntoIterator<Item = Phoneme>) -> Self {
+        self.phonemes = Some(phonemes.into_iter().collect());
+        self
+    }
+
+    /// Adds a fact without a field of its own, for example `logprob`.
+    #[must_use]
+    pub fn metadata(mut self, name: impl Into<String>, value: impl Serialize) -> Self {
+        self.metadata.insert(name, value);
+        self
+    }
+
+    fn validate(&self) -> Result<(), ValidationError> {
+        times(self.start, self.end)?;
+        optional_probability("confidence", self.confidence)?;
+        self.metadata
+            .validate()
+            .map_err(|error| error.within("metadata"))?;
+        let characters = self.characters.as_deref().unwrap_or_default();
+        each(
+            "characters",
+            characters,
+            |character| character.start,
+            Character::validate,
+        )?;
+        each(
+            "phonemes",
+            self.phonemes.as_deref().unwrap_or_default(),
+            |phoneme| phoneme.start,
+            Phoneme::validate,
+        )
+    }
+}
+
+/// A character of a word with its times.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Character {
+    /// The character.
+    #[serde(rename = "char")]
+    pub character: char,
+    /// Seconds.
+    pub start: f64,
+    /// Seconds.
+    pub end: f64,
+    /// How sure the engine is of it, 0 to 1.
+    #[serde(default)]
+    pub confidence: Option<f64>,
+    /// The phonemes with their times.
+    #[serde(default)]
+    pub phonemes: Option<Vec<Phoneme>>,
+}
+
+impl Character {
+    /// A character from `start` to `end`, in seconds.
+    #[must_use]
+    pub fn new(start: f64, end: f64, character: char) -> Self {
+        Self {
+            character,
+            start,
+            end,
+            confidence: None,
+            phonemes: None,
+        }
+    }
+
+    /// Sets how sure the engine is of it, 0 to 1.
+    #[must_use]
+    pub fn confidence(mut self, confidence: f64) -> Self {
+        self.confidence = Some(rounded_into_range(confidence));
+        self
+    }
+
+    /// Sets the phonemes, in order.
+    #[must_use]
+    pub fn phonemes(mut self, phonemes: impl IntoIterator<Item = Phoneme>) -> Self {
+        self.phonemes = Some(phonemes.into_iter().collect());
+        self
+    }
+
+    fn validate(&self) -> Result<(), ValidationError> {
+        times(self.start, self.end)?;
+        optional_probability("confidence", self.confidence)?;
+        each(
+            "phonemes",
+            self.phonemes.as_deref().unwrap_or_default(),
+            |phoneme| phoneme.start,
+            Phoneme::validate,
+        )
+    }
+}
+
+/// A phoneme with its times.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Phoneme {
+    /// The phoneme, in the engine's alphabet.
+    pub phoneme: String,
+    /// Seconds.
+    pub start: f64,
+    /// Seconds.
+    pub end: f64,
+    /// How sure the engine is of it, 0 to 1.
+    #[serde(default)]
+    pub confidence: Option<f64>,
+    /// 0 none, 1 primary, 2 secondary.
+    #[serde(default)]
+    pub stress: Option<u8>,
+}
+
+impl Phoneme {
+    /// A phoneme from `start` to `end`, in seconds.
+    #[must_use]
+    pub fn new(start: f64, end: f64, phoneme: impl Into<String>) -> Self {
+        Self {
+            phoneme: phoneme.into(),
+            start,
+            end,
+            confidence: None,
+            stress: None,
+        }
+    }
+
+    /// Sets how sure the engine is of it, 0 to 1.
+    #[must_use]
+    pub fn confidence(mut self, confidence: f64) -> Self {
+        self.confidence = Some(rounded_into_range(confidence));
+        self
+    }
+
+    /// Sets the stress: 0 none, 1 primary, 2 secondary.
+    #[must_use]
+    pub fn stress(mut self, stress: u8) -> Self {
+        self.stress = Some(stress);
+        self
+    }
+
+    fn validate(&self) -> Result<(), ValidationError> {
+        times(self.start, self.end)?;
+        optional_probability("confidence", self.confidence)?;
+        match self.stress {
+            Some(stress @ 3..) => Err(ValidationError::new(
+                "stress",
+                format!("is {stress}: expected 0, 1 or 2"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// One of several languages in a recording.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LanguageShare {
+    /// ISO 639-1 code.
+    pub code: String,
+    /// How sure the engine is of it, 0 to 1.
+    pub confidence: f64,
+    /// Whether it is the main one.
+    pub is_primary: bool,
+}
+
+impl LanguageShare {
+    /// A language beside the main one, with a confidence from 0 to 1.
+    #[must_use]
+    pub fn new(code: impl Into<String>, confidence: f64) -> Self {
+        Self {
+            code: code.into(),
+            confidence: rounded_into_range(confidence),
+            is_primary: false,
+        }
+    }
+
+    /// Makes it the main one.
+    #[must_use]
+    pub fn primary(mut self) -> Self {
+        self.is_primary = true;
+        self
+    }
+
+    fn validate(&self) -> Result<(), ValidationError> {
+        if self.code.is_empty() {
+            return Err(ValidationError::new(
+                "code",
+                "is empty: expected an ISO 639-1 code",
+            ));
+        }
+        probability("confidence", self.confidence)
+    }
+}
+
+/// The version of the transcript's form.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum SchemaVersion {
+    /// The form described here.
+    #[default]
+    #[serde(rename = "1")]
+    V1,
+}
+
+/// Where a transcript's language comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LanguageSource {
+    /// The request named it.
+    Requested,
+    /// The engine heard it.
+    Detected,
+}
+
+/// The finest pieces of a transcript that have times.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TimestampGranularity {
+    /// Nothing has.
+    None,
+    /// Segments have.
+    #[default]
+    Segment,
+    /// Words have, too.
+    Word,
+    /// Characters have, too.
+    Character,
+    /// Phonemes have, too.
+    Phoneme,
+}
+
+impl TimestampGranularity {
+    /// The name that stands in the platform's documents.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Segment => "segment",
+            Self::Word => "word",
+            Self::Character => "character",
+            Self::Phoneme => "phoneme",
+        }
+    }
+}
+
+/// How times were found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum AlignmentMethod {
+    /// From the attention of an encoder-decoder model.
+    Attention,
+    /// From a CTC model.
+    Ctc,
+    /// From an RNN transducer.
+    Rnnt,
+    /// From a token-and-duration transducer.
+    Tdt,
+    /// By a wav2vec model on phonemes.
+    #[serde(rename = "phoneme_wav2vec")]
+    PhonemeWav2vec,
+    /// By an MMS model on phonemes.
+    PhonemeMms,
+    /// By the Montreal Forced Aligner.
+    Mfa,
+    /// By a weighted finite-state transducer.
+    Wfst,
+    /// Not known, or by a method that has no name here.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// The code of a language that is not known.
+pub(super) const UNKNOWN_LANGUAGE: &str = "und";
+
+/// A probability that a softmax in single precision has pushed a little out of its range is put back; anything else stays
+/// for the validation to find.
+fn rounded_into_range(probability: f64) -> f64 {
+    const SLACK: f64 = 1e-4;
+    if (-SLACK..=1.0 + SLACK).contains(&probability) {
+        probability.clamp(0.0, 1.0)
+    } else {
+        probability
+    }
+}
+
+/// Checks every piece of a list, and that they are in order of their starts.
+fn each<T>(
+    list: &str,
+    pieces: &[T],
+    start: impl Fn(&T) -> f64,
+    validate: impl Fn(&T) -> Result<(), ValidationError>,
+) -> Result<(), ValidationError> {
+    let mut previous = 0.0;
+    for (index, piece) in pieces.iter().enumerate() {
+        validate(piece).map_err(|error| error.within(format_args!("{list}[{index}]")))?;
+        let start = start(piece);
+        if start < previous {
+            let problem = format!(
+                "is {start}, before the start of the previous one, {previous}: expected them in order"
+            );
+            return Err(ValidationError::new(format!("{list}[{index}].start"), problem));
+        }
+        previous = start;
+    }
+    Ok(())
+}

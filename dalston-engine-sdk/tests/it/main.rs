@@ -1,0 +1,4 @@
+//! Behaviour of the SDK as its users see it.
+
+mod protocol;
+mod stage;
