@@ -2,8 +2,12 @@
 
 mod builder;
 mod collect;
+pub mod context;
 mod env;
 mod error;
+mod format;
+pub mod propagate;
+pub mod redact;
 mod resource;
 mod sampler;
 mod telemetry;
