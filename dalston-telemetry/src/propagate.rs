@@ -33,6 +33,7 @@ use serde_json::Value;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::context::LogContext;
+use crate::env::{Env, EnvError};
 
 /// The name of the JSON field that holds a trace context in tasks and events.
 pub const TRACE_CONTEXT_FIELD: &str = "_trace_context";
@@ -197,6 +198,20 @@ impl Propagator {
             }
         }
         Ok(chosen)
+    }
+
+    /// Reads `OTEL_PROPAGATORS`; both formats if it is unset.
+    ///
+    /// # Errors
+    ///
+    /// If an entry is unknown, see [`from_list`](Self::from_list).
+    pub fn from_env(env: &Env) -> Result<Self, EnvError> {
+        const VARIABLE: &str = "OTEL_PROPAGATORS";
+        match env.get(VARIABLE) {
+            None => Ok(Self::default()),
+            Some(list) => Self::from_list(list)
+                .map_err(|_| EnvError::new(VARIABLE, list, "a list of tracecontext and baggage, or none")),
+        }
     }
 
     /// Makes this the propagator that the functions of this module use in the whole process.
@@ -784,6 +799,12 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "unknown propagator \"b3\": expected a list of tracecontext and baggage, or none"
+        );
+        let from_env = |list: &str| Propagator::from_env(&Env::from_pairs([("OTEL_PROPAGATORS", list)]));
+        assert_eq!(from_env("").unwrap(), Propagator::default());
+        assert_eq!(
+            from_env("b3").unwrap_err().to_string(),
+            "OTEL_PROPAGATORS is \"b3\": expected a list of tracecontext and baggage, or none"
         );
     }
 
