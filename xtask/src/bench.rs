@@ -1,0 +1,67 @@
+//! Benchmarks by name, so that nobody has to know which package holds which.
+
+use crate::error::Error;
+use crate::libtorch;
+use crate::steps::cargo;
+
+struct Bench {
+    name: &'static str,
+    about: &'static str,
+    package: &'static str,
+    target: &'static str,
+}
+
+const BENCHES: [Bench; 4] = [
+    Bench {
+        name: "telemetry",
+        about: "what a span costs with tracing off and on",
+        package: "dalston-telemetry",
+        target: "spans",
+    },
+    Bench {
+        name: "log",
+        about: "what a log line and a span cost with JSON logs on",
+        package: "dalston-telemetry",
+        target: "log",
+    },
+    Bench {
+        name: "overlap",
+        about: "how busy the inference thread is when the store is slow",
+        package: "dalston-engine-sdk",
+        target: "overlap",
+    },
+    Bench {
+        name: "whisper",
+        about: "seconds per encoder pass and per decoded token",
+        package: "faster_whisper",
+        target: "whisper",
+    },
+];
+
+/// Says which benchmarks there are.
+pub(crate) fn list() {
+    for bench in BENCHES {
+        println!("  {:<12}{}", bench.name, bench.about);
+    }
+}
+
+/// Runs one, with the remaining arguments handed on to it.
+pub(crate) fn run(name: &str, arguments: &[&str]) -> Result<(), Error> {
+    let Some(bench) = BENCHES.iter().find(|bench| bench.name == name) else {
+        return Err(Error::Usage(format!(
+            "there is no benchmark \"{name}\"; see cargo xtask bench"
+        )));
+    };
+    let mut command = cargo()
+        .args("bench --package")
+        .arg(bench.package)
+        .arg("--bench")
+        .arg(bench.target);
+    if bench.package == "faster_whisper" {
+        command = command.env("LIBTORCH", libtorch::set_up(libtorch::Variant::Cpu)?);
+    }
+    arguments
+        .iter()
+        .fold(command.arg("--"), |command, argument| command.arg(argument))
+        .run()
+}

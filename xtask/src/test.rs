@@ -1,0 +1,166 @@
+//! Everything that CI runs.
+
+use std::fs;
+use std::path::Path;
+
+use crate::error::Error;
+use crate::libtorch;
+use crate::steps::{Cmd, Steps, cargo, root};
+use crate::tools;
+
+/// The crates that are published.
+const CRATES: [&str; 2] = ["dalston-telemetry", "dalston-engine-sdk"];
+
+/// Where no libtorch is: steps that must pass without one are given this, so that they cannot find one by chance.
+const NO_LIBTORCH: &str = "/nonexistent/libtorch";
+
+type Step = (&'static str, fn(&Path) -> Result<(), Error>);
+
+/// In the order in which a failure is most likely found early.
+const STEPS: [Step; 9] = [
+    ("format", |_| cargo().args("fmt --all --check").run()),
+    ("clippy without libtorch", |_| {
+        without_libtorch(cargo().args("clippy --all-targets -- -D warnings"))
+    }),
+    ("test without libtorch", |_| {
+        without_libtorch(cargo().args("test"))
+    }),
+    ("clippy of everything", |libtorch| {
+        cargo()
+            .args("clippy --workspace --all-features --all-targets -- -D warnings")
+            .env("LIBTORCH", libtorch)
+            .run()
+    }),
+    ("test of everything", |libtorch| {
+        cargo()
+            .args("test --workspace --all-features")
+            .env("LIBTORCH", libtorch)
+            // Doctests are linked without the path to libtorch that build scripts give to all other binaries.
+            .env("LD_LIBRARY_PATH", libtorch::library_path(libtorch))
+            .run()
+    }),
+    ("examples", |libtorch| {
+        cargo()
+            .args("build --workspace --bins --examples")
+            .env("LIBTORCH", libtorch)
+            .run()
+    }),
+    ("documentation without libtorch", |_| documentation()),
+    ("clippy of each feature alone", each_feature),
+    ("licences, bans and sources", |_| {
+        let deny = tools::cargo_deny()?;
+        Cmd::new(deny)
+            .args("--workspace --all-features --locked check --hide-inclusion-graph licenses bans sources")
+            .run()
+    }),
+];
+
+/// Runs the steps whose names contain one of `words`, or all if there are none.
+pub(crate) fn run(words: &[&str]) -> Result<(), Error> {
+    let chosen: Vec<&Step> = STEPS
+        .iter()
+        .filter(|(name, _)| words.is_empty() || words.iter().any(|word| name.contains(word)))
+        .collect();
+    if chosen.is_empty() {
+        return Err(Error::Usage(format!(
+            "no step has a name with \"{}\"; see cargo xtask test --list",
+            words.join("\" or \"")
+        )));
+    }
+    let mut steps = Steps::new();
+    let mut libtorch = std::path::PathBuf::new();
+    steps.step("set-up", || {
+        libtorch = libtorch::set_up(libtorch::Variant::Cpu)?;
+        Ok(())
+    })?;
+    for (name, work) in chosen {
+        steps.step(name, || work(&libtorch))?;
+    }
+    steps.summary();
+    Ok(())
+}
+
+/// Names the steps.
+pub(crate) fn list() {
+    for (name, _) in STEPS {
+        println!("{name}");
+    }
+}
+
+fn without_libtorch(command: Cmd) -> Result<(), Error> {
+    command.env("LIBTORCH", NO_LIBTORCH).run()
+}
+
+/// As docs.rs builds it, and the examples' libraries.
+fn documentation() -> Result<(), Error> {
+    let doc = |arguments: &str| {
+        without_libtorch(
+            cargo()
+                .args("doc --no-deps")
+                .args(arguments)
+                .env("RUSTDOCFLAGS", "-D warnings"),
+        )
+    };
+    doc("-p dalston-telemetry --all-features")?;
+    // `doc-only` makes tch's build script leave libtorch alone.
+    doc("-p dalston-engine-sdk --all-features --features tch/doc-only")?;
+    doc("-p minimal_engine -p xtask")?;
+    doc("-p faster_whisper --lib --features tch/doc-only")
+}
+
+/// Each feature of the published crates must compile without the others: nobody else turns them on for the user.
+fn each_feature(libtorch: &Path) -> Result<(), Error> {
+    for name in CRATES {
+        let manifest = root().join(name).join("Cargo.toml");
+        let text = fs::read_to_string(&manifest).map_err(Error::at(&manifest))?;
+        let mut sets = vec![String::new()];
+        sets.extend(features(&text));
+        for set in sets {
+            cargo()
+                .args("clippy --lib --no-default-features -p")
+                .arg(name)
+                .arg(format!("--features={set}"))
+                .args("-- -D warnings")
+                .env("LIBTORCH", libtorch)
+                .run()?;
+        }
+    }
+    Ok(())
+}
+
+/// The names of the features that a manifest declares, except `default`.
+fn features(manifest: &str) -> Vec<String> {
+    manifest
+        .lines()
+        .skip_while(|line| line.trim() != "[features]")
+        .skip(1)
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| Some(line.split_once('=')?.0.trim()))
+        .filter(|name| !name.starts_with('#') && *name != "default")
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_read_from_the_manifest() {
+        let manifest = "[package]\nname = \"x\"\n\n[features]\ndefault = [\"a\"]\n# What a = b does.\na = []\nbig-one = [\"dep:y\"]\n\n[dependencies]\nz = \"1\"\n";
+        assert_eq!(features(manifest), ["a", "big-one"]);
+    }
+
+    #[test]
+    fn the_published_crates_have_features_to_check() {
+        for name in CRATES {
+            let manifest = fs::read_to_string(root().join(name).join("Cargo.toml")).unwrap();
+            assert!(!features(&manifest).is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_step_that_does_not_exist_is_a_usage_error() {
+        assert!(matches!(run(&["no such step"]), Err(Error::Usage(_))));
+    }
+}
