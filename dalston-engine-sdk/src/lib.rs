@@ -1,4 +1,20 @@
 //! Write a transcription engine for the Dalston platform.
 
+pub mod broker;
+mod config;
+mod context;
+mod engine;
+mod error;
+mod options;
 pub mod protocol;
 pub mod stage;
+pub mod store;
+mod task;
+
+pub use crate::config::RunnerConfig;
+pub use crate::context::{CancelReason, OutputFile, TaskContext};
+pub use crate::engine::{Check, CheckStatus, Engine, EngineInfo, LoadContext, ModelId};
+pub use crate::error::{BuildError, RunError, TaskError, TaskErrorKind};
+pub use crate::options::{DeviceChoice, EngineOptions, OptionError, PrecisionChoice};
+pub use crate::stage::{Segment, Stage, StageName, StageOutput, Transcript, TranscribeRequest, Word};
+pub use crate::task::{Input, TaskInfo, TaskRequest};

@@ -1,0 +1,500 @@
+//! A broker inside the process, for local runs and tests, with the same rules as the real one.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership,
+    RedeliveryReason, TaskMetadata,
+};
+use crate::protocol::{ArtifactReference, Timestamp};
+
+/// A queue in memory. Clones share it.
+///
+/// Leases run on tokio's clock, so tests can pause it. The queue is bounded, and so is the list of events.
+///
+/// ```
+/// use dalston_engine_sdk::broker::{MemoryBroker, QueuedTask, TaskMetadata};
+///
+/// let broker = MemoryBroker::new();
+/// let task = QueuedTask::new("my-asr", "T1", "J1").metadata(TaskMetadata::new("transcribe"));
+/// broker.enqueue(task)?;
+/// assert_eq!(broker.waiting(), 1);
+/// # Ok::<(), dalston_engine_sdk::broker::QueueFull>(())
+/// ```
+#[derive(Clone)]
+pub struct MemoryBroker {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    lease: Duration,
+    capacity: usize,
+    state: Mutex<State>,
+    /// Something became available, or an event was recorded.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    last_id: u64,
+    /// Entries that were neither finished nor skipped, by message id.
+    entries: BTreeMap<u64, Entry>,
+    /// Message ids that nobody holds, by engine.
+    waiting: BTreeMap<String, VecDeque<u64>>,
+    held: BTreeMap<u64, Holder>,
+    events: VecDeque<RecordedEvent>,
+}
+
+struct Entry {
+    task: QueuedTask,
+    cancelled: bool,
+    deliveries: u32,
+    requeued_at: Option<Timestamp>,
+    redelivery: Option<RedeliveryReason>,
+}
+
+struct Holder {
+    consumer: Consumer,
+    until: Instant,
+}
+
+/// No more than this many events are kept, the newest.
+const EVENTS_KEPT: usize = 10_000;
+
+impl MemoryBroker {
+    /// A queue for up to 10 000 tasks with leases of 60 s.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with(Duration::from_secs(60), 10_000)
+    }
+
+    /// A queue for up to `capacity` tasks whose leases last `lease`.
+    #[must_use]
+    pub fn with(lease: Duration, capacity: usize) -> Self {
+        let state = Mutex::default();
+        Self {
+            shared: Arc::new(Shared {
+                lease,
+                capacity,
+                state,
+                changed: Notify::new(),
+            }),
+        }
+    }
+
+    /// Queues a task and returns the id of its entry.
+    ///
+    /// # Errors
+    ///
+    /// When the queue is full. Tasks that are being worked on count.
+    pub fn enqueue(&self, task: QueuedTask) -> Result<String, QueueFull> {
+        let mut state = self.state();
+        if state.entries.len() >= self.shared.capacity {
+            return Err(QueueFull {
+                capacity: self.shared.capacity,
+            });
+        }
+        state.last_id += 1;
+        let id = state.last_id;
+        state
+            .waiting
+            .entry(task.engine_id.clone())
+            .or_default()
+            .push_back(id);
+        let entry = Entry {
+            task,
+            cancelled: false,
+            deliveries: 0,
+            requeued_at: None,
+            redelivery: None,
+        };
+        state.entries.insert(id, entry);
+        drop(state);
+        self.shared.changed.notify_waiters();
+        Ok(id.to_string())
+    }
+
+    /// Cancels a job: its waiting tasks are dropped when their turn comes, its running tasks are told to stop.
+    pub fn cancel_job(&self, job_id: &str) {
+        let mut state = self.state();
+        for entry in state
+            .entries
+            .values_mut()
+            .filter(|entry| entry.task.job_id == job_id)
+        {
+            entry.cancelled = true;
+        }
+    }
+
+    /// How many tasks nobody holds.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.state().waiting.values().map(VecDeque::len).sum()
+    }
+
+    /// How many tasks are held by a consumer.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.state().held.len()
+    }
+
+    /// The last 10 000 events, oldest first.
+    #[must_use]
+    pub fn events(&self) -> Vec<RecordedEvent> {
+        self.state().events.iter().cloned().collect()
+    }
+
+    /// Waits until `found` finds something in the events.
+    pub async fn wait_for_event<T>(&self, mut found: impl FnMut(&RecordedEvent) -> Option<T>) -> T {
+        loop {
+            let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(value) = self.state().events.iter().find_map(&mut found) {
+                return value;
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until a task has failed or is completed.
+    pub async fn wait_for_outcome(&self, task_id: &str) -> RecordedEvent {
+        let of_task = |event: &RecordedEvent| {
+            (event.task_id == task_id && event.kind != EventKind::Started).then(|| event.clone())
+        };
+        self.wait_for_event(of_task).await
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `act` on the entry of `claim`, if the claim is still good.
+    fn as_owner(&self, claim: &Claim, act: impl FnOnce(&mut State, u64)) -> Ownership {
+        let mut state = self.state();
+        state.end_leases(Instant::now());
+        match state.owned(claim) {
+            None => Ownership::Lost,
+            Some(id) => {
+                act(&mut state, id);
+                Ownership::Held
+            }
+        }
+    }
+}
+
+impl Default for MemoryBroker {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MemoryBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryBroker")
+            .field("waiting", &self.waiting())
+            .field("held", &self.held())
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Broker for MemoryBroker {
+    fn lease(&self) -> Duration {
+        self.shared.lease
+    }
+
+    async fn receive(&self, consumer: &Consumer, wait: Duration) -> Result<Option<Delivery>, BrokerError> {
+        let give_up = Instant::now() + wait;
+        loop {
+            let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let next_lease_end = {
+                let mut state = self.state();
+                state.end_leases(Instant::now());
+                if let Some(delivery) = state.deliver(consumer, self.shared.lease) {
+                    return Ok(Some(delivery));
+                }
+                state.next_lease_end()
+            };
+            let wake = next_lease_end.map_or(give_up, |end| end.min(give_up));
+            tokio::select! {
+                () = changed => {}
+                () = sleep_until(wake) => {
+                    if Instant::now() >= give_up {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn lookup(&self, claim: &Claim) -> Result<Lookup, BrokerError> {
+        let mut state = self.state();
+        state.end_leases(Instant::now());
+        Ok(match state.owned(claim).and_then(|id| state.entries.get(&id)) {
+            None => Lookup::Lost,
+            Some(entry) if entry.cancelled => Lookup::Cancelled,
+            Some(entry) => match &entry.task.metadata {
+                None => Lookup::Missing,
+                Some(metadata) => Lookup::Task(Box::new(metadata.clone())),
+            },
+        })
+    }
+
+    async fn started(&self, claim: &Claim, event: &EventContext) -> Result<Ownership, BrokerError> {
+        let ownership = self.as_owner(claim, |state, _| state.record(claim, EventKind::Started, event));
+        self.shared.changed.notify_waiters();
+        Ok(ownership)
+    }
+
+    async fn renew(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
+        let until = Instant::now() + self.shared.lease;
+        Ok(self.as_owner(claim, |state, id| {
+            if let Some(holder) = state.held.get_mut(&id) {
+                holder.until = until;
+            }
+        }))
+    }
+
+    async fn is_cancelled(&self, claim: &Claim) -> Result<bool, BrokerError> {
+        let state = self.state();
+        let entry = claim
+            .message_id
+            .parse()
+            .ok()
+            .and_then(|id: u64| state.entries.get(&id));
+        Ok(entry.is_some_and(|entry| entry.cancelled))
+    }
+
+    async fn finish(
+        &self,
+        claim: &Claim,
+        outcome: &Outcome,
+        event: &EventContext,
+    ) -> Result<Ownership, BrokerError> {
+        let ownership = self.as_owner(claim, |state, id| {
+            match outcome {
+                Outcome::Completed { artifacts } => {
+                    state.record(
+                        claim,
+                        EventKind::Completed {
+                            artifacts: artifacts.clone(),
+                        },
+                        event,
+                    );
+                }
+                Outcome::Failed {
+                    error,
+                    code,
+                    retryable,
+                } => {
+                    let kind = EventKind::Failed {
+                        error: error.clone(),
+                        code,
+                        retryable: *retryable,
+                    };
+                    state.record(claim, kind, event);
+                }
+                Outcome::Skipped => {}
+            }
+            state.held.remove(&id);
+            state.entries.remove(&id);
+        });
+        self.shared.changed.notify_waiters();
+        Ok(ownership)
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
+        let ownership = self.as_owner(claim, |state, id| state.give_back(id, RedeliveryReason::Deferred));
+        self.shared.changed.notify_waiters();
+        Ok(ownership)
+    }
+}
+
+impl State {
+    fn end_leases(&mut self, now: Instant) {
+        let ended = self.held.iter().filter(|(_, holder)| holder.until <= now);
+        let ended: Vec<u64> = ended.map(|(id, _)| *id).collect();
+        // Backwards, because each goes to the front of the queue.
+        for id in ended.into_iter().rev() {
+            self.give_back(id, RedeliveryReason::EngineCrash);
+        }
+    }
+
+    fn next_lease_end(&self) -> Option<Instant> {
+        self.held.values().map(|holder| holder.until).min()
+    }
+
+    /// Old work goes before new work.
+    fn give_back(&mut self, id: u64, reason: RedeliveryReason) {
+        self.held.remove(&id);
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        entry.requeued_at = Some(Timestamp::now());
+        entry.redelivery = Some(reason);
+        self.waiting
+            .entry(entry.task.engine_id.clone())
+            .or_default()
+            .push_front(id);
+    }
+
+    fn deliver(&mut self, consumer: &Consumer, lease: Duration) -> Option<Delivery> {
+        let id = self.waiting.get_mut(&consumer.engine_id)?.pop_front()?;
+        let entry = self.entries.get_mut(&id)?;
+        entry.deliveries += 1;
+        self.held.insert(
+            id,
+            Holder {
+                consumer: consumer.clone(),
+                until: Instant::now() + lease,
+            },
+        );
+        let task = &entry.task;
+        let claim = Claim::new(
+            consumer.clone(),
+            id.to_string(),
+            &*task.task_id,
+            &*task.job_id,
+            entry.deliveries,
+        );
+        Some(Delivery {
+            claim,
+            enqueued_at: Some(task.enqueued_at),
+            requeued_at: entry.requeued_at,
+            timeout_at: task.timeout_at,
+            redelivery: entry.redelivery,
+        })
+    }
+
+    /// The entry that a claim is about, if nobody else was given it since.
+    fn owned(&self, claim: &Claim) -> Option<u64> {
+        let id = claim.message_id.parse().ok()?;
+        let (entry, holder) = (self.entries.get(&id)?, self.held.get(&id)?);
+        (holder.consumer == claim.consumer && entry.deliveries == claim.delivery_count).then_some(id)
+    }
+
+    fn record(&mut self, claim: &Claim, kind: EventKind, context: &EventContext) {
+        if self.events.len() == EVENTS_KEPT {
+            self.events.pop_front();
+        }
+        self.events.push_back(RecordedEvent {
+            kind,
+            task_id: claim.task_id.clone(),
+            job_id: claim.job_id.clone(),
+            consumer: claim.consumer.clone(),
+            delivery_count: claim.delivery_count,
+            context: context.clone(),
+        });
+    }
+}
+
+/// A task for the queue.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct QueuedTask {
+    /// The engine that should do it.
+    pub engine_id: String,
+    /// The task.
+    pub task_id: String,
+    /// Its job.
+    pub job_id: String,
+    /// When it was queued. Default: now.
+    pub enqueued_at: Timestamp,
+    /// When it has to be done. Default: nobody says.
+    pub timeout_at: Option<Timestamp>,
+    /// What [`Broker::lookup`] finds. Default: nothing, and then the task fails.
+    pub metadata: Option<TaskMetadata>,
+}
+
+impl QueuedTask {
+    /// A task for this engine, queued now.
+    #[must_use]
+    pub fn new(engine_id: impl Into<String>, task_id: impl Into<String>, job_id: impl Into<String>) -> Self {
+        Self {
+            engine_id: engine_id.into(),
+            task_id: task_id.into(),
+            job_id: job_id.into(),
+            enqueued_at: Timestamp::now(),
+            timeout_at: None,
+            metadata: None,
+        }
+    }
+
+    /// Sets when it was queued.
+    #[must_use]
+    pub fn enqueued_at(mut self, time: Timestamp) -> Self {
+        self.enqueued_at = time;
+        self
+    }
+
+    /// Sets when it has to be done.
+    #[must_use]
+    pub fn timeout_at(mut self, time: Timestamp) -> Self {
+        self.timeout_at = Some(time);
+        self
+    }
+
+    /// Sets what is known about it.
+    #[must_use]
+    pub fn metadata(mut self, metadata: TaskMetadata) -> Self {
+        self.metadata = Some(metadata);
+        self
+    }
+}
+
+/// An event as a worker reported it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct RecordedEvent {
+    /// What happened.
+    pub kind: EventKind,
+    /// To which task.
+    pub task_id: String,
+    /// Its job.
+    pub job_id: String,
+    /// Who reported it.
+    pub consumer: Consumer,
+    /// In which delivery of the task.
+    pub delivery_count: u32,
+    /// What it carried.
+    pub context: EventContext,
+}
+
+/// What happened to a task.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// `task.started`
+    Started,
+    /// `task.completed`
+    Completed {
+        /// The files beside the response.
+        artifacts: Vec<ArtifactReference>,
+    },
+    /// `task.failed`
+    Failed {
+        /// One line for people.
+        error: String,
+        /// The short static code.
+        code: &'static str,
+        /// Whether another attempt may help.
+        retryable: bool,
+    },
+}
+
+/// The queue of a [`MemoryBroker`] holds all it can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the queue is full: it holds {capacity} tasks")]
+pub struct QueueFull {
+    capacity: usize,
+}

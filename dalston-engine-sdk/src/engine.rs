@@ -1,0 +1,470 @@
+//! What an engine author implements: [`Engine`], and how an engine describes itself: [`EngineInfo`].
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+#[cfg(feature = "audio")]
+use crate::audio::AudioFormat;
+use crate::context::TaskContext;
+use crate::error::TaskError;
+use crate::options::EngineOptions;
+use crate::stage::{Stage, StageOutput};
+use crate::task::TaskRequest;
+
+/// A transcription engine: it describes itself, loads a model, and processes tasks with it.
+///
+/// The runner around it does everything else: it reads tasks, downloads and decodes their inputs, opens the spans,
+/// measures, uploads the result and reports it.
+///
+/// Both verbs are synchronous and run on the same inference thread. There may be several of these threads, each with
+/// models of its own, so `Engine` itself is shared and must be `Send + Sync` while a model need be neither.
+///
+/// ```
+/// use dalston_engine_sdk::{
+///     Engine, EngineInfo, LoadContext, ModelId, Stage, StageOutput, TaskContext, TaskError, TaskRequest,
+/// };
+///
+/// struct WordCounter;
+///
+/// #[derive(serde::Serialize)]
+/// struct Count {
+///     words: usize,
+/// }
+///
+/// impl StageOutput for Count {}
+///
+/// impl Engine for WordCounter {
+///     type Model = (); // an engine without a model
+///     type Output = Count;
+///
+///     fn info(&self) -> EngineInfo {
+///         EngineInfo::new("word-counter", env!("CARGO_PKG_VERSION")).stage(Stage::Transcribe)
+///     }
+///
+///     fn load(&self, _model: &ModelId, _cx: &LoadContext) -> Result<(), TaskError> {
+///         Ok(())
+///     }
+///
+///     fn process(&self, _model: &mut (), task: &TaskRequest, _cx: &TaskContext) -> Result<Count, TaskError> {
+///         let input = task.require_input("text")?;
+///         let text = std::fs::read_to_string(input.path())?;
+///         Ok(Count { words: text.split_whitespace().count() })
+///     }
+/// }
+/// ```
+pub trait Engine: Send + Sync + 'static {
+    /// What [`load`](Self::load) makes and [`process`](Self::process) works with.
+    ///
+    /// A model lives and dies on one inference thread, so it need not be `Send` or `Sync`. An engine without a model
+    /// says `type Model = ();`, and then no model loads appear in its traces.
+    type Model: 'static;
+
+    /// The result of a task, written to `response.json` under `data`.
+    type Output: StageOutput;
+
+    /// Who this engine is and what it can do. Called a few times at start; it should be cheap and always say the same.
+    fn info(&self) -> EngineInfo;
+
+    /// Loads a model.
+    ///
+    /// The runner keeps what comes back and calls this only for a model that the inference thread does not hold: the
+    /// first time, after it was evicted, and after a panic or an exhausted memory made it doubtful.
+    ///
+    /// # Errors
+    ///
+    /// An error fails the task that asked for the model. The load is tried again for a later task.
+    fn load(&self, model: &ModelId, cx: &LoadContext) -> Result<Self::Model, TaskError>;
+
+    /// Processes one task.
+    ///
+    /// Work that takes long calls [`TaskContext::check_cancelled`] from time to time and returns its error.
+    ///
+    /// # Errors
+    ///
+    /// An error, and also a panic, fails this task only.
+    fn process(
+        &self,
+        model: &mut Self::Model,
+        task: &TaskRequest,
+        cx: &TaskContext,
+    ) -> Result<Self::Output, TaskError>;
+
+    /// What `doctor` should look at beside the things it knows itself: model files, licences, helper programs.
+    fn check(&self, cx: &LoadContext) -> Vec<Check> {
+        let _ = cx;
+        Vec::new()
+    }
+}
+
+/// What an engine says about itself, to the platform and to `describe`.
+///
+/// ```
+/// use dalston_engine_sdk::{EngineInfo, Stage};
+///
+/// let info = EngineInfo::new("my-asr", "1.4.0")
+///     .stage(Stage::Transcribe)
+///     .default_model("tiny")
+///     .languages(["en", "de"])
+///     .word_timestamps(true);
+/// assert_eq!(info.id, "my-asr");
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct EngineInfo {
+    /// The engine id: the name of its task queue, part of its span names, a metric label. Lower-case letters, digits,
+    /// dots, dashes and underscores, at most 64 of them.
+    pub id: String,
+    /// The version of the engine, as people know it.
+    pub version: String,
+    /// The stages it can do. At least one.
+    pub stages: Vec<Stage>,
+    /// The model for tasks that name none.
+    pub default_model: Option<ModelId>,
+    /// Models that this engine is known to work with, if the list is closed.
+    pub model_variants: Option<Vec<String>>,
+    /// The form in which audio must reach the engine. `None` leaves the input file as it is.
+    #[cfg(feature = "audio")]
+    pub audio: Option<AudioFormat>,
+    /// Whether results carry the times of single words.
+    pub word_timestamps: bool,
+    /// Whether results say who spoke.
+    pub includes_diarization: bool,
+    /// ISO 639-1 codes of the languages it knows. `None` means it is not restricted.
+    pub languages: Option<Vec<String>>,
+    /// Whether a task may prescribe the language.
+    pub language_forcing: bool,
+    /// Whether it can't work without a GPU.
+    pub gpu_required: bool,
+    /// GPU memory it needs, in MiB.
+    pub gpu_memory_mib: Option<u32>,
+    /// Whether it can work on a CPU.
+    pub supports_cpu: bool,
+    /// Main memory it needs, in GiB.
+    pub memory_gib: Option<u32>,
+    /// Processing time divided by audio time on a GPU, as measured by the author.
+    pub realtime_factor_gpu: Option<f64>,
+    /// Processing time divided by audio time on a CPU, as measured by the author.
+    pub realtime_factor_cpu: Option<f64>,
+}
+
+impl EngineInfo {
+    /// An engine with this id and version, no stage yet, that runs on a CPU and is not restricted in its languages.
+    #[must_use]
+    pub fn new(id: impl Into<String>, version: impl Into<String>) -> Self {
+        Self {
+            id: id.into(),
+            version: version.into(),
+            stages: Vec::new(),
+            default_model: None,
+            model_variants: None,
+            #[cfg(feature = "audio")]
+            audio: None,
+            word_timestamps: false,
+            includes_diarization: false,
+            languages: None,
+            language_forcing: true,
+            gpu_required: false,
+            gpu_memory_mib: None,
+            supports_cpu: true,
+            memory_gib: None,
+            realtime_factor_gpu: None,
+            realtime_factor_cpu: None,
+        }
+    }
+
+    /// Adds a stage that the engine can do.
+    #[must_use]
+    pub fn stage(mut self, stage: Stage) -> Self {
+        if !self.stages.contains(&stage) {
+            self.stages.push(stage);
+        }
+        self
+    }
+
+    /// Sets the model for tasks that name none.
+    #[must_use]
+    pub fn default_model(mut self, model: impl Into<ModelId>) -> Self {
+        self.default_model = Some(model.into());
+        self
+    }
+
+    /// Lists the models that the engine is known to work with.
+    #[must_use]
+    pub fn model_variants<S: Into<String>>(mut self, models: impl IntoIterator<Item = S>) -> Self {
+        self.model_variants = Some(models.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Sets the form in which audio must reach the engine: the runner decodes and resamples to it.
+    #[cfg(feature = "audio")]
+    #[must_use]
+    pub fn audio(mut self, format: AudioFormat) -> Self {
+        self.audio = Some(format);
+        self
+    }
+
+    /// Says whether results carry the times of single words. Default `false`.
+    #[must_use]
+    pub fn word_timestamps(mut self, yes: bool) -> Self {
+        self.word_timestamps = yes;
+        self
+    }
+
+    /// Says whether results tell who spoke. Default `false`.
+    #[must_use]
+    pub fn includes_diarization(mut self, yes: bool) -> Self {
+        self.includes_diarization = yes;
+        self
+    }
+
+    /// Restricts the languages, given as ISO 639-1 codes.
+    #[must_use]
+    pub fn languages<S: Into<String>>(mut self, codes: impl IntoIterator<Item = S>) -> Self {
+        self.languages = Some(codes.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Says whether a task may prescribe the language. Default `true`.
+    #[must_use]
+    pub fn language_forcing(mut self, yes: bool) -> Self {
+        self.language_forcing = yes;
+        self
+    }
+
+    /// Says whether the engine can't work without a GPU. Default `false`.
+    #[must_use]
+    pub fn gpu_required(mut self, yes: bool) -> Self {
+        self.gpu_required = yes;
+        self
+    }
+
+    /// Sets the GPU memory it needs, in MiB.
+    #[must_use]
+    pub fn gpu_memory_mib(mut self, mib: u32) -> Self {
+        self.gpu_memory_mib = Some(mib);
+        self
+    }
+
+    /// Says whether it can work on a CPU. Default `true`.
+    #[must_use]
+    pub fn supports_cpu(mut self, yes: bool) -> Self {
+        self.supports_cpu = yes;
+        self
+    }
+
+    /// Sets the main memory it needs, in GiB.
+    #[must_use]
+    pub fn memory_gib(mut self, gib: u32) -> Self {
+        self.memory_gib = Some(gib);
+        self
+    }
+
+    /// Sets the measured processing time divided by audio time on a GPU. The platform ranks engines by it.
+    #[must_use]
+    pub fn realtime_factor_gpu(mut self, factor: f64) -> Self {
+        self.realtime_factor_gpu = Some(factor);
+        self
+    }
+
+    /// Sets the measured processing time divided by audio time on a CPU.
+    #[must_use]
+    pub fn realtime_factor_cpu(mut self, factor: f64) -> Self {
+        self.realtime_factor_cpu = Some(factor);
+        self
+    }
+}
+
+/// Which model: a name such as `openai/whisper-small`, or the path of a directory.
+///
+/// The empty id stands for "none named": an engine that knows one model only may ignore it.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ModelId(Arc<str>);
+
+impl ModelId {
+    /// A model of this name.
+    #[must_use]
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self(name.into())
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether no model was named.
+    #[must_use]
+    pub fn is_unnamed(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Default for ModelId {
+    fn default() -> Self {
+        Self(Arc::from(""))
+    }
+}
+
+impl fmt::Display for ModelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ModelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ModelId({:?})", &*self.0)
+    }
+}
+
+impl From<&str> for ModelId {
+    fn from(name: &str) -> Self {
+        Self::new(name)
+    }
+}
+
+impl From<String> for ModelId {
+    fn from(name: String) -> Self {
+        Self::new(name)
+    }
+}
+
+/// What [`Engine::load`] gets: the options of this worker and the way from a model's name to its files.
+#[derive(Debug, Clone)]
+pub struct LoadContext {
+    options: Arc<EngineOptions>,
+    slot: usize,
+}
+
+impl LoadContext {
+    /// A context for the first inference thread, as tests and `doctor` need it.
+    #[must_use]
+    pub fn new(options: EngineOptions) -> Self {
+        Self::for_slot(Arc::new(options), 0)
+    }
+
+    pub(crate) fn for_slot(options: Arc<EngineOptions>, slot: usize) -> Self {
+        Self { options, slot }
+    }
+
+    /// Device, precision and the other choices of whoever started the worker.
+    #[must_use]
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// The number of the inference thread, from 0. An engine with several GPUs may spread its threads over them.
+    #[must_use]
+    pub fn slot(&self) -> usize {
+        self.slot
+    }
+
+    /// Finds the directory of a model: the id itself if it is a directory, else a directory of that name under the
+    /// model root of the options (`DALSTON_MODEL_DIR`).
+    ///
+    /// # Errors
+    ///
+    /// A permanent error with the code `model_not_found` that says where it looked.
+    pub fn model_dir(&self, model: &ModelId) -> Result<PathBuf, TaskError> {
+        let itself = Path::new(model.as_str());
+        if !model.is_unnamed() && itself.is_dir() {
+            return Ok(itself.to_owned());
+        }
+        if model.is_unnamed() {
+            return Err(TaskError::permanent(
+                "model_not_found",
+                "no model is named: give one with --model, DALSTON_DEFAULT_MODEL or the task's loaded_model_id",
+            ));
+        }
+        let Some(root) = &self.options.model_root else {
+            return Err(TaskError::permanent(
+                "model_not_found",
+                format!(
+                    "model {model:?}: there is no such directory, and DALSTON_MODEL_DIR is not set",
+                    model = model.as_str()
+                ),
+            ));
+        };
+        // A name from a task must not lead out of the model root.
+        let plain = itself
+            .components()
+            .all(|part| matches!(part, std::path::Component::Normal(_)));
+        let below = root.join(itself);
+        if plain && below.is_dir() {
+            return Ok(below);
+        }
+        Err(TaskError::permanent(
+            "model_not_found",
+            format!(
+                "model {model:?}: neither that directory nor one of that name in {root} exists",
+                model = model.as_str(),
+                root = root.display()
+            ),
+        ))
+    }
+}
+
+/// One row of `doctor`: something that was looked at, what was found, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Check {
+    /// What was looked at, in a word or two.
+    pub name: String,
+    /// How it is.
+    pub status: CheckStatus,
+    /// What was found.
+    pub detail: String,
+    /// What a person can do about it.
+    pub advice: Option<String>,
+}
+
+impl Check {
+    /// All is well.
+    #[must_use]
+    pub fn ok(name: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            status: CheckStatus::Ok,
+            detail: detail.into(),
+            advice: None,
+        }
+    }
+
+    /// It works, but not as well as it could.
+    #[must_use]
+    pub fn warning(name: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self {
+            status: CheckStatus::Warning,
+            ..Self::ok(name, detail)
+        }
+    }
+
+    /// The engine can't work like this.
+    #[must_use]
+    pub fn missing(name: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self {
+            status: CheckStatus::Missing,
+            ..Self::ok(name, detail)
+        }
+    }
+
+    /// Adds what a person can do about it.
+    #[must_use]
+    pub fn advice(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+}
+
+/// How the thing behind a [`Check`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckStatus {
+    /// As it should be.
+    Ok,
+    /// The engine works, but worse than it could.
+    Warning,
+    /// The engine can't work.
+    Missing,
+}

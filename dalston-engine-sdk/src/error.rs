@@ -1,0 +1,307 @@
+//! How a task fails: [`TaskError`]; how a worker fails: [`BuildError`], [`RunError`].
+
+use std::error::Error;
+use std::fmt;
+
+use thiserror::Error;
+
+type BoxError = Box<dyn Error + Send + Sync + 'static>;
+
+/// Why a task failed.
+///
+/// It takes anything through `?`. To make that possible it is not a [`std::error::Error`] itself.
+///
+/// ```
+/// use dalston_engine_sdk::{TaskError, TaskErrorKind};
+///
+/// fn parse(text: &str) -> Result<u32, TaskError> {
+///     Ok(text.parse::<u32>()?)
+/// }
+///
+/// let error = parse("seven").unwrap_err();
+/// assert_eq!(error.kind(), TaskErrorKind::Retryable);
+/// assert_eq!(error.to_string(), "invalid digit found in string");
+///
+/// let error = TaskError::permanent("unknown_language", "language \"tlh\": this model knows en and de");
+/// assert_eq!(error.code(), "unknown_language");
+/// ```
+pub struct TaskError(Box<Parts>);
+
+struct Parts {
+    kind: TaskErrorKind,
+    code: &'static str,
+    context: Option<String>,
+    source: BoxError,
+}
+
+/// What can be done about a failed task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TaskErrorKind {
+    /// Another attempt may succeed. The default of everything that comes through `?`.
+    Retryable,
+    /// Another attempt would fail in the same way: the input or the request is wrong.
+    Permanent,
+    /// Nobody wants the result any more.
+    Cancelled,
+    /// The memory of the device or of the machine was exhausted. The model is dropped and loaded again.
+    OutOfMemory,
+    /// The task did not end in time. Only the runner says this.
+    DeadlineExceeded,
+    /// The engine panicked. Only the runner says this. The model is dropped and loaded again.
+    Panic,
+}
+
+impl TaskError {
+    /// A failure after which another attempt may succeed.
+    ///
+    /// `code` is short, static and in `snake_case`: it becomes the attribute `error.type` and may become a label.
+    pub fn retryable(code: &'static str, error: impl Into<BoxError>) -> Self {
+        Self::new(TaskErrorKind::Retryable, code, error)
+    }
+
+    /// A failure that every further attempt would meet again.
+    pub fn permanent(code: &'static str, error: impl Into<BoxError>) -> Self {
+        Self::new(TaskErrorKind::Permanent, code, error)
+    }
+
+    /// The memory of the device or of the machine was exhausted. The code is `out_of_memory`.
+    pub fn out_of_memory(error: impl Into<BoxError>) -> Self {
+        Self::new(TaskErrorKind::OutOfMemory, "out_of_memory", error)
+    }
+
+    /// The task was cancelled. The code is `cancelled`.
+    ///
+    /// Usually returned by [`TaskContext::check_cancelled`](crate::TaskContext::check_cancelled).
+    #[must_use]
+    pub fn cancelled() -> Self {
+        Self::new(TaskErrorKind::Cancelled, "cancelled", "the task was cancelled")
+    }
+
+    pub(crate) fn new(kind: TaskErrorKind, code: &'static str, error: impl Into<BoxError>) -> Self {
+        Self(Box::new(Parts {
+            kind,
+            code,
+            context: None,
+            source: error.into(),
+        }))
+    }
+
+    /// What can be done about it.
+    #[must_use]
+    pub fn kind(&self) -> TaskErrorKind {
+        self.0.kind
+    }
+
+    /// The short static code: `error` unless something more definite is known.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.0.code
+    }
+
+    /// The error that this was made from.
+    #[must_use]
+    pub fn source(&self) -> &(dyn Error + Send + Sync + 'static) {
+        &*self.0.source
+    }
+
+    /// Says what was being done, in front of the message: `reading config.json: no such file`.
+    #[must_use]
+    pub fn context(mut self, doing: impl fmt::Display) -> Self {
+        self.0.context = Some(match self.0.context.take() {
+            None => doing.to_string(),
+            Some(inner) => format!("{doing}: {inner}"),
+        });
+        self
+    }
+
+    /// The same error with another code.
+    #[must_use]
+    pub fn with_code(mut self, code: &'static str) -> Self {
+        self.0.code = code;
+        self
+    }
+
+    /// The same error of another kind.
+    #[must_use]
+    pub(crate) fn with_kind(mut self, kind: TaskErrorKind) -> Self {
+        self.0.kind = kind;
+        self
+    }
+
+    /// Whether the model that met this error should be given up.
+    pub(crate) fn spoils_model(&self) -> bool {
+        matches!(self.kind(), TaskErrorKind::Panic | TaskErrorKind::OutOfMemory)
+    }
+
+    /// Recognises an exhausted memory in an error that the engine passed on without saying so.
+    pub(crate) fn classified(self) -> Self {
+        if self.kind() == TaskErrorKind::Retryable && says_out_of_memory(&self.to_string()) {
+            return self
+                .with_kind(TaskErrorKind::OutOfMemory)
+                .with_code("out_of_memory");
+        }
+        self
+    }
+}
+
+/// Whether the text of a foreign error or panic reports exhausted memory: libtorch's and CUDA's words for it, which reach
+/// us as text only.
+pub(crate) fn says_out_of_memory(text: &str) -> bool {
+    const PHRASES: [&str; 6] = [
+        "CUDA out of memory",
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "DefaultCPUAllocator: can't allocate memory",
+        "DefaultCPUAllocator: not enough memory",
+    ];
+    PHRASES.iter().any(|phrase| text.contains(phrase))
+}
+
+impl<E: Error + Send + Sync + 'static> From<E> for TaskError {
+    fn from(error: E) -> Self {
+        Self::new(TaskErrorKind::Retryable, "error", error)
+    }
+}
+
+/// The message with the messages of its causes, on one line.
+impl fmt::Display for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(context) = &self.0.context {
+            write!(f, "{context}: ")?;
+        }
+        let mut said = self.0.source.to_string();
+        f.write_str(&said)?;
+        let mut cause = self.0.source.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Many libraries repeat the cause in their own message.
+            if !said.ends_with(&text) {
+                write!(f, ": {text}")?;
+            }
+            said = text;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskError")
+            .field("kind", &self.kind())
+            .field("code", &self.code())
+            .field("message", &self.to_string())
+            .finish()
+    }
+}
+
+/// Why a runner could not be put together.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The engine describes itself in a way that the platform would not accept.
+    #[error("engine {id:?}: {problem}")]
+    Engine {
+        /// The id that the engine gave.
+        id: String,
+        /// What is wrong with its description.
+        problem: String,
+    },
+    /// A part is missing.
+    #[error("the runner has no {what}: give it one with Runner::builder(..).{what}(..)")]
+    Missing {
+        /// The part, named as the builder's method is.
+        what: &'static str,
+    },
+    /// A number makes no sense.
+    #[error("{what} is {value}: expected {accepted}")]
+    Value {
+        /// The setting.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be accepted.
+        accepted: &'static str,
+    },
+}
+
+/// Why a runner stopped although nobody asked it to.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// Too many inference threads are stuck in calls that never returned. Only a new process gets their memory back.
+    #[error(
+        "{abandoned} inference threads are stuck past the deadlines of their tasks: the process must be restarted"
+    )]
+    Stuck {
+        /// How many threads were given up.
+        abandoned: usize,
+    },
+    /// The operating system refused an inference thread.
+    #[error("starting an inference thread")]
+    Thread(#[source] std::io::Error),
+    /// The directory for the files of tasks can't be used.
+    #[error("the directory for temporary files {path}")]
+    TempDir {
+        /// The directory.
+        path: String,
+        /// What the operating system says.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Error)]
+    #[error("opening the model")]
+    struct Opening(#[source] std::io::Error);
+
+    #[derive(Debug, Error)]
+    #[error("opening the model: {0}")]
+    struct Repeating(#[source] std::io::Error);
+
+    fn missing() -> std::io::Error {
+        std::io::Error::other("no such file")
+    }
+
+    #[test]
+    fn the_message_names_every_cause_once() {
+        assert_eq!(
+            TaskError::from(Opening(missing())).to_string(),
+            "opening the model: no such file"
+        );
+        assert_eq!(
+            TaskError::from(Repeating(missing())).to_string(),
+            "opening the model: no such file"
+        );
+        let error = TaskError::from(missing())
+            .context("config.json")
+            .context("loading tiny");
+        assert_eq!(error.to_string(), "loading tiny: config.json: no such file");
+    }
+
+    #[test]
+    fn libtorch_text_about_memory_makes_an_out_of_memory_error() {
+        let torch = std::io::Error::other("CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; ...)");
+        let error = TaskError::from(torch).context("decoding").classified();
+        assert_eq!(
+            (error.kind(), error.code()),
+            (TaskErrorKind::OutOfMemory, "out_of_memory")
+        );
+    }
+
+    #[test]
+    fn an_explicit_kind_is_kept_whatever_the_text_says() {
+        let error =
+            TaskError::permanent("bad_input", "CUDA out of memory is the title of the song").classified();
+        assert_eq!(
+            (error.kind(), error.code()),
+            (TaskErrorKind::Permanent, "bad_input")
+        );
+    }
+}

@@ -1,0 +1,340 @@
+//! Where the files of tasks are: [`Store`], a thin face over [`object_store`].
+//!
+//! Files are named by locators: `s3://bucket/key` for everything that the platform stores, and `file:///path` for files of
+//! this machine where that is allowed. A store of memory or of local files stands in for S3 under the same locators, so
+//! that nothing above it knows the difference.
+
+pub mod key;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use object_store::buffered::BufWriter;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStore, ObjectStoreExt};
+use thiserror::Error;
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt;
+use url::Url;
+
+/// The name of the platform's bucket unless someone says otherwise.
+pub const DEFAULT_BUCKET: &str = "dalston-artifacts";
+
+/// The files of one bucket. Cheap to clone.
+///
+/// ```
+/// use dalston_engine_sdk::store::Store;
+///
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let store = Store::memory();
+/// let locator = store.write("jobs/J/audio/original.wav", "RIFF").await?;
+/// assert_eq!(locator, "s3://dalston-artifacts/jobs/J/audio/original.wav");
+/// assert_eq!(store.read(&locator, 1024).await?, "RIFF");
+/// # Ok::<(), dalston_engine_sdk::store::StoreError>(())
+/// # }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct Store {
+    objects: Arc<dyn ObjectStore>,
+    bucket: Arc<str>,
+    local_files: bool,
+}
+
+impl Store {
+    /// The files that `objects` holds, under the name of this bucket.
+    #[must_use]
+    pub fn new(objects: Arc<dyn ObjectStore>, bucket: impl Into<Arc<str>>) -> Self {
+        Self {
+            objects,
+            bucket: bucket.into(),
+            local_files: false,
+        }
+    }
+
+    /// An empty store in memory.
+    #[must_use]
+    pub fn memory() -> Self {
+        Self::new(Arc::new(InMemory::new()), DEFAULT_BUCKET)
+    }
+
+    /// A store in a directory of this machine, which is made if it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// If the directory can't be made or read.
+    pub fn directory(root: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let root = root.as_ref();
+        let name = || root.display().to_string();
+        std::fs::create_dir_all(root).map_err(|source| StoreError::File { path: name(), source })?;
+        let objects = LocalFileSystem::new_with_prefix(root).map_err(|source| StoreError::Storage {
+            locator: name(),
+            source: source.into(),
+        })?;
+        Ok(Self::new(Arc::new(objects), DEFAULT_BUCKET))
+    }
+
+    /// Lets tasks name files of this machine as `file:///path`. Only for workers that take tasks from their own user.
+    #[must_use]
+    pub fn with_local_files(mut self) -> Self {
+        self.local_files = true;
+        self
+    }
+
+    /// The locator of a key in this bucket.
+    #[must_use]
+    pub fn locator(&self, key: &str) -> String {
+        format!("s3://{}/{key}", self.bucket)
+    }
+
+    /// Reads a small file of up to `limit` bytes.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such file, it is larger, or the storage fails.
+    pub async fn read(&self, locator: &str, limit: usize) -> Result<Bytes, StoreError> {
+        let too_large = || StoreError::TooLarge {
+            locator: locator.to_owned(),
+            limit,
+        };
+        match self.resolve(locator)? {
+            Place::Local(path) => {
+                let fail = |source| StoreError::File {
+                    path: path.display().to_string(),
+                    source,
+                };
+                let size = tokio::fs::metadata(&path).await.map_err(fail)?.len();
+                if size > limit as u64 {
+                    return Err(too_large());
+                }
+                tokio::fs::read(&path).await.map(Bytes::from).map_err(fail)
+            }
+            Place::Object(object) => {
+                let fail = |source| StoreError::storage(locator, source);
+                let found = self.objects.get(&object).await.map_err(fail)?;
+                if found.meta.size > limit as u64 {
+                    return Err(too_large());
+                }
+                let mut chunks = found.into_stream();
+                let mut bytes = BytesMut::new();
+                while let Some(chunk) = chunks.next().await {
+                    bytes.extend_from_slice(&chunk.map_err(fail)?);
+                    if bytes.len() > limit {
+                        return Err(too_large());
+                    }
+                }
+                Ok(bytes.freeze())
+            }
+        }
+    }
+
+    /// Writes a small file and returns its locator.
+    ///
+    /// # Errors
+    ///
+    /// If the key is not one, or the storage fails.
+    pub async fn write(&self, key: &str, content: impl Into<Bytes>) -> Result<String, StoreError> {
+        let locator = self.locator(key);
+        let object = parse_key(&locator, key)?;
+        let put = self.objects.put(&object, content.into().into()).await;
+        put.map_err(|source| StoreError::storage(&locator, source))?;
+        Ok(locator)
+    }
+
+    /// Brings a file to this machine and returns where it is: at `to`, or where it was if it is a local file already.
+    ///
+    /// It is copied piece by piece, so memory does not grow with its size.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such file, or the storage or the local disk fails.
+    pub async fn fetch(&self, locator: &str, to: &Path) -> Result<PathBuf, StoreError> {
+        let object = match self.resolve(locator)? {
+            Place::Object(object) => object,
+            Place::Local(path) => {
+                let fail = |source| StoreError::File {
+                    path: path.display().to_string(),
+                    source,
+                };
+                // Open it, so that what can't be read is reported here, with its name.
+                let opened = File::open(&path).await.map_err(fail)?;
+                if opened.metadata().await.map_err(fail)?.is_dir() {
+                    return Err(fail(std::io::ErrorKind::IsADirectory.into()));
+                }
+                return Ok(path);
+            }
+        };
+        let disk = |source| StoreError::File {
+            path: to.display().to_string(),
+            source,
+        };
+        let found = self
+            .objects
+            .get(&object)
+            .await
+            .map_err(|source| StoreError::storage(locator, source))?;
+        let mut chunks = found.into_stream();
+        let mut file = File::create(to).await.map_err(disk)?;
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|source| StoreError::storage(locator, source))?;
+            file.write_all(&chunk).await.map_err(disk)?;
+        }
+        file.flush().await.map_err(disk)?;
+        Ok(to.to_owned())
+    }
+
+    /// Stores a file of this machine under a key; returns its locator and its size in bytes.
+    ///
+    /// It is copied piece by piece, so memory does not grow with its size.
+    ///
+    /// # Errors
+    ///
+    /// If the file can't be read, the key is not one, or the storage fails.
+    pub async fn put(&self, from: &Path, key: &str) -> Result<(String, u64), StoreError> {
+        let locator = self.locator(key);
+        let object = parse_key(&locator, key)?;
+        let disk = |source| StoreError::File {
+            path: from.display().to_string(),
+            source,
+        };
+        let mut file = File::open(from).await.map_err(disk)?;
+        let mut writer = BufWriter::new(Arc::clone(&self.objects), object);
+        let copied = async {
+            let size = tokio::io::copy(&mut file, &mut writer).await?;
+            writer.shutdown().await?;
+            Ok::<_, std::io::Error>(size)
+        };
+        match copied.await {
+            Ok(size) => Ok((locator, size)),
+            Err(source) => {
+                // Parts that were sent already would stay in the bucket, invisible and paid for.
+                let _ = writer.abort().await;
+                Err(StoreError::Storage {
+                    locator,
+                    source: source.into(),
+                })
+            }
+        }
+    }
+
+    fn resolve(&self, locator: &str) -> Result<Place, StoreError> {
+        let wrong = |problem: String| StoreError::Locator {
+            locator: locator.to_owned(),
+            problem,
+        };
+        if let Some(rest) = locator.strip_prefix("s3://") {
+            let (bucket, key) = rest
+                .split_once('/')
+                .ok_or_else(|| wrong("it has no key".to_owned()))?;
+            if bucket != &*self.bucket {
+                return Err(wrong(format!(
+                    "this worker only reaches the bucket {:?}",
+                    self.bucket
+                )));
+            }
+            return parse_key(locator, key).map(Place::Object);
+        }
+        if locator.starts_with("file:") {
+            if !self.local_files {
+                return Err(wrong(
+                    "this worker does not read files of its own machine".to_owned(),
+                ));
+            }
+            let url = Url::parse(locator).map_err(|error| wrong(error.to_string()))?;
+            let path = url
+                .to_file_path()
+                .map_err(|()| wrong("it is not an absolute path".to_owned()))?;
+            return Ok(Place::Local(path));
+        }
+        Err(wrong("expected s3://bucket/key".to_owned()))
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("bucket", &self.bucket)
+            .field("local_files", &self.local_files)
+            .finish_non_exhaustive()
+    }
+}
+
+enum Place {
+    Object(ObjectPath),
+    Local(PathBuf),
+}
+
+fn parse_key(locator: &str, key: &str) -> Result<ObjectPath, StoreError> {
+    let wrong = |problem: String| StoreError::Locator {
+        locator: locator.to_owned(),
+        problem,
+    };
+    if key.is_empty() {
+        return Err(wrong("it has no key".to_owned()));
+    }
+    ObjectPath::parse(key).map_err(|error| wrong(error.to_string()))
+}
+
+/// Why a file could not be read or written.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// It names nothing that this store could reach.
+    #[error("{locator:?}: {problem}")]
+    Locator {
+        /// The locator.
+        locator: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// There is nothing at this locator.
+    #[error("{locator}: there is no such object")]
+    NotFound {
+        /// The locator.
+        locator: String,
+    },
+    /// It is larger than what is sensible for its purpose.
+    #[error("{locator}: it has more than {limit} bytes")]
+    TooLarge {
+        /// The locator.
+        locator: String,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// A file of this machine could not be read or written.
+    #[error("{path}")]
+    File {
+        /// The file.
+        path: String,
+        /// What the operating system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The storage failed.
+    #[error("{locator}")]
+    Storage {
+        /// The locator.
+        locator: String,
+        /// What the storage says.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl StoreError {
+    fn storage(locator: &str, source: object_store::Error) -> Self {
+        match source {
+            object_store::Error::NotFound { .. } => Self::NotFound {
+                locator: locator.to_owned(),
+            },
+            other => Self::Storage {
+                locator: locator.to_owned(),
+                source: other.into(),
+            },
+        }
+    }
+}
