@@ -1,0 +1,544 @@
+//! The way through audio of any length, window by window.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::ops::Range;
+
+use super::greedy::{Hypothesis, Sampling};
+use super::rules::{RuleOptions, Rules};
+use crate::error::Error;
+use crate::tokenizer::Task;
+use crate::whisper::Whisper;
+
+/// A window that moves on by less than this many seconds is slow.
+const SLOW_SECONDS: f64 = 1.0;
+/// So many slow windows in a row are tolerated; then the rest of the window is given up.
+const MOST_SLOW_WINDOWS: u32 = 3;
+/// Above this temperature a text is too wild to be the next window's prompt.
+const MOST_PROMPT_TEMPERATURE: f64 = 0.5;
+
+/// What to decode, and how.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Options {
+    /// Language code; `None` detects it from the first window.
+    pub language: Option<String>,
+    /// Transcribe (the default) or translate to English.
+    pub task: Task,
+    /// Whether segments get their own times (the default), or the window's.
+    pub timestamps: bool,
+    /// Text that might have come before the recording: spelling, names, style. Only the first window sees it.
+    pub initial_prompt: Option<String>,
+    /// Whether each window's prompt is the text before it. More consistent, but errors live on. Default: no.
+    pub condition_on_previous_text: bool,
+    /// Token ids that are never sampled; `None` (the default) is what the model's files say.
+    pub suppress_tokens: Option<Vec<i64>>,
+    /// Whether a window may not begin with a blank or the end of text. Default: yes.
+    pub suppress_blank: bool,
+    /// Temperatures to try in turn until a result is good enough. Default: 0 alone.
+    pub temperatures: Vec<f64>,
+    /// Above this [compression ratio](crate::compression_ratio) the next temperature is tried. Default: 2.4.
+    pub compression_ratio_threshold: Option<f64>,
+    /// Below this average log-probability the next temperature is tried. Default: -1.
+    pub logprob_threshold: Option<f64>,
+    /// Above this probability of no speech, together with a low log-probability, a window is silent. Default: 0.6.
+    pub no_speech_threshold: Option<f64>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            language: None,
+            task: Task::Transcribe,
+            timestamps: true,
+            initial_prompt: None,
+            condition_on_previous_text: false,
+            suppress_tokens: None,
+            suppress_blank: true,
+            temperatures: vec![0.0],
+            compression_ratio_threshold: Some(2.4),
+            logprob_threshold: Some(-1.0),
+            no_speech_threshold: Some(0.6),
+        }
+    }
+}
+
+/// Samples of any length at the model's rate, one channel, read piece by piece.
+pub trait Samples {
+    /// Number of samples.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The samples in `range`, which lies within [`len`](Self::len).
+    ///
+    /// # Errors
+    /// Whatever reading can fail with.
+    fn read(&self, range: Range<usize>) -> Result<Cow<'_, [f32]>, Box<dyn StdError + Send + Sync>>;
+}
+
+impl Samples for [f32] {
+    fn len(&self) -> usize {
+        <[f32]>::len(self)
+    }
+
+    fn read(&self, range: Range<usize>) -> Result<Cow<'_, [f32]>, Box<dyn StdError + Send + Sync>> {
+        self.get(range)
+            .map(Cow::Borrowed)
+            .ok_or_else(|| "range beyond the samples".into())
+    }
+}
+
+/// Looks on while a recording is transcribed.
+pub trait Observer {
+    /// Whether to go on. Asked before each window and every few tokens.
+    fn keep_going(&mut self) -> bool {
+        true
+    }
+
+    /// So much of the recording is done, 0 to 1.
+    fn advanced(&mut self, _fraction: f32) {}
+}
+
+/// Nobody looks on.
+impl Observer for () {}
+
+/// A transcribed recording.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Transcription {
+    /// What was said, in order.
+    pub segments: Vec<Segment>,
+    /// Language code that was decoded with; `None` if nobody named one and there was too little sound to tell.
+    pub language: Option<String>,
+    /// How sure the model is of it; `None` if it was named.
+    pub language_probability: Option<f64>,
+    /// Seconds of the recording.
+    pub duration: f64,
+    /// Windows that were decoded.
+    pub windows: usize,
+    /// What the reader of the transcript should know.
+    pub warnings: Vec<String>,
+}
+
+impl Transcription {
+    /// The text of all segments.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.segments
+            .iter()
+            .map(|segment| segment.text.as_str())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+}
+
+/// A piece of a transcript.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Segment {
+    /// Seconds from the start of the recording.
+    pub start: f64,
+    /// Seconds from the start of the recording.
+    pub end: f64,
+    /// What was said, stripped.
+    pub text: String,
+    /// Token ids, timestamps included.
+    pub tokens: Vec<i64>,
+    /// The window's: see [`Hypothesis::avg_logprob`].
+    pub avg_logprob: f64,
+    /// The window's: see [`Hypothesis::no_speech_prob`].
+    pub no_speech_prob: f64,
+    /// The window's: see [`compression_ratio`](crate::compression_ratio).
+    pub compression_ratio: f64,
+    /// The temperature that the window was decoded at.
+    pub temperature: f64,
+}
+
+impl Whisper {
+    /// Transcribes a recording of any length.
+    ///
+    /// Windows begin where the last complete segment of the window before ended. The time is bounded for every model and
+    /// recording: a model that does not move on is moved on, and a warning says so.
+    ///
+    /// # Errors
+    /// The language is unknown, the samples can't be read, `observer` asked to stop, or libtorch failed.
+    pub fn transcribe<S: Samples + ?Sized>(
+        &mut self,
+        samples: &S,
+        options: &Options,
+        observer: &mut dyn Observer,
+    ) -> Result<Transcription, Error> {
+        Seeker::new(self, options)?.run(samples, observer)
+    }
+}
+
+/// The state between two windows.
+struct Seeker<'a> {
+    whisper: &'a mut Whisper,
+    options: &'a Options,
+    rules: Rules,
+    language: Option<String>,
+    language_probability: Option<f64>,
+    /// Text tokens that the next prompt may use.
+    previous: Vec<i64>,
+    segments: Vec<Segment>,
+    windows: usize,
+    slow_windows: u32,
+    given_up: Vec<f64>,
+}
+
+/// A window's place in the recording, in frames.
+#[derive(Clone, Copy)]
+struct Place {
+    seek: usize,
+    size: usize,
+}
+
+impl<'a> Seeker<'a> {
+    fn new(whisper: &'a mut Whisper, options: &'a Options) -> Result<Self, Error> {
+        let vocabulary = whisper.vocabulary();
+        let language = options
+            .language
+            .as_deref()
+            .map(|name| vocabulary.language(name))
+            .transpose()?;
+        // Fail now rather than after the first window: the prompt checks the task.
+        let any = language
+            .clone()
+            .or_else(|| vocabulary.languages().into_iter().next())
+            .unwrap_or_default();
+        vocabulary.prompt(&any, options.task, options.timestamps, &[], 0)?;
+        let mut previous = Vec::new();
+        if let Some(prompt) = options
+            .initial_prompt
+            .as_deref()
+            .map(str::trim)
+            .filter(|text| !text.is_empty())
+        {
+            previous = vocabulary.encode(&format!(" {prompt}"))?;
+        }
+        let rules = Rules::new(
+            vocabulary,
+            &rule_options(whisper, options),
+            whisper.placement().device,
+        )?;
+        Ok(Self {
+            whisper,
+            options,
+            rules,
+            language,
+            language_probability: None,
+            previous,
+            segments: Vec::new(),
+            windows: 0,
+            slow_windows: 0,
+            given_up: Vec::new(),
+        })
+    }
+
+    fn run<S: Samples + ?Sized>(
+        mut self,
+        samples: &S,
+        observer: &mut dyn Observer,
+    ) -> Result<Transcription, Error> {
+        let features = self.whisper.config().features.clone();
+        let hop = features.hop_length as usize;
+        let frames = samples.len() / hop;
+        let mut seek = 0;
+        while seek < frames {
+            if !observer.keep_going() {
+                return Err(Error::Stopped);
+            }
+            let place = Place {
+                seek,
+                size: features.window_frames().min(frames - seek),
+            };
+            let range = place.seek * hop..(place.seek + place.size) * hop;
+            let window = samples.read(range).map_err(Error::Samples)?;
+            let advance = self
+                .window(&window, place, observer)
+                .map_err(|error| self.locate(error, place))?;
+            seek += self.guard(advance, place).clamp(1, place.size);
+            observer.advanced(seek as f32 / frames as f32);
+        }
+        let mut warnings = Vec::new();
+        if !self.given_up.is_empty() {
+            let places: Vec<_> = self.given_up.iter().map(|at| format!("{at:.2} s")).collect();
+            warnings.push(format!(
+                "the model made no progress and was moved on at {}",
+                places.join(", ")
+            ));
+        }
+        Ok(Transcription {
+            segments: self.segments,
+            language: self.language,
+            language_probability: self.language_probability,
+            duration: samples.len() as f64 / features.sampling_rate as f64,
+            windows: self.windows,
+            warnings,
+        })
+    }
+
+    /// Decodes one window and returns by how many frames to move on.
+    fn window(&mut self, samples: &[f32], place: Place, observer: &mut dyn Observer) -> Result<usize, Error> {
+        self.windows += 1;
+        let offset = self.seconds(place.seek);
+        let features = {
+            let span = tracing::info_span!("whisper.features", "whisper.window_offset_seconds" = offset);
+            let _entered = span.enter();
+            let features = self.whisper.features(samples)?;
+            self.settle(&span);
+            features
+        };
+        let hypothesis = self.decode(&features, offset, observer)?;
+        let silent = self
+            .options
+            .no_speech_threshold
+            .is_some_and(|most| hypothesis.no_speech_prob > most)
+            && self
+                .options
+                .logprob_threshold
+                .is_none_or(|least| hypothesis.avg_logprob <= least);
+        if silent {
+            return Ok(place.size);
+        }
+        let advance = self.cut(&hypothesis, place)?;
+        let text_end = self.whisper.vocabulary().end_of_text();
+        if self.options.condition_on_previous_text && hypothesis.temperature <= MOST_PROMPT_TEMPERATURE {
+            self.previous
+                .extend(hypothesis.ids.iter().filter(|&&id| id < text_end));
+            let surplus = self
+                .previous
+                .len()
+                .saturating_sub(self.whisper.most_previous_tokens());
+            self.previous.drain(..surplus);
+        } else {
+            self.previous.clear();
+        }
+        Ok(advance)
+    }
+
+    /// Encodes the window, finds its language if nobody has yet, and decodes at the first temperature that does.
+    fn decode(
+        &mut self,
+        features: &tch::Tensor,
+        offset: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<Hypothesis, Error> {
+        let most = self.whisper.most_sampled_tokens();
+        let most_previous = self.whisper.most_previous_tokens();
+        let encode = tracing::info_span!("whisper.encode", "whisper.window_offset_seconds" = offset);
+        let entered = encode.enter();
+        let mut window = self.whisper.window(features)?;
+        if !encode.is_disabled() {
+            window.whisper().synchronize();
+        }
+        drop(entered);
+
+        if self.language.is_none() {
+            let span = tracing::info_span!(
+                "whisper.detect_language",
+                "dalston.language" = tracing::field::Empty,
+                "whisper.language_probability" = tracing::field::Empty,
+            );
+            let _entered = span.enter();
+            if let Some(best) = window.languages()?.into_iter().next() {
+                span.record("dalston.language", &best.code);
+                span.record("whisper.language_probability", best.probability);
+                self.language_probability = Some(best.probability);
+                self.language = Some(best.code);
+            } else {
+                self.language = window.whisper().vocabulary().languages().into_iter().next();
+            }
+        }
+        let language = self.language.as_deref().unwrap_or_default();
+        let prompt = window.whisper().vocabulary().prompt(
+            language,
+            self.options.task,
+            self.options.timestamps,
+            &self.previous,
+            most_previous,
+        )?;
+
+        let temperatures: &[f64] = match self.options.temperatures.as_slice() {
+            [] => &[0.0],
+            some => some,
+        };
+        let mut best: Option<Hypothesis> = None;
+        for &temperature in temperatures {
+            let span = tracing::info_span!(
+                "whisper.decode",
+                "whisper.window_offset_seconds" = offset,
+                "whisper.temperature" = temperature,
+                "whisper.prompt_tokens" = prompt.ids.len(),
+                "whisper.tokens" = tracing::field::Empty,
+                "whisper.avg_logprob" = tracing::field::Empty,
+                "whisper.no_speech_prob" = tracing::field::Empty,
+                "whisper.compression_ratio" = tracing::field::Empty,
+            );
+            let _entered = span.enter();
+            let sampling = Sampling { temperature, most };
+            let hypothesis = window.decode(&prompt, &self.rules, sampling, &mut || observer.keep_going())?;
+            span.record("whisper.tokens", hypothesis.ids.len());
+            span.record("whisper.avg_logprob", hypothesis.avg_logprob);
+            span.record("whisper.no_speech_prob", hypothesis.no_speech_prob);
+            span.record("whisper.compression_ratio", hypothesis.compression_ratio);
+            let good = good_enough(&hypothesis, self.options);
+            best = Some(hypothesis);
+            if good {
+                break;
+            }
+        }
+        // There is at least one temperature, so there is a hypothesis.
+        best.ok_or(Error::Stopped)
+    }
+
+    /// Turns a window's tokens into segments and returns by how many frames to move on.
+    fn cut(&mut self, hypothesis: &Hypothesis, place: Place) -> Result<usize, Error> {
+        let first = self.whisper.vocabulary().first_timestamp();
+        let step = self.whisper.config().timestamp_step();
+        let offset = self.seconds(place.seek);
+        let time = |id: i64| (id - first) as f64 * step;
+        let ids = hypothesis.ids.as_slice();
+        let is_stamp = |at: usize| ids.get(at).is_some_and(|&id| id >= first);
+        let single_end = ids.len() > 1 && is_stamp(ids.len() - 1) && !is_stamp(ids.len() - 2);
+
+        // Two timestamps in a row: one segment ends, the next begins.
+        let mut cuts: Vec<usize> = (1..ids.len())
+            .filter(|&at| is_stamp(at) && is_stamp(at - 1))
+            .collect();
+        if cuts.is_empty() {
+            let last = ids
+                .iter()
+                .rev()
+                .copied()
+                .find(|&id| id >= first)
+                .filter(|&id| id != first);
+            let duration = last.map_or(self.seconds(place.size), time);
+            self.push(ids, offset, offset + duration, hypothesis)?;
+            return Ok(place.size);
+        }
+        if single_end {
+            cuts.push(ids.len());
+        }
+        let mut from = 0;
+        let mut end = 0.0;
+        for cut in cuts {
+            let part = ids.get(from..cut).unwrap_or_default();
+            if let (Some(&start), Some(&stop)) = (part.first(), part.last()) {
+                end = time(stop);
+                self.push(part, offset + time(start), offset + end, hypothesis)?;
+            }
+            from = cut;
+        }
+        if single_end {
+            return Ok(place.size);
+        }
+        Ok((end * self.frames_per_second()).round() as usize)
+    }
+
+    fn push(&mut self, ids: &[i64], start: f64, end: f64, hypothesis: &Hypothesis) -> Result<(), Error> {
+        let text = self.whisper.vocabulary().decode(ids)?;
+        let (start, end) = (hundredths(start), hundredths(end));
+        // Equal in hundredths means equal.
+        if text.is_empty() || end <= start {
+            return Ok(());
+        }
+        self.segments.push(Segment {
+            start,
+            end,
+            text,
+            tokens: ids.to_vec(),
+            avg_logprob: hypothesis.avg_logprob,
+            no_speech_prob: hypothesis.no_speech_prob,
+            compression_ratio: hypothesis.compression_ratio,
+            temperature: hypothesis.temperature,
+        });
+        Ok(())
+    }
+
+    /// A confused model may crawl, or stand still: after a few slow windows in a row the rest of the window is given up.
+    fn guard(&mut self, advance: usize, place: Place) -> usize {
+        if advance >= place.size || advance as f64 >= SLOW_SECONDS * self.frames_per_second() {
+            self.slow_windows = 0;
+            return advance;
+        }
+        self.slow_windows += 1;
+        if advance > 0 && self.slow_windows <= MOST_SLOW_WINDOWS {
+            return advance;
+        }
+        self.slow_windows = 0;
+        self.given_up.push(self.seconds(place.seek));
+        place.size
+    }
+
+    /// The lower layers do not know where the window stands.
+    fn locate(&self, error: Error, place: Place) -> Error {
+        match error {
+            Error::NotANumber { .. } => Error::NotANumber {
+                offset: self.seconds(place.seek),
+            },
+            other => other,
+        }
+    }
+
+    fn settle(&self, span: &tracing::Span) {
+        if !span.is_disabled() {
+            self.whisper.synchronize();
+        }
+    }
+
+    fn seconds(&self, frames: usize) -> f64 {
+        frames as f64 / self.frames_per_second()
+    }
+
+    fn frames_per_second(&self) -> f64 {
+        let features = &self.whisper.config().features;
+        features.sampling_rate as f64 / features.hop_length as f64
+    }
+}
+
+fn rule_options(whisper: &Whisper, options: &Options) -> RuleOptions {
+    let generation = &whisper.config().generation;
+    let vocabulary = whisper.vocabulary();
+    let suppress = match (&options.suppress_tokens, &generation.suppress_tokens) {
+        // A caller's list replaces the model's, but control tokens never belong into a text.
+        (Some(given), _) => [given.as_slice(), vocabulary.control()].concat(),
+        (None, Some(own)) => own.clone(),
+        (None, None) => vocabulary.control().to_vec(),
+    };
+    let suppress_first = if options.suppress_blank {
+        generation.begin_suppress_tokens.clone().unwrap_or_default()
+    } else {
+        Vec::new()
+    };
+    RuleOptions {
+        suppress,
+        suppress_first,
+        timestamps: options.timestamps,
+        max_initial_timestamp: generation.max_initial_timestamp_index,
+    }
+}
+
+/// Whether no further temperature needs to be tried.
+fn good_enough(hypothesis: &Hypothesis, options: &Options) -> bool {
+    let repetitive = options
+        .compression_ratio_threshold
+        .is_some_and(|most| hypothesis.compression_ratio > most);
+    let unlikely = options
+        .logprob_threshold
+        .is_some_and(|least| hypothesis.avg_logprob < least);
+    let silent = options
+        .no_speech_threshold
+        .is_some_and(|most| hypothesis.no_speech_prob > most)
+        && (unlikely || options.logprob_threshold.is_none());
+    silent || !(repetitive || unlikely)
+}
+
+fn hundredths(seconds: f64) -> f64 {
+    (seconds * 100.0).round() / 100.0
+}

@@ -1,0 +1,3 @@
+//! Whisper as a Dalston engine.
+
+fn main() {}

@@ -1,0 +1,349 @@
+//! Token ids of one model: all of them come from its files, none from a constant.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tokenizers::Tokenizer;
+
+use crate::config::Config;
+use crate::error::{Error, LoadError};
+
+/// What the decoder is asked to write.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Task {
+    /// The words that were spoken.
+    #[default]
+    Transcribe,
+    /// English words for what was spoken in another language.
+    Translate,
+}
+
+/// The tokens of one model: text, and the ids with a meaning.
+#[derive(Debug)]
+pub struct Vocabulary {
+    tokenizer: Tokenizer,
+    size: i64,
+    /// Language code to token id; empty for an English-only model.
+    languages: BTreeMap<String, i64>,
+    tasks: Option<(i64, i64)>,
+    start_of_transcript: i64,
+    end_of_text: i64,
+    no_timestamps: i64,
+    first_timestamp: i64,
+    no_speech: Option<i64>,
+    start_of_previous: Option<i64>,
+    /// Control tokens that are never part of a transcript.
+    control: Vec<i64>,
+}
+
+impl Vocabulary {
+    /// Reads `tokenizer.json` in `dir` and completes it with what `config` says.
+    ///
+    /// # Errors
+    /// The file is missing or malformed, or a token that decoding needs is in neither of the two.
+    pub fn load(dir: &Path, config: &Config) -> Result<Self, LoadError> {
+        let path = dir.join("tokenizer.json");
+        let bytes = fs::read(&path).map_err(|source| LoadError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| LoadError::Invalid {
+            path: path.clone(),
+            problem: one_line(&error.to_string()),
+        })?;
+        // A prompt is text: "<|nospeech|>" in it must not become a control token.
+        tokenizer.set_encode_special_tokens(true);
+        Self::build(tokenizer, config, &path)
+    }
+
+    fn build(tokenizer: Tokenizer, config: &Config, path: &Path) -> Result<Self, LoadError> {
+        let generation = &config.generation;
+        let missing = |name: &str| LoadError::Invalid {
+            path: PathBuf::from(path),
+            problem: format!("token {name:?} is missing, and generation_config.json does not name it either"),
+        };
+        let find = |name: &str| tokenizer.token_to_id(name).map(i64::from);
+        let need = |known: Option<i64>, name: &str| known.or_else(|| find(name)).ok_or_else(|| missing(name));
+
+        let end_of_text = need(
+            find("<|endoftext|>").or(generation.eos_token_id.as_ref().and_then(|id| id.first())),
+            "<|endoftext|>",
+        )?;
+        let start_of_transcript = need(
+            find("<|startoftranscript|>").or(config.model.decoder_start_token_id),
+            "<|startoftranscript|>",
+        )?;
+        let no_timestamps = need(generation.no_timestamps_token_id, "<|notimestamps|>")?;
+        // Old tokenizer files do not list the timestamps, but they have always come right after <|notimestamps|>.
+        let first_timestamp = find("<|0.00|>").unwrap_or(no_timestamps + 1);
+
+        let task = |key: &str, name: &str| {
+            generation
+                .task_to_id
+                .as_ref()
+                .and_then(|map| map.get(key).copied())
+                .or_else(|| find(name))
+        };
+        let (transcribe, translate) = (
+            task("transcribe", "<|transcribe|>"),
+            task("translate", "<|translate|>"),
+        );
+        let mut languages: BTreeMap<String, i64> = generation
+            .lang_to_id
+            .iter()
+            .flatten()
+            .map(|(name, &id)| (name.trim_matches(['<', '|', '>']).to_owned(), id))
+            .collect();
+        if languages.is_empty() && generation.is_multilingual == Some(true) {
+            // Every Whisper vocabulary has its languages between these two.
+            for id in start_of_transcript + 1..translate.or(transcribe).unwrap_or(0) {
+                let name = u32::try_from(id).ok().and_then(|id| tokenizer.id_to_token(id));
+                let code = name
+                    .as_deref()
+                    .and_then(|n| n.strip_prefix("<|")?.strip_suffix("|>"));
+                languages.extend(code.map(|code| (code.to_owned(), id)));
+            }
+        }
+        if generation.is_multilingual == Some(false) {
+            languages.clear();
+        }
+        let tasks = if languages.is_empty() {
+            None
+        } else {
+            Some((
+                need(transcribe, "<|transcribe|>")?,
+                need(translate, "<|translate|>")?,
+            ))
+        };
+        let no_speech = find("<|nospeech|>").or_else(|| find("<|nocaptions|>"));
+        let start_of_previous = generation.prev_sot_token_id.or_else(|| find("<|startofprev|>"));
+        let start_of_model = find("<|startoflm|>");
+        let control = [
+            Some(start_of_transcript),
+            transcribe,
+            translate,
+            start_of_model,
+            start_of_previous,
+            no_speech,
+        ];
+
+        let this = Self {
+            size: config.model.vocab_size,
+            languages,
+            tasks,
+            start_of_transcript,
+            end_of_text,
+            no_timestamps,
+            first_timestamp,
+            no_speech,
+            start_of_previous,
+            control: control.into_iter().flatten().collect(),
+            tokenizer,
+        };
+        this.check().map_err(|problem| LoadError::Invalid {
+            path: PathBuf::from(path),
+            problem,
+        })?;
+        Ok(this)
+    }
+
+    /// An id beyond the embedding would be an out-of-bounds read on a GPU: refuse it here.
+    fn check(&self) -> Result<(), String> {
+        let tasks = self
+            .tasks
+            .iter()
+            .flat_map(|&(transcribe, translate)| [transcribe, translate]);
+        let known = [self.end_of_text, self.no_timestamps, self.start_of_transcript]
+            .into_iter()
+            .chain(self.control.iter().copied())
+            .chain(self.languages.values().copied())
+            .chain(tasks);
+        for id in known {
+            if !(0..self.size).contains(&id) {
+                return Err(format!(
+                    "token id {id} lies outside the vocabulary of {} in config.json",
+                    self.size
+                ));
+            }
+        }
+        if self.first_timestamp <= self.end_of_text || self.first_timestamp >= self.size {
+            return Err(format!(
+                "the first timestamp is token {}: expected it after <|endoftext|> ({}) and within the vocabulary of {}",
+                self.first_timestamp, self.end_of_text, self.size
+            ));
+        }
+        Ok(())
+    }
+
+    /// Language codes that the model knows, sorted: `["en"]` for an English-only model.
+    #[must_use]
+    pub fn languages(&self) -> Vec<String> {
+        if self.languages.is_empty() {
+            return vec!["en".to_owned()];
+        }
+        self.languages.keys().cloned().collect()
+    }
+
+    /// Whether prompts name a language and a task.
+    #[must_use]
+    pub fn is_multilingual(&self) -> bool {
+        !self.languages.is_empty()
+    }
+
+    /// The code by which the model knows `language`: case and a region (`de-AT`) do not matter.
+    ///
+    /// # Errors
+    /// [`Error::UnknownLanguage`] lists the languages that the model knows.
+    pub fn language(&self, language: &str) -> Result<String, Error> {
+        let wanted = language.trim().to_ascii_lowercase();
+        let known = self.languages();
+        let primary = wanted.split(['-', '_']).next().unwrap_or_default();
+        let find = |code: &str| known.iter().find(|known| *known == code).cloned();
+        find(&wanted)
+            .or_else(|| find(primary))
+            .ok_or_else(|| Error::UnknownLanguage {
+                language: language.to_owned(),
+                known,
+            })
+    }
+
+    /// The language tokens in the order of [`languages`](Self::languages).
+    pub(crate) fn language_ids(&self) -> Vec<i64> {
+        self.languages.values().copied().collect()
+    }
+
+    /// The prompt: earlier text (its last tokens, as many as fit), language, task, timestamps or not.
+    ///
+    /// # Errors
+    /// The language is unknown, or an English-only model was asked to translate.
+    pub fn prompt(
+        &self,
+        language: &str,
+        task: Task,
+        timestamps: bool,
+        previous: &[i64],
+        most_previous: usize,
+    ) -> Result<Prompt, Error> {
+        let mut ids = Vec::new();
+        if let Some(start) = self.start_of_previous.filter(|_| !previous.is_empty()) {
+            let skipped = previous.len().saturating_sub(most_previous);
+            ids.push(start);
+            ids.extend(previous.iter().skip(skipped));
+        }
+        let start = ids.len();
+        ids.push(self.start_of_transcript);
+        let code = self.language(language)?;
+        match self.tasks {
+            None if task == Task::Translate => return Err(Error::CannotTranslate { language: code }),
+            None => {}
+            Some((transcribe, translate)) => {
+                ids.extend(self.languages.get(&code));
+                ids.push(if task == Task::Translate {
+                    translate
+                } else {
+                    transcribe
+                });
+            }
+        }
+        if !timestamps {
+            ids.push(self.no_timestamps);
+        }
+        Ok(Prompt {
+            ids,
+            start,
+            timestamps,
+        })
+    }
+
+    /// Text as token ids, without any control token.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<i64>, Error> {
+        let encoding = self
+            .tokenizer
+            .encode(text, false)
+            .map_err(|e| Error::Tokenizer(one_line(&e.to_string())))?;
+        Ok(encoding
+            .get_ids()
+            .iter()
+            .map(|&id| i64::from(id))
+            .filter(|&id| id < self.end_of_text)
+            .collect())
+    }
+
+    /// The stripped text of `ids`; control and timestamp tokens are left out.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the ids.
+    pub fn decode(&self, ids: &[i64]) -> Result<String, Error> {
+        // Timestamps are not marked special in tokenizer.json, so they are told by their id.
+        let text: Vec<u32> = ids
+            .iter()
+            .filter(|&&id| id < self.end_of_text)
+            .filter_map(|&id| u32::try_from(id).ok())
+            .collect();
+        let decoded = self
+            .tokenizer
+            .decode(&text, false)
+            .map_err(|e| Error::Tokenizer(one_line(&e.to_string())))?;
+        Ok(decoded.trim().to_owned())
+    }
+
+    /// Number of tokens that the network knows.
+    #[must_use]
+    pub fn size(&self) -> i64 {
+        self.size
+    }
+
+    /// `<|startoftranscript|>`
+    #[must_use]
+    pub fn start_of_transcript(&self) -> i64 {
+        self.start_of_transcript
+    }
+
+    /// `<|endoftext|>`
+    #[must_use]
+    pub fn end_of_text(&self) -> i64 {
+        self.end_of_text
+    }
+
+    /// `<|notimestamps|>`
+    #[must_use]
+    pub fn no_timestamps(&self) -> i64 {
+        self.no_timestamps
+    }
+
+    /// `<|0.00|>`; all ids from here on are timestamps.
+    #[must_use]
+    pub fn first_timestamp(&self) -> i64 {
+        self.first_timestamp
+    }
+
+    /// `<|nospeech|>` or, in older models, `<|nocaptions|>`.
+    #[must_use]
+    pub fn no_speech(&self) -> Option<i64> {
+        self.no_speech
+    }
+
+    /// Control tokens that never belong into a transcript.
+    pub(crate) fn control(&self) -> &[i64] {
+        &self.control
+    }
+}
+
+/// The tokens before the first sampled one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// All tokens.
+    pub ids: Vec<i64>,
+    /// Where `<|startoftranscript|>` stands.
+    pub start: usize,
+    /// Whether timestamps are wanted.
+    pub timestamps: bool,
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,265 @@
+//! Reading tensors from safetensors files, one at a time: a large model never lies in memory twice.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, Metadata};
+use serde::Deserialize;
+use tch::{Kind, Tensor};
+
+use crate::error::LoadError;
+use crate::model::Placement;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// The limit of the safetensors library itself.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// The weights of a model directory: a single file or shards with an index.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    /// What an error about a missing tensor names: the single file or the index.
+    listing: PathBuf,
+    shards: Vec<Shard>,
+    /// Which shard holds a tensor.
+    place: HashMap<String, usize>,
+    /// `model.` in most directories, empty where only the inner model was saved.
+    prefix: &'static str,
+    placement: Placement,
+}
+
+impl Weights {
+    /// Opens the weights in `dir` and reads their headers, no tensor yet.
+    ///
+    /// # Errors
+    /// There are no weights, or a file is truncated or not safetensors.
+    pub(crate) fn open(dir: &Path, placement: Placement) -> Result<Self, LoadError> {
+        let single = dir.join(SINGLE);
+        let index = dir.join(INDEX);
+        let (listing, files, wanted) = if single.exists() {
+            (single.clone(), vec![single], None)
+        } else if index.exists() {
+            let map = read_index(&index)?;
+            let names: BTreeSet<&String> = map.values().collect();
+            let files = names.iter().map(|name| dir.join(name)).collect();
+            (index, files, Some(map))
+        } else {
+            let hint = if dir.join("pytorch_model.bin").exists() {
+                "convert pytorch_model.bin to safetensors first"
+            } else {
+                "is this a Hugging Face Whisper directory?"
+            };
+            return Err(LoadError::NoWeights {
+                path: dir.to_owned(),
+                hint,
+            });
+        };
+
+        let mut shards = Vec::with_capacity(files.len());
+        let mut place = HashMap::new();
+        for path in files {
+            let shard = Shard::open(path)?;
+            for name in shard.metadata.offset_keys() {
+                place.insert(name, shards.len());
+            }
+            shards.push(shard);
+        }
+        if let Some(name) = wanted
+            .iter()
+            .flat_map(|map| map.keys())
+            .find(|name| !place.contains_key(name.as_str()))
+        {
+            return Err(LoadError::MissingTensor {
+                path: listing,
+                name: name.clone(),
+            });
+        }
+        let prefix = if place.keys().any(|name| name.starts_with("encoder.")) {
+            ""
+        } else {
+            "model."
+        };
+        Ok(Self {
+            listing,
+            shards,
+            place,
+            prefix,
+            placement,
+        })
+    }
+
+    /// Reads one tensor of the model (named without the leading `model.`), in the placement's precision and on its device.
+    ///
+    /// # Errors
+    /// It is missing, or has another shape than `shape`, or an unusable element type.
+    pub(crate) fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor, LoadError> {
+        self.read(format!("{}{name}", self.prefix), shape)
+    }
+
+    /// As [`tensor`](Self::tensor), for a tensor that stands outside the inner model, if it is there.
+    ///
+    /// # Errors
+    /// It is there but has another shape than `shape`, or an unusable element type.
+    pub(crate) fn outer_tensor(&self, name: &str, shape: &[i64]) -> Result<Option<Tensor>, LoadError> {
+        if !self.place.contains_key(name) {
+            return Ok(None);
+        }
+        self.read(name.to_owned(), shape).map(Some)
+    }
+
+    /// Where and in which precision the tensors go.
+    #[must_use]
+    pub(crate) fn placement(&self) -> Placement {
+        self.placement
+    }
+
+    fn read(&self, name: String, shape: &[i64]) -> Result<Tensor, LoadError> {
+        let found = self.place.get(&name).and_then(|&index| self.shards.get(index));
+        let Some(shard) = found else {
+            return Err(LoadError::MissingTensor {
+                path: self.listing.clone(),
+                name,
+            });
+        };
+        let tensor = shard.read(name, shape)?;
+        Ok(tensor
+            .f_to_device(self.placement.device)?
+            .f_to_kind(self.placement.kind)?)
+    }
+}
+
+/// One safetensors file.
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    file: File,
+    metadata: Metadata,
+    /// Where the tensors' bytes begin.
+    start: u64,
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Self, LoadError> {
+        let invalid = |problem: String| LoadError::Invalid {
+            path: path.clone(),
+            problem,
+        };
+        let unreadable = |source| LoadError::Read {
+            path: path.clone(),
+            source,
+        };
+
+        let mut file = File::open(&path).map_err(unreadable)?;
+        let length = file.metadata().map_err(unreadable)?.len();
+        let mut prefix = [0; 8];
+        if length < 8 {
+            return Err(invalid(format!(
+                "truncated: {length} bytes are too few for a safetensors header"
+            )));
+        }
+        file.read_exact(&mut prefix).map_err(unreadable)?;
+        let header = u64::from_le_bytes(prefix);
+        if header > MAX_HEADER_BYTES || header > length - 8 {
+            return Err(invalid(format!(
+                "not a safetensors file, or truncated: its header claims {header} of {length} bytes"
+            )));
+        }
+        let mut json = vec![0; header as usize];
+        file.read_exact(&mut json).map_err(unreadable)?;
+        let metadata: Metadata = serde_json::from_slice(&json)
+            .map_err(|error| invalid(format!("not a safetensors file: malformed header: {error}")))?;
+        let start = 8 + header;
+        let expected = start.saturating_add(metadata.data_len() as u64);
+        if length != expected {
+            let what = if length < expected {
+                "truncated"
+            } else {
+                "trailing bytes"
+            };
+            return Err(invalid(format!(
+                "{what}: {length} bytes where the header calls for {expected}"
+            )));
+        }
+        Ok(Self {
+            path,
+            file,
+            metadata,
+            start,
+        })
+    }
+
+    fn read(&self, name: String, shape: &[i64]) -> Result<Tensor, LoadError> {
+        let Some(info) = self.metadata.info(&name) else {
+            return Err(LoadError::MissingTensor {
+                path: self.path.clone(),
+                name,
+            });
+        };
+        let kind = match info.dtype {
+            Dtype::F32 => Kind::Float,
+            Dtype::F16 => Kind::Half,
+            Dtype::BF16 => Kind::BFloat16,
+            Dtype::F64 => Kind::Double,
+            other => {
+                let dtype = format!("{other:?}");
+                return Err(LoadError::UnsupportedDtype {
+                    path: self.path.clone(),
+                    name,
+                    dtype,
+                });
+            }
+        };
+        let found: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
+        if found != shape {
+            let (path, expected) = (self.path.clone(), shape.to_vec());
+            return Err(LoadError::WrongShape {
+                path,
+                name,
+                expected,
+                found,
+            });
+        }
+        // The metadata was validated on opening: this many bytes are exactly what the shape needs.
+        let (begin, end) = info.data_offsets;
+        let mut bytes = vec![0; end - begin];
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(self.start + begin as u64))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(|source| LoadError::Read {
+                path: self.path.clone(),
+                source,
+            })?;
+        Ok(Tensor::f_from_data_size(&bytes, shape, kind)?)
+    }
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: HashMap<String, String>,
+}
+
+fn read_index(path: &Path) -> Result<HashMap<String, String>, LoadError> {
+    let text = fs::read_to_string(path).map_err(|source| LoadError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let index: Index = serde_json::from_str(&text).map_err(|source| LoadError::Json {
+        path: path.to_owned(),
+        source,
+    })?;
+    // The index is data from outside: it may name files beside it and no others.
+    let outside = index
+        .weight_map
+        .values()
+        .find(|name| Path::new(name.as_str()).file_name() != Some(name.as_ref()));
+    if let Some(name) = outside {
+        let problem = format!("weight_map names {name:?}: expected the name of a file in the same directory");
+        return Err(LoadError::Invalid {
+            path: path.to_owned(),
+            problem,
+        });
+    }
+    Ok(index.weight_map)
+}

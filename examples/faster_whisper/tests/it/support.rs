@@ -1,0 +1,89 @@
+//! Shared by the tests: where things lie, one loaded model for all, and a reader for the shipped recordings.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use faster_whisper::{Placement, Whisper};
+use tch::{Device, Kind, Tensor};
+
+/// Runs the goldens elsewhere than on the CPU in float32: `cpu`, `cuda` or `cuda:1`, then `float32`, `float16` or
+/// `bfloat16`, as in `cuda:0/float16`.
+const PLACEMENT_VARIABLE: &str = "FASTER_WHISPER_TEST_PLACEMENT";
+
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+pub(crate) fn model_dir() -> PathBuf {
+    root().join("models/whisper-nano-digits")
+}
+
+/// The shipped model, loaded once.
+pub(crate) fn nano() -> MutexGuard<'static, Whisper> {
+    static NANO: LazyLock<Mutex<Whisper>> = LazyLock::new(|| Mutex::new(load(placement())));
+    // A failed assertion of another test does not spoil the model.
+    NANO.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn load(placement: Placement) -> Whisper {
+    Whisper::load(&model_dir(), placement).unwrap()
+}
+
+/// What the goldens are compared on.
+pub(crate) fn placement() -> Placement {
+    let text = std::env::var(PLACEMENT_VARIABLE).unwrap_or_else(|_| "cpu/float32".to_owned());
+    let (device, kind) = text.split_once('/').expect("DEVICE/PRECISION");
+    let device = match device {
+        "cpu" => Device::Cpu,
+        "cuda" => Device::Cuda(0),
+        other => Device::Cuda(
+            other
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .expect("cpu or cuda[:N]"),
+        ),
+    };
+    if device != Device::Cpu {
+        support_cuda();
+    }
+    let kind = match kind {
+        "float32" => Kind::Float,
+        "float16" => Kind::Half,
+        "bfloat16" => Kind::BFloat16,
+        other => panic!("unknown precision {other}"),
+    };
+    Placement { device, kind }
+}
+
+/// libtorch's CUDA part is not among what the linker keeps: load it by hand.
+fn support_cuda() {}
+
+/// The samples of a 16 kHz mono PCM file among the shipped ones.
+pub(crate) fn samples(file: &str) -> Vec<f32> {
+    let bytes = fs::read(root().join("audio").join(file)).unwrap();
+    assert_eq!((&bytes[..4], &bytes[8..12]), (&b"RIFF"[..], &b"WAVE"[..]));
+    let mut at = 12;
+    loop {
+        let size = u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap()) as usize;
+        if &bytes[at..at + 4] == b"data" {
+            let data = &bytes[at + 8..at + 8 + size];
+            return data
+                .chunks_exact(2)
+                .map(|pair| f32::from(i16::from_le_bytes([pair[0], pair[1]])) / 32768.0)
+                .collect();
+        }
+        at += 8 + size + size % 2;
+    }
+}
+
+/// The largest absolute difference.
+pub(crate) fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    let (a, b) = (host(a), host(b));
+    (a - b).abs().max().double_value(&[])
+}
+
+pub(crate) fn host(tensor: &Tensor) -> Tensor {
+    tensor.to_device(Device::Cpu).to_kind(Kind::Float)
+}
