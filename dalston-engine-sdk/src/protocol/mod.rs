@@ -8,6 +8,9 @@
 //! | [`TaskRequestData`] | 3.2, `request.json` |
 //! | [`RequestBinding`], [`ArtifactSelector`], [`ArtifactReference`] | 3.3 |
 //! | [`TaskResponseData`] | 3.4, `response.json` |
+//! | [`keys`] | 2.1, names in Redis |
+//! | [`TaskEvent`] | 2.4, events |
+//! | [`RegistryRecord`], [`Heartbeat`], [`Capabilities`] | 2.5, the registry of engines |
 //! | [`Timestamp`] | 12, item 20 |
 //!
 //! Documents that come in are read with patience: unknown keys are ignored, a `null` counts as an absent key. What is
@@ -15,12 +18,20 @@
 //! has the document and not our code. Documents that go out are written exactly as the platform's own programs write them.
 
 mod artifact;
+mod events;
 pub(crate) mod json;
+pub mod keys;
+mod registry;
 mod request;
 mod response;
 mod timestamp;
 
 pub use artifact::{ArtifactReference, ArtifactSelector, RequestBinding};
+pub use events::{TaskEvent, TaskEventKind};
+pub use registry::{
+    Capabilities, Field, HEARTBEAT_SECONDS, Heartbeat, InstanceStatus, NodeIdentity, RECORD_TTL_SECONDS, RegistryRecord,
+    SCHEMA_VERSION, VocabularySupport,
+};
 pub use request::TaskRequestData;
 pub use response::TaskResponseData;
 pub use timestamp::{InvalidTimestamp, Timestamp};

@@ -1,0 +1,96 @@
+//! Section 2.1: the names of everything in Redis.
+
+/// The consumer group of every task stream.
+pub const TASK_GROUP: &str = "engines";
+/// The stream of events that the orchestrator reads.
+pub const EVENT_STREAM: &str = "dalston:events:stream";
+/// About how many events the stream keeps. Writers trim it as they add.
+pub const EVENT_STREAM_MAX_LEN: usize = 10_000;
+/// The channel with a copy of every event, for everyone else.
+pub const EVENT_CHANNEL: &str = "dalston:events";
+/// The set of tasks that were queued although no engine could take them.
+pub const WAITING_TASKS: &str = "dalston:waiting_engine_tasks";
+/// The set of all registered instances.
+pub const INSTANCES: &str = "dalston:engine:instances";
+
+/// Fields of a task's metadata that an engine removes when it takes a task that waited for one.
+pub const WAIT_MARKERS: [&str; 4] = [
+    "waiting_for_engine",
+    "wait_enqueued_at",
+    "wait_timeout_s",
+    "wait_deadline_at",
+];
+
+/// The stream of tasks for an engine.
+///
+/// ```
+/// assert_eq!(dalston_engine_sdk::protocol::keys::task_stream("faster-whisper"), "dalston:stream:faster-whisper");
+/// ```
+#[must_use]
+pub fn task_stream(engine_id: &str) -> String {
+    format!("dalston:stream:{engine_id}")
+}
+
+/// The hash with a task's metadata.
+#[must_use]
+pub fn task(task_id: &str) -> String {
+    format!("dalston:task:{task_id}")
+}
+
+/// The hash with the artifacts that the tasks of a job produced, by artifact id.
+#[must_use]
+pub fn job_artifacts(job_id: &str) -> String {
+    format!("dalston:job:{job_id}:artifacts")
+}
+
+/// The key that exists when a job was cancelled.
+#[must_use]
+pub fn job_cancelled(job_id: &str) -> String {
+    format!("dalston:job:cancelled:{job_id}")
+}
+
+/// The hash with what an instance says about itself.
+#[must_use]
+pub fn instance(instance: &str) -> String {
+    format!("dalston:engine:instance:{instance}")
+}
+
+/// The set of instances of an engine.
+#[must_use]
+pub fn engine_instances(engine_id: &str) -> String {
+    format!("dalston:engine:engine_id:{engine_id}")
+}
+
+/// The set of instances that can do a stage.
+#[must_use]
+pub fn stage_instances(stage: &str) -> String {
+    format!("dalston:engine:stage:{stage}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_those_of_the_platform() {
+        let keys = [
+            task_stream("faster-whisper"),
+            task("9b2e"),
+            job_artifacts("51c0"),
+            job_cancelled("51c0"),
+            instance("faster-whisper-0f37d5acd7e8"),
+            engine_instances("faster-whisper"),
+            stage_instances("transcribe"),
+        ];
+        let expected = [
+            "dalston:stream:faster-whisper",
+            "dalston:task:9b2e",
+            "dalston:job:51c0:artifacts",
+            "dalston:job:cancelled:51c0",
+            "dalston:engine:instance:faster-whisper-0f37d5acd7e8",
+            "dalston:engine:engine_id:faster-whisper",
+            "dalston:engine:stage:transcribe",
+        ];
+        assert_eq!(keys, expected);
+    }
+}
