@@ -167,13 +167,15 @@ fn install(variant: Variant, ours: &Path) -> Result<(), Error> {
         Variant::Cpu => {
             // One at a time: what an interrupted attempt completed is kept.
             for wheel in WHEELS {
-                download(wheel, &wheels)?;
+                download(wheel, &partial, &wheels)?;
             }
             println!("unpacking");
+            // pip's temporary files.
+            remove(&partial)?;
             let unpack = Cmd::new("python3").arg("-c").arg(UNPACK).arg(&partial);
             wheels_in(&wheels)?.iter().fold(unpack, Cmd::arg).run_unshown()?;
         }
-        Variant::Cuda => pip(&wheels)
+        Variant::Cuda => pip(&partial)
             .args("install --no-compile --only-binary=:all: --target")
             .arg(&partial)
             .arg(WHEELS[0])
@@ -195,7 +197,7 @@ fn install(variant: Variant, ours: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn download(wheel: &str, wheels: &Path) -> Result<(), Error> {
+fn download(wheel: &str, partial: &Path, wheels: &Path) -> Result<(), Error> {
     // pip names the file with underscores: `nvidia_cuda_cupti-13.0.85-…`.
     let prefix = wheel.replace("==", "-");
     let (name, version) = prefix.rsplit_once('-').unwrap_or((&prefix, ""));
@@ -208,21 +210,28 @@ fn download(wheel: &str, wheels: &Path) -> Result<(), Error> {
         println!("{wheel} is already here");
         return Ok(());
     }
+    println!("fetching {wheel}");
     // For one Python whatever this machine's is, since Python never runs it. The platforms are those of the wheels.
-    pip(wheels)
+    pip(partial)
         .args("download --no-deps --only-binary=:all: --implementation cp --python-version 3.12")
         .args("--platform manylinux_2_28_x86_64 --platform manylinux_2_25_x86_64")
         .args("--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --dest")
-        .arg(wheels)
+        .arg(partial)
         .arg(wheel)
-        .run()
+        .run_unshown()?;
+    // Only now is it certain to be whole.
+    for path in wheels_in(partial)? {
+        let place = wheels.join(path.file_name().unwrap_or_default());
+        fs::rename(&path, &place).map_err(Error::at(&place))?;
+    }
+    Ok(())
 }
 
-/// pip, patient, with its temporary files beside `neighbour`: half a gigabyte is too much for many a `/tmp`.
-fn pip(neighbour: &Path) -> Cmd {
+/// pip, patient, with its temporary files in `temporary`: half a gigabyte is too much for many a `/tmp`.
+fn pip(temporary: &Path) -> Cmd {
     Cmd::new("python3")
         .args("-m pip --retries 10 --timeout 60 --disable-pip-version-check --no-input --no-cache-dir")
-        .env("TMPDIR", neighbour)
+        .env("TMPDIR", temporary)
 }
 
 fn wheels_in(directory: &Path) -> Result<Vec<PathBuf>, Error> {
