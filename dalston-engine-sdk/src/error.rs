@@ -148,15 +148,28 @@ impl TaskError {
 /// Whether the text of a foreign error or panic reports exhausted memory: libtorch's and CUDA's words for it, which reach
 /// us as text only.
 pub(crate) fn says_out_of_memory(text: &str) -> bool {
-    const PHRASES: [&str; 6] = [
+    const PHRASES: [&str; 9] = [
         "CUDA out of memory",
         "CUDA error: out of memory",
+        "CUDA driver error: out of memory",
         "CUBLAS_STATUS_ALLOC_FAILED",
         "CUDNN_STATUS_ALLOC_FAILED",
         "DefaultCPUAllocator: can't allocate memory",
         "DefaultCPUAllocator: not enough memory",
+        "CUSPARSE_STATUS_INSUFFICIENT_RESOURCES",
+        "std::bad_alloc",
     ];
     PHRASES.iter().any(|phrase| text.contains(phrase))
+}
+
+/// A message in one line. libtorch appends a C++ back-trace to its own, which helps nobody who runs an engine.
+pub(crate) fn one_line(text: &str) -> String {
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Exception raised from") && !line.starts_with("frame #"))
+        .filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ")
 }
 
 impl<E: Error + Send + Sync + 'static> From<E> for TaskError {
@@ -171,11 +184,11 @@ impl fmt::Display for TaskError {
         if let Some(context) = &self.0.context {
             write!(f, "{context}: ")?;
         }
-        let mut said = self.0.source.to_string();
+        let mut said = one_line(&self.0.source.to_string());
         f.write_str(&said)?;
         let mut cause = self.0.source.source();
         while let Some(error) = cause {
-            let text = error.to_string();
+            let text = one_line(&error.to_string());
             // Many libraries repeat the cause in their own message.
             if !said.ends_with(&text) {
                 write!(f, ": {text}")?;
@@ -283,6 +296,17 @@ mod tests {
             .context("config.json")
             .context("loading tiny");
         assert_eq!(error.to_string(), "loading tiny: config.json: no such file");
+    }
+
+    #[test]
+    fn a_message_with_a_cpp_back_trace_is_shown_in_one_line_without_it() {
+        let torch = std::io::Error::other(
+            "size mismatch,\n  got 2 and 3\nException raised from infer_size at a.cpp:31 (most recent call first):\nframe #0: f",
+        );
+        assert_eq!(
+            TaskError::from(torch).context("decoding").to_string(),
+            "decoding: size mismatch, got 2 and 3"
+        );
     }
 
     #[test]

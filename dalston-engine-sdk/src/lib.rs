@@ -10,11 +10,13 @@ pub mod protocol;
 pub mod stage;
 pub mod store;
 mod task;
+#[cfg(feature = "tch")]
+pub mod torch;
 
 pub use crate::config::RunnerConfig;
 pub use crate::context::{CancelReason, OutputFile, TaskContext};
 pub use crate::engine::{Check, CheckStatus, Engine, EngineInfo, LoadContext, ModelId};
 pub use crate::error::{BuildError, RunError, TaskError, TaskErrorKind};
 pub use crate::options::{DeviceChoice, EngineOptions, OptionError, PrecisionChoice};
-pub use crate::stage::{Segment, Stage, StageName, StageOutput, Transcript, TranscribeRequest, Word};
+pub use crate::stage::{Segment, Stage, StageName, StageOutput, TranscribeRequest, Transcript, Word};
 pub use crate::task::{Input, TaskInfo, TaskRequest};

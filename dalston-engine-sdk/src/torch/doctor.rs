@@ -1,0 +1,228 @@
+//! The rows of `doctor` about libtorch and GPUs.
+
+use tch::Device;
+
+use super::cuda::nvidia_driver_present;
+use super::gpu::{Gpu, GpuError, gpus};
+use super::libtorch::{Libtorch, WANTED_VERSION, libtorch};
+use super::placement::{Placement, probe};
+use crate::engine::Check;
+use crate::options::{DeviceChoice, EngineOptions};
+
+/// Looks at libtorch, the GPUs, and whether the device and precision of `options` can be had here.
+///
+/// An engine on libtorch returns these from [`Engine::check`](crate::Engine::check), with rows of its own beside them:
+///
+/// ```
+/// use dalston_engine_sdk::{Check, LoadContext, torch};
+///
+/// fn check(cx: &LoadContext) -> Vec<Check> {
+///     let mut checks = torch::checks(cx.options());
+///     checks.push(Check::ok("vocabulary", "built in"));
+///     checks
+/// }
+/// ```
+#[must_use]
+pub fn checks(options: &EngineOptions) -> Vec<Check> {
+    // Choosing comes before everything that asks libtorch about GPUs: it loads the CUDA back end.
+    let placement = Placement::choose(options);
+    let mut checks = vec![libtorch_check(&libtorch()), threads_check()];
+    checks.extend(gpu_checks(options.device, nvidia_driver_present(), gpus));
+    checks.push(match placement {
+        Ok(placement) => placement_check(placement),
+        Err(error) => Check::missing("device", error.to_string()).advice(
+            "choose another --device or --precision (DALSTON_DEVICE, DALSTON_PRECISION), or use auto",
+        ),
+    });
+    checks
+}
+
+fn libtorch_check(found: &Libtorch) -> Check {
+    let place = match &found.directory {
+        Some(directory) => format!("in {}", directory.display()),
+        None => "in an unknown place (/proc/self/maps cannot be read)".to_owned(),
+    };
+    let get_this = format!(
+        "install torch=={WANTED_VERSION}, build with LIBTORCH naming its directory, and let LD_LIBRARY_PATH name no other"
+    );
+    match (&found.version, found.version_fits()) {
+        (Some(version), Some(true)) => Check::ok("libtorch", format!("{version} {place}")),
+        (Some(version), _) => Check::missing(
+            "libtorch",
+            format!("{version} {place}, but this program was written for {WANTED_VERSION}"),
+        )
+        .advice(get_this),
+        (None, _) => Check::warning(
+            "libtorch",
+            format!("of unknown version {place}; {WANTED_VERSION} is needed"),
+        )
+        .advice(get_this),
+    }
+}
+
+fn threads_check() -> Check {
+    let mut detail = format!("{} for one operation", tch::get_num_threads());
+    if tch::utils::has_mkl() {
+        detail.push_str(", with MKL");
+    }
+    if tch::utils::has_mkldnn() {
+        detail.push_str(", with oneDNN");
+    }
+    Check::ok("CPU threads", detail)
+}
+
+fn gpu_checks(
+    choice: DeviceChoice,
+    driver_present: bool,
+    gpus: impl FnOnce() -> Result<Vec<Gpu>, GpuError>,
+) -> Vec<Check> {
+    if !driver_present {
+        let check = match choice {
+            DeviceChoice::Cuda(_) => Check::missing("GPU", "no NVIDIA driver is at work")
+                .advice("install the NVIDIA driver, or start the container with access to the GPU"),
+            DeviceChoice::Auto | DeviceChoice::Cpu => Check::ok("GPU", "none; no NVIDIA driver is at work"),
+        };
+        return vec![check];
+    }
+    match gpus() {
+        Ok(gpus) if gpus.is_empty() => {
+            vec![
+                Check::warning("GPU", "the NVIDIA driver lists none")
+                    .advice("look at the output of nvidia-smi"),
+            ]
+        }
+        Ok(gpus) => gpus.iter().map(gpu_check).collect(),
+        Err(error) => {
+            vec![Check::warning("GPU", error.to_string()).advice("look at the output of nvidia-smi")]
+        }
+    }
+}
+
+fn gpu_check(gpu: &Gpu) -> Check {
+    const GIB: f64 = (1_u64 << 30) as f64;
+    let detail = format!(
+        "{}, {:.1} of {:.1} GiB in use, compute capability {}, driver {}",
+        gpu.name,
+        gpu.memory_used as f64 / GIB,
+        gpu.memory_total as f64 / GIB,
+        gpu.compute_capability,
+        gpu.driver_version,
+    );
+    Check::ok(format!("GPU {}", gpu.index), detail)
+}
+
+fn placement_check(placement: Placement) -> Check {
+    match probe(placement.device()) {
+        Ok(()) if placement.device() == Device::Cpu && nvidia_driver_present() => Check::warning(
+            "device",
+            format!("{placement}, although there is an NVIDIA driver"),
+        )
+        .advice("run with --device cuda to be told what is missing"),
+        Ok(()) => Check::ok("device", format!("{placement}; a small computation succeeds")),
+        Err(error) => Check::missing("device", format!("{placement}: {}", super::message(&error))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::CheckStatus;
+    use crate::options::PrecisionChoice;
+
+    fn l4() -> Gpu {
+        Gpu {
+            index: 0,
+            name: "NVIDIA L4".to_owned(),
+            memory_used: 3 << 29,
+            memory_total: 24 << 30,
+            utilization: Some(0.0),
+            driver_version: "550.54.15".to_owned(),
+            compute_capability: "8.9".to_owned(),
+        }
+    }
+
+    #[test]
+    fn on_the_cpu_everything_needed_is_here() {
+        let checks = checks(&EngineOptions::new().device(DeviceChoice::Cpu));
+
+        let names: Vec<_> = checks.iter().map(|check| check.name.as_str()).collect();
+        assert_eq!(names.first(), Some(&"libtorch"));
+        assert_eq!(names.last(), Some(&"device"));
+        assert!(
+            checks.iter().all(|check| check.status != CheckStatus::Missing),
+            "{checks:#?}"
+        );
+    }
+
+    #[test]
+    fn a_precision_that_cannot_be_had_is_missing_with_advice() {
+        let options = EngineOptions::new()
+            .device(DeviceChoice::Cpu)
+            .precision(PrecisionChoice::Float16);
+
+        let checks = checks(&options);
+
+        let device = checks.last().unwrap();
+        assert_eq!(device.status, CheckStatus::Missing);
+        assert!(device.detail.contains("float16"), "{device:?}");
+        assert!(device.advice.is_some());
+    }
+
+    #[test]
+    fn a_libtorch_of_another_version_is_missing() {
+        let old = Libtorch {
+            directory: Some("/opt/torch/lib".into()),
+            version: Some("2.7.1+cu126".to_owned()),
+        };
+
+        let check = libtorch_check(&old);
+
+        assert_eq!(check.status, CheckStatus::Missing);
+        assert_eq!(
+            check.detail,
+            "2.7.1+cu126 in /opt/torch/lib, but this program was written for 2.11.0"
+        );
+    }
+
+    #[test]
+    fn each_gpu_is_a_row() {
+        let checks = gpu_checks(DeviceChoice::Auto, true, || {
+            Ok(vec![l4(), Gpu { index: 1, ..l4() }])
+        });
+
+        assert_eq!(
+            checks,
+            [
+                Check::ok(
+                    "GPU 0",
+                    "NVIDIA L4, 1.5 of 24.0 GiB in use, compute capability 8.9, driver 550.54.15"
+                ),
+                Check::ok(
+                    "GPU 1",
+                    "NVIDIA L4, 1.5 of 24.0 GiB in use, compute capability 8.9, driver 550.54.15"
+                ),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_missing_driver_matters_only_to_those_who_ask_for_a_gpu() {
+        let unasked = || -> Result<Vec<Gpu>, GpuError> { panic!("without a driver there is nobody to ask") };
+
+        let status = |choice| gpu_checks(choice, false, unasked)[0].status;
+
+        assert_eq!(status(DeviceChoice::Cpu), CheckStatus::Ok);
+        assert_eq!(status(DeviceChoice::Auto), CheckStatus::Ok);
+        assert_eq!(status(DeviceChoice::Cuda(0)), CheckStatus::Missing);
+    }
+
+    #[test]
+    fn a_stuck_driver_is_a_warning_that_says_so() {
+        let checks = gpu_checks(DeviceChoice::Auto, true, || {
+            Err(GpuError::Timeout(std::time::Duration::from_secs(5)))
+        });
+
+        assert_eq!(checks[0].status, CheckStatus::Warning);
+        assert!(checks[0].detail.contains("no answer"), "{checks:?}");
+    }
+}

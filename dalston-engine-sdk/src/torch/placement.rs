@@ -1,0 +1,215 @@
+//! Where an engine computes, and in which number format.
+
+use tch::{Cuda, Device, Kind, Tensor};
+
+use super::cuda::{CudaError, load_cuda, nvidia_driver_present};
+use super::memory::message;
+use crate::options::{DeviceChoice, EngineOptions, PrecisionChoice};
+
+/// Where an engine computes, and in which number format: what the options ask for, made concrete for this machine.
+///
+/// ```no_run
+/// use dalston_engine_sdk::torch::Placement;
+/// use dalston_engine_sdk::{LoadContext, TaskError};
+///
+/// fn load(cx: &LoadContext) -> Result<tch::Tensor, TaskError> {
+///     let placement = Placement::choose(cx.options())?;
+///     Ok(tch::Tensor::f_zeros([80, 3000], (placement.kind(), placement.device()))?)
+/// }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    device: Device,
+    kind: Kind,
+}
+
+impl Placement {
+    /// Chooses the device and the precision, and computes something small there.
+    ///
+    /// `auto` means the first GPU where an NVIDIA driver is at work and libtorch can use it, else the CPU; what stands
+    /// in the way of a GPU is logged. The precision `auto` means float16 on a GPU and float32 on the CPU.
+    ///
+    /// # Errors
+    ///
+    /// A GPU was asked for by name and cannot be used, or the device does not offer the precision.
+    pub fn choose(options: &EngineOptions) -> Result<Self, PlacementError> {
+        let device = device(options.device)?;
+        let kind = kind(options.precision, device)?;
+        tracing::debug!(device = %device_name(device), precision = precision_name(kind), "placement chosen");
+        Ok(Self { device, kind })
+    }
+
+    /// The device to put tensors on.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The number format of weights and activations.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+}
+
+impl std::fmt::Display for Placement {
+    /// For example `cuda:0, float16`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, {}", device_name(self.device), precision_name(self.kind))
+    }
+}
+
+/// Why a device or a precision that was asked for cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlacementError {
+    /// A GPU was asked for by name and cannot be used.
+    #[error("the device {asked} cannot be used: {reason}")]
+    Device {
+        /// What was asked for.
+        asked: String,
+        /// Why it cannot be had, and what would help.
+        #[source]
+        reason: CudaError,
+    },
+    /// The device does not offer the precision.
+    #[error(
+        "the precision {precision} is not offered on the CPU, where libtorch is slower with it than with float32 and \
+         lacks some operations; use auto, float32 or bfloat16, or a GPU"
+    )]
+    Precision {
+        /// What was asked for.
+        precision: &'static str,
+    },
+}
+
+fn device(choice: DeviceChoice) -> Result<Device, PlacementError> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda(index) => gpu(index).map_err(|reason| PlacementError::Device {
+            asked: format!("cuda:{index}"),
+            reason,
+        }),
+        DeviceChoice::Auto if !nvidia_driver_present() => Ok(Device::Cpu),
+        DeviceChoice::Auto => Ok(gpu(0).unwrap_or_else(|reason| {
+            // The machine has a GPU and we are about to be many times slower than it could be.
+            tracing::warn!(%reason, "an NVIDIA driver is present, but computing on the CPU");
+            Device::Cpu
+        })),
+    }
+}
+
+fn gpu(index: usize) -> Result<Device, CudaError> {
+    load_cuda()?;
+    let count = usize::try_from(Cuda::device_count()).unwrap_or(0);
+    if count == 0 {
+        return Err(CudaError::NoDevice);
+    }
+    if index >= count {
+        return Err(CudaError::NoSuchDevice { index, count });
+    }
+    let device = Device::Cuda(index);
+    // A GPU can be listed and yet be of no use: too old for this build's kernels, in an exclusive mode, or broken.
+    // Better to learn it here than in the first task; the CUDA context that this makes is needed anyway.
+    probe(device).map_err(|error| CudaError::Unusable {
+        index,
+        message: message(&error),
+    })?;
+    Ok(device)
+}
+
+/// Computes something small and brings the result back.
+pub(super) fn probe(device: Device) -> Result<(), tch::TchError> {
+    let ones = Tensor::f_ones([4, 4], (Kind::Float, device))?;
+    let sum = ones.f_matmul(&ones)?.f_sum(Kind::Float)?;
+    let sum = f64::try_from(sum)?;
+    if sum == 64.0 {
+        Ok(())
+    } else {
+        Err(tch::TchError::Torch(format!("a sum of 64 came out as {sum}")))
+    }
+}
+
+fn kind(choice: PrecisionChoice, device: Device) -> Result<Kind, PlacementError> {
+    match choice {
+        PrecisionChoice::Auto if device.is_cuda() => Ok(Kind::Half),
+        PrecisionChoice::Auto | PrecisionChoice::Float32 => Ok(Kind::Float),
+        PrecisionChoice::Bfloat16 => Ok(Kind::BFloat16),
+        PrecisionChoice::Float16 if device.is_cuda() => Ok(Kind::Half),
+        PrecisionChoice::Float16 => Err(PlacementError::Precision { precision: "float16" }),
+    }
+}
+
+fn device_name(device: Device) -> String {
+    match device {
+        Device::Cpu => "cpu".to_owned(),
+        Device::Cuda(index) => format!("cuda:{index}"),
+        Device::Mps => "mps".to_owned(),
+        Device::Vulkan => "vulkan".to_owned(),
+    }
+}
+
+fn precision_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Half => "float16",
+        Kind::BFloat16 => "bfloat16",
+        _ => "float32",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(device: DeviceChoice, precision: PrecisionChoice) -> EngineOptions {
+        EngineOptions::new().device(device).precision(precision)
+    }
+
+    #[test]
+    fn auto_precision_follows_the_device() {
+        let gpu = Device::Cuda(0);
+        assert_eq!(kind(PrecisionChoice::Auto, Device::Cpu), Ok(Kind::Float));
+        assert_eq!(kind(PrecisionChoice::Auto, gpu), Ok(Kind::Half));
+        assert_eq!(kind(PrecisionChoice::Float32, gpu), Ok(Kind::Float));
+        assert_eq!(kind(PrecisionChoice::Float16, gpu), Ok(Kind::Half));
+        assert_eq!(kind(PrecisionChoice::Bfloat16, gpu), Ok(Kind::BFloat16));
+        assert_eq!(kind(PrecisionChoice::Bfloat16, Device::Cpu), Ok(Kind::BFloat16));
+    }
+
+    #[test]
+    fn half_precision_on_the_cpu_is_refused_with_the_alternatives() {
+        let error = Placement::choose(&options(DeviceChoice::Cpu, PrecisionChoice::Float16)).unwrap_err();
+
+        let text = error.to_string();
+        assert!(text.contains("float16") && text.contains("bfloat16"), "{text}");
+    }
+
+    #[test]
+    fn the_cpu_can_always_be_chosen() {
+        let placement = Placement::choose(&options(DeviceChoice::Cpu, PrecisionChoice::Auto)).unwrap();
+
+        assert_eq!((placement.device(), placement.kind()), (Device::Cpu, Kind::Float));
+        assert_eq!(placement.to_string(), "cpu, float32");
+        probe(Device::Cpu).unwrap();
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_refused_with_the_reason() {
+        // No machine has this many, so the test says the same with and without a GPU.
+        let error = Placement::choose(&options(DeviceChoice::Cuda(4096), PrecisionChoice::Auto)).unwrap_err();
+
+        let PlacementError::Device { asked, reason } = &error else {
+            panic!("{error:?}")
+        };
+        assert_eq!(asked, "cuda:4096");
+        assert!(error.to_string().ends_with(&reason.to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_device_beyond_the_last_one_is_told_how_many_there_are() {
+        assert_eq!(
+            CudaError::NoSuchDevice { index: 2, count: 2 }.to_string(),
+            "cuda:2 was asked for, but the devices are cuda:0 to cuda:1"
+        );
+    }
+}
