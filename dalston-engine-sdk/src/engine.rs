@@ -9,6 +9,7 @@ use crate::audio::AudioFormat;
 use crate::context::TaskContext;
 use crate::error::TaskError;
 use crate::options::EngineOptions;
+use crate::protocol::Capabilities;
 use crate::stage::{Stage, StageOutput};
 use crate::task::TaskRequest;
 
@@ -272,6 +273,29 @@ impl EngineInfo {
     pub fn realtime_factor_cpu(mut self, factor: f64) -> Self {
         self.realtime_factor_cpu = Some(factor);
         self
+    }
+
+    /// The same in the platform's words, as registry and `describe` give it.
+    #[must_use]
+    pub fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            engine_id: self.id.clone(),
+            version: self.version.clone(),
+            stages: self.stages.clone(),
+            supports_word_timestamps: self.word_timestamps,
+            supports_native_streaming: false,
+            model_variants: self.model_variants.clone(),
+            gpu_required: self.gpu_required,
+            gpu_vram_mb: self.gpu_memory_mib,
+            supports_cpu: self.supports_cpu,
+            min_ram_gb: self.memory_gib,
+            rtf_gpu: self.realtime_factor_gpu,
+            rtf_cpu: self.realtime_factor_cpu,
+            max_concurrency: None,
+            includes_diarization: self.includes_diarization,
+            vocabulary_support: None,
+            supports_language_forcing: self.language_forcing,
+        }
     }
 }
 

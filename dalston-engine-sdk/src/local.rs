@@ -1,0 +1,339 @@
+//! A platform inside the process: [`LocalPlatform`] queues files as tasks for the real runner and collects the answers.
+//!
+//! It stands in for gateway, orchestrator, Redis and S3 where there are none: behind `transcribe FILE`, and in the tests of
+//! engines. The runner does not know the difference; it reads `request.json`, fetches the input, writes `response.json`
+//! and reports events, as it does in a deployment.
+
+use std::path::{Path, PathBuf};
+
+use dalston_telemetry::opentelemetry::Context;
+use dalston_telemetry::propagate;
+use serde_json::{Map, Value};
+use thiserror::Error;
+use url::Url;
+use uuid::Uuid;
+
+use crate::broker::{EventKind, MemoryBroker, QueueFull, QueuedTask, TaskMetadata};
+use crate::engine::EngineInfo;
+use crate::protocol::{
+    ArtifactReference, ArtifactSelector, ProtocolError, RequestBinding, TaskRequestData, TaskResponseData,
+};
+use crate::stage::{Stage, StageName};
+use crate::store::{Store, StoreError, key};
+
+/// Queue and storage of one engine in this process. Clones share them.
+///
+/// ```
+/// use dalston_engine_sdk::local::{LocalPlatform, LocalTask};
+/// use dalston_engine_sdk::{EngineInfo, Stage};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let platform = LocalPlatform::for_engine(&EngineInfo::new("my-asr", "1.0.0").stage(Stage::Transcribe));
+/// let task_id = platform.submit(LocalTask::for_file("talk.wav").config("language", "de")).await?;
+/// // A runner with `platform.broker()` and `platform.store()` takes it from here, and then
+/// // `platform.outcome(&task_id).await` has its answer.
+/// # let _ = task_id;
+/// # Ok::<(), dalston_engine_sdk::local::SubmitError>(())
+/// # }).unwrap();
+/// ```
+#[derive(Debug, Clone)]
+pub struct LocalPlatform {
+    broker: MemoryBroker,
+    store: Store,
+    engine_id: String,
+    stage: Stage,
+}
+
+impl LocalPlatform {
+    /// A platform that gives every task to this engine, for the first of its stages.
+    #[must_use]
+    pub fn for_engine(info: &EngineInfo) -> Self {
+        Self {
+            broker: MemoryBroker::new(),
+            store: Store::memory().with_local_files(),
+            engine_id: info.id.clone(),
+            stage: info.stages.first().cloned().unwrap_or(Stage::Transcribe),
+        }
+    }
+
+    /// The queue, for [`RunnerBuilder::broker`](crate::RunnerBuilder::broker).
+    #[must_use]
+    pub fn broker(&self) -> &MemoryBroker {
+        &self.broker
+    }
+
+    /// The storage, for [`RunnerBuilder::store`](crate::RunnerBuilder::store).
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Queues a task and returns its id.
+    ///
+    /// # Errors
+    ///
+    /// If the queue is full, or the name of the file can't be written down.
+    pub async fn submit(&self, task: LocalTask) -> Result<String, SubmitError> {
+        let (task_id, job_id) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
+        let mut request = TaskRequestData::new(&task_id, &job_id);
+        request.config = task.config;
+        request.previous_responses = task.previous_responses;
+        for (slot, path) in task.files {
+            let slot = slot.unwrap_or_else(|| input_slot(&self.stage).to_owned());
+            let artifact_id = format!("{job_id}:source:{slot}");
+            let reference = ArtifactReference::new(&artifact_id, &slot, locator(&path)?).role("source");
+            let selector = ArtifactSelector::new("gateway", &slot);
+            request
+                .request_bindings
+                .push(RequestBinding::new(&slot, selector));
+            request.resolved_artifact_ids.insert(slot, artifact_id.clone());
+            request.artifact_index.insert(artifact_id, reference);
+        }
+        self.store
+            .write(&key::task_request(&job_id, &task_id), request.to_vec())
+            .await?;
+
+        let stage = task
+            .stage
+            .map_or_else(|| self.stage.to_string(), |stage| stage.to_string());
+        let mut metadata = TaskMetadata::new(stage);
+        metadata.model = task.model;
+        metadata.request_id = task.request_id;
+        metadata.trace_context = propagate::inject_json(&task.parent);
+        let queued = QueuedTask::new(&self.engine_id, &task_id, job_id).metadata(metadata);
+        self.broker.enqueue(queued)?;
+        Ok(task_id)
+    }
+
+    /// Waits until a task has failed or is completed.
+    ///
+    /// # Errors
+    ///
+    /// If the response of a completed task can't be read back.
+    pub async fn outcome(&self, task_id: &str) -> Result<LocalOutcome, OutcomeError> {
+        let event = self.broker.wait_for_outcome(task_id).await;
+        match event.kind {
+            EventKind::Failed {
+                error,
+                code,
+                retryable,
+            } => Ok(LocalOutcome::Failed {
+                error,
+                code,
+                retryable,
+            }),
+            _ => {
+                let locator = self.store.locator(&key::task_response(&event.job_id, task_id));
+                // In memory already, so a limit would protect nothing.
+                let document = self.store.read(&locator, usize::MAX).await?;
+                Ok(LocalOutcome::Completed(Box::new(TaskResponseData::from_slice(
+                    &document,
+                )?)))
+            }
+        }
+    }
+}
+
+/// The slot that holds the file: `audio` for the stages that work on audio, else `input`.
+#[must_use]
+pub fn input_slot(stage: &Stage) -> &'static str {
+    match stage {
+        Stage::PiiDetect | Stage::Other(_) => "input",
+        _ => "audio",
+    }
+}
+
+/// A task as a person describes it: files, and what to do with them.
+#[derive(Debug, Clone, Default)]
+pub struct LocalTask {
+    stage: Option<StageName>,
+    files: Vec<(Option<String>, PathBuf)>,
+    config: Map<String, Value>,
+    previous_responses: Map<String, Value>,
+    model: Option<String>,
+    request_id: Option<String>,
+    parent: Context,
+}
+
+impl LocalTask {
+    /// A task without an input.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A task whose only input is this file, in the slot that [`input_slot`] names.
+    #[must_use]
+    pub fn for_file(path: impl Into<PathBuf>) -> Self {
+        Self {
+            files: vec![(None, path.into())],
+            ..Self::default()
+        }
+    }
+
+    /// Adds an input.
+    #[must_use]
+    pub fn input(mut self, slot: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        self.files.push((Some(slot.into()), path.into()));
+        self
+    }
+
+    /// Sets a key of the configuration.
+    #[must_use]
+    pub fn config(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.config.insert(key.into(), value.into());
+        self
+    }
+
+    /// Sets several keys of the configuration.
+    #[must_use]
+    pub fn configs(mut self, config: Map<String, Value>) -> Self {
+        self.config.extend(config);
+        self
+    }
+
+    /// Sets what an earlier stage answered.
+    #[must_use]
+    pub fn previous(mut self, stage: impl Into<String>, response: Value) -> Self {
+        self.previous_responses.insert(stage.into(), response);
+        self
+    }
+
+    /// Sets the stage, if the engine has several or for one channel of a recording.
+    #[must_use]
+    pub fn stage(mut self, stage: StageName) -> Self {
+        self.stage = Some(stage);
+        self
+    }
+
+    /// Names the model.
+    #[must_use]
+    pub fn model(mut self, model: impl Into<String>) -> Self {
+        self.model = Some(model.into());
+        self
+    }
+
+    /// Sets the id of the request that caused the task.
+    #[must_use]
+    pub fn request_id(mut self, id: impl Into<String>) -> Self {
+        self.request_id = Some(id.into());
+        self
+    }
+
+    /// Sets the context that the task's spans belong to. Without one they are a trace of their own.
+    #[must_use]
+    pub fn parent(mut self, context: Context) -> Self {
+        self.parent = context;
+        self
+    }
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum LocalOutcome {
+    /// With an answer.
+    Completed(Box<TaskResponseData>),
+    /// Without one.
+    Failed {
+        /// One line for people.
+        error: String,
+        /// The short static code.
+        code: &'static str,
+        /// Whether another attempt may help.
+        retryable: bool,
+    },
+}
+
+/// Why a task could not be queued.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// The path of an input is not one.
+    #[error("{}: {source}", path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// The queue is full.
+    #[error(transparent)]
+    Queue(#[from] QueueFull),
+    /// The request could not be stored.
+    #[error("writing request.json: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// Why the answer of a completed task could not be read.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OutcomeError {
+    /// It is not where it should be.
+    #[error("reading response.json: {0}")]
+    Store(#[from] StoreError),
+    /// It is not what it should be.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+}
+
+fn locator(path: &Path) -> Result<String, SubmitError> {
+    let fail = |source| SubmitError::Path {
+        path: path.to_owned(),
+        source,
+    };
+    let absolute = std::path::absolute(path).map_err(fail)?;
+    let url = Url::from_file_path(absolute).map_err(|()| fail(std::io::ErrorKind::InvalidFilename.into()))?;
+    Ok(url.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::{Broker, Consumer, Lookup};
+
+    #[tokio::test]
+    async fn a_file_becomes_a_task_that_an_engine_can_read() {
+        let info = EngineInfo::new("my-asr", "1.0.0").stage(Stage::Transcribe);
+        let platform = LocalPlatform::for_engine(&info);
+        let task = LocalTask::for_file("/tmp/a talk – #1.wav")
+            .config("language", "de")
+            .model("tiny");
+        let task_id = platform.submit(task).await.unwrap();
+
+        let consumer = Consumer {
+            engine_id: "my-asr".to_owned(),
+            instance: "i".to_owned(),
+        };
+        let delivery = platform
+            .broker()
+            .receive(&consumer, std::time::Duration::ZERO)
+            .await
+            .unwrap()
+            .unwrap();
+        let Lookup::Task(metadata) = platform.broker().lookup(&delivery.claim).await.unwrap() else {
+            panic!("the task is not known")
+        };
+        assert_eq!(
+            (metadata.stage.as_str(), metadata.model.as_deref()),
+            ("transcribe", Some("tiny"))
+        );
+        let locator = platform
+            .store()
+            .locator(&key::task_request(&delivery.claim.job_id, &task_id));
+        let document = platform.store().read(&locator, 1 << 20).await.unwrap();
+        let request = TaskRequestData::from_slice(&document).unwrap();
+        assert_eq!(request.config["language"], "de");
+        let artifact = &request.artifact_index[&request.resolved_artifact_ids["audio"]];
+        assert_eq!(
+            artifact.storage_locator,
+            "file:///tmp/a%20talk%20%E2%80%93%20%231.wav"
+        );
+    }
+
+    #[test]
+    fn only_stages_on_audio_have_an_audio_slot() {
+        assert_eq!(input_slot(&Stage::Transcribe), "audio");
+        assert_eq!(input_slot(&"count".parse().unwrap()), "input");
+    }
+}
