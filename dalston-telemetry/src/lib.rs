@@ -6,6 +6,7 @@ pub mod context;
 mod env;
 mod error;
 mod format;
+pub mod metrics;
 pub mod propagate;
 pub mod redact;
 mod resource;

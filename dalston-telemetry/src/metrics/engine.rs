@@ -1,0 +1,703 @@
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::registry::{Registry, Unit};
+
+use super::{BoundedFamily, Counter, DenseFamily, Histogram, Label, Metrics, OpenLabel, buckets, lock};
+
+/// How many models an engine may report by name. The platform keeps a handful; a deployment that lets its users
+/// choose any model must not choose the number of our series with it.
+const MAX_MODELS: usize = 100;
+/// Engines in one process, and the values that come with them.
+const MAX_ENGINES: usize = 32;
+/// Inference threads of one engine.
+const MAX_SLOTS: usize = 64;
+
+crate::label! {
+    /// How a task ended.
+    pub enum Outcome = "status" {
+        Success => "success",
+        Failure => "failure",
+    }
+}
+
+crate::label! {
+    /// What inference ran on.
+    pub enum Device = "device" {
+        Cpu => "cpu",
+        Cuda => "cuda",
+        /// Apple's GPUs.
+        Mps => "mps",
+        Unknown => "unknown",
+    }
+}
+
+crate::label! {
+    /// Why a task was delivered again.
+    pub enum RedeliveryReason = "reason" {
+        /// The engine that had it died.
+        EngineCrash => "engine_crash",
+        /// An engine handed it back.
+        Deferred => "deferred",
+    }
+}
+
+/// What all metrics of an engine have in common.
+#[derive(Clone, Debug)]
+pub struct EngineLabels {
+    engine_id: String,
+    stage: String,
+    instance_type: String,
+    execution_profile: String,
+}
+
+impl EngineLabels {
+    /// Labels of an engine that works for a stage, such as `transcribe`. The stage is the registered one, without
+    /// the suffix of a channel.
+    #[must_use]
+    pub fn new(engine_id: impl Into<String>, stage: impl Into<String>) -> Self {
+        Self {
+            engine_id: engine_id.into(),
+            stage: stage.into(),
+            instance_type: "unknown".to_owned(),
+            execution_profile: "container".to_owned(),
+        }
+    }
+
+    /// The hardware, such as `g5.xlarge`; `unknown` unless set.
+    #[must_use]
+    pub fn instance_type(mut self, instance_type: impl Into<String>) -> Self {
+        self.instance_type = instance_type.into();
+        self
+    }
+
+    /// How the platform runs the engine: `container` unless set, else `inproc` or `venv`.
+    #[must_use]
+    pub fn execution_profile(mut self, profile: impl Into<String>) -> Self {
+        self.execution_profile = profile.into();
+        self
+    }
+}
+
+/// The metrics of one engine. Cheap to clone.
+///
+/// Names, labels and meaning are those of the platform's engines, so that one dashboard shows both. Methods are
+/// named after their metric, `dalston_engine_` left out.
+#[derive(Clone)]
+pub struct EngineMetrics {
+    families: Families,
+    labels: Arc<EngineLabels>,
+    queue_wait: DenseFamily<(), Histogram>,
+    s3_download: DenseFamily<(), Histogram>,
+    s3_upload: DenseFamily<(), Histogram>,
+    audio_duration: DenseFamily<(), Histogram>,
+    redelivery: DenseFamily<RedeliveryReason, Counter>,
+    skipped_cancelled: DenseFamily<(), Counter>,
+}
+
+impl EngineMetrics {
+    /// The handles for this engine; the families are registered when the first engine of a registry asks.
+    #[must_use]
+    pub fn register(metrics: &Metrics, labels: &EngineLabels) -> Self {
+        let open = OpenEngineLabels::of(metrics);
+        let families = metrics.set(|registry| Families::register(registry, &open));
+        let EngineLabels {
+            engine_id,
+            stage,
+            instance_type,
+            execution_profile,
+        } = labels;
+        let engine = [engine_id.as_str(), execution_profile, instance_type];
+        Self {
+            queue_wait: families.queue_wait.with(engine),
+            s3_download: families.s3_download.with(engine),
+            s3_upload: families.s3_upload.with(engine),
+            audio_duration: families.audio_duration.with([engine_id, instance_type]),
+            redelivery: families.redelivery.with([stage]),
+            skipped_cancelled: families.skipped_cancelled.with([stage]),
+            labels: Arc::new(labels.clone()),
+            families,
+        }
+    }
+
+    /// The metrics that have a model. Its counters exist at zero from now on; of more than 100 models the later
+    /// ones share [`OTHER`](super::OTHER).
+    #[must_use]
+    pub fn model(&self, model: &str) -> ModelMetrics {
+        let EngineLabels {
+            engine_id,
+            instance_type,
+            execution_profile,
+            ..
+        } = &*self.labels;
+        let labels = [engine_id.as_str(), model, execution_profile, instance_type];
+        ModelMetrics {
+            tasks_processed: self.families.tasks_processed.with(labels),
+            task_duration: self.families.task_duration.with(labels),
+            model_load: self.families.model_load.with(labels),
+            model_cache_hits: self.families.model_cache_hits.with([engine_id, model]),
+            realtime_factor: self.families.realtime_factor.with([engine_id, model]),
+        }
+    }
+
+    /// The metrics of an inference thread, counted from 0.
+    #[must_use]
+    pub fn slot(&self, slot: usize) -> SlotMetrics {
+        let slot = slot.to_string();
+        SlotMetrics {
+            busy: self.families.busy.with([&self.labels.engine_id, &slot]),
+        }
+    }
+
+    /// Records how long a task was queued before it was read.
+    pub fn queue_wait(&self, wait: Duration) {
+        self.queue_wait.with(()).observe_duration(wait);
+    }
+
+    /// Records how long it took to fetch a task's request and inputs.
+    pub fn s3_download(&self, time: Duration) {
+        self.s3_download.with(()).observe_duration(time);
+    }
+
+    /// Records how long it took to store a task's result.
+    pub fn s3_upload(&self, time: Duration) {
+        self.s3_upload.with(()).observe_duration(time);
+    }
+
+    /// Records the length of a task's audio.
+    pub fn audio_duration(&self, length: Duration) {
+        self.audio_duration.with(()).observe_duration(length);
+    }
+
+    /// Counts a task that was delivered before.
+    pub fn task_redelivery(&self, reason: RedeliveryReason) {
+        self.redelivery.with(reason).inc();
+    }
+
+    /// Counts a task that was not begun because its job had been cancelled.
+    pub fn task_skipped_cancelled(&self) {
+        self.skipped_cancelled.with(()).inc();
+    }
+}
+
+impl fmt::Debug for EngineMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineMetrics")
+            .field("labels", &self.labels)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The metrics of one model of an engine. Made by [`EngineMetrics::model`]; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ModelMetrics {
+    tasks_processed: DenseFamily<Outcome, Counter>,
+    task_duration: DenseFamily<(), Histogram>,
+    model_load: DenseFamily<(), Histogram>,
+    model_cache_hits: DenseFamily<(), Counter>,
+    realtime_factor: DenseFamily<Device, Histogram>,
+}
+
+impl ModelMetrics {
+    /// Counts a task that has ended.
+    pub fn task_processed(&self, outcome: Outcome) {
+        self.tasks_processed.with(outcome).inc();
+    }
+
+    /// Records how long inference took: only that, neither loading the model nor moving data.
+    pub fn task_duration(&self, time: Duration) {
+        self.task_duration.with(()).observe_duration(time);
+    }
+
+    /// Records how long loading the model took.
+    pub fn model_load(&self, time: Duration) {
+        self.model_load.with(()).observe_duration(time);
+    }
+
+    /// Counts a task that found its model loaded.
+    pub fn model_cache_hit(&self) {
+        self.model_cache_hits.with(()).inc();
+    }
+
+    /// Records processing time divided by audio time. Nothing is recorded for a task without audio.
+    pub fn realtime_factor(&self, device: Device, processing: Duration, audio: Duration) {
+        if !audio.is_zero() {
+            self.realtime_factor
+                .with(device)
+                .observe(processing.as_secs_f64() / audio.as_secs_f64());
+        }
+    }
+}
+
+/// The metrics of one inference thread. Made by [`EngineMetrics::slot`]; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct SlotMetrics {
+    busy: DenseFamily<(), BusyRatio>,
+}
+
+impl SlotMetrics {
+    /// The thread is at work until the guard is dropped.
+    ///
+    /// A guard whose thread is stuck for ever does no harm: the next call ends its stretch.
+    pub fn busy(&self) -> BusyGuard {
+        let turn = self.busy.with(()).begin(Instant::now());
+        BusyGuard {
+            slot: self.clone(),
+            turn,
+        }
+    }
+
+    /// The part of the last minute that the thread was at work, from 0 to 1.
+    #[must_use]
+    pub fn busy_ratio(&self) -> f64 {
+        self.busy.with(()).ratio(Instant::now())
+    }
+}
+
+/// Marks an inference thread as busy. Made by [`SlotMetrics::busy`].
+#[derive(Debug)]
+#[must_use = "the thread counts as idle as soon as the guard is dropped"]
+pub struct BusyGuard {
+    slot: SlotMetrics,
+    turn: u64,
+}
+
+impl Drop for BusyGuard {
+    fn drop(&mut self) {
+        self.slot.busy.with(()).end(self.turn, Instant::now());
+    }
+}
+
+#[derive(Clone)]
+struct Families {
+    tasks_processed: BoundedFamily<4, Outcome, Counter>,
+    task_duration: BoundedFamily<4, (), Histogram>,
+    model_load: BoundedFamily<4, (), Histogram>,
+    model_cache_hits: BoundedFamily<2, (), Counter>,
+    realtime_factor: BoundedFamily<2, Device, Histogram>,
+    queue_wait: BoundedFamily<3, (), Histogram>,
+    s3_download: BoundedFamily<3, (), Histogram>,
+    s3_upload: BoundedFamily<3, (), Histogram>,
+    audio_duration: BoundedFamily<2, (), Histogram>,
+    redelivery: BoundedFamily<1, RedeliveryReason, Counter>,
+    skipped_cancelled: BoundedFamily<1, (), Counter>,
+    busy: BoundedFamily<2, (), BusyRatio>,
+}
+
+struct OpenEngineLabels {
+    engine_id: OpenLabel,
+    model: OpenLabel,
+    execution_profile: OpenLabel,
+    instance_type: OpenLabel,
+    stage: OpenLabel,
+    slot: OpenLabel,
+}
+
+impl OpenEngineLabels {
+    fn of(metrics: &Metrics) -> Self {
+        Self {
+            engine_id: metrics.open_label("engine_id", MAX_ENGINES),
+            model: metrics.open_label("model", MAX_MODELS),
+            execution_profile: metrics.open_label("execution_profile", MAX_ENGINES),
+            instance_type: metrics.open_label("instance_type", MAX_ENGINES),
+            stage: metrics.open_label("stage", MAX_ENGINES),
+            slot: metrics.open_label("slot", MAX_SLOTS),
+        }
+    }
+}
+
+impl Families {
+    fn register(registry: &mut Registry, open: &OpenEngineLabels) -> Self {
+        let OpenEngineLabels {
+            engine_id,
+            model,
+            execution_profile,
+            instance_type,
+            stage,
+            slot,
+        } = open;
+        let per_model = [engine_id, model, execution_profile, instance_type];
+        let per_engine = [engine_id, execution_profile, instance_type];
+        let histogram = |bounds: &'static [f64]| move || Histogram::new(bounds);
+        let this = Self {
+            tasks_processed: BoundedFamily::new(per_model, Counter::default),
+            task_duration: BoundedFamily::new(per_model, histogram(buckets::TASK_DURATION)),
+            model_load: BoundedFamily::new(per_model, histogram(buckets::MODEL_LOAD)),
+            model_cache_hits: BoundedFamily::new([engine_id, model], Counter::default),
+            realtime_factor: BoundedFamily::new([engine_id, model], histogram(buckets::REALTIME_FACTOR)),
+            queue_wait: BoundedFamily::new(per_engine, histogram(buckets::QUEUE_WAIT)),
+            s3_download: BoundedFamily::new(per_engine, histogram(buckets::STORAGE)),
+            s3_upload: BoundedFamily::new(per_engine, histogram(buckets::STORAGE)),
+            audio_duration: BoundedFamily::new(
+                [engine_id, instance_type],
+                histogram(buckets::AUDIO_DURATION),
+            ),
+            redelivery: BoundedFamily::new([stage], Counter::default),
+            skipped_cancelled: BoundedFamily::new([stage], Counter::default),
+            busy: BoundedFamily::new([engine_id, slot], BusyRatio::default),
+        };
+        let registry = registry.sub_registry_with_prefix("dalston_engine");
+        registry.register(
+            "tasks_processed",
+            "Tasks that have ended",
+            this.tasks_processed.clone(),
+        );
+        registry.register_with_unit(
+            "task_duration",
+            "Time that inference took, without loading the model and without moving data",
+            Unit::Seconds,
+            this.task_duration.clone(),
+        );
+        registry.register_with_unit(
+            "queue_wait",
+            "Time between a task being queued and being read",
+            Unit::Seconds,
+            this.queue_wait.clone(),
+        );
+        registry.register_with_unit(
+            "s3_download",
+            "Time to fetch the request and the inputs of a task",
+            Unit::Seconds,
+            this.s3_download.clone(),
+        );
+        registry.register_with_unit(
+            "s3_upload",
+            "Time to store the result of a task",
+            Unit::Seconds,
+            this.s3_upload.clone(),
+        );
+        registry.register_with_unit(
+            "audio_duration",
+            "Length of the audio of a task",
+            Unit::Seconds,
+            this.audio_duration.clone(),
+        );
+        registry.register(
+            "realtime_factor_ratio",
+            "Processing time divided by audio time",
+            this.realtime_factor.clone(),
+        );
+        registry.register_with_unit(
+            "model_load",
+            "Time to load a model",
+            Unit::Seconds,
+            this.model_load.clone(),
+        );
+        registry.register(
+            "model_cache_hits",
+            "Tasks that found their model loaded",
+            this.model_cache_hits.clone(),
+        );
+        registry.register(
+            "task_redelivery",
+            "Tasks that had been delivered before",
+            this.redelivery.clone(),
+        );
+        registry.register(
+            "tasks_skipped_cancelled",
+            "Tasks that were not begun because their job was cancelled",
+            this.skipped_cancelled.clone(),
+        );
+        registry.register(
+            "inference_busy_ratio",
+            "Part of the last minute that an inference thread was at work",
+            this.busy.clone(),
+        );
+        this
+    }
+}
+
+/// How much of the last minute was spent at work.
+#[derive(Debug)]
+struct BusyRatio {
+    state: Mutex<BusyState>,
+}
+
+#[derive(Debug)]
+struct BusyState {
+    started: Instant,
+    /// Counts the stretches of work; also tells the guard of a stretch that its time is over.
+    turn: u64,
+    working_since: Option<Instant>,
+    /// Busy time of each second of the window, at `second % WINDOW`.
+    seconds: [Duration; WINDOW],
+    /// The second, counted from `started`, that was written last.
+    newest: u64,
+}
+
+/// In seconds.
+const WINDOW: usize = 60;
+
+impl Default for BusyRatio {
+    fn default() -> Self {
+        Self::new(Instant::now())
+    }
+}
+
+impl BusyRatio {
+    fn new(started: Instant) -> Self {
+        let seconds = [Duration::ZERO; WINDOW];
+        Self {
+            state: Mutex::new(BusyState {
+                started,
+                turn: 0,
+                working_since: None,
+                seconds,
+                newest: 0,
+            }),
+        }
+    }
+
+    fn begin(&self, now: Instant) -> u64 {
+        let mut state = lock(&self.state);
+        state.settle(now);
+        state.turn += 1;
+        state.working_since = Some(now);
+        state.turn
+    }
+
+    fn end(&self, turn: u64, now: Instant) {
+        let mut state = lock(&self.state);
+        if state.turn == turn {
+            state.settle(now);
+            state.working_since = None;
+        }
+    }
+
+    fn ratio(&self, now: Instant) -> f64 {
+        let mut state = lock(&self.state);
+        state.settle(now);
+        let age = now.saturating_duration_since(state.started).as_secs_f64();
+        let busy: Duration = state.seconds.iter().sum();
+        // The window holds whole seconds and the one that has begun.
+        let window = (WINDOW as f64 - 1.0 + age.fract()).min(age);
+        if window > 0.0 {
+            (busy.as_secs_f64() / window).min(1.0)
+        } else {
+            0.0
+        }
+    }
+}
+
+impl BusyState {
+    /// Books the work done so far, and forgets what has left the window.
+    fn settle(&mut self, now: Instant) {
+        let now_at = now.saturating_duration_since(self.started);
+        let this_second = now_at.as_secs();
+        for second in (self.newest + 1..=this_second).rev().take(WINDOW) {
+            self.seconds[slot_of(second)] = Duration::ZERO;
+        }
+        self.newest = self.newest.max(this_second);
+        let Some(since) = self.working_since else { return };
+        let since_at = since.saturating_duration_since(self.started);
+        let oldest = this_second.saturating_sub(WINDOW as u64 - 1);
+        for second in since_at.as_secs().max(oldest)..=this_second {
+            let begin = since_at.max(Duration::from_secs(second));
+            let end = now_at.min(Duration::from_secs(second + 1));
+            self.seconds[slot_of(second)] += end.saturating_sub(begin);
+        }
+        self.working_since = Some(now.max(since));
+    }
+}
+
+fn slot_of(second: u64) -> usize {
+    (second % WINDOW as u64) as usize
+}
+
+impl TypedMetric for BusyRatio {
+    const TYPE: MetricType = MetricType::Gauge;
+}
+
+impl EncodeMetric for BusyRatio {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        encoder.encode_gauge(&self.ratio(Instant::now()))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine(metrics: &Metrics) -> EngineMetrics {
+        EngineMetrics::register(
+            metrics,
+            &EngineLabels::new("asr", "transcribe").instance_type("g5.xlarge"),
+        )
+    }
+
+    #[test]
+    fn one_task_moves_exactly_its_series() {
+        let metrics = Metrics::new();
+        let engine = engine(&metrics);
+        let model = engine.model("tiny");
+        let before = metrics.snapshot();
+
+        engine.queue_wait(Duration::from_millis(250));
+        engine.s3_download(Duration::from_millis(20));
+        engine.s3_upload(Duration::from_millis(10));
+        engine.audio_duration(Duration::from_secs(10));
+        model.model_load(Duration::from_secs(2));
+        model.task_duration(Duration::from_secs(1));
+        model.realtime_factor(Device::Cpu, Duration::from_secs(1), Duration::from_secs(10));
+        model.task_processed(Outcome::Success);
+
+        let moved: Vec<_> = metrics
+            .snapshot()
+            .diff(&before)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let per_engine = r#"engine_id="asr",execution_profile="container",instance_type="g5.xlarge""#;
+        let per_model = format!(r#"{per_engine},model="tiny""#);
+        let expected = [
+            r#"dalston_engine_audio_duration_seconds_count{engine_id="asr",instance_type="g5.xlarge"}: 0 -> 1"#.into(),
+            r#"dalston_engine_audio_duration_seconds_sum{engine_id="asr",instance_type="g5.xlarge"}: 0 -> 10"#.into(),
+            format!("dalston_engine_model_load_seconds_count{{{per_model}}}: 0 -> 1"),
+            format!("dalston_engine_model_load_seconds_sum{{{per_model}}}: 0 -> 2"),
+            format!("dalston_engine_queue_wait_seconds_count{{{per_engine}}}: 0 -> 1"),
+            format!("dalston_engine_queue_wait_seconds_sum{{{per_engine}}}: 0 -> 0.25"),
+            r#"dalston_engine_realtime_factor_ratio_count{device="cpu",engine_id="asr",model="tiny"}: 0 -> 1"#.into(),
+            r#"dalston_engine_realtime_factor_ratio_sum{device="cpu",engine_id="asr",model="tiny"}: 0 -> 0.1"#.into(),
+            format!("dalston_engine_s3_download_seconds_count{{{per_engine}}}: 0 -> 1"),
+            format!("dalston_engine_s3_download_seconds_sum{{{per_engine}}}: 0 -> 0.02"),
+            format!("dalston_engine_s3_upload_seconds_count{{{per_engine}}}: 0 -> 1"),
+            format!("dalston_engine_s3_upload_seconds_sum{{{per_engine}}}: 0 -> 0.01"),
+            format!("dalston_engine_task_duration_seconds_count{{{per_model}}}: 0 -> 1"),
+            format!("dalston_engine_task_duration_seconds_sum{{{per_model}}}: 0 -> 1"),
+            format!(r#"dalston_engine_tasks_processed_total{{{per_model},status="success"}}: 0 -> 1"#),
+        ];
+        assert_eq!(moved, expected);
+    }
+
+    #[test]
+    fn counters_exist_at_zero_before_the_first_task() {
+        let metrics = Metrics::new();
+        let engine = engine(&metrics);
+        let _model = engine.model("tiny");
+        let snapshot = metrics.snapshot();
+        let per_model = [
+            ("engine_id", "asr"),
+            ("model", "tiny"),
+            ("execution_profile", "container"),
+            ("instance_type", "g5.xlarge"),
+        ];
+        for status in ["success", "failure"] {
+            let labels = [&per_model[..], &[("status", status)]].concat();
+            assert_eq!(
+                snapshot.value("dalston_engine_tasks_processed_total", &labels),
+                Some(0.0)
+            );
+        }
+        for reason in ["engine_crash", "deferred"] {
+            let labels = [("stage", "transcribe"), ("reason", reason)];
+            assert_eq!(
+                snapshot.value("dalston_engine_task_redelivery_total", &labels),
+                Some(0.0)
+            );
+        }
+        let stage = [("stage", "transcribe")];
+        assert_eq!(
+            snapshot.value("dalston_engine_tasks_skipped_cancelled_total", &stage),
+            Some(0.0)
+        );
+        let hits = [("engine_id", "asr"), ("model", "tiny")];
+        assert_eq!(
+            snapshot.value("dalston_engine_model_cache_hits_total", &hits),
+            Some(0.0)
+        );
+    }
+
+    #[test]
+    fn engines_of_one_process_share_the_families() {
+        let metrics = Metrics::new();
+        for id in ["a", "b"] {
+            let engine = EngineMetrics::register(&metrics, &EngineLabels::new(id, "transcribe"));
+            engine.model("tiny").task_processed(Outcome::Failure);
+            engine.task_skipped_cancelled();
+        }
+        let text = metrics.encode();
+        assert_eq!(
+            text.matches("# TYPE dalston_engine_tasks_processed counter")
+                .count(),
+            1
+        );
+        let snapshot = metrics.snapshot();
+        assert_eq!(
+            snapshot.sum("dalston_engine_tasks_processed_total", &[("status", "failure")]),
+            2.0
+        );
+        assert_eq!(
+            snapshot.sum("dalston_engine_tasks_skipped_cancelled_total", &[]),
+            2.0
+        );
+    }
+
+    #[test]
+    fn a_flood_of_models_is_folded_and_counted() {
+        let metrics = Metrics::new();
+        let engine = engine(&metrics);
+        for model in 0..MAX_MODELS + 50 {
+            engine
+                .model(&format!("model-{model}"))
+                .task_processed(Outcome::Success);
+        }
+        let snapshot = metrics.snapshot();
+        let other = [("model", super::super::OTHER), ("status", "success")];
+        assert_eq!(snapshot.sum("dalston_engine_tasks_processed_total", &other), 50.0);
+        assert_eq!(snapshot.sum("dalston_engine_tasks_processed_total", &[]), 150.0);
+        assert!(
+            snapshot.sum(
+                "dalston_telemetry_label_values_folded_total",
+                &[("label", "model")]
+            ) >= 50.0
+        );
+        let series = snapshot
+            .iter()
+            .filter(|(name, _)| name.starts_with("dalston_engine_tasks_processed_total"));
+        assert_eq!(series.count(), (MAX_MODELS + 1) * Outcome::VALUES.len());
+    }
+
+    #[test]
+    fn the_busy_ratio_is_that_of_the_last_minute() {
+        let start = Instant::now();
+        let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
+        let busy = BusyRatio::new(start);
+        assert_eq!(busy.ratio(start), 0.0);
+
+        let turn = busy.begin(at(0.5));
+        assert!(
+            (busy.ratio(at(2.0)) - 0.75).abs() < 1e-6,
+            "work in progress counts"
+        );
+        busy.end(turn, at(2.5));
+        assert!((busy.ratio(at(4.0)) - 0.5).abs() < 1e-6);
+        assert_eq!(busy.ratio(at(300.0)), 0.0, "old work is forgotten");
+
+        let turn = busy.begin(at(300.0));
+        assert!((busy.ratio(at(330.0)) - 0.5).abs() < 0.01);
+        assert!(
+            (busy.ratio(at(1000.0)) - 1.0).abs() < 1e-6,
+            "a task longer than the window fills it"
+        );
+        busy.end(turn, at(1000.0));
+    }
+
+    #[test]
+    fn a_thread_that_hangs_does_not_count_once_it_is_replaced() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let busy = BusyRatio::new(start);
+        let hanging = busy.begin(start);
+        let replacement = busy.begin(at(10));
+        busy.end(replacement, at(15));
+        busy.end(hanging, at(30));
+        assert!((busy.ratio(at(30)) - 0.5).abs() < 1e-6);
+    }
+}

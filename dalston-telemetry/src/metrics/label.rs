@@ -1,0 +1,345 @@
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use prometheus_client::encoding::{EncodeMetric, LabelSetEncoder, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+
+use super::cells::Counter;
+use super::lock;
+
+/// The value under which everything is counted that an [`OpenLabel`] had no room for.
+pub const OTHER: &str = "__other__";
+
+/// A closed label: its values are known when the program is compiled. Made by [`label!`](crate::label).
+pub trait Label: Copy + Send + Sync + 'static {
+    /// The name of the label.
+    const NAME: &'static str;
+    /// All values, in the order of their [`index`](Self::index).
+    const VALUES: &'static [&'static str];
+    /// The position of this value in [`VALUES`](Self::VALUES).
+    fn index(self) -> usize;
+}
+
+/// A set of closed labels: a [`Label`], a tuple of them, or `()` for none.
+pub trait LabelSet: Copy + Send + Sync + 'static {
+    /// How many combinations there are: the number of series of a metric with these labels.
+    const CARDINALITY: usize;
+
+    /// The position of this combination, below [`CARDINALITY`](Self::CARDINALITY).
+    fn position(self) -> usize;
+
+    /// Calls `each` with the name and value of every label of the combination at a position.
+    fn labels_at(position: usize, each: &mut dyn FnMut(&'static str, &'static str));
+}
+
+impl LabelSet for () {
+    const CARDINALITY: usize = 1;
+
+    fn position(self) -> usize {
+        0
+    }
+
+    fn labels_at(_position: usize, _each: &mut dyn FnMut(&'static str, &'static str)) {}
+}
+
+macro_rules! label_set_for_tuples {
+    ($(($($label:ident),+))+) => {$(
+        impl<$($label: Label),+> LabelSet for ($($label,)+) {
+            const CARDINALITY: usize = 1 $(* $label::VALUES.len())+;
+
+            fn position(self) -> usize {
+                #[allow(non_snake_case)]
+                let ($($label,)+) = self;
+                let mut position = 0;
+                $(position = position * $label::VALUES.len() + $label.index();)+
+                position
+            }
+
+            fn labels_at(position: usize, each: &mut dyn FnMut(&'static str, &'static str)) {
+                // The first label has the largest stride.
+                let mut stride = Self::CARDINALITY;
+                $(
+                    stride /= $label::VALUES.len();
+                    each($label::NAME, $label::VALUES[position / stride % $label::VALUES.len()]);
+                )+
+            }
+        }
+    )+};
+}
+
+label_set_for_tuples! { (A) (A, B) (A, B, C) (A, B, C, D) }
+
+/// Declares a closed label: an enum whose variants are the label's values.
+///
+/// ```
+/// use dalston_telemetry::metrics::Label;
+///
+/// dalston_telemetry::label! {
+///     /// Where a session came from.
+///     pub enum Origin = "origin" {
+///         Web => "web",
+///         /// By telephone.
+///         Phone => "phone",
+///     }
+/// }
+/// assert_eq!(Origin::VALUES, ["web", "phone"]);
+/// assert_eq!(Origin::Phone.as_str(), "phone");
+/// ```
+#[macro_export]
+macro_rules! label {
+    (
+        $(#[$meta:meta])*
+        $vis:vis enum $name:ident = $label:literal {
+            $($(#[$variant_meta:meta])* $variant:ident => $value:literal),+ $(,)?
+        }
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        $vis enum $name {
+            $(
+                $(#[$variant_meta])*
+                #[doc = concat!("`", $label, "=\"", $value, "\"`")]
+                $variant,
+            )+
+        }
+
+        impl $name {
+            /// The value of the label.
+            #[must_use]
+            $vis const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $value,)+
+                }
+            }
+        }
+
+        impl $crate::metrics::Label for $name {
+            const NAME: &'static str = $label;
+            const VALUES: &'static [&'static str] = &[$($value),+];
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+
+        impl $crate::metrics::LabelSet for $name {
+            const CARDINALITY: usize = <Self as $crate::metrics::Label>::VALUES.len();
+
+            fn position(self) -> usize {
+                self as usize
+            }
+
+            fn labels_at(position: usize, each: &mut dyn FnMut(&'static str, &'static str)) {
+                each(
+                    <Self as $crate::metrics::Label>::NAME,
+                    <Self as $crate::metrics::Label>::VALUES[position],
+                );
+            }
+        }
+    };
+}
+
+/// A label whose values come from outside, such as a model's name: it takes as many different values as its cap
+/// says, the others become [`OTHER`].
+///
+/// Get one from [`Metrics::open_label`](super::Metrics::open_label), so that all families of a registry agree on
+/// which values have a place. A value that has a place keeps it for the life of the process. Values longer than 128
+/// bytes, or with control characters, have none.
+#[derive(Clone)]
+pub struct OpenLabel {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: &'static str,
+    cap: usize,
+    values: RwLock<Values>,
+    folded: Counter,
+}
+
+struct Values {
+    by_name: HashMap<Arc<str>, u32>,
+    /// In the order in which they came; the first is [`OTHER`].
+    names: Vec<Arc<str>>,
+}
+
+impl OpenLabel {
+    const LONGEST_VALUE: usize = 128;
+
+    fn new(name: &'static str, cap: usize) -> Self {
+        let other: Arc<str> = Arc::from(OTHER);
+        let values = Values {
+            by_name: HashMap::from([(other.clone(), 0)]),
+            names: vec![other],
+        };
+        Self {
+            inner: Arc::new(Inner {
+                name,
+                cap,
+                values: RwLock::new(values),
+                folded: Counter::default(),
+            }),
+        }
+    }
+
+    /// The name of the label.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.inner.name
+    }
+
+    /// The place of a value: its own, if there is one left, else that of [`OTHER`].
+    pub(super) fn place(&self, value: &str) -> u32 {
+        let inner = &*self.inner;
+        if let Some(place) = inner
+            .values
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .by_name
+            .get(value)
+        {
+            return *place;
+        }
+        let is_fit = value.len() <= Self::LONGEST_VALUE && !value.contains(char::is_control);
+        let mut values = inner.values.write().unwrap_or_else(PoisonError::into_inner);
+        // Somebody may have been faster.
+        if let Some(place) = values.by_name.get(value) {
+            return *place;
+        }
+        let place = values.names.len();
+        match u32::try_from(place) {
+            // `OTHER` itself does not count.
+            Ok(id) if is_fit && place <= inner.cap => {
+                let name: Arc<str> = Arc::from(value);
+                values.names.push(name.clone());
+                values.by_name.insert(name, id);
+                id
+            }
+            _ => {
+                inner.folded.inc();
+                0
+            }
+        }
+    }
+
+    /// The value at a place.
+    pub(super) fn value_at(&self, place: u32) -> Arc<str> {
+        let values = self.inner.values.read().unwrap_or_else(PoisonError::into_inner);
+        values
+            .names
+            .get(place as usize)
+            .unwrap_or(&values.names[0])
+            .clone()
+    }
+}
+
+impl fmt::Debug for OpenLabel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenLabel")
+            .field("name", &self.inner.name)
+            .field("cap", &self.inner.cap)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The open labels of a registry. As a metric, it counts the values that were folded, by label.
+#[derive(Clone, Debug, Default)]
+pub(super) struct OpenLabels {
+    labels: Arc<Mutex<Vec<OpenLabel>>>,
+}
+
+impl OpenLabels {
+    pub(super) fn get(&self, name: &'static str, cap: usize) -> OpenLabel {
+        let mut labels = lock(&self.labels);
+        if let Some(label) = labels.iter().find(|label| label.name() == name) {
+            return label.clone();
+        }
+        let label = OpenLabel::new(name, cap);
+        labels.push(label.clone());
+        label
+    }
+}
+
+impl EncodeMetric for OpenLabels {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        for label in lock(&self.labels).iter() {
+            label
+                .inner
+                .folded
+                .encode(encoder.encode_family(&[("label", label.name())])?)?;
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Counter
+    }
+
+    fn is_empty(&self) -> bool {
+        lock(&self.labels).is_empty()
+    }
+}
+
+pub(super) fn encode_label(encoder: &mut LabelSetEncoder<'_>, name: &str, value: &str) -> fmt::Result {
+    prometheus_client::encoding::EncodeLabel::encode(&(name, value), encoder.encode_label())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Metrics;
+    use super::*;
+
+    label! { enum Colour = "colour" { Red => "red", Green => "green", Blue => "blue" } }
+    label! { enum Size = "size" { Small => "small", Large => "large" } }
+
+    #[test]
+    fn every_combination_has_a_position_of_its_own() {
+        type Set = (Colour, Size);
+        let mut seen = Vec::new();
+        for colour in [Colour::Red, Colour::Green, Colour::Blue] {
+            for size in [Size::Small, Size::Large] {
+                let mut labels = Vec::new();
+                Set::labels_at((colour, size).position(), &mut |name, value| {
+                    labels.push((name, value))
+                });
+                assert_eq!(labels, [("colour", colour.as_str()), ("size", size.as_str())]);
+                seen.push((colour, size).position());
+            }
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (0..Set::CARDINALITY).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_open_label_takes_values_up_to_its_cap_and_counts_the_others() {
+        let metrics = Metrics::new();
+        let label = metrics.open_label("model", 2);
+        let values: Vec<_> = ["a", "b", "c", "a", "c"]
+            .iter()
+            .map(|value| label.value_at(label.place(value)).to_string())
+            .collect();
+        assert_eq!(values, ["a", "b", OTHER, "a", OTHER]);
+        assert!(
+            metrics
+                .encode()
+                .contains("dalston_telemetry_label_values_folded_total{label=\"model\"} 2\n")
+        );
+    }
+
+    #[test]
+    fn families_of_one_registry_share_a_label() {
+        let metrics = Metrics::new();
+        let first = metrics.open_label("model", 2);
+        assert_eq!(first.place("a"), metrics.open_label("model", 50).place("a"));
+    }
+
+    #[test]
+    fn a_value_that_no_label_should_have_is_folded() {
+        let label = Metrics::new().open_label("model", 10);
+        assert_eq!(&*label.value_at(label.place(&"x".repeat(129))), OTHER);
+        assert_eq!(&*label.value_at(label.place("a\nb")), OTHER);
+        assert_eq!(&*label.value_at(label.place("fine")), "fine");
+    }
+}
