@@ -13,6 +13,8 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 use crate::collect::SpanCollector;
 use crate::env::{Env, EnvError};
 use crate::error::InitError;
+use crate::metrics::{self, Metrics};
+use crate::propagate::Propagator;
 use crate::telemetry::{Telemetry, Tracing};
 use crate::{resource, sampler};
 
@@ -45,6 +47,7 @@ pub struct TelemetryBuilder {
     span_level: LevelFilter,
     attributes: Vec<KeyValue>,
     processors: Vec<Box<dyn SpanProcessor>>,
+    metrics: Metrics,
     shutdown_timeout: Duration,
 }
 
@@ -57,6 +60,7 @@ impl TelemetryBuilder {
             span_level: LevelFilter::INFO,
             attributes: Vec::new(),
             processors: Vec::new(),
+            metrics: Metrics::new(),
             shutdown_timeout: Duration::from_secs(5),
         }
     }
@@ -105,6 +109,12 @@ impl TelemetryBuilder {
         self
     }
 
+    /// The registry to use; a new one unless set.
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
     /// How long [`Telemetry::shutdown`], and dropping [`Telemetry`], may take in total; 5 s by default.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout;
@@ -128,12 +138,16 @@ impl TelemetryBuilder {
             return Err(InitError::AlreadyInstalled { first });
         }
         let caller = Location::caller();
+        let propagator = Propagator::from_env(self.env.as_ref().unwrap_or(&Env::from_process()))?;
         let (layer, telemetry) = self.into_layer::<Registry>()?;
         tracing::subscriber::set_global_default(Registry::default().with(layer))
             .map_err(|_| InitError::ForeignSubscriber)?;
         if let Some(tracing) = telemetry.tracing() {
             opentelemetry::global::set_tracer_provider(tracing.provider.clone());
         }
+        // With tracing off too: a service that exports nothing must not cut the traces that pass through it.
+        propagator.install();
+        opentelemetry::global::set_text_map_propagator(propagator);
         *installed = Some(caller);
         Ok(telemetry)
     }
@@ -165,6 +179,9 @@ impl TelemetryBuilder {
         let env = self.env.clone().unwrap_or_else(Env::from_process);
         let span_level = self.span_level;
         let shutdown_timeout = self.shutdown_timeout;
+        let metrics = self.metrics.clone();
+        metrics::register_build_info(&metrics, &self.service, &self.service_version());
+        Propagator::from_env(&env)?;
         let tracing = self.tracing(&env)?;
         let span_layer = tracing.as_ref().map(|tracing| {
             tracing_opentelemetry::layer()
@@ -178,7 +195,16 @@ impl TelemetryBuilder {
             Some(spans) => spans.boxed(),
             None => Box::new(tracing_subscriber::layer::Identity::new()),
         };
-        Ok((layer, Telemetry::new(tracing, shutdown_timeout)))
+        Ok((layer, Telemetry::new(tracing, metrics, shutdown_timeout)))
+    }
+
+    fn service_version(&self) -> String {
+        let version = self
+            .attributes
+            .iter()
+            .rev()
+            .find(|attribute| attribute.key.as_str() == "service.version");
+        version.map_or_else(|| "unknown".to_owned(), |attribute| attribute.value.to_string())
     }
 
     /// The tracer provider, when the program or the environment wants one.

@@ -326,15 +326,15 @@ impl Propagator {
 
     fn read(&self, fields: &Fields<'_>, base: Context) -> Context {
         let mut context = base;
-        if self.trace_context {
-            if let Some(span_context) = fields.span_context() {
-                context = context.with_remote_span_context(span_context);
-            }
+        if self.trace_context
+            && let Some(span_context) = fields.span_context()
+        {
+            context = context.with_remote_span_context(span_context);
         }
-        if self.baggage {
-            if let Some(baggage) = fields.baggage.as_deref().and_then(parse_baggage) {
-                context = context.with_baggage(baggage);
-            }
+        if self.baggage
+            && let Some(baggage) = fields.baggage.as_deref().and_then(parse_baggage)
+        {
+            context = context.with_baggage(baggage);
         }
         context
     }

@@ -54,6 +54,7 @@ pub fn text(text: &str) -> Cow<'_, str> {
 }
 
 /// Headers for a log line: names as they are, secret values masked, the others cleaned like any text.
+#[must_use]
 pub fn headers(headers: &HeaderMap) -> impl fmt::Debug + '_ {
     RedactedHeaders(headers)
 }
@@ -140,11 +141,11 @@ fn with_normalised(name: &str, f: impl FnOnce(&str) -> bool) -> bool {
     while at < bytes.len() {
         let mut byte = bytes[at];
         at += 1;
-        if byte == b'%' {
-            if let Some(decoded) = bytes.get(at..at + 2).and_then(hex_pair) {
-                byte = decoded;
-                at += 2;
-            }
+        if byte == b'%'
+            && let Some(decoded) = bytes.get(at..at + 2).and_then(hex_pair)
+        {
+            byte = decoded;
+            at += 2;
         }
         if byte.is_ascii_alphanumeric() {
             if length == LONGEST {

@@ -9,6 +9,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 use crate::builder::TelemetryBuilder;
 use crate::error::ShutdownError;
+use crate::metrics::Metrics;
 
 /// The log target of what this crate says about itself. Never exported.
 pub(crate) const REPORTS: &str = "dalston_telemetry::export";
@@ -31,10 +32,11 @@ impl Telemetry {
         TelemetryBuilder::new(service.into())
     }
 
-    pub(crate) fn new(tracing: Option<Tracing>, shutdown_timeout: Duration) -> Self {
+    pub(crate) fn new(tracing: Option<Tracing>, metrics: Metrics, shutdown_timeout: Duration) -> Self {
         Self {
             handle: TelemetryHandle {
                 tracing: tracing.map(Arc::new),
+                metrics,
             },
             shutdown_timeout,
             ended: false,
@@ -49,6 +51,12 @@ impl Telemetry {
     #[must_use]
     pub fn handle(&self) -> TelemetryHandle {
         self.handle.clone()
+    }
+
+    /// The metrics of this process.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        self.handle.metrics()
     }
 
     /// Sends all spans that have ended, and waits for at most `timeout` until that is done.
@@ -107,6 +115,7 @@ impl Drop for Telemetry {
 #[derive(Clone, Default)]
 pub struct TelemetryHandle {
     tracing: Option<Arc<Tracing>>,
+    metrics: Metrics,
 }
 
 impl TelemetryHandle {
@@ -120,6 +129,12 @@ impl TelemetryHandle {
     #[must_use]
     pub fn traces_enabled(&self) -> bool {
         self.tracing.is_some()
+    }
+
+    /// The metrics of this process; those of a disabled handle are its own and nobody reads them.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Records a span with times that lie in the past, which `tracing` can't express.

@@ -6,7 +6,7 @@ use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::{BoundedFamily, Counter, DenseFamily, Histogram, Label, Metrics, OpenLabel, buckets, lock};
+use super::{BoundedFamily, Counter, DenseFamily, Histogram, Metrics, OpenLabel, buckets, lock};
 
 /// How many models an engine may report by name. The platform keeps a handful; a deployment that lets its users
 /// choose any model must not choose the number of our series with it.
@@ -523,6 +523,7 @@ impl EncodeMetric for BusyRatio {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Label;
     use super::*;
 
     fn engine(metrics: &Metrics) -> EngineMetrics {

@@ -135,6 +135,7 @@ impl Metrics {
     }
 
     /// The open label of this name, shared by all families that have it. `cap` counts when it is first asked for.
+    #[must_use]
     pub fn open_label(&self, name: &'static str, cap: usize) -> OpenLabel {
         self.set(|registry| {
             let help = "Label values that were counted as __other__ because their label had reached its cap";
