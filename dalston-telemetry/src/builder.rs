@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{InstrumentationScope, Key, KeyValue, Value};
-use opentelemetry_sdk::trace::{SdkTracerProvider, SpanLimits, SpanProcessor};
+use opentelemetry_sdk::trace::{SdkTracerProvider, SpanProcessor};
 use tracing::level_filters::LevelFilter;
 use tracing::{Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Filter, Layer, SubscriberExt};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
 use crate::collect::SpanCollector;
-use crate::env::{Env, EnvError};
+use crate::env::Env;
 use crate::error::InitError;
-use crate::metrics::{self, Metrics};
+use crate::limits::{Limits, Processors};
+use crate::metrics::{self, Metrics, TelemetryMetrics};
+use crate::otlp::{BatchSettings, Exporters, OtlpConfig, OtlpSettings, Pipeline, ReportTo};
 use crate::propagate::Propagator;
 use crate::telemetry::{Telemetry, Tracing};
 use crate::{resource, sampler};
@@ -47,6 +49,7 @@ pub struct TelemetryBuilder {
     span_level: LevelFilter,
     attributes: Vec<KeyValue>,
     processors: Vec<Box<dyn SpanProcessor>>,
+    otlp: OtlpConfig,
     metrics: Metrics,
     shutdown_timeout: Duration,
 }
@@ -60,6 +63,7 @@ impl TelemetryBuilder {
             span_level: LevelFilter::INFO,
             attributes: Vec::new(),
             processors: Vec::new(),
+            otlp: OtlpConfig::new(),
             metrics: Metrics::new(),
             shutdown_timeout: Duration::from_secs(5),
         }
@@ -74,6 +78,12 @@ impl TelemetryBuilder {
     /// Switches tracing on or off, whatever `OTEL_ENABLED` says. `OTEL_SDK_DISABLED=true` still wins.
     pub fn enabled(mut self, on: bool) -> Self {
         self.enabled = Some(on);
+        self
+    }
+
+    /// How spans are sent, for what the environment shall not decide. Does not switch tracing on.
+    pub fn otlp(mut self, config: OtlpConfig) -> Self {
+        self.otlp = config;
         self
     }
 
@@ -182,14 +192,16 @@ impl TelemetryBuilder {
         let metrics = self.metrics.clone();
         metrics::register_build_info(&metrics, &self.service, &self.service_version());
         Propagator::from_env(&env)?;
-        let tracing = self.tracing(&env)?;
+        let report_to = ReportTo::default();
+        let tracing = self.tracing(&env, &report_to)?;
         let span_layer = tracing.as_ref().map(|tracing| {
-            tracing_opentelemetry::layer()
+            let spans = tracing_opentelemetry::layer()
                 .with_tracer(tracing.tracer.clone())
                 .with_threads(false)
                 .with_tracked_inactivity(false)
                 .with_target(false)
-                .with_filter(ExportedSpans { level: span_level })
+                .with_filter(ExportedSpans { level: span_level });
+            spans.and_then(Reports(report_to).with_filter(LevelFilter::OFF))
         });
         let layer: TelemetryLayer<S> = match span_layer {
             Some(spans) => spans.boxed(),
@@ -208,81 +220,62 @@ impl TelemetryBuilder {
     }
 
     /// The tracer provider, when the program or the environment wants one.
-    fn tracing(self, env: &Env) -> Result<Option<Tracing>, InitError> {
-        let settings = TraceSettings::read(&self, env)?;
-        if !settings.export && self.processors.is_empty() {
+    fn tracing(self, env: &Env, report_to: &ReportTo) -> Result<Option<Tracing>, InitError> {
+        let disabled = env.otel_flag("OTEL_SDK_DISABLED")?.unwrap_or(false);
+        let enabled = env.flag("OTEL_ENABLED")?.unwrap_or(false);
+        let export = self.enabled.unwrap_or(enabled) && !disabled;
+        if !export && self.processors.is_empty() {
             return Ok(None);
         }
-        let mut builder = SdkTracerProvider::builder()
-            .with_resource(resource::build(env, &self.service, &self.attributes)?)
-            .with_sampler(settings.sampler)
-            .with_span_limits(settings.limits);
-        for processor in self.processors {
-            builder = builder.with_span_processor(AnyProcessor(processor));
+        let resource = resource::build(env, &self.service, &self.attributes)?;
+        let mut processors = self.processors;
+        let sampler = sampler::from_env(env)?;
+        let limits = Limits::read(env)?;
+        let exporters = if export {
+            Exporters::read(env)?
+        } else {
+            Exporters::NONE
+        };
+        let pipeline = match exporters {
+            Exporters::NONE => None,
+            Exporters { otlp, console } => {
+                let otlp = if otlp {
+                    Some(OtlpSettings::read(&self.otlp, env)?)
+                } else {
+                    None
+                };
+                Some(Pipeline::start(
+                    otlp.as_ref(),
+                    console,
+                    BatchSettings::read(env)?,
+                    &resource,
+                    TelemetryMetrics::register(&self.metrics),
+                    ReportTo::clone(report_to),
+                )?)
+            }
+        };
+        if let Some(pipeline) = &pipeline {
+            processors.push(Box::new(pipeline.processor()));
         }
-        let provider = builder.build();
+        let provider = SdkTracerProvider::builder()
+            .with_resource(resource)
+            .with_sampler(sampler)
+            .with_span_limits(limits.counts)
+            .with_span_processor(Processors {
+                all: processors,
+                value_length: limits.value_length,
+            })
+            .build();
         let scope = InstrumentationScope::builder("dalston-telemetry")
             .with_version(env!("CARGO_PKG_VERSION"))
             .build();
         let tracer = provider.tracer_with_scope(scope);
-        Ok(Some(Tracing { provider, tracer }))
+        Ok(Some(Tracing {
+            provider,
+            tracer,
+            pipeline,
+        }))
     }
-}
-
-/// Everything about traces that the environment decides, except how they are sent.
-///
-/// Read in full also when tracing is off, so that a wrong value is found by the first start and not by the first
-/// start with tracing.
-struct TraceSettings {
-    export: bool,
-    sampler: opentelemetry_sdk::trace::Sampler,
-    limits: SpanLimits,
-}
-
-impl TraceSettings {
-    fn read(builder: &TelemetryBuilder, env: &Env) -> Result<Self, EnvError> {
-        let disabled = env.otel_flag("OTEL_SDK_DISABLED")?.unwrap_or(false);
-        let enabled = env.flag("OTEL_ENABLED")?.unwrap_or(false);
-        Ok(Self {
-            export: builder.enabled.unwrap_or(enabled) && !disabled,
-            sampler: sampler::from_env(env)?,
-            limits: limits(env)?,
-        })
-    }
-}
-
-fn limits(env: &Env) -> Result<SpanLimits, EnvError> {
-    const ACCEPTED: &str = "a whole number";
-    let general = env.parse("OTEL_ATTRIBUTE_COUNT_LIMIT", ACCEPTED)?;
-    let mut limits = SpanLimits::default();
-    let set = |name, field: &mut u32, general: Option<u32>| -> Result<(), EnvError> {
-        if let Some(limit) = env.parse(name, ACCEPTED)?.or(general) {
-            *field = limit;
-        }
-        Ok(())
-    };
-    set(
-        "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
-        &mut limits.max_attributes_per_span,
-        general,
-    )?;
-    set(
-        "OTEL_SPAN_EVENT_COUNT_LIMIT",
-        &mut limits.max_events_per_span,
-        None,
-    )?;
-    set("OTEL_SPAN_LINK_COUNT_LIMIT", &mut limits.max_links_per_span, None)?;
-    set(
-        "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
-        &mut limits.max_attributes_per_event,
-        general,
-    )?;
-    set(
-        "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
-        &mut limits.max_attributes_per_link,
-        general,
-    )?;
-    Ok(limits)
 }
 
 /// Decides by the callsite alone which spans and span events reach OpenTelemetry.
@@ -333,28 +326,12 @@ impl<S> Filter<S> for ExportedSpans {
     }
 }
 
-/// The SDK takes processors by type, we keep them boxed.
-#[derive(Debug)]
-struct AnyProcessor(Box<dyn SpanProcessor>);
+/// Learns which subscriber the layer becomes part of, so that the exporter can log there.
+struct Reports(ReportTo);
 
-impl SpanProcessor for AnyProcessor {
-    fn on_start(&self, span: &mut opentelemetry_sdk::trace::Span, cx: &opentelemetry::Context) {
-        self.0.on_start(span, cx);
-    }
-
-    fn on_end(&self, span: opentelemetry_sdk::trace::SpanData) {
-        self.0.on_end(span);
-    }
-
-    fn force_flush(&self) -> opentelemetry_sdk::error::OTelSdkResult {
-        self.0.force_flush()
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> opentelemetry_sdk::error::OTelSdkResult {
-        self.0.shutdown_with_timeout(timeout)
-    }
-
-    fn set_resource(&mut self, resource: &opentelemetry_sdk::Resource) {
-        self.0.set_resource(resource);
+impl<S: Subscriber> Layer<S> for Reports {
+    fn on_register_dispatch(&self, subscriber: &tracing::Dispatch) {
+        // A layer belongs to one subscriber, so there is nothing to lose when this is called again.
+        let _ = self.0.set(subscriber.downgrade());
     }
 }

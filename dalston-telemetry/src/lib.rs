@@ -6,7 +6,11 @@ pub mod context;
 mod env;
 mod error;
 mod format;
+mod limits;
 pub mod metrics;
+// With one transport left out, what only that one needs is left over.
+#[cfg_attr(not(all(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]
+mod otlp;
 pub mod propagate;
 pub mod redact;
 mod resource;
@@ -24,6 +28,7 @@ pub use builder::{TelemetryBuilder, TelemetryLayer};
 pub use collect::{CollectedSpan, SpanCollector};
 pub use env::{Env, EnvError};
 pub use error::{InitError, ShutdownError};
+pub use otlp::{ExportStats, OtlpCompression, OtlpConfig, OtlpProtocol};
 pub use telemetry::{Telemetry, TelemetryHandle, TimedSpan};
 pub use waterfall::Waterfall;
 

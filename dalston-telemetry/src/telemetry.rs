@@ -10,6 +10,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use crate::builder::TelemetryBuilder;
 use crate::error::ShutdownError;
 use crate::metrics::Metrics;
+use crate::otlp::{ExportStats, Pipeline};
 
 /// The log target of what this crate says about itself. Never exported.
 pub(crate) const REPORTS: &str = "dalston_telemetry::export";
@@ -79,7 +80,12 @@ impl Telemetry {
     ///
     /// When time was up before everything was sent, or when spans were lost since the last flush.
     pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
-        self.end()
+        let result = match self.pipeline() {
+            Some(pipeline) => pipeline.shutdown(self.shutdown_timeout).await,
+            None => Ok(()),
+        };
+        // The exporter has ended, so this does not wait for anything.
+        self.end().and(result)
     }
 
     /// [`shutdown`](Self::shutdown) for code without a runtime; blocks for at most the same time.
@@ -93,11 +99,19 @@ impl Telemetry {
 
     fn end(&mut self) -> Result<(), ShutdownError> {
         self.ended = true;
+        let result = match self.pipeline() {
+            Some(pipeline) => pipeline.shutdown_blocking(self.shutdown_timeout),
+            None => Ok(()),
+        };
         if let Some(tracing) = self.tracing() {
-            // The only failure of this call is "already shut down".
+            // For the processors that are not ours; what ours would say is in `result`.
             let _ = tracing.provider.shutdown_with_timeout(self.shutdown_timeout);
         }
-        Ok(())
+        result
+    }
+
+    fn pipeline(&self) -> Option<&Pipeline> {
+        self.tracing()?.pipeline.as_ref()
     }
 }
 
@@ -169,11 +183,24 @@ impl TelemetryHandle {
     ///
     /// As [`Telemetry::flush`].
     pub fn flush(&self, timeout: Duration) -> Result<(), ShutdownError> {
-        let _ = timeout;
-        if let Some(tracing) = &self.tracing {
-            let _ = tracing.provider.force_flush();
+        match self
+            .tracing
+            .as_ref()
+            .and_then(|tracing| tracing.pipeline.as_ref())
+        {
+            Some(pipeline) => pipeline.flush(timeout),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// What became of the spans so far; all zero when nothing is exported.
+    #[must_use]
+    pub fn export_stats(&self) -> ExportStats {
+        let pipeline = self
+            .tracing
+            .as_ref()
+            .and_then(|tracing| tracing.pipeline.as_ref());
+        pipeline.map(Pipeline::stats).unwrap_or_default()
     }
 }
 
@@ -243,4 +270,6 @@ impl<'a> TimedSpan<'a> {
 pub(crate) struct Tracing {
     pub(crate) provider: SdkTracerProvider,
     pub(crate) tracer: SdkTracer,
+    /// What sends spans away, if anything does.
+    pub(crate) pipeline: Option<Pipeline>,
 }

@@ -5,6 +5,8 @@ crate::label! {
     pub enum DropReason = "reason" {
         /// The queue was full: the collector is slower than the work, or away.
         QueueFull => "queue_full",
+        /// The span alone is larger than a collector takes in one request.
+        TooLarge => "too_large",
         /// The collector could not be reached, or refused the batch for good.
         ExportFailed => "export_failed",
         /// The collector took the batch and rejected some of it.
@@ -82,6 +84,7 @@ mod tests {
             series,
             [
                 r#"dalston_telemetry_spans_dropped_total{reason="queue_full"} 3"#,
+                r#"dalston_telemetry_spans_dropped_total{reason="too_large"} 0"#,
                 r#"dalston_telemetry_spans_dropped_total{reason="export_failed"} 0"#,
                 r#"dalston_telemetry_spans_dropped_total{reason="rejected"} 0"#,
                 r#"dalston_telemetry_spans_dropped_total{reason="shutdown"} 0"#,

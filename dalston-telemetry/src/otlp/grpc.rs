@@ -1,0 +1,242 @@
+//! OTLP over gRPC.
+
+use std::error::Error;
+use std::time::Duration;
+
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
+use prost::Message;
+use tonic::codec::CompressionEncoding;
+use tonic::metadata::MetadataMap;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Extensions, Request, Status};
+
+use super::retry::{Failure, Retry};
+use super::settings::OtlpSettings;
+use super::tls::TlsMaterial;
+use super::transport::Accepted;
+use super::{USER_AGENT, chain};
+use crate::error::InitError;
+
+/// Answers are a few bytes; a larger one is not from a collector.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
+
+pub(super) struct Grpc {
+    client: TraceServiceClient<Channel>,
+    headers: MetadataMap,
+}
+
+impl Grpc {
+    /// Checks the settings. Opens nothing and needs no runtime; [`connect`](GrpcEndpoint::connect) does.
+    pub(super) fn prepare(settings: &OtlpSettings) -> Result<GrpcEndpoint, InitError> {
+        let wrong = |error: tonic::transport::Error| InitError::Exporter {
+            endpoint: settings.endpoint.to_string(),
+            reason: chain(&error),
+            source: Some(Box::new(error)),
+        };
+        let mut endpoint = Endpoint::from(settings.endpoint.uri().clone())
+            .user_agent(USER_AGENT)
+            .map_err(wrong)?
+            .connect_timeout(settings.timeout)
+            // A connection whose other end has vanished is noticed while we wait for an answer.
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(10));
+        if settings.endpoint.is_https() {
+            let material = TlsMaterial::read(&settings.tls)?;
+            // Also says more about what is wrong than tonic would.
+            material.client_config(&settings.endpoint)?;
+            let mut tls = ClientTlsConfig::new();
+            tls = match material.certificate {
+                Some(pem) => tls.ca_certificate(Certificate::from_pem(pem)),
+                None => tls.with_native_roots(),
+            };
+            if let Some((certificate, key)) = material.identity {
+                tls = tls.identity(Identity::from_pem(certificate, key));
+            }
+            endpoint = endpoint.tls_config(tls).map_err(wrong)?;
+        }
+        Ok(GrpcEndpoint {
+            endpoint,
+            gzip: settings.gzip,
+            headers: MetadataMap::from_headers(settings.headers.clone()),
+        })
+    }
+
+    pub(super) async fn send(&self, request: &ExportTraceServiceRequest) -> Result<Accepted, Failure> {
+        let request = Request::from_parts(self.headers.clone(), Extensions::new(), request.clone());
+        match self.client.clone().export(request).await {
+            Ok(response) => Ok(response.into_inner().into()),
+            Err(status) => Err(failure(&status)),
+        }
+    }
+}
+
+/// Settings that have been found to be good.
+pub(super) struct GrpcEndpoint {
+    endpoint: Endpoint,
+    gzip: bool,
+    headers: MetadataMap,
+}
+
+impl GrpcEndpoint {
+    /// Ties the channel to the runtime that this is called in. The connection is made by the first request.
+    pub(super) fn connect(self) -> Grpc {
+        let mut client = TraceServiceClient::new(self.endpoint.connect_lazy())
+            .max_decoding_message_size(MAX_RESPONSE_BYTES);
+        if self.gzip {
+            client = client.send_compressed(CompressionEncoding::Gzip);
+        }
+        Grpc {
+            client,
+            headers: self.headers,
+        }
+    }
+}
+
+/// Sorts a status by the table of the OTLP specification.
+fn failure(status: &Status) -> Failure {
+    // A status with a source was made on this side: there was no answer.
+    if status.source().is_some() {
+        let detail = format!("no connection: {}", chain(status));
+        return Failure {
+            retry: Retry::Backoff,
+            detail,
+        };
+    }
+    let retry_after = retry_after(status.details());
+    let retry = match (status.code(), retry_after) {
+        (Code::Unavailable | Code::ResourceExhausted, Some(delay)) => Retry::After(delay),
+        // Without a hint this one means that the request is too large or a quota is used up.
+        (Code::ResourceExhausted, None) => Retry::Never,
+        (
+            Code::Cancelled
+            | Code::DeadlineExceeded
+            | Code::Aborted
+            | Code::OutOfRange
+            | Code::Unavailable
+            | Code::DataLoss,
+            _,
+        ) => Retry::Backoff,
+        _ => Retry::Never,
+    };
+    Failure {
+        retry,
+        detail: format!("gRPC status {:?}: {}", status.code(), status.message()),
+    }
+}
+
+/// The delay that `google.rpc.RetryInfo` asks for, in the details of a status.
+fn retry_after(details: &[u8]) -> Option<Duration> {
+    let status = RpcStatus::decode(details).ok()?;
+    let info = status
+        .details
+        .iter()
+        .find(|any| any.type_url.ends_with("/google.rpc.RetryInfo"))?;
+    let delay = RetryInfo::decode(info.value.as_slice()).ok()?.retry_delay?;
+    Some(Duration::new(
+        delay.seconds.try_into().ok()?,
+        delay.nanos.try_into().ok()?,
+    ))
+}
+
+// The few messages of `google.rpc` that carry the hint.
+
+#[derive(Clone, PartialEq, Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<Any>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Any {
+    #[prost(string, tag = "1")]
+    type_url: String,
+    #[prost(bytes = "vec", tag = "2")]
+    value: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RetryInfo {
+    #[prost(message, optional, tag = "1")]
+    retry_delay: Option<Delay>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Delay {
+    #[prost(int64, tag = "1")]
+    seconds: i64,
+    #[prost(int32, tag = "2")]
+    nanos: i32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn details(delay: Delay) -> Vec<u8> {
+        let info = RetryInfo {
+            retry_delay: Some(delay),
+        }
+        .encode_to_vec();
+        let any = Any {
+            type_url: "type.googleapis.com/google.rpc.RetryInfo".into(),
+            value: info,
+        };
+        RpcStatus {
+            code: 14,
+            message: "busy".into(),
+            details: vec![any],
+        }
+        .encode_to_vec()
+    }
+
+    #[test]
+    fn statuses_are_sorted_as_the_specification_says() {
+        let passing = [
+            Code::Cancelled,
+            Code::DeadlineExceeded,
+            Code::Aborted,
+            Code::OutOfRange,
+            Code::Unavailable,
+            Code::DataLoss,
+        ];
+        for code in 1..=16 {
+            let code = Code::from(code);
+            let expected = if passing.contains(&code) {
+                Retry::Backoff
+            } else {
+                Retry::Never
+            };
+            assert_eq!(failure(&Status::new(code, "")).retry, expected, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn retry_info_is_obeyed_and_makes_an_exhausted_resource_worth_waiting_for() {
+        let hint = details(Delay {
+            seconds: 2,
+            nanos: 500_000_000,
+        });
+        for code in [Code::Unavailable, Code::ResourceExhausted] {
+            let failure = failure(&Status::with_details(code, "", hint.clone().into()));
+            assert_eq!(failure.retry, Retry::After(Duration::from_millis(2500)));
+        }
+    }
+
+    #[test]
+    fn senseless_details_are_ignored() {
+        assert_eq!(retry_after(b"\xff\xff\xff"), None);
+        assert_eq!(
+            retry_after(&details(Delay {
+                seconds: -1,
+                nanos: 0
+            })),
+            None
+        );
+        assert_eq!(retry_after(&[]), None);
+    }
+}

@@ -1,0 +1,201 @@
+//! OTLP over HTTP, with protobuf.
+
+use std::io::Write;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimeParser;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use prost::Message;
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response, StatusCode, Url};
+
+use super::retry::{Failure, Retry};
+use super::settings::OtlpSettings;
+use super::tls::TlsMaterial;
+use super::transport::Accepted;
+use super::{USER_AGENT, chain};
+use crate::env::EnvError;
+use crate::error::InitError;
+
+/// Answers are a few bytes; of a longer one the rest is not read.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
+
+pub(super) struct Http {
+    client: Client,
+    url: Url,
+    headers: HeaderMap,
+    gzip: bool,
+}
+
+impl Http {
+    /// Checks the settings and makes a client. Opens nothing and needs no runtime.
+    pub(super) fn new(settings: &OtlpSettings) -> Result<Self, InitError> {
+        let wrong = |reason: String, source: Option<reqwest::Error>| InitError::Exporter {
+            endpoint: settings.endpoint.to_string(),
+            reason,
+            source: source.map(|error| Box::new(error) as _),
+        };
+        let url = Url::parse(&settings.endpoint.uri().to_string())
+            .map_err(|_| wrong("the URL can't be used".into(), None))?;
+        // Given even where nothing is encrypted: without it the client looks for a process-wide TLS provider.
+        let tls = match settings.endpoint.is_https() {
+            true => TlsMaterial::read(&settings.tls)?.client_config(&settings.endpoint)?,
+            false => TlsMaterial::nothing_trusted(),
+        };
+        let mut builder = Client::builder()
+            .tls_backend_preconfigured(tls)
+            .user_agent(USER_AGENT)
+            .connect_timeout(settings.timeout)
+            .redirect(Policy::none())
+            // The variables were read with all others; the client must not look for more.
+            .no_proxy();
+        if let Some(proxy) = &settings.proxy {
+            let except = proxy.except.as_deref().and_then(reqwest::NoProxy::from_string);
+            let proxy = reqwest::Proxy::all(&proxy.url)
+                .map_err(|_| EnvError::secret(proxy.variable, "the URL of a proxy"))?
+                .no_proxy(except);
+            builder = builder.proxy(proxy);
+        }
+        let client = builder.build().map_err(|error| {
+            let error = error.without_url();
+            wrong(chain(&error), Some(error))
+        })?;
+        let mut headers = settings.headers.clone();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+        if settings.gzip {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        Ok(Self {
+            client,
+            url,
+            headers,
+            gzip: settings.gzip,
+        })
+    }
+
+    pub(super) async fn send(&self, request: &ExportTraceServiceRequest) -> Result<Accepted, Failure> {
+        let body = self.body(request)?;
+        let sent = self
+            .client
+            .post(self.url.clone())
+            .headers(self.headers.clone())
+            .body(body)
+            .send()
+            .await;
+        let response = sent.map_err(|error| {
+            let detail = format!("no connection: {}", chain(&error.without_url()));
+            Failure {
+                retry: Retry::Backoff,
+                detail,
+            }
+        })?;
+        if !response.status().is_success() {
+            return Err(failure(response.status(), response.headers(), Timestamp::now()));
+        }
+        // The spans have been taken, whatever the rest of the answer looks like.
+        let answer = ExportTraceServiceResponse::decode(start_of_body(response).await);
+        Ok(answer.map(Accepted::from).unwrap_or_default())
+    }
+
+    fn body(&self, request: &ExportTraceServiceRequest) -> Result<Bytes, Failure> {
+        let body = request.encode_to_vec();
+        if !self.gzip {
+            return Ok(body.into());
+        }
+        let compress = || {
+            let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());
+            encoder.write_all(&body)?;
+            encoder.finish()
+        };
+        compress()
+            .map(Bytes::from)
+            .map_err(|error: std::io::Error| Failure {
+                retry: Retry::Never,
+                detail: format!("the request could not be compressed: {error}"),
+            })
+    }
+}
+
+async fn start_of_body(mut response: Response) -> Bytes {
+    let mut body = BytesMut::new();
+    while body.len() < MAX_RESPONSE_BYTES {
+        match response.chunk().await {
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) | Err(_) => break,
+        }
+    }
+    body.freeze()
+}
+
+/// Sorts a response by the table of the OTLP specification.
+fn failure(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Failure {
+    let retry = match status.as_u16() {
+        429 | 502 | 503 | 504 => retry_after(headers, now).map_or(Retry::Backoff, Retry::After),
+        _ => Retry::Never,
+    };
+    Failure {
+        retry,
+        detail: format!("HTTP status {status}"),
+    }
+}
+
+/// `Retry-After` in seconds or as a date; a date in the past means now.
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = DateTimeParser::new().parse_timestamp(value).ok()?;
+    Some(Duration::try_from(date.duration_since(now)).unwrap_or(Duration::ZERO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, retry_after: Option<&'static str>) -> Failure {
+        let mut headers = HeaderMap::new();
+        if let Some(value) = retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(value));
+        }
+        let now = "2026-11-20T08:00:00Z".parse().unwrap();
+        failure(StatusCode::from_u16(status).unwrap(), &headers, now)
+    }
+
+    #[test]
+    fn only_the_statuses_that_the_specification_names_are_tried_again() {
+        for status in 300..600 {
+            let expected = if [429, 502, 503, 504].contains(&status) {
+                Retry::Backoff
+            } else {
+                Retry::Never
+            };
+            assert_eq!(answer(status, None).retry, expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn retry_after_may_be_seconds_or_a_date() {
+        let after = |value| answer(503, Some(value)).retry;
+        assert_eq!(after("7"), Retry::After(Duration::from_secs(7)));
+        assert_eq!(
+            after("Fri, 20 Nov 2026 08:00:30 GMT"),
+            Retry::After(Duration::from_secs(30))
+        );
+        assert_eq!(
+            after("Fri, 20 Nov 2026 07:00:00 GMT"),
+            Retry::After(Duration::ZERO)
+        );
+        assert_eq!(after("soon"), Retry::Backoff);
+        assert_eq!(after("-1"), Retry::Backoff);
+        // Where trying again can't help, the header changes nothing.
+        assert_eq!(answer(400, Some("1")).retry, Retry::Never);
+    }
+}

@@ -1,0 +1,276 @@
+//! Spans on their way to a collector.
+//!
+//! The SDK's batch processor and the exporters of `opentelemetry-otlp` are not used, for reasons that tests of this
+//! crate show:
+//!
+//! - `opentelemetry-otlp` answers `Ok` to a partial success, so rejected spans can't be counted, and its errors are
+//!   text, so a caller can't tell a refusal from a collector that is away.
+//! - Its time limit stops retries, not a request that hangs; the SDK's batch processor waits for the exporter, so
+//!   ending a process with a collector that hangs takes two limits and not one.
+//! - Its settings come from the variables of the process, behind the back of whoever passes an [`Env`].
+//! - It logs from within the exporter, once per failure.
+//!
+//! What it is built on is used: the generated client and messages of `opentelemetry-proto`, tonic, and reqwest.
+//!
+//! [`Env`]: crate::Env
+
+mod config;
+mod console;
+mod control;
+#[cfg(feature = "otlp-grpc")]
+mod grpc;
+#[cfg(feature = "otlp-http")]
+mod http;
+mod queue;
+mod report;
+mod retry;
+mod settings;
+mod stats;
+#[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
+mod tls;
+mod transport;
+mod worker;
+
+use std::error::Error;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+use std::{io, thread};
+
+use opentelemetry::Context;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
+
+pub use config::{OtlpCompression, OtlpConfig, OtlpProtocol};
+pub(crate) use report::ReportTo;
+pub(crate) use settings::{BatchSettings, Exporters, OtlpSettings};
+pub use stats::ExportStats;
+
+use crate::error::{InitError, ShutdownError};
+use crate::metrics::TelemetryMetrics;
+use control::Control;
+use queue::Queue;
+use report::Reporter;
+use stats::Stats;
+use worker::{Shared, Worker};
+
+const USER_AGENT: &str = concat!(
+    "dalston-telemetry/",
+    env!("CARGO_PKG_VERSION"),
+    " OTel-OTLP-Exporter-Rust"
+);
+
+/// The exporter, as the rest of the crate sees it. Clones are the same exporter.
+#[derive(Clone, Debug)]
+pub(crate) struct Pipeline {
+    shared: Arc<Shared>,
+}
+
+impl Pipeline {
+    /// Starts the exporting thread. Does not connect: a collector that is away is no reason not to start.
+    pub(crate) fn start(
+        otlp: Option<&OtlpSettings>,
+        console: bool,
+        batching: BatchSettings,
+        resource: &Resource,
+        metrics: TelemetryMetrics,
+        report_to: ReportTo,
+    ) -> Result<Self, InitError> {
+        let shared = Arc::new(Shared {
+            queue: Queue::new(batching.max_queue_size, batching.max_batch_size),
+            stats: Stats::new(metrics),
+            control: Control::new(),
+        });
+        let endpoint = otlp.map_or_else(|| "console".to_owned(), |otlp| otlp.endpoint.to_string());
+        let headers = otlp.map(|otlp| otlp.headers.clone()).unwrap_or_default();
+        let reporter = Reporter::new(endpoint, &headers, report_to);
+        let timeout = otlp.map_or(batching.export_timeout, |otlp| otlp.timeout);
+        let connect = otlp.map(|otlp| prepare(otlp, resource)).transpose()?;
+        let in_thread = Arc::clone(&shared);
+        spawn(Arc::clone(&shared), async move {
+            let transport = connect.map(|connect| connect());
+            Worker::new(in_thread, batching, timeout, transport, console, reporter)
+                .run()
+                .await;
+        })
+        .map_err(InitError::Thread)?;
+        Ok(Self { shared })
+    }
+
+    pub(crate) fn processor(&self) -> impl SpanProcessor + 'static {
+        ExportProcessor(self.clone())
+    }
+
+    pub(crate) fn stats(&self) -> ExportStats {
+        self.shared.stats.read(self.shared.queue.len())
+    }
+
+    pub(crate) fn flush(&self, timeout: Duration) -> Result<(), ShutdownError> {
+        let done = self.shared.control.flush(&self.shared.queue.wake, timeout);
+        self.outcome(done)
+    }
+
+    /// Ends the exporter within `timeout`, without blocking.
+    pub(crate) async fn shutdown(&self, timeout: Duration) -> Result<(), ShutdownError> {
+        self.close(timeout);
+        self.shared.control.until_end().await;
+        self.outcome(true)
+    }
+
+    pub(crate) fn shutdown_blocking(&self, timeout: Duration) -> Result<(), ShutdownError> {
+        /// For the exporter to notice that its time is up.
+        const GRACE: Duration = Duration::from_millis(200);
+        self.close(timeout);
+        let ended = self.shared.control.wait_for_end(timeout + GRACE);
+        self.outcome(ended)
+    }
+
+    fn close(&self, timeout: Duration) {
+        // Of the standard clock: the caller's runtime may have one of its own, in tests.
+        let deadline = std::time::Instant::now() + timeout;
+        self.shared
+            .control
+            .close(&self.shared.queue.wake, deadline.into());
+    }
+
+    fn outcome(&self, in_time: bool) -> Result<(), ShutdownError> {
+        let stats = self.stats();
+        let lost = self.shared.control.newly_lost(stats.dropped_total());
+        if !in_time {
+            return Err(ShutdownError::Timeout {
+                pending: stats.waiting(),
+            });
+        }
+        if lost > 0 {
+            let last_failure = self.shared.stats.last_failure();
+            let last_failure = last_failure.unwrap_or_else(|| "the queue was full".to_owned());
+            return Err(ShutdownError::Lost { lost, last_failure });
+        }
+        Ok(())
+    }
+}
+
+/// Runs the exporter on a thread and a runtime of its own, so that it works the same for a program with many
+/// threads, with one, or without a runtime, and so that no one's blocking can stop it.
+fn spawn(shared: Arc<Shared>, exporter: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+    let (started, start) = mpsc::sync_channel(1);
+    let thread = move || {
+        // Also when the exporter panics: nobody may wait for one that is gone.
+        let _end = EndOnDrop(shared);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(2)
+            .build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(started.send(Err(error))),
+        };
+        drop(started.send(Ok(())));
+        // The libraries that carry our spans must not make spans of that.
+        let _suppressed = Context::enter_telemetry_suppressed_scope();
+        runtime.block_on(exporter);
+        runtime.shutdown_background();
+    };
+    thread::Builder::new().name("dalston-otlp".into()).spawn(thread)?;
+    start
+        .recv()
+        .unwrap_or_else(|_| Err(io::Error::other("the thread ended at once")))
+}
+
+struct EndOnDrop(Arc<Shared>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.queue.close();
+        self.0.control.end();
+    }
+}
+
+/// Checks the settings now; gives what connects in the exporter's runtime.
+#[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
+fn prepare(
+    otlp: &OtlpSettings,
+    resource: &Resource,
+) -> Result<Box<dyn FnOnce() -> transport::Otlp + Send>, InitError> {
+    let resource = resource.clone();
+    match otlp.protocol {
+        #[cfg(feature = "otlp-grpc")]
+        OtlpProtocol::Grpc => {
+            let endpoint = grpc::Grpc::prepare(otlp)?;
+            Ok(Box::new(move || {
+                transport::Otlp::grpc(&resource, endpoint.connect())
+            }))
+        }
+        #[cfg(feature = "otlp-http")]
+        OtlpProtocol::HttpProtobuf => {
+            let http = http::Http::new(otlp)?;
+            Ok(Box::new(move || transport::Otlp::http(&resource, http)))
+        }
+        #[cfg(not(all(feature = "otlp-grpc", feature = "otlp-http")))]
+        _ => Err(missing(otlp.protocol)),
+    }
+}
+
+#[cfg(not(any(feature = "otlp-grpc", feature = "otlp-http")))]
+fn prepare(
+    otlp: &OtlpSettings,
+    _: &Resource,
+) -> Result<Box<dyn FnOnce() -> transport::Nothing + Send>, InitError> {
+    Err(missing(otlp.protocol))
+}
+
+#[cfg(not(all(feature = "otlp-grpc", feature = "otlp-http")))]
+fn missing(protocol: OtlpProtocol) -> InitError {
+    const SETTING: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
+    match protocol {
+        OtlpProtocol::Grpc => InitError::MissingFeature {
+            setting: SETTING,
+            transport: "OTLP over gRPC",
+            feature: "otlp-grpc",
+        },
+        OtlpProtocol::HttpProtobuf => InitError::MissingFeature {
+            setting: SETTING,
+            transport: "OTLP over HTTP",
+            feature: "otlp-http",
+        },
+    }
+}
+
+/// Puts spans into the queue.
+#[derive(Debug)]
+struct ExportProcessor(Pipeline);
+
+impl SpanProcessor for ExportProcessor {
+    fn on_start(&self, _: &mut Span, _: &Context) {}
+
+    fn on_end(&self, span: SpanData) {
+        if span.span_context.is_sampled() {
+            let Shared { queue, stats, .. } = &*self.0.shared;
+            queue.push(span, stats);
+        }
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        let result = self.0.flush(Duration::from_secs(5));
+        result.map_err(|error| OTelSdkError::InternalFailure(error.to_string()))
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        let result = self.0.shutdown_blocking(timeout);
+        result.map_err(|error| OTelSdkError::InternalFailure(error.to_string()))
+    }
+}
+
+/// An error with its causes, which is where HTTP libraries say what happened.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,120 @@
+//! What the exporter says about itself in the log.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use http::HeaderMap;
+use tokio::time::Instant;
+use tracing::dispatcher::{self, WeakDispatch};
+
+use super::stats::ExportStats;
+use crate::redact;
+use crate::telemetry::REPORTS;
+
+/// The time between two log lines about failures.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// The longest text of a collector's that we repeat.
+const MAX_DETAIL: usize = 300;
+
+/// Where the log lines go: the subscriber whose spans are exported. The exporting thread has none of its own, and
+/// there may be no global one.
+pub(crate) type ReportTo = Arc<OnceLock<WeakDispatch>>;
+
+/// Logs failures, at most once a minute, and the recovery after a logged failure.
+pub(super) struct Reporter {
+    endpoint: String,
+    /// Values of headers, in case that a collector repeats them in an error.
+    secrets: Vec<String>,
+    to: ReportTo,
+    last: Option<Instant>,
+    news: Option<String>,
+    dropped: u64,
+    failing: bool,
+}
+
+impl Reporter {
+    pub(super) fn new(endpoint: String, headers: &HeaderMap, to: ReportTo) -> Self {
+        let secrets = headers.values().filter_map(|value| value.to_str().ok());
+        // The scheme of `Bearer abc` is no secret, what follows is, also alone.
+        let secrets = secrets.flat_map(|value| [Some(value), value.split_once(' ').map(|(_, token)| token)]);
+        let secrets = secrets
+            .flatten()
+            .filter(|value| value.len() > 3)
+            .map(str::to_owned)
+            .collect();
+        Self {
+            endpoint,
+            secrets,
+            to,
+            last: None,
+            news: None,
+            dropped: 0,
+            failing: false,
+        }
+    }
+
+    /// A text as it may be logged: on one line, not too long, without secrets.
+    pub(super) fn clean(&self, text: &str) -> String {
+        let mut text = redact::text(text).into_owned();
+        for secret in &self.secrets {
+            text = text.replace(secret, redact::MASK);
+        }
+        text.chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(MAX_DETAIL)
+            .collect()
+    }
+
+    pub(super) fn failure(&mut self, detail: String) {
+        self.news = Some(detail);
+    }
+
+    /// The collector took everything and has something to say.
+    pub(super) fn warning(&mut self, message: &str) {
+        self.news = Some(format!("the collector warns: {}", self.clean(message)));
+    }
+
+    pub(super) fn success(&mut self) {
+        if std::mem::take(&mut self.failing) {
+            let endpoint = &self.endpoint;
+            self.log(|| tracing::info!(target: REPORTS, endpoint, "spans are exported again"));
+        }
+        self.news = None;
+    }
+
+    /// Logs what is new, unless it is too early.
+    pub(super) fn report(&mut self, stats: &ExportStats, now: Instant) {
+        let dropped = stats.dropped_total();
+        let nothing_new = self.news.is_none() && dropped == self.dropped;
+        if nothing_new || self.last.is_some_and(|last| now < last + INTERVAL) {
+            return;
+        }
+        let reason = self.news.take();
+        let reason = reason
+            .as_deref()
+            .unwrap_or("more spans ended than the queue holds");
+        let (endpoint, lost, waiting) = (&self.endpoint, dropped - self.dropped, stats.waiting());
+        self.log(|| {
+            tracing::warn!(
+                target: REPORTS,
+                endpoint,
+                reason,
+                spans_dropped = lost,
+                spans_dropped_total = dropped,
+                spans_waiting = waiting,
+                "spans are not exported as they should be"
+            );
+        });
+        self.last = Some(now);
+        self.dropped = dropped;
+        self.failing = true;
+    }
+
+    fn log(&self, event: impl FnOnce()) {
+        match self.to.get().and_then(WeakDispatch::upgrade) {
+            Some(dispatch) => dispatcher::with_default(&dispatch, event),
+            None => event(),
+        }
+    }
+}
