@@ -5,6 +5,7 @@ mod config;
 mod context;
 mod engine;
 mod error;
+pub mod gpu;
 pub mod local;
 mod options;
 pub mod protocol;

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::libtorch;
 use crate::steps::cargo;
+use crate::tools;
 
 struct Bench {
     name: &'static str,
@@ -32,7 +33,7 @@ const BENCHES: [Bench; 4] = [
     },
     Bench {
         name: "whisper",
-        about: "seconds per encoder pass and per decoded token",
+        about: "seconds per encoder pass and per decoded token; --peer: beside transformers",
         package: "faster_whisper",
         target: "whisper",
     },
@@ -45,7 +46,7 @@ pub(crate) fn list() {
     }
 }
 
-/// Runs one, with the remaining arguments handed on to it.
+/// Runs one, with the remaining arguments handed on to it. `--peer` alone gets the path of a Python with the peers.
 pub(crate) fn run(name: &str, arguments: &[&str]) -> Result<(), Error> {
     let Some(bench) = BENCHES.iter().find(|bench| bench.name == name) else {
         return Err(Error::Usage(format!(
@@ -60,8 +61,13 @@ pub(crate) fn run(name: &str, arguments: &[&str]) -> Result<(), Error> {
     if bench.package == "faster_whisper" {
         command = command.env("LIBTORCH", libtorch::set_up(libtorch::Variant::Cpu)?);
     }
-    arguments
-        .iter()
-        .fold(command.arg("--"), |command, argument| command.arg(argument))
-        .run()
+    command = command.arg("--");
+    let mut arguments = arguments.iter().peekable();
+    while let Some(argument) = arguments.next() {
+        command = command.arg(argument);
+        if *argument == "--peer" && arguments.peek().is_none_or(|next| next.starts_with("--")) {
+            command = command.arg(tools::peers()?);
+        }
+    }
+    command.run()
 }

@@ -129,7 +129,7 @@ fn each_feature(libtorch: &Path) -> Result<(), Error> {
 }
 
 /// The names of the features that a manifest declares, except `default`.
-fn features(manifest: &str) -> Vec<String> {
+pub(crate) fn features(manifest: &str) -> Vec<String> {
     manifest
         .lines()
         .skip_while(|line| line.trim() != "[features]")

@@ -1,11 +1,14 @@
-//! Programs of the Rust world that the chores use, kept in the git-ignored `.tools/`.
+//! Programs that the chores use, kept in the git-ignored `.tools/`.
 
+use std::fs;
 use std::path::PathBuf;
 
 use crate::error::Error;
 use crate::steps::{Cmd, cargo, root};
+use crate::system::{Need, require};
 
 const CARGO_DENY: &str = "0.20.2";
+const PEERS: &str = "torch==2.11.0 transformers==5.23.0";
 
 /// Finds cargo-deny, or builds it: a minute or three, once.
 pub(crate) fn cargo_deny() -> Result<PathBuf, Error> {
@@ -26,6 +29,33 @@ pub(crate) fn cargo_deny() -> Result<PathBuf, Error> {
         .arg(&tools)
         .env("CARGO_TARGET_DIR", tools.join("target"))
         .run()?;
-    std::fs::remove_dir_all(tools.join("target")).ok();
+    fs::remove_dir_all(tools.join("target")).ok();
     Ok(program)
+}
+
+/// A Python with the peers that the benchmarks measure beside us.
+pub(crate) fn peers() -> Result<PathBuf, Error> {
+    let place = root().join(".tools/peers");
+    let python = place.join("bin/python");
+    let receipt = place.join("installed");
+    if fs::read_to_string(&receipt).is_ok_and(|installed| installed == PEERS) {
+        return Ok(python);
+    }
+    println!(
+        "The peer is transformers on PyTorch. Installing {PEERS} into {}: 2.7 GB of downloads, because PyTorch does not \
+         start without CUDA's libraries even where it computes on the CPU.",
+        place.display()
+    );
+    require(&[Need {
+        purpose: "give the peers a Python of their own",
+        probe: &["python3", "-c", "import venv, ensurepip"],
+        package: "python3-venv",
+    }])?;
+    Cmd::new("python3").args("-m venv").arg(&place).run()?;
+    Cmd::new(&python)
+        .args("-m pip install --retries 10 --disable-pip-version-check --no-input")
+        .args(PEERS)
+        .run()?;
+    fs::write(&receipt, PEERS).map_err(Error::at(&receipt))?;
+    Ok(python)
 }

@@ -77,25 +77,6 @@ pub fn load_cuda() -> Result<(), CudaError> {
         .clone()
 }
 
-/// Whether an NVIDIA driver is at work on this machine, told from the files it makes, without loading anything.
-#[must_use]
-pub fn nvidia_driver_present() -> bool {
-    driver_present_under(Path::new("/"))
-}
-
-fn driver_present_under(root: &Path) -> bool {
-    // The last two are how Windows hands its driver to Linux programs.
-    [
-        "dev/nvidiactl",
-        "dev/nvidia0",
-        "proc/driver/nvidia/version",
-        "dev/dxg",
-        "usr/lib/wsl/lib/libcuda.so.1",
-    ]
-    .iter()
-    .any(|path| root.join(path).exists())
-}
-
 /// `directory` is where the libtorch in use lies. Taking the back end from anywhere else could mix two versions.
 fn load_from(directory: Option<&Path>) -> Result<(), CudaError> {
     let library = match directory {
@@ -162,15 +143,5 @@ mod tests {
         };
         assert!(message.contains("libtorch_cuda.so"), "{message}");
         assert!(error.to_string().contains(message.as_str()));
-    }
-
-    #[test]
-    fn a_driver_shows_by_the_files_it_makes() {
-        let root = tempfile::tempdir().unwrap();
-        assert!(!driver_present_under(root.path()));
-
-        std::fs::create_dir(root.path().join("dev")).unwrap();
-        std::fs::write(root.path().join("dev/nvidiactl"), "").unwrap();
-        assert!(driver_present_under(root.path()));
     }
 }

@@ -2,11 +2,10 @@
 
 use tch::Device;
 
-use super::cuda::nvidia_driver_present;
-use super::gpu::{Gpu, GpuError, gpus};
 use super::libtorch::{Libtorch, WANTED_VERSION, libtorch};
 use super::placement::{Placement, probe};
 use crate::engine::Check;
+use crate::gpu::{Gpu, GpuError, gpus, nvidia_driver_present};
 use crate::options::{DeviceChoice, EngineOptions};
 
 /// Looks at libtorch, the GPUs, and whether the device and precision of `options` can be had here.

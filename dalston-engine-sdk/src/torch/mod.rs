@@ -33,15 +33,13 @@
 
 mod cuda;
 mod doctor;
-mod gpu;
 mod inference;
 mod libtorch;
 mod memory;
 mod placement;
 
-pub use self::cuda::{CudaError, load_cuda, nvidia_driver_present};
+pub use self::cuda::{CudaError, load_cuda};
 pub use self::doctor::checks;
-pub use self::gpu::{Gpu, GpuError, gpus};
 pub use self::inference::{inference, set_threads};
 pub use self::libtorch::{Libtorch, libtorch};
 pub use self::memory::{is_out_of_memory, message};

@@ -2,8 +2,9 @@
 
 use tch::{Cuda, Device, Kind, Tensor};
 
-use super::cuda::{CudaError, load_cuda, nvidia_driver_present};
+use super::cuda::{CudaError, load_cuda};
 use super::memory::message;
+use crate::gpu::nvidia_driver_present;
 use crate::options::{DeviceChoice, EngineOptions, PrecisionChoice};
 
 /// Where an engine computes, and in which number format: what the options ask for, made concrete for this machine.

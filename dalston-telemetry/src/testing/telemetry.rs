@@ -8,6 +8,7 @@ use super::SpanTree;
 use crate::builder::TelemetryBuilder;
 use crate::collect::{CollectedSpan, SpanCollector};
 use crate::env::Env;
+use crate::metrics::{MetricChange, Metrics, MetricsSnapshot};
 use crate::telemetry::{Telemetry, TelemetryHandle};
 
 /// Telemetry that keeps everything in memory and belongs to one test.
@@ -41,6 +42,7 @@ pub struct TestTelemetry {
     telemetry: Telemetry,
     dispatch: Dispatch,
     spans: SpanCollector,
+    at_start: MetricsSnapshot,
 }
 
 impl TestTelemetry {
@@ -65,10 +67,12 @@ impl TestTelemetry {
             Err(error) => panic!("the settings of the test's telemetry are refused: {error}"),
         };
         let dispatch = Dispatch::new(tracing_subscriber::registry().with(layer));
+        let at_start = telemetry.metrics().snapshot();
         Self {
             telemetry,
             dispatch,
             spans,
+            at_start,
         }
     }
 
@@ -100,6 +104,18 @@ impl TestTelemetry {
     /// The telemetry itself, to flush or to change its log filter.
     pub fn telemetry(&self) -> &Telemetry {
         &self.telemetry
+    }
+
+    /// The metrics, empty at first: register on them what the test is about.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        self.telemetry.metrics()
+    }
+
+    /// The series that have moved since the beginning, in alphabetical order; of histograms count and sum.
+    #[must_use]
+    pub fn moved(&self) -> Vec<MetricChange> {
+        self.metrics().snapshot().diff(&self.at_start)
     }
 
     /// The spans that have ended, in the order in which they did.
@@ -175,6 +191,21 @@ mod tests {
         assert_eq!(one.tree().names(), ["one"]);
         assert_eq!(other.tree().names(), ["other"]);
         assert_ne!(one.span("one").trace_id, other.span("other").trace_id);
+    }
+
+    #[test]
+    fn what_moved_is_told_apart_from_what_is_there() {
+        use crate::metrics::{EngineLabels, EngineMetrics, Outcome};
+
+        let telemetry = TestTelemetry::new();
+        let engine = EngineMetrics::register(telemetry.metrics(), &EngineLabels::new("my-asr", "transcribe"));
+        engine.model("tiny").task_processed(Outcome::Success);
+        let moved: Vec<String> = telemetry.moved().iter().map(ToString::to_string).collect();
+        assert_eq!(moved.len(), 1, "{moved:?}");
+        assert!(
+            moved[0].starts_with("dalston_engine_tasks_processed_total{"),
+            "{moved:?}"
+        );
     }
 
     #[test]
