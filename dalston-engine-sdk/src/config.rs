@@ -28,6 +28,7 @@ use crate::options::EngineOptions;
 /// | `max_deliveries` | `DALSTON_MAX_DELIVERIES` | 3 |
 /// | `max_stuck_threads` | `DALSTON_MAX_STUCK_THREADS` | 2 |
 /// | `temp_root` | `TMPDIR` | `/tmp` |
+/// | `instance_type` | `INSTANCE_TYPE` | unknown |
 ///
 /// ```
 /// use dalston_engine_sdk::RunnerConfig;
@@ -65,6 +66,8 @@ pub struct RunnerConfig {
     pub max_stuck_threads: usize,
     /// Where the directories of tasks are made.
     pub temp_root: PathBuf,
+    /// The hardware, as it should appear in metrics.
+    pub instance_type: Option<String>,
 }
 
 impl Default for RunnerConfig {
@@ -83,6 +86,7 @@ impl Default for RunnerConfig {
             max_deliveries: 3,
             max_stuck_threads: 2,
             temp_root: PathBuf::from("/tmp"),
+            instance_type: None,
         }
     }
 }
@@ -96,6 +100,7 @@ impl RunnerConfig {
     pub fn from_env(env: &Env) -> Result<Self, EnvError> {
         let mut config = Self {
             engine_id: env.get("DALSTON_ENGINE_ID").map(str::to_owned),
+            instance_type: env.get("INSTANCE_TYPE").map(str::to_owned),
             instance_suffix: env
                 .first(&["DALSTON_WORKER_ID", "DALSTON_INSTANCE"])
                 .map(|(_, value)| value.to_owned()),
@@ -201,6 +206,7 @@ mod tests {
             ("DALSTON_MAX_DELIVERIES", "7"),
             ("DALSTON_MAX_STUCK_THREADS", "0"),
             ("TMPDIR", "/scratch"),
+            ("INSTANCE_TYPE", "g5.xlarge"),
         ]);
         let expected = RunnerConfig {
             engine_id: Some("other-asr".to_owned()),
@@ -219,6 +225,7 @@ mod tests {
             max_deliveries: 7,
             max_stuck_threads: 0,
             temp_root: PathBuf::from("/scratch"),
+            instance_type: Some("g5.xlarge".to_owned()),
         };
         assert_eq!(RunnerConfig::from_env(&env).unwrap(), expected);
     }

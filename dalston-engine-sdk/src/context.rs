@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use dalston_telemetry::metrics::Metrics;
+
 use crate::error::{TaskError, TaskErrorKind};
 use crate::task::TaskInfo;
 
@@ -24,6 +26,7 @@ struct Shared {
     cancelled: CancelFlag,
     progress: AtomicU32,
     on_progress: Option<ProgressHook>,
+    metrics: Metrics,
     said: Mutex<Said>,
 }
 
@@ -44,19 +47,22 @@ impl TaskContext {
         temp_dir: PathBuf,
         cancelled: CancelFlag,
         on_progress: Option<ProgressHook>,
+        metrics: Metrics,
     ) -> Self {
         let progress = AtomicU32::new(0.0_f32.to_bits());
         let said = Mutex::default();
+        let shared = Shared {
+            info,
+            deadline,
+            temp_dir,
+            cancelled,
+            progress,
+            on_progress,
+            metrics,
+            said,
+        };
         Self {
-            shared: Arc::new(Shared {
-                info,
-                deadline,
-                temp_dir,
-                cancelled,
-                progress,
-                on_progress,
-                said,
-            }),
+            shared: Arc::new(shared),
         }
     }
 
@@ -124,6 +130,12 @@ impl TaskContext {
     #[must_use]
     pub fn temp_dir(&self) -> &Path {
         &self.shared.temp_dir
+    }
+
+    /// The metrics of this process, for an engine's own. Those of tasks are taken without its help.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
     }
 
     /// Says which language was found, as an ISO 639-1 code; it appears on the task's span.

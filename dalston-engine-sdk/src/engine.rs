@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use dalston_telemetry::metrics::Device;
 
 #[cfg(feature = "audio")]
 use crate::audio::AudioFormat;
 use crate::context::TaskContext;
 use crate::error::TaskError;
-use crate::options::EngineOptions;
+use crate::options::{DeviceChoice, EngineOptions};
 use crate::protocol::Capabilities;
 use crate::stage::{Stage, StageOutput};
 use crate::task::TaskRequest;
@@ -360,6 +362,7 @@ impl From<String> for ModelId {
 pub struct LoadContext {
     options: Arc<EngineOptions>,
     slot: usize,
+    device: Arc<OnceLock<Device>>,
 }
 
 impl LoadContext {
@@ -370,7 +373,11 @@ impl LoadContext {
     }
 
     pub(crate) fn for_slot(options: Arc<EngineOptions>, slot: usize) -> Self {
-        Self { options, slot }
+        Self {
+            options,
+            slot,
+            device: Arc::default(),
+        }
     }
 
     /// Device, precision and the other choices of whoever started the worker.
@@ -383,6 +390,19 @@ impl LoadContext {
     #[must_use]
     pub fn slot(&self) -> usize {
         self.slot
+    }
+
+    /// Says what the model computes on, for the label of the realtime factor. The first call counts.
+    pub fn set_device(&self, device: Device) {
+        let _ = self.device.set(device);
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        self.device.get().copied().unwrap_or(match self.options.device {
+            DeviceChoice::Auto => Device::Unknown,
+            DeviceChoice::Cpu => Device::Cpu,
+            DeviceChoice::Cuda(_) => Device::Cuda,
+        })
     }
 
     /// Finds the directory of a model: the id itself if it is a directory, else a directory of that name under the

@@ -184,19 +184,7 @@ impl fmt::Display for TaskError {
         if let Some(context) = &self.0.context {
             write!(f, "{context}: ")?;
         }
-        let mut said = one_line(&self.0.source.to_string());
-        f.write_str(&said)?;
-        let mut cause = self.0.source.source();
-        while let Some(error) = cause {
-            let text = one_line(&error.to_string());
-            // Many libraries repeat the cause in their own message.
-            if !said.ends_with(&text) {
-                write!(f, ": {text}")?;
-            }
-            said = text;
-            cause = error.source();
-        }
-        Ok(())
+        f.write_str(&chain(&*self.0.source))
     }
 }
 
@@ -208,6 +196,24 @@ impl fmt::Debug for TaskError {
             .field("message", &self.to_string())
             .finish()
     }
+}
+
+/// The message of an error with the messages of its causes, on one line.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut last = one_line(&error.to_string());
+    let mut text = last.clone();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = one_line(&error.to_string());
+        // Many libraries repeat the cause in their own message.
+        if !last.ends_with(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        last = message;
+        cause = error.source();
+    }
+    text
 }
 
 /// Why a runner could not be put together.

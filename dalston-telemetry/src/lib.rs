@@ -8,6 +8,7 @@ mod error;
 mod format;
 mod limits;
 pub mod metrics;
+pub mod names;
 // With one transport left out, what only that one needs is left over.
 #[cfg_attr(not(all(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]
 mod otlp;

@@ -207,6 +207,10 @@ impl fmt::Debug for MemoryBroker {
 
 #[async_trait]
 impl Broker for MemoryBroker {
+    fn system(&self) -> &'static str {
+        "memory"
+    }
+
     fn lease(&self) -> Duration {
         self.shared.lease
     }

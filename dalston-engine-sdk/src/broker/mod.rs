@@ -26,6 +26,9 @@ use crate::protocol::{ArtifactReference, RequestBinding, Timestamp};
 /// tasks at the same time.
 #[async_trait]
 pub trait Broker: Send + Sync + fmt::Debug + 'static {
+    /// The kind of broker, for the attribute `messaging.system`: `redis`, `memory`.
+    fn system(&self) -> &'static str;
+
     /// How long a task stays with a worker that is not heard of.
     fn lease(&self) -> Duration;
 

@@ -1,4 +1,6 @@
 //! Behaviour of the SDK as its users see it.
 
 mod protocol;
+mod rig;
+mod runner;
 mod stage;

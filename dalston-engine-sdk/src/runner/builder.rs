@@ -1,0 +1,283 @@
+//! Putting a [`Runner`] together.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dalston_telemetry::TelemetryHandle;
+use dalston_telemetry::metrics::{EngineLabels, EngineMetrics, Metrics};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::lease::Drain;
+use super::pool::SlotPool;
+use super::slot::{self, Keeping};
+use super::{Runner, UPLOADS_PER_SLOT, Worker};
+use crate::broker::{Broker, Consumer};
+use crate::config::RunnerConfig;
+use crate::context::ProgressHook;
+use crate::engine::{Engine, EngineInfo, LoadContext, ModelId};
+use crate::error::BuildError;
+use crate::options::EngineOptions;
+use crate::store::Store;
+use crate::task::TaskInfo;
+
+/// Puts a [`Runner`] together. Made by [`Runner::builder`].
+///
+/// A broker and a store are needed; everything else has a default.
+#[must_use = "a builder does nothing until it builds"]
+pub struct RunnerBuilder<E> {
+    engine: E,
+    config: RunnerConfig,
+    broker: Option<Arc<dyn Broker>>,
+    store: Option<Store>,
+    telemetry: TelemetryHandle,
+    metrics: Option<Metrics>,
+    on_progress: Option<ProgressHook>,
+}
+
+impl<E: Engine> RunnerBuilder<E> {
+    pub(super) fn new(engine: E) -> Self {
+        Self {
+            engine,
+            config: RunnerConfig::default(),
+            broker: None,
+            store: None,
+            telemetry: TelemetryHandle::disabled(),
+            metrics: None,
+            on_progress: None,
+        }
+    }
+
+    /// Sets where tasks come from.
+    pub fn broker(mut self, broker: impl Broker) -> Self {
+        self.broker = Some(Arc::new(broker));
+        self
+    }
+
+    /// Sets where the files of tasks are.
+    pub fn store(mut self, store: Store) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// Sets all settings at once, usually [`RunnerConfig::from_env`]. The methods below change single ones afterwards.
+    pub fn config(mut self, config: RunnerConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Sets what spans are recorded with, and where metrics go. Default: nothing is traced.
+    pub fn telemetry(mut self, telemetry: TelemetryHandle) -> Self {
+        self.telemetry = telemetry;
+        self
+    }
+
+    /// Sets where metrics go, if not to those of the telemetry.
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// Sets how many inference threads there are. Default 1.
+    pub fn slots(mut self, slots: usize) -> Self {
+        self.config.slots = slots;
+        self
+    }
+
+    /// Sets device, precision and model. Default: the engine chooses.
+    pub fn options(mut self, options: EngineOptions) -> Self {
+        self.config.options = options;
+        self
+    }
+
+    /// Adds a model to load before the first task is taken.
+    pub fn preload(mut self, model: impl Into<ModelId>) -> Self {
+        self.config.preload.push(model.into());
+        self
+    }
+
+    /// Sets how many models an inference thread keeps. Default 2.
+    pub fn max_loaded_models(mut self, models: usize) -> Self {
+        self.config.max_loaded_models = models;
+        self
+    }
+
+    /// Sets how long a model is kept that no task asks for. Default 1 h.
+    pub fn model_ttl(mut self, ttl: Duration) -> Self {
+        self.config.model_ttl = ttl;
+        self
+    }
+
+    /// Sets how long a task may take whose queue entry does not say it. Default 1 h.
+    pub fn task_timeout(mut self, timeout: Duration) -> Self {
+        self.config.task_timeout = timeout;
+        self
+    }
+
+    /// Sets how long tasks may go on after the worker was told to stop. Default 25 s.
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.config.drain_timeout = timeout;
+        self
+    }
+
+    /// Sets how many inference threads may be stuck before the worker gives up. Default 2.
+    pub fn max_stuck_threads(mut self, threads: usize) -> Self {
+        self.config.max_stuck_threads = threads;
+        self
+    }
+
+    /// Sets where the directories of tasks are made. Default `/tmp`.
+    pub fn temp_root(mut self, root: impl Into<PathBuf>) -> Self {
+        self.config.temp_root = root.into();
+        self
+    }
+
+    /// Sets what is called when an engine reports progress, with a fraction from 0 to 1. It is called on the inference thread
+    /// and should not block.
+    pub fn on_progress(mut self, hook: impl Fn(&TaskInfo, f32) + Send + Sync + 'static) -> Self {
+        self.on_progress = Some(Arc::new(hook));
+        self
+    }
+
+    /// Puts the worker together. Nothing is started yet.
+    ///
+    /// # Errors
+    ///
+    /// If the broker or the store is missing, a number makes no sense, or the engine's description would not be accepted by
+    /// the platform.
+    pub fn build(self) -> Result<Runner, BuildError> {
+        let Self {
+            engine,
+            mut config,
+            broker,
+            store,
+            telemetry,
+            metrics,
+            on_progress,
+        } = self;
+        let info = engine.info();
+        let engine_id = config.engine_id.clone().unwrap_or_else(|| info.id.clone());
+        check_engine(&engine_id, &info)?;
+        check_config(&config)?;
+        let broker = broker.ok_or(BuildError::Missing { what: "broker" })?;
+        let store = store.ok_or(BuildError::Missing { what: "store" })?;
+        let Some(stage) = info.stages.first().cloned() else {
+            return Err(BuildError::Engine {
+                id: engine_id,
+                problem: "it has no stage".to_owned(),
+            });
+        };
+        let default_model = config
+            .options
+            .model
+            .clone()
+            .or_else(|| info.default_model.clone());
+        config.options.model.clone_from(&default_model);
+
+        let registry = metrics.unwrap_or_else(|| telemetry.metrics().clone());
+        let mut labels = EngineLabels::new(&*engine_id, stage.to_string());
+        if let Some(instance_type) = &config.instance_type {
+            labels = labels.instance_type(instance_type);
+        }
+        let metrics = EngineMetrics::register(&registry, &labels);
+        let pool = SlotPool::new(slots_of(engine, &config, &metrics), config.max_stuck_threads);
+        let consumer = Consumer {
+            instance: instance_name(&engine_id, &config),
+            engine_id,
+        };
+        Ok(Runner {
+            worker: Arc::new(Worker {
+                consumer,
+                stage,
+                default_model,
+                #[cfg(feature = "audio")]
+                audio: info.audio,
+                uploads: Semaphore::new(config.slots * UPLOADS_PER_SLOT),
+                config,
+                broker,
+                store,
+                telemetry,
+                registry,
+                metrics,
+                on_progress,
+                pool,
+                drain: Drain::default(),
+                removals: TaskTracker::new(),
+            }),
+        })
+    }
+}
+
+impl<E> fmt::Debug for RunnerBuilder<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunnerBuilder")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+fn slots_of<E: Engine>(
+    engine: E,
+    config: &RunnerConfig,
+    metrics: &EngineMetrics,
+) -> Box<super::pool::SpawnThread> {
+    let engine = Arc::new(engine);
+    let options = Arc::new(config.options.clone());
+    let keeping = Keeping {
+        max_models: config.max_loaded_models,
+        ttl: config.model_ttl,
+    };
+    let metrics = metrics.clone();
+    Box::new(move |index| {
+        let context = LoadContext::for_slot(Arc::clone(&options), index);
+        slot::spawn(Arc::clone(&engine), context, keeping, metrics.slot(index))
+    })
+}
+
+/// The id becomes part of keys, names of spans and labels.
+fn check_engine(id: &str, info: &EngineInfo) -> Result<(), BuildError> {
+    let wrong = |problem: &str| {
+        Err(BuildError::Engine {
+            id: id.to_owned(),
+            problem: problem.to_owned(),
+        })
+    };
+    let plain =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_');
+    if !(1..=64).contains(&id.len()) || !id.bytes().all(plain) {
+        return wrong("its id must have 1 to 64 lower-case letters, digits, dots, dashes and underscores");
+    }
+    if info.stages.is_empty() {
+        return wrong("it has no stage: give it one with EngineInfo::stage");
+    }
+    if info.version.is_empty() {
+        return wrong("it has no version");
+    }
+    Ok(())
+}
+
+fn check_config(config: &RunnerConfig) -> Result<(), BuildError> {
+    let at_least_one = |what, value: usize| match value {
+        0 => Err(BuildError::Value {
+            what,
+            value: value.to_string(),
+            accepted: "a whole number from 1",
+        }),
+        _ => Ok(()),
+    };
+    at_least_one("slots", config.slots)?;
+    at_least_one("max_loaded_models", config.max_loaded_models)?;
+    at_least_one("max_deliveries", config.max_deliveries as usize)
+}
+
+/// The platform's form: the engine's id and up to 12 characters.
+fn instance_name(engine_id: &str, config: &RunnerConfig) -> String {
+    let suffix = config
+        .instance_suffix
+        .clone()
+        .unwrap_or_else(|| Uuid::new_v4().simple().to_string());
+    format!("{engine_id}-{}", suffix.chars().take(12).collect::<String>())
+}

@@ -1,0 +1,136 @@
+//! What goes on beside a task while it is worked on: the lease is renewed, and whatever ends the task early is noticed.
+
+use std::convert::Infallible;
+use std::future::{Future, pending};
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::{Broker, Claim, Ownership};
+use crate::context::{CancelFlag, CancelReason};
+
+/// How often the broker is asked whether the job was cancelled. The engine hears of it within a second.
+const CANCEL_POLL: Duration = Duration::from_millis(500);
+
+/// The end of a task that comes from outside: set once, seen by the engine and by the control loop.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Stop {
+    flag: CancelFlag,
+    token: CancellationToken,
+}
+
+impl Stop {
+    pub(super) fn set(&self, reason: CancelReason) {
+        if self.flag.set(reason) {
+            self.token.cancel();
+        }
+    }
+
+    pub(super) fn reason(&self) -> Option<CancelReason> {
+        self.flag.reason()
+    }
+
+    pub(super) fn flag(&self) -> CancelFlag {
+        self.flag.clone()
+    }
+
+    /// Waits for the reason to stop.
+    pub(super) async fn stopped(&self) -> CancelReason {
+        self.token.cancelled().await;
+        match self.flag.reason() {
+            Some(reason) => reason,
+            // The flag is set before the token.
+            None => pending().await,
+        }
+    }
+
+    /// Runs `work` unless there is a reason to stop, which then is the error.
+    pub(super) async fn unless<F: Future>(&self, work: F) -> Result<F::Output, CancelReason> {
+        tokio::select! {
+            biased;
+            reason = self.stopped() => Err(reason),
+            output = work => Ok(output),
+        }
+    }
+}
+
+/// The engine has to stop also when the task's future is dropped, with the whole runner.
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.set(CancelReason::Shutdown);
+    }
+}
+
+pub(super) struct StopOnDrop(pub(super) Stop);
+
+/// Two steps to the end of a worker.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Drain {
+    /// No task begins any more; those that wait go back.
+    pub(super) begun: CancellationToken,
+    /// Tasks that still run are stopped.
+    pub(super) over: CancellationToken,
+}
+
+/// Keeps a claim alive and watches for the end of the task. Never returns.
+pub(super) async fn keep(
+    broker: &dyn Broker,
+    claim: &Claim,
+    deadline: Instant,
+    stop: &Stop,
+    drain: &Drain,
+) -> Infallible {
+    let watch_deadline = async {
+        sleep_until(deadline).await;
+        stop.set(CancelReason::DeadlineExceeded);
+    };
+    let watch_drain = async {
+        drain.over.cancelled().await;
+        stop.set(CancelReason::Shutdown);
+    };
+    // Each on its own: a broker that hangs in one call must not hold up the deadline.
+    tokio::join!(
+        watch_deadline,
+        watch_drain,
+        renew(broker, claim, stop),
+        watch_cancel(broker, claim, stop)
+    );
+    pending().await
+}
+
+async fn renew(broker: &dyn Broker, claim: &Claim, stop: &Stop) {
+    let period = (broker.lease() / 3).max(Duration::from_millis(1));
+    let mut ticks = interval_at(Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match timeout(period, broker.renew(claim)).await {
+            Ok(Ok(Ownership::Held)) => {}
+            Ok(Ok(Ownership::Lost)) => {
+                stop.set(CancelReason::LeaseLost);
+                return;
+            }
+            // Whoever owns the task is decided when it is finished; an outage alone is no reason to throw work away.
+            Ok(Err(error)) => tracing::warn!(error = %crate::error::chain(&error), "lease_renewal_failed"),
+            Err(_) => tracing::warn!("lease_renewal_timed_out"),
+        }
+    }
+}
+
+async fn watch_cancel(broker: &dyn Broker, claim: &Claim, stop: &Stop) {
+    let mut ticks = interval_at(Instant::now() + CANCEL_POLL, CANCEL_POLL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match timeout(CANCEL_POLL, broker.is_cancelled(claim)).await {
+            Ok(Ok(true)) => {
+                stop.set(CancelReason::Requested);
+                return;
+            }
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => tracing::debug!(error = %crate::error::chain(&error), "cancel_check_failed"),
+            Err(_) => tracing::debug!("cancel_check_timed_out"),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The runner: it takes tasks from a broker and has an engine process them.
+//!
+//! # The way of a task
+//!
+//! ```text
+//!            control loop (asynchronous)                        inference thread (one per slot)
+//!  ┌──────────────────────────────────────────────────┐
+//!  │ read: a turn is free, the broker gives a task    │
+//!  │   └─ look up, open the spans, announce the start │
+//!  │ download: request.json, inputs, decoded audio    │
+//!  │ wait for a free inference thread                 │ ───▶ load the model, if it is not here
+//!  │                                                  │      process
+//!  │ upload: files, then response.json                │ ◀─── check the answer
+//!  │ finish: the event and the acknowledgement        │
+//!  └──────────────────────────────────────────────────┘
+//!  beside it, for as long as it takes: renew the lease, ask whether the job was cancelled, watch the deadline
+//! ```
+//!
+//! Every task is a future of its own, so these stages overlap between tasks: while one is on the inference thread, the next
+//! one's input is already here and the previous one's output is on its way. Two things bound that. A *turn*, of which there
+//! are two per slot, is held from reading a task until its inference has ended: one task runs, one waits, and no task is
+//! taken that a peer could have begun sooner. And a bounded number of uploads: a store that is slower than the engine
+//! slows the engine down, rather than letting results pile up.
+//!
+//! Nothing that an engine does can stop the control loop. It runs on threads of its own, its panics are caught there, and a
+//! call that does not return when its task is over is left to itself: the task is reported, another thread takes the
+//! place, and when too many are lost like this the runner ends with an error, because only a new process helps.
+
+mod builder;
+mod files;
+mod lease;
+mod models;
+mod pool;
+mod slot;
+mod task;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::{Future, pending};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dalston_telemetry::TelemetryHandle;
+use dalston_telemetry::metrics::{EngineMetrics, Metrics};
+use futures_util::future::try_join_all;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::TaskTracker;
+use tracing::instrument::WithSubscriber;
+
+pub use self::builder::RunnerBuilder;
+use self::lease::Drain;
+use self::pool::SlotPool;
+use self::slot::Scene;
+#[cfg(feature = "audio")]
+use crate::audio::AudioFormat;
+use crate::broker::{Broker, Consumer};
+use crate::config::RunnerConfig;
+use crate::context::ProgressHook;
+use crate::engine::{Engine, ModelId};
+use crate::error::{RunError, chain};
+use crate::stage::Stage;
+use crate::store::Store;
+
+/// Per slot: one task that runs and one that is ready to.
+const TURNS_PER_SLOT: usize = 2;
+/// Per slot: results on their way to the store.
+const UPLOADS_PER_SLOT: usize = 4;
+/// How long one question for a task may wait.
+const RECEIVE_WAIT: Duration = Duration::from_secs(30);
+/// How long tasks get to be handed back, and threads to end, after the time for draining is over.
+const LAST_SECONDS: Duration = Duration::from_secs(3);
+
+/// A worker: one engine, its inference threads, and the loop that feeds them.
+///
+/// ```
+/// use dalston_engine_sdk::broker::MemoryBroker;
+/// use dalston_engine_sdk::store::Store;
+/// use dalston_engine_sdk::{Engine, Runner};
+///
+/// async fn serve(engine: impl Engine) -> Result<(), Box<dyn std::error::Error>> {
+///     let runner = Runner::builder(engine).broker(MemoryBroker::new()).store(Store::memory()).slots(2).build()?;
+///     runner
+///         .run_until(async {
+///             let _ = tokio::signal::ctrl_c().await;
+///         })
+///         .await?;
+///     Ok(())
+/// }
+/// ```
+pub struct Runner {
+    worker: Arc<Worker>,
+}
+
+/// What the tasks of a worker share.
+struct Worker {
+    consumer: Consumer,
+    stage: Stage,
+    default_model: Option<ModelId>,
+    #[cfg(feature = "audio")]
+    audio: Option<AudioFormat>,
+    config: RunnerConfig,
+    broker: Arc<dyn Broker>,
+    store: Store,
+    telemetry: TelemetryHandle,
+    registry: Metrics,
+    metrics: EngineMetrics,
+    on_progress: Option<ProgressHook>,
+    pool: SlotPool,
+    uploads: Semaphore,
+    drain: Drain,
+    /// Directories of tasks that are being removed.
+    removals: TaskTracker,
+}
+
+impl Runner {
+    /// Begins to put a worker together.
+    #[must_use]
+    pub fn builder<E: Engine>(engine: E) -> RunnerBuilder<E> {
+        RunnerBuilder::new(engine)
+    }
+
+    /// The name of this worker, under which it takes tasks.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.worker.consumer.instance
+    }
+
+    /// Takes and processes tasks until `shutdown` is done, and then drains: no task is taken any more, tasks that wait for an
+    /// inference thread are handed back, those that run get the drain timeout, and whatever is not done then is
+    /// cancelled and handed back, too.
+    ///
+    /// # Errors
+    ///
+    /// When too many inference threads are stuck in calls that do not return, or the operating system gives us no more. What
+    /// can be done is drained first. The process should end then, and be started anew.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        let worker = self.worker;
+        let mut tasks = JoinSet::new();
+        tracing::info!(
+            instance = worker.consumer.instance,
+            slots = worker.config.slots,
+            "engine_loop_starting"
+        );
+        let ended = {
+            let turns = Arc::new(Semaphore::new(0));
+            tokio::select! {
+                biased;
+                () = shutdown => Ok(()),
+                error = worker.pool.failed() => Err(error),
+                failed = worker.start_slots(&turns) => failed.map(|never| match never {}),
+                never = worker.read_tasks(&turns, &mut tasks) => match never {},
+                never = worker.sweep_models() => match never {},
+            }
+        };
+        if let Err(error) = &ended {
+            tracing::error!(error = chain(error), "engine_loop_failed");
+        }
+        worker.drain(tasks).await;
+        tracing::info!("engine_loop_stopped");
+        ended
+    }
+}
+
+impl Worker {
+    /// Starts the inference threads. Each gives out its turns when its models are loaded: until then a task is better off
+    /// with a peer.
+    async fn start_slots(&self, turns: &Arc<Semaphore>) -> Result<Infallible, RunError> {
+        let scene = Scene::here(tracing::Span::none());
+        let starts = (0..self.config.slots).map(|slot| {
+            let scene = scene.clone();
+            async move {
+                self.pool.start(slot, self.config.preload.clone(), scene).await?;
+                turns.add_permits(TURNS_PER_SLOT);
+                Ok(())
+            }
+        });
+        try_join_all(starts).await?;
+        pending().await
+    }
+
+    async fn read_tasks(self: &Arc<Self>, turns: &Arc<Semaphore>, tasks: &mut JoinSet<()>) -> Infallible {
+        let mut failures = 0_u32;
+        loop {
+            let Ok(turn) = Arc::clone(turns).acquire_owned().await else {
+                return pending().await;
+            };
+            let delivery = loop {
+                match self.broker.receive(&self.consumer, RECEIVE_WAIT).await {
+                    Ok(Some(delivery)) => break delivery,
+                    Ok(None) => failures = 0,
+                    Err(error) => {
+                        failures = failures.saturating_add(1);
+                        tracing::warn!(error = chain(&error), failures, "broker_read_failed");
+                        sleep(read_pause(failures)).await;
+                    }
+                }
+            };
+            failures = 0;
+            while let Some(ended) = tasks.try_join_next() {
+                report_panic(ended);
+            }
+            tasks.spawn(task::handle(Arc::clone(self), delivery, turn).with_current_subscriber());
+        }
+    }
+
+    /// Lets go of models that nobody asks for, a little after their time at the latest.
+    async fn sweep_models(&self) -> Infallible {
+        let period = (self.config.model_ttl / 4).clamp(Duration::from_secs(1), Duration::from_secs(60));
+        loop {
+            sleep(period).await;
+            self.pool.sweep(Instant::now());
+        }
+    }
+
+    async fn drain(&self, mut tasks: JoinSet<()>) {
+        self.drain.begun.cancel();
+        let mut all_done = async || {
+            while let Some(ended) = tasks.join_next().await {
+                report_panic(ended);
+            }
+        };
+        if timeout(self.config.drain_timeout, all_done()).await.is_err() {
+            self.drain.over.cancel();
+            if timeout(LAST_SECONDS, all_done()).await.is_err() {
+                tracing::warn!("drain_incomplete");
+            }
+        }
+        self.removals.close();
+        if timeout(LAST_SECONDS, self.removals.wait()).await.is_err() {
+            tracing::warn!("temporary_files_left");
+        }
+        // A process that ends while a thread still frees its models crashes in some native libraries.
+        if timeout(LAST_SECONDS, self.pool.close()).await.is_err() {
+            tracing::warn!("inference_threads_still_busy");
+        }
+    }
+}
+
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        // Its lease ends, and then the task is delivered again.
+        tracing::error!(%error, "task_handling_panicked");
+    }
+}
+
+fn read_pause(failures: u32) -> Duration {
+    let pause = Duration::from_millis(250).saturating_mul(1 << failures.min(6));
+    pause.min(Duration::from_secs(5))
+}
+
+impl fmt::Debug for Runner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Runner")
+            .field("consumer", &self.worker.consumer)
+            .field("config", &self.worker.config)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,231 @@
+//! The models of one inference thread: kept by id, given up by age, by number and after a failure.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::engine::ModelId;
+use crate::error::{TaskError, TaskErrorKind};
+
+/// How long a model that could not be loaded is left alone, at first; doubled with every further failure.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Names come from tasks, so the list of those that failed must not grow with them.
+const FAILURES_KEPT: usize = 32;
+
+/// The cache. It is told the time, because the time of leases and deadlines is not that of the inference thread.
+pub(super) struct Models<M> {
+    capacity: usize,
+    ttl: Duration,
+    /// Most recently used last.
+    kept: VecDeque<Kept<M>>,
+    failed: VecDeque<Failed>,
+}
+
+struct Kept<M> {
+    id: ModelId,
+    model: M,
+    used_at: Instant,
+}
+
+struct Failed {
+    id: ModelId,
+    pause: Duration,
+    retry_at: Instant,
+    kind: TaskErrorKind,
+    code: &'static str,
+    message: String,
+}
+
+impl<M> Models<M> {
+    pub(super) fn new(capacity: usize, ttl: Duration) -> Self {
+        Self {
+            capacity: capacity.max(1),
+            ttl,
+            kept: VecDeque::new(),
+            failed: VecDeque::new(),
+        }
+    }
+
+    /// The model, if it is here; it then counts as just used.
+    pub(super) fn hit(&mut self, id: &ModelId, now: Instant) -> Option<&mut M> {
+        let at = self.kept.iter().position(|kept| kept.id == *id)?;
+        let mut kept = self.kept.remove(at)?;
+        kept.used_at = now;
+        self.kept.push_back(kept);
+        self.kept.back_mut().map(|kept| &mut kept.model)
+    }
+
+    /// Whether it is worth while to load the model now.
+    ///
+    /// A load that has just failed is not repeated for every task of a full queue: they get the same error at once.
+    pub(super) fn may_load(&self, id: &ModelId, now: Instant) -> Result<(), TaskError> {
+        match self
+            .failed
+            .iter()
+            .find(|failed| failed.id == *id && failed.retry_at > now)
+        {
+            None => Ok(()),
+            Some(failed) => {
+                let wait = (failed.retry_at - now).as_secs_f64();
+                let text = format!("{} (tried a moment ago, next try in {wait:.1} s)", failed.message);
+                Err(TaskError::new(failed.kind, failed.code, text))
+            }
+        }
+    }
+
+    /// Makes room for one more model. The caller drops what it gets before it loads: memory may not hold both.
+    pub(super) fn make_room(&mut self) -> Vec<M> {
+        let surplus = (self.kept.len() + 1).saturating_sub(self.capacity);
+        self.kept.drain(..surplus).map(|kept| kept.model).collect()
+    }
+
+    pub(super) fn loaded(&mut self, id: ModelId, model: M, now: Instant) {
+        self.failed.retain(|failed| failed.id != id);
+        self.kept.push_back(Kept {
+            id,
+            model,
+            used_at: now,
+        });
+    }
+
+    pub(super) fn load_failed(&mut self, id: ModelId, error: &TaskError, now: Instant) {
+        let before = self.failed.iter().position(|failed| failed.id == id);
+        let pause = before
+            .and_then(|at| self.failed.remove(at))
+            .map_or(FIRST_PAUSE, |earlier| (earlier.pause * 2).min(LONGEST_PAUSE));
+        if self.failed.len() == FAILURES_KEPT {
+            self.failed.pop_front();
+        }
+        self.failed.push_back(Failed {
+            id,
+            pause,
+            retry_at: now + pause,
+            kind: error.kind(),
+            code: error.code(),
+            message: error.to_string(),
+        });
+    }
+
+    /// Takes a model out that nobody should use any more.
+    pub(super) fn remove(&mut self, id: &ModelId) -> Option<M> {
+        let at = self.kept.iter().position(|kept| kept.id == *id)?;
+        self.kept.remove(at).map(|kept| kept.model)
+    }
+
+    /// Takes out the models that no task has asked for in a long time.
+    pub(super) fn take_idle(&mut self, now: Instant) -> Vec<M> {
+        let idle = |kept: &&Kept<M>| now.saturating_duration_since(kept.used_at) >= self.ttl;
+        let count = self.kept.iter().take_while(idle).count();
+        self.kept.drain(..count).map(|kept| kept.model).collect()
+    }
+
+    pub(super) fn take_all(&mut self) -> Vec<M> {
+        self.kept.drain(..).map(|kept| kept.model).collect()
+    }
+
+    pub(super) fn ids(&self) -> Vec<ModelId> {
+        self.kept.iter().map(|kept| kept.id.clone()).collect()
+    }
+}
+
+impl<M> fmt::Debug for Models<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Models")
+            .field("kept", &self.ids())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(capacity: usize) -> (Models<&'static str>, Instant) {
+        (Models::new(capacity, Duration::from_secs(60)), Instant::now())
+    }
+
+    fn load(models: &mut Models<&'static str>, name: &'static str, now: Instant) -> Vec<&'static str> {
+        let dropped = models.make_room();
+        models.loaded(name.into(), name, now);
+        dropped
+    }
+
+    #[test]
+    fn the_model_that_was_not_used_for_longest_makes_room() {
+        let (mut models, now) = cache(2);
+        assert!(load(&mut models, "a", now).is_empty());
+        assert!(load(&mut models, "b", now).is_empty());
+        assert_eq!(models.hit(&"a".into(), now), Some(&mut "a"));
+        assert_eq!(load(&mut models, "c", now), ["b"]);
+        assert_eq!(models.ids(), ["a".into(), "c".into()]);
+    }
+
+    #[test]
+    fn a_model_goes_when_its_time_is_over_and_use_begins_it_anew() {
+        let (mut models, start) = cache(3);
+        let at = |seconds| start + Duration::from_secs(seconds);
+        load(&mut models, "a", start);
+        load(&mut models, "b", start);
+        assert!(models.hit(&"a".into(), at(40)).is_some());
+        assert_eq!(models.take_idle(at(59)), Vec::<&str>::new());
+        assert_eq!(models.take_idle(at(60)), ["b"]);
+        assert_eq!(models.take_idle(at(99)), Vec::<&str>::new());
+        assert_eq!(models.take_idle(at(100)), ["a"]);
+    }
+
+    #[test]
+    fn a_failed_load_is_tried_again_after_a_pause_that_doubles_up_to_a_minute() {
+        let (mut models, mut now) = cache(2);
+        let id = ModelId::from("a");
+        for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
+            assert!(models.may_load(&id, now).is_ok());
+            models.load_failed(
+                id.clone(),
+                &TaskError::permanent("model_corrupt", "bad header"),
+                now,
+            );
+            let error = models
+                .may_load(&id, now + Duration::from_secs(pause) / 2)
+                .unwrap_err();
+            assert_eq!(
+                (error.kind(), error.code()),
+                (TaskErrorKind::Permanent, "model_corrupt")
+            );
+            assert!(
+                error
+                    .to_string()
+                    .starts_with("bad header (tried a moment ago, next try in "),
+                "{error}"
+            );
+            now += Duration::from_secs(pause);
+        }
+        assert!(models.may_load(&id, now).is_ok());
+    }
+
+    #[test]
+    fn a_load_that_succeeds_forgets_the_failures_before_it() {
+        let (mut models, now) = cache(2);
+        let id = ModelId::from("a");
+        let error = || TaskError::retryable("io", "disk");
+        models.load_failed(id.clone(), &error(), now);
+        models.load_failed(id.clone(), &error(), now);
+        models.loaded(id.clone(), "a", now);
+        models.remove(&id);
+        assert!(models.may_load(&id, now).is_ok());
+        models.load_failed(id.clone(), &error(), now);
+        assert!(models.may_load(&id, now + FIRST_PAUSE).is_ok());
+    }
+
+    #[test]
+    fn names_of_models_that_do_not_exist_do_not_pile_up() {
+        let (mut models, now) = cache(2);
+        for n in 0..1000 {
+            let error = TaskError::permanent("model_not_found", "no");
+            models.load_failed(format!("model-{n}").into(), &error, now);
+        }
+        assert_eq!(models.failed.len(), FAILURES_KEPT);
+    }
+}

@@ -1,0 +1,341 @@
+//! An inference thread: it loads models and runs the engine, one task after the other, and survives what they do.
+
+use std::any::{Any, TypeId};
+use std::convert::Infallible;
+use std::io;
+use std::mem;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant as ThreadInstant};
+
+use dalston_telemetry::context::LogContext;
+use dalston_telemetry::metrics::{Device, SlotMetrics};
+use serde_json::Value;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::{Dispatch, Span, dispatcher};
+
+use super::models::Models;
+use crate::context::TaskContext;
+use crate::engine::{Engine, LoadContext, ModelId};
+use crate::error::{TaskError, TaskErrorKind, says_out_of_memory};
+use crate::spans;
+use crate::stage::{OutputDefaults, StageOutput};
+use crate::task::TaskRequest;
+
+/// What an inference thread is told to do.
+pub(super) enum Order {
+    /// Load these models before there is a task that needs them.
+    Preload {
+        models: Vec<ModelId>,
+        scene: Scene,
+        now: Instant,
+        done: oneshot::Sender<Vec<ModelId>>,
+    },
+    /// Process a task.
+    Process(Box<Work>),
+    /// Drop the models that nobody has used for long.
+    Sweep { now: Instant },
+}
+
+/// A task for an inference thread.
+pub(super) struct Work {
+    pub(super) request: Arc<TaskRequest>,
+    pub(super) cx: TaskContext,
+    pub(super) scene: Scene,
+    pub(super) now: Instant,
+    pub(super) answer: oneshot::Sender<Answer>,
+}
+
+/// The telemetry that surrounds a piece of work and has to come along to the thread that does it.
+#[derive(Clone)]
+pub(super) struct Scene {
+    dispatch: Dispatch,
+    span: Span,
+    log: LogContext,
+}
+
+impl Scene {
+    /// That of the caller, with `span` as the current span.
+    pub(super) fn here(span: Span) -> Self {
+        Self {
+            dispatch: dispatcher::get_default(Dispatch::clone),
+            span,
+            log: LogContext::current(),
+        }
+    }
+
+    fn play<R>(&self, act: impl FnOnce() -> R) -> R {
+        dispatcher::with_default(&self.dispatch, || {
+            let _log = self.log.enter();
+            self.span.in_scope(act)
+        })
+    }
+}
+
+/// What came of a task, and what it cost.
+pub(super) struct Answer {
+    pub(super) result: Result<Processed, TaskError>,
+    pub(super) model: ModelUse,
+    /// What the model computes on.
+    pub(super) device: Device,
+    /// How long [`Engine::process`] took, if it came to that.
+    pub(super) process: Option<Duration>,
+    /// The models that the thread holds now.
+    pub(super) loaded: Vec<ModelId>,
+}
+
+/// How a task came to its model.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum ModelUse {
+    /// It was loaded for the task, in this time.
+    Loaded(Duration),
+    /// It was there.
+    Kept,
+    /// The engine has no models, or it did not come to that.
+    None,
+}
+
+/// The result of a task, checked and ready to be written.
+pub(super) struct Processed {
+    pub(super) data: Value,
+    pub(super) language: Option<String>,
+}
+
+/// The settings of the models' cache.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Keeping {
+    pub(super) max_models: usize,
+    pub(super) ttl: Duration,
+}
+
+/// Starts an inference thread. It ends when the sender of orders is dropped and its last order is done.
+pub(super) fn spawn<E: Engine>(
+    engine: Arc<E>,
+    load_context: LoadContext,
+    keeping: Keeping,
+    metrics: SlotMetrics,
+) -> io::Result<Handle> {
+    // At most one task and a few sweeps are ever under way, so the channel needs no bound of its own.
+    let (sender, orders) = mpsc::channel();
+    let (alive, ended) = oneshot::channel::<Infallible>();
+    let name = format!("inference-{}", load_context.slot());
+    let builder = thread::Builder::new().name(name).stack_size(STACK_BYTES);
+    builder.spawn(move || {
+        let models = Models::new(keeping.max_models, keeping.ttl);
+        let mut thread = InferenceThread {
+            engine,
+            load_context,
+            models,
+        };
+        while let Ok(order) = orders.recv() {
+            let _busy = metrics.busy();
+            thread.obey(order);
+        }
+        for model in thread.models.take_all() {
+            drop_quietly(model);
+        }
+        drop(alive);
+    })?;
+    Ok(Handle {
+        orders: sender,
+        ended,
+    })
+}
+
+/// An inference thread, seen from outside.
+pub(super) struct Handle {
+    pub(super) orders: mpsc::Sender<Order>,
+    /// Fails when the thread has ended.
+    pub(super) ended: oneshot::Receiver<Infallible>,
+}
+
+/// Native libraries expect the stack of a main thread. Only what is touched takes memory.
+const STACK_BYTES: usize = 8 * 1024 * 1024;
+
+struct InferenceThread<E: Engine> {
+    engine: Arc<E>,
+    load_context: LoadContext,
+    models: Models<E::Model>,
+}
+
+impl<E: Engine> InferenceThread<E> {
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Preload {
+                models,
+                scene,
+                now,
+                done,
+            } => {
+                for model in models {
+                    if let Err(error) = scene.play(|| self.ensure_loaded(&model, now)) {
+                        scene.play(|| tracing::warn!(%model, error = %error, "model_preload_failed"));
+                    }
+                }
+                let _ = done.send(self.models.ids());
+            }
+            Order::Process(work) => self.process(*work),
+            Order::Sweep { now } => {
+                for model in self.models.take_idle(now) {
+                    drop_quietly(model);
+                }
+            }
+        }
+    }
+
+    fn process(&mut self, work: Work) {
+        let Work {
+            request,
+            cx,
+            scene,
+            now,
+            answer,
+        } = work;
+        let mut model = ModelUse::None;
+        let mut process = None;
+        let result = scene.play(|| {
+            cx.check_cancelled()?;
+            model = self.ensure_loaded(&cx.info().model, now)?;
+            cx.check_cancelled()?;
+            self.run_engine(&request, &cx, now, &mut process)
+        });
+        drop(request);
+        drop(cx);
+        // Nobody listens any more if the task was given up meanwhile: then the result is of no use to anyone.
+        let (device, loaded) = (self.load_context.device(), self.models.ids());
+        let _ = answer.send(Answer {
+            result,
+            model,
+            device,
+            process,
+            loaded,
+        });
+    }
+
+    /// Loads the model if it is not here.
+    fn ensure_loaded(&mut self, id: &ModelId, now: Instant) -> Result<ModelUse, TaskError> {
+        let is_nothing = TypeId::of::<E::Model>() == TypeId::of::<()>();
+        if self.models.hit(id, now).is_some() {
+            return Ok(if is_nothing {
+                ModelUse::None
+            } else {
+                ModelUse::Kept
+            });
+        }
+        self.models.may_load(id, now)?;
+        for model in self.models.make_room() {
+            drop_quietly(model);
+        }
+        let span = if is_nothing {
+            Span::none()
+        } else {
+            spans::model_load(id.as_str())
+        };
+        let begun = ThreadInstant::now();
+        let loaded = span.in_scope(|| catch(|| self.engine.load(id, &self.load_context)));
+        let took = begun.elapsed();
+        match loaded {
+            Ok(model) => {
+                self.models.loaded(id.clone(), model, now);
+                if is_nothing {
+                    return Ok(ModelUse::None);
+                }
+                span.in_scope(|| tracing::info!(model = %id, seconds = took.as_secs_f64(), "model_loaded"));
+                Ok(ModelUse::Loaded(took))
+            }
+            Err(error) => {
+                let error = error.context(format_args!("loading model {:?}", id.as_str()));
+                spans::record_failure(&span, &error);
+                self.models.load_failed(id.clone(), &error, now);
+                Err(error)
+            }
+        }
+    }
+
+    fn run_engine(
+        &mut self,
+        request: &TaskRequest,
+        cx: &TaskContext,
+        now: Instant,
+        took: &mut Option<Duration>,
+    ) -> Result<Processed, TaskError> {
+        let id = &cx.info().model;
+        let Some(model) = self.models.hit(id, now) else {
+            return Err(TaskError::retryable(
+                "model_missing",
+                "the model was dropped before it was used",
+            ));
+        };
+        let engine = &*self.engine;
+        let span = spans::process();
+        let begun = ThreadInstant::now();
+        let output = span.in_scope(|| catch(|| engine.process(model, request, cx)));
+        *took = Some(begun.elapsed());
+        if let Err(error) = &output {
+            spans::record_failure(&span, error);
+        }
+        drop(span);
+        let result = output.and_then(|output| finish_output(output, request, cx));
+        if let Err(error) = &result
+            && error.spoils_model()
+            && let Some(model) = self.models.remove(id)
+        {
+            drop_quietly(model);
+        }
+        result
+    }
+}
+
+/// Completes and checks what the engine answered. This runs code of the output's author, too.
+fn finish_output<O: StageOutput>(
+    mut output: O,
+    request: &TaskRequest,
+    cx: &TaskContext,
+) -> Result<Processed, TaskError> {
+    catch(move || {
+        let info = cx.info();
+        let mut defaults = OutputDefaults::new(&info.engine_id);
+        defaults.channel = request.channel();
+        defaults.model_id = (!info.model.is_unnamed()).then(|| info.model.as_str());
+        defaults.duration = info.audio_seconds;
+        output.fill_in(&defaults);
+        let language = output.language().map(str::to_owned);
+        let data = output
+            .into_data()
+            .map_err(|error| TaskError::permanent("invalid_output", error).context("the engine's answer"))?;
+        Ok(Processed { data, language })
+    })
+}
+
+/// Runs foreign code. A panic becomes an error.
+fn catch<T>(act: impl FnOnce() -> Result<T, TaskError>) -> Result<T, TaskError> {
+    match panic::catch_unwind(AssertUnwindSafe(act)) {
+        Ok(result) => result.map_err(TaskError::classified),
+        Err(payload) => {
+            let text = message_of(&*payload);
+            drop_quietly(payload);
+            let (kind, code) = if says_out_of_memory(&text) {
+                (TaskErrorKind::OutOfMemory, "out_of_memory")
+            } else {
+                (TaskErrorKind::Panic, "panic")
+            };
+            Err(TaskError::new(kind, code, format!("the engine panicked: {text}")))
+        }
+    }
+}
+
+/// Drops a foreign value whose destructor may panic, and so may the destructor of that panic's payload.
+fn drop_quietly<T>(value: T) {
+    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        mem::forget(payload);
+    }
+}
+
+fn message_of(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("its message is not text").to_owned()
+}

@@ -1,0 +1,615 @@
+//! The way of one task, from the moment it was read to the moment that nobody needs to know of it any more.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use dalston_telemetry::context::{LogContext, WithLogContext};
+use dalston_telemetry::metrics::{self, Outcome as Status};
+use dalston_telemetry::opentelemetry::Context;
+use dalston_telemetry::propagate;
+use tempfile::TempDir;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use super::Worker;
+use super::files;
+use super::lease::{Stop, StopOnDrop, keep};
+use super::pool::SlotLease;
+use super::slot::{Answer, ModelUse, Processed, Scene, Work};
+use crate::broker::{
+    BrokerError, Claim, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason, TaskMetadata,
+};
+use crate::context::{CancelReason, OutputFile, TaskContext};
+use crate::engine::ModelId;
+use crate::error::{TaskError, TaskErrorKind, chain};
+use crate::protocol::{TaskResponseData, Timestamp};
+use crate::spans::{QueueWait, TaskSpans, record_failure};
+use crate::stage::StageName;
+use crate::store::key;
+use crate::task::{TaskInfo, TaskRequest};
+
+/// How long a cancelled engine gets to return before its task is closed without it.
+const CANCEL_GRACE: Duration = Duration::from_secs(1);
+/// How long an inference thread may go on after the end of its task before another one takes its place.
+const STUCK_PATIENCE: Duration = Duration::from_secs(10);
+/// Nobody waits longer for one call to the broker.
+const BROKER_CALL: Duration = Duration::from_secs(10);
+/// Errors become part of events and documents.
+const LONGEST_ERROR: usize = 2_000;
+
+/// The right to have a task before its inference ends: what bounds the tasks that are read ahead.
+pub(super) type Turn = OwnedSemaphorePermit;
+
+/// Looks a delivered task up, and works on it if it should be worked on.
+pub(super) async fn handle(worker: Arc<Worker>, delivery: Delivery, turn: Turn) {
+    let read_at = Timestamp::now();
+    let claim = &delivery.claim;
+    let log = LogContext::new()
+        .task_id(&*claim.task_id)
+        .job_id(&*claim.job_id)
+        .engine_id(&*claim.consumer.engine_id);
+    let lookup = retry("looking up a task", || worker.broker.lookup(claim));
+    let metadata = match lookup.with_log_context(log.clone()).await {
+        Ok(Lookup::Task(metadata)) => Some(*metadata),
+        Ok(Lookup::Missing) => None,
+        Ok(Lookup::Lost) => return,
+        Ok(skipped @ (Lookup::Cancelled | Lookup::Blocked(_))) => {
+            return skip(&worker, claim, skipped).with_log_context(log).await;
+        }
+        // The task comes back when its lease ends.
+        Err(_) => return,
+    };
+    let carried = metadata
+        .as_ref()
+        .and_then(|metadata| metadata.trace_context.as_deref());
+    let carried = carried.map_or_else(Context::new, propagate::extract_json);
+    let request_id = metadata.as_ref().and_then(|metadata| metadata.request_id.clone());
+    let log = log
+        .request_id(request_id.unwrap_or_default())
+        .carrier(carried.clone());
+
+    let attempt = Attempt::new(&worker, &delivery, metadata, carried, read_at);
+    let span = attempt.spans.task().clone();
+    let work = async {
+        attempt.note_arrival(&delivery, read_at);
+        let stop_the_engine = StopOnDrop(attempt.stop.clone());
+        tokio::select! {
+            biased;
+            () = attempt.run(turn) => {}
+            never = keep(&*worker.broker, claim, attempt.deadline, &attempt.stop, &worker.drain) => match never {},
+        }
+        drop(stop_the_engine);
+    };
+    work.instrument(span).with_log_context(log).await;
+}
+
+/// Removes a task that nobody wants from the queue.
+async fn skip(worker: &Worker, claim: &Claim, why: Lookup) {
+    match why {
+        Lookup::Blocked(reason) => tracing::info!(reason, "task_skipped_blocked"),
+        _ => {
+            worker.metrics.task_skipped_cancelled();
+            tracing::info!("task_skipped_job_cancelled");
+        }
+    }
+    let event = EventContext::default();
+    let _ = retry("removing a task", || {
+        worker.broker.finish(claim, &Outcome::Skipped, &event)
+    })
+    .await;
+}
+
+/// One delivery of one task that should be done.
+struct Attempt<'a> {
+    worker: &'a Worker,
+    claim: &'a Claim,
+    metadata: Option<TaskMetadata>,
+    redelivery: Option<RedeliveryReason>,
+    info: TaskInfo,
+    event: EventContext,
+    spans: TaskSpans,
+    stop: Stop,
+    /// Known once `request.json` was read.
+    model: OnceLock<ModelId>,
+    begun: Instant,
+    deadline: Instant,
+    /// By how much the deadline had passed already when the task was read.
+    late: Option<Duration>,
+}
+
+/// What a task needs to be processed.
+struct Prepared {
+    request: Arc<TaskRequest>,
+    info: TaskInfo,
+    files: TaskFiles,
+}
+
+/// What came of processing a task.
+struct Done {
+    processed: Processed,
+    files: TaskFiles,
+    outputs: Vec<OutputFile>,
+    info: TaskInfo,
+    process: Duration,
+    device: metrics::Device,
+}
+
+impl<'a> Attempt<'a> {
+    fn new(
+        worker: &'a Worker,
+        delivery: &'a Delivery,
+        metadata: Option<TaskMetadata>,
+        carried: Context,
+        read_at: Timestamp,
+    ) -> Self {
+        let claim = &delivery.claim;
+        let stage = metadata.as_ref().and_then(|metadata| metadata.stage.parse().ok());
+        let begun = Instant::now();
+        let left = delivery.timeout_at.map(|at| at.seconds_since(read_at));
+        let left_or_default = left.unwrap_or(worker.config.task_timeout.as_secs_f64());
+        let info = TaskInfo {
+            task_id: claim.task_id.clone(),
+            job_id: claim.job_id.clone(),
+            stage: stage.unwrap_or_else(|| StageName::from(worker.stage.clone())),
+            engine_id: claim.consumer.engine_id.clone(),
+            instance: claim.consumer.instance.clone(),
+            request_id: metadata.as_ref().and_then(|metadata| metadata.request_id.clone()),
+            model: ModelId::default(),
+            attempt: claim.delivery_count,
+            enqueued_at: delivery.enqueued_at.or_else(|| metadata.as_ref()?.enqueued_at),
+            audio_seconds: None,
+        };
+        let spans = TaskSpans::open(&worker.telemetry, carried, &info, worker.broker.system());
+        let event = EventContext {
+            request_id: info.request_id.clone(),
+            trace_context: spans.carrier(),
+        };
+        Self {
+            worker,
+            claim,
+            metadata,
+            redelivery: delivery.redelivery,
+            info,
+            event,
+            spans,
+            stop: Stop::default(),
+            model: OnceLock::new(),
+            begun,
+            deadline: begun + bounded_seconds(left_or_default),
+            late: left
+                .filter(|left| *left <= 0.0)
+                .map(|left| bounded_seconds(-left)),
+        }
+    }
+
+    fn note_arrival(&self, delivery: &Delivery, read_at: Timestamp) {
+        tracing::info!(delivery_count = self.info.attempt, stage = %self.info.stage, "task_received");
+        // What a second delivery waited for begins where the first one ended.
+        let queued_at = delivery.requeued_at.or(self.info.enqueued_at);
+        if let Some(wait) = queued_at.and_then(|queued_at| QueueWait::between(queued_at, read_at)) {
+            self.spans.queue_wait(&self.info, wait);
+            self.worker.metrics.queue_wait(bounded_seconds(wait.seconds));
+        }
+        if let Some(reason) = self.redelivery {
+            self.worker.metrics.task_redelivery(match reason {
+                RedeliveryReason::EngineCrash => metrics::RedeliveryReason::EngineCrash,
+                RedeliveryReason::Deferred => metrics::RedeliveryReason::Deferred,
+            });
+        }
+    }
+
+    /// Announces the task, does it, and reports what came of it.
+    async fn run(&self, turn: Turn) {
+        // A failure without a start before it is taken for a replay by the orchestrator, and the job would hang.
+        match retry("announcing a task", || {
+            self.worker.broker.started(self.claim, &self.event)
+        })
+        .await
+        {
+            Ok(Ownership::Held) => {}
+            Ok(Ownership::Lost) => return self.lost(),
+            Err(_) => return self.hand_back().await,
+        }
+        let result = self.work(turn).await;
+        // An engine that is told to stop may fail in any way; the reason that it was told is the truth.
+        let result = match self.stop.reason() {
+            Some(reason) => result.or_else(|_| Err(reason.into_error())),
+            None => result,
+        };
+        match (result, self.stop.reason()) {
+            (Ok((done, artifacts)), _) => self.completed(done, Outcome::Completed { artifacts }).await,
+            (Err(_), Some(CancelReason::Shutdown)) => self.hand_back().await,
+            (Err(_), Some(CancelReason::LeaseLost)) => self.lost(),
+            (Err(error), _) => self.failed(error).await,
+        }
+    }
+
+    async fn work(&self, turn: Turn) -> Result<(Done, Vec<crate::protocol::ArtifactReference>), TaskError> {
+        self.refuse_hopeless()?;
+        let prepared = self.before_inference(self.download()).await??;
+        let lease = self
+            .before_inference(self.worker.pool.acquire(&prepared.info.model))
+            .await??;
+        let mut done = self.infer(lease, prepared).await?;
+        // The next task may be read as soon as this one's result is sure to be on its way.
+        let uploading = self
+            .stop
+            .unless(self.worker.uploads.acquire())
+            .await
+            .map_err(CancelReason::into_error)?;
+        drop(turn);
+        let outputs = std::mem::take(&mut done.outputs);
+        let artifacts = self
+            .stop
+            .unless(self.upload(&mut done, outputs))
+            .await
+            .map_err(CancelReason::into_error)??;
+        drop(uploading);
+        Ok((done, artifacts))
+    }
+
+    /// Finds what makes it pointless to begin.
+    fn refuse_hopeless(&self) -> Result<(), TaskError> {
+        let (deliveries, limit) = (self.claim.delivery_count, self.worker.config.max_deliveries);
+        if deliveries > limit && self.redelivery == Some(RedeliveryReason::EngineCrash) {
+            let text = format!(
+                "the task was delivered {deliveries} times (limit {limit}) and no worker survived it or finished it in time"
+            );
+            return Err(TaskError::permanent("too_many_deliveries", text));
+        }
+        let Some(metadata) = &self.metadata else {
+            return Err(TaskError::retryable(
+                "metadata_missing",
+                "nothing is known about the task: its metadata is gone",
+            ));
+        };
+        if let Err(error) = metadata.stage.parse::<StageName>() {
+            return Err(TaskError::permanent("invalid_stage", error));
+        }
+        for id in [&self.claim.job_id, &self.claim.task_id] {
+            if !key::is_safe_id(id) {
+                return Err(TaskError::permanent(
+                    "invalid_id",
+                    format!("{id:?} can't be the id of a task or a job"),
+                ));
+            }
+        }
+        if let Some(late) = self.late {
+            let text = format!("the task was read {:.1} s after its deadline", late.as_secs_f64());
+            return Err(TaskError::new(
+                TaskErrorKind::DeadlineExceeded,
+                "deadline_exceeded",
+                text,
+            ));
+        }
+        Ok(())
+    }
+
+    /// Runs a step that comes before inference. When the worker drains, the task goes back instead.
+    async fn before_inference<F: Future>(&self, step: F) -> Result<F::Output, TaskError> {
+        let drained = async {
+            self.worker.drain.begun.cancelled().await;
+            self.stop.set(CancelReason::Shutdown);
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            biased;
+            reason = self.stop.stopped() => Err(reason.into_error()),
+            never = drained => match never {},
+            output = step => Ok(output),
+        }
+    }
+
+    /// Brings `request.json` and the inputs here, and decodes the audio.
+    async fn download(&self) -> Result<Prepared, TaskError> {
+        let span = self.spans.download_input();
+        let begun = Instant::now();
+        let result = self.fetch().instrument(span.clone()).await;
+        self.worker.metrics.s3_download(begun.elapsed());
+        let prepared = result.inspect_err(|error| record_failure(&span, error))?;
+        if let Some(seconds) = prepared.info.audio_seconds {
+            self.spans.audio_seconds(seconds);
+        }
+        Ok(prepared)
+    }
+
+    async fn fetch(&self) -> Result<Prepared, TaskError> {
+        let worker = self.worker;
+        let metadata = self.metadata.clone().unwrap_or_default();
+        let data = files::read_request(&worker.store, self.claim).await?;
+        let model = metadata.model.clone().map(ModelId::from);
+        let model = model.or_else(|| Some(ModelId::from(data.config.get("loaded_model_id")?.as_str()?)));
+        let model = model.or_else(|| worker.default_model.clone()).unwrap_or_default();
+        self.spans.model(model.as_str());
+        let _ = self.model.set(model.clone());
+
+        let files = TaskFiles::new(&worker.config.temp_root, &worker.removals)?;
+        let inputs = files.path().join("inputs");
+        let stage = self.info.stage.clone();
+        let request = files::fetch_inputs(&worker.store, stage, data, &metadata, &inputs).await?;
+        #[cfg(feature = "audio")]
+        let request = decode(request, worker.audio, files.path()).await?;
+        let mut info = self.info.clone();
+        info.model = model;
+        info.audio_seconds = request.audio_seconds();
+        Ok(Prepared {
+            request: Arc::new(request),
+            info,
+            files,
+        })
+    }
+
+    /// Has the task processed on an inference thread.
+    async fn infer(&self, lease: SlotLease, prepared: Prepared) -> Result<Done, TaskError> {
+        let Prepared { request, info, files } = prepared;
+        let cx = TaskContext::new(
+            info.clone(),
+            self.deadline.into_std(),
+            files.path().to_owned(),
+            self.stop.flag(),
+            self.worker.on_progress.clone(),
+            self.worker.registry.clone(),
+        );
+        let work = |answer| Work {
+            request: Arc::clone(&request),
+            cx: cx.clone(),
+            scene: Scene::here(self.spans.task().clone()),
+            now: Instant::now(),
+            answer,
+        };
+        let mut running = lease.process(work);
+        let answer = match self.stop.unless(running.answer()).await {
+            Ok(answer) => answer,
+            Err(reason) => {
+                // The deadline is a promise; other reasons leave the engine a moment to end its spans.
+                let grace = if reason == CancelReason::DeadlineExceeded {
+                    Duration::ZERO
+                } else {
+                    CANCEL_GRACE
+                };
+                match timeout(grace, running.answer()).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        running.leave(self.deadline.max(Instant::now()) + STUCK_PATIENCE, files);
+                        return Err(reason.into_error());
+                    }
+                }
+            }
+        };
+        let Answer {
+            result,
+            model,
+            process,
+            device,
+            ..
+        } = answer;
+        let metrics = self.worker.metrics.model(info.model.as_str());
+        match model {
+            ModelUse::Loaded(took) => metrics.model_load(took),
+            ModelUse::Kept => metrics.model_cache_hit(),
+            ModelUse::None => {}
+        }
+        let said = cx.take_said();
+        let language = result
+            .as_ref()
+            .ok()
+            .and_then(|processed| processed.language.clone())
+            .or(said.language);
+        if let Some(language) = language
+            .as_deref()
+            .or(request.requested_language())
+            .and_then(language_tag)
+        {
+            self.spans.language(&language);
+        }
+        let processed = result?;
+        // Work that is done is kept when the worker shuts down, but not if nobody wants it or someone else has it.
+        match self.stop.reason() {
+            None | Some(CancelReason::Shutdown) => {}
+            Some(reason) => return Err(reason.into_error()),
+        }
+        Ok(Done {
+            processed,
+            files,
+            outputs: said.artifacts,
+            info,
+            process: process.unwrap_or_default(),
+            device,
+        })
+    }
+
+    async fn upload(
+        &self,
+        done: &mut Done,
+        outputs: Vec<OutputFile>,
+    ) -> Result<Vec<crate::protocol::ArtifactReference>, TaskError> {
+        let span = self.spans.upload_output();
+        let begun = Instant::now();
+        let data = std::mem::take(&mut done.processed.data);
+        let response =
+            TaskResponseData::new(&*self.info.task_id, Timestamp::now(), self.begun.elapsed(), data);
+        let upload = files::upload(
+            &self.worker.store,
+            self.claim,
+            &self.info.stage,
+            outputs,
+            response,
+        );
+        let result = upload.instrument(span.clone()).await;
+        self.worker.metrics.s3_upload(begun.elapsed());
+        result.inspect_err(|error| record_failure(&span, error))
+    }
+
+    async fn completed(&self, done: Done, outcome: Outcome) {
+        let factor = done.info.audio_seconds.filter(|audio| *audio > 0.0);
+        let factor = factor.map(|audio| done.process.as_secs_f64() / audio);
+        if let Some(factor) = factor {
+            self.spans.realtime_factor(factor);
+        }
+        drop(done.files);
+        match retry("completing a task", || {
+            self.worker.broker.finish(self.claim, &outcome, &self.event)
+        })
+        .await
+        {
+            Ok(Ownership::Held) => {}
+            Ok(Ownership::Lost) => return self.lost(),
+            Err(error) => return self.unreported(&error),
+        }
+        let metrics = self.worker.metrics.model(done.info.model.as_str());
+        metrics.task_processed(Status::Success);
+        metrics.task_duration(done.process);
+        if let Some(seconds) = done.info.audio_seconds {
+            let audio = bounded_seconds(seconds);
+            self.worker.metrics.audio_duration(audio);
+            metrics.realtime_factor(done.device, done.process, audio);
+        }
+        let seconds = self.begun.elapsed().as_secs_f64();
+        tracing::info!(seconds, realtime_factor = factor, "task_completed");
+    }
+
+    async fn failed(&self, error: TaskError) {
+        record_failure(self.spans.task(), &error);
+        let text: String = error.to_string().chars().take(LONGEST_ERROR).collect();
+        tracing::error!(error = text, code = error.code(), "task_failed");
+        let retryable = error.kind() != TaskErrorKind::Permanent;
+        let outcome = Outcome::Failed {
+            error: text,
+            code: error.code(),
+            retryable,
+        };
+        match retry("failing a task", || {
+            self.worker.broker.finish(self.claim, &outcome, &self.event)
+        })
+        .await
+        {
+            Ok(Ownership::Held) => {
+                let model = self.model.get().map_or("", ModelId::as_str);
+                self.worker.metrics.model(model).task_processed(Status::Failure);
+            }
+            Ok(Ownership::Lost) => self.lost(),
+            Err(error) => self.unreported(&error),
+        }
+    }
+
+    /// Gives the task back to the queue, for a peer.
+    async fn hand_back(&self) {
+        match retry("handing a task back", || self.worker.broker.release(self.claim)).await {
+            Ok(_) => tracing::info!("task_handed_back"),
+            Err(error) => self.unreported(&error),
+        }
+    }
+
+    fn lost(&self) {
+        record_failure(self.spans.task(), &CancelReason::LeaseLost.into_error());
+        tracing::warn!("task_lost_to_another_worker");
+    }
+
+    /// The broker did not take the outcome. The task is delivered again when its lease ends.
+    fn unreported(&self, error: &BrokerError) {
+        let text = chain(error);
+        record_failure(self.spans.task(), &TaskError::retryable("broker", text.clone()));
+        tracing::error!(error = text, "critical_event_may_be_lost");
+    }
+}
+
+/// The directory of a task. It is removed on a thread that may block.
+pub(super) struct TaskFiles {
+    dir: Option<TempDir>,
+    removals: TaskTracker,
+}
+
+impl TaskFiles {
+    fn new(root: &Path, removals: &TaskTracker) -> Result<Self, TaskError> {
+        let made = tempfile::Builder::new().prefix("dalston_task_").tempdir_in(root);
+        let dir = made.map_err(|error| TaskError::from(error).context(root.display()))?;
+        Ok(Self {
+            dir: Some(dir),
+            removals: removals.clone(),
+        })
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.as_ref().map_or(Path::new(""), TempDir::path)
+    }
+}
+
+impl Drop for TaskFiles {
+    fn drop(&mut self) {
+        // Where there is no runtime any more it is removed here and now.
+        if let Some(dir) = self.dir.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            self.removals.spawn_blocking_on(move || drop(dir), &runtime);
+        }
+    }
+}
+
+#[cfg(feature = "audio")]
+async fn decode(
+    mut request: TaskRequest,
+    format: Option<crate::audio::AudioFormat>,
+    temp_dir: &Path,
+) -> Result<TaskRequest, TaskError> {
+    let input = request.input("audio").or_else(|| {
+        request
+            .inputs()
+            .iter()
+            .find(|input| input.artifact().kind == "audio")
+    });
+    let (Some(format), Some(input)) = (format, input) else {
+        return Ok(request);
+    };
+    let (path, temp_dir) = (input.path().to_owned(), temp_dir.to_owned());
+    let decoded =
+        tokio::task::spawn_blocking(move || crate::audio::decode_file(&path, format, &temp_dir)).await;
+    let audio = match decoded {
+        Ok(decoded) => decoded.map_err(|error| TaskError::permanent("invalid_audio", error))?,
+        Err(panic) => {
+            return Err(TaskError::new(TaskErrorKind::Panic, "panic", panic).context("decoding the audio"));
+        }
+    };
+    request.set_audio(audio);
+    Ok(request)
+}
+
+/// A language as it may stand in an attribute: short and in lower case.
+fn language_tag(language: &str) -> Option<String> {
+    const LONGEST: usize = 35;
+    let fine = language.len() <= LONGEST
+        && language
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    (fine && !language.is_empty()).then(|| language.to_ascii_lowercase())
+}
+
+/// Seconds that came from outside, as a duration that can be added to the clock.
+fn bounded_seconds(seconds: f64) -> Duration {
+    const LONGEST: f64 = 30.0 * 86_400.0;
+    Duration::try_from_secs_f64(seconds.clamp(0.0, LONGEST)).unwrap_or_default()
+}
+
+/// Calls the broker until it answers, five times at most.
+async fn retry<T, F>(doing: &'static str, mut call: impl FnMut() -> F) -> Result<T, BrokerError>
+where
+    F: Future<Output = Result<T, BrokerError>>,
+{
+    let mut pauses = [100, 200, 400, 800].map(Duration::from_millis).into_iter();
+    loop {
+        let error = match timeout(BROKER_CALL, call()).await {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) => error,
+            Err(elapsed) => BrokerError::new(doing, elapsed),
+        };
+        tracing::warn!(doing, error = chain(&error), "broker_call_failed");
+        match pauses.next() {
+            Some(pause) => tokio::time::sleep(pause).await,
+            None => return Err(error),
+        }
+    }
+}

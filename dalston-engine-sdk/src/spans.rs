@@ -1,0 +1,205 @@
+//! The spans of a task, in one place.
+//!
+//! ```text
+//! (the producer's span)
+//! ├─ engine.queue_wait
+//! └─ engine.{engine_id}.process
+//!    ├─ engine.download_input
+//!    ├─ engine.model_load        only when the inference thread has no such model yet
+//!    ├─ engine.process           with the engine's own spans below it
+//!    └─ engine.upload_output
+//! ```
+
+use dalston_telemetry::names::{attr, event, span};
+use dalston_telemetry::opentelemetry::trace::Status;
+use dalston_telemetry::opentelemetry::{Context, KeyValue};
+use dalston_telemetry::{TelemetryHandle, TimedSpan, propagate};
+use tracing::{Span, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use crate::error::TaskError;
+use crate::protocol::Timestamp;
+use crate::task::TaskInfo;
+
+/// The spans of one task, and the context that they stand in.
+#[derive(Debug, Clone)]
+pub(crate) struct TaskSpans {
+    telemetry: TelemetryHandle,
+    /// What the producer sent along.
+    carried: Context,
+    task: Span,
+}
+
+impl TaskSpans {
+    /// Opens `engine.{engine_id}.process` as a child of the carried context.
+    pub(crate) fn open(
+        telemetry: &TelemetryHandle,
+        carried: Context,
+        info: &TaskInfo,
+        system: &'static str,
+    ) -> Self {
+        let task = if telemetry.traces_enabled() {
+            open_task_span(&carried, info, system)
+        } else {
+            Span::none()
+        };
+        Self {
+            telemetry: telemetry.clone(),
+            carried,
+            task,
+        }
+    }
+
+    /// The span around all of the task.
+    pub(crate) fn task(&self) -> &Span {
+        &self.task
+    }
+
+    /// The JSON that carries the context on, in events. With tracing off the producer's context passes through.
+    pub(crate) fn carrier(&self) -> Option<String> {
+        if self.task.is_disabled() {
+            return propagate::inject_json(&self.carried);
+        }
+        propagate::inject_json(&self.task.context())
+    }
+
+    /// Records `engine.queue_wait` beside the task's span.
+    pub(crate) fn queue_wait(&self, info: &TaskInfo, wait: QueueWait) {
+        if !self.telemetry.traces_enabled() {
+            return;
+        }
+        let mut span = TimedSpan::new(
+            span::QUEUE_WAIT,
+            &self.carried,
+            wait.from.to_system_time(),
+            wait.to.to_system_time(),
+        );
+        span.attributes
+            .push(KeyValue::new(attr::ENGINE_ID, info.engine_id.clone()));
+        span.attributes
+            .push(KeyValue::new(attr::TASK_ID, info.task_id.clone()));
+        span.attributes
+            .push(KeyValue::new(attr::QUEUE_WAIT_SECONDS, wait.seconds));
+        self.task.set_attribute(attr::QUEUE_WAIT_SECONDS, wait.seconds);
+        if let Some(raw) = wait.skew {
+            span.attributes.push(KeyValue::new(attr::CLOCK_SKEW_SECONDS, raw));
+            self.task.set_attribute(attr::CLOCK_SKEW_SECONDS, raw);
+        }
+        self.telemetry.record_span(span);
+    }
+
+    pub(crate) fn download_input(&self) -> Span {
+        info_span!(parent: &self.task, span::DOWNLOAD_INPUT)
+    }
+
+    pub(crate) fn upload_output(&self) -> Span {
+        info_span!(parent: &self.task, span::UPLOAD_OUTPUT)
+    }
+
+    pub(crate) fn audio_seconds(&self, seconds: f64) {
+        self.task.set_attribute(attr::AUDIO_DURATION_SECONDS, seconds);
+    }
+
+    pub(crate) fn language(&self, language: &str) {
+        self.task.set_attribute(attr::LANGUAGE, language.to_owned());
+    }
+
+    pub(crate) fn model(&self, model: &str) {
+        self.task.set_attribute(attr::MODEL, model.to_owned());
+    }
+
+    pub(crate) fn realtime_factor(&self, factor: f64) {
+        self.task.set_attribute(attr::REALTIME_FACTOR, factor);
+    }
+}
+
+/// `engine.model_load`, below the current span.
+pub(crate) fn model_load(model: &str) -> Span {
+    let span = info_span!(span::MODEL_LOAD);
+    span.set_attribute(attr::MODEL, model.to_owned());
+    span
+}
+
+/// `engine.process`, below the current span.
+pub(crate) fn process() -> Span {
+    info_span!(span::PROCESS)
+}
+
+/// Marks a span as failed: status, `error.type`, and the exception as an event.
+pub(crate) fn record_failure(span: &Span, error: &TaskError) {
+    if span.is_disabled() {
+        return;
+    }
+    let message = error.to_string();
+    span.set_attribute(attr::ERROR_TYPE, error.code());
+    span.add_event(
+        event::EXCEPTION,
+        vec![
+            KeyValue::new(attr::EXCEPTION_TYPE, error.code()),
+            KeyValue::new(attr::EXCEPTION_MESSAGE, message.clone()),
+        ],
+    );
+    span.set_status(Status::error(message));
+}
+
+/// How long a task waited, made fit to be shown.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct QueueWait {
+    from: Timestamp,
+    to: Timestamp,
+    pub(crate) seconds: f64,
+    /// The negative difference that two machines' clocks made of it.
+    skew: Option<f64>,
+}
+
+impl QueueWait {
+    /// `None` for a wait of more than a week: then one of the times is wrong and the bar would dwarf the trace.
+    pub(crate) fn between(enqueued_at: Timestamp, read_at: Timestamp) -> Option<Self> {
+        const A_WEEK: f64 = 7.0 * 86_400.0;
+        let raw = read_at.seconds_since(enqueued_at);
+        if raw.abs() > A_WEEK {
+            return None;
+        }
+        if raw < 0.0 {
+            return Some(Self {
+                from: read_at,
+                to: read_at,
+                seconds: 0.0,
+                skew: Some(raw),
+            });
+        }
+        Some(Self {
+            from: enqueued_at,
+            to: read_at,
+            seconds: raw,
+            skew: None,
+        })
+    }
+}
+
+fn open_task_span(carried: &Context, info: &TaskInfo, system: &'static str) -> Span {
+    let name = span::task(&info.engine_id);
+    let span = info_span!(parent: None, "engine.task", otel.name = name, otel.kind = "consumer");
+    // Fails only where no OpenTelemetry layer listens; then there is nothing to be a child of.
+    let _ = span.set_parent(carried.clone());
+    for (name, value) in [
+        (attr::TASK_ID, info.task_id.as_str()),
+        (attr::JOB_ID, info.job_id.as_str()),
+        (attr::ENGINE_ID, info.engine_id.as_str()),
+        (attr::INSTANCE, info.instance.as_str()),
+        (attr::MESSAGING_DESTINATION_NAME, info.engine_id.as_str()),
+        (attr::MESSAGING_MESSAGE_ID, info.task_id.as_str()),
+        (attr::MESSAGING_CONVERSATION_ID, info.job_id.as_str()),
+    ] {
+        span.set_attribute(name, value.to_owned());
+    }
+    if let Some(request_id) = &info.request_id {
+        span.set_attribute(attr::REQUEST_ID, request_id.clone());
+    }
+    span.set_attribute(attr::STAGE, info.stage.to_string());
+    span.set_attribute(attr::DELIVERY_COUNT, i64::from(info.attempt));
+    span.set_attribute(attr::MESSAGING_SYSTEM, system);
+    span.set_attribute(attr::MESSAGING_OPERATION_TYPE, "process");
+    span.set_attribute(attr::MESSAGING_OPERATION_NAME, "process");
+    span
+}

@@ -1,0 +1,254 @@
+//! A worker in a test: an engine made of closures, the broker and the store in memory, telemetry of its own.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+
+use dalston_engine_sdk::broker::{EventKind, MemoryBroker, QueuedTask, RecordedEvent, TaskMetadata};
+use dalston_engine_sdk::protocol::TaskRequestData;
+use dalston_engine_sdk::store::{Store, key};
+use dalston_engine_sdk::{
+    Engine, EngineInfo, LoadContext, ModelId, RunError, Runner, RunnerBuilder, Stage, TaskContext, TaskError,
+    TaskRequest,
+};
+use dalston_telemetry::testing::TestTelemetry;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+/// A model that can't leave its thread, and counts how often it was used.
+pub(crate) type Model = Rc<Cell<usize>>;
+
+type Load = Box<dyn Fn(&ModelId, &LoadContext) -> Result<(), TaskError> + Send + Sync>;
+type Process = Box<dyn Fn(&Model, &TaskRequest, &TaskContext) -> Result<Value, TaskError> + Send + Sync>;
+
+/// An engine made of closures.
+pub(crate) struct Closures {
+    load: Load,
+    process: Process,
+    loads: Arc<AtomicUsize>,
+}
+
+impl Closures {
+    pub(crate) fn new(
+        process: impl Fn(&TaskRequest, &TaskContext) -> Result<Value, TaskError> + Send + Sync + 'static,
+    ) -> Self {
+        Self::with_model(move |_, task, cx| process(task, cx))
+    }
+
+    pub(crate) fn with_model(
+        process: impl Fn(&Model, &TaskRequest, &TaskContext) -> Result<Value, TaskError> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            load: Box::new(|_, _| Ok(())),
+            process: Box::new(process),
+            loads: Arc::default(),
+        }
+    }
+
+    pub(crate) fn load(
+        mut self,
+        load: impl Fn(&ModelId, &LoadContext) -> Result<(), TaskError> + Send + Sync + 'static,
+    ) -> Self {
+        self.load = Box::new(load);
+        self
+    }
+
+    /// How often a model was loaded.
+    pub(crate) fn loads(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.loads)
+    }
+}
+
+impl Engine for Closures {
+    type Model = Model;
+    type Output = Value;
+
+    fn info(&self) -> EngineInfo {
+        EngineInfo::new("test-asr", "1.0.0")
+            .stage(Stage::Transcribe)
+            .default_model("tiny")
+    }
+
+    fn load(&self, model: &ModelId, cx: &LoadContext) -> Result<Model, TaskError> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
+        (self.load)(model, cx)?;
+        Ok(Rc::new(Cell::new(0)))
+    }
+
+    fn process(&self, model: &mut Model, task: &TaskRequest, cx: &TaskContext) -> Result<Value, TaskError> {
+        model.set(model.get() + 1);
+        (self.process)(model, task, cx)
+    }
+}
+
+/// Queue, store and telemetry of one test.
+pub(crate) struct Rig {
+    pub(crate) broker: MemoryBroker,
+    pub(crate) store: Store,
+    pub(crate) telemetry: TestTelemetry,
+    pub(crate) temp: tempfile::TempDir,
+}
+
+impl Rig {
+    pub(crate) fn new() -> Self {
+        Self::with_broker(MemoryBroker::new())
+    }
+
+    pub(crate) fn with_broker(broker: MemoryBroker) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        Self {
+            broker,
+            store: Store::memory(),
+            telemetry: TestTelemetry::new(),
+            temp,
+        }
+    }
+
+    /// Stores a request and queues its task, both with ids made of `name`.
+    pub(crate) async fn submit(&self, name: &str) {
+        self.submit_with(name, |_, _, task| task).await;
+    }
+
+    pub(crate) async fn submit_with(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut TaskRequestData, &mut TaskMetadata, QueuedTask) -> QueuedTask,
+    ) {
+        let job = job_of(name);
+        let mut request = TaskRequestData::new(name, &job);
+        let mut metadata = TaskMetadata::new("transcribe");
+        let task = change(
+            &mut request,
+            &mut metadata,
+            QueuedTask::new("test-asr", name, &job),
+        );
+        let metadata = task.metadata.clone().unwrap_or(metadata);
+        self.store
+            .write(&key::task_request(&job, name), request.to_vec())
+            .await
+            .unwrap();
+        self.broker.enqueue(task.metadata(metadata)).unwrap();
+    }
+
+    pub(crate) fn runner(&self, engine: impl Engine) -> RunnerBuilder<impl Engine> {
+        Runner::builder(engine)
+            .broker(self.broker.clone())
+            .store(self.store.clone())
+            .telemetry(self.telemetry.handle())
+            .temp_root(self.temp.path())
+    }
+
+    /// Runs a worker until `act` is done.
+    pub(crate) async fn run<R>(
+        &self,
+        builder: RunnerBuilder<impl Engine>,
+        act: impl Future<Output = R>,
+    ) -> (R, Result<(), RunError>) {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let runner = builder.build().unwrap();
+        let run = self.telemetry.attach(runner.run_until(async {
+            let _ = stopped.await;
+        }));
+        let act = async {
+            let result = act.await;
+            let _ = stop.send(());
+            result
+        };
+        let (run, result) = tokio::join!(run, act);
+        (result, run)
+    }
+
+    /// What became of a task: `ok`, or the code and the text of the error.
+    pub(crate) async fn outcome(&self, name: &str) -> Result<Value, (String, String)> {
+        match self.broker.wait_for_outcome(name).await.kind {
+            EventKind::Completed { .. } => Ok(self.response(name).await),
+            EventKind::Failed { error, code, .. } => Err((code.to_owned(), error)),
+            other => panic!("not an outcome: {other:?}"),
+        }
+    }
+
+    /// The `data` of a task's response.
+    pub(crate) async fn response(&self, name: &str) -> Value {
+        let locator = self.store.locator(&key::task_response(&job_of(name), name));
+        let bytes = self.store.read(&locator, 1 << 20).await.unwrap();
+        serde_json::from_slice::<Value>(&bytes).unwrap()["data"].take()
+    }
+
+    /// What the broker was told, as `task event`.
+    pub(crate) fn events(&self) -> Vec<String> {
+        self.broker.events().iter().map(describe).collect()
+    }
+
+    /// How many directories of tasks there are.
+    pub(crate) fn temp_dirs(&self) -> usize {
+        std::fs::read_dir(self.temp.path()).unwrap().count()
+    }
+}
+
+pub(crate) fn job_of(task: &str) -> String {
+    format!("job-of-{task}")
+}
+
+fn describe(event: &RecordedEvent) -> String {
+    let what = match &event.kind {
+        EventKind::Started => "started".to_owned(),
+        EventKind::Completed { .. } => "completed".to_owned(),
+        EventKind::Failed { code, .. } => format!("failed {code}"),
+        other => format!("{other:?}"),
+    };
+    format!("{} {what}", event.task_id)
+}
+
+/// An engine's answer.
+pub(crate) fn answer() -> Result<Value, TaskError> {
+    Ok(json!({"text": "hello"}))
+}
+
+/// Two ends of a gate: the engine waits at one, the test opens the other.
+pub(crate) fn gate() -> (Gate, Opener) {
+    let (open, opened) = mpsc::channel();
+    (Gate(Arc::new(std::sync::Mutex::new(opened))), Opener(open))
+}
+
+#[derive(Clone)]
+pub(crate) struct Gate(Arc<std::sync::Mutex<mpsc::Receiver<()>>>);
+
+impl Gate {
+    /// Blocks the thread until the gate was opened once for this call, or is gone.
+    pub(crate) fn wait(&self) {
+        let _ = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .recv();
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Opener(mpsc::Sender<()>);
+
+impl Opener {
+    pub(crate) fn open(&self) {
+        let _ = self.0.send(());
+    }
+}
+
+/// Keeps a paused clock from running ahead while all that is left to wait for is an inference thread.
+pub(crate) struct HeldTime {
+    _release: mpsc::Sender<()>,
+}
+
+impl HeldTime {
+    /// Pauses the clock; it moves only when the test says so.
+    pub(crate) fn new() -> Self {
+        tokio::time::pause();
+        let (release, released) = mpsc::channel::<()>();
+        // While something blocks on this pool, tokio does not advance a paused clock by itself.
+        tokio::task::spawn_blocking(move || {
+            let _ = released.recv();
+        });
+        Self { _release: release }
+    }
+}

@@ -1,0 +1,79 @@
+//! The names of all spans and attributes, in one place, so that dashboards and code can't drift apart.
+//!
+//! Names of metrics stand with the metrics.
+
+/// Names of spans.
+pub mod span {
+    /// The time from a task's `enqueued_at` until a worker read it.
+    pub const QUEUE_WAIT: &str = "engine.queue_wait";
+    /// `request.json` and the inputs come to the worker and are decoded.
+    pub const DOWNLOAD_INPUT: &str = "engine.download_input";
+    /// A model is loaded. Only for tasks that met a cold inference thread.
+    pub const MODEL_LOAD: &str = "engine.model_load";
+    /// The engine works. Spans of its own are below this one.
+    pub const PROCESS: &str = "engine.process";
+    /// Files and `response.json` go to the store.
+    pub const UPLOAD_OUTPUT: &str = "engine.upload_output";
+
+    /// All of one task, in one engine: `engine.{engine_id}.process`.
+    #[must_use]
+    pub fn task(engine_id: &str) -> String {
+        format!("engine.{engine_id}.process")
+    }
+}
+
+/// Names of attributes.
+pub mod attr {
+    /// The task.
+    pub const TASK_ID: &str = "dalston.task_id";
+    /// The job that the task is a part of.
+    pub const JOB_ID: &str = "dalston.job_id";
+    /// The kind of engine.
+    pub const ENGINE_ID: &str = "dalston.engine_id";
+    /// The stage, with a channel suffix if the task has one.
+    pub const STAGE: &str = "dalston.stage";
+    /// The model; empty if none is named.
+    pub const MODEL: &str = "dalston.model";
+    /// The process that worked on it.
+    pub const INSTANCE: &str = "dalston.instance";
+    /// The id of the request at the gateway.
+    pub const REQUEST_ID: &str = "dalston.request_id";
+    /// Seconds of input audio.
+    pub const AUDIO_DURATION_SECONDS: &str = "dalston.audio_duration_seconds";
+    /// The language of the result, else the language that was asked for.
+    pub const LANGUAGE: &str = "dalston.language";
+    /// Seconds in the queue, never negative.
+    pub const QUEUE_WAIT_SECONDS: &str = "dalston.queue_wait_seconds";
+    /// The negative number of seconds that was measured where the clocks of two machines differ.
+    pub const CLOCK_SKEW_SECONDS: &str = "dalston.clock_skew_seconds";
+    /// Which delivery of the task this is, from 1.
+    pub const DELIVERY_COUNT: &str = "dalston.delivery_count";
+    /// Seconds of processing per second of audio: below 1 is faster than real time.
+    pub const REALTIME_FACTOR: &str = "dalston.realtime_factor";
+
+    /// The kind of failure: a short static code.
+    pub const ERROR_TYPE: &str = "error.type";
+    /// The kind of failure, on the event that records it.
+    pub const EXCEPTION_TYPE: &str = "exception.type";
+    /// What went wrong, for people.
+    pub const EXCEPTION_MESSAGE: &str = "exception.message";
+
+    /// The kind of queue: `redis` or `memory`.
+    pub const MESSAGING_SYSTEM: &str = "messaging.system";
+    /// The queue.
+    pub const MESSAGING_DESTINATION_NAME: &str = "messaging.destination.name";
+    /// What is done with the message, of the kinds that OpenTelemetry knows.
+    pub const MESSAGING_OPERATION_TYPE: &str = "messaging.operation.type";
+    /// What is done with the message, in the words of the queue.
+    pub const MESSAGING_OPERATION_NAME: &str = "messaging.operation.name";
+    /// The message: the task's id.
+    pub const MESSAGING_MESSAGE_ID: &str = "messaging.message.id";
+    /// What the message belongs to: the job's id.
+    pub const MESSAGING_CONVERSATION_ID: &str = "messaging.message.conversation_id";
+}
+
+/// Names of events on spans.
+pub mod event {
+    /// Something went wrong.
+    pub const EXCEPTION: &str = "exception";
+}
