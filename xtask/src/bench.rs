@@ -50,7 +50,7 @@ pub(crate) fn list() {
 pub(crate) fn run(name: &str, arguments: &[&str]) -> Result<(), Error> {
     let Some(bench) = BENCHES.iter().find(|bench| bench.name == name) else {
         return Err(Error::Usage(format!(
-            "there is no benchmark \"{name}\"; see cargo xtask bench"
+            "there is no benchmark \"{name}\"; cargo xtask bench names those there are"
         )));
     };
     let mut command = cargo()

@@ -132,10 +132,10 @@ impl Steps {
                 println!("=== {name}: {}", human(time));
                 self.done.push((name.to_owned(), time));
             }
-            Err(error) => {
-                eprintln!("=== {name}: failed after {}: {error}", human(time));
+            Err(_) => {
+                println!("=== {name}: failed after {}", human(time));
                 self.list();
-                eprintln!("  failed   {name}");
+                println!("   failed  {name}");
             }
         }
         result

@@ -63,7 +63,7 @@ pub(crate) fn run(words: &[&str]) -> Result<(), Error> {
         .collect();
     if chosen.is_empty() {
         return Err(Error::Usage(format!(
-            "no step has a name with \"{}\"; see cargo xtask test --list",
+            "no step has a name with \"{}\"; cargo xtask test --list names them",
             words.join("\" or \"")
         )));
     }

@@ -60,6 +60,7 @@ use crate::config::RunnerConfig;
 use crate::context::ProgressHook;
 use crate::engine::{Engine, ModelId};
 use crate::error::{RunError, chain};
+use crate::gpu::GpuMonitor;
 use crate::stage::Stage;
 use crate::store::Store;
 
@@ -69,6 +70,8 @@ const TURNS_PER_SLOT: usize = 2;
 const UPLOADS_PER_SLOT: usize = 4;
 /// How long one question for a task may wait.
 const RECEIVE_WAIT: Duration = Duration::from_secs(30);
+/// How old the figures about the GPUs may get. Prometheus usually scrapes at this interval.
+const GPU_INTERVAL: Duration = Duration::from_secs(15);
 /// How long tasks get to be handed back, and threads to end, after the time for draining is over.
 const LAST_SECONDS: Duration = Duration::from_secs(3);
 
@@ -137,6 +140,7 @@ impl Runner {
     /// can be done is drained first. The process should end then, and be started anew.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let worker = self.worker;
+        let _gpus = GpuMonitor::start(&worker.registry, GPU_INTERVAL);
         let mut tasks = JoinSet::new();
         tracing::info!(
             instance = worker.consumer.instance,
