@@ -201,7 +201,10 @@ impl TelemetryBuilder {
                 .with_tracked_inactivity(false)
                 .with_target(false)
                 .with_filter(ExportedSpans { level: span_level });
-            spans.and_then(Reports(report_to).with_filter(LevelFilter::OFF))
+            // In this order: of two filtered layers right above a registry the outer one's level is taken for both.
+            Reports(report_to)
+                .with_filter(LevelFilter::OFF)
+                .and_then(spans)
         });
         let layer: TelemetryLayer<S> = match span_layer {
             Some(spans) => spans.boxed(),
