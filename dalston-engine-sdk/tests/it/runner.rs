@@ -1,6 +1,19 @@
-//! The way of a task, and what may happen to it.
+//! The way of a task: what is announced, fetched, traced, measured, stored and reported, in which order.
 
-use crate::rig::{Closures, Rig, answer};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dalston_engine_sdk::broker::{EventKind, RedeliveryReason, TaskMetadata};
+use dalston_engine_sdk::protocol::{ArtifactReference, Timestamp};
+use dalston_engine_sdk::{OutputFile, TaskError};
+use dalston_telemetry::context::LogContext;
+use dalston_telemetry::metrics::Metrics;
+use dalston_telemetry::tracing::info_span;
+use serde_json::json;
+
+use crate::rig::{Closures, Rig, answer, job_of};
+
+const PRODUCER: &str = r#"{"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
 
 #[tokio::test]
 async fn a_task_is_announced_done_and_reported_and_its_answer_is_stored() {
@@ -9,17 +22,523 @@ async fn a_task_is_announced_done_and_reported_and_its_answer_is_stored() {
     let engine = Closures::new(|_, _| answer());
     let (outcome, run) = rig.run(rig.runner(engine), rig.outcome("t1")).await;
     run.unwrap();
-    assert_eq!(outcome, Ok(serde_json::json!({"text": "hello"})));
+    assert_eq!(outcome, Ok(json!({"text": "hello"})));
     assert_eq!(rig.events(), ["t1 started", "t1 completed"]);
+    assert_eq!((rig.broker.waiting(), rig.broker.held()), (0, 0));
     assert_eq!(rig.temp_dirs(), 0);
+}
+
+#[tokio::test]
+async fn the_trace_of_a_cold_task_has_every_stage_and_every_attribute_and_a_warm_one_no_load() {
+    let rig = Rig::new();
+    let engine = Closures::new(|_, _| {
+        info_span!("engine.encode").in_scope(|| {});
+        answer()
+    });
+    let one_after_the_other = async {
+        for name in ["cold", "warm"] {
+            rig.submit_with(name, |request, metadata, task| {
+                let prepared = json!({"channel_files": [{"duration": 8.0}]});
+                request.previous_responses.insert("prepare".to_owned(), prepared);
+                request.config.insert("language".to_owned(), json!("DE"));
+                metadata.stage = "transcribe_ch0".to_owned();
+                metadata.request_id = Some("req-7".to_owned());
+                metadata.trace_context = Some(PRODUCER.to_owned());
+                task
+            })
+            .await;
+            rig.outcome(name).await.unwrap();
+        }
+    };
+    rig.run(rig.runner(engine), one_after_the_other).await.1.unwrap();
+
+    let spans = rig.telemetry.spans();
+    assert!(
+        spans
+            .iter()
+            .all(|span| span.trace_id.to_string() == "0af7651916cd43dd8448eb211c80319c")
+    );
+    for span in &spans {
+        if span.name == "engine.queue_wait" || span.name == "engine.test-asr.process" {
+            assert_eq!(
+                span.parent_span_id.unwrap().to_string(),
+                "b7ad6b7169203331",
+                "{}",
+                span.name
+            );
+        }
+    }
+    let instance = rig.broker.events()[0].consumer.instance.clone();
+    rig.telemetry.tree().assert_eq(&format!(
+        "
+        engine.queue_wait {{dalston.task_id=cold, dalston.engine_id=test-asr, dalston.queue_wait_seconds=*}}
+        engine.test-asr.process {{dalston.task_id=cold, dalston.job_id=job-of-cold, dalston.engine_id=test-asr, dalston.stage=transcribe_ch0, dalston.model=tiny, dalston.instance={instance}, dalston.request_id=req-7, dalston.audio_duration_seconds=8, dalston.language=de, dalston.queue_wait_seconds=*, dalston.delivery_count=1, dalston.realtime_factor=*, messaging.system=memory, messaging.destination.name=test-asr, messaging.operation.type=process, messaging.operation.name=process, messaging.message.id=cold, messaging.message.conversation_id=job-of-cold}}
+          engine.download_input
+          engine.model_load {{dalston.model=tiny}}
+          engine.process
+            engine.encode
+          engine.upload_output
+        engine.queue_wait {{dalston.task_id=warm}}
+        engine.test-asr.process {{dalston.task_id=warm}}
+          engine.download_input
+          engine.process
+            engine.encode
+          engine.upload_output
+        "
+    ));
+    let task = spans
+        .iter()
+        .find(|span| span.name == "engine.test-asr.process")
+        .unwrap();
+    assert_eq!(format!("{:?}", task.kind), "Consumer");
+}
+
+#[tokio::test]
+async fn exactly_the_series_of_a_task_move() {
+    let rig = Rig::new();
+    let metrics = Metrics::new();
+    for name in ["cold", "warm"] {
+        rig.submit_with(name, |request, _, task| {
+            let prepared = json!({"source_media": {"duration": 8.0}});
+            request.previous_responses.insert("prepare".to_owned(), prepared);
+            task
+        })
+        .await;
+    }
+    let builder = rig
+        .runner(Closures::new(|_, _| answer()))
+        .metrics(metrics.clone());
+    let before = metrics.snapshot();
+    let both = async {
+        rig.outcome("cold").await.unwrap();
+        rig.outcome("warm").await.unwrap();
+    };
+    rig.run(builder, both).await.1.unwrap();
+    let moved: Vec<String> = metrics
+        .snapshot()
+        .diff(&before)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let moved: Vec<&str> = moved
+        .iter()
+        .map(String::as_str)
+        .filter(|line| !line.contains("_sum"))
+        .collect();
+    let engine = r#"engine_id="test-asr",execution_profile="container",instance_type="unknown""#;
+    let model = format!(r#"{engine},model="tiny""#);
+    let expected = [
+        r#"dalston_engine_audio_duration_seconds_count{engine_id="test-asr",instance_type="unknown"}: 0 -> 2"#.to_owned(),
+        r#"dalston_engine_inference_busy_ratio{engine_id="test-asr",slot="0"}"#.to_owned(),
+        r#"dalston_engine_model_cache_hits_total{engine_id="test-asr",model="tiny"}: 0 -> 1"#.to_owned(),
+        format!("dalston_engine_model_load_seconds_count{{{model}}}: 0 -> 1"),
+        format!("dalston_engine_queue_wait_seconds_count{{{engine}}}: 0 -> 2"),
+        r#"dalston_engine_realtime_factor_ratio_count{device="unknown",engine_id="test-asr",model="tiny"}: 0 -> 2"#.to_owned(),
+        format!("dalston_engine_s3_download_seconds_count{{{engine}}}: 0 -> 2"),
+        format!("dalston_engine_s3_upload_seconds_count{{{engine}}}: 0 -> 2"),
+        format!("dalston_engine_task_duration_seconds_count{{{model}}}: 0 -> 2"),
+        format!(r#"dalston_engine_tasks_processed_total{{{model},status="success"}}: 0 -> 2"#),
+    ];
+    assert_eq!(moved.len(), expected.len(), "{moved:#?}");
+    for (moved, expected) in moved.iter().zip(&expected) {
+        assert!(moved.starts_with(expected.as_str()), "{moved} is not {expected}");
+    }
+}
+
+#[tokio::test]
+async fn a_failed_task_counts_as_a_failure_and_nothing_else() {
+    let rig = Rig::new();
+    let metrics = Metrics::new();
+    rig.submit_with("t1", |request, _, task| {
+        request
+            .previous_responses
+            .insert("prepare".to_owned(), json!({"source_media": {"duration": 8.0}}));
+        task
+    })
+    .await;
+    let engine = Closures::new(|_, _| Err(TaskError::permanent("no_speech", "there is nothing to hear")));
+    let builder = rig.runner(engine).metrics(metrics.clone());
+    rig.run(builder, rig.outcome("t1")).await.1.unwrap();
+    let snapshot = metrics.snapshot();
+    let count = |name: &str| snapshot.sum(name, &[]);
+    assert_eq!(
+        snapshot.sum("dalston_engine_tasks_processed_total", &[("status", "failure")]),
+        1.0
+    );
+    assert_eq!(
+        snapshot.sum("dalston_engine_tasks_processed_total", &[("status", "success")]),
+        0.0
+    );
+    assert_eq!(count("dalston_engine_task_duration_seconds_count"), 0.0);
+    assert_eq!(count("dalston_engine_audio_duration_seconds_count"), 0.0);
+    assert_eq!(count("dalston_engine_realtime_factor_ratio_count"), 0.0);
+}
+
+#[tokio::test]
+async fn the_log_lines_of_an_engine_carry_the_ids_of_its_task() {
+    let rig = Rig::new();
+    rig.submit_with("t1", |_, metadata, task| {
+        metadata.request_id = Some("req-7".to_owned());
+        task
+    })
+    .await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let note = Arc::clone(&seen);
+    let engine = Closures::new(move |_, _| {
+        let log = LogContext::current();
+        let get = |name| log.get(name).unwrap_or_default().to_owned();
+        *note.lock().unwrap() = ["task_id", "job_id", "request_id", "engine_id"].map(get).to_vec();
+        answer()
+    });
+    rig.run(rig.runner(engine), rig.outcome("t1")).await.1.unwrap();
+    assert_eq!(*seen.lock().unwrap(), ["t1", "job-of-t1", "req-7", "test-asr"]);
+}
+
+#[tokio::test]
+async fn events_carry_the_request_id_and_the_context_of_the_tasks_span() {
+    let rig = Rig::new();
+    rig.submit_with("t1", |_, metadata, task| {
+        metadata.request_id = Some("req-7".to_owned());
+        metadata.trace_context = Some(PRODUCER.to_owned());
+        task
+    })
+    .await;
+    rig.run(rig.runner(Closures::new(|_, _| answer())), rig.outcome("t1"))
+        .await
+        .1
+        .unwrap();
+    let span = rig.telemetry.span("engine.test-asr.process");
+    let carried = format!(r#"{{"traceparent":"00-{}-{}-01"}}"#, span.trace_id, span.span_id);
+    for event in rig.broker.events() {
+        assert_eq!(event.context.request_id.as_deref(), Some("req-7"));
+        assert_eq!(event.context.trace_context.as_deref(), Some(carried.as_str()));
+    }
+}
+
+#[tokio::test]
+async fn with_tracing_off_the_producers_context_passes_through() {
+    let rig = Rig::new();
+    rig.submit_with("t1", |_, metadata, task| {
+        metadata.trace_context = Some(PRODUCER.to_owned());
+        task
+    })
+    .await;
+    let builder = rig
+        .runner(Closures::new(|_, _| answer()))
+        .telemetry(dalston_telemetry::TelemetryHandle::disabled());
+    rig.run(builder, rig.outcome("t1")).await.1.unwrap();
+    let carried: Vec<_> = rig
+        .broker
+        .events()
+        .into_iter()
+        .map(|event| event.context.trace_context)
+        .collect();
+    assert_eq!(carried, [Some(PRODUCER.to_owned()), Some(PRODUCER.to_owned())]);
+}
+
+#[tokio::test]
+async fn a_task_that_can_not_even_be_read_is_announced_before_it_fails() {
+    let rig = Rig::new();
+    rig.submit("whole").await;
+    for (name, change) in [
+        ("no-metadata", None),
+        ("no-request", Some("transcribe")),
+        ("odd-stage", Some("Trans cribe")),
+    ] {
+        let mut task = dalston_engine_sdk::broker::QueuedTask::new("test-asr", name, job_of(name));
+        task.metadata = change.map(TaskMetadata::new);
+        rig.broker.enqueue(task).unwrap();
+    }
+    let mut evil = dalston_engine_sdk::broker::QueuedTask::new("test-asr", "../../etc", "..");
+    evil.metadata = Some(TaskMetadata::new("transcribe"));
+    rig.broker.enqueue(evil).unwrap();
+    rig.submit("last").await;
+    let all = async {
+        for name in [
+            "whole",
+            "no-metadata",
+            "no-request",
+            "odd-stage",
+            "../../etc",
+            "last",
+        ] {
+            rig.broker.wait_for_outcome(name).await;
+        }
+    };
+    rig.run(rig.runner(Closures::new(|_, _| answer())), all)
+        .await
+        .1
+        .unwrap();
+    let mut events = rig.events();
+    // Two tasks are under way at a time, so only the order within a task is certain.
+    events.sort_by_key(|event| event.split(' ').next().map(str::to_owned));
+    assert_eq!(
+        events,
+        [
+            "../../etc started",
+            "../../etc failed invalid_id",
+            "last started",
+            "last completed",
+            "no-metadata started",
+            "no-metadata failed metadata_missing",
+            "no-request started",
+            "no-request failed not_found",
+            "odd-stage started",
+            "odd-stage failed invalid_stage",
+            "whole started",
+            "whole completed",
+        ]
+    );
+    assert_eq!(rig.temp_dirs(), 0);
+}
+
+#[tokio::test]
+async fn a_job_that_was_cancelled_before_its_turn_is_removed_without_an_event() {
+    let rig = Rig::new();
+    let metrics = Metrics::new();
+    rig.submit("unwanted").await;
+    rig.submit("wanted").await;
+    rig.broker.cancel_job(&job_of("unwanted"));
+    let builder = rig
+        .runner(Closures::new(|_, _| answer()))
+        .metrics(metrics.clone());
+    rig.run(builder, rig.outcome("wanted")).await.1.unwrap();
+    assert_eq!(rig.events(), ["wanted started", "wanted completed"]);
+    assert_eq!(rig.broker.held(), 0);
+    assert_eq!(
+        metrics
+            .snapshot()
+            .sum("dalston_engine_tasks_skipped_cancelled_total", &[]),
+        1.0
+    );
+}
+
+#[tokio::test]
+async fn a_wait_that_two_clocks_make_negative_is_shown_as_zero_with_the_raw_value_beside_it() {
+    let rig = Rig::new();
+    let ahead = Timestamp::now() + Duration::from_secs(5);
+    rig.submit_with("t1", |_, _, task| task.enqueued_at(ahead)).await;
+    rig.run(rig.runner(Closures::new(|_, _| answer())), rig.outcome("t1"))
+        .await
+        .1
+        .unwrap();
+    let wait = rig.telemetry.span("engine.queue_wait");
+    assert_eq!(wait.duration(), Duration::ZERO);
+    assert_eq!(
+        wait.attribute("dalston.queue_wait_seconds").unwrap().to_string(),
+        "0"
+    );
+    let raw: f64 = wait
+        .attribute("dalston.clock_skew_seconds")
+        .unwrap()
+        .to_string()
+        .parse()
+        .unwrap();
+    assert!((-5.0..-4.0).contains(&raw), "{raw}");
+}
+
+#[tokio::test]
+async fn a_wait_of_more_than_a_week_is_taken_for_a_wrong_clock_and_left_out() {
+    let rig = Rig::new();
+    let metrics = Metrics::new();
+    rig.submit_with("t1", |_, _, task| {
+        task.enqueued_at("2001-01-01T00:00:00Z".parse().unwrap())
+    })
+    .await;
+    let builder = rig
+        .runner(Closures::new(|_, _| answer()))
+        .metrics(metrics.clone());
+    rig.run(builder, rig.outcome("t1")).await.1.unwrap();
+    assert!(
+        rig.telemetry
+            .spans()
+            .iter()
+            .all(|span| span.name != "engine.queue_wait")
+    );
+    assert_eq!(
+        metrics
+            .snapshot()
+            .sum("dalston_engine_queue_wait_seconds_count", &[]),
+        0.0
+    );
+}
+
+#[tokio::test]
+async fn inputs_come_to_the_task_under_harmless_names_and_the_metadata_has_the_last_word() {
+    let rig = Rig::new();
+    let old = rig.store.write("jobs/j/old.wav", "old").await.unwrap();
+    let new = rig.store.write("jobs/j/new.wav", "new").await.unwrap();
+    rig.submit_with("t1", |request, metadata, task| {
+        for (id, locator) in [("P:old", &old), ("../P:new", &new)] {
+            let artifact = ArtifactReference::new(id, "audio", locator);
+            request.artifact_index.insert(id.to_owned(), artifact);
+        }
+        request
+            .resolved_artifact_ids
+            .insert("audio".to_owned(), "P:old".to_owned());
+        metadata.resolved_artifact_ids = Some([("audio".to_owned(), "../P:new".to_owned())].into());
+        task
+    })
+    .await;
+    let temp = rig.temp.path().to_owned();
+    let engine = Closures::new(move |task, cx| {
+        let input = task.require_input("audio")?;
+        assert!(input.path().starts_with(cx.temp_dir()) && cx.temp_dir().starts_with(&temp));
+        let name = input.path().file_name().unwrap().to_str().unwrap();
+        Ok(json!({"name": name, "content": std::fs::read_to_string(input.path())?}))
+    });
+    let (outcome, _) = rig.run(rig.runner(engine), rig.outcome("t1")).await;
+    assert_eq!(
+        outcome,
+        Ok(json!({"name": "0_audio____P_new.wav", "content": "new"}))
+    );
+    assert_eq!(rig.temp_dirs(), 0);
+}
+
+#[tokio::test]
+async fn locators_that_lead_elsewhere_fail_their_task() {
+    let rig = Rig::new();
+    let tricks = [
+        ("up", "s3://dalston-artifacts/jobs/../../secret"),
+        ("bucket", "s3://other-bucket/key"),
+        ("host", "file:///etc/passwd"),
+        ("scheme", "http://169.254.169.254/latest"),
+        ("empty", "s3://dalston-artifacts/"),
+    ];
+    for (name, locator) in tricks {
+        rig.submit_with(name, |request, _, task| {
+            let artifact = ArtifactReference::new("a", "audio", locator);
+            request.artifact_index.insert("a".to_owned(), artifact);
+            request
+                .resolved_artifact_ids
+                .insert("audio".to_owned(), "a".to_owned());
+            task
+        })
+        .await;
+    }
+    let all = async {
+        let mut codes = Vec::new();
+        for (name, _) in tricks {
+            codes.push(rig.outcome(name).await.unwrap_err().0);
+        }
+        codes
+    };
+    let (codes, _) = rig.run(rig.runner(Closures::new(|_, _| answer())), all).await;
+    assert_eq!(codes, ["invalid_locator"; 5]);
+}
+
+#[tokio::test]
+async fn files_that_the_engine_leaves_behind_are_stored_before_the_task_is_reported() {
+    let rig = Rig::new();
+    rig.submit("t1").await;
+    let engine = Closures::new(|_, cx| {
+        let path = cx.temp_dir().join("prepared.wav");
+        std::fs::write(&path, "RIFF")?;
+        let file = OutputFile::new("prepared_audio", "audio", &path)
+            .role("prepared")
+            .channel(0);
+        cx.add_output_file(file.clone())?;
+        assert!(cx.add_output_file(file).is_err(), "the same name twice");
+        for name in ["../escape", "a/b", "..", "", "a\0b"] {
+            let error = cx
+                .add_output_file(OutputFile::new(name, "audio", &path))
+                .unwrap_err();
+            assert_eq!(error.code(), "invalid_artifact", "{name:?}");
+        }
+        answer()
+    });
+    rig.run(rig.runner(engine), rig.outcome("t1")).await.1.unwrap();
+    let EventKind::Completed { artifacts } = rig.broker.events()[1].kind.clone() else {
+        panic!("not completed")
+    };
+    let locator = "s3://dalston-artifacts/jobs/job-of-t1/tasks/t1/prepared_audio.wav";
+    let expected = ArtifactReference::new("t1:prepared_audio", "audio", locator)
+        .role("prepared")
+        .channel(0)
+        .size(4)
+        .producer("t1", "transcribe");
+    assert_eq!(artifacts, [expected]);
+    assert_eq!(rig.store.read(locator, 10).await.unwrap(), "RIFF");
+}
+
+#[tokio::test]
+async fn an_answer_that_json_can_not_carry_fails_the_task_and_names_the_field() {
+    use dalston_engine_sdk::{
+        Engine, EngineInfo, LoadContext, ModelId, Stage, StageOutput, TaskContext, TaskRequest,
+    };
+    #[derive(serde::Serialize)]
+    struct Score {
+        score: f64,
+    }
+    impl StageOutput for Score {}
+    struct Scorer;
+    impl Engine for Scorer {
+        type Model = ();
+        type Output = Score;
+        fn info(&self) -> EngineInfo {
+            EngineInfo::new("test-asr", "1").stage(Stage::Transcribe)
+        }
+        fn load(&self, _: &ModelId, _: &LoadContext) -> Result<(), TaskError> {
+            Ok(())
+        }
+        fn process(&self, (): &mut (), _: &TaskRequest, _: &TaskContext) -> Result<Score, TaskError> {
+            Ok(Score { score: f64::NAN })
+        }
+    }
+    let rig = Rig::new();
+    rig.submit("t1").await;
+    let (outcome, _) = rig.run(rig.runner(Scorer), rig.outcome("t1")).await;
+    let (code, error) = outcome.unwrap_err();
+    assert_eq!(code, "invalid_output");
+    assert!(error.starts_with("the engine's answer: score is NaN"), "{error}");
+    // An engine without models has no model loads in its traces.
     rig.telemetry.tree().assert_eq(
         "
         engine.queue_wait
-        engine.test-asr.process {dalston.task_id=t1}
+        engine.test-asr.process {error.type=invalid_output} !
           engine.download_input
-          engine.model_load {dalston.model=tiny}
           engine.process
-          engine.upload_output
         ",
+    );
+}
+
+#[tokio::test]
+async fn a_redelivered_task_stays_in_the_producers_trace_and_says_which_delivery_it_is() {
+    let rig = Rig::new();
+    let metrics = Metrics::new();
+    rig.submit_with("t1", |_, metadata, task| {
+        metadata.trace_context = Some(PRODUCER.to_owned());
+        task.enqueued_at("2020-01-01T00:00:00Z".parse().unwrap())
+    })
+    .await;
+    // A worker that takes the task and falls silent.
+    use dalston_engine_sdk::broker::{Broker, Consumer};
+    let silent = Consumer {
+        engine_id: "test-asr".to_owned(),
+        instance: "test-asr-silent".to_owned(),
+    };
+    let delivery = rig
+        .broker
+        .receive(&silent, Duration::ZERO)
+        .await
+        .unwrap()
+        .unwrap();
+    let _ = rig.broker.release(&delivery.claim).await.unwrap();
+
+    let builder = rig
+        .runner(Closures::new(|_, _| answer()))
+        .metrics(metrics.clone());
+    rig.run(builder, rig.outcome("t1")).await.1.unwrap();
+    let task = rig.telemetry.span("engine.test-asr.process");
+    assert_eq!(task.trace_id.to_string(), "0af7651916cd43dd8448eb211c80319c");
+    assert_eq!(task.attribute("dalston.delivery_count").unwrap().to_string(), "2");
+    // The second wait begins with the hand-back, not with the first queueing six years ago.
+    assert!(rig.telemetry.span("engine.queue_wait").duration() < Duration::from_secs(60));
+    let reason = RedeliveryReason::Deferred.as_str();
+    assert_eq!(
+        metrics
+            .snapshot()
+            .sum("dalston_engine_task_redelivery_total", &[("reason", reason)]),
+        1.0
     );
 }
