@@ -1,5 +1,7 @@
 //! Write a transcription engine for the Dalston platform.
 
+#[cfg(feature = "audio")]
+pub mod audio;
 pub mod broker;
 mod config;
 mod context;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // A failing test may panic.
 
+#[cfg(feature = "audio")]
+mod audio;
 mod protocol;
 mod rig;
 mod runner;

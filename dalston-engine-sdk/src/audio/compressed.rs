@@ -1,0 +1,388 @@
+//! FLAC, MP3, OGG Vorbis and M4A, read by Symphonia.
+
+use std::fs::File;
+use std::io::{self, Seek};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use symphonia::core::codecs::CodecParameters;
+use symphonia::core::codecs::audio::well_known as codec;
+use symphonia::core::codecs::audio::{AudioCodecId, AudioCodecParameters, AudioDecoder, AudioDecoderOptions};
+use symphonia::core::errors::Error;
+use symphonia::core::formats::probe::Hint;
+use symphonia::core::formats::{FormatOptions, FormatReader, Track, TrackType};
+use symphonia::core::io::{MediaSourceStream, MediaSourceStreamOptions};
+use symphonia::core::meta::MetadataOptions;
+use symphonia::core::packet::Packet;
+
+use super::edit_list;
+use super::error::AudioErrorKind;
+use super::source::{Block, Header, Source, check_shape};
+use super::trim::{Edges, Trim};
+
+/// The samples of a file that Symphonia knows.
+pub(super) struct Compressed {
+    reader: Box<dyn FormatReader>,
+    decoder: Box<dyn AudioDecoder>,
+    track: u32,
+    header: Header,
+    /// Whether the length in the header is written there and not guessed.
+    declares_length: bool,
+    trim: Trim,
+    /// The shape of the last block that was decoded.
+    shape: Option<(u32, usize)>,
+    /// Silence that is owed for damaged packets, in frames.
+    owed: u64,
+    damaged: u64,
+    decoded: u64,
+    cut_off: bool,
+    ended: bool,
+}
+
+impl Compressed {
+    pub(super) fn open(mut file: File) -> Result<Self, AudioErrorKind> {
+        let edits = edit_list::edits(&mut file);
+        file.rewind().map_err(AudioErrorKind::Unreadable)?;
+        let stream = MediaSourceStream::new(Box::new(file), MediaSourceStreamOptions::default());
+        let reader = guarded(|| {
+            let (hint, options) = (Hint::new(), FormatOptions::default());
+            symphonia::default::get_probe().probe(&hint, stream, options, MetadataOptions::default())
+        })?;
+        let reader = reader.map_err(|error| match error {
+            // The probe knows no other reason not to support a file than that nothing in it is familiar.
+            Error::Unsupported(reason) if reason.contains("no suitable format") => AudioErrorKind::NotAudio,
+            Error::Unsupported(what) => AudioErrorKind::Damaged(what.to_owned()),
+            error => in_words(error),
+        })?;
+        let Selected {
+            track,
+            decoder,
+            mut header,
+            mut edges,
+        } = Selected::in_file(&*reader)?;
+        let declares_length = header.container != MP3 || edges.total.is_some();
+        let edit = edits
+            .iter()
+            .find(|edit| header.container == M4A && edit.track == track);
+        if let Some((edit, rate)) = edit.zip(header.sample_rate)
+            && let Some(found) = edit.edges(rate)
+            // A list that leaves nothing of the track is not one to believe.
+            && header.frames.is_none_or(|frames| found.before < frames)
+        {
+            let behind = |frames: u64| (frames - found.before).min(found.length.unwrap_or(u64::MAX));
+            header.frames = header.frames.map(behind);
+            edges = found;
+        }
+        Ok(Self {
+            reader,
+            decoder,
+            track,
+            header,
+            declares_length,
+            trim: Trim::new(edges),
+            shape: None,
+            owed: 0,
+            damaged: 0,
+            decoded: 0,
+            cut_off: false,
+            ended: false,
+        })
+    }
+
+    /// The next samples, before any are trimmed.
+    fn next_decoded(&mut self, block: &mut Block) -> Result<bool, AudioErrorKind> {
+        if self.silence(block) {
+            return Ok(true);
+        }
+        let mut fruitless = 0;
+        while let Some(packet) = self.next_packet()? {
+            match self.decode(&packet, block)? {
+                Decoded::Samples => return Ok(true),
+                Decoded::Nothing => {}
+                Decoded::Damaged => {
+                    self.damaged += 1;
+                    // Times are counted in frames in nearly all files, and a packet holds no more than a block.
+                    self.owed += packet.block_dur().get().min(LONGEST_BLOCK);
+                    if self.silence(block) {
+                        return Ok(true);
+                    }
+                }
+            }
+            fruitless += 1;
+            if fruitless == MOST_FRUITLESS_PACKETS {
+                return Err(nothing_decodable());
+            }
+        }
+        if self.decoded == 0 && self.damaged > 0 {
+            Err(nothing_decodable())
+        } else {
+            Ok(false)
+        }
+    }
+
+    /// The next packet of the track. `None` at the end.
+    fn next_packet(&mut self) -> Result<Option<Packet>, AudioErrorKind> {
+        loop {
+            match guarded(|| self.reader.next_packet())? {
+                Ok(Some(packet)) if packet.track_id == self.track => return Ok(Some(packet)),
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(None),
+                // One stream after the other in one file, as some broadcasters make them.
+                Err(Error::ResetRequired) => {
+                    let next = Selected::in_file(&*self.reader)?;
+                    (self.track, self.decoder) = (next.track, next.decoder);
+                }
+                Err(Error::IoError(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    self.cut_off = true;
+                    return Ok(None);
+                }
+                // What comes after a place that can't be read has no known time any more.
+                Err(Error::DecodeError(_) | Error::LimitError(_)) if self.decoded > 0 => {
+                    self.cut_off = true;
+                    return Ok(None);
+                }
+                Err(error) => return Err(in_words(error)),
+            }
+        }
+    }
+
+    fn decode(&mut self, packet: &Packet, block: &mut Block) -> Result<Decoded, AudioErrorKind> {
+        let decoder = &mut self.decoder;
+        let samples = &mut block.samples;
+        let shape = guarded(|| {
+            let decoded = decoder.decode(packet)?;
+            let (rate, channels) = (decoded.spec().rate(), decoded.spec().channels().count());
+            decoded.copy_to_vec_interleaved(samples);
+            Ok((rate, channels))
+        })?;
+        match shape {
+            Ok(_) if samples.is_empty() => Ok(Decoded::Nothing),
+            Ok((rate, channels)) => {
+                check_shape(rate, channels)?;
+                (block.sample_rate, block.channels) = (rate, channels);
+                self.decoded += (samples.len() / channels) as u64;
+                if self.shape.is_none() {
+                    // Damaged packets came first. Their silence could not be given before the shape was known.
+                    let missing = self.owed.min(LONGEST_BLOCK) as usize * channels;
+                    samples.splice(..0, std::iter::repeat_n(0.0, missing));
+                    self.owed = 0;
+                }
+                self.shape = Some((rate, channels));
+                Ok(Decoded::Samples)
+            }
+            Err(Error::DecodeError(_) | Error::LimitError(_)) => Ok(Decoded::Damaged),
+            Err(Error::IoError(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Ok(Decoded::Damaged)
+            }
+            Err(Error::ResetRequired) => {
+                self.decoder.reset();
+                Ok(Decoded::Damaged)
+            }
+            Err(error) => Err(in_words(error)),
+        }
+    }
+
+    /// Gives up to a block of the silence that stands for damaged packets.
+    fn silence(&mut self, block: &mut Block) -> bool {
+        let Some((rate, channels)) = self.shape.filter(|_| self.owed > 0) else {
+            return false;
+        };
+        let frames = self.owed.min(LONGEST_BLOCK);
+        self.owed -= frames;
+        (block.sample_rate, block.channels) = (rate, channels);
+        block.samples.clear();
+        block.samples.resize(frames as usize * channels, 0.0);
+        true
+    }
+}
+
+impl Source for Compressed {
+    fn next_block(&mut self, block: &mut Block) -> Result<bool, AudioErrorKind> {
+        while !self.ended {
+            if !self.next_decoded(block)? {
+                self.ended = true;
+                self.trim.finish(block);
+                return Ok(!block.samples.is_empty());
+            }
+            self.trim.apply(block);
+            self.ended = self.trim.is_over();
+            if !block.samples.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn header(&self) -> Header {
+        self.header.clone()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let rate = self.shape.map_or(0, |(rate, _)| rate);
+        let declared = self
+            .header
+            .frames
+            .filter(|_| self.header.sample_rate == Some(rate) && rate > 0);
+        let missing = declared.map_or(0, |declared| declared.saturating_sub(self.decoded));
+        // Some files end without anyone noticing but for the length in their header.
+        let is_short = self.declares_length && missing > u64::from(rate) / 10;
+        if missing > 0 && (self.cut_off || is_short) {
+            let seconds = |frames: u64| frames as f64 / f64::from(rate);
+            let (have, want) = (seconds(self.decoded), seconds(self.decoded + missing));
+            let what = format!("it has {have:.3} s of the {want:.3} s that its header declares");
+            warnings.push(format!("the file is cut off: {what}"));
+        } else if self.cut_off {
+            warnings.push("the file is cut off: it ends in the middle of its audio".to_owned());
+        }
+        if self.damaged > 0 {
+            warnings.push(format!(
+                "{} damaged packets were replaced by silence",
+                self.damaged
+            ));
+        }
+        warnings
+    }
+}
+
+enum Decoded {
+    Samples,
+    Nothing,
+    Damaged,
+}
+
+/// The longest block that any of the formats has.
+const LONGEST_BLOCK: u64 = 65_536;
+
+/// A file of a gigabyte has fewer packets than this without a sound among them.
+const MOST_FRUITLESS_PACKETS: u32 = 100_000;
+
+/// The track that is decoded.
+struct Selected {
+    track: u32,
+    decoder: Box<dyn AudioDecoder>,
+    header: Header,
+    edges: Edges,
+}
+
+impl Selected {
+    fn in_file(reader: &dyn FormatReader) -> Result<Self, AudioErrorKind> {
+        let track = reader
+            .default_track(TrackType::Audio)
+            .or_else(|| reader.first_track(TrackType::Audio));
+        let track = track.ok_or(AudioErrorKind::NoTrack)?;
+        let Some(CodecParameters::Audio(params)) = &track.codec_params else {
+            return Err(AudioErrorKind::NoTrack);
+        };
+        let channels = params.channels.as_ref().map(|channels| channels.count());
+        if let Some(rate) = params.sample_rate {
+            check_shape(rate, channels.unwrap_or(1))?;
+        }
+        let header = Header {
+            container: container_name(reader.format_info().short_name),
+            codec: codec_name(params),
+            sample_rate: params.sample_rate,
+            channels,
+            frames: track.num_frames,
+        };
+        let is_mp3 = params.codec == codec::CODEC_ID_MP3;
+        let options = AudioDecoderOptions::default().gapless(!is_mp3);
+        let decoder = guarded(|| symphonia::default::get_codecs().make_audio_decoder(params, &options))?;
+        let decoder = decoder.map_err(|error| match error {
+            Error::Unsupported(_) => AudioErrorKind::UnsupportedCodec(header.codec.clone()),
+            error => in_words(error),
+        })?;
+        let edges = if is_mp3 {
+            mp3_edges(track)
+        } else {
+            Edges::default()
+        };
+        Ok(Self {
+            track: track.id,
+            decoder,
+            header,
+            edges,
+        })
+    }
+}
+
+/// Symphonia cuts an MP3 off at the length that its header declares. Files without such a header have their length guessed
+/// from the first frames, and files that were joined declare that of their first part: in both, speech at the end would be
+/// lost. So we trim MP3 ourselves, and take away at the end only what is surely padding.
+fn mp3_edges(track: &Track) -> Edges {
+    let (before, after) = (
+        u64::from(track.delay.unwrap_or(0)),
+        u64::from(track.padding.unwrap_or(0)),
+    );
+    let total = track
+        .num_frames
+        .map(|frames| frames.saturating_add(before + after));
+    Edges {
+        before,
+        after,
+        total: total.filter(|_| track.delay.is_some()),
+        length: None,
+    }
+}
+
+const M4A: &str = "M4A";
+const MP3: &str = "MP3";
+
+fn container_name(short_name: &'static str) -> &'static str {
+    match short_name {
+        "isomp4" => M4A,
+        "ogg" => "OGG",
+        "flac" => "FLAC",
+        "mp3" => MP3,
+        "aac" => "AAC",
+        other => other,
+    }
+}
+
+fn codec_name(params: &AudioCodecParameters) -> String {
+    let name = match params.codec {
+        codec::CODEC_ID_FLAC => "FLAC",
+        codec::CODEC_ID_MP1 => "MPEG layer 1",
+        codec::CODEC_ID_MP2 => "MPEG layer 2",
+        codec::CODEC_ID_MP3 => "MP3",
+        codec::CODEC_ID_VORBIS => "Vorbis",
+        codec::CODEC_ID_OPUS => "Opus",
+        codec::CODEC_ID_SPEEX => "Speex",
+        codec::CODEC_ID_AAC => "AAC",
+        codec::CODEC_ID_ALAC => "ALAC",
+        codec::CODEC_ID_AC3 => "AC-3",
+        codec::CODEC_ID_EAC3 => "E-AC-3",
+        id => return unknown_codec(id),
+    };
+    name.to_owned()
+}
+
+fn unknown_codec(id: AudioCodecId) -> String {
+    let registered = symphonia::default::get_codecs().get_audio_decoder(id);
+    let unknown = || "audio of an unknown kind".to_owned();
+    registered.map_or_else(unknown, |codec| codec.codec.info.long_name.to_owned())
+}
+
+fn in_words(error: Error) -> AudioErrorKind {
+    match error {
+        Error::IoError(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            AudioErrorKind::TruncatedHeader
+        }
+        Error::IoError(error) => AudioErrorKind::Unreadable(error),
+        Error::Unsupported(what) => {
+            AudioErrorKind::UnsupportedCodec(format!("something unsupported ({what})"))
+        }
+        Error::DecodeError(what) | Error::LimitError(what) => AudioErrorKind::Damaged(what.to_owned()),
+        error => AudioErrorKind::Damaged(error.to_string()),
+    }
+}
+
+fn nothing_decodable() -> AudioErrorKind {
+    AudioErrorKind::Damaged("nothing in it can be decoded".to_owned())
+}
+
+/// A decoder that panics over a strange file must not take the worker with it.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, AudioErrorKind> {
+    // Whatever the panic left half done belongs to the file, and nothing of it is used after the error.
+    catch_unwind(AssertUnwindSafe(work))
+        .map_err(|_| AudioErrorKind::Damaged("its decoder gave up on it".to_owned()))
+}

@@ -1,0 +1,182 @@
+//! What can be wrong with an audio file.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use super::{HIGHEST_SAMPLE_RATE, LOWEST_SAMPLE_RATE, MOST_CHANNELS};
+
+/// Why a file gave no audio: one line that names the file and what is wrong with it.
+///
+/// ```
+/// use dalston_engine_sdk::audio::{AudioErrorKind, AudioFormat, decode_file};
+///
+/// let error = decode_file("no/such/file.wav", AudioFormat::MONO_16K, &std::env::temp_dir()).unwrap_err();
+/// assert!(error.to_string().starts_with("no/such/file.wav can't be read: "));
+/// assert!(matches!(error.kind(), AudioErrorKind::Unreadable(_)));
+/// ```
+#[derive(Debug)]
+pub struct AudioError {
+    file: String,
+    kind: AudioErrorKind,
+}
+
+impl AudioError {
+    pub(super) fn new(file: impl Into<String>, kind: AudioErrorKind) -> Self {
+        Self {
+            file: file.into(),
+            kind,
+        }
+    }
+
+    /// The file, by the name under which it was given.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// What is wrong.
+    #[must_use]
+    pub fn kind(&self) -> &AudioErrorKind {
+        &self.kind
+    }
+
+    /// A short name of what is wrong, which may be a label or the code of a [`TaskError`](crate::TaskError).
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self.kind {
+            AudioErrorKind::Unreadable(_) | AudioErrorKind::Directory => "audio_unreadable",
+            AudioErrorKind::Empty | AudioErrorKind::NoSamples => "audio_empty",
+            AudioErrorKind::NotAudio | AudioErrorKind::NoTrack => "audio_not_recognised",
+            AudioErrorKind::UnsupportedCodec(_) => "audio_codec_unsupported",
+            AudioErrorKind::SampleRate(_)
+            | AudioErrorKind::Channels(_)
+            | AudioErrorKind::TruncatedHeader
+            | AudioErrorKind::Damaged(_)
+            | AudioErrorKind::ImpossibleSample { .. }
+            | AudioErrorKind::RateChanged { .. } => "audio_damaged",
+            AudioErrorKind::TooLong(_) => "audio_too_long",
+            AudioErrorKind::Spool(_) => "audio_spool",
+            AudioErrorKind::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether the file itself is at fault, so that trying again does not help.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        !matches!(
+            self.kind,
+            AudioErrorKind::Unreadable(_) | AudioErrorKind::Spool(_) | AudioErrorKind::Cancelled
+        )
+    }
+}
+
+impl fmt::Display for AudioError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.file, self.kind)
+    }
+}
+
+impl std::error::Error for AudioError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.kind {
+            AudioErrorKind::Unreadable(source) | AudioErrorKind::Spool(source) => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// What is wrong with an audio file. The messages go on where the name of the file ends.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AudioErrorKind {
+    /// The operating system does not let us read it.
+    #[error("can't be read: {0}")]
+    Unreadable(io::Error),
+    /// It is a directory.
+    #[error("is a directory: expected an audio file")]
+    Directory,
+    /// It has no bytes.
+    #[error("is empty")]
+    Empty,
+    /// It is none of the formats that are known.
+    #[error("is not an audio file of a known format: expected WAV, FLAC, MP3, OGG Vorbis or M4A")]
+    NotAudio,
+    /// It has no audio in it, only for example pictures.
+    #[error("has no audio track")]
+    NoTrack,
+    /// The container is known and what is in it is not.
+    #[error("holds {0}, which can't be decoded: expected PCM, FLAC, MP3, Vorbis, AAC-LC or ALAC")]
+    UnsupportedCodec(String),
+    /// It ends before the audio begins.
+    #[error("ends inside its header")]
+    TruncatedHeader,
+    /// Its header or its data contradict themselves.
+    #[error("is damaged: {0}")]
+    Damaged(String),
+    /// The sample rate is none that audio has.
+    #[error("has a sample rate of {0} Hz: expected {LOWEST_SAMPLE_RATE} to {HIGHEST_SAMPLE_RATE}")]
+    SampleRate(u32),
+    /// The number of channels is none that audio has.
+    #[error("has {0} channels: expected 1 to {MOST_CHANNELS}")]
+    Channels(usize),
+    /// The sample rate changes in the middle.
+    #[error("changes its sample rate from {from} to {to} Hz after {at:.3} s, which is not supported")]
+    RateChanged {
+        /// Hz at the start.
+        from: u32,
+        /// Hz after the change.
+        to: u32,
+        /// Seconds from the start.
+        at: f64,
+    },
+    /// A sample is not a number, infinite or larger than any sound.
+    #[error("has a sample of {value} at {at:.3} s: expected numbers from -1 to 1")]
+    ImpossibleSample {
+        /// The sample.
+        value: f32,
+        /// Seconds from the start.
+        at: f64,
+    },
+    /// It is longer than allowed.
+    #[error("is longer than the {} that are allowed", Hours(*.0))]
+    TooLong(Duration),
+    /// The header promises audio, and there is none.
+    #[error("has no audio in it")]
+    NoSamples,
+    /// Long audio is kept in a temporary file, and that failed.
+    #[error("can't be kept in a temporary file while it is worked on: {0}")]
+    Spool(io::Error),
+    /// The caller no longer wants it.
+    #[error("was not decoded to the end because the task was cancelled")]
+    Cancelled,
+}
+
+struct Hours(Duration);
+
+impl fmt::Display for Hours {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs_f64();
+        if seconds >= 3600.0 {
+            write!(f, "{} hours", seconds / 3600.0)
+        } else {
+            write!(f, "{seconds} seconds")
+        }
+    }
+}
+
+/// The name of a file as a line of a message can hold it.
+pub(super) fn one_line(path: &Path) -> String {
+    path.display()
+        .to_string()
+        .chars()
+        .flat_map(|c| {
+            if c.is_control() {
+                c.escape_default().collect()
+            } else {
+                vec![c]
+            }
+        })
+        .collect()
+}

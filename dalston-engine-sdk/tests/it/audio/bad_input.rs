@@ -1,0 +1,313 @@
+//! Files that are not what they seem: one clear line each, never a panic.
+
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use dalston_engine_sdk::audio::{AudioFormat, Decoder, decode_file, probe};
+
+use super::{WavFile, data, sample, write};
+
+fn refusal(path: &Path) -> String {
+    let error = Decoder::new(AudioFormat::MONO_16K)
+        .name("talk.wav")
+        .decode(path)
+        .unwrap_err();
+    let message = error.to_string();
+    assert!(!message.contains('\n'), "{message}");
+    message
+}
+
+fn refusal_of(bytes: &[u8]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    refusal(&write(&folder, "talk.wav", bytes))
+}
+
+#[test]
+fn what_is_no_audio_is_said_in_one_line_that_names_the_file() {
+    let known = "expected WAV, FLAC, MP3, OGG Vorbis or M4A";
+    let not_audio = format!("talk.wav is not an audio file of a known format: {known}");
+    assert_eq!(refusal_of(b""), "talk.wav is empty");
+    assert_eq!(
+        refusal_of("Dear colleagues,\nplease find attached\n".repeat(200).as_bytes()),
+        not_audio
+    );
+    assert_eq!(refusal_of(b"x"), not_audio);
+    assert_eq!(refusal_of(b"RIFF\x24\0\0\0AVI LIST"), not_audio);
+    assert_eq!(refusal_of(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"), not_audio);
+    assert_eq!(refusal_of(&[0; 5000]), not_audio);
+}
+
+#[test]
+fn a_directory_a_missing_and_an_unreadable_file_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(
+        refusal(folder.path()),
+        "talk.wav is a directory: expected an audio file"
+    );
+    let missing = refusal(&folder.path().join("no.wav"));
+    assert_eq!(
+        missing,
+        "talk.wav can't be read: No such file or directory (os error 2)"
+    );
+    // Not a regular file, and one that would never end.
+    assert_eq!(
+        refusal(Path::new("/dev/zero")),
+        "talk.wav can't be read: it is not a regular file"
+    );
+}
+
+#[test]
+fn the_name_is_the_path_as_the_user_gave_it_on_one_line() {
+    let error = decode_file("no/such\nfile.wav", AudioFormat::MONO_16K, &std::env::temp_dir()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("no/such\\nfile.wav can't be read: "),
+        "{error}"
+    );
+    assert_eq!(error.code(), "audio_unreadable");
+    assert!(!error.is_permanent());
+}
+
+#[test]
+fn a_wav_header_that_makes_no_sense_is_explained() {
+    let good = WavFile::pcm16(16_000, 1, &[1; 1000]);
+    let changed = |change: fn(&mut WavFile)| {
+        let mut file = good.clone();
+        change(&mut file);
+        refusal_of(&file.bytes())
+    };
+    assert_eq!(
+        changed(|f| f.channels = 0),
+        "talk.wav has 0 channels: expected 1 to 64"
+    );
+    assert_eq!(
+        changed(|f| f.channels = 65_535),
+        "talk.wav has 65535 channels: expected 1 to 64"
+    );
+    let rate = "expected 1000 to 768000";
+    assert_eq!(
+        changed(|f| f.sample_rate = 0),
+        format!("talk.wav has a sample rate of 0 Hz: {rate}")
+    );
+    assert_eq!(
+        changed(|f| f.sample_rate = 4_000_000_000),
+        format!("talk.wav has a sample rate of 4000000000 Hz: {rate}")
+    );
+    let codecs = "which can't be decoded: expected PCM, FLAC, MP3, Vorbis, AAC-LC or ALAC";
+    assert_eq!(
+        changed(|f| f.bits = 0),
+        format!("talk.wav holds samples of 0 bits, {codecs}")
+    );
+    assert_eq!(
+        changed(|f| f.bits = 12_345),
+        format!("talk.wav holds samples of 12345 bits, {codecs}")
+    );
+    assert_eq!(
+        changed(|f| f.tag = 0x55),
+        format!("talk.wav holds MP3 (0x0055), {codecs}")
+    );
+    assert_eq!(
+        changed(|f| f.tag = 0x1234),
+        format!("talk.wav holds audio of the unknown kind 0x1234, {codecs}")
+    );
+    assert_eq!(changed(|f| f.data.clear()), "talk.wav has no audio in it");
+    assert_eq!(changed(|f| f.data.truncate(1)), "talk.wav has no audio in it");
+}
+
+#[test]
+fn a_wav_header_that_ends_early_is_explained() {
+    let file = WavFile::pcm16(16_000, 1, &[1; 1000]).bytes();
+    for length in [4, 11, 12, 20, 35, 40, 43] {
+        assert_eq!(
+            refusal_of(&file[..length]),
+            "talk.wav ends inside its header",
+            "{length} bytes"
+        );
+    }
+    assert_eq!(refusal_of(&file[..44]), "talk.wav has no audio in it");
+    // A chunk before the samples that says it has 4 GiB.
+    let mut huge = file.clone();
+    huge.splice(36..36, [b"LIST".as_slice(), &u32::MAX.to_le_bytes()].concat());
+    assert_eq!(refusal_of(&huge), "talk.wav ends inside its header");
+    let mut swapped = file[..12].to_vec();
+    swapped.extend(b"data\x04\0\0\0\0\0\0\0");
+    assert_eq!(
+        refusal_of(&swapped),
+        "talk.wav is damaged: its data comes before its format"
+    );
+}
+
+#[test]
+fn codecs_that_are_not_known_are_named() {
+    let codecs = "which can't be decoded: expected PCM, FLAC, MP3, Vorbis, AAC-LC or ALAC";
+    assert_eq!(
+        refusal(&data("one_opus.ogg")),
+        format!("talk.wav holds Opus, {codecs}")
+    );
+    assert_eq!(
+        refusal(&data("one_adpcm.wav")),
+        format!("talk.wav holds IMA ADPCM (0x0011), {codecs}")
+    );
+}
+
+#[test]
+fn samples_that_no_sound_has_are_refused_with_their_time() {
+    for (value, shown) in [
+        (f32::NAN, "NaN"),
+        (f32::INFINITY, "inf"),
+        (-1e30, "-1000000000000000000000000000000"),
+    ] {
+        for rate in [16_000, 44_100] {
+            let mut samples = vec![0.1; rate as usize * 2];
+            samples[rate as usize / 2] = value;
+            let message = refusal_of(&WavFile::float32(rate, 1, &samples).bytes());
+            assert_eq!(
+                message,
+                format!("talk.wav has a sample of {shown} at 0.500 s: expected numbers from -1 to 1")
+            );
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_longer_than_allowed_is_refused() {
+    let decoder = Decoder::new(AudioFormat::MONO_16K)
+        .max_duration(Duration::from_secs(2))
+        .name("talk.wav");
+    let message = decoder.decode(sample("en_eight.wav")).unwrap_err().to_string();
+    assert_eq!(message, "talk.wav is longer than the 2 seconds that are allowed");
+    let day = Decoder::new(AudioFormat::MONO_16K).max_duration(Duration::from_secs(7200));
+    assert!(day.decode(sample("en_eight.wav")).is_ok());
+}
+
+#[test]
+fn decoding_stops_when_it_is_told_to() {
+    let mut asked = 0;
+    let result = Decoder::new(AudioFormat::MONO_16K).decode_while(sample("en_long_75s.wav"), |done| {
+        asked += 1;
+        done < Duration::from_secs(10)
+    });
+    assert_eq!(result.unwrap_err().code(), "cancelled");
+    assert!(asked > 5, "asked only {asked} times");
+}
+
+#[test]
+fn a_temporary_directory_that_is_missing_is_named_as_the_reason() {
+    let decoder = Decoder::new(AudioFormat::MONO_16K)
+        .temp_dir("/no/such/directory")
+        .in_memory(Duration::ZERO);
+    let error = decoder.name("talk.wav").decode(sample("en_one.wav")).unwrap_err();
+    assert_eq!(error.code(), "audio_spool");
+    let message = error.to_string();
+    assert!(
+        message.starts_with("talk.wav can't be kept in a temporary file while it is worked on: No such file"),
+        "{message}"
+    );
+}
+
+#[test]
+fn compressed_files_that_are_cut_off_give_what_is_there_and_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in [
+        "one.flac",
+        "one_44k_stereo.mp3",
+        "one.ogg",
+        "one_44k.m4a",
+        "one_alac.m4a",
+    ] {
+        let whole = std::fs::read(data(name)).unwrap();
+        let path = write(&folder, name, &whole[..whole.len() * 3 / 4]);
+        match decode_file(&path, AudioFormat::MONO_16K, folder.path()) {
+            Ok(audio) => {
+                assert!(audio.len() > 4_000 && audio.len() < 15_360, "{name}: {audio:?}");
+                assert!(!audio.warnings().is_empty(), "{name} has no warning");
+            }
+            // The table of an M4A file stands at its end.
+            Err(error) => {
+                assert!(name.ends_with("m4a"), "{error}");
+                assert_eq!(error.code(), "audio_damaged", "{error}");
+            }
+        }
+    }
+}
+
+/// A small generator of pseudo-random numbers (xorshift), so that a failure can be repeated.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+}
+
+#[test]
+fn whatever_happens_to_a_file_it_is_decoded_or_refused_in_good_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut files = vec![WavFile::float32(16_000, 2, &[0.5; 2000]).bytes()];
+    for name in [
+        "one.flac",
+        "one_44k_stereo.mp3",
+        "one.ogg",
+        "one_44k.m4a",
+        "one_alac.m4a",
+        "one_opus.ogg",
+        "one_alaw.wav",
+    ] {
+        files.push(std::fs::read(data(name)).unwrap());
+    }
+    let mut random = Random(0x5eed_0fa1_1000);
+    for (index, original) in files.iter().enumerate() {
+        for round in 0..60 {
+            let mut bytes = original.clone();
+            match round % 4 {
+                0 => bytes.truncate(random.below(original.len())),
+                1 => {
+                    // Mostly in the header, where lengths and tables stand.
+                    for _ in 0..4 {
+                        let at = random.below(bytes.len().min(600));
+                        bytes[at] = [0, 0xff, 0x7f, random.below(256) as u8][random.below(4)];
+                    }
+                }
+                2 => {
+                    for _ in 0..30 {
+                        let at = random.below(bytes.len());
+                        bytes[at] ^= 1 << random.below(8);
+                    }
+                }
+                _ => {
+                    let start = random.below(bytes.len());
+                    let end = (start + random.below(2000)).min(bytes.len());
+                    bytes.drain(start..end);
+                }
+            }
+            let path = folder.path().join("mutated");
+            std::fs::File::create(&path).unwrap().write_all(&bytes).unwrap();
+            let begun = Instant::now();
+            match decode_file(&path, AudioFormat::MONO_16K, folder.path()) {
+                Ok(audio) => {
+                    let samples = audio.read(..).unwrap();
+                    assert!(
+                        samples.iter().all(|sample| sample.is_finite()),
+                        "file {index}, round {round}"
+                    );
+                    assert!(
+                        audio.duration() < Duration::from_secs(60),
+                        "file {index}, round {round}: {audio:?}"
+                    );
+                }
+                Err(error) => assert!(!error.to_string().contains('\n')),
+            }
+            let _ = probe(&path);
+            assert!(
+                begun.elapsed() < Duration::from_secs(20),
+                "file {index}, round {round}: {:?}",
+                begun.elapsed()
+            );
+        }
+    }
+}

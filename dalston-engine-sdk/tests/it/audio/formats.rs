@@ -1,0 +1,184 @@
+//! Every format that a user may bring.
+
+use std::time::Duration;
+
+use dalston_engine_sdk::audio::{AudioFormat, decode_file, probe};
+
+use super::{best_shift, data, decode, plain_samples, sample, samples, signal_to_noise};
+
+#[test]
+fn sixteen_bit_mono_at_16_khz_is_bit_exact() {
+    for name in [
+        "en_one.wav",
+        "en_eight.wav",
+        "de_seven.wav",
+        "noise_only_6s.wav",
+        "en_long_75s.wav",
+    ] {
+        let path = sample(name);
+        let expected: Vec<f32> = plain_samples(&path)
+            .into_iter()
+            .map(|s| f32::from(s) / 32_768.0)
+            .collect();
+        let audio = decode(&path);
+        assert_eq!(samples(&audio), expected, "{name}");
+        assert!(audio.warnings().is_empty());
+    }
+}
+
+#[test]
+fn every_shipped_sample_lasts_as_long_as_its_manifest_says() {
+    let manifest = std::fs::read(sample("manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let manifest = manifest.as_array().unwrap();
+    assert_eq!(manifest.len(), 11);
+    for entry in manifest {
+        let name = entry["file"].as_str().unwrap();
+        let duration = entry["duration"].as_f64().unwrap();
+        let audio = decode(sample(name));
+        assert!(
+            (audio.duration().as_secs_f64() - duration).abs() < 0.005,
+            "{name}: {audio:?}"
+        );
+        let info = probe(sample(name)).unwrap();
+        assert_eq!(
+            info.sample_rate,
+            entry["sample_rate"].as_u64().map(|rate| rate as u32)
+        );
+        assert_eq!(
+            info.channels,
+            entry["channels"].as_u64().map(|count| count as usize)
+        );
+        assert!(info.duration.unwrap().abs_diff(audio.duration()) < Duration::from_millis(1));
+        assert_eq!(
+            (info.container.as_str(), info.codec.as_str()),
+            ("WAV", "PCM, 16 bits")
+        );
+    }
+}
+
+#[test]
+fn lossless_formats_give_the_very_samples() {
+    let expected = samples(&decode(sample("en_one.wav")));
+    for name in ["one.flac", "one_alac.m4a"] {
+        let audio = decode(data(name));
+        assert_eq!(samples(&audio), expected, "{name}");
+        assert_eq!(audio.warnings(), &[] as &[String]);
+    }
+}
+
+#[test]
+fn lossy_formats_give_the_same_sound_at_the_same_time() {
+    let original = samples(&decode(sample("en_one.wav")));
+    for (name, least) in [
+        ("one.ogg", 15.0),
+        ("one_44k_stereo.mp3", 15.0),
+        ("one_44k.m4a", 15.0),
+    ] {
+        let audio = decode(data(name));
+        assert_eq!(audio.warnings(), &[] as &[String], "{name}");
+        let decoded = samples(&audio);
+        // The encoder's padding at the end is not told apart from sound by all formats: at most one packet.
+        let extra = decoded.len() as i64 - original.len() as i64;
+        assert!(
+            (-16..=400).contains(&extra),
+            "{name} has {extra} samples more than the original"
+        );
+        assert_eq!(best_shift(&original, &decoded, 1000), 0, "{name} is shifted");
+        let length = original.len().min(decoded.len());
+        let ratio = signal_to_noise(&original[..length], &decoded[..length]);
+        assert!(ratio > least, "{name}: {ratio:.1} dB");
+    }
+}
+
+#[test]
+fn telephone_codecs_in_wav_sound_like_the_original() {
+    let original = samples(&decode(sample("en_one.wav")));
+    for name in ["one_alaw.wav", "one_mulaw.wav"] {
+        let decoded = samples(&decode(data(name)));
+        let ratio = signal_to_noise(&original, &decoded);
+        assert!(ratio > 30.0, "{name}: {ratio:.1} dB");
+    }
+}
+
+#[test]
+fn the_content_counts_and_not_the_name_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("talk.wav");
+    std::fs::copy(data("one.ogg"), &path).unwrap();
+    assert_eq!(samples(&decode(&path)), samples(&decode(data("one.ogg"))));
+}
+
+#[test]
+fn the_header_says_what_a_file_is() {
+    for (name, container, codec, rate, channels) in [
+        ("one.flac", "FLAC", "FLAC", 16_000, 1),
+        ("one_44k_stereo.mp3", "MP3", "MP3", 44_100, 2),
+        ("one.ogg", "OGG", "Vorbis", 16_000, 1),
+        ("one_44k.m4a", "M4A", "AAC", 44_100, 1),
+        ("one_alac.m4a", "M4A", "ALAC", 16_000, 1),
+        ("one_alaw.wav", "WAV", "A-law", 16_000, 1),
+    ] {
+        let info = probe(data(name)).unwrap();
+        assert_eq!(
+            (info.container.as_str(), info.codec.as_str()),
+            (container, codec),
+            "{name}"
+        );
+        assert_eq!(
+            (info.sample_rate, info.channels.unwrap_or(channels)),
+            (Some(rate), channels),
+            "{name}"
+        );
+        let duration = info.duration.unwrap_or_else(|| panic!("{name} has no duration"));
+        assert!(
+            (duration.as_secs_f64() - 0.96).abs() < 0.05,
+            "{name}: {duration:?}"
+        );
+    }
+}
+
+#[test]
+fn an_engine_may_ask_for_other_rates_and_for_more_channels() {
+    let format = AudioFormat::new(8_000, 2);
+    let path = sample("en_8k_stereo.wav");
+    let audio = decode_file(&path, format, &std::env::temp_dir()).unwrap();
+    let expected: Vec<f32> = plain_samples(&path)
+        .into_iter()
+        .map(|s| f32::from(s) / 32_768.0)
+        .collect();
+    assert_eq!(
+        samples(&audio),
+        expected,
+        "as many channels as asked for are left alone"
+    );
+    assert_eq!(audio.len() * 2, expected.len());
+
+    let twice = decode_file(
+        sample("en_one.wav"),
+        AudioFormat::new(16_000, 2),
+        &std::env::temp_dir(),
+    )
+    .unwrap();
+    let once = samples(&decode(sample("en_one.wav")));
+    let doubled: Vec<f32> = once.iter().flat_map(|sample| [*sample, *sample]).collect();
+    assert_eq!(samples(&twice), doubled);
+}
+
+#[test]
+fn any_part_can_be_read_and_what_lies_beyond_the_end_is_left_out() {
+    let audio = decode(sample("en_one.wav"));
+    let all = samples(&audio);
+    assert_eq!(&*audio.read(100..200).unwrap(), &all[100..200]);
+    assert_eq!(&*audio.read(15_000..=99_999).unwrap(), &all[15_000..]);
+    assert_eq!(audio.read(99_999..).unwrap().len(), 0);
+    #[allow(clippy::reversed_empty_ranges)]
+    let backwards = 200..100;
+    assert_eq!(audio.read(backwards).unwrap().len(), 0);
+    let pieces: Vec<f32> = audio
+        .windows(1000)
+        .flat_map(|piece| piece.unwrap().into_owned())
+        .collect();
+    assert_eq!(pieces, all);
+    assert_eq!(audio.windows(1000).count(), all.len().div_ceil(1000));
+}
