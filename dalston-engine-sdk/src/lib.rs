@@ -3,6 +3,8 @@
 #[cfg(feature = "audio")]
 pub mod audio;
 pub mod broker;
+#[cfg(feature = "cli")]
+mod cli;
 mod config;
 mod context;
 mod engine;
@@ -16,9 +18,13 @@ mod spans;
 pub mod stage;
 pub mod store;
 mod task;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "tch")]
 pub mod torch;
 
+#[cfg(feature = "cli")]
+pub use crate::cli::main;
 pub use crate::config::RunnerConfig;
 pub use crate::context::{CancelReason, OutputFile, TaskContext};
 pub use crate::engine::{Check, CheckStatus, Engine, EngineInfo, LoadContext, ModelId};

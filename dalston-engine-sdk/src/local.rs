@@ -56,6 +56,12 @@ impl LocalPlatform {
         }
     }
 
+    /// The engine that gets the tasks.
+    #[must_use]
+    pub fn engine_id(&self) -> &str {
+        &self.engine_id
+    }
+
     /// The queue, for [`RunnerBuilder::broker`](crate::RunnerBuilder::broker).
     #[must_use]
     pub fn broker(&self) -> &MemoryBroker {

@@ -134,15 +134,17 @@ impl SlotPool {
     /// Waits until the pool can't go on.
     pub(super) async fn failed(&self) -> RunError {
         let mut failure = self.shared.failure.subscribe();
-        match failure.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(Failure::Stuck(abandoned))) => RunError::Stuck {
-                abandoned: *abandoned,
-            },
-            Ok(Some(Failure::Thread(error))) => {
-                RunError::Thread(io::Error::new(error.kind(), Arc::clone(error)))
-            }
+        // What `wait_for` gives is a lock guard: held across the await below, the runner could not be spawned.
+        let failure = failure
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|failure| failure.clone());
+        match failure {
+            Some(Failure::Stuck(abandoned)) => RunError::Stuck { abandoned },
+            Some(Failure::Thread(error)) => RunError::Thread(io::Error::new(error.kind(), error)),
             // The sender lives in the pool.
-            Ok(None) | Err(_) => std::future::pending().await,
+            None => std::future::pending().await,
         }
     }
 

@@ -1,0 +1,166 @@
+//! The command line as types.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use serde_json::{Map, Value};
+
+use crate::engine::{EngineInfo, ModelId};
+use crate::options::{DeviceChoice, EngineOptions, PrecisionChoice};
+use crate::stage::Stage;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Process files on this machine and print the results, without Redis, S3 or a collector
+    Transcribe(TranscribeArgs),
+    /// Print what this engine is and can do, as JSON
+    Describe,
+    /// Say what this engine finds on this machine, what is missing, and what to do about it
+    Doctor(EngineArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TranscribeArgs {
+    /// The files, processed in this order
+    #[arg(required = true, value_name = "FILE")]
+    pub(super) files: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) engine: EngineArgs,
+
+    /// The language of the recordings, or auto to detect it
+    #[arg(long, value_name = "CODE", value_parser = language)]
+    language: Option<String>,
+
+    /// Write down what is said, or its translation into English
+    #[arg(long, value_enum)]
+    task: Option<TaskArg>,
+
+    /// Whether to find out when each segment was said
+    #[arg(long, value_name = "true|false", action = ArgAction::Set)]
+    timestamps: Option<bool>,
+
+    /// Print one JSON object per file, on a line of its own
+    #[arg(long)]
+    pub(super) json: bool,
+
+    /// Print where the time went, as a waterfall per file
+    #[arg(long)]
+    pub(super) trace: bool,
+
+    /// Print the metrics that moved
+    #[arg(long)]
+    pub(super) metrics: bool,
+}
+
+/// The choices that `transcribe` and `doctor` share.
+#[derive(Debug, Args)]
+pub(super) struct EngineArgs {
+    /// The model: a directory, or a name that the engine knows
+    #[arg(long, value_name = "DIR")]
+    model: Option<String>,
+
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long)]
+    device: Option<DeviceChoice>,
+
+    /// The number format to compute in: auto, float32, float16 or bfloat16
+    #[arg(long)]
+    precision: Option<PrecisionChoice>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TaskArg {
+    Transcribe,
+    Translate,
+}
+
+#[derive(Debug, Parser)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Reads the command line of an engine's binary.
+///
+/// # Errors
+///
+/// What clap wants to print: a usage error, or the help or version that was asked for.
+pub(super) fn parse(
+    info: &EngineInfo,
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<Command, clap::Error> {
+    let mut args = args.into_iter().peekable();
+    let program = args
+        .peek()
+        .map(PathBuf::from)
+        .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .unwrap_or_else(|| info.id.clone());
+    let stages: Vec<&str> = info.stages.iter().map(Stage::as_str).collect();
+    let about = format!(
+        "The engine {} {} ({}) for the Dalston platform",
+        info.id,
+        info.version,
+        stages.join(", ")
+    );
+    let mut command = CommandLine::command()
+        .name(program.clone())
+        .bin_name(program)
+        .version(info.version.clone())
+        .about(about)
+        .after_help("Settings that are not given here come from DALSTON_* and OTEL_* variables.");
+    let matches = command.try_get_matches_from_mut(args)?;
+    let command_line = CommandLine::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    Ok(command_line.command)
+}
+
+impl EngineArgs {
+    /// What was given here wins over the environment.
+    pub(super) fn apply(&self, options: &mut EngineOptions) {
+        if let Some(model) = &self.model {
+            options.model = Some(ModelId::new(model.as_str()));
+        }
+        if let Some(device) = self.device {
+            options.device = device;
+        }
+        if let Some(precision) = self.precision {
+            options.precision = precision;
+        }
+    }
+}
+
+impl TranscribeArgs {
+    /// The configuration of each task, in the platform's words.
+    pub(super) fn config(&self) -> Map<String, Value> {
+        let mut config = Map::new();
+        if let Some(language) = &self.language {
+            config.insert("language".to_owned(), language.as_str().into());
+        }
+        if let Some(task) = self.task {
+            let task = match task {
+                TaskArg::Transcribe => "transcribe",
+                TaskArg::Translate => "translate",
+            };
+            config.insert("task".to_owned(), task.into());
+        }
+        if let Some(timestamps) = self.timestamps {
+            let granularity = if timestamps { "segment" } else { "none" };
+            config.insert("timestamp_granularity".to_owned(), granularity.into());
+        }
+        config
+    }
+}
+
+/// A language code, in the form that tasks carry it.
+fn language(text: &str) -> Result<String, String> {
+    let code = text.to_ascii_lowercase();
+    let plausible =
+        (2..=16).contains(&code.len()) && code.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+    if plausible {
+        Ok(code)
+    } else {
+        Err("expected a code such as en or de, or auto".to_owned())
+    }
+}

@@ -1,0 +1,56 @@
+//! `describe`: what the engine is, as JSON.
+
+use serde_json::{Value, json};
+
+use crate::engine::EngineInfo;
+use crate::stage::Stage;
+
+/// Identity and capabilities.
+pub(super) fn describe(info: &EngineInfo) -> Value {
+    #[cfg(feature = "audio")]
+    let audio = info
+        .audio
+        .map(|format| json!({ "sample_rate": format.sample_rate, "channels": format.channels }));
+    #[cfg(not(feature = "audio"))]
+    let audio = Value::Null;
+    json!({
+        "engine_id": info.id,
+        "version": info.version,
+        "sdk_version": env!("CARGO_PKG_VERSION"),
+        "stages": info.stages.iter().map(Stage::as_str).collect::<Vec<_>>(),
+        "default_model": info.default_model.as_ref().map(|model| model.as_str()),
+        "languages": info.languages,
+        "audio": audio,
+        "capabilities": info.capabilities(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_is_described_with_its_capabilities() {
+        let info = EngineInfo::new("my-asr", "1.4.0")
+            .stage(Stage::Transcribe)
+            .default_model("tiny")
+            .languages(["en", "de"])
+            .word_timestamps(true)
+            .realtime_factor_cpu(0.25)
+            .gpu_memory_mib(2048);
+        assert_eq!(
+            describe(&info),
+            json!({
+                "engine_id": "my-asr", "version": "1.4.0", "sdk_version": env!("CARGO_PKG_VERSION"),
+                "stages": ["transcribe"], "default_model": "tiny", "languages": ["en", "de"], "audio": null,
+                "capabilities": {
+                    "engine_id": "my-asr", "version": "1.4.0", "stages": ["transcribe"],
+                    "supports_word_timestamps": true, "supports_native_streaming": false, "model_variants": null,
+                    "gpu_required": false, "gpu_vram_mb": 2048, "supports_cpu": true, "min_ram_gb": null,
+                    "rtf_gpu": null, "rtf_cpu": 0.25, "max_concurrency": null, "includes_diarization": false, "vocabulary_support": null,
+                    "supports_language_forcing": true,
+                },
+            })
+        );
+    }
+}

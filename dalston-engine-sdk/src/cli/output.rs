@@ -1,0 +1,296 @@
+//! How a result looks: for a person, and for a program.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+/// What is known about a file that was processed.
+pub(super) struct Finished<'a> {
+    pub(super) file: &'a Path,
+    /// The answer of the stage.
+    pub(super) data: &'a Value,
+    /// How long the engine worked on it, without loading the model.
+    pub(super) processing: Duration,
+}
+
+/// One line of JSON.
+///
+/// A transcript is given the names that Whisper's tools use; the answer of another stage is passed on as it is.
+pub(super) fn json_line(finished: &Finished<'_>) -> String {
+    let file = finished.file.to_string_lossy();
+    let object = match Transcript::of(finished.data) {
+        Some(transcript) => transcript.to_json(&file),
+        None => json!({ "file": file, "data": finished.data }),
+    };
+    object.to_string()
+}
+
+/// A few lines for a person.
+pub(super) fn readable(finished: &Finished<'_>) -> String {
+    match Transcript::of(finished.data) {
+        Some(transcript) => transcript.to_text(finished.processing),
+        None => format!("{:#}\n", finished.data),
+    }
+}
+
+/// An answer that is a transcript.
+struct Transcript<'a> {
+    data: &'a Map<String, Value>,
+    text: &'a str,
+    segments: &'a [Value],
+}
+
+impl<'a> Transcript<'a> {
+    fn of(data: &'a Value) -> Option<Self> {
+        let data = data.as_object()?;
+        let text = data.get("text")?.as_str()?;
+        let segments = data.get("segments")?.as_array()?;
+        Some(Self { data, text, segments })
+    }
+
+    fn to_json(&self, file: &str) -> Value {
+        let mut tokens = Vec::new();
+        let segments: Vec<Value> = self
+            .segments
+            .iter()
+            .map(|segment| {
+                if let Some(Value::Array(own)) = fact(segment, "tokens") {
+                    tokens.extend(own.iter().cloned());
+                }
+                let mut object = Map::new();
+                for key in ["start", "end", "text"] {
+                    object.insert(key.to_owned(), segment.get(key).cloned().unwrap_or_default());
+                }
+                for key in [
+                    "tokens",
+                    "avg_logprob",
+                    "no_speech_prob",
+                    "compression_ratio",
+                    "temperature",
+                ] {
+                    object.insert(key.to_owned(), fact(segment, key).cloned().unwrap_or_default());
+                }
+                if let Some(words @ Value::Array(_)) = segment.get("words") {
+                    object.insert("words".to_owned(), words.clone());
+                }
+                Value::Object(object)
+            })
+            .collect();
+        // What was said may have no segments, when no times were asked for.
+        let tokens = match self
+            .data
+            .get("metadata")
+            .and_then(|metadata| metadata.get("tokens"))
+        {
+            Some(all @ Value::Array(_)) if tokens.is_empty() => all.clone(),
+            _ => Value::Array(tokens),
+        };
+        let warnings = match self.data.get("warnings") {
+            Some(Value::Array(warnings)) => warnings.as_slice(),
+            _ => &[],
+        };
+        let mut object = json!({
+            "file": file,
+            "text": self.text,
+            "language": self.data.get("language"),
+            "language_probability": self.data.get("language_confidence"),
+            "duration": self.data.get("duration"),
+            "segments": segments,
+            "tokens": tokens,
+        });
+        if !warnings.is_empty() {
+            object["warnings"] = warnings.into();
+        }
+        object
+    }
+
+    fn to_text(&self, processing: Duration) -> String {
+        let mut out = String::new();
+        let timed = self.data.get("timestamp_granularity").and_then(Value::as_str) != Some("none");
+        // Hours only where the recording has them.
+        let long = self.duration().is_some_and(|seconds| seconds >= 3600.0);
+        for segment in self.segments {
+            let text = printable(segment.get("text").and_then(Value::as_str).unwrap_or_default());
+            match (seconds(segment, "start"), seconds(segment, "end")) {
+                (Some(start), Some(end)) if timed => {
+                    let _ = writeln!(out, "[{} -> {}]  {text}", clock(start, long), clock(end, long));
+                }
+                _ => {
+                    let _ = writeln!(out, "{text}");
+                }
+            }
+        }
+        if self.segments.is_empty() {
+            let text = printable(self.text);
+            let _ = writeln!(out, "{}", if text.is_empty() { "(no speech)" } else { &text });
+        }
+        let _ = writeln!(out, "{}", self.summary(processing));
+        if let Some(Value::Array(warnings)) = self.data.get("warnings") {
+            for warning in warnings.iter().filter_map(Value::as_str) {
+                let _ = writeln!(out, "warning: {}", printable(warning));
+            }
+        }
+        out
+    }
+
+    /// Language, length and speed.
+    fn summary(&self, processing: Duration) -> String {
+        let mut parts = Vec::new();
+        match self.data.get("language").and_then(Value::as_str) {
+            None | Some("und") => {}
+            Some(language) => match self.data.get("language_confidence").and_then(Value::as_f64) {
+                Some(confidence) => parts.push(format!("language {language} ({:.0} %)", confidence * 100.0)),
+                None => parts.push(format!("language {language}")),
+            },
+        }
+        let worked = processing.as_secs_f64();
+        match self.duration().filter(|seconds| *seconds > 0.0) {
+            Some(duration) => {
+                parts.push(format!("{duration:.2} s of audio in {worked:.2} s"));
+                parts.push(format!("realtime factor {:.3}", worked / duration));
+            }
+            None => parts.push(format!("took {worked:.2} s")),
+        }
+        parts.join(", ")
+    }
+
+    fn duration(&self) -> Option<f64> {
+        self.data.get("duration").and_then(Value::as_f64)
+    }
+}
+
+/// A figure of a segment: of its metadata, where transcripts carry it, or of the segment itself.
+fn fact<'a>(segment: &'a Value, key: &str) -> Option<&'a Value> {
+    segment
+        .get("metadata")
+        .and_then(|metadata| metadata.get(key))
+        .or_else(|| segment.get(key))
+}
+
+fn seconds(segment: &Value, key: &str) -> Option<f64> {
+    segment.get(key).and_then(Value::as_f64)
+}
+
+/// `1:02:03.45`, or `02:03.45` without the hours.
+fn clock(seconds: f64, hours: bool) -> String {
+    let hundredths = (seconds.max(0.0) * 100.0).round() as u64;
+    let (minutes, rest) = (hundredths / 6000, hundredths % 6000);
+    let rest = format!("{:02}.{:02}", rest / 100, rest % 100);
+    if hours {
+        format!("{}:{:02}:{rest}", minutes / 60, minutes % 60)
+    } else {
+        format!("{minutes:02}:{rest}")
+    }
+}
+
+/// What a model wrote must not move the cursor of a terminal.
+fn printable(text: &str) -> String {
+    let text: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    text.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn transcript() -> Value {
+        json!({
+            "schema_version": "1",
+            "text": "eins zwei",
+            "segments": [
+                { "start": 0.0, "end": 1.24, "text": " eins", "words": null, "metadata": {
+                    "tokens": [50364, 7, 50426], "avg_logprob": -0.25, "no_speech_prob": 0.01,
+                    "compression_ratio": 0.5, "temperature": 0.0 } },
+                { "start": 61.5, "end": 62.0, "text": " zwei", "metadata": { "tokens": [8], "avg_logprob": -0.5 } },
+            ],
+            "language": "de", "language_confidence": 0.985, "duration": 64.0,
+            "timestamp_granularity": "segment", "engine_id": "test", "warnings": [],
+        })
+    }
+
+    fn finished(data: &Value) -> Finished<'_> {
+        Finished {
+            file: Path::new("talk.wav"),
+            data,
+            processing: Duration::from_millis(3200),
+        }
+    }
+
+    #[test]
+    fn a_transcript_is_one_line_of_json_with_whispers_names() {
+        let data = transcript();
+        let line = json_line(&finished(&data));
+        assert!(!line.contains('\n'));
+        assert_eq!(
+            serde_json::from_str::<Value>(&line).unwrap(),
+            json!({
+                "file": "talk.wav", "text": "eins zwei", "language": "de", "language_probability": 0.985,
+                "duration": 64.0,
+                "segments": [
+                    { "start": 0.0, "end": 1.24, "text": " eins", "tokens": [50364, 7, 50426], "avg_logprob": -0.25,
+                      "no_speech_prob": 0.01, "compression_ratio": 0.5, "temperature": 0.0 },
+                    { "start": 61.5, "end": 62.0, "text": " zwei", "tokens": [8], "avg_logprob": -0.5,
+                      "no_speech_prob": null, "compression_ratio": null, "temperature": null },
+                ],
+                "tokens": [50364, 7, 50426, 8],
+            })
+        );
+    }
+
+    #[test]
+    fn a_person_sees_times_language_and_speed() {
+        let data = transcript();
+        assert_eq!(
+            readable(&finished(&data)),
+            "[00:00.00 -> 00:01.24]  eins\n\
+             [01:01.50 -> 01:02.00]  zwei\n\
+             language de (98 %), 64.00 s of audio in 3.20 s, realtime factor 0.050\n"
+        );
+    }
+
+    #[test]
+    fn times_that_nobody_asked_for_are_not_shown() {
+        let mut data = transcript();
+        data["timestamp_granularity"] = "none".into();
+        assert!(readable(&finished(&data)).starts_with("eins\nzwei\nlanguage de"));
+    }
+
+    #[test]
+    fn silence_is_said_to_be_silence() {
+        let data = json!({ "text": "", "segments": [], "language": "und", "duration": 6.0,
+                           "warnings": ["no speech was found"] });
+        assert_eq!(
+            readable(&finished(&data)),
+            "(no speech)\n6.00 s of audio in 3.20 s, realtime factor 0.533\nwarning: no speech was found\n"
+        );
+    }
+
+    #[test]
+    fn the_answer_of_another_stage_is_passed_on() {
+        let data = json!({ "words": 3 });
+        assert_eq!(readable(&finished(&data)), "{\n  \"words\": 3\n}\n");
+        assert_eq!(
+            json_line(&finished(&data)),
+            r#"{"data":{"words":3},"file":"talk.wav"}"#
+        );
+    }
+
+    #[test]
+    fn hours_appear_when_there_are_any() {
+        assert_eq!(clock(3723.456, true), "1:02:03.46");
+        assert_eq!(clock(59.999, false), "01:00.00");
+        assert_eq!(clock(-1.0, false), "00:00.00");
+    }
+
+    #[test]
+    fn what_a_model_wrote_cannot_steer_the_terminal() {
+        let data =
+            json!({ "text": "x", "segments": [{ "start": 0.0, "end": 1.0, "text": "a\u{1b}[2Jb\nc" }] });
+        assert!(readable(&finished(&data)).starts_with("[00:00.00 -> 00:01.00]  a [2Jb c\n"));
+    }
+}

@@ -1,0 +1,357 @@
+//! The binary of an engine, run as a person or a script would.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// The binary in a directory of its own, with nothing in its environment.
+struct Engine {
+    dir: tempfile::TempDir,
+}
+
+struct Ran {
+    status: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Engine {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn with_file(self, name: &str, text: &str) -> Self {
+        std::fs::write(self.dir.path().join(name), text).unwrap();
+        self
+    }
+
+    fn command(&self, args: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_minimal_engine"));
+        command
+            .args(args.split_whitespace())
+            .current_dir(&self.dir)
+            .env_clear()
+            .env("TMPDIR", self.dir.path());
+        command
+    }
+
+    fn run(&self, args: &str) -> Ran {
+        ran(&mut self.command(args))
+    }
+}
+
+fn ran(command: &mut Command) -> Ran {
+    let output = command.output().unwrap();
+    Ran {
+        status: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn lines_of_json(text: &str) -> Vec<Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// The spans of a waterfall from the top down; the numbers behind them differ from run to run.
+fn names_in(waterfall: &str) -> Vec<&str> {
+    waterfall
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            line.trim_start_matches(['├', '└', '─', '│', ' '])
+                .split_whitespace()
+                .next()
+        })
+        .collect()
+}
+
+#[test]
+fn a_file_is_processed_and_its_result_printed() {
+    let ran = Engine::new()
+        .with_file("notes.txt", "one two three")
+        .run("transcribe notes.txt");
+    assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
+    assert_eq!(ran.stdout, "{\n  \"words\": 3\n}\n");
+}
+
+#[test]
+fn several_files_come_out_in_the_order_of_the_arguments() {
+    let engine = Engine::new()
+        .with_file("a", "one")
+        .with_file("b", "one two")
+        .with_file("c", "");
+    let ran = engine.run("transcribe b c a b --json");
+    assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
+    let expected = [("b", 2), ("c", 0), ("a", 1), ("b", 2)];
+    let expected = expected.map(|(file, words)| json!({ "file": file, "data": { "words": words } }));
+    assert_eq!(lines_of_json(&ran.stdout), expected);
+}
+
+#[test]
+fn a_bad_file_fails_alone_with_one_line_that_names_it() {
+    let engine = Engine::new().with_file("good", "one two");
+    std::fs::write(engine.dir.path().join("binary"), [0xff, 0xfe]).unwrap();
+    std::fs::create_dir(engine.dir.path().join("folder")).unwrap();
+    let ran = engine.run("transcribe gone good folder binary --json");
+    assert_eq!(ran.status, Some(1));
+    assert_eq!(
+        lines_of_json(&ran.stdout),
+        [json!({ "file": "good", "data": { "words": 2 } })]
+    );
+    assert_eq!(
+        ran.stderr,
+        "error: gone: there is no such file\n\
+         error: folder: is a directory, not a file\n\
+         error: binary: stream did not contain valid UTF-8\n"
+    );
+}
+
+#[test]
+fn a_trace_shows_where_the_time_went() {
+    let engine = Engine::new().with_file("notes.txt", "one two three");
+    let ran = engine.run("transcribe notes.txt --trace");
+    assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
+    let waterfall = ran.stdout.strip_prefix("{\n  \"words\": 3\n}\n").unwrap();
+    assert_eq!(
+        names_in(waterfall),
+        [
+            "local.task",
+            "engine.queue_wait",
+            "engine.word-counter.process",
+            "engine.download_input",
+            "engine.process",
+            "engine.upload_output",
+        ],
+        "{waterfall}"
+    );
+
+    // A program that reads the JSON gets JSON and nothing else.
+    let ran = engine.run("transcribe notes.txt --trace --json");
+    assert_eq!(lines_of_json(&ran.stdout).len(), 1);
+    assert!(
+        ran.stderr.contains("engine.word-counter.process"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn the_metrics_that_moved_are_printed_on_request() {
+    let ran = Engine::new().with_file("a", "").run("transcribe a a --metrics");
+    let processed = ran
+        .stdout
+        .lines()
+        .find(|line| line.starts_with("dalston_engine_tasks_processed_total{"));
+    assert!(
+        processed.is_some_and(|line| line.ends_with(": 0 -> 2")),
+        "{}",
+        ran.stdout
+    );
+}
+
+#[test]
+fn what_makes_no_sense_ends_with_status_2_and_says_what_would() {
+    let engine = Engine::new().with_file("a", "");
+    for (args, named) in [
+        ("", "Usage:"),
+        ("translate a", "translate"),
+        ("transcribe", "FILE"),
+        ("transcribe a --device tpu", "auto, cpu, cuda or cuda:N"),
+        (
+            "transcribe a --precision float8",
+            "auto, float32, float16 or bfloat16",
+        ),
+        ("transcribe a --timestamps maybe", "true"),
+        (
+            "transcribe a --language e!",
+            "expected a code such as en or de, or auto",
+        ),
+        ("transcribe a --task summarise", "translate"),
+    ] {
+        let ran = engine.run(args);
+        assert_eq!((ran.status, ran.stdout.as_str()), (Some(2), ""), "{args}");
+        assert!(ran.stderr.contains(named), "{args}: {}", ran.stderr);
+    }
+    for (name, value) in [
+        ("DALSTON_SLOTS", "0"),
+        ("OTEL_ENABLED", "perhaps"),
+        ("OTEL_TRACES_SAMPLER", "sometimes"),
+    ] {
+        let ran = ran(engine
+            .command("transcribe a")
+            .env("OTEL_ENABLED", "true")
+            .env(name, value));
+        assert_eq!((ran.status, ran.stdout.as_str()), (Some(2), ""), "{name}");
+        assert!(
+            ran.stderr
+                .starts_with(&format!("error: {name} is \"{value}\": expected ")),
+            "{}",
+            ran.stderr
+        );
+        assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    let help = Engine::new().run("--help");
+    assert_eq!((help.status, help.stderr.as_str()), (Some(0), ""));
+    for word in ["transcribe", "describe", "doctor", "word-counter"] {
+        assert!(help.stdout.contains(word), "{}", help.stdout);
+    }
+    let version = Engine::new().run("--version");
+    assert_eq!(
+        version.stdout,
+        format!("minimal_engine {}\n", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn an_engine_describes_itself_as_json() {
+    let ran = Engine::new().run("describe");
+    assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
+    let described: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(described["engine_id"], "word-counter");
+    assert_eq!(described["stages"], json!(["count"]));
+    assert_eq!(described["capabilities"]["supports_cpu"], true);
+}
+
+#[test]
+fn the_doctor_is_content_with_a_sound_machine_and_names_what_is_broken() {
+    let engine = Engine::new();
+    let sound = engine.run("doctor");
+    assert_eq!(
+        (sound.status, sound.stderr.as_str()),
+        (Some(0), ""),
+        "{}",
+        sound.stdout
+    );
+    assert!(
+        sound.stdout.contains("ok       temporary files"),
+        "{}",
+        sound.stdout
+    );
+
+    for (name, value, row) in [
+        (
+            "TMPDIR",
+            "/nowhere",
+            "missing  temporary files  /nowhere can't be written: no such file",
+        ),
+        (
+            "DALSTON_SLOTS",
+            "many",
+            "missing  environment      DALSTON_SLOTS is \"many\": expected ",
+        ),
+        (
+            "OTEL_TRACES_SAMPLER",
+            "sometimes",
+            "missing  environment      OTEL_TRACES_SAMPLER is \"sometimes\": expected ",
+        ),
+    ] {
+        let broken = ran(engine
+            .command("doctor")
+            .env("OTEL_ENABLED", "true")
+            .env(name, value));
+        assert_eq!(broken.status, Some(1), "{name}");
+        assert!(broken.stdout.contains(row), "{}", broken.stdout);
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let engine = Engine::new().with_file("a", "");
+    let mut child = engine
+        .command(&format!("transcribe {}", "a ".repeat(500)))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+    assert_eq!(ended.status.code(), Some(0));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_the_work_and_keeps_what_was_printed() {
+    // So many that it can't be done before the signal arrives.
+    const FILES: usize = 50_000;
+    let engine = Engine::new().with_file("a", "");
+    let mut child = engine
+        .command(&format!("transcribe --json {}", "a ".repeat(FILES)))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let first = lines.next().unwrap().unwrap();
+    assert_eq!(lines_of_json(&first).len(), 1);
+    interrupt(child.id());
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(130));
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "error: interrupted\n");
+    assert!(rest.len() < FILES - 1);
+    assert_eq!(lines_of_json(&rest.join("\n")).len(), rest.len());
+}
+
+#[cfg(unix)]
+fn interrupt(process: u32) {
+    let sent: ExitStatus = Command::new("sh")
+        .arg("-c")
+        .arg(format!("kill -INT {process}"))
+        .status()
+        .unwrap();
+    assert!(sent.success());
+}
+
+#[test]
+fn a_collector_that_is_absent_or_hangs_costs_neither_the_result_nor_much_time() {
+    let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
+    let absent = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
+    let engine = Engine::new().with_file("notes.txt", "one two three");
+    for collector in [absent, hanging.local_addr().unwrap()] {
+        let began = Instant::now();
+        let ran = ran(engine
+            .command("transcribe notes.txt --json")
+            .env("OTEL_ENABLED", "true")
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{collector}")));
+        assert_eq!(ran.status, Some(0), "{}", ran.stderr);
+        assert_eq!(lines_of_json(&ran.stdout)[0]["data"], json!({ "words": 3 }));
+        // The bound for telemetry is 5 s; the rest is for a busy machine.
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    let engine = Engine::new().with_file("a", "one");
+    let _ = engine.run("transcribe a gone --trace");
+    let _ = engine.run("doctor");
+    assert_eq!(files_in(engine.dir.path()), ["a"]);
+}
+
+fn files_in(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
