@@ -7,12 +7,13 @@ use opentelemetry::{InstrumentationScope, Key, KeyValue, Value};
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanProcessor};
 use tracing::level_filters::LevelFilter;
 use tracing::{Metadata, Subscriber};
-use tracing_subscriber::layer::{Context, Filter, Layer, SubscriberExt};
+use tracing_subscriber::layer::{Context, Filter, Identity, Layer, SubscriberExt};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
 use crate::collect::SpanCollector;
 use crate::env::Env;
 use crate::error::InitError;
+use crate::format::{LogFormat, LogLayer, LogSettings, LogWriter, SpanFields};
 use crate::limits::{Limits, Processors};
 use crate::metrics::{self, Metrics, TelemetryMetrics};
 use crate::otlp::{BatchSettings, Exporters, OtlpConfig, OtlpSettings, Pipeline, ReportTo};
@@ -51,6 +52,8 @@ pub struct TelemetryBuilder {
     processors: Vec<Box<dyn SpanProcessor>>,
     otlp: OtlpConfig,
     metrics: Metrics,
+    logs: Option<LogWriter>,
+    log_format: Option<LogFormat>,
     shutdown_timeout: Duration,
 }
 
@@ -65,6 +68,8 @@ impl TelemetryBuilder {
             processors: Vec::new(),
             otlp: OtlpConfig::new(),
             metrics: Metrics::new(),
+            logs: Some(LogWriter::stdout()),
+            log_format: None,
             shutdown_timeout: Duration::from_secs(5),
         }
     }
@@ -122,6 +127,24 @@ impl TelemetryBuilder {
     /// The registry to use; a new one unless set.
     pub fn metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = metrics;
+        self
+    }
+
+    /// How log lines are written; unless set, `DALSTON_LOG_FORMAT` says so, else [`LogFormat::Auto`].
+    pub fn log_format(mut self, format: LogFormat) -> Self {
+        self.log_format = Some(format);
+        self
+    }
+
+    /// Where log lines go; to standard output unless set.
+    pub fn log_writer(mut self, writer: LogWriter) -> Self {
+        self.logs = Some(writer);
+        self
+    }
+
+    /// Writes no log lines: for programs whose subscriber has a layer of its own for them.
+    pub fn without_logs(mut self) -> Self {
+        self.logs = None;
         self
     }
 
@@ -193,6 +216,15 @@ impl TelemetryBuilder {
         metrics::register_build_info(&metrics, &self.service, &self.service_version());
         Propagator::from_env(&env)?;
         let report_to = ReportTo::default();
+        let logs = match &self.logs {
+            Some(writer) => Some(LogSettings::read(
+                &env,
+                &self.service,
+                self.log_format,
+                writer.clone(),
+            )?),
+            None => None,
+        };
         let tracing = self.tracing(&env, &report_to)?;
         let span_layer = tracing.as_ref().map(|tracing| {
             let spans = tracing_opentelemetry::layer()
@@ -202,15 +234,32 @@ impl TelemetryBuilder {
                 .with_target(false)
                 .with_filter(ExportedSpans { level: span_level });
             // In this order: of two filtered layers right above a registry the outer one's level is taken for both.
-            Reports(report_to)
-                .with_filter(LevelFilter::OFF)
-                .and_then(spans)
+            Layer::<S>::with_filter(Reports(report_to), LevelFilter::OFF).and_then(spans)
         });
-        let layer: TelemetryLayer<S> = match span_layer {
-            Some(spans) => spans.boxed(),
-            None => Box::new(tracing_subscriber::layer::Identity::new()),
+        let log_filter = logs.as_ref().map(|logs| logs.filter.clone());
+        let log_layer = logs.map(|logs| {
+            let layer = LogLayer::new(&logs, span_layer.is_some());
+            let beside = if span_layer.is_some() {
+                span_level
+            } else {
+                LevelFilter::OFF
+            };
+            Layer::<S>::with_filter(layer, logs.filter.beside(beside))
+        });
+        // Every part has a filter of its own, and none stands in an `Option`: only then is nobody interested in
+        // spans when tracing is off, and do the parts learn which subscriber they belong to.
+        let layer: TelemetryLayer<S> = match (span_layer, log_layer) {
+            (Some(spans), Some(logs)) => {
+                Box::new(spans.and_then(SpanFields::layer(span_level)).and_then(logs))
+            }
+            (Some(spans), None) => Box::new(spans),
+            (None, Some(logs)) => Box::new(logs),
+            (None, None) => Box::new(Layer::<S>::with_filter(Identity::new(), LevelFilter::OFF)),
         };
-        Ok((layer, Telemetry::new(tracing, metrics, shutdown_timeout)))
+        Ok((
+            layer,
+            Telemetry::new(tracing, metrics, log_filter, shutdown_timeout),
+        ))
     }
 
     fn service_version(&self) -> String {

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::task::{Context as PollContext, Poll};
 
 use opentelemetry::Context;
-use opentelemetry::trace::TraceContextExt;
+use opentelemetry::trace::{TraceContextExt, TraceId};
 use pin_project_lite::pin_project;
 
 thread_local! {
@@ -53,8 +53,8 @@ pub struct LogContext {
 struct Inner {
     fields: Vec<ContextField>,
     carrier: Option<Context>,
-    /// The carrier's trace id in hexadecimal, present only if it is valid.
-    trace_id: Option<String>,
+    /// The carrier's trace id, present only if it is valid.
+    trace_id: Option<TraceId>,
 }
 
 /// One field, kept in both the forms that a log line may need.
@@ -62,6 +62,8 @@ struct Inner {
 pub(crate) struct ContextField {
     pub(crate) name: Cow<'static, str>,
     pub(crate) value: String,
+    /// Which of the ids it is that lines inherit, if it is one.
+    pub(crate) id: Option<u8>,
     /// `,"name":"value"`, ready to be copied into a JSON line.
     pub(crate) json: String,
 }
@@ -113,7 +115,11 @@ impl LogContext {
     /// `span_id`) can't be set; such a field is ignored.
     #[must_use]
     pub fn field(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
-        let (name, value) = (name.into(), value.into());
+        let (mut name, value) = (name.into(), value.into());
+        let id = crate::format::id_of(&name);
+        if let Some(id) = id {
+            name = Cow::Borrowed(crate::format::IDS[usize::from(id)]);
+        }
         if name.is_empty() || crate::format::is_reserved(&name) {
             return self;
         }
@@ -125,7 +131,12 @@ impl LogContext {
                 false => crate::redact::text(&value).into_owned(),
             };
             let json = crate::format::json_member(&name, &value);
-            fields.push(ContextField { name, value, json });
+            fields.push(ContextField {
+                name,
+                value,
+                id,
+                json,
+            });
         }
         self
     }
@@ -140,9 +151,7 @@ impl LogContext {
     pub fn carrier(mut self, carrier: Context) -> Self {
         let inner = self.inner_mut();
         let span_context = carrier.span().span_context().clone();
-        inner.trace_id = span_context
-            .is_valid()
-            .then(|| span_context.trace_id().to_string());
+        inner.trace_id = span_context.is_valid().then(|| span_context.trace_id());
         inner.carrier = Some(carrier);
         self
     }
@@ -193,8 +202,8 @@ impl LogContext {
         self.inner.as_ref()?.carrier.as_ref()
     }
 
-    pub(crate) fn trace_id(&self) -> Option<&str> {
-        self.inner.as_ref()?.trace_id.as_deref()
+    pub(crate) fn trace_id(&self) -> Option<TraceId> {
+        self.inner.as_ref()?.trace_id
     }
 
     /// Lends the current context without touching its reference count. `f` must not run foreign code.
@@ -214,7 +223,7 @@ impl fmt::Debug for LogContext {
             map.entry(&field.name, &field.value);
         }
         if let Some(trace_id) = self.trace_id() {
-            map.entry(&"trace_id", &trace_id);
+            map.entry(&"trace_id", &format_args!("{trace_id}"));
         }
         map.finish()
     }
@@ -410,7 +419,10 @@ mod tests {
         );
         let carrier = Context::new().with_remote_span_context(span_context);
         let context = LogContext::new().carrier(carrier);
-        assert_eq!(context.trace_id(), Some("0af7651916cd43dd8448eb211c80319c"));
+        assert_eq!(
+            context.trace_id(),
+            Some(TraceId::from(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c))
+        );
         assert_eq!(LogContext::new().carrier(Context::new()).trace_id(), None);
     }
 }

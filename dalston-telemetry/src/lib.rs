@@ -29,6 +29,7 @@ pub use builder::{TelemetryBuilder, TelemetryLayer};
 pub use collect::{CollectedSpan, SpanCollector};
 pub use env::{Env, EnvError};
 pub use error::{InitError, ShutdownError};
+pub use format::{FilterError, LogBuffer, LogFormat, LogWriter};
 pub use otlp::{ExportStats, OtlpCompression, OtlpConfig, OtlpProtocol};
 pub use telemetry::{Telemetry, TelemetryHandle, TimedSpan};
 pub use waterfall::Waterfall;

@@ -9,6 +9,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 use crate::builder::TelemetryBuilder;
 use crate::error::ShutdownError;
+use crate::format::{FilterError, LogFilter};
 use crate::metrics::Metrics;
 use crate::otlp::{ExportStats, Pipeline};
 
@@ -23,6 +24,7 @@ pub(crate) const REPORTS: &str = "dalston_telemetry::export";
 #[must_use = "telemetry ends when this is dropped: bind it to a variable that lives as long as the program"]
 pub struct Telemetry {
     handle: TelemetryHandle,
+    log_filter: Option<LogFilter>,
     shutdown_timeout: Duration,
     ended: bool,
 }
@@ -33,12 +35,18 @@ impl Telemetry {
         TelemetryBuilder::new(service.into())
     }
 
-    pub(crate) fn new(tracing: Option<Tracing>, metrics: Metrics, shutdown_timeout: Duration) -> Self {
+    pub(crate) fn new(
+        tracing: Option<Tracing>,
+        metrics: Metrics,
+        log_filter: Option<LogFilter>,
+        shutdown_timeout: Duration,
+    ) -> Self {
         Self {
             handle: TelemetryHandle {
                 tracing: tracing.map(Arc::new),
                 metrics,
             },
+            log_filter,
             shutdown_timeout,
             ended: false,
         }
@@ -58,6 +66,27 @@ impl Telemetry {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         self.handle.metrics()
+    }
+
+    /// Changes which events become log lines, from now on. Which spans are exported stays as it is.
+    ///
+    /// Takes what `RUST_LOG` takes: a list of levels for targets, and one for all others.
+    ///
+    /// ```no_run
+    /// # fn example(telemetry: &dalston_telemetry::Telemetry) -> Result<(), dalston_telemetry::FilterError> {
+    /// telemetry.set_log_filter("info,dalston_engine_sdk::runner=debug")
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When a directive can't be understood; the filter stays as it was. Nothing happens when this telemetry writes
+    /// no log lines.
+    pub fn set_log_filter(&self, directives: &str) -> Result<(), FilterError> {
+        match &self.log_filter {
+            Some(filter) => filter.set(directives),
+            None => Ok(()),
+        }
     }
 
     /// Sends all spans that have ended, and waits for at most `timeout` until that is done.

@@ -1,0 +1,247 @@
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use tracing::dispatcher::{WeakDispatch, with_default};
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::Interest;
+use tracing::{Dispatch, Level, Metadata};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Context, Filter};
+
+use crate::env::{Env, EnvError};
+
+/// A log filter has a directive that can't be understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{directive}\" is not a log filter directive: expected {}", EXPECTED)]
+#[non_exhaustive]
+pub struct FilterError {
+    /// The directive, one of those between the commas.
+    pub directive: String,
+}
+
+const EXPECTED: &str =
+    "level, target or target=level, with a level of trace, debug, info, warn, error or off";
+
+/// Which events become log lines. Clones share the choice, which can be changed at any time.
+///
+/// This is the filter of the log layer alone: it never has a say in which spans are exported. It is never
+/// interested in spans.
+#[derive(Clone)]
+pub(crate) struct LogFilter {
+    shared: Arc<Shared>,
+    /// The most verbose level that the layers beside the log layer ask for.
+    others: LevelFilter,
+}
+
+struct Shared {
+    targets: RwLock<Targets>,
+    /// The most verbose level, if there is one level for all targets; else [`BY_TARGET`].
+    level: AtomicU8,
+    /// The subscriber that the log layer is a part of.
+    dispatch: OnceLock<WeakDispatch>,
+}
+
+const BY_TARGET: u8 = u8::MAX;
+
+impl LogFilter {
+    /// Directives as `RUST_LOG` takes them: `info,dalston_engine_sdk=debug,hyper=off`.
+    ///
+    /// Where only targets are named, others log errors.
+    pub(crate) fn new(directives: &str) -> Result<Self, FilterError> {
+        let targets = parse(directives)?;
+        let level = AtomicU8::new(common_level(&targets));
+        Ok(Self {
+            shared: Arc::new(Shared {
+                targets: RwLock::new(targets),
+                level,
+                dispatch: OnceLock::new(),
+            }),
+            others: LevelFilter::OFF,
+        })
+    }
+
+    /// The filter of the first variable that is set: `RUST_LOG`, `LOG_LEVEL`, `DALSTON_LOG_LEVEL`; else `info`.
+    pub(crate) fn from_env(env: &Env) -> Result<Self, EnvError> {
+        let (variable, directives) = env
+            .first(&["RUST_LOG", "LOG_LEVEL", "DALSTON_LOG_LEVEL"])
+            .unwrap_or(("LOG_LEVEL", "info"));
+        // What is meant as a level and misspelt would be taken for a target, and all other lines would be lost.
+        let bare_target = directives.split(',').map(str::trim).find(|directive| {
+            variable != "RUST_LOG"
+                && !directive.is_empty()
+                && !directive.contains('=')
+                && parse_level(directive).is_none()
+        });
+        if bare_target.is_some() {
+            return Err(EnvError::new(
+                variable,
+                directives,
+                "trace, debug, info, warning, error, critical or off",
+            ));
+        }
+        Self::new(directives).map_err(|FilterError { directive }| {
+            EnvError::new(
+                variable,
+                directives,
+                format!("{EXPECTED}, which \"{directive}\" is not"),
+            )
+        })
+    }
+
+    /// Also speaks for layers beside the log layer, of which `level` is the most verbose.
+    ///
+    /// Of layers that were joined with `and_then`, directly above a `Registry`, tracing-subscriber asks only the
+    /// last one for the most verbose level (0.3.23, `Layered::pick_level_hint`). Without this, a service that logs
+    /// warnings only would lose its spans.
+    pub(crate) fn beside(mut self, level: LevelFilter) -> Self {
+        self.others = level;
+        self
+    }
+
+    /// Changes the filter, for this and all its clones.
+    pub(crate) fn set(&self, directives: &str) -> Result<(), FilterError> {
+        let targets = parse(directives)?;
+        let mut current = self
+            .shared
+            .targets
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.shared.level.store(common_level(&targets), Ordering::Relaxed);
+        *current = targets;
+        drop(current);
+        // Callsites remember what was decided for them. While there is only one subscriber in the process, tracing
+        // asks whichever is the default of this thread (tracing-core 0.1.36, `Rebuilder::JustOne`).
+        match self.dispatch() {
+            Some(dispatch) => with_default(&dispatch, tracing_core::callsite::rebuild_interest_cache),
+            None => tracing_core::callsite::rebuild_interest_cache(),
+        }
+        Ok(())
+    }
+
+    /// To be called when the log layer has become part of a subscriber.
+    pub(super) fn belongs_to(&self, dispatch: &Dispatch) {
+        // A layer is part of one subscriber, and a subscriber becomes one dispatch.
+        let _ = self.shared.dispatch.set(dispatch.downgrade());
+    }
+
+    /// The subscriber that the log layer is a part of: the only way to a span that the layer's filter hides.
+    pub(super) fn dispatch(&self) -> Option<Dispatch> {
+        self.shared.dispatch.get()?.upgrade()
+    }
+
+    fn enables(&self, metadata: &Metadata<'_>) -> bool {
+        if metadata.is_span() {
+            return false;
+        }
+        match self.shared.level.load(Ordering::Relaxed) {
+            BY_TARGET => {
+                self.with_targets(|targets| targets.would_enable(metadata.target(), metadata.level()))
+            }
+            level => verbosity(*metadata.level()) <= level,
+        }
+    }
+
+    fn with_targets<R>(&self, f: impl FnOnce(&Targets) -> R) -> R {
+        f(&self.shared.targets.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl fmt::Debug for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.with_targets(|targets| write!(f, "LogFilter({targets})"))
+    }
+}
+
+impl<S> Filter<S> for LogFilter {
+    fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        self.enables(metadata)
+    }
+
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.enables(metadata) {
+            Interest::always()
+        } else {
+            Interest::never()
+        }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        self.with_targets(|targets| {
+            let levels = targets.iter().map(|(_, level)| level);
+            levels.chain(targets.default_level()).chain([self.others]).max()
+        })
+    }
+}
+
+fn parse(directives: &str) -> Result<Targets, FilterError> {
+    let mut targets = Targets::new();
+    let mut default = None;
+    let mut names_targets = false;
+    for directive in directives
+        .split(',')
+        .map(str::trim)
+        .filter(|directive| !directive.is_empty())
+    {
+        let wrong = || FilterError {
+            directive: directive.to_owned(),
+        };
+        let (target, level) = match directive.split_once('=') {
+            Some((target, level)) => (target.trim(), parse_level(level.trim()).ok_or_else(wrong)?),
+            None => match parse_level(directive) {
+                Some(level) => {
+                    default = Some(level);
+                    continue;
+                }
+                None => (directive, LevelFilter::TRACE),
+            },
+        };
+        // Filters that select by span or by field would need to see every span.
+        let is_target =
+            |character: char| character.is_alphanumeric() || matches!(character, '_' | ':' | '-' | '.');
+        if target.is_empty() || !target.chars().all(is_target) {
+            return Err(wrong());
+        }
+        names_targets = true;
+        targets = targets.with_target(target, level);
+    }
+    let default = default.unwrap_or(if names_targets {
+        LevelFilter::ERROR
+    } else {
+        LevelFilter::INFO
+    });
+    Ok(targets.with_default(default))
+}
+
+/// Rust's names for levels, and Python's, which existing deployments have in their configuration.
+fn parse_level(name: &str) -> Option<LevelFilter> {
+    match name.to_ascii_lowercase().as_str() {
+        "off" => Some(LevelFilter::OFF),
+        "critical" | "fatal" | "error" => Some(LevelFilter::ERROR),
+        "warning" | "warn" => Some(LevelFilter::WARN),
+        "info" => Some(LevelFilter::INFO),
+        "debug" => Some(LevelFilter::DEBUG),
+        "trace" | "notset" => Some(LevelFilter::TRACE),
+        _ => None,
+    }
+}
+
+fn common_level(targets: &Targets) -> u8 {
+    if targets.iter().next().is_some() {
+        return BY_TARGET;
+    }
+    targets
+        .default_level()
+        .and_then(LevelFilter::into_level)
+        .map_or(0, verbosity)
+}
+
+fn verbosity(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 1,
+        Level::WARN => 2,
+        Level::INFO => 3,
+        Level::DEBUG => 4,
+        Level::TRACE => 5,
+    }
+}

@@ -1,0 +1,168 @@
+//! Lines for people at a terminal.
+
+use std::time::SystemTime;
+
+use opentelemetry::trace::{SpanId, TraceId};
+use tracing::{Level, Metadata};
+
+use super::fields::{FieldForm, Key, Kind};
+use super::json::push_hex;
+use super::layer::LineForm;
+use super::time::TimeCache;
+
+/// The line that is being written: `12:59:59.123  INFO task_received stream=3 task_id=9 dalston_engine_sdk::runner`.
+pub(super) struct ReadableLine<'a> {
+    pub(super) line: &'a mut Vec<u8>,
+    /// Fields that came before the message.
+    pub(super) fields: &'a mut Vec<u8>,
+    /// The ids, which stand dimmed at the end.
+    pub(super) ids: &'a mut Vec<u8>,
+    pub(super) colours: bool,
+}
+
+const DIM: &[u8] = b"\x1b[2m";
+const RESET: &[u8] = b"\x1b[0m";
+
+impl FieldForm for ReadableLine<'_> {
+    fn event(&mut self, text: &str) {
+        self.line.push(b' ');
+        push_message(self.line, text);
+    }
+
+    fn text(&mut self, key: Key, text: &str) {
+        let place = self.place_of(key);
+        push_name(place, key.name);
+        push_value(place, text);
+    }
+
+    fn literal(&mut self, key: Key, literal: &str) {
+        let place = self.place_of(key);
+        push_name(place, key.name);
+        place.extend_from_slice(literal.as_bytes());
+    }
+}
+
+impl LineForm for ReadableLine<'_> {
+    fn begin(&mut self, time: SystemTime, times: &mut TimeCache, level: Level) {
+        self.dimmed(|line| times.push_time_of_day(line, time));
+        let (name, colour): (_, &[u8]) = match level {
+            Level::ERROR => ("ERROR", b"\x1b[31m"),
+            Level::WARN => (" WARN", b"\x1b[33m"),
+            Level::INFO => (" INFO", b"\x1b[32m"),
+            Level::DEBUG => ("DEBUG", b"\x1b[34m"),
+            Level::TRACE => ("TRACE", b"\x1b[35m"),
+        };
+        self.line.push(b' ');
+        if self.colours {
+            self.line.extend_from_slice(colour);
+        }
+        self.line.extend_from_slice(name.as_bytes());
+        if self.colours {
+            self.line.extend_from_slice(RESET);
+        }
+    }
+
+    fn trace_id(&mut self, trace_id: TraceId) {
+        push_name(self.ids, "trace_id");
+        push_hex(self.ids, &trace_id.to_bytes());
+    }
+
+    fn span_id(&mut self, span_id: SpanId) {
+        push_name(self.ids, "span_id");
+        push_hex(self.ids, &span_id.to_bytes());
+    }
+
+    fn inherited(&mut self, name: &str, value: &str, _json: Option<&str>) {
+        push_name(self.ids, name);
+        push_value(self.ids, value);
+    }
+
+    // At a terminal one knows what one sits at.
+    fn instance_type(&mut self) {}
+
+    fn end(&mut self, metadata: &Metadata<'_>) {
+        self.line.extend_from_slice(self.fields);
+        self.ids.push(b' ');
+        push_plain(self.ids, metadata.target());
+        let ids = std::mem::take(self.ids);
+        self.dimmed(|line| line.extend_from_slice(&ids));
+        *self.ids = ids;
+        self.line.push(b'\n');
+    }
+}
+
+impl ReadableLine<'_> {
+    fn place_of(&mut self, key: Key) -> &mut Vec<u8> {
+        match key.kind {
+            Kind::Id(_) => self.ids,
+            _ => self.fields,
+        }
+    }
+
+    fn dimmed(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.colours {
+            self.line.extend_from_slice(DIM);
+        }
+        write(self.line);
+        if self.colours {
+            self.line.extend_from_slice(RESET);
+        }
+    }
+}
+
+fn push_name(line: &mut Vec<u8>, name: &str) {
+    line.push(b' ');
+    push_plain(line, name);
+    line.push(b'=');
+}
+
+/// A value as it is, if that is unambiguous, else in quotes.
+fn push_value(line: &mut Vec<u8>, text: &str) {
+    let is_bare = |character: char| {
+        !character.is_whitespace() && !matches!(character, '"' | '=') && !is_unsafe(character)
+    };
+    if !text.is_empty() && text.chars().all(is_bare) {
+        line.extend_from_slice(text.as_bytes());
+        return;
+    }
+    line.push(b'"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => {
+                line.push(b'\\');
+                line.push(character as u8);
+            }
+            _ => push_character(line, character),
+        }
+    }
+    line.push(b'"');
+}
+
+/// A message may have several lines; those after the first are indented, so that none looks like a line of its own.
+fn push_message(line: &mut Vec<u8>, text: &str) {
+    for (at, part) in text.lines().enumerate() {
+        if at > 0 {
+            line.extend_from_slice(b"\n    ");
+        }
+        push_plain(line, part);
+    }
+}
+
+fn push_plain(line: &mut Vec<u8>, text: &str) {
+    text.chars().for_each(|character| push_character(line, character));
+}
+
+/// What comes from outside must not drive the terminal.
+fn push_character(line: &mut Vec<u8>, character: char) {
+    if is_unsafe(character) {
+        line.extend(character.escape_default().map(|ascii| ascii as u8));
+    } else {
+        line.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+    }
+}
+
+/// Control characters, and those that reorder what is shown.
+fn is_unsafe(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
