@@ -7,6 +7,8 @@
 mod bench;
 mod demo;
 mod error;
+#[cfg(test)]
+mod files;
 mod libtorch;
 mod steps;
 mod system;
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Error::Usage(message)) => {
-            eprintln!("xtask: {message}\n\n{HELP}");
+            eprintln!("xtask: {message}; see cargo xtask help");
             ExitCode::from(2)
         }
         Err(error) => {

@@ -1,0 +1,122 @@
+//! What the README repeats from the code must be what the code says, and other rules about files.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::steps::root;
+
+#[test]
+fn the_readme_shows_the_minimal_engine_as_it_is() {
+    let readme = read("README.md");
+    let engine = read("examples/minimal_engine/src/main.rs");
+    // The first line of the file says what it is, which the README says in its own words.
+    let (_, engine) = engine.split_once("\n\n").expect("a comment, then the code");
+    let (engine, _) = engine.split_once("\n#[cfg(test)]").unwrap_or((engine, ""));
+    assert!(
+        readme.contains(&format!("```rust\n{engine}```\n")),
+        "copy examples/minimal_engine/src/main.rs into README.md"
+    );
+}
+
+#[test]
+fn the_readme_lists_every_environment_variable() {
+    let readme = read("README.md");
+    let mut missing = BTreeSet::new();
+    for package in ["dalston-telemetry", "dalston-engine-sdk"] {
+        for file in sources(&root().join(package).join("src")) {
+            let text = fs::read_to_string(&file).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            missing.extend(
+                variables(code)
+                    .filter(|name| !readme.contains(&format!("`{name}`")))
+                    .map(str::to_owned),
+            );
+        }
+    }
+    assert!(missing.is_empty(), "not in README.md: {missing:?}");
+}
+
+#[test]
+fn the_readme_lists_every_feature() {
+    let readme = read("README.md");
+    for package in ["dalston-telemetry", "dalston-engine-sdk"] {
+        for feature in crate::test::features(&read(&format!("{package}/Cargo.toml"))) {
+            assert!(
+                readme.contains(&format!("| `{feature}` |")),
+                "{package}: feature {feature} is not in README.md"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_package_keeps_to_the_lints_of_the_workspace() {
+    let workspace = read("Cargo.toml");
+    let members = workspace
+        .split_once("members = [")
+        .unwrap()
+        .1
+        .split_once(']')
+        .unwrap()
+        .0;
+    for member in members.split('"').skip(1).step_by(2) {
+        let manifest = read(&format!("{member}/Cargo.toml"));
+        assert!(manifest.contains("[lints]\nworkspace = true\n"), "{member}");
+    }
+}
+
+#[test]
+fn the_version_of_libtorch_is_the_same_everywhere() {
+    let version = crate::libtorch::VERSION;
+    assert!(read("README.md").contains(&format!("libtorch {version}")));
+    assert!(
+        read("dalston-engine-sdk/src/torch/libtorch.rs")
+            .contains(&format!("WANTED_VERSION: &str = \"{version}\""))
+    );
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn sources(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+/// String literals that are names of variables we answer for.
+fn variables(code: &str) -> impl Iterator<Item = &str> {
+    code.split('"').filter(|literal| {
+        let shouted = literal
+            .chars()
+            .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+        shouted
+            && !literal.ends_with('_')
+            && [
+                "OTEL_",
+                "DALSTON_",
+                "METRICS_",
+                "LOG_",
+                "RUST_LOG",
+                "INSTANCE_TYPE",
+                "AWS_",
+            ]
+            .iter()
+            .any(|prefix| literal.starts_with(prefix))
+    })
+}
+
+#[test]
+fn literals_are_told_from_code() {
+    let code = r#"env.get("OTEL_ENABLED"); let OTEL_NOT = 1; get("TMPDIR"), "OTEL_A_B", "OTEL_", "Otel_x""#;
+    assert_eq!(variables(code).collect::<Vec<_>>(), ["OTEL_ENABLED", "OTEL_A_B"]);
+}
