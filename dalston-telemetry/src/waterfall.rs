@@ -85,7 +85,7 @@ impl Waterfall {
         self
     }
 
-    /// Show these attributes under each span that has them, in this order. None by default.
+    /// Show these attributes under each span that has a value for them, in this order. None by default.
     pub fn attributes<I>(mut self, keys: I) -> Self
     where
         I: IntoIterator,
@@ -522,7 +522,7 @@ impl Painter<'_> {
             .attributes
             .iter()
             .filter_map(|key| {
-                let value = span.attribute(key)?;
+                let value = span.attribute(key).filter(|value| !value.as_str().is_empty())?;
                 Some(format!("{}={}", printable(key), printable(&value.as_str())))
             })
             .collect();

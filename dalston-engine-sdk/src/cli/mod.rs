@@ -3,6 +3,7 @@
 mod args;
 mod describe;
 mod doctor;
+mod metrics;
 mod output;
 mod progress;
 mod terminal;
@@ -12,6 +13,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use console::Term;
 use dalston_telemetry::{Env, Telemetry, TelemetryBuilder};
@@ -94,15 +96,16 @@ fn examine<E: Engine>(engine: &E, args: &EngineArgs, env: &Env) -> Result<ExitCo
         }
     }
     args.apply(&mut config.options);
-    match telemetry(&info, env).install() {
-        // Ended at once: what is looked at here is not worth a trace.
-        Ok(telemetry) => drop(telemetry),
+    checks.push(doctor::temp_dir(&config.temp_root));
+    match telemetry(&info, env)
+        .shutdown_timeout(COLLECTOR_PATIENCE)
+        .install()
+    {
+        Ok(telemetry) => checks.push(doctor::collector(telemetry)),
         Err(error) => {
-            checks.push(Check::missing("environment", error.to_string()).advice("correct or unset it"))
+            checks.push(Check::missing("environment", error.to_string()).advice("correct or unset it"));
         }
     }
-    checks.push(doctor::temp_dir(&config.temp_root));
-    checks.push(doctor::collector(None));
     let cx = LoadContext::new(config.options);
     // What the engine looks at may be broken in ways that its author did not think of.
     match catch_unwind(AssertUnwindSafe(|| engine.check(&cx))) {
@@ -132,6 +135,9 @@ fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     Failure::of_writing(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
 }
+
+/// How long `doctor` waits for a collector.
+const COLLECTOR_PATIENCE: Duration = Duration::from_secs(2);
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;

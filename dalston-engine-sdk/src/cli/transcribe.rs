@@ -10,14 +10,17 @@ use std::time::{Duration, Instant};
 
 use console::Term;
 use dalston_telemetry::metrics::{Metrics, MetricsSnapshot};
-use dalston_telemetry::opentelemetry::trace::{TraceContextExt, TraceId};
-use dalston_telemetry::tracing::{Instrument, Span, field, info_span};
+use dalston_telemetry::names::attr;
+use dalston_telemetry::opentelemetry::trace::{Status, TraceContextExt, TraceId};
+use dalston_telemetry::tracing::{Instrument, Span, info_span};
 use dalston_telemetry::{Env, SpanCollector, TelemetryHandle, propagate};
 use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
 use tokio::sync::watch;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::args::TranscribeArgs;
+use super::metrics;
 use super::output::{self, Finished};
 use super::progress::Progress;
 use super::terminal::Style;
@@ -205,7 +208,7 @@ impl Session<'_> {
             self.config.clone(),
         );
         async move {
-            let span = info_span!("local.task", file.path = %file.display(), otel.status_code = field::Empty);
+            let span = info_span!("local.task", file.path = %file.display());
             let trace_id = trace_id(&span);
             let work = async {
                 readable(&file)?;
@@ -224,8 +227,8 @@ impl Session<'_> {
                 }
             };
             let result = work.instrument(span.clone()).await;
-            if result.is_err() {
-                span.record("otel.status_code", "ERROR");
+            if let Err(error) = &result {
+                span.set_status(Status::error(error.clone()));
             }
             Ended {
                 index,
@@ -336,7 +339,14 @@ fn failure_line(file: &Path, error: &str) -> String {
 fn print_traces(collector: &SpanCollector, traces: &[TraceId], json: bool, env: &Env) -> Result<(), Failure> {
     // Lines of JSON are for a program, which would not know what to do with a picture.
     let term = if json { Term::stderr() } else { Term::stdout() };
-    let waterfall = Style::of(&term, env).waterfall();
+    let shown = [
+        "file.path",
+        attr::MODEL,
+        attr::LANGUAGE,
+        attr::AUDIO_DURATION_SECONDS,
+        attr::REALTIME_FACTOR,
+    ];
+    let waterfall = Style::of(&term, env).waterfall().attributes(shown);
     for trace_id in traces {
         let picture = waterfall.render(&collector.take_trace(*trace_id));
         write(&format!("{picture}\n"), json)?;
@@ -351,11 +361,10 @@ fn print_traces(collector: &SpanCollector, traces: &[TraceId], json: bool, env: 
 }
 
 fn print_metrics(before: &MetricsSnapshot, after: &MetricsSnapshot, json: bool) -> Result<(), Failure> {
-    let mut text = "metrics that moved\n".to_owned();
-    for change in after.diff(before) {
-        text.push_str(&format!("{change}\n"));
-    }
-    write(&text, json)
+    write(
+        &format!("metrics that moved\n{}", metrics::table(&after.diff(before))),
+        json,
+    )
 }
 
 fn write(text: &str, to_stderr: bool) -> Result<(), Failure> {
