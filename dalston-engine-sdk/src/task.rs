@@ -141,6 +141,15 @@ impl TaskRequest {
         &self.data
     }
 
+    /// What was wrong with the input and did not keep it from being used.
+    pub(crate) fn warnings(&self) -> &[String] {
+        #[cfg(feature = "audio")]
+        if let Some(audio) = &self.audio {
+            return audio.warnings();
+        }
+        &[]
+    }
+
     /// The duration of the input audio in seconds, as far as anyone knows it before the engine starts.
     pub(crate) fn audio_seconds(&self) -> Option<f64> {
         #[cfg(feature = "audio")]

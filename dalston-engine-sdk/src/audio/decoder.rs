@@ -166,7 +166,6 @@ impl Decoder {
         let channels = usize::from(self.format.channels);
         let mut writer = Writer::new(self.samples_in(self.in_memory, channels), &self.temp_dir);
         let mut block = Block::default();
-        let mut mixed = Vec::new();
         let mut resampled = Vec::new();
         let mut stream: Option<Stream> = None;
 
@@ -179,16 +178,17 @@ impl Decoder {
                 }
             };
             stream.check(&block)?;
-            mix(&block, channels, stream.frames, &mut mixed)?;
-            stream.frames += (block.samples.len() / block.channels) as u64;
+            let frames = (block.samples.len() / block.channels) as u64;
+            mix(&mut block, channels, stream.frames)?;
+            stream.frames += frames;
             if stream.duration() > self.max_duration {
                 return Err(AudioErrorKind::TooLong(self.max_duration));
             }
             match &mut stream.resampler {
-                None => writer.push(&mixed).map_err(AudioErrorKind::Spool)?,
+                None => writer.push(&block.samples).map_err(AudioErrorKind::Spool)?,
                 Some(resampler) => {
                     resampled.clear();
-                    resampler.push(&mixed, &mut resampled)?;
+                    resampler.push(&block.samples, &mut resampled)?;
                     writer.push(&resampled).map_err(AudioErrorKind::Spool)?;
                 }
             }

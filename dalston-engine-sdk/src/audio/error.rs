@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{HIGHEST_SAMPLE_RATE, LOWEST_SAMPLE_RATE, MOST_CHANNELS};
+use crate::error::TaskError;
 
 /// Why a file gave no audio: one line that names the file and what is wrong with it.
 ///
@@ -59,6 +60,15 @@ impl AudioError {
             AudioErrorKind::TooLong(_) => "audio_too_long",
             AudioErrorKind::Spool(_) => "audio_spool",
             AudioErrorKind::Cancelled => "cancelled",
+        }
+    }
+
+    /// The error of a task whose input this is.
+    pub(crate) fn into_task_error(self) -> TaskError {
+        match (&self.kind, self.code()) {
+            (AudioErrorKind::Cancelled, _) => TaskError::cancelled(),
+            (_, code) if self.is_permanent() => TaskError::permanent(code, self),
+            (_, code) => TaskError::retryable(code, self),
         }
     }
 

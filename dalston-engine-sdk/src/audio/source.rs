@@ -28,6 +28,8 @@ pub(super) struct Block {
     pub(super) channels: usize,
     /// Interleaved: one sample of every channel, then the next ones.
     pub(super) samples: Vec<f32>,
+    /// Whether the samples come from integers, which can't be anything but numbers from -1 to 1.
+    pub(super) bounded: bool,
 }
 
 /// What a file says about itself.

@@ -83,7 +83,7 @@ mod tests {
         let mut block = Block {
             sample_rate: 16_000,
             channels: 2,
-            samples: Vec::new(),
+            ..Block::default()
         };
         for &length in blocks {
             block.samples = (next..next + length)

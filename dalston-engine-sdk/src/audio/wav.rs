@@ -167,6 +167,7 @@ impl Source for Wav {
         let whole = read - read % frame;
         block.sample_rate = self.format.sample_rate;
         block.channels = self.format.channels;
+        block.bounded = !matches!(self.format.encoding, Encoding::Float32 | Encoding::Float64);
         block.samples.clear();
         convert(
             self.format.encoding,

@@ -13,8 +13,9 @@ use super::Timestamp;
 /// use dalston_engine_sdk::protocol::{TaskEvent, TaskEventKind};
 ///
 /// let event = TaskEvent::new(TaskEventKind::Started, "T", "J", "my-asr", "2026-01-31T12:00:00Z".parse()?);
-/// assert_eq!(event.payload(), r#"{"task_id":"T","job_id":"J","engine_id":"my-asr"}"#);
-/// # Ok::<(), dalston_engine_sdk::protocol::InvalidTimestamp>(())
+/// let payload: serde_json::Value = serde_json::from_str(&event.payload())?;
+/// assert_eq!(payload, serde_json::json!({"task_id": "T", "job_id": "J", "engine_id": "my-asr"}));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]

@@ -301,6 +301,7 @@ fn finish_output<O: StageOutput>(
         defaults.channel = request.channel();
         defaults.model_id = (!info.model.is_unnamed()).then(|| info.model.as_str());
         defaults.duration = info.audio_seconds;
+        defaults.warnings = request.warnings();
         output.fill_in(&defaults);
         let language = output.language().map(str::to_owned);
         let data = output

@@ -565,17 +565,36 @@ async fn decode(
     let (Some(format), Some(input)) = (format, input) else {
         return Ok(request);
     };
-    let (path, temp_dir) = (input.path().to_owned(), temp_dir.to_owned());
+    let path = input.path().to_owned();
+    let decoder = crate::audio::Decoder::new(format)
+        .temp_dir(temp_dir)
+        .name(shown_name(&input.artifact().storage_locator));
+    // A thread can't be stopped from outside. When nobody waits for it any more, this one stops by itself.
+    let wanted = Arc::new(());
+    let still_wanted = Arc::downgrade(&wanted);
     let decoded =
-        tokio::task::spawn_blocking(move || crate::audio::decode_file(&path, format, &temp_dir)).await;
+        tokio::task::spawn_blocking(move || decoder.decode_while(&path, |_| still_wanted.strong_count() > 0))
+            .await;
+    drop(wanted);
     let audio = match decoded {
-        Ok(decoded) => decoded.map_err(|error| TaskError::permanent("invalid_audio", error))?,
+        Ok(decoded) => decoded.map_err(crate::audio::AudioError::into_task_error)?,
         Err(panic) => {
             return Err(TaskError::new(TaskErrorKind::Panic, "panic", panic).context("decoding the audio"));
         }
     };
     request.set_audio(audio);
     Ok(request)
+}
+
+/// The name of an input in an error: its path if it is a file of this machine, else where it came from. Never the copy in
+/// our temporary directory, which means nothing to anyone.
+#[cfg(feature = "audio")]
+fn shown_name(locator: &str) -> String {
+    let path = url::Url::parse(locator)
+        .ok()
+        .filter(|url| url.scheme() == "file")
+        .and_then(|url| url.to_file_path().ok());
+    path.map_or_else(|| locator.to_owned(), |path| path.display().to_string())
 }
 
 /// A language as it may stand in an attribute: short and in lower case.

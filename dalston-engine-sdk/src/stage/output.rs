@@ -84,6 +84,8 @@ pub struct OutputDefaults<'a> {
     pub model_id: Option<&'a str>,
     /// Seconds of audio that the task was given.
     pub duration: Option<f64>,
+    /// What was wrong with the input and did not keep it from being used, for example that a file is cut off.
+    pub warnings: &'a [String],
 }
 
 impl<'a> OutputDefaults<'a> {
@@ -92,9 +94,7 @@ impl<'a> OutputDefaults<'a> {
     pub fn new(engine_id: &'a str) -> Self {
         Self {
             engine_id,
-            channel: None,
-            model_id: None,
-            duration: None,
+            ..Self::default()
         }
     }
 }

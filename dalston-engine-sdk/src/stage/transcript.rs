@@ -12,7 +12,8 @@ use super::{Metadata, OutputDefaults, StageOutput, ValidationError};
 /// [`validate`](StageOutput::validate)); what is wrong fails the task with the path of the field, because the platform would
 /// refuse the whole transcript.
 ///
-/// The runner fills in what it knows and you did not say: `engine_id`, `channel`, `duration` and `model_id` in the metadata.
+/// The runner fills in what it knows and you did not say: `engine_id`, `channel`, `duration`, `model_id` in the metadata, and
+/// warnings about the recording.
 ///
 /// ```
 /// use dalston_engine_sdk::stage::{Segment, StageOutput, Transcript, Word};
@@ -199,6 +200,11 @@ impl StageOutput for Transcript {
         }
         self.channel = self.channel.or(defaults.channel);
         self.duration = self.duration.or(defaults.duration);
+        for warning in defaults.warnings {
+            if !self.warnings.contains(warning) {
+                self.warnings.push(warning.clone());
+            }
+        }
         if let Some(model_id) = defaults.model_id
             && self.metadata.get("model_id").is_none()
         {

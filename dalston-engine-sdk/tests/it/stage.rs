@@ -209,11 +209,13 @@ fn full_transcript() -> Transcript {
         .duration(0.96)
         .alignment_method(AlignmentMethod::Attention)
         .warning("quiet recording");
+    let warnings = ["the file is cut off".to_owned(), "quiet recording".to_owned()];
     transcript.fill_in(&{
         let mut defaults = OutputDefaults::new("faster-whisper");
         defaults.channel = Some(0);
         defaults.duration = Some(1.0);
         defaults.model_id = Some("tiny");
+        defaults.warnings = &warnings;
         defaults
     });
     transcript
@@ -254,7 +256,7 @@ fn a_transcript_is_written_key_by_key_as_the_document_says() {
         "alignment_method": "attention",
         "engine_id": "faster-whisper",
         "channel": 0,
-        "warnings": ["quiet recording"],
+        "warnings": ["quiet recording", "the file is cut off"],
         "metadata": {"model_id": "tiny"},
     });
     assert_eq!(full_transcript().into_data(), Ok(expected));

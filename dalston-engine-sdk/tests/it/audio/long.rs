@@ -49,14 +49,16 @@ fn silence_between_sounds_survives_the_temporary_file() {
     assert_eq!(samples(&audio), expected);
 }
 
-/// Ten hours of silence: 1.15 GB of WAV that take no room on the disk, and 2.3 GB of samples.
+/// Ten hours of silence, which take no room on the disk: 290 MB of WAV and 580 MB of samples at 4 kHz, a rate at which the
+/// test takes seconds also without optimisation.
 #[cfg(target_os = "linux")]
 #[test]
 fn ten_hours_of_silence_need_little_memory_and_little_room() {
+    const RATE: u32 = 4_000;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("night.wav");
-    let frames = 10 * 3600 * 16_000_u32;
-    let mut wav = WavFile::pcm16(16_000, 1, &[]);
+    let frames = 10 * 3600 * RATE;
+    let mut wav = WavFile::pcm16(RATE, 1, &[]);
     wav.declared = Some(frames * 2);
     let mut file = std::fs::File::create(&path).unwrap();
     file.write_all(&wav.header()).unwrap();
@@ -64,7 +66,7 @@ fn ten_hours_of_silence_need_little_memory_and_little_room() {
 
     let before = resident_bytes();
     let mut most = before;
-    let decoder = Decoder::new(AudioFormat::MONO_16K).temp_dir(folder.path());
+    let decoder = Decoder::new(AudioFormat::new(RATE, 1)).temp_dir(folder.path());
     let audio = decoder
         .decode_while(&path, |_| {
             most = most.max(resident_bytes());
@@ -72,11 +74,11 @@ fn ten_hours_of_silence_need_little_memory_and_little_room() {
         })
         .unwrap();
     assert_eq!(audio.duration(), Duration::from_secs(36_000));
-    let last = audio.read(audio.len() - 16_000..).unwrap();
+    let last = audio.read(audio.len() - 4_000..).unwrap();
     assert!(last.iter().all(|sample| *sample == 0.0));
-    // Ten minutes in memory before the file takes over are 38 MB. Other tests run beside this one.
+    // Ten minutes in memory before the file takes over are 10 MB. Other tests run beside this one.
     let grown = most.saturating_sub(before);
-    assert!(grown < 400 << 20, "{} MiB more than before", grown >> 20);
+    assert!(grown < 200 << 20, "{} MiB more than before", grown >> 20);
 }
 
 #[cfg(target_os = "linux")]
