@@ -107,17 +107,7 @@ impl Whisper {
     /// The features have another shape than the model's, or libtorch failed.
     pub fn window(&mut self, features: &Tensor) -> Result<Window<'_>, Error> {
         let _no_grad = tch::no_grad_guard();
-        let expected = [
-            1,
-            self.config.model.num_mel_bins,
-            self.config.features.window_frames() as i64,
-        ];
-        if features.size() != expected {
-            let problem = format!("features have shape {:?}, expected {expected:?}", features.size());
-            return Err(TchError::Shape(problem).into());
-        }
-        let encoded = self.encoder.forward(features)?;
-        self.decoder.set_window(&encoded, &mut self.cache)?;
+        let encoded = self.encode(features)?;
         Ok(Window {
             whisper: self,
             encoded,
@@ -148,6 +138,16 @@ impl Window<'_> {
     /// The encoder's output: 1 × positions × width.
     pub fn encoded(&self) -> &Tensor {
         &self.encoded
+    }
+
+    /// Encodes other features into this window.
+    ///
+    /// # Errors
+    /// The features have another shape than the model's, or libtorch failed.
+    pub fn replace(&mut self, features: &Tensor) -> Result<(), Error> {
+        let _no_grad = tch::no_grad_guard();
+        self.encoded = self.whisper.encode(features)?;
+        Ok(())
     }
 
     /// The logits at every position of `ids`, unfiltered: `ids.len()` × vocabulary, float32.
@@ -267,6 +267,21 @@ fn no_speech(row: &Tensor, vocabulary: &Vocabulary) -> Result<Option<Tensor>, Tc
 }
 
 impl Whisper {
+    fn encode(&mut self, features: &Tensor) -> Result<Tensor, TchError> {
+        let expected = [
+            1,
+            self.config.model.num_mel_bins,
+            self.config.features.window_frames() as i64,
+        ];
+        if features.size() != expected {
+            let problem = format!("features have shape {:?}, expected {expected:?}", features.size());
+            return Err(TchError::Shape(problem));
+        }
+        let encoded = self.encoder.forward(features)?;
+        self.decoder.set_window(&encoded, &mut self.cache)?;
+        Ok(encoded)
+    }
+
     /// Waits for the device, so that a span around its work measures that work.
     pub(crate) fn synchronize(&self) {
         if let Device::Cuda(index) = self.placement.device {

@@ -2,5 +2,10 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod bad_models;
 mod goldens;
+mod made_up;
+mod made_up_models;
+mod rules;
+mod seeking;
 mod support;

@@ -27,6 +27,8 @@ pub(crate) fn nano() -> MutexGuard<'static, Whisper> {
 }
 
 pub(crate) fn load(placement: Placement) -> Whisper {
+    // Several tests run at a time, and a second thread slows models of this size down anyway.
+    tch::set_num_threads(1);
     Whisper::load(&model_dir(), placement).unwrap()
 }
 

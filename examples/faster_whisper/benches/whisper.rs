@@ -1,0 +1,259 @@
+//! Seconds per encoder pass and per decoded token, beside transformers where it is installed.
+//!
+//! ```text
+//! cargo bench -p faster_whisper --bench whisper -- [--threads N] [--rounds N] [--tokens N] [--shapes nano,base,small]
+//!     [--device cpu|cuda] [--precision float32|float16|bfloat16] [--peer PYTHON]
+//! ```
+//!
+//! `--peer` names a Python with torch 2.11.0 and transformers 5.23.0. It is measured in the same run, with the same shape and
+//! number of threads, round by round in turn with ours, so that whatever else the machine does hits both. Medians are reported.
+//!
+//! A token costs one step of the decoder, the output projection, the suppression rules and the choice; the prompt is not
+//! counted. Shapes other than `nano` have random weights.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
+
+#[allow(dead_code, unreachable_pub)]
+#[path = "../tests/it/made_up.rs"]
+mod made_up;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use faster_whisper::{Placement, RuleOptions, Rules, Sampling, Task, Whisper};
+use made_up::Shape;
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+
+/// Threads of libtorch's pool spin for a while after work; the other side must not be measured meanwhile.
+const PAUSE: Duration = Duration::from_millis(300);
+
+struct Arguments {
+    threads: i32,
+    rounds: usize,
+    tokens: usize,
+    shapes: Vec<String>,
+    placement: Placement,
+    peer: Option<PathBuf>,
+}
+
+fn main() {
+    let arguments = parse();
+    tch::set_num_threads(arguments.threads);
+    let mut peer = arguments
+        .peer
+        .as_deref()
+        .map(|python| Peer::start(python, arguments.threads));
+    println!(
+        "{:?}, {} thread(s), medians of {} rounds, {} tokens each",
+        arguments.placement, arguments.threads, arguments.rounds, arguments.tokens
+    );
+    for name in &arguments.shapes {
+        measure(name, &arguments, peer.as_mut());
+    }
+}
+
+fn measure(name: &str, arguments: &Arguments, mut peer: Option<&mut Peer>) {
+    let scratch = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dir = match name {
+        "nano" => root.join("models/whisper-nano-digits"),
+        other => {
+            let mut shape = match other {
+                "tiny" => Shape::published(384, 4),
+                "base" => Shape::published(512, 6),
+                "small" => Shape::published(768, 12),
+                "medium" => Shape::published(1024, 24),
+                _ => panic!("unknown shape {other}: nano, tiny, base, small or medium"),
+            };
+            shape.kind = Kind::Half;
+            shape.write(scratch.path());
+            scratch.path().to_owned()
+        }
+    };
+    let mut whisper = Whisper::load(&dir, arguments.placement).unwrap();
+    let config: Value =
+        serde_json::from_str(&std::fs::read_to_string(dir.join("config.json")).unwrap()).unwrap();
+    if let Some(peer) = peer.as_mut() {
+        let mut config = config.clone();
+        config["num_hidden_layers"] = config["encoder_layers"].clone();
+        let versions = peer.ask(&json!({ "config": config }));
+        println!("{name}: peer is {versions}");
+    }
+    drop(scratch);
+
+    let (mut encode, mut decode) = (Vec::new(), Vec::new());
+    let (mut peer_encode, mut peer_decode) = (Vec::new(), Vec::new());
+    for round in 0..=arguments.rounds {
+        let (encoder, token) = ours(&mut whisper, arguments.tokens);
+        std::thread::sleep(PAUSE);
+        let theirs = peer.as_mut().map(|peer| {
+            (
+                peer.seconds(&json!({ "encode": true })),
+                peer.seconds(&json!({ "decode": arguments.tokens })),
+            )
+        });
+        std::thread::sleep(PAUSE);
+        if round == 0 {
+            continue; // to warm up
+        }
+        encode.push(encoder);
+        decode.push(token);
+        if let Some((encoder, token)) = theirs {
+            peer_encode.push(encoder);
+            peer_decode.push(token);
+        }
+    }
+    let (encoder, token) = (median(encode), median(decode));
+    println!("{name}: encoder {encoder:.4} s, token {:.3} ms", token * 1e3);
+    if !peer_encode.is_empty() {
+        let (peer_encoder, peer_token) = (median(peer_encode), median(peer_decode));
+        println!(
+            "{name}: transformers sdpa float32: encoder {peer_encoder:.4} s, token {:.3} ms; ours / theirs: {:.2}, {:.2}",
+            peer_token * 1e3,
+            encoder / peer_encoder,
+            token / peer_token
+        );
+    }
+}
+
+/// Seconds of an encoder pass, and of a token.
+fn ours(whisper: &mut Whisper, tokens: usize) -> (f64, f64) {
+    let placement = whisper.placement();
+    let config = &whisper.config().model;
+    let mel = Tensor::randn(
+        [1, config.num_mel_bins, 2 * config.max_source_positions],
+        (Kind::Float, placement.device),
+    );
+    let vocabulary = whisper.vocabulary();
+    // Never ending is the only way to know how many tokens there will be.
+    let options = RuleOptions {
+        suppress: vec![vocabulary.end_of_text()],
+        ..RuleOptions::default()
+    };
+    let rules = Rules::new(vocabulary, &options, placement.device).unwrap();
+    let language = vocabulary.languages()[0].clone();
+    let prompt = vocabulary
+        .prompt(&language, Task::Transcribe, false, &[], 0)
+        .unwrap();
+
+    let mut window = whisper.window(&mel).unwrap();
+    settle(placement);
+    let start = Instant::now();
+    window.replace(&mel).unwrap();
+    settle(placement);
+    let encoder = start.elapsed().as_secs_f64();
+
+    let mut run = |most: usize| {
+        let start = Instant::now();
+        window
+            .decode(
+                &prompt,
+                &rules,
+                Sampling {
+                    temperature: 0.0,
+                    most,
+                },
+                &mut || true,
+            )
+            .unwrap();
+        start.elapsed().as_secs_f64()
+    };
+    let (few, many) = (run(1), run(tokens + 1));
+    (encoder, (many - few) / tokens as f64)
+}
+
+fn settle(placement: Placement) {
+    if let Device::Cuda(index) = placement.device {
+        tch::Cuda::synchronize(index as i64);
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+struct Peer {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    fn start(python: &Path, threads: i32) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peer_transformers.py");
+        let mut child = Command::new(python)
+            .arg(script)
+            .arg(threads.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the peer's Python starts");
+        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        Self {
+            child,
+            input,
+            output: BufReader::new(output),
+        }
+    }
+
+    fn ask(&mut self, request: &Value) -> Value {
+        writeln!(self.input, "{request}").unwrap();
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).expect("the peer answers; its own message stands above")
+    }
+
+    fn seconds(&mut self, request: &Value) -> f64 {
+        self.ask(request)["seconds"].as_f64().unwrap()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn parse() -> Arguments {
+    let mut arguments = Arguments {
+        threads: std::thread::available_parallelism().map_or(1, |n| n.get() as i32),
+        rounds: 7,
+        tokens: 64,
+        shapes: ["nano", "base", "small"].map(str::to_owned).to_vec(),
+        placement: Placement::CPU,
+        peer: None,
+    };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().unwrap_or_else(|| panic!("{word} needs a value"));
+        match word.as_str() {
+            "--bench" => {} // cargo says so to every benchmark
+            "--threads" => arguments.threads = value().parse().expect("a number of threads"),
+            "--rounds" => arguments.rounds = value().parse().expect("a number of rounds"),
+            "--tokens" => arguments.tokens = value().parse().expect("a number of tokens"),
+            "--shapes" => arguments.shapes = value().split(',').map(str::to_owned).collect(),
+            "--peer" => arguments.peer = Some(PathBuf::from(value())),
+            "--device" => {
+                arguments.placement.device = match value().as_str() {
+                    "cpu" => Device::Cpu,
+                    _ => Device::Cuda(0),
+                }
+            }
+            "--precision" => {
+                arguments.placement.kind = match value().as_str() {
+                    "float32" => Kind::Float,
+                    "float16" => Kind::Half,
+                    "bfloat16" => Kind::BFloat16,
+                    other => panic!("unknown precision {other}"),
+                }
+            }
+            other => panic!("unknown argument {other}"),
+        }
+    }
+    arguments
+}

@@ -1,0 +1,299 @@
+//! Models that nobody ships: other ids, other bins, shards, low-precision files, old and English-only directories.
+
+use std::fs;
+use std::path::Path;
+
+use faster_whisper::{Error, Options, Placement, RuleOptions, Rules, Sampling, Task, Whisper};
+use serde_json::Value;
+use tch::{Kind, Tensor};
+use tempfile::TempDir;
+
+use crate::made_up::Shape;
+use crate::support::{distance, samples};
+
+#[test]
+fn shards_in_bfloat16_load_as_one_file_does() {
+    let single = Shape {
+        bins: 128,
+        kind: Kind::BFloat16,
+        heads: 4,
+        ..Shape::tiny()
+    };
+    let sharded = Shape {
+        shards: 3,
+        ..single.clone()
+    };
+    let wide = Shape {
+        kind: Kind::Float,
+        ..single.clone()
+    };
+    let logits = |shape: &Shape| {
+        let (_dir, mut whisper) = load(shape);
+        assert_eq!(whisper.config().model.num_mel_bins, 128);
+        let mel = whisper.features(&samples("en_three.wav")).unwrap();
+        whisper
+            .window(&mel)
+            .unwrap()
+            .logits(&[shape.end_of_text() + 1, 65, 66, 67])
+            .unwrap()
+    };
+    let (one, three, float) = (logits(&single), logits(&sharded), logits(&wide));
+    assert_eq!(distance(&one, &three), 0.0);
+    let rounding = distance(&one, &float);
+    assert!(rounding > 0.0 && rounding < 0.1, "{rounding}");
+}
+
+#[test]
+fn decoding_with_the_cache_agrees_with_decoding_without() {
+    let shape = Shape {
+        seed: 5,
+        ..Shape::tiny()
+    };
+    let (_dir, mut whisper) = load(&shape);
+    let mel = whisper.features(&samples("en_eight.wav")).unwrap();
+    for (timestamps, previous) in [(false, 0), (true, 0), (true, 100)] {
+        let generation = whisper.config().generation.clone();
+        let options = RuleOptions {
+            // Without an end of text it goes on to the limit.
+            suppress: vec![7, 8, shape.end_of_text()],
+            suppress_first: generation.begin_suppress_tokens.unwrap(),
+            timestamps,
+            max_initial_timestamp: generation.max_initial_timestamp_index,
+        };
+        let rules = Rules::new(whisper.vocabulary(), &options, whisper.placement().device).unwrap();
+        let earlier: Vec<i64> = (0..previous).collect();
+        let prompt = whisper
+            .vocabulary()
+            .prompt("fo", Task::Translate, timestamps, &earlier, 223)
+            .unwrap();
+        let mut window = whisper.window(&mel).unwrap();
+        let sampling = Sampling {
+            temperature: 0.0,
+            most: 30,
+        };
+        let found = window.decode(&prompt, &rules, sampling, &mut || true).unwrap();
+        assert_eq!((found.ids.len(), found.ended), (30, false));
+
+        let all = [prompt.ids.as_slice(), &found.ids].concat();
+        let rows = window.logits(&all).unwrap();
+        let mut sum = 0.0;
+        for (step, &id) in found.ids.iter().enumerate() {
+            let row = rows.narrow(0, (prompt.ids.len() + step) as i64 - 1, 1);
+            let row = rules
+                .apply(&row, &found.ids[..step])
+                .unwrap()
+                .log_softmax(-1, Kind::Double);
+            let best = row.max().double_value(&[]);
+            let chosen = row.double_value(&[0, id]);
+            assert!(
+                best - chosen < 1e-4,
+                "step {step}: token {id} is not the likeliest"
+            );
+            sum += chosen;
+        }
+        assert!((found.avg_logprob - sum / 31.0).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn a_prompt_keeps_the_last_223_tokens_of_what_came_before() {
+    let (_dir, mut whisper) = load(&Shape::tiny());
+    assert_eq!(
+        (whisper.most_previous_tokens(), whisper.most_sampled_tokens()),
+        (223, 224)
+    );
+    let previous: Vec<i64> = (0..300).collect();
+    let prompt = whisper
+        .vocabulary()
+        .prompt("cy", Task::Transcribe, true, &previous, 223)
+        .unwrap();
+    assert_eq!(prompt.ids.len(), 1 + 223 + 3);
+    assert_eq!(prompt.ids[1..224], previous[77..]);
+    assert_eq!(
+        (prompt.start, prompt.ids[prompt.start]),
+        (224, whisper.vocabulary().start_of_transcript())
+    );
+
+    let mut options = Options::default();
+    options.language = Some("cy".to_owned());
+    options.initial_prompt = Some("word ".repeat(500));
+    whisper
+        .transcribe(&samples("en_one.wav")[..], &options, &mut ())
+        .unwrap();
+}
+
+#[test]
+fn an_untrained_model_comes_to_an_end_on_any_recording() {
+    for seed in 0..4 {
+        // Large weights make strong opinions about nothing.
+        let shape = Shape {
+            seed,
+            scale: 2.0,
+            ..Shape::tiny()
+        };
+        let (_dir, mut whisper) = load(&shape);
+        let recording = samples("en_long_75s.wav");
+        let found = whisper
+            .transcribe(&recording[..], &Options::default(), &mut ())
+            .unwrap();
+        assert!(found.windows <= 100, "{} windows for 75 s", found.windows);
+        for segment in &found.segments {
+            assert!(segment.start < segment.end, "{segment:?}");
+            assert!(segment.avg_logprob.is_finite());
+        }
+    }
+}
+
+#[test]
+fn the_no_speech_token_may_have_its_old_name() {
+    let (_dir, whisper) = load(&Shape {
+        no_speech: "<|nocaptions|>",
+        ..Shape::tiny()
+    });
+    assert_eq!(
+        whisper.vocabulary().no_speech(),
+        Some(whisper.vocabulary().no_timestamps() - 1)
+    );
+}
+
+#[test]
+fn an_english_only_model_needs_no_language_and_translates_nothing() {
+    let shape = Shape {
+        languages: vec![],
+        ..Shape::tiny()
+    };
+    let dir = TempDir::new().unwrap();
+    shape.write(dir.path());
+    edit(dir.path(), "generation_config.json", |config| {
+        config["is_multilingual"] = false.into();
+        config
+            .as_object_mut()
+            .unwrap()
+            .retain(|key, _| key != "lang_to_id" && key != "task_to_id");
+    });
+    let mut whisper = Whisper::load(dir.path(), Placement::CPU).unwrap();
+    let vocabulary = whisper.vocabulary();
+    let prompt = vocabulary.prompt("en", Task::Transcribe, false, &[], 0).unwrap();
+    assert_eq!(
+        prompt.ids,
+        [vocabulary.start_of_transcript(), vocabulary.no_timestamps()]
+    );
+
+    let found = whisper
+        .transcribe(&samples("en_one.wav")[..], &Options::default(), &mut ())
+        .unwrap();
+    assert_eq!(
+        (found.language.as_deref(), found.language_probability),
+        (Some("en"), None)
+    );
+
+    let mut options = Options::default();
+    options.task = Task::Translate;
+    let error = whisper
+        .transcribe(&samples("en_one.wav")[..], &options, &mut ())
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "this model cannot translate: it knows \"en\" only"
+    );
+    let mut options = Options::default();
+    options.language = Some("fo".to_owned());
+    let error = whisper
+        .transcribe(&samples("en_one.wav")[..], &options, &mut ())
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "language \"fo\" is not one of this model's: expected en"
+    );
+}
+
+#[test]
+fn an_old_directory_without_generation_config_takes_its_ids_from_the_tokenizer() {
+    let shape = Shape::tiny();
+    let (reference_dir, reference) = load(&shape);
+    let dir = TempDir::new().unwrap();
+    shape.write(dir.path());
+    fs::remove_file(dir.path().join("generation_config.json")).unwrap();
+    edit(dir.path(), "config.json", |config| {
+        config["forced_decoder_ids"] = serde_json::json!([[1, null], [2, 305], [3, 309]]);
+        config["suppress_tokens"] = serde_json::json!([7, 8]);
+    });
+    let whisper = Whisper::load(dir.path(), Placement::CPU).unwrap();
+    let ids = |whisper: &Whisper| {
+        let vocabulary = whisper.vocabulary();
+        let prompt = vocabulary
+            .prompt("yi", Task::Translate, false, &[3], 223)
+            .unwrap();
+        (
+            prompt,
+            vocabulary.languages(),
+            vocabulary.first_timestamp(),
+            vocabulary.no_speech(),
+        )
+    };
+    assert_eq!(ids(&whisper), ids(&reference));
+    assert_eq!(whisper.config().generation.suppress_tokens, Some(vec![7, 8]));
+    drop(reference_dir);
+}
+
+#[test]
+fn an_output_projection_of_its_own_is_used_where_the_configuration_says_so() {
+    let shape = Shape::tiny();
+    let (tied_dir, mut tied) = load(&shape);
+    let path = tied_dir.path().join("model.safetensors");
+    let mut tensors = Tensor::read_safetensors(&path).unwrap();
+    let embedding = tensors
+        .iter()
+        .find(|(name, _)| name.ends_with("embed_tokens.weight"))
+        .unwrap();
+    let doubled = &embedding.1 * 2.0;
+    tensors.push(("proj_out.weight".to_owned(), doubled));
+    let dir = TempDir::new().unwrap();
+    shape.write(dir.path());
+    Tensor::write_safetensors(&tensors, dir.path().join("model.safetensors")).unwrap();
+    edit(dir.path(), "config.json", |config| {
+        config["tie_word_embeddings"] = false.into()
+    });
+    let mut untied = Whisper::load(dir.path(), Placement::CPU).unwrap();
+
+    let logits = |whisper: &mut Whisper| {
+        let mel = whisper.features(&samples("en_one.wav")).unwrap();
+        whisper.window(&mel).unwrap().logits(&[1, 2]).unwrap()
+    };
+    assert!(distance(&(logits(&mut tied) * 2.0), &logits(&mut untied)) < 1e-4);
+}
+
+#[test]
+fn features_of_another_shape_and_tokens_that_do_not_exist_are_refused() {
+    let (_dir, mut whisper) = load(&Shape::tiny());
+    let wrong = Tensor::zeros([1, 80, 100], (Kind::Float, tch::Device::Cpu));
+    assert!(
+        whisper
+            .window(&wrong)
+            .unwrap_err()
+            .to_string()
+            .contains("[1, 80, 100], expected [1, 80, 3000]")
+    );
+    let mel = whisper.features(&[]).unwrap();
+    let mut window = whisper.window(&mel).unwrap();
+    for ids in [vec![], vec![-1], vec![1 << 40], vec![0; 449]] {
+        assert!(
+            matches!(window.logits(&ids).unwrap_err(), Error::Torch(_)),
+            "{ids:?}"
+        );
+    }
+}
+
+fn load(shape: &Shape) -> (TempDir, Whisper) {
+    let dir = TempDir::new().unwrap();
+    shape.write(dir.path());
+    let whisper = Whisper::load(dir.path(), Placement::CPU).unwrap();
+    (dir, whisper)
+}
+
+pub(crate) fn edit(dir: &Path, file: &str, change: impl FnOnce(&mut Value)) {
+    let path = dir.join(file);
+    let mut value: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
