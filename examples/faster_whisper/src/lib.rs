@@ -11,6 +11,7 @@
 
 pub mod config;
 pub mod decode;
+mod engine;
 mod error;
 mod features;
 mod model;
@@ -23,6 +24,7 @@ pub use decode::compression_ratio;
 pub use decode::greedy::{Hypothesis, Sampling};
 pub use decode::rules::{RuleOptions, Rules};
 pub use decode::seek::{Observer, Options, Samples, Segment, Transcription};
+pub use engine::FasterWhisper;
 pub use error::{Error, LoadError};
 pub use model::Placement;
 pub use tokenizer::{Prompt, Task, Vocabulary};

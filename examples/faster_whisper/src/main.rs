@@ -1,3 +1,7 @@
-//! Whisper as a Dalston engine.
+//! Whisper as a Dalston engine: `transcribe FILE…`, `describe`, `doctor`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dalston_engine_sdk::main(faster_whisper::FasterWhisper)
+}

@@ -35,6 +35,8 @@ pub struct Vocabulary {
     start_of_previous: Option<i64>,
     /// Control tokens that are never part of a transcript.
     control: Vec<i64>,
+    /// What the model's files say is never sampled.
+    suppressed: Option<Vec<i64>>,
 }
 
 impl Vocabulary {
@@ -139,6 +141,7 @@ impl Vocabulary {
             no_speech,
             start_of_previous,
             control: control.into_iter().flatten().collect(),
+            suppressed: generation.suppress_tokens.clone(),
             tokenizer,
         };
         this.check().map_err(|problem| LoadError::Invalid {
@@ -325,6 +328,13 @@ impl Vocabulary {
     #[must_use]
     pub fn no_speech(&self) -> Option<i64> {
         self.no_speech
+    }
+
+    /// The tokens that are never sampled unless somebody says otherwise: those of the model's files, or else the control
+    /// tokens.
+    #[must_use]
+    pub fn usually_suppressed(&self) -> &[i64] {
+        self.suppressed.as_ref().unwrap_or(&self.control)
     }
 
     /// Control tokens that never belong into a transcript.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, Metadata};
@@ -28,6 +29,8 @@ pub(crate) struct Weights {
     /// `model.` in most directories, empty where only the inner model was saved.
     prefix: &'static str,
     placement: Placement,
+    /// Only look whether everything is there: tensors come without their values.
+    without_values: bool,
 }
 
 impl Weights {
@@ -87,7 +90,20 @@ impl Weights {
             place,
             prefix,
             placement,
+            without_values: false,
         })
+    }
+
+    /// From here on reads no values: tensors of the right shape come back full of zeros, and take no memory.
+    pub(crate) fn without_values(mut self) -> Self {
+        self.without_values = true;
+        self
+    }
+
+    /// The bytes of all tensors, and the number of files that hold them.
+    pub(crate) fn extent(&self) -> (usize, usize) {
+        let bytes = self.shards.iter().map(|shard| shard.metadata.data_len());
+        (bytes.sum(), self.shards.len())
     }
 
     /// Reads one tensor of the model (named without the leading `model.`), in the placement's precision and on its device.
@@ -123,7 +139,12 @@ impl Weights {
                 name,
             });
         };
-        let tensor = shard.read(name, shape)?;
+        if self.without_values {
+            shard.check(&name, shape)?;
+            let zero = Tensor::f_zeros([1], (self.placement.kind, self.placement.device))?;
+            return Ok(zero.f_expand(shape, false)?);
+        }
+        let tensor = shard.read(&name, shape)?;
         Ok(tensor
             .f_to_device(self.placement.device)?
             .f_to_kind(self.placement.kind)?)
@@ -190,12 +211,24 @@ impl Shard {
         })
     }
 
-    fn read(&self, name: String, shape: &[i64]) -> Result<Tensor, LoadError> {
-        let Some(info) = self.metadata.info(&name) else {
-            return Err(LoadError::MissingTensor {
+    fn read(&self, name: &str, shape: &[i64]) -> Result<Tensor, LoadError> {
+        let (kind, bytes) = self.check(name, shape)?;
+        let mut data = vec![0; bytes.len()];
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(self.start + bytes.start as u64))
+            .and_then(|_| file.read_exact(&mut data))
+            .map_err(|source| LoadError::Read {
                 path: self.path.clone(),
-                name,
-            });
+                source,
+            })?;
+        Ok(Tensor::f_from_data_size(&data, shape, kind)?)
+    }
+
+    /// The element type of a tensor and where its bytes lie, if it is what is expected.
+    fn check(&self, name: &str, shape: &[i64]) -> Result<(Kind, Range<usize>), LoadError> {
+        let (path, name) = (self.path.clone(), name.to_owned());
+        let Some(info) = self.metadata.info(&name) else {
+            return Err(LoadError::MissingTensor { path, name });
         };
         let kind = match info.dtype {
             Dtype::F32 => Kind::Float,
@@ -203,35 +236,25 @@ impl Shard {
             Dtype::BF16 => Kind::BFloat16,
             Dtype::F64 => Kind::Double,
             other => {
-                let dtype = format!("{other:?}");
                 return Err(LoadError::UnsupportedDtype {
-                    path: self.path.clone(),
+                    path,
                     name,
-                    dtype,
+                    dtype: format!("{other:?}"),
                 });
             }
         };
         let found: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
         if found != shape {
-            let (path, expected) = (self.path.clone(), shape.to_vec());
             return Err(LoadError::WrongShape {
                 path,
                 name,
-                expected,
+                expected: shape.to_vec(),
                 found,
             });
         }
         // The metadata was validated on opening: this many bytes are exactly what the shape needs.
         let (begin, end) = info.data_offsets;
-        let mut bytes = vec![0; end - begin];
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(self.start + begin as u64))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|source| LoadError::Read {
-                path: self.path.clone(),
-                source,
-            })?;
-        Ok(Tensor::f_from_data_size(&bytes, shape, kind)?)
+        Ok((kind, begin..end))
     }
 }
 

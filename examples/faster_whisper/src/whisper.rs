@@ -74,6 +74,35 @@ impl Whisper {
         })
     }
 
+    /// Checks all files of the model in `dir` without reading a weight, and says in a line what it is.
+    ///
+    /// # Errors
+    /// What [`load`](Self::load) would say, except where the values of weights are at fault.
+    pub fn inspect(dir: &Path) -> Result<String, LoadError> {
+        let _no_grad = tch::no_grad_guard();
+        let config = Config::load(dir)?;
+        let vocabulary = Vocabulary::load(dir, &config)?;
+        // In float16 because nothing is rearranged then.
+        let placement = Placement {
+            device: Device::Cpu,
+            kind: Kind::Half,
+        };
+        let weights = Weights::open(dir, placement)?.without_values();
+        Encoder::load(&weights, &config.model)?;
+        Decoder::load(&weights, &config.model)?;
+        let (bytes, files) = weights.extent();
+        let model = &config.model;
+        Ok(format!(
+            "{} + {} layers of width {}, {} mel bins, {} language(s), {:.1} MB of weights in {files} file(s)",
+            model.encoder_layers,
+            model.decoder_layers,
+            model.d_model,
+            model.num_mel_bins,
+            vocabulary.languages().len(),
+            bytes as f64 / 1e6,
+        ))
+    }
+
     /// What the model's JSON files say.
     #[must_use]
     pub fn config(&self) -> &Config {

@@ -29,6 +29,8 @@ pub struct Options {
     pub timestamps: bool,
     /// Text that might have come before the recording: spelling, names, style. Only the first window sees it.
     pub initial_prompt: Option<String>,
+    /// Words to expect: every window sees them, before any earlier text. They take at most half of the prompt.
+    pub hotwords: Option<String>,
     /// Whether each window's prompt is the text before it. More consistent, but errors live on. Default: no.
     pub condition_on_previous_text: bool,
     /// Token ids that are never sampled; `None` (the default) is what the model's files say.
@@ -52,6 +54,7 @@ impl Default for Options {
             task: Task::Transcribe,
             timestamps: true,
             initial_prompt: None,
+            hotwords: None,
             condition_on_previous_text: false,
             suppress_tokens: None,
             suppress_blank: true,
@@ -183,6 +186,8 @@ struct Seeker<'a> {
     rules: Rules,
     language: Option<String>,
     language_probability: Option<f64>,
+    /// What every prompt begins with.
+    hotwords: Vec<i64>,
     /// Text tokens that the next prompt may use.
     previous: Vec<i64>,
     segments: Vec<Segment>,
@@ -212,15 +217,14 @@ impl<'a> Seeker<'a> {
             .or_else(|| vocabulary.languages().into_iter().next())
             .unwrap_or_default();
         vocabulary.prompt(&any, options.task, options.timestamps, &[], 0)?;
-        let mut previous = Vec::new();
-        if let Some(prompt) = options
-            .initial_prompt
-            .as_deref()
-            .map(str::trim)
-            .filter(|text| !text.is_empty())
-        {
-            previous = vocabulary.encode(&format!(" {prompt}"))?;
-        }
+        let tokens = |text: &Option<String>| match text.as_deref().map(str::trim) {
+            // As in the middle of a text, where words begin with a blank.
+            Some(text) if !text.is_empty() => vocabulary.encode(&format!(" {text}")),
+            _ => Ok(Vec::new()),
+        };
+        let previous = tokens(&options.initial_prompt)?;
+        let mut hotwords = tokens(&options.hotwords)?;
+        hotwords.truncate(whisper.most_previous_tokens() / 2);
         let rules = Rules::new(
             vocabulary,
             &rule_options(whisper, options),
@@ -232,6 +236,7 @@ impl<'a> Seeker<'a> {
             rules,
             language,
             language_probability: None,
+            hotwords,
             previous,
             segments: Vec::new(),
             windows: 0,
@@ -356,11 +361,19 @@ impl<'a> Seeker<'a> {
             }
         }
         let language = self.language.as_deref().unwrap_or_default();
+        let room = most_previous - self.hotwords.len();
+        let skipped = self.previous.len().saturating_sub(room);
+        let context: Vec<i64> = self
+            .hotwords
+            .iter()
+            .chain(self.previous.iter().skip(skipped))
+            .copied()
+            .collect();
         let prompt = window.whisper().vocabulary().prompt(
             language,
             self.options.task,
             self.options.timestamps,
-            &self.previous,
+            &context,
             most_previous,
         )?;
 
@@ -505,11 +518,10 @@ impl<'a> Seeker<'a> {
 fn rule_options(whisper: &Whisper, options: &Options) -> RuleOptions {
     let generation = &whisper.config().generation;
     let vocabulary = whisper.vocabulary();
-    let suppress = match (&options.suppress_tokens, &generation.suppress_tokens) {
+    let suppress = match &options.suppress_tokens {
         // A caller's list replaces the model's, but control tokens never belong into a text.
-        (Some(given), _) => [given.as_slice(), vocabulary.control()].concat(),
-        (None, Some(own)) => own.clone(),
-        (None, None) => vocabulary.control().to_vec(),
+        Some(given) => [given.as_slice(), vocabulary.control()].concat(),
+        None => vocabulary.usually_suppressed().to_vec(),
     };
     let suppress_first = if options.suppress_blank {
         generation.begin_suppress_tokens.clone().unwrap_or_default()
