@@ -33,3 +33,4 @@ pub use crate::options::{DeviceChoice, EngineOptions, OptionError, PrecisionChoi
 pub use crate::runner::{Runner, RunnerBuilder};
 pub use crate::stage::{Segment, Stage, StageName, StageOutput, TranscribeRequest, Transcript, Word};
 pub use crate::task::{Input, TaskInfo, TaskRequest};
+pub use dalston_telemetry::metrics::Device;
