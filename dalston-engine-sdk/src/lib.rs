@@ -13,6 +13,8 @@ pub mod gpu;
 pub mod local;
 mod options;
 pub mod protocol;
+#[cfg(feature = "redis")]
+pub mod registry;
 mod runner;
 mod spans;
 pub mod stage;
@@ -20,6 +22,8 @@ pub mod store;
 mod task;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "redis")]
+mod tls;
 #[cfg(feature = "tch")]
 pub mod torch;
 

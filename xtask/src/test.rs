@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::error::Error;
 use crate::libtorch;
 use crate::steps::{Cmd, Steps, cargo, root};
+use crate::system::{Need, require};
 use crate::tools;
 
 /// The crates that are published.
@@ -13,6 +14,12 @@ const CRATES: [&str; 2] = ["dalston-telemetry", "dalston-engine-sdk"];
 
 /// Where no libtorch is: steps that must pass without one are given this, so that they cannot find one by chance.
 const NO_LIBTORCH: &str = "/nonexistent/libtorch";
+
+const REDIS: Need = Need {
+    purpose: "test the broker against a real server; each test starts one of its own",
+    probe: &["redis-server", "--version"],
+    package: "redis-server",
+};
 
 type Step = (&'static str, fn(&Path) -> Result<(), Error>);
 
@@ -71,7 +78,7 @@ pub(crate) fn run(words: &[&str]) -> Result<(), Error> {
     let mut libtorch = std::path::PathBuf::new();
     steps.step("set-up", || {
         libtorch = libtorch::set_up(libtorch::Variant::Cpu)?;
-        Ok(())
+        require(&[REDIS])
     })?;
     for (name, work) in chosen {
         steps.step(name, || work(&libtorch))?;

@@ -9,6 +9,8 @@
 //! [`finish`](Broker::finish) or [`release`](Broker::release).
 
 mod memory;
+#[cfg(feature = "redis")]
+mod redis;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -18,6 +20,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use self::memory::{EventKind, MemoryBroker, QueueFull, QueuedTask, RecordedEvent};
+#[cfg(feature = "redis")]
+pub(crate) use self::redis::HEARTBEAT_SCRIPT;
+#[cfg(feature = "redis")]
+pub use self::redis::{InvalidRedisUrl, RedisBroker, RedisServer};
 use crate::protocol::{ArtifactReference, RequestBinding, Timestamp};
 
 /// A queue of tasks with leases, and the channel on which their outcome is reported.
@@ -200,6 +206,8 @@ pub enum Lookup {
     Blocked(String),
     /// Nothing is known about it: fail it.
     Missing,
+    /// What is known about it makes no sense, for this reason: fail it.
+    Malformed(String),
     /// Someone else owns it by now.
     Lost,
 }

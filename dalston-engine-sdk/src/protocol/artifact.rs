@@ -28,6 +28,30 @@ impl RequestBinding {
         }
     }
 
+    /// Reads a JSON list of bindings, as it stands in a task's metadata.
+    ///
+    /// # Errors
+    ///
+    /// If it is not JSON, not a list, or a binding lacks a key or has a value of the wrong type.
+    pub fn list_from_slice(bytes: &[u8]) -> Result<Vec<Self>, ProtocolError> {
+        const DOCUMENT: &str = "request_bindings_json";
+        let value: Value = serde_json::from_slice(bytes).map_err(|source| ProtocolError::Syntax {
+            document: DOCUMENT,
+            source,
+        })?;
+        let Value::Array(bindings) = value else {
+            let wrong = json::mismatch("document", &value, "a list");
+            return Err(ProtocolError::field(DOCUMENT, wrong));
+        };
+        let bindings = bindings
+            .into_iter()
+            .enumerate()
+            .map(|(index, binding)| Self::read(format!("[{index}]"), binding));
+        bindings
+            .collect::<Result<_, _>>()
+            .map_err(|wrong| ProtocolError::field(DOCUMENT, wrong))
+    }
+
     pub(super) fn read(path: String, value: Value) -> Result<Self, Wrong> {
         let mut object = Object::new(path, value)?;
         let slot = object.name("slot")?;

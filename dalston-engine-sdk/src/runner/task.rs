@@ -55,14 +55,22 @@ pub(super) async fn handle(worker: Arc<Worker>, delivery: Delivery, turn: Turn) 
         .engine_id(&*claim.consumer.engine_id);
     let lookup = retry("looking up a task", || worker.broker.lookup(claim));
     let metadata = match lookup.with_log_context(log.clone()).await {
-        Ok(Lookup::Task(metadata)) => Some(*metadata),
-        Ok(Lookup::Missing) => None,
+        Ok(Lookup::Task(metadata)) => Ok(*metadata),
+        Ok(Lookup::Missing) => Err(TaskError::retryable(
+            "metadata_missing",
+            "nothing is known about the task: its metadata is gone",
+        )),
+        Ok(Lookup::Malformed(problem)) => Err(TaskError::permanent("invalid_metadata", problem)),
         Ok(Lookup::Lost) => return,
         Ok(skipped @ (Lookup::Cancelled | Lookup::Blocked(_))) => {
             return skip(&worker, claim, skipped).with_log_context(log).await;
         }
         // The task comes back when its lease ends.
         Err(_) => return,
+    };
+    let (metadata, ignorance) = match metadata {
+        Ok(metadata) => (Some(metadata), None),
+        Err(ignorance) => (None, Some(ignorance)),
     };
     let carried = metadata
         .as_ref()
@@ -80,7 +88,7 @@ pub(super) async fn handle(worker: Arc<Worker>, delivery: Delivery, turn: Turn) 
         let stop_the_engine = StopOnDrop(attempt.stop.clone());
         tokio::select! {
             biased;
-            () = attempt.run(turn) => {}
+            () = attempt.run(ignorance, turn) => {}
             never = keep(&*worker.broker, claim, attempt.deadline, &attempt.stop, &worker.drain) => match never {},
         }
         drop(stop_the_engine);
@@ -203,8 +211,8 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Announces the task, does it, and reports what came of it.
-    async fn run(&self, turn: Turn) {
+    /// Announces the task, does it, and reports what came of it. With `ignorance`, nothing can be done but to say so.
+    async fn run(&self, ignorance: Option<TaskError>, turn: Turn) {
         // A failure without a start before it is taken for a replay by the orchestrator, and the job would hang.
         match retry("announcing a task", || {
             self.worker.broker.started(self.claim, &self.event)
@@ -215,7 +223,10 @@ impl<'a> Attempt<'a> {
             Ok(Ownership::Lost) => return self.lost(),
             Err(_) => return self.hand_back().await,
         }
-        let result = self.work(turn).await;
+        let result = match ignorance {
+            Some(error) => Err(error),
+            None => self.work(turn).await,
+        };
         // An engine that is told to stop may fail in any way; the reason that it was told is the truth.
         let result = match self.stop.reason() {
             Some(reason) => result.or_else(|_| Err(reason.into_error())),
@@ -262,13 +273,11 @@ impl<'a> Attempt<'a> {
             );
             return Err(TaskError::permanent("too_many_deliveries", text));
         }
-        let Some(metadata) = &self.metadata else {
-            return Err(TaskError::retryable(
-                "metadata_missing",
-                "nothing is known about the task: its metadata is gone",
-            ));
-        };
-        if let Err(error) = metadata.stage.parse::<StageName>() {
+        if let Some(Err(error)) = self
+            .metadata
+            .as_ref()
+            .map(|metadata| metadata.stage.parse::<StageName>())
+        {
             return Err(TaskError::permanent("invalid_stage", error));
         }
         for id in [&self.claim.job_id, &self.claim.task_id] {

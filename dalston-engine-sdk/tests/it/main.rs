@@ -4,7 +4,13 @@
 
 #[cfg(feature = "audio")]
 mod audio;
+mod broker;
 mod protocol;
+#[cfg(feature = "redis")]
+mod redis_wire;
+#[cfg(feature = "redis")]
+mod registry;
 mod rig;
 mod runner;
 mod stage;
+mod support;

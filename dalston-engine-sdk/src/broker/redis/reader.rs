@@ -1,0 +1,486 @@
+//! Taking tasks: entries of silent workers first, then new ones.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{RedisError, RedisResult};
+use tokio::sync::{Mutex, Notify};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tracing::{debug, error, info, warn};
+
+use super::scripts::{self, HANDED_BACK};
+use super::{RedisBroker, milliseconds, readable};
+use crate::broker::{Broker, BrokerError, Claim, Consumer, Delivery, RedeliveryReason};
+use crate::protocol::{RECORD_TTL_SECONDS, Timestamp, keys};
+
+/// How often we look for tasks of silent workers, and so the longest that a read blocks.
+const LOOK_AROUND: Duration = Duration::from_millis(500);
+/// How many entries of the pending list we look at each time.
+const WINDOW: usize = 32;
+/// How often we remove what is acknowledged.
+const TRIM: Duration = Duration::from_secs(60);
+/// How long a task waits in the process for somebody to ask for it. After that it goes to whoever is not busy.
+const PARKED: Duration = Duration::from_millis(250);
+/// How much later than asked a blocking read may be answered before we take the connection for dead.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Reads for one consumer at a time.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    /// A read goes on when nobody waits for it any more, because the server may have given us a task already.
+    under_way: Option<UnderWay>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    consumer: Consumer,
+    read: JoinHandle<Result<(), BrokerError>>,
+    parking: Arc<Parking>,
+}
+
+/// Where a delivery waits for its taker.
+#[derive(Debug, Default)]
+struct Parking {
+    place: std::sync::Mutex<Option<Delivery>>,
+    parked: Notify,
+}
+
+impl Parking {
+    fn take(&self) -> Option<Delivery> {
+        self.place
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take()
+    }
+
+    fn put(&self, delivery: Delivery) {
+        *self
+            .place
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(delivery);
+        self.parked.notify_one();
+    }
+}
+
+/// What is known from one read to the next.
+#[derive(Default)]
+struct State {
+    connection: Option<MultiplexedConnection>,
+    group_of: Option<String>,
+    /// Whether entries from before this process started were looked for, and all were found.
+    own_done: bool,
+    /// Where in the pending list the next look begins.
+    cursor: Option<String>,
+    next_look: Option<Instant>,
+    next_trim: Option<Instant>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("connected", &self.connection.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Reader {
+    pub(super) async fn next(
+        &mut self,
+        broker: &RedisBroker,
+        consumer: &Consumer,
+        wait: Duration,
+    ) -> Result<Option<Delivery>, BrokerError> {
+        let give_up = Instant::now() + wait;
+        loop {
+            let under_way = match &mut self.under_way {
+                Some(under_way) if under_way.consumer == *consumer => under_way,
+                other => other.insert(UnderWay::begin(broker.clone(), consumer, give_up, &self.state)),
+            };
+            if let Some(delivery) = under_way.parking.take() {
+                self.under_way = None;
+                return Ok(Some(delivery));
+            }
+            tokio::select! {
+                () = under_way.parking.parked.notified() => {}
+                ended = &mut under_way.read => {
+                    let parked = under_way.parking.take();
+                    self.under_way = None;
+                    if parked.is_some() {
+                        return Ok(parked);
+                    }
+                    let doing = || format!("reading from {}", keys::task_stream(&consumer.engine_id));
+                    ended.map_err(|source| BrokerError::new(doing(), source))??;
+                    if Instant::now() >= give_up {
+                        return Ok(None);
+                    }
+                }
+                () = tokio::time::sleep_until(give_up) => return Ok(None),
+            }
+        }
+    }
+}
+
+impl UnderWay {
+    fn begin(broker: RedisBroker, consumer: &Consumer, give_up: Instant, state: &Arc<Mutex<State>>) -> Self {
+        let parking = Arc::new(Parking::default());
+        let (state, consumer_) = (Arc::clone(state), consumer.clone());
+        let parked = Arc::clone(&parking);
+        let read = tokio::spawn(async move {
+            let mut state = state.lock().await;
+            let found = state.read(&broker, &consumer_, give_up).await;
+            drop(state);
+            if let Some(delivery) = found? {
+                let claim = delivery.claim.clone();
+                parked.put(delivery);
+                tokio::time::sleep(PARKED).await;
+                if parked.take().is_some() && broker.release(&claim).await.is_err() {
+                    // It is nobody's now: it comes back when it was idle for a lease.
+                    broker.held().remove(&claim.message_id);
+                }
+            }
+            Ok(())
+        });
+        Self {
+            consumer: consumer.clone(),
+            read,
+            parking,
+        }
+    }
+}
+
+impl State {
+    async fn read(
+        &mut self,
+        broker: &RedisBroker,
+        consumer: &Consumer,
+        give_up: Instant,
+    ) -> Result<Option<Delivery>, BrokerError> {
+        let stream = keys::task_stream(&consumer.engine_id);
+        let failed = |source: RedisError| BrokerError::new(format!("reading from {stream}"), source);
+        loop {
+            let outcome = self.step(broker, consumer, &stream, give_up).await;
+            match outcome {
+                Ok(Some(delivery)) => {
+                    broker.take_in_hand(&delivery.claim.message_id);
+                    return Ok(Some(delivery));
+                }
+                Ok(None) if Instant::now() >= give_up => return Ok(None),
+                Ok(None) => {}
+                // Redis lost its data, or someone removed the stream: during the read, or before it.
+                Err(error) if matches!(error.code(), Some("NOGROUP" | "UNBLOCKED")) => self.group_of = None,
+                Err(error) => {
+                    self.connection = None;
+                    return Err(failed(error));
+                }
+            }
+        }
+    }
+
+    /// One look around, if it is time for one, and one read that blocks until it is time for the next.
+    async fn step(
+        &mut self,
+        broker: &RedisBroker,
+        consumer: &Consumer,
+        stream: &str,
+        give_up: Instant,
+    ) -> RedisResult<Option<Delivery>> {
+        if self.group_of.as_deref() != Some(stream) {
+            make_group(broker, stream).await?;
+            self.group_of = Some(stream.to_owned());
+            (self.own_done, self.cursor, self.next_look) = (false, None, None);
+        }
+        let now = Instant::now();
+        if self.next_look.is_none_or(|next| next <= now) {
+            if let Some(delivery) = self.look_around(broker, consumer, stream).await? {
+                return Ok(Some(delivery));
+            }
+            self.next_look = Some(Instant::now() + LOOK_AROUND);
+        }
+        if broker.shared.trim && self.next_trim.is_none_or(|next| next <= now) {
+            self.next_trim = Some(now + TRIM);
+            trim(broker, stream).await;
+        }
+        let until = self.next_look.map_or(give_up, |next| next.min(give_up));
+        self.read_new(broker, consumer, stream, until).await
+    }
+
+    async fn look_around(
+        &mut self,
+        broker: &RedisBroker,
+        consumer: &Consumer,
+        stream: &str,
+    ) -> RedisResult<Option<Delivery>> {
+        if !self.own_done {
+            // A process with a fixed name finds here what it had when it was killed, and need not wait until it is idle.
+            let own = stale(broker, stream, None, Duration::ZERO, Some(&consumer.instance)).await?;
+            for entry in own {
+                if !broker.is_in_hand(&entry.id)
+                    && let Some(delivery) = entry.claim(broker, consumer, stream, Duration::ZERO).await?
+                {
+                    return Ok(Some(delivery));
+                }
+            }
+            self.own_done = true;
+        }
+        let lease = broker.shared.lease;
+        let entries = stale(broker, stream, self.cursor.as_deref(), lease, None).await?;
+        self.cursor = match entries.last() {
+            Some(last) if entries.len() == WINDOW => Some(last.id.clone()),
+            _ => None,
+        };
+        for entry in entries {
+            let free = match &*entry.consumer {
+                HANDED_BACK => true,
+                // Delivered to us, but the answer was lost on the way.
+                name if name == consumer.instance => !broker.is_in_hand(&entry.id),
+                _ => entry.owner_is_dead(Timestamp::now()),
+            };
+            if free && let Some(delivery) = entry.claim(broker, consumer, stream, lease).await? {
+                return Ok(Some(delivery));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn read_new(
+        &mut self,
+        broker: &RedisBroker,
+        consumer: &Consumer,
+        stream: &str,
+        until: Instant,
+    ) -> RedisResult<Option<Delivery>> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => none.insert(broker.shared.server.blocking().await?),
+        };
+        let block = until.saturating_duration_since(Instant::now());
+        let mut command = redis::cmd("XREADGROUP");
+        command
+            .arg("GROUP")
+            .arg(keys::TASK_GROUP)
+            .arg(&consumer.instance)
+            .arg("COUNT")
+            .arg(1);
+        // Zero would mean for ever.
+        command
+            .arg("BLOCK")
+            .arg(milliseconds(block).max(1))
+            .arg("STREAMS")
+            .arg(stream)
+            .arg(">");
+        let answer = timeout(
+            block + GRACE,
+            command.query_async::<Option<StreamAnswer>>(connection),
+        )
+        .await;
+        let Ok(answer) = answer else {
+            let silent = std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                "a blocking read was not answered in time",
+            );
+            return Err(silent.into());
+        };
+        let Some((id, fields)) = answer?.and_then(|streams| streams.into_iter().next()?.1.into_iter().next())
+        else {
+            return Ok(None);
+        };
+        let message = Message {
+            id,
+            fields,
+            deliveries: 1,
+        };
+        message.into_delivery(broker, consumer, stream).await
+    }
+}
+
+/// Streams, their entries, and their fields.
+type StreamAnswer = Vec<(String, Vec<(String, Fields)>)>;
+type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// A message with its raw fields.
+struct Message {
+    id: String,
+    fields: Fields,
+    deliveries: u32,
+}
+
+impl Message {
+    /// A message that names no task can't even be reported: it is logged and removed.
+    async fn into_delivery(
+        self,
+        broker: &RedisBroker,
+        consumer: &Consumer,
+        stream: &str,
+    ) -> RedisResult<Option<Delivery>> {
+        let text = |name: &str| {
+            let (_, value) = self.fields.iter().find(|(field, _)| field == name.as_bytes())?;
+            String::from_utf8(value.clone()).ok()
+        };
+        let id = |name: &str| text(name).filter(|id| is_id(id));
+        let (Some(task_id), Some(job_id)) = (id("task_id"), id("job_id")) else {
+            error!(stream, message_id = %self.id, "task_message_unreadable: it names no task and job; removed");
+            let mut command = redis::cmd("XACK");
+            command.arg(stream).arg(keys::TASK_GROUP).arg(&self.id);
+            let () = command.query_async(&mut broker.shared.server.shared()).await?;
+            return Ok(None);
+        };
+        let time = |name: &str| text(name).and_then(|time| readable(name, &time));
+        let mut delivery = Delivery::new(Claim::new(
+            consumer.clone(),
+            &*self.id,
+            task_id,
+            job_id,
+            self.deliveries,
+        ));
+        delivery.enqueued_at = time("enqueued_at");
+        delivery.timeout_at = time("timeout_at");
+        Ok(Some(delivery))
+    }
+}
+
+/// Ids become parts of keys and paths, so only what a UUID could be made of may pass.
+fn is_id(text: &str) -> bool {
+    let allowed = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'_';
+    (1..=128).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+/// An entry of the pending list that nobody renewed for a while.
+#[derive(Debug)]
+struct Stale {
+    id: String,
+    consumer: String,
+    idle: Duration,
+    deliveries: u32,
+    /// Of the consumer's registry record. Negative if it has no end, or if there is no record.
+    record_ttl_ms: i64,
+    status: String,
+    last_heartbeat: String,
+}
+
+async fn stale(
+    broker: &RedisBroker,
+    stream: &str,
+    after: Option<&str>,
+    idle: Duration,
+    of: Option<&str>,
+) -> RedisResult<Vec<Stale>> {
+    type Row = (String, String, u64, u32, i64, String, String);
+    let start = after.map_or_else(|| "-".to_owned(), |id| format!("({id}"));
+    let mut script = scripts::STALE.key(stream);
+    script
+        .arg(keys::TASK_GROUP)
+        .arg(start)
+        .arg(milliseconds(idle))
+        .arg(WINDOW)
+        .arg(of.unwrap_or_default());
+    script.arg(keys::instance(""));
+    let rows: Vec<Row> = script.invoke_async(&mut broker.shared.server.shared()).await?;
+    let stale = |(id, consumer, idle, deliveries, record_ttl_ms, status, last_heartbeat): Row| Stale {
+        id,
+        consumer,
+        idle: Duration::from_millis(idle),
+        deliveries,
+        record_ttl_ms,
+        status,
+        last_heartbeat,
+    };
+    Ok(rows.into_iter().map(stale).collect())
+}
+
+impl Stale {
+    /// The platform's rule, with one addition: a record that the server itself will drop within a minute was renewed within
+    /// the last minute, whatever the clocks of the two hosts say.
+    fn owner_is_dead(&self, now: Timestamp) -> bool {
+        if self.status.is_empty() || self.status == "offline" {
+            return true;
+        }
+        let Ok(heartbeat) = self.last_heartbeat.parse::<Timestamp>() else {
+            return true;
+        };
+        let fresh = now.seconds_since(heartbeat) < RECORD_TTL_SECONDS as f64;
+        !fresh && self.record_ttl_ms <= 0
+    }
+
+    async fn claim(
+        self,
+        broker: &RedisBroker,
+        consumer: &Consumer,
+        stream: &str,
+        idle: Duration,
+    ) -> RedisResult<Option<Delivery>> {
+        let mut script = scripts::CLAIM.key(stream);
+        script.arg(keys::TASK_GROUP).arg(&self.id).arg(&consumer.instance);
+        script
+            .arg(self.deliveries)
+            .arg(&self.consumer)
+            .arg(milliseconds(idle));
+        let fields: Option<Vec<Vec<u8>>> = script.invoke_async(&mut broker.shared.server.shared()).await?;
+        let Some(fields) = fields else { return Ok(None) };
+        if fields.is_empty() {
+            warn!(stream, message_id = %self.id, "pending_entry_without_message: removed");
+            return Ok(None);
+        }
+        let mut pairs = Vec::new();
+        let mut fields = fields.into_iter();
+        while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
+            pairs.push((name, value));
+        }
+        let message = Message {
+            id: self.id,
+            fields: pairs,
+            deliveries: self.deliveries + 1,
+        };
+        let Some(mut delivery) = message.into_delivery(broker, consumer, stream).await? else {
+            return Ok(None);
+        };
+        let handed_back = self.consumer == HANDED_BACK;
+        delivery.redelivery = Some(if handed_back {
+            RedeliveryReason::Deferred
+        } else {
+            RedeliveryReason::EngineCrash
+        });
+        // It could have been taken since its lease ended.
+        let free_for = self.idle.saturating_sub(broker.shared.lease);
+        let now = std::time::SystemTime::now();
+        delivery.requeued_at = Some(Timestamp::from(now.checked_sub(free_for).unwrap_or(now)));
+        info!(
+            task_id = %delivery.claim.task_id,
+            job_id = %delivery.claim.job_id,
+            from = %self.consumer,
+            delivery_count = delivery.claim.delivery_count,
+            "claimed_stale_task"
+        );
+        Ok(Some(delivery))
+    }
+}
+
+async fn make_group(broker: &RedisBroker, stream: &str) -> RedisResult<()> {
+    let mut command = redis::cmd("XGROUP");
+    // From the beginning: what was queued before the first engine started counts.
+    command
+        .arg("CREATE")
+        .arg(stream)
+        .arg(keys::TASK_GROUP)
+        .arg("0")
+        .arg("MKSTREAM");
+    match command.query_async(&mut broker.shared.server.shared()).await {
+        Err(error) if error.code() == Some("BUSYGROUP") => Ok(()),
+        other => other,
+    }
+}
+
+async fn trim(broker: &RedisBroker, stream: &str) {
+    let mut script = scripts::TRIM.key(stream);
+    script.arg(keys::TASK_GROUP);
+    match script
+        .invoke_async::<u64>(&mut broker.shared.server.shared())
+        .await
+    {
+        Ok(0) => {}
+        Ok(removed) => debug!(stream, removed, "acknowledged_tasks_trimmed"),
+        Err(error) => warn!(stream, %error, "acknowledged_tasks_not_trimmed"),
+    }
+}

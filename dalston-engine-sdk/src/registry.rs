@@ -1,0 +1,227 @@
+//! How an instance makes itself known to a live deployment: [`Registry`].
+//!
+//! See section 2.5 of the protocol. Registering, renewing and healing are one command: a heartbeat that finds the record
+//! gone, or cut short, writes the whole of it.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::{info, warn};
+
+use crate::broker::{BrokerError, HEARTBEAT_SCRIPT, RedisServer};
+use crate::engine::EngineInfo;
+use crate::protocol::{
+    Capabilities, HEARTBEAT_SECONDS, Heartbeat, RECORD_TTL_SECONDS, RegistryRecord, Timestamp, keys,
+};
+
+impl Capabilities {
+    /// What an engine says about itself, as the platform wants to read it.
+    ///
+    /// ```
+    /// use dalston_engine_sdk::{EngineInfo, Stage, protocol::Capabilities};
+    ///
+    /// let info = EngineInfo::new("my-asr", "1.0.0").stage(Stage::Transcribe).word_timestamps(true);
+    /// let capabilities = Capabilities::of(&info, 2);
+    /// assert_eq!((capabilities.supports_word_timestamps, capabilities.max_concurrency), (true, Some(2)));
+    /// ```
+    #[must_use]
+    pub fn of(info: &EngineInfo, slots: u32) -> Self {
+        Self {
+            engine_id: info.id.clone(),
+            version: info.version.clone(),
+            stages: info.stages.clone(),
+            supports_word_timestamps: info.word_timestamps,
+            supports_native_streaming: false,
+            model_variants: info.model_variants.clone(),
+            gpu_required: info.gpu_required,
+            gpu_vram_mb: info.gpu_memory_mib,
+            supports_cpu: info.supports_cpu,
+            min_ram_gb: info.memory_gib,
+            rtf_gpu: info.realtime_factor_gpu,
+            rtf_cpu: info.realtime_factor_cpu,
+            max_concurrency: Some(slots),
+            includes_diarization: info.includes_diarization,
+            vocabulary_support: None,
+            supports_language_forcing: info.language_forcing,
+        }
+    }
+}
+
+/// The entry of one instance in the registry.
+#[derive(Clone)]
+pub struct Registry {
+    server: RedisServer,
+    record: RegistryRecord,
+}
+
+/// What a heartbeat found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beat {
+    /// The record was there and is renewed.
+    Renewed,
+    /// It was not, or was incomplete, and is written again.
+    Written,
+}
+
+impl Registry {
+    /// An entry with this record. Nothing is written yet.
+    #[must_use]
+    pub fn new(server: RedisServer, record: RegistryRecord) -> Self {
+        Self { server, record }
+    }
+
+    /// The record.
+    #[must_use]
+    pub fn record(&self) -> &RegistryRecord {
+        &self.record
+    }
+
+    /// Says that the instance lives and what it is doing; registers it if it is not registered.
+    ///
+    /// # Errors
+    ///
+    /// If the server can't be reached.
+    pub async fn beat(&self, heartbeat: &Heartbeat) -> Result<Beat, BrokerError> {
+        let now = Timestamp::now();
+        let renewal = self.record.heartbeat(heartbeat, now);
+        let mut script = HEARTBEAT_SCRIPT.key(keys::instance(&self.record.instance));
+        for set in self.record.index_sets() {
+            script.key(set);
+        }
+        script
+            .arg(&self.record.instance)
+            .arg(RECORD_TTL_SECONDS)
+            .arg(renewal.len() * 2);
+        for (name, value) in renewal.into_iter().chain(self.record.complete(heartbeat, now)) {
+            script.arg(name).arg(value);
+        }
+        let there: Result<bool, _> = script.invoke_async(&mut self.server.shared()).await;
+        let there = there.map_err(|source| self.failed("renewing", source))?;
+        Ok(if there { Beat::Renewed } else { Beat::Written })
+    }
+
+    /// Removes the record and its memberships.
+    ///
+    /// # Errors
+    ///
+    /// If the server can't be reached. The record then ends by itself within a minute.
+    pub async fn deregister(&self) -> Result<(), BrokerError> {
+        let mut removal = redis::pipe();
+        removal
+            .atomic()
+            .del(keys::instance(&self.record.instance))
+            .ignore();
+        for set in self.record.index_sets() {
+            removal.srem(set, &self.record.instance).ignore();
+        }
+        let removed = removal.query_async(&mut self.server.shared()).await;
+        removed.map_err(|source| self.failed("removing", source))
+    }
+
+    /// Registers the instance and keeps it registered until the guard is [closed](Registered::leave).
+    ///
+    /// A server that can't be reached is no error here: the next heartbeat tries again.
+    pub async fn join(self, state: impl Fn() -> Heartbeat + Send + Sync + 'static) -> Registered {
+        let mut last = state();
+        let mut joined = beat(&self, &last).await;
+        if joined {
+            info!(instance = %self.record.instance, "engine_registered");
+        }
+        let (stop, mut stopped) = oneshot::channel();
+        let beats = tokio::spawn(async move {
+            let mut ticks = interval(Duration::from_secs(HEARTBEAT_SECONDS));
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks.tick().await;
+            let mut looks = interval(NOTICE);
+            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    _ = &mut stopped => return self,
+                    _ = ticks.tick() => last = state(),
+                    // What changed is told sooner: the platform chooses engines by it.
+                    _ = looks.tick() => {
+                        let now = state();
+                        if joined && now == last {
+                            continue;
+                        }
+                        last = now;
+                    }
+                }
+                joined = beat(&self, &last).await;
+            }
+        });
+        Registered {
+            stop: Some(stop),
+            beats,
+        }
+    }
+
+    fn failed(&self, doing: &str, source: redis::RedisError) -> BrokerError {
+        BrokerError::new(
+            format!("{doing} the registry record of {}", self.record.instance),
+            source,
+        )
+    }
+}
+
+/// How soon the registry knows of a change, and of us when the server was away.
+const NOTICE: Duration = Duration::from_secs(1);
+
+async fn beat(registry: &Registry, heartbeat: &Heartbeat) -> bool {
+    match registry.beat(heartbeat).await {
+        Ok(_) => true,
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            warn!(%error, cause, "heartbeat_failed");
+            false
+        }
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("server", &self.server)
+            .field("instance", &self.record.instance)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An instance that is registered and heart-beats. If it is dropped without [`leave`](Self::leave), the record ends by itself.
+#[derive(Debug)]
+#[must_use]
+pub struct Registered {
+    stop: Option<oneshot::Sender<()>>,
+    beats: JoinHandle<Registry>,
+}
+
+impl Registered {
+    /// Ends the heartbeats and removes the record. The last thing that an instance does with the deployment: until then its
+    /// tasks must not look abandoned.
+    ///
+    /// # Errors
+    ///
+    /// If the server can't be reached within 5 s.
+    pub async fn leave(mut self) -> Result<(), BrokerError> {
+        drop(self.stop.take());
+        let left = async {
+            let registry = (&mut self.beats)
+                .await
+                .map_err(|source| BrokerError::new("leaving the registry", source))?;
+            registry.deregister().await
+        };
+        match timeout(Duration::from_secs(5), left).await {
+            Ok(left) => left,
+            Err(late) => Err(BrokerError::new("leaving the registry", late)),
+        }
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.beats.abort();
+    }
+}

@@ -1,0 +1,195 @@
+//! What the platform sees of an instance.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dalston_engine_sdk::protocol::{Capabilities, Heartbeat, InstanceStatus, NodeIdentity, RegistryRecord};
+use dalston_engine_sdk::registry::{Beat, Registry};
+use dalston_engine_sdk::{EngineInfo, Stage};
+use serde_json::{Value, json};
+
+use crate::support::redis_server::TestRedis;
+
+const KEY: &str = "dalston:engine:instance:faster-whisper-0f37d5acd7e8";
+const SETS: [&str; 3] = [
+    "dalston:engine:instances",
+    "dalston:engine:engine_id:faster-whisper",
+    "dalston:engine:stage:transcribe",
+];
+
+fn registry(server: &TestRedis) -> Registry {
+    let info = EngineInfo::new("faster-whisper", "1.2.3")
+        .stage(Stage::Transcribe)
+        .word_timestamps(true);
+    let node = NodeIdentity::local("box-7", "node-7");
+    let record = RegistryRecord::new("faster-whisper-0f37d5acd7e8", Capabilities::of(&info, 2), 2, node);
+    Registry::new(server.connect(), record)
+}
+
+async fn record(server: &TestRedis) -> BTreeMap<String, String> {
+    server.send(&["HGETALL", KEY]).await
+}
+
+async fn memberships(server: &TestRedis) -> Vec<bool> {
+    let mut found = Vec::new();
+    for set in SETS {
+        found.push(
+            server
+                .send(&["SISMEMBER", set, "faster-whisper-0f37d5acd7e8"])
+                .await,
+        );
+    }
+    found
+}
+
+#[tokio::test]
+async fn an_instance_registers_with_everything_that_the_platform_wants_to_know() {
+    let server = TestRedis::start().await;
+    let beat = registry(&server).beat(&Heartbeat::default()).await.unwrap();
+    assert_eq!(beat, Beat::Written);
+
+    let mut record = record(&server).await;
+    let (heard, since) = (
+        record.remove("last_heartbeat").unwrap(),
+        record.remove("registered_at").unwrap(),
+    );
+    assert!(
+        heard.ends_with("+00:00") && since.ends_with("+00:00") && heard >= since,
+        "{heard} {since}"
+    );
+    let capabilities: Value = record.remove("capabilities").unwrap().parse().unwrap();
+    assert_eq!(
+        capabilities,
+        json!({"engine_id": "faster-whisper", "version": "1.2.3", "stages": ["transcribe"],
+            "supports_word_timestamps": true, "supports_native_streaming": false, "model_variants": null,
+            "gpu_required": false, "gpu_vram_mb": null, "supports_cpu": true, "min_ram_gb": null, "rtf_gpu": null,
+            "rtf_cpu": null, "max_concurrency": 2, "includes_diarization": false, "vocabulary_support": null,
+            "supports_language_forcing": true})
+    );
+    let expected = [
+        ("active_batch", "0"),
+        ("active_realtime", "0"),
+        ("capacity", "2"),
+        ("deploy_env", "local"),
+        ("engine_id", "faster-whisper"),
+        ("execution_profile", "container"),
+        ("gpu_memory_total", "0GB"),
+        ("gpu_memory_used", "0GB"),
+        ("hostname", "box-7"),
+        ("includes_diarization", "false"),
+        ("instance", "faster-whisper-0f37d5acd7e8"),
+        ("interfaces", r#"["batch"]"#),
+        ("node_id", "node-7"),
+        ("schema_version", "3"),
+        ("stage", "transcribe"),
+        ("status", "idle"),
+        ("stream_name", "dalston:stream:faster-whisper"),
+        ("supports_word_timestamps", "true"),
+    ];
+    assert_eq!(
+        record,
+        expected
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into()
+    );
+    assert_eq!(memberships(&server).await, [true; 3]);
+    let lives: i64 = server.send(&["TTL", KEY]).await;
+    assert!((59..=60).contains(&lives), "{lives}");
+}
+
+#[tokio::test]
+async fn a_heartbeat_renews_the_record_and_says_what_goes_on() {
+    let server = TestRedis::start().await;
+    let registry = registry(&server);
+    registry.beat(&Heartbeat::default()).await.unwrap();
+    let before = record(&server).await;
+    let () = server.send(&["EXPIRE", KEY, "3"]).await;
+
+    let beat = registry
+        .beat(&Heartbeat::new(InstanceStatus::Draining, 2))
+        .await
+        .unwrap();
+
+    assert_eq!(beat, Beat::Renewed);
+    let after = record(&server).await;
+    assert_eq!((&*after["status"], &*after["active_batch"]), ("draining", "2"));
+    assert_eq!(after["registered_at"], before["registered_at"]);
+    let lives: i64 = server.send(&["TTL", KEY]).await;
+    assert!(lives > 50, "{lives}");
+}
+
+#[tokio::test]
+async fn a_record_that_lapsed_or_was_cut_short_is_written_whole_again() {
+    let server = TestRedis::start().await;
+    let registry = registry(&server);
+    registry.beat(&Heartbeat::default()).await.unwrap();
+    let whole: Vec<String> = record(&server).await.into_keys().collect();
+
+    let () = server.send(&["FLUSHALL"]).await;
+    assert_eq!(registry.beat(&Heartbeat::default()).await.unwrap(), Beat::Written);
+    assert_eq!(record(&server).await.into_keys().collect::<Vec<_>>(), whole);
+    assert_eq!(memberships(&server).await, [true; 3]);
+
+    // What a heartbeat of a Python engine leaves.
+    let () = server.send(&["DEL", KEY]).await;
+    let () = server
+        .send(&["HSET", KEY, "status", "idle", "engine_id", "faster-whisper"])
+        .await;
+    assert_eq!(registry.beat(&Heartbeat::default()).await.unwrap(), Beat::Written);
+    assert_eq!(record(&server).await.into_keys().collect::<Vec<_>>(), whole);
+}
+
+#[tokio::test]
+async fn an_instance_that_leaves_is_gone_from_everywhere() {
+    let server = TestRedis::start().await;
+    let () = server.send(&["SADD", SETS[0], "another"]).await;
+    let joined = registry(&server).join(Heartbeat::default).await;
+    assert_eq!(memberships(&server).await, [true; 3]);
+    joined.leave().await.unwrap();
+    assert_eq!(
+        (record(&server).await.len(), memberships(&server).await),
+        (0, vec![false; 3])
+    );
+    let others: Vec<String> = server.send(&["SMEMBERS", SETS[0]]).await;
+    assert_eq!(others, ["another"]);
+}
+
+#[tokio::test]
+async fn a_change_is_known_within_seconds_and_not_only_at_the_next_heartbeat() {
+    let server = TestRedis::start().await;
+    let state = Arc::new(Mutex::new(Heartbeat::default()));
+    let shared = Arc::clone(&state);
+    let joined = registry(&server)
+        .join(move || shared.lock().unwrap().clone())
+        .await;
+    *state.lock().unwrap() = Heartbeat::new(InstanceStatus::Processing, 1);
+    let known = async {
+        while record(&server).await["status"] != "processing" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), known)
+        .await
+        .expect("well before the next heartbeat");
+    joined.leave().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_comes_late_finds_the_instance_waiting() {
+    let server = TestRedis::start().await;
+    let password = ["CONFIG", "SET", "requirepass", "x"];
+    let () = server.send(&password).await;
+    let joined = registry(&server).join(Heartbeat::default).await;
+    assert_eq!(memberships(&server).await, [false; 3]);
+    let () = server.send(&["CONFIG", "SET", "requirepass", ""]).await;
+    let known = async {
+        while memberships(&server).await != [true; 3] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), known)
+        .await
+        .expect("well before the next heartbeat");
+    joined.leave().await.unwrap();
+}
