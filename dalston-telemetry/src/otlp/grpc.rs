@@ -96,8 +96,8 @@ impl GrpcEndpoint {
 /// Sorts a status by the table of the OTLP specification.
 fn failure(status: &Status) -> Failure {
     // A status with a source was made on this side: there was no answer.
-    if status.source().is_some() {
-        let detail = format!("no connection: {}", chain(status));
+    if let Some(source) = status.source() {
+        let detail = format!("no connection: {}", chain(source));
         return Failure {
             retry: Retry::Backoff,
             detail,

@@ -1,0 +1,413 @@
+//! A collector in the test process, over gRPC or HTTP, that can misbehave in every way we know.
+//!
+//! A real OTLP server stands behind a front that owns the port. The front can refuse, hang or cut connections and
+//! speak TLS; the server can answer anything the protocol allows.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use axum::response::IntoResponse;
+use http::{HeaderMap, StatusCode};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tonic::codec::CompressionEncoding;
+use tonic::{Code, Request, Response, Status};
+
+/// How the server answers one request.
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
+    Accept,
+    /// Takes the request and never answers.
+    Hang,
+    /// Answers 400, or `INVALID_ARGUMENT`.
+    Refuse,
+    /// Answers 503, or `UNAVAILABLE`, with a hint when to come back if there is one.
+    Unavailable(Option<Duration>),
+    /// Answers 429, or `RESOURCE_EXHAUSTED`, with a hint when to come back.
+    TooMany(Duration),
+    /// Takes the request and rejects some of its spans.
+    Partial(i64, &'static str),
+}
+
+/// What the front does with one connection.
+#[derive(Clone, Debug)]
+pub(crate) enum Connection {
+    Serve,
+    /// Accepts and then does nothing.
+    Hang,
+    /// Reads the beginning of the request and closes.
+    Cut,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Grpc,
+    Http,
+}
+
+/// A request that reached the server.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) at: Instant,
+    pub(crate) request: ExportTraceServiceRequest,
+    pub(crate) headers: HeaderMap,
+    /// Path of the URL.
+    pub(crate) path: String,
+}
+
+impl Received {
+    pub(crate) fn span_names(&self) -> Vec<String> {
+        let spans = self
+            .request
+            .resource_spans
+            .iter()
+            .flat_map(|resource| &resource.scope_spans);
+        spans
+            .flat_map(|scope| &scope.spans)
+            .map(|span| span.name.clone())
+            .collect()
+    }
+
+    pub(crate) fn resource(&self, key: &str) -> Option<String> {
+        let resource = self.request.resource_spans.first()?.resource.as_ref()?;
+        let attribute = resource
+            .attributes
+            .iter()
+            .find(|attribute| attribute.key == key)?;
+        match attribute.value.as_ref()?.value.as_ref()? {
+            opentelemetry_proto::tonic::common::v1::any_value::Value::StringValue(text) => Some(text.clone()),
+            other => Some(format!("{other:?}")),
+        }
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+pub(crate) struct Collector {
+    pub(crate) protocol: Protocol,
+    pub(crate) address: SocketAddr,
+    received: Receiver<Received>,
+    script: Script,
+    _stop: tokio::sync::oneshot::Sender<()>,
+}
+
+#[derive(Clone, Default)]
+struct Script {
+    answers: Arc<Mutex<VecDeque<Answer>>>,
+    connections: Arc<Mutex<VecDeque<Connection>>>,
+}
+
+impl Collector {
+    pub(crate) fn start(protocol: Protocol) -> Self {
+        Self::start_with(protocol, [], [], None)
+    }
+
+    /// Answers the first requests as listed, and accepts the others.
+    pub(crate) fn answering<const N: usize>(protocol: Protocol, answers: [Answer; N]) -> Self {
+        Self::start_with(protocol, answers, [], None)
+    }
+
+    /// Treats the first connections as listed, and serves the others.
+    pub(crate) fn connecting<const N: usize>(protocol: Protocol, connections: [Connection; N]) -> Self {
+        Self::start_with(protocol, [], connections, None)
+    }
+
+    pub(crate) fn with_tls(protocol: Protocol, tls: TlsAcceptor) -> Self {
+        Self::start_with(protocol, [], [], Some(tls))
+    }
+
+    fn start_with(
+        protocol: Protocol,
+        answers: impl Into<VecDeque<Answer>>,
+        connections: impl Into<VecDeque<Connection>>,
+        tls: Option<TlsAcceptor>,
+    ) -> Self {
+        let script = Script {
+            answers: Arc::new(Mutex::new(answers.into())),
+            connections: Arc::new(Mutex::new(connections.into())),
+        };
+        let (sender, received) = mpsc::channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let (address_sender, address) = mpsc::channel();
+        let server = Server {
+            script: script.clone(),
+            received: sender,
+        };
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let back = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let back_address = back.local_addr().unwrap();
+                let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                address_sender.send(front.local_addr().unwrap()).unwrap();
+                let connections = Arc::clone(&server.script.connections);
+                tokio::spawn(server.serve(protocol, back));
+                tokio::select! {
+                    () = stand_in_front(front, back_address, connections, tls) => {}
+                    // An error means that the collector was dropped.
+                    _ = stopped => {}
+                }
+            });
+            runtime.shutdown_background();
+        });
+        let address = address.recv().unwrap();
+        Self {
+            protocol,
+            address,
+            received,
+            script,
+            _stop: stop,
+        }
+    }
+
+    /// The variables that make a service export here, as fast as it can.
+    pub(crate) fn env(&self) -> Vec<(String, String)> {
+        env(self.protocol, &format!("http://{}", self.address))
+    }
+
+    /// The next request; fails the test when none comes.
+    #[track_caller]
+    pub(crate) fn next(&self) -> Received {
+        self.received
+            .recv_timeout(Duration::from_secs(30))
+            .expect("a request should have come")
+    }
+
+    /// The requests that have come and were not looked at.
+    pub(crate) fn rest(&self) -> Vec<Received> {
+        self.received.try_iter().collect()
+    }
+
+    /// Answers that were not given yet.
+    pub(crate) fn answers_left(&self) -> usize {
+        self.script.answers.lock().unwrap().len()
+    }
+}
+
+/// The variables that make a service export to an endpoint.
+pub(crate) fn env(protocol: Protocol, endpoint: &str) -> Vec<(String, String)> {
+    let protocol = match protocol {
+        Protocol::Grpc => "grpc",
+        Protocol::Http => "http/protobuf",
+    };
+    let pairs = [
+        ("OTEL_ENABLED", "true"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
+        ("OTEL_BSP_SCHEDULE_DELAY", "10"),
+    ];
+    pairs
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec()
+}
+
+/// An address where nobody listens.
+pub(crate) fn nowhere() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+}
+
+async fn stand_in_front(
+    listener: TcpListener,
+    server: SocketAddr,
+    connections: Arc<Mutex<VecDeque<Connection>>>,
+    tls: Option<TlsAcceptor>,
+) {
+    let mut hanging = Vec::new();
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let what = connections
+            .lock()
+            .unwrap()
+            .pop_front()
+            .unwrap_or(Connection::Serve);
+        match what {
+            Connection::Hang => hanging.push(stream),
+            Connection::Cut => {
+                // Something has arrived, and a reset is what the client sees.
+                let _ = stream.read(&mut [0; 64]).await;
+                let _ = stream.set_zero_linger();
+            }
+            Connection::Serve => {
+                let tls = tls.clone();
+                tokio::spawn(async move {
+                    let mut back = TcpStream::connect(server).await.unwrap();
+                    match tls {
+                        None => drop(tokio::io::copy_bidirectional(&mut stream, &mut back).await),
+                        Some(tls) => {
+                            if let Ok(mut stream) = tls.accept(stream).await {
+                                drop(tokio::io::copy_bidirectional(&mut stream, &mut back).await);
+                                let _ = stream.shutdown().await;
+                            }
+                        }
+                    }
+                });
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Server {
+    script: Script,
+    received: Sender<Received>,
+}
+
+impl Server {
+    async fn serve(self, protocol: Protocol, listener: TcpListener) {
+        match protocol {
+            Protocol::Grpc => {
+                let service = TraceServiceServer::new(self).accept_compressed(CompressionEncoding::Gzip);
+                let incoming = tonic::transport::server::TcpIncoming::from(listener);
+                tonic::transport::Server::builder()
+                    .add_service(service)
+                    .serve_with_incoming(incoming)
+                    .await
+                    .unwrap();
+            }
+            Protocol::Http => {
+                let router = axum::Router::new().fallback(over_http).with_state(self);
+                axum::serve(listener, router).await.unwrap();
+            }
+        }
+    }
+
+    fn answer(&self, received: Received) -> Answer {
+        // Before the request is reported, so that a test that has seen it knows which answers are left.
+        let answer = self
+            .script
+            .answers
+            .lock()
+            .unwrap()
+            .pop_front()
+            .unwrap_or(Answer::Accept);
+        let _ = self.received.send(received);
+        answer
+    }
+}
+
+fn partial(rejected: i64, message: &str) -> ExportTraceServiceResponse {
+    let partial = ExportTracePartialSuccess {
+        rejected_spans: rejected,
+        error_message: message.into(),
+    };
+    ExportTraceServiceResponse {
+        partial_success: Some(partial),
+    }
+}
+
+#[tonic::async_trait]
+impl TraceService for Server {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let received = Received {
+            at: Instant::now(),
+            request,
+            headers: metadata.into_headers(),
+            path: String::new(),
+        };
+        let hint = |code, delay: Option<Duration>| match delay {
+            None => Status::new(code, "come back"),
+            Some(delay) => Status::with_details(code, "come back", retry_info(delay).into()),
+        };
+        match self.answer(received) {
+            Answer::Accept => Ok(Response::new(ExportTraceServiceResponse::default())),
+            Answer::Hang => std::future::pending().await,
+            Answer::Refuse => Err(Status::invalid_argument("no")),
+            Answer::Unavailable(delay) => Err(hint(Code::Unavailable, delay)),
+            Answer::TooMany(delay) => Err(hint(Code::ResourceExhausted, Some(delay))),
+            Answer::Partial(rejected, message) => Ok(Response::new(partial(rejected, message))),
+        }
+    }
+}
+
+/// `google.rpc.Status` with a `google.rpc.RetryInfo`, byte by byte.
+fn retry_info(delay: Duration) -> Vec<u8> {
+    fn field(number: u8, value: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![number << 3 | 2, value.len() as u8];
+        bytes.extend_from_slice(value);
+        bytes
+    }
+    fn varint(number: u8, mut value: u64) -> Vec<u8> {
+        let mut bytes = vec![number << 3];
+        while value >= 0x80 {
+            bytes.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        bytes.push(value as u8);
+        bytes
+    }
+    let duration = [varint(1, delay.as_secs()), varint(2, delay.subsec_nanos().into())].concat();
+    let info = field(1, &duration);
+    let any = [
+        field(1, b"type.googleapis.com/google.rpc.RetryInfo"),
+        field(2, &info),
+    ]
+    .concat();
+    field(3, &any)
+}
+
+async fn over_http(
+    State(server): State<Server>,
+    uri: http::Uri,
+    headers: HeaderMap,
+    body: axum::body::Bytes,
+) -> axum::response::Response {
+    let body = match headers.get("content-encoding").map(|value| value.as_bytes()) {
+        Some(b"gzip") => {
+            let mut plain = Vec::new();
+            std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&body[..]), &mut plain).unwrap();
+            plain
+        }
+        _ => body.to_vec(),
+    };
+    let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
+    let received = Received {
+        at: Instant::now(),
+        request,
+        headers,
+        path: uri.path().to_owned(),
+    };
+    let protobuf = |response: &ExportTraceServiceResponse| {
+        (
+            [("content-type", "application/x-protobuf")],
+            response.encode_to_vec(),
+        )
+            .into_response()
+    };
+    let later = |status: StatusCode, delay: Option<Duration>| match delay {
+        None => status.into_response(),
+        Some(delay) => (status, [("retry-after", delay.as_secs().to_string())]).into_response(),
+    };
+    match server.answer(received) {
+        Answer::Accept => protobuf(&ExportTraceServiceResponse::default()),
+        Answer::Hang => std::future::pending().await,
+        Answer::Refuse => (StatusCode::BAD_REQUEST, "no").into_response(),
+        Answer::Unavailable(delay) => later(StatusCode::SERVICE_UNAVAILABLE, delay),
+        Answer::TooMany(delay) => later(StatusCode::TOO_MANY_REQUESTS, Some(delay)),
+        Answer::Partial(rejected, message) => protobuf(&partial(rejected, message)),
+    }
+}

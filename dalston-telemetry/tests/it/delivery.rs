@@ -1,0 +1,279 @@
+//! What arrives at a collector that works.
+
+use std::time::{Duration, SystemTime};
+
+use dalston_telemetry::opentelemetry::trace::{SpanKind, TraceContextExt};
+use dalston_telemetry::opentelemetry::{Context, KeyValue};
+use dalston_telemetry::propagate;
+use dalston_telemetry::{OtlpConfig, OtlpProtocol, SpanCollector, TimedSpan};
+use tracing::info_span;
+
+use crate::collector::{Collector, Protocol, env};
+use crate::service::{Caller, Service};
+
+const PROTOCOLS: [Protocol; 2] = [Protocol::Grpc, Protocol::Http];
+
+#[test]
+fn spans_arrive_from_every_kind_of_thread_over_both_transports() {
+    for protocol in PROTOCOLS {
+        for caller in Caller::ALL {
+            let collector = Collector::start(protocol);
+            let (result, stats) = caller.live(collector.env(), Duration::from_secs(30), |service| {
+                service.in_scope(|| info_span!("outer").in_scope(|| info_span!("inner").in_scope(|| {})));
+            });
+            assert_eq!(result, Ok(()), "{protocol:?} {caller:?}");
+            let names: Vec<_> = collector
+                .rest()
+                .iter()
+                .flat_map(|request| request.span_names())
+                .collect();
+            assert_eq!(names, ["inner", "outer"], "{protocol:?} {caller:?}");
+            assert_eq!(
+                (stats.exported(), stats.dropped_total(), stats.waiting()),
+                (2, 0, 0)
+            );
+        }
+    }
+}
+
+#[test]
+fn headers_compression_path_and_resource_arrive() {
+    for protocol in PROTOCOLS {
+        let collector = Collector::start(protocol);
+        let mut env = collector.env();
+        for (name, value) in [
+            (
+                "OTEL_EXPORTER_OTLP_HEADERS",
+                "x-api-key=a%20secret,x-tenant=dalston",
+            ),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+            (
+                "OTEL_RESOURCE_ATTRIBUTES",
+                "deployment.environment.name=test%2Fone",
+            ),
+        ] {
+            env.push((name.into(), value.into()));
+        }
+        let service = Service::with(env, |builder| builder.version("1.2.3"));
+        service.spans(1);
+        service.telemetry.flush(Duration::from_secs(30)).unwrap();
+
+        let request = collector.next();
+        assert_eq!(request.header("x-api-key"), Some("a secret"));
+        assert_eq!(request.header("x-tenant"), Some("dalston"));
+        assert!(
+            request
+                .header("user-agent")
+                .is_some_and(|agent| agent.starts_with("dalston-telemetry/"))
+        );
+        match protocol {
+            Protocol::Grpc => assert_eq!(request.header("grpc-encoding"), Some("gzip")),
+            Protocol::Http => {
+                assert_eq!(request.header("content-encoding"), Some("gzip"));
+                assert_eq!(request.header("content-type"), Some("application/x-protobuf"));
+                assert_eq!(request.path, "/v1/traces");
+            }
+        }
+        let resource = |key| request.resource(key);
+        assert_eq!(resource("service.name").as_deref(), Some("engine-test"));
+        assert_eq!(resource("service.version").as_deref(), Some("1.2.3"));
+        assert_eq!(resource("service.namespace").as_deref(), Some("dalston"));
+        assert_eq!(
+            resource("deployment.environment.name").as_deref(),
+            Some("test/one")
+        );
+    }
+}
+
+#[test]
+fn an_endpoint_without_a_scheme_is_spoken_to_in_plain_text() {
+    for protocol in PROTOCOLS {
+        let collector = Collector::start(protocol);
+        let service = Service::start(env(protocol, &collector.address.to_string()));
+        service.spans(1);
+        assert_eq!(service.telemetry.flush(Duration::from_secs(30)), Ok(()));
+        assert_eq!(collector.next().span_names(), ["work"]);
+    }
+}
+
+#[test]
+fn an_endpoint_for_traces_is_used_as_it_is_and_wins() {
+    let collector = Collector::start(Protocol::Http);
+    let mut env = env(Protocol::Http, "http://127.0.0.1:1");
+    let endpoint = format!("http://{}/custom/intake", collector.address);
+    env.push(("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT".into(), endpoint));
+    let service = Service::start(env);
+    service.spans(1);
+    assert_eq!(service.telemetry.flush(Duration::from_secs(30)), Ok(()));
+    assert_eq!(collector.next().path, "/custom/intake");
+}
+
+#[test]
+fn explicit_calls_win_over_the_environment() {
+    let collector = Collector::start(Protocol::Http);
+    let env = env(Protocol::Grpc, "http://127.0.0.1:1");
+    let endpoint = format!("http://{}/explicit", collector.address);
+    let service = Service::with(env, |builder| {
+        builder.otlp(
+            OtlpConfig::new()
+                .protocol(OtlpProtocol::HttpProtobuf)
+                .endpoint(endpoint)
+                .header("x-key", "k"),
+        )
+    });
+    service.spans(1);
+    assert_eq!(service.telemetry.flush(Duration::from_secs(30)), Ok(()));
+    let request = collector.next();
+    assert_eq!(
+        (request.path.as_str(), request.header("x-key")),
+        ("/explicit", Some("k"))
+    );
+}
+
+#[test]
+fn many_spans_arrive_in_batches_of_the_size_that_was_asked_for() {
+    let collector = Collector::start(Protocol::Grpc);
+    let mut env = collector.env();
+    env.push(("OTEL_BSP_MAX_EXPORT_BATCH_SIZE".into(), "10".into()));
+    env.push(("OTEL_BSP_SCHEDULE_DELAY".into(), "3600000".into()));
+    let service = Service::start(env);
+    service.spans(25);
+    assert_eq!(service.telemetry.flush(Duration::from_secs(30)), Ok(()));
+    let sizes: Vec<_> = collector
+        .rest()
+        .iter()
+        .map(|request| request.span_names().len())
+        .collect();
+    assert_eq!(sizes.iter().sum::<usize>(), 25);
+    assert!(sizes.iter().all(|size| *size <= 10), "{sizes:?}");
+}
+
+#[test]
+fn a_full_batch_does_not_wait_for_its_time() {
+    let collector = Collector::start(Protocol::Grpc);
+    let mut env = collector.env();
+    env.push(("OTEL_BSP_MAX_EXPORT_BATCH_SIZE".into(), "10".into()));
+    env.push(("OTEL_BSP_SCHEDULE_DELAY".into(), "3600000".into()));
+    let service = Service::start(env);
+    service.spans(10);
+    assert_eq!(collector.next().span_names().len(), 10);
+}
+
+#[test]
+fn a_span_with_times_of_its_own_keeps_them_and_its_place_in_the_trace() {
+    let collector = Collector::start(Protocol::Grpc);
+    let service = Service::start(collector.env());
+    let carried = propagate::extract_json(
+        r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#,
+    );
+    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    let mut span = TimedSpan::new(
+        "engine.queue_wait",
+        &carried,
+        start,
+        start + Duration::from_secs(7),
+    );
+    span.kind = SpanKind::Consumer;
+    span.attributes
+        .push(KeyValue::new("dalston.queue_wait_seconds", 7.0));
+    let context = service.telemetry.handle().record_span(span).unwrap();
+    // Ends before it starts: moved to the start, so that no viewer shows nonsense.
+    let backwards = TimedSpan::new("backwards", &carried, start, start - Duration::from_secs(7));
+    service.telemetry.handle().record_span(backwards).unwrap();
+    service.telemetry.flush(Duration::from_secs(30)).unwrap();
+
+    let request = collector.next();
+    let spans = &request.request.resource_spans[0].scope_spans[0].spans;
+    let carried = carried.span().span_context().clone();
+    assert_eq!(spans[0].trace_id, carried.trace_id().to_bytes());
+    assert_eq!(spans[0].parent_span_id, carried.span_id().to_bytes());
+    assert_eq!(spans[0].span_id, context.span_id().to_bytes());
+    let second = 1_000_000_000;
+    assert_eq!(spans[0].start_time_unix_nano, 1_700_000_000 * second);
+    assert_eq!(spans[0].end_time_unix_nano, 1_700_000_007 * second);
+    assert_eq!(spans[1].start_time_unix_nano, spans[1].end_time_unix_nano);
+}
+
+#[test]
+fn an_unsampled_parent_keeps_its_children_at_home() {
+    let collector = Collector::start(Protocol::Grpc);
+    let service = Service::start(collector.env());
+    let unsampled = propagate::extract_json(
+        r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}"#,
+    );
+    let now = SystemTime::now();
+    service
+        .telemetry
+        .handle()
+        .record_span(TimedSpan::new("unseen", &unsampled, now, now));
+    service
+        .telemetry
+        .handle()
+        .record_span(TimedSpan::new("seen", &Context::new(), now, now));
+    service.telemetry.flush(Duration::from_secs(30)).unwrap();
+    assert_eq!(collector.next().span_names(), ["seen"]);
+}
+
+#[test]
+fn the_exporters_own_crates_are_not_exported_and_users_are() {
+    let collector = Collector::start(Protocol::Grpc);
+    let service = Service::start(collector.env());
+    service.in_scope(|| {
+        tracing::info_span!(target: "h2::client", "not exported").in_scope(|| {});
+        tracing::info_span!(target: "hyper_util::client", "not exported").in_scope(|| {});
+        tracing::info_span!(target: "tonic", "not exported").in_scope(|| {});
+        tracing::info_span!(target: "opentelemetry_sdk", "not exported").in_scope(|| {});
+        tracing::debug_span!(target: "my_engine", "too detailed").in_scope(|| {});
+        // Only begins like one of them.
+        tracing::info_span!(target: "tower_of_babel::speech", "exported").in_scope(|| {});
+    });
+    service.telemetry.flush(Duration::from_secs(30)).unwrap();
+    assert_eq!(collector.next().span_names(), ["exported"]);
+}
+
+#[test]
+fn long_texts_are_cut_to_the_limit_for_the_collector_and_in_memory() {
+    let collector = Collector::start(Protocol::Http);
+    let mut env = collector.env();
+    env.push(("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT".into(), "5".into()));
+    env.push(("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT".into(), "4".into()));
+    let spans = SpanCollector::new();
+    let service = Service::with(env, |builder| builder.span_collector(spans.clone()));
+    let now = SystemTime::now();
+    let root = Context::new();
+    let mut span = TimedSpan::new("work", &root, now, now);
+    span.attributes = (0..6)
+        .map(|number| KeyValue::new(format!("key-{number}"), "äöüäöüäöü"))
+        .collect();
+    service.telemetry.handle().record_span(span);
+    service.telemetry.flush(Duration::from_secs(30)).unwrap();
+
+    let request = collector.next();
+    let attributes = &request.request.resource_spans[0].scope_spans[0].spans[0].attributes;
+    assert_eq!(attributes.len(), 4);
+    for attribute in attributes {
+        let value = format!("{:?}", attribute.value);
+        assert!(value.contains("\"äöüäö\""), "{value}");
+    }
+    assert_eq!(spans.spans()[0].attributes.len(), 4);
+}
+
+#[test]
+fn nothing_is_exported_when_the_sdk_is_disabled_or_there_is_no_exporter() {
+    for (name, value, traces) in [
+        ("OTEL_ENABLED", "false", false),
+        ("OTEL_SDK_DISABLED", "true", false),
+        // Spans still have ids, so that logs correlate and contexts are passed on.
+        ("OTEL_TRACES_EXPORTER", "none", true),
+        ("OTEL_TRACES_SAMPLER", "always_off", true),
+    ] {
+        let collector = Collector::start(Protocol::Grpc);
+        let mut env = collector.env();
+        env.push((name.into(), value.into()));
+        let service = Service::start(env);
+        assert_eq!(service.telemetry.handle().traces_enabled(), traces, "{name}");
+        service.spans(3);
+        assert_eq!(service.telemetry.shutdown_blocking(), Ok(()));
+        assert!(collector.rest().is_empty(), "{name}");
+    }
+}

@@ -1,0 +1,10 @@
+//! Behaviour that only shows from outside: against collectors, with a whole subscriber.
+
+#![allow(clippy::unwrap_used)]
+#![cfg(all(feature = "otlp-grpc", feature = "otlp-http"))]
+
+mod collector;
+mod delivery;
+mod faults;
+mod service;
+mod tls;
