@@ -99,7 +99,7 @@ impl GpuMonitor {
                 if let Err(error) = &answer
                     && answering
                 {
-                    tracing::warn!(%error, "no metrics of the GPUs");
+                    tracing::warn!(%error, "gpu_metrics_unavailable");
                 }
                 answering = answer.is_ok();
                 let gpus = answer.unwrap_or_default();
@@ -128,7 +128,7 @@ impl GpuMonitor {
         {
             Ok(_) => Some(Self { _stop: stop }),
             Err(error) => {
-                tracing::warn!(%error, "no metrics of the GPUs: the thread for them cannot be started");
+                tracing::warn!(%error, "gpu_metrics_unavailable");
                 None
             }
         }

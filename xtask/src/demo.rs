@@ -34,5 +34,7 @@ pub(crate) fn run() -> Result<(), Error> {
         .arg("--model")
         .arg(example.join("models/whisper-nano-digits"))
         .args("--trace --metrics")
+        // What it does is in the traces.
+        .env("LOG_LEVEL", "warn")
         .run()
 }

@@ -92,7 +92,7 @@ fn load_from(directory: Option<&Path>) -> Result<(), CudaError> {
         // /proc is hidden from us: leave the search to the loader.
         None => PathBuf::from("libtorch_cuda.so"),
     };
-    tracing::info!(library = %library.display(), "loading libtorch's CUDA back end");
+    tracing::info!(library = %library.display(), "cuda_backend_loading");
     open_for_ever(&library).map_err(|message| CudaError::NotLoadable { message })
 }
 

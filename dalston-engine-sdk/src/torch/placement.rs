@@ -36,7 +36,7 @@ impl Placement {
     pub fn choose(options: &EngineOptions) -> Result<Self, PlacementError> {
         let device = device(options.device)?;
         let kind = kind(options.precision, device)?;
-        tracing::debug!(device = %device_name(device), precision = precision_name(kind), "placement chosen");
+        tracing::debug!(device = %device_name(device), precision = precision_name(kind), "device_chosen");
         Ok(Self { device, kind })
     }
 
@@ -94,7 +94,7 @@ fn device(choice: DeviceChoice) -> Result<Device, PlacementError> {
         DeviceChoice::Auto if !nvidia_driver_present() => Ok(Device::Cpu),
         DeviceChoice::Auto => Ok(gpu(0).unwrap_or_else(|reason| {
             // The machine has a GPU and we are about to be many times slower than it could be.
-            tracing::warn!(%reason, "an NVIDIA driver is present, but computing on the CPU");
+            tracing::warn!(%reason, "gpu_unusable");
             Device::Cpu
         })),
     }
