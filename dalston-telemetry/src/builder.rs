@@ -54,6 +54,7 @@ pub struct TelemetryBuilder {
     metrics: Metrics,
     logs: Option<LogWriter>,
     log_format: Option<LogFormat>,
+    log_level: LevelFilter,
     shutdown_timeout: Duration,
 }
 
@@ -70,6 +71,7 @@ impl TelemetryBuilder {
             metrics: Metrics::new(),
             logs: Some(LogWriter::stdout()),
             log_format: None,
+            log_level: LevelFilter::INFO,
             shutdown_timeout: Duration::from_secs(5),
         }
     }
@@ -133,6 +135,13 @@ impl TelemetryBuilder {
     /// How log lines are written; unless set, `DALSTON_LOG_FORMAT` says so, else [`LogFormat::Auto`].
     pub fn log_format(mut self, format: LogFormat) -> Self {
         self.log_format = Some(format);
+        self
+    }
+
+    /// The most verbose level that is logged when neither `RUST_LOG`, `LOG_LEVEL` nor `DALSTON_LOG_LEVEL` is set; `INFO`
+    /// by default.
+    pub fn default_log_level(mut self, level: LevelFilter) -> Self {
+        self.log_level = level;
         self
     }
 
@@ -221,6 +230,7 @@ impl TelemetryBuilder {
                 &env,
                 &self.service,
                 self.log_format,
+                self.log_level,
                 writer.clone(),
             )?),
             None => None,

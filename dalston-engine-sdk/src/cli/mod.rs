@@ -16,7 +16,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use console::Term;
-use dalston_telemetry::{Env, Telemetry, TelemetryBuilder};
+use dalston_telemetry::tracing::level_filters::LevelFilter;
+use dalston_telemetry::{Env, LogWriter, Telemetry, TelemetryBuilder};
 
 use self::args::{Command, EngineArgs};
 use self::terminal::Style;
@@ -123,11 +124,14 @@ fn examine<E: Engine>(engine: &E, args: &EngineArgs, env: &Env) -> Result<ExitCo
     }
 }
 
-/// Telemetry as it is on every way into an engine.
+/// Telemetry of a command that a person waits for. What went wrong is said in one line; logs are for those who ask for
+/// them, with `RUST_LOG` and its like.
 fn telemetry(info: &EngineInfo, env: &Env) -> TelemetryBuilder {
     Telemetry::builder(format!("dalston-engine-{}", info.id))
         .version(&info.version)
         .env(env.clone())
+        .log_writer(LogWriter::stderr())
+        .default_log_level(LevelFilter::OFF)
 }
 
 /// Writes to standard output.
@@ -172,8 +176,19 @@ impl Failure {
     }
 }
 
-/// One line on standard error. If even that fails, there is nobody left to tell.
+/// One line on standard error about what failed.
 fn complain(message: &str, env: &Env) {
     let style = Style::of(&Term::stderr(), env);
-    let _ = writeln!(io::stderr().lock(), "{} {message}", style.bad("error:"));
+    to_stderr(&format!("{} {message}\n", style.bad("error:")));
+}
+
+/// One line on standard error about what could be better.
+fn remark(message: &str, env: &Env) {
+    let style = Style::of(&Term::stderr(), env);
+    to_stderr(&format!("{} {message}\n", style.warning("warning:")));
+}
+
+/// If even this can't be written, there is nobody left to tell.
+fn to_stderr(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }

@@ -24,7 +24,7 @@ use super::metrics;
 use super::output::{self, Finished};
 use super::progress::Progress;
 use super::terminal::Style;
-use super::{FAILED, Failure, complain, print, telemetry};
+use super::{FAILED, Failure, complain, print, remark, telemetry, to_stderr};
 use crate::config::RunnerConfig;
 use crate::context::TaskContext;
 use crate::engine::{Check, Engine, EngineInfo, LoadContext, ModelId};
@@ -98,7 +98,7 @@ pub(super) fn transcribe<E: Engine>(
     }
     if let Err(error) = telemetry.shutdown_blocking() {
         // The results are there; that nobody will see the trace is worth a line, not a failure.
-        complain(&error.to_string(), env);
+        remark(&error.to_string(), env);
     }
     Ok(ExitCode::from(code))
 }
@@ -352,7 +352,7 @@ fn print_traces(collector: &SpanCollector, traces: &[TraceId], json: bool, env: 
         write(&format!("{picture}\n"), json)?;
     }
     if collector.dropped() > 0 {
-        complain(
+        remark(
             &format!("the traces lack the {} oldest spans", collector.dropped()),
             env,
         );
@@ -367,13 +367,12 @@ fn print_metrics(before: &MetricsSnapshot, after: &MetricsSnapshot, json: bool) 
     )
 }
 
-fn write(text: &str, to_stderr: bool) -> Result<(), Failure> {
-    use io::Write;
-    if !to_stderr {
-        return print(text);
+fn write(text: &str, stderr: bool) -> Result<(), Failure> {
+    if stderr {
+        to_stderr(text);
+        return Ok(());
     }
-    let _ = io::stderr().lock().write_all(text.as_bytes());
-    Ok(())
+    print(text)
 }
 
 /// What the tasks in flight are doing.

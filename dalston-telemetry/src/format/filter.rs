@@ -61,11 +61,12 @@ impl LogFilter {
         })
     }
 
-    /// The filter of the first variable that is set: `RUST_LOG`, `LOG_LEVEL`, `DALSTON_LOG_LEVEL`; else `info`.
-    pub(crate) fn from_env(env: &Env) -> Result<Self, EnvError> {
+    /// The filter of the first variable that is set: `RUST_LOG`, `LOG_LEVEL`, `DALSTON_LOG_LEVEL`; else `default`.
+    pub(crate) fn from_env(env: &Env, default: LevelFilter) -> Result<Self, EnvError> {
+        let default = default.to_string();
         let (variable, directives) = env
             .first(&["RUST_LOG", "LOG_LEVEL", "DALSTON_LOG_LEVEL"])
-            .unwrap_or(("LOG_LEVEL", "info"));
+            .unwrap_or(("LOG_LEVEL", &default));
         // What is meant as a level and misspelt would be taken for a target, and all other lines would be lost.
         let bare_target = directives.split(',').map(str::trim).find(|directive| {
             variable != "RUST_LOG"

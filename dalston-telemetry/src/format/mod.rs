@@ -22,6 +22,8 @@ mod writer;
 
 use std::str::FromStr;
 
+use tracing::level_filters::LevelFilter;
+
 pub use filter::FilterError;
 pub use writer::{LogBuffer, LogWriter};
 
@@ -83,11 +85,12 @@ pub(crate) enum Form {
 
 impl LogSettings {
     /// Reads `DALSTON_LOG_FORMAT` (unless `format` decides), `NO_COLOR`, `INSTANCE_TYPE`, and the filter from
-    /// `RUST_LOG`, else `LOG_LEVEL`, else `DALSTON_LOG_LEVEL`.
+    /// `RUST_LOG`, else `LOG_LEVEL`, else `DALSTON_LOG_LEVEL`, else `level`.
     pub(crate) fn read(
         env: &Env,
         service: &str,
         format: Option<LogFormat>,
+        level: LevelFilter,
         writer: LogWriter,
     ) -> Result<Self, EnvError> {
         let wanted = match format {
@@ -108,7 +111,7 @@ impl LogSettings {
             instance_type: env.get("INSTANCE_TYPE").map(str::to_owned),
             form,
             writer,
-            filter: LogFilter::from_env(env)?,
+            filter: LogFilter::from_env(env, level)?,
         })
     }
 }
@@ -122,9 +125,15 @@ mod settings_tests {
 
     fn form(env: &[(&str, &str)], format: Option<LogFormat>) -> Form {
         let (writer, _lines) = LogWriter::buffer();
-        LogSettings::read(&Env::from_pairs(env.iter().copied()), "s", format, writer)
-            .unwrap()
-            .form
+        LogSettings::read(
+            &Env::from_pairs(env.iter().copied()),
+            "s",
+            format,
+            LevelFilter::INFO,
+            writer,
+        )
+        .unwrap()
+        .form
     }
 
     #[test]
@@ -140,7 +149,9 @@ mod settings_tests {
     fn a_wrong_format_is_named() {
         let (writer, _lines) = LogWriter::buffer();
         let env = Env::from_pairs([("DALSTON_LOG_FORMAT", "xml")]);
-        let error = LogSettings::read(&env, "s", None, writer).err().unwrap();
+        let error = LogSettings::read(&env, "s", None, LevelFilter::INFO, writer)
+            .err()
+            .unwrap();
         assert_eq!(
             error.to_string(),
             "DALSTON_LOG_FORMAT is \"xml\": expected json, console or auto"

@@ -495,7 +495,8 @@ fn each_line_is_one_write() {
 #[test]
 fn a_filter_is_read_from_the_first_variable_that_is_set() {
     let filter = |pairs: &[(&str, &str)]| {
-        LogFilter::from_env(&Env::from_pairs(pairs.iter().copied())).map(|filter| format!("{filter:?}"))
+        LogFilter::from_env(&Env::from_pairs(pairs.iter().copied()), LevelFilter::INFO)
+            .map(|filter| format!("{filter:?}"))
     };
     let error = |pairs| filter(pairs).unwrap_err().to_string();
     assert_eq!(filter(&[]).unwrap(), "LogFilter(info)");

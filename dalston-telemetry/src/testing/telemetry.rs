@@ -4,10 +4,11 @@ use tracing::dispatcher::{self, Dispatch};
 use tracing::instrument::{WithDispatch, WithSubscriber};
 use tracing_subscriber::layer::SubscriberExt;
 
-use super::SpanTree;
+use super::{LogLine, SpanTree};
 use crate::builder::TelemetryBuilder;
 use crate::collect::{CollectedSpan, SpanCollector};
 use crate::env::Env;
+use crate::format::{LogBuffer, LogFormat, LogWriter};
 use crate::metrics::{MetricChange, Metrics, MetricsSnapshot};
 use crate::telemetry::{Telemetry, TelemetryHandle};
 
@@ -43,6 +44,7 @@ pub struct TestTelemetry {
     dispatch: Dispatch,
     spans: SpanCollector,
     at_start: MetricsSnapshot,
+    logs: LogBuffer,
 }
 
 impl TestTelemetry {
@@ -61,7 +63,11 @@ impl TestTelemetry {
     #[track_caller]
     pub fn with(configure: impl FnOnce(TelemetryBuilder) -> TelemetryBuilder) -> Self {
         let spans = SpanCollector::new();
-        let builder = configure(Telemetry::builder("test").env(Env::default())).span_collector(spans.clone());
+        let (writer, logs) = LogWriter::buffer();
+        let builder = configure(Telemetry::builder("test").env(Env::default()))
+            .span_collector(spans.clone())
+            .log_format(LogFormat::Json)
+            .log_writer(writer);
         let (layer, telemetry) = match builder.into_layer() {
             Ok(made) => made,
             Err(error) => panic!("the settings of the test's telemetry are refused: {error}"),
@@ -73,6 +79,7 @@ impl TestTelemetry {
             dispatch,
             spans,
             at_start,
+            logs,
         }
     }
 
@@ -110,6 +117,21 @@ impl TestTelemetry {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         self.telemetry.metrics()
+    }
+
+    /// The lines that were logged, oldest first; without a filter of its own everything from `INFO` up.
+    ///
+    /// # Panics
+    ///
+    /// If a line is not a JSON object, which is what the test's telemetry writes.
+    #[must_use]
+    #[track_caller]
+    pub fn logs(&self) -> Vec<LogLine> {
+        self.logs
+            .lines()
+            .iter()
+            .map(|line| LogLine::parse(line))
+            .collect()
     }
 
     /// The series that have moved since the beginning, in alphabetical order; of histograms count and sum.
@@ -191,6 +213,24 @@ mod tests {
         assert_eq!(one.tree().names(), ["one"]);
         assert_eq!(other.tree().names(), ["other"]);
         assert_ne!(one.span("one").trace_id, other.span("other").trace_id);
+    }
+
+    #[test]
+    fn lines_carry_the_ids_of_the_span_around_them() {
+        let telemetry = TestTelemetry::new();
+        telemetry.in_scope(|| {
+            info_span!("job", dalston.job_id = "j-1").in_scope(|| tracing::warn!(depth = 7, "queue_is_long"));
+            tracing::debug!("too_detailed");
+        });
+        let span = telemetry.span("job");
+        let lines = telemetry.logs();
+        let [line] = lines.as_slice() else {
+            panic!("{lines:?}")
+        };
+        assert_eq!((line.level(), line.event()), ("warning", "queue_is_long"));
+        assert_eq!(line.field("depth"), Some(&7.into()));
+        assert_eq!(line.field("trace_id"), Some(&span.trace_id.to_string().into()));
+        assert_eq!(line.field("span_id"), Some(&span.span_id.to_string().into()));
     }
 
     #[test]

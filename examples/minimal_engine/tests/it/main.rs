@@ -338,6 +338,11 @@ fn a_collector_that_is_absent_or_hangs_costs_neither_the_result_nor_much_time() 
             .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{collector}")));
         assert_eq!(ran.status, Some(0), "{}", ran.stderr);
         assert_eq!(lines_of_json(&ran.stdout)[0]["data"], json!({ "words": 3 }));
+        assert!(
+            ran.stderr.starts_with("warning: ") && ran.stderr.lines().count() == 1,
+            "{}",
+            ran.stderr
+        );
         // The bound for telemetry is 5 s; the rest is for a busy machine.
         assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     }
