@@ -464,3 +464,6 @@ fn header(name: &str, value: &str) -> Option<(HeaderName, HeaderValue)> {
     value.set_sensitive(true);
     Some((name, value))
 }
+
+#[cfg(test)]
+mod tests;

@@ -329,3 +329,6 @@ impl Stopped {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,509 @@
+//! Every variable of the exporter, what it does, and what it refuses.
+
+use super::*;
+
+type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+fn read(pairs: Pairs<'_>) -> Result<OtlpSettings, EnvError> {
+    OtlpSettings::read(&OtlpConfig::new(), &Env::from_pairs(pairs.iter().copied()))
+}
+
+fn batching(pairs: Pairs<'_>) -> Result<BatchSettings, EnvError> {
+    BatchSettings::read(&Env::from_pairs(pairs.iter().copied()))
+}
+
+/// A setting as a text, to compare with a literal in a table.
+type Shown = fn(&OtlpSettings) -> String;
+
+const PROTOCOL: Shown = |settings| format!("{:?}", settings.protocol);
+const ENDPOINT: Shown = |settings| settings.endpoint.uri().to_string();
+const TIMEOUT: Shown = |settings| format!("{:?}", settings.timeout);
+const GZIP: Shown = |settings| settings.gzip.to_string();
+const HEADERS: Shown = |settings| {
+    let pairs = settings
+        .headers
+        .iter()
+        .map(|(name, value)| format!("{name}={}", value.to_str().unwrap()));
+    pairs.collect::<Vec<_>>().join(" ")
+};
+const CERTIFICATE: Shown = |settings| {
+    settings
+        .tls
+        .certificate
+        .as_ref()
+        .map(|file| file.path.clone())
+        .unwrap_or_default()
+};
+const IDENTITY: Shown = |settings| {
+    let identity = settings.tls.identity.as_ref();
+    identity
+        .map(|identity| format!("{} {}", identity.certificate.path, identity.key.path))
+        .unwrap_or_default()
+};
+const PROXY: Shown = |settings| {
+    settings
+        .proxy
+        .as_ref()
+        .map(|proxy| proxy.url.clone())
+        .unwrap_or_default()
+};
+
+const HTTP: (&str, &str) = ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
+const ENDPOINT_OF_ALL: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+const ENDPOINT_OF_TRACES: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+
+#[test]
+fn every_variable_does_what_it_says() {
+    let table: &[(Shown, Pairs<'_>, &str)] = &[
+        // Nothing set.
+        (PROTOCOL, &[], "Grpc"),
+        (ENDPOINT, &[], "http://localhost:4317/"),
+        (ENDPOINT, &[HTTP], "http://localhost:4318/v1/traces"),
+        (TIMEOUT, &[], "10s"),
+        (GZIP, &[], "false"),
+        (HEADERS, &[], ""),
+        (CERTIFICATE, &[], ""),
+        (IDENTITY, &[], ""),
+        // Protocol.
+        (PROTOCOL, &[HTTP], "HttpProtobuf"),
+        (PROTOCOL, &[("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")], "Grpc"),
+        (
+            PROTOCOL,
+            &[HTTP, ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")],
+            "Grpc",
+        ),
+        // Endpoint: the general one gets the path of the signal over HTTP, the one for traces is used as it is.
+        (
+            ENDPOINT,
+            &[(ENDPOINT_OF_ALL, "http://otel:4317")],
+            "http://otel:4317/",
+        ),
+        (
+            ENDPOINT,
+            &[HTTP, (ENDPOINT_OF_ALL, "http://otel:4318")],
+            "http://otel:4318/v1/traces",
+        ),
+        (
+            ENDPOINT,
+            &[HTTP, (ENDPOINT_OF_ALL, "http://otel:4318/")],
+            "http://otel:4318/v1/traces",
+        ),
+        (
+            ENDPOINT,
+            &[HTTP, (ENDPOINT_OF_ALL, "https://otel/base/")],
+            "https://otel/base/v1/traces",
+        ),
+        (
+            ENDPOINT,
+            &[HTTP, (ENDPOINT_OF_ALL, "http://otel/in?key=k")],
+            "http://otel/in/v1/traces?key=k",
+        ),
+        (
+            ENDPOINT,
+            &[HTTP, (ENDPOINT_OF_TRACES, "http://otel:4318")],
+            "http://otel:4318/",
+        ),
+        (
+            ENDPOINT,
+            &[HTTP, (ENDPOINT_OF_TRACES, "http://otel/own")],
+            "http://otel/own",
+        ),
+        (
+            ENDPOINT,
+            &[
+                (ENDPOINT_OF_ALL, "http://all:1"),
+                (ENDPOINT_OF_TRACES, "http://traces:2"),
+            ],
+            "http://traces:2/",
+        ),
+        // Without a scheme.
+        (
+            ENDPOINT,
+            &[(ENDPOINT_OF_ALL, "otel-collector:4317")],
+            "http://otel-collector:4317/",
+        ),
+        (
+            ENDPOINT,
+            &[(ENDPOINT_OF_ALL, "localhost:4317")],
+            "http://localhost:4317/",
+        ),
+        (
+            ENDPOINT,
+            &[(ENDPOINT_OF_ALL, "10.0.0.7:4317")],
+            "http://10.0.0.7:4317/",
+        ),
+        (ENDPOINT, &[(ENDPOINT_OF_ALL, "[::1]:4317")], "http://[::1]:4317/"),
+        (
+            ENDPOINT,
+            &[HTTP, (ENDPOINT_OF_ALL, "otel:4318")],
+            "http://otel:4318/v1/traces",
+        ),
+        // Plain or encrypted: only where the scheme does not say it.
+        (
+            ENDPOINT,
+            &[(ENDPOINT_OF_ALL, "otel:1"), ("OTEL_INSECURE", "false")],
+            "https://otel:1/",
+        ),
+        (
+            ENDPOINT,
+            &[(ENDPOINT_OF_ALL, "otel:1"), ("OTEL_INSECURE", "true")],
+            "http://otel:1/",
+        ),
+        (
+            ENDPOINT,
+            &[
+                (ENDPOINT_OF_ALL, "otel:1"),
+                ("OTEL_EXPORTER_OTLP_INSECURE", "FALSE"),
+            ],
+            "https://otel:1/",
+        ),
+        (
+            ENDPOINT,
+            &[
+                (ENDPOINT_OF_ALL, "otel:1"),
+                ("OTEL_EXPORTER_OTLP_INSECURE", "false"),
+                ("OTEL_EXPORTER_OTLP_TRACES_INSECURE", "true"),
+            ],
+            "http://otel:1/",
+        ),
+        (
+            ENDPOINT,
+            &[
+                (ENDPOINT_OF_ALL, "otel:1"),
+                ("OTEL_INSECURE", "false"),
+                ("OTEL_EXPORTER_OTLP_INSECURE", "true"),
+            ],
+            "http://otel:1/",
+        ),
+        (
+            ENDPOINT,
+            &[(ENDPOINT_OF_ALL, "http://otel:1"), ("OTEL_INSECURE", "false")],
+            "http://otel:1/",
+        ),
+        (
+            ENDPOINT,
+            &[(ENDPOINT_OF_ALL, "https://otel:1"), ("OTEL_INSECURE", "true")],
+            "https://otel:1/",
+        ),
+        // Timeout, in milliseconds; 0 stands for none.
+        (TIMEOUT, &[("OTEL_EXPORTER_OTLP_TIMEOUT", "2500")], "2.5s"),
+        (
+            TIMEOUT,
+            &[
+                ("OTEL_EXPORTER_OTLP_TIMEOUT", "1"),
+                ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "2"),
+            ],
+            "2ms",
+        ),
+        (TIMEOUT, &[("OTEL_EXPORTER_OTLP_TIMEOUT", "0")], "86400s"),
+        // Compression.
+        (GZIP, &[("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")], "true"),
+        (GZIP, &[("OTEL_EXPORTER_OTLP_COMPRESSION", "none")], "false"),
+        (
+            GZIP,
+            &[
+                ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+                ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "none"),
+            ],
+            "false",
+        ),
+        // Headers: percent-decoded, and those for traces instead of the general ones.
+        (
+            HEADERS,
+            &[("OTEL_EXPORTER_OTLP_HEADERS", "X-Key=a%2Cb , x-b=1=2,")],
+            "x-key=a,b x-b=1=2",
+        ),
+        (
+            HEADERS,
+            &[
+                ("OTEL_EXPORTER_OTLP_HEADERS", "a=1"),
+                ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "b=2"),
+            ],
+            "b=2",
+        ),
+        // Files.
+        (
+            CERTIFICATE,
+            &[("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem")],
+            "/ca.pem",
+        ),
+        (
+            CERTIFICATE,
+            &[
+                ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem"),
+                ("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "/own.pem"),
+            ],
+            "/own.pem",
+        ),
+        (
+            IDENTITY,
+            &[
+                ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "/c.pem"),
+                ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/k.pem"),
+            ],
+            "/c.pem /k.pem",
+        ),
+        (
+            IDENTITY,
+            &[
+                ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "/c.pem"),
+                ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/k.pem"),
+                ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", "/tc.pem"),
+                ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", "/tk.pem"),
+            ],
+            "/tc.pem /tk.pem",
+        ),
+        // The proxy is for others than ourselves.
+        (
+            PROXY,
+            &[
+                HTTP,
+                (ENDPOINT_OF_ALL, "https://otel"),
+                ("HTTPS_PROXY", "http://proxy:3128"),
+            ],
+            "http://proxy:3128",
+        ),
+        (
+            PROXY,
+            &[
+                HTTP,
+                (ENDPOINT_OF_ALL, "http://otel"),
+                ("HTTP_PROXY", "http://proxy:3128"),
+            ],
+            "",
+        ),
+        (
+            PROXY,
+            &[
+                HTTP,
+                (ENDPOINT_OF_ALL, "http://otel"),
+                ("http_proxy", "http://proxy:3128"),
+            ],
+            "http://proxy:3128",
+        ),
+        (
+            PROXY,
+            &[
+                HTTP,
+                (ENDPOINT_OF_ALL, "http://127.0.0.1:1"),
+                ("http_proxy", "http://proxy:3128"),
+            ],
+            "",
+        ),
+        (
+            PROXY,
+            &[
+                HTTP,
+                (ENDPOINT_OF_ALL, "http://[::1]:1"),
+                ("all_proxy", "http://proxy:3128"),
+            ],
+            "",
+        ),
+    ];
+    for (shown, pairs, expected) in table {
+        let settings = read(pairs).unwrap_or_else(|error| panic!("{pairs:?}: {error}"));
+        assert_eq!(shown(&settings), *expected, "{pairs:?}");
+    }
+}
+
+#[test]
+fn every_wrong_value_is_an_error_with_variable_value_and_what_is_accepted() {
+    let table: &[(Pairs<'_>, &str)] = &[
+        (
+            &[("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")],
+            r#"OTEL_EXPORTER_OTLP_PROTOCOL is "http/json": expected grpc or http/protobuf"#,
+        ),
+        (
+            &[("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "GRPC")],
+            r#"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL is "GRPC": expected grpc or http/protobuf"#,
+        ),
+        (
+            &[("OTEL_EXPORTER_OTLP_TIMEOUT", "10s")],
+            r#"OTEL_EXPORTER_OTLP_TIMEOUT is "10s": expected a whole number of milliseconds"#,
+        ),
+        (
+            &[("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "-1")],
+            r#"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT is "-1": expected a whole number of milliseconds"#,
+        ),
+        (
+            &[("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd")],
+            r#"OTEL_EXPORTER_OTLP_COMPRESSION is "zstd": expected gzip or none"#,
+        ),
+        (
+            &[("OTEL_EXPORTER_OTLP_INSECURE", "1")],
+            r#"OTEL_EXPORTER_OTLP_INSECURE is "1": expected true or false"#,
+        ),
+        (
+            &[("OTEL_INSECURE", "maybe")],
+            r#"OTEL_INSECURE is "maybe": expected true or false"#,
+        ),
+        (
+            &[("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/k.pem")],
+            r#"OTEL_EXPORTER_OTLP_CLIENT_KEY is "/k.pem": expected OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE to be set beside it"#,
+        ),
+        (
+            &[("OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", "/c.pem")],
+            r#"OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE is "/c.pem": expected OTEL_EXPORTER_OTLP_CLIENT_KEY to be set beside it"#,
+        ),
+    ];
+    for (pairs, expected) in table {
+        assert_eq!(read(pairs).unwrap_err().to_string(), *expected);
+    }
+    for endpoint in [
+        "ftp://otel:4317",
+        "http://",
+        "otel:port",
+        "http://otel:99999",
+        "unix:///run/otel.sock",
+        "a b",
+    ] {
+        let error = read(&[(ENDPOINT_OF_ALL, endpoint)]).unwrap_err();
+        assert_eq!(
+            (error.variable(), error.value()),
+            (ENDPOINT_OF_ALL, Some(endpoint))
+        );
+        assert_eq!(error.accepted(), Endpoint::ACCEPTED);
+    }
+}
+
+#[test]
+fn secrets_are_in_no_error_and_in_no_debug_output() {
+    let wrong: &[Pairs<'_>] = &[
+        &[(ENDPOINT_OF_ALL, "http://user:hunter2@otel:4317")],
+        &[(ENDPOINT_OF_TRACES, "http://otel:99999/?key=hunter2")],
+        &[("OTEL_EXPORTER_OTLP_HEADERS", "hunter2")],
+        &[("OTEL_EXPORTER_OTLP_HEADERS", "bad name=hunter2")],
+        &[("OTEL_EXPORTER_OTLP_HEADERS", "key=hunter2%0a")],
+        &[("OTEL_EXPORTER_OTLP_HEADERS", "content-length=hunter2")],
+        &[("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "grpc-timeout=hunter2")],
+    ];
+    for pairs in wrong {
+        let error = read(pairs).unwrap_err();
+        assert_eq!(error.variable(), pairs[0].0);
+        for text in [error.to_string(), format!("{error:?}")] {
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+    }
+    let config = OtlpConfig::new()
+        .header("x-key", "hunter2")
+        .endpoint("http://otel/?key=hunter2");
+    let settings = OtlpSettings::read(&config, &Env::default()).unwrap();
+    for text in [
+        format!("{config:?}"),
+        format!("{settings:?}"),
+        settings.endpoint.to_string(),
+    ] {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}
+
+#[test]
+fn explicit_calls_win_over_every_variable() {
+    let env = Env::from_pairs([
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "nonsense"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "nonsense://"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "nonsense"),
+        ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "nonsense"),
+        ("OTEL_EXPORTER_OTLP_TRACES_INSECURE", "nonsense"),
+        ("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "/env.pem"),
+        ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", "/env.key"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "a=env,b=env"),
+    ]);
+    let config = OtlpConfig::new()
+        .protocol(OtlpProtocol::HttpProtobuf)
+        .endpoint("otel:1/own")
+        .timeout(Duration::from_millis(7))
+        .compression(OtlpCompression::Gzip)
+        .insecure(false)
+        .certificate("/call.pem")
+        .client_identity("/call-client.pem", "/call.key")
+        .header("a", "call");
+    let settings = OtlpSettings::read(&config, &env).unwrap();
+    let shown =
+        [PROTOCOL, ENDPOINT, TIMEOUT, GZIP, CERTIFICATE, IDENTITY, HEADERS].map(|shown| shown(&settings));
+    assert_eq!(
+        shown,
+        [
+            "HttpProtobuf",
+            "https://otel:1/own",
+            "7ms",
+            "true",
+            "/call.pem",
+            "/call-client.pem /call.key",
+            "a=call b=env"
+        ]
+    );
+}
+
+#[test]
+fn the_batch_settings_do_what_they_say_and_fit_together() {
+    let defaults = BatchSettings {
+        schedule_delay: Duration::from_secs(5),
+        max_queue_size: 2048,
+        max_batch_size: 512,
+        export_timeout: Duration::from_secs(30),
+    };
+    assert_eq!(batching(&[]), Ok(defaults.clone()));
+    let all: Pairs<'_> = &[
+        ("OTEL_BSP_SCHEDULE_DELAY", "100"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "20"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10"),
+        ("OTEL_BSP_EXPORT_TIMEOUT", "700"),
+    ];
+    let expected = BatchSettings {
+        schedule_delay: Duration::from_millis(100),
+        max_queue_size: 20,
+        max_batch_size: 10,
+        export_timeout: Duration::from_millis(700),
+    };
+    assert_eq!(batching(all), Ok(expected));
+    // A small queue shrinks the default batch; a batch that was asked for must fit.
+    assert_eq!(
+        batching(&[("OTEL_BSP_MAX_QUEUE_SIZE", "100")])
+            .unwrap()
+            .max_batch_size,
+        100
+    );
+    let errors: &[(Pairs<'_>, &str)] = &[
+        (
+            &[("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096")],
+            r#"OTEL_BSP_MAX_EXPORT_BATCH_SIZE is "4096": expected at most OTEL_BSP_MAX_QUEUE_SIZE, which is 2048"#,
+        ),
+        (
+            &[("OTEL_BSP_MAX_QUEUE_SIZE", "0")],
+            r#"OTEL_BSP_MAX_QUEUE_SIZE is "0": expected a whole number from 1"#,
+        ),
+        (
+            &[("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "many")],
+            r#"OTEL_BSP_MAX_EXPORT_BATCH_SIZE is "many": expected a whole number from 1"#,
+        ),
+        (
+            &[("OTEL_BSP_SCHEDULE_DELAY", "5s")],
+            r#"OTEL_BSP_SCHEDULE_DELAY is "5s": expected a whole number of milliseconds"#,
+        ),
+        (
+            &[("OTEL_BSP_EXPORT_TIMEOUT", "1.5")],
+            r#"OTEL_BSP_EXPORT_TIMEOUT is "1.5": expected a whole number of milliseconds"#,
+        ),
+    ];
+    for (pairs, expected) in errors {
+        assert_eq!(batching(pairs).unwrap_err().to_string(), *expected);
+    }
+}
+
+#[test]
+fn exporters_are_a_list() {
+    let read = |list| Exporters::read(&Env::from_pairs([("OTEL_TRACES_EXPORTER", list)]));
+    let exporters = |otlp, console| Ok(Exporters { otlp, console });
+    assert_eq!(read(""), exporters(true, false));
+    assert_eq!(read("otlp"), exporters(true, false));
+    assert_eq!(read("console"), exporters(false, true));
+    assert_eq!(read("otlp, console"), exporters(true, true));
+    assert_eq!(read("none"), exporters(false, false));
+    let error = read("jaeger").unwrap_err().to_string();
+    assert_eq!(
+        error,
+        r#"OTEL_TRACES_EXPORTER is "jaeger": expected otlp, console or none"#
+    );
+    assert!(read("none,otlp").is_err());
+}

@@ -1,0 +1,355 @@
+//! The exporting loop with a transport that answers as told, on a clock that jumps.
+
+use std::sync::Mutex;
+
+use opentelemetry::trace::{SpanContext, SpanId, SpanKind, TraceFlags, TraceId, TraceState};
+use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry_sdk::trace::{SpanEvents, SpanLinks};
+use tracing_subscriber::layer::SubscriberExt;
+
+use super::*;
+use crate::metrics::{Metrics, TelemetryMetrics};
+use crate::otlp::ReportTo;
+
+type Answer = Result<Accepted, Failure>;
+
+/// Notes when it was asked and with how many spans, and answers what is next in the script.
+#[derive(Default)]
+struct Scripted {
+    answers: Mutex<VecDeque<Answer>>,
+    sent: Mutex<Vec<(Duration, usize)>>,
+    started: Mutex<Option<Instant>>,
+}
+
+impl Transport for Arc<Scripted> {
+    type Request = usize;
+
+    fn encode(&self, batch: Vec<SpanData>) -> usize {
+        batch.len()
+    }
+
+    async fn send(&self, request: &usize) -> Answer {
+        let started = *self.started.lock().unwrap().get_or_insert_with(Instant::now);
+        self.sent.lock().unwrap().push((started.elapsed(), *request));
+        let answer = self.answers.lock().unwrap().pop_front();
+        answer.unwrap_or_else(|| Ok(Accepted::default()))
+    }
+}
+
+struct Running {
+    shared: Arc<Shared>,
+    transport: Arc<Scripted>,
+    worker: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    fn start(answers: impl IntoIterator<Item = Answer>) -> Self {
+        let batching = BatchSettings {
+            schedule_delay: Duration::from_millis(1),
+            max_queue_size: 1000,
+            max_batch_size: 10,
+            export_timeout: Duration::from_secs(30),
+        };
+        let shared = Arc::new(Shared {
+            queue: Queue::new(batching.max_queue_size, batching.max_batch_size),
+            stats: Stats::new(TelemetryMetrics::register(&Metrics::new())),
+            control: Control::new(),
+        });
+        let transport = Arc::new(Scripted::default());
+        transport.answers.lock().unwrap().extend(answers);
+        let reporter = Reporter::new(
+            "http://otel:4317".into(),
+            &http::HeaderMap::new(),
+            ReportTo::default(),
+        );
+        let timeout = Duration::from_secs(10);
+        let worker = Worker::new(
+            Arc::clone(&shared),
+            batching,
+            timeout,
+            Some(Arc::clone(&transport)),
+            false,
+            reporter,
+        );
+        Self {
+            shared,
+            transport,
+            worker: tokio::spawn(worker.run()),
+        }
+    }
+
+    fn push(&self, spans: usize) {
+        for _ in 0..spans {
+            self.shared.queue.push(span(0), &self.shared.stats);
+        }
+    }
+
+    fn close(&self, in_time: Duration) {
+        self.shared
+            .control
+            .close(&self.shared.queue.wake, Instant::now() + in_time);
+    }
+
+    /// Seconds since the first request, rounded down, and spans of every request.
+    fn sent(&self) -> Vec<(u64, usize)> {
+        self.transport
+            .sent
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(at, spans)| (at.as_secs(), *spans))
+            .collect()
+    }
+
+    fn dropped(&self, reason: DropReason) -> u64 {
+        self.shared.stats.read(0).dropped(reason)
+    }
+}
+
+fn span(text_length: usize) -> SpanData {
+    SpanData {
+        span_context: SpanContext::new(
+            TraceId::from(1),
+            SpanId::from(1),
+            TraceFlags::SAMPLED,
+            false,
+            TraceState::default(),
+        ),
+        parent_span_id: SpanId::INVALID,
+        parent_span_is_remote: false,
+        span_kind: SpanKind::Internal,
+        name: "work".into(),
+        start_time: std::time::SystemTime::UNIX_EPOCH,
+        end_time: std::time::SystemTime::UNIX_EPOCH,
+        attributes: vec![KeyValue::new("text", "x".repeat(text_length))],
+        dropped_attributes_count: 0,
+        events: SpanEvents::default(),
+        links: SpanLinks::default(),
+        status: opentelemetry::trace::Status::Unset,
+        instrumentation_scope: InstrumentationScope::default(),
+    }
+}
+
+fn failure(retry: Retry) -> Answer {
+    Err(Failure {
+        retry,
+        detail: "as told".into(),
+    })
+}
+
+fn after(seconds: u64) -> Answer {
+    failure(Retry::After(Duration::from_secs(seconds)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hint_is_obeyed_to_the_second_and_the_batch_is_sent_again_whole() {
+    let running = Running::start([after(7), after(9)]);
+    running.push(3);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(running.sent(), [(0, 3), (7, 3), (16, 3)]);
+    assert_eq!(running.shared.stats.read(0).exported(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hint_beyond_the_time_of_the_batch_costs_this_batch_and_delays_the_next() {
+    let running = Running::start([after(40)]);
+    running.push(3);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(running.dropped(DropReason::ExportFailed), 3);
+    running.push(2);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(running.sent(), [(0, 3), (40, 2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collector_is_not_left_alone_for_longer_than_a_minute() {
+    let running = Running::start([after(100_000)]);
+    running.push(1);
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    running.push(2);
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    assert_eq!(running.sent(), [(0, 1), (60, 2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_given_up_when_its_time_is_up_and_the_next_one_gets_its_chance() {
+    let running = Running::start((0..1000).map(|_| failure(Retry::Backoff)));
+    running.push(3);
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    let attempts = running.sent().len();
+    assert!((7..20).contains(&attempts), "{attempts} attempts in 30 s");
+    assert!(running.sent().iter().all(|(at, _)| *at < 30));
+    assert_eq!(running.dropped(DropReason::ExportFailed), 3);
+    running.transport.answers.lock().unwrap().clear();
+    running.push(2);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(running.shared.stats.read(0).exported(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_not_succeed_is_not_tried_again() {
+    let running = Running::start([failure(Retry::Never)]);
+    running.push(3);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(running.sent(), [(0, 3)]);
+    assert_eq!(running.dropped(DropReason::ExportFailed), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ending_interrupts_a_backoff_and_tries_a_few_times_only() {
+    let running = Running::start((0..1000).map(|_| failure(Retry::Backoff)));
+    running.push(25);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let before = running.sent().len();
+    let closed = Instant::now();
+    running.close(Duration::from_secs(60));
+    let Running {
+        worker,
+        shared,
+        transport,
+    } = running;
+    worker.await.unwrap();
+    let attempts = transport.sent.lock().unwrap().len() - before;
+    assert_eq!(attempts, ATTEMPTS_WHILE_CLOSING as usize);
+    assert!(
+        closed.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        closed.elapsed()
+    );
+    assert_eq!(shared.stats.read(shared.queue.len()).dropped_total(), 25);
+    assert_eq!(shared.queue.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ending_does_not_wait_for_a_moment_that_it_will_not_see() {
+    let running = Running::start([after(20)]);
+    running.push(3);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let closed = Instant::now();
+    running.close(Duration::from_secs(5));
+    let Running { worker, shared, .. } = running;
+    worker.await.unwrap();
+    assert_eq!(closed.elapsed(), Duration::ZERO);
+    assert_eq!(shared.stats.read(0).dropped(DropReason::Shutdown), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ending_waits_for_a_moment_that_it_will_see() {
+    let running = Running::start([after(4)]);
+    running.push(3);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    running.close(Duration::from_secs(5));
+    let Running { worker, shared, .. } = running;
+    worker.await.unwrap();
+    assert_eq!(shared.stats.read(0).exported(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_cut_at_the_size_that_collectors_take() {
+    let running = Running::start([]);
+    // Three fit, four do not; and one that fits nowhere.
+    for size in [1, 1, 1, 1, 1].map(|mebibytes| mebibytes * 1024 * 1024) {
+        running.shared.queue.push(span(size), &running.shared.stats);
+    }
+    running
+        .shared
+        .queue
+        .push(span(5 * 1024 * 1024), &running.shared.stats);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(running.sent(), [(0, 3), (0, 2)]);
+    assert_eq!(running.dropped(DropReason::TooLarge), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn few_large_spans_are_bounded_like_many_small_ones() {
+    let running = Running::start([after(29)]);
+    running.push(1);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for _ in 0..100 {
+        running
+            .shared
+            .queue
+            .push(span(1024 * 1024), &running.shared.stats);
+    }
+    assert!(
+        running.shared.queue.len() < 64,
+        "{} MiB",
+        running.shared.queue.len()
+    );
+    assert_eq!(
+        running.dropped(DropReason::QueueFull) as usize + running.shared.queue.len(),
+        100
+    );
+    // The room comes back.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(running.shared.queue.len(), 0);
+    running.push(1000);
+    assert_eq!(running.shared.queue.len(), 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejected_part_is_counted_and_never_more_than_there_was() {
+    let partial = |rejected| {
+        Ok(Accepted {
+            rejected,
+            message: "quota".into(),
+        })
+    };
+    let running = Running::start([partial(2), partial(99), partial(0)]);
+    for _ in 0..3 {
+        running.push(3);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let stats = running.shared.stats.read(0);
+    assert_eq!(
+        (
+            stats.exported(),
+            stats.dropped(DropReason::Rejected),
+            stats.failures()
+        ),
+        (1 + 3, 2 + 3, 2)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collector_that_is_away_for_ten_minutes_is_ten_lines_in_the_log() {
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<String>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().push_str(&String::from_utf8_lossy(bytes));
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(move || writer.clone())
+        .with_ansi(false);
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines));
+
+    let running = Running::start((0..100_000).map(|_| failure(Retry::Backoff)));
+    for _ in 0..600 {
+        running.push(1);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let failed = running.shared.stats.read(0).failures();
+    assert!(failed > 100, "{failed}");
+    let warnings = log.0.lock().unwrap().matches("WARN").count();
+    assert!(
+        (9..=11).contains(&warnings),
+        "{warnings} lines\n{}",
+        log.0.lock().unwrap()
+    );
+
+    // And one more when it is back.
+    running.transport.answers.lock().unwrap().clear();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(
+        log.0.lock().unwrap().matches("spans are exported again").count(),
+        1
+    );
+}
