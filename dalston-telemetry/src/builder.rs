@@ -55,6 +55,7 @@ pub struct TelemetryBuilder {
     logs: Option<LogWriter>,
     log_format: Option<LogFormat>,
     log_level: LevelFilter,
+    panic_hook: bool,
     shutdown_timeout: Duration,
 }
 
@@ -72,6 +73,7 @@ impl TelemetryBuilder {
             logs: Some(LogWriter::stdout()),
             log_format: None,
             log_level: LevelFilter::INFO,
+            panic_hook: true,
             shutdown_timeout: Duration::from_secs(5),
         }
     }
@@ -157,6 +159,15 @@ impl TelemetryBuilder {
         self
     }
 
+    /// Whether [`install`](Self::install) puts a panic hook before the present one; it does unless told not to.
+    ///
+    /// The hook logs the panic with the ids of the span that it happened in, its thread and its place, marks the span
+    /// as failed, sends what can be sent within a second, and then calls the hook that was there before.
+    pub fn panic_hook(mut self, on: bool) -> Self {
+        self.panic_hook = on;
+        self
+    }
+
     /// How long [`Telemetry::shutdown`], and dropping [`Telemetry`], may take in total; 5 s by default.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout;
@@ -181,6 +192,7 @@ impl TelemetryBuilder {
         }
         let caller = Location::caller();
         let propagator = Propagator::from_env(self.env.as_ref().unwrap_or(&Env::from_process()))?;
+        let panic_hook = self.panic_hook;
         let (layer, telemetry) = self.into_layer::<Registry>()?;
         tracing::subscriber::set_global_default(Registry::default().with(layer))
             .map_err(|_| InitError::ForeignSubscriber)?;
@@ -190,6 +202,9 @@ impl TelemetryBuilder {
         // With tracing off too: a service that exports nothing must not cut the traces that pass through it.
         propagator.install();
         opentelemetry::global::set_text_map_propagator(propagator);
+        if panic_hook {
+            crate::panic::install(telemetry.handle());
+        }
         *installed = Some(caller);
         Ok(telemetry)
     }
@@ -367,6 +382,7 @@ impl ExportedSpans {
             && !EXPORTER_CRATES.contains(&name)
             && !name.starts_with("opentelemetry")
             && !target.starts_with(crate::telemetry::REPORTS)
+            && target != crate::panic::PANICS
     }
 }
 

@@ -12,6 +12,7 @@ pub mod names;
 // With one transport left out, what only that one needs is left over.
 #[cfg_attr(not(all(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]
 mod otlp;
+mod panic;
 pub mod propagate;
 pub mod redact;
 mod resource;

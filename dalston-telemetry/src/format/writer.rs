@@ -1,6 +1,8 @@
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
+use std::time::Duration;
 
 /// Where log lines go. Cheap to clone.
 ///
@@ -71,12 +73,28 @@ impl LogWriter {
             // Its line buffering passes a whole line straight on, in one write.
             Target::Stdout => io::stdout().lock().write_all(line),
             Target::Stderr => io::stderr().lock().write_all(line),
-            Target::Custom(writer) => writer
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .write_all(line),
+            Target::Custom(writer) => match lock_to_write(writer) {
+                Some(mut writer) => writer.write_all(line),
+                None => return,
+            },
         };
     }
+}
+
+/// Waits for its turn; a thread that panics not for long, since it may have panicked in this very writer.
+fn lock_to_write<W: ?Sized>(writer: &Mutex<W>) -> Option<MutexGuard<'_, W>> {
+    const ATTEMPTS: u32 = 50;
+    if !thread::panicking() {
+        return Some(writer.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+    for _ in 0..ATTEMPTS {
+        match writer.try_lock() {
+            Ok(writer) => return Some(writer),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    None
 }
 
 impl Default for LogWriter {

@@ -1,0 +1,106 @@
+//! What happens when the program panics: the panic becomes a log line with the ids of its span, what is known so far
+//! is sent, and then whatever handled panics before does so.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::fmt;
+use std::panic::{self, PanicHookInfo};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use opentelemetry::trace::{Status, TraceContextExt};
+use opentelemetry::{Context, KeyValue};
+
+use crate::redact;
+use crate::telemetry::TelemetryHandle;
+
+/// The log target of panics. Never exported as a span event: the span gets an `exception` instead.
+pub(crate) const PANICS: &str = "dalston_telemetry::panic";
+
+/// How long a panic may be held up by a collector that does not answer.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// An engine that panics at every task must not wait for the collector at every task.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Puts our hook before the present one. Only the first call in a process does.
+pub(crate) fn install(telemetry: TelemetryHandle) {
+    static INSTALLED: AtomicBool = AtomicBool::new(false);
+    if INSTALLED.swap(true, Ordering::SeqCst) {
+        return;
+    }
+    let previous = panic::take_hook();
+    let last_flush = Mutex::new(None);
+    panic::set_hook(Box::new(move |info| {
+        report(info);
+        if is_time_to_flush(&last_flush) {
+            let _ = telemetry.flush(FLUSH_TIMEOUT);
+        }
+        previous(info);
+    }));
+}
+
+/// A panic in here would abort the process at once: nothing below may panic, and nothing may wait for a lock that
+/// this thread could be holding.
+fn report(info: &PanicHookInfo<'_>) {
+    let message = Message(info.payload());
+    let location = info.location().map(ToString::to_string).unwrap_or_default();
+    let thread = thread::current();
+    let thread = thread.name().unwrap_or("unnamed");
+    tracing::error!(target: PANICS, exception = %message, location, thread, "panicked");
+    mark_span(&message, location, thread);
+}
+
+/// Records the panic with the span that it happened in.
+fn mark_span(message: &Message<'_>, location: String, thread: &str) {
+    Context::map_current(|context| {
+        let span = context.span();
+        if !span.is_recording() {
+            return;
+        }
+        let text = redact::text(&message.to_string()).into_owned();
+        let attributes = vec![
+            KeyValue::new("exception.type", "panic"),
+            KeyValue::new("exception.message", text.clone()),
+            KeyValue::new("exception.stacktrace", format!("at {location}")),
+            KeyValue::new("thread.name", thread.to_owned()),
+        ];
+        span.add_event("exception", attributes);
+        span.set_status(Status::error(format!("panicked: {text}")));
+        if cfg!(panic = "abort") {
+            // There will be no unwinding to end it.
+            span.end();
+        }
+    });
+}
+
+fn is_time_to_flush(last_flush: &Mutex<Option<Instant>>) -> bool {
+    // Another thread panics at the same time: it flushes for both.
+    let Ok(mut last_flush) = last_flush.try_lock() else {
+        return false;
+    };
+    let now = Instant::now();
+    let is_time = last_flush.is_none_or(|last| now.saturating_duration_since(last) >= FLUSH_INTERVAL);
+    if is_time {
+        *last_flush = Some(now);
+    }
+    is_time
+}
+
+/// The message of a panic, as far as there is one.
+struct Message<'a>(&'a (dyn Any + Send));
+
+impl fmt::Display for Message<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let payload = self.0;
+        let text: Cow<'_, str> = if let Some(text) = payload.downcast_ref::<&'static str>() {
+            Cow::Borrowed(text)
+        } else if let Some(text) = payload.downcast_ref::<String>() {
+            Cow::Borrowed(text)
+        } else {
+            Cow::Borrowed("a panic whose payload is not a text")
+        };
+        f.write_str(&text)
+    }
+}
