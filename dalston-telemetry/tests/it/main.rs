@@ -6,5 +6,7 @@
 mod collector;
 mod delivery;
 mod faults;
+mod logs;
+mod panic;
 mod service;
 mod tls;

@@ -1,0 +1,194 @@
+//! Log lines of a service that is set up as a program sets it up.
+
+use std::collections::HashMap;
+
+use dalston_telemetry::context::{LogContext, WithLogContext};
+use dalston_telemetry::opentelemetry::trace::TraceContextExt as _;
+use dalston_telemetry::{Env, LogBuffer, LogWriter, SpanCollector, Telemetry, propagate};
+use serde_json::Value;
+use tracing::dispatcher::with_default;
+use tracing::instrument::WithSubscriber as _;
+use tracing::{Dispatch, Instrument as _, Span, debug, info, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+
+const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+struct Service {
+    telemetry: Telemetry,
+    dispatch: Dispatch,
+    spans: SpanCollector,
+    lines: LogBuffer,
+}
+
+impl Service {
+    fn start(env: &[(&str, &str)], traced: bool) -> Self {
+        let spans = SpanCollector::new();
+        let (writer, lines) = LogWriter::buffer();
+        let mut builder = Telemetry::builder("engine-test")
+            .env(Env::from_pairs(env.iter().copied()))
+            .log_writer(writer);
+        if traced {
+            builder = builder.span_collector(spans.clone());
+        }
+        let (layer, telemetry) = builder.into_layer().unwrap();
+        let dispatch = Dispatch::new(tracing_subscriber::registry().with(layer));
+        Self {
+            telemetry,
+            dispatch,
+            spans,
+            lines,
+        }
+    }
+
+    fn lines(&self) -> Vec<Value> {
+        self.lines
+            .lines()
+            .iter()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+}
+
+fn carrier() -> HashMap<String, String> {
+    HashMap::from([("traceparent".to_owned(), PARENT.to_owned())])
+}
+
+#[test]
+fn the_log_filter_has_no_say_in_which_spans_are_recorded() {
+    let service = Service::start(&[("LOG_LEVEL", "ERROR")], true);
+    with_default(&service.dispatch, || {
+        info_span!("first").in_scope(|| info!("quiet"))
+    });
+    service.telemetry.set_log_filter("off").unwrap();
+    with_default(&service.dispatch, || {
+        info_span!("second").in_scope(|| info!("quiet"))
+    });
+    service.telemetry.set_log_filter("debug").unwrap();
+    with_default(&service.dispatch, || {
+        info_span!("third").in_scope(|| debug!("loud"))
+    });
+
+    let names: Vec<_> = service
+        .spans
+        .spans()
+        .iter()
+        .map(|span| span.name.to_string())
+        .collect();
+    assert_eq!(names, ["first", "second", "third"]);
+    let events: Vec<_> = service.lines().iter().map(|line| line["event"].clone()).collect();
+    assert_eq!(events, ["loud"]);
+}
+
+/// A worker as the platform has it: asynchronous around, synchronous on a thread of its own.
+async fn handle_task(task_id: &'static str) {
+    info!("task_received");
+    tokio::task::yield_now().await;
+    let context = LogContext::current();
+    let span = Span::current();
+    let dispatch = tracing::dispatcher::get_default(Clone::clone);
+    let (done, when_done) = tokio::sync::oneshot::channel();
+    let thread = std::thread::spawn(move || {
+        with_default(&dispatch, || {
+            let _context = context.enter();
+            let _span = info_span!(parent: &span, "engine.process").entered();
+            info!("inferring");
+            done.send(propagate::inject_map(&propagate::current_context()))
+                .unwrap();
+        });
+    });
+    let carried = when_done.await.unwrap();
+    thread.join().unwrap();
+    info!(
+        expected = task_id,
+        traceparent = carried["traceparent"],
+        "task_completed"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_carry_the_task_on_every_thread_that_works_for_it() {
+    for traced in [false, true] {
+        let service = Service::start(&[], traced);
+        let tasks = ["task-a", "task-b", "task-c"].map(|task_id| {
+            let carried = propagate::extract_map(&carrier());
+            let context = LogContext::new()
+                .job_id("job")
+                .task_id(task_id)
+                .carrier(carried.clone());
+            async move {
+                // Made where its parent can be set, as a runner does.
+                let span = info_span!("task");
+                let _ = span.set_parent(carried);
+                handle_task(task_id).instrument(span).await;
+            }
+            .with_log_context(context)
+            .with_subscriber(service.dispatch.clone())
+        });
+        for task in tasks.map(tokio::spawn) {
+            task.await.unwrap();
+        }
+
+        let lines = service.lines();
+        assert_eq!(lines.len(), 9);
+        for line in &lines {
+            assert_eq!(line["job_id"], "job");
+            assert_eq!(
+                line["trace_id"], "0af7651916cd43dd8448eb211c80319c",
+                "the producer's trace"
+            );
+            assert_eq!(line.get("span_id").is_some(), traced, "{line}");
+            if let Some(expected) = line.get("expected") {
+                assert_eq!(&line["task_id"], expected);
+            }
+        }
+        let spans = service.spans.spans();
+        for line in lines.iter().filter(|line| line["event"] == "inferring" && traced) {
+            let span = spans
+                .iter()
+                .find(|span| span.name == "engine.process" && span.span_id.to_string() == line["span_id"]);
+            assert!(span.is_some(), "{line}");
+        }
+        for line in lines.iter().filter(|line| line["event"] == "task_completed") {
+            let handed_on = line["traceparent"].as_str().unwrap();
+            assert!(handed_on.starts_with(&PARENT[..35]), "the trace goes on");
+            assert_eq!(handed_on == PARENT, !traced, "untouched if nobody records spans");
+        }
+    }
+}
+
+#[test]
+fn a_span_between_two_processes_is_the_child_of_one_and_the_parent_of_the_other() {
+    let service = Service::start(&[], true);
+    let carried = with_default(&service.dispatch, || {
+        let span = info_span!("orchestrator.schedule_task");
+        span.set_parent(propagate::extract_map(&carrier())).unwrap();
+        span.in_scope(|| propagate::inject_json(&propagate::current_context()).unwrap())
+    });
+    let spans = service.spans.spans();
+    let next = propagate::extract_json(&carried);
+    let next = next.span().span_context().clone();
+    assert_eq!(spans[0].trace_id.to_string(), "0af7651916cd43dd8448eb211c80319c");
+    assert_eq!(spans[0].parent_span_id.unwrap().to_string(), "b7ad6b7169203331");
+    assert_eq!(
+        (next.trace_id(), next.span_id()),
+        (spans[0].trace_id, spans[0].span_id)
+    );
+    assert!(next.is_sampled());
+}
+
+#[test]
+fn wrong_settings_are_errors_that_name_them() {
+    let start = |name: &str, value: &str| {
+        let builder = Telemetry::builder("s").env(Env::from_pairs([(name, value)]));
+        builder
+            .into_layer::<tracing_subscriber::Registry>()
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    assert!(start("OTEL_PROPAGATORS", "b3").starts_with("OTEL_PROPAGATORS is \"b3\""));
+    assert!(start("DALSTON_LOG_FORMAT", "xml").starts_with("DALSTON_LOG_FORMAT is \"xml\""));
+    assert!(start("LOG_LEVEL", "inof").starts_with("LOG_LEVEL is \"inof\""));
+    assert!(start("RUST_LOG", "a=b").contains("\"a=b\" is not"));
+}
