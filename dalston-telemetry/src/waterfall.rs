@@ -2,6 +2,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Write as _};
 use std::time::{Duration, SystemTime};
 
+use opentelemetry::Value;
 use opentelemetry::trace::SpanId;
 
 use crate::collect::CollectedSpan;
@@ -517,27 +518,36 @@ impl Painter<'_> {
         for note in notes {
             self.line_below(row, Style::Warning, &format!("{warning} {note}"))?;
         }
-        let attributes: Vec<String> = self
-            .look
-            .attributes
-            .iter()
-            .filter_map(|key| {
-                let value = span.attribute(key).filter(|value| !value.as_str().is_empty())?;
-                Some(format!("{}={}", printable(key), printable(&value.as_str())))
-            })
-            .collect();
-        if !attributes.is_empty() {
-            self.line_below(row, Style::Faint, &attributes.join("  "))?;
+        let room = self.room_below(row);
+        let mut line = String::new();
+        for key in &self.look.attributes {
+            let Some(value) = span.attribute(key).map(shown).filter(|value| !value.is_empty()) else {
+                continue;
+            };
+            let pair = format!("{}={value}", printable(key));
+            if !line.is_empty() && line.chars().count() + 2 + pair.chars().count() > room {
+                self.line_below(row, Style::Faint, &std::mem::take(&mut line))?;
+            }
+            if !line.is_empty() {
+                line.push_str("  ");
+            }
+            line.push_str(&pair);
+        }
+        if !line.is_empty() {
+            self.line_below(row, Style::Faint, &line)?;
         }
         Ok(())
     }
 
-    fn line_below(&mut self, row: &Row<'_>, style: Style, text: &str) -> fmt::Result {
-        let room = self
-            .layout
+    fn room_below(&self, row: &Row<'_>) -> usize {
+        self.layout
             .width
             .saturating_sub(row.continuation.chars().count())
-            .max(SHORTEST_NAME);
+            .max(SHORTEST_NAME)
+    }
+
+    fn line_below(&mut self, row: &Row<'_>, style: Style, text: &str) -> fmt::Result {
+        let room = self.room_below(row);
         self.styled(Style::Faint, &row.continuation)?;
         let text = shorten(text, room, self.look.ascii);
         self.styled(style, &text)?;
@@ -642,6 +652,21 @@ fn humane(duration: Duration, ascii: bool) -> String {
         _ => 0,
     };
     format!("{value:.digits$} {unit}")
+}
+
+/// The value of an attribute, numbers with four significant digits.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::F64(number) if number.is_finite() && *number != 0.0 => {
+            let digits = 3 - number.abs().log10().floor() as i32;
+            let rounded = format!("{number:.*}", usize::try_from(digits).unwrap_or(0).min(12));
+            match rounded.contains('.') {
+                true => rounded.trim_end_matches('0').trim_end_matches('.').to_owned(),
+                false => rounded,
+            }
+        }
+        value => printable(&value.as_str()),
+    }
 }
 
 /// At most `room` characters, with an ellipsis where something is missing.

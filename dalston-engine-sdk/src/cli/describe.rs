@@ -1,32 +1,55 @@
 //! `describe`: what the engine is, as JSON.
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::engine::EngineInfo;
+use crate::protocol::Capabilities;
 use crate::stage::Stage;
 
 /// Identity and capabilities.
-pub(super) fn describe(info: &EngineInfo) -> Value {
+#[derive(Debug, Serialize)]
+pub(super) struct Description<'a> {
+    engine_id: &'a str,
+    version: &'a str,
+    sdk_version: &'static str,
+    stages: Vec<&'a str>,
+    default_model: Option<&'a str>,
+    languages: Option<&'a [String]>,
+    audio: Option<Audio>,
+    capabilities: Capabilities,
+}
+
+/// The form in which the engine wants its audio.
+#[derive(Debug, Serialize)]
+struct Audio {
+    sample_rate: u32,
+    channels: u32,
+}
+
+pub(super) fn describe(info: &EngineInfo) -> Description<'_> {
     #[cfg(feature = "audio")]
-    let audio = info
-        .audio
-        .map(|format| json!({ "sample_rate": format.sample_rate, "channels": format.channels }));
+    let audio = info.audio.map(|format| Audio {
+        sample_rate: format.sample_rate,
+        channels: u32::from(format.channels),
+    });
     #[cfg(not(feature = "audio"))]
-    let audio = Value::Null;
-    json!({
-        "engine_id": info.id,
-        "version": info.version,
-        "sdk_version": env!("CARGO_PKG_VERSION"),
-        "stages": info.stages.iter().map(Stage::as_str).collect::<Vec<_>>(),
-        "default_model": info.default_model.as_ref().map(|model| model.as_str()),
-        "languages": info.languages,
-        "audio": audio,
-        "capabilities": info.capabilities(),
-    })
+    let audio = None;
+    Description {
+        engine_id: &info.id,
+        version: &info.version,
+        sdk_version: env!("CARGO_PKG_VERSION"),
+        stages: info.stages.iter().map(Stage::as_str).collect(),
+        default_model: info.default_model.as_ref().map(|model| model.as_str()),
+        languages: info.languages.as_deref(),
+        audio,
+        capabilities: info.capabilities(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -39,7 +62,7 @@ mod tests {
             .realtime_factor_cpu(0.25)
             .gpu_memory_mib(2048);
         assert_eq!(
-            describe(&info),
+            serde_json::to_value(describe(&info)).unwrap(),
             json!({
                 "engine_id": "my-asr", "version": "1.4.0", "sdk_version": env!("CARGO_PKG_VERSION"),
                 "stages": ["transcribe"], "default_model": "tiny", "languages": ["en", "de"], "audio": null,

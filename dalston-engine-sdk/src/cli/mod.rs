@@ -71,7 +71,8 @@ fn run<E: Engine>(
     match args::parse(&info, args) {
         Ok(Command::Transcribe(args)) => transcribe::transcribe(engine, &args, env),
         Ok(Command::Describe) => {
-            print(&format!("{:#}\n", describe::describe(&info)))?;
+            let description = serde_json::to_string_pretty(&describe::describe(&info));
+            print(&(description.map_err(|error| Failure::Failed(error.to_string()))? + "\n"))?;
             Ok(ExitCode::SUCCESS)
         }
         Ok(Command::Doctor(args)) => examine(&engine, &args, env),

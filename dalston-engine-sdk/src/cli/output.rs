@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 /// What is known about a file that was processed.
 pub(super) struct Finished<'a> {
@@ -20,11 +21,15 @@ pub(super) struct Finished<'a> {
 /// A transcript is given the names that Whisper's tools use; the answer of another stage is passed on as it is.
 pub(super) fn json_line(finished: &Finished<'_>) -> String {
     let file = finished.file.to_string_lossy();
-    let object = match Transcript::of(finished.data) {
-        Some(transcript) => transcript.to_json(&file),
-        None => json!({ "file": file, "data": finished.data }),
+    let line = match Transcript::of(finished.data) {
+        Some(transcript) => serde_json::to_string(&transcript.to_json(&file)),
+        None => serde_json::to_string(&DataJson {
+            file: &file,
+            data: finished.data,
+        }),
     };
-    object.to_string()
+    // There is nothing in it that JSON can't say: it was JSON before.
+    line.unwrap_or_default()
 }
 
 /// A few lines for a person.
@@ -50,60 +55,35 @@ impl<'a> Transcript<'a> {
         Some(Self { data, text, segments })
     }
 
-    fn to_json(&self, file: &str) -> Value {
-        let mut tokens = Vec::new();
-        let segments: Vec<Value> = self
-            .segments
+    fn to_json(&self, file: &'a str) -> TranscriptJson<'a> {
+        let segments: Vec<SegmentJson<'_>> = self.segments.iter().map(SegmentJson::of).collect();
+        let mut tokens: Vec<&Value> = segments
             .iter()
-            .map(|segment| {
-                if let Some(Value::Array(own)) = fact(segment, "tokens") {
-                    tokens.extend(own.iter().cloned());
-                }
-                let mut object = Map::new();
-                for key in ["start", "end", "text"] {
-                    object.insert(key.to_owned(), segment.get(key).cloned().unwrap_or_default());
-                }
-                for key in [
-                    "tokens",
-                    "avg_logprob",
-                    "no_speech_prob",
-                    "compression_ratio",
-                    "temperature",
-                ] {
-                    object.insert(key.to_owned(), fact(segment, key).cloned().unwrap_or_default());
-                }
-                if let Some(words @ Value::Array(_)) = segment.get("words") {
-                    object.insert("words".to_owned(), words.clone());
-                }
-                Value::Object(object)
-            })
+            .filter_map(|segment| segment.tokens?.as_array())
+            .flatten()
             .collect();
-        // What was said may have no segments, when no times were asked for.
-        let tokens = match self
-            .data
-            .get("metadata")
-            .and_then(|metadata| metadata.get("tokens"))
-        {
-            Some(all @ Value::Array(_)) if tokens.is_empty() => all.clone(),
-            _ => Value::Array(tokens),
-        };
-        let warnings = match self.data.get("warnings") {
-            Some(Value::Array(warnings)) => warnings.as_slice(),
-            _ => &[],
-        };
-        let mut object = json!({
-            "file": file,
-            "text": self.text,
-            "language": self.data.get("language"),
-            "language_probability": self.data.get("language_confidence"),
-            "duration": self.data.get("duration"),
-            "segments": segments,
-            "tokens": tokens,
-        });
-        if !warnings.is_empty() {
-            object["warnings"] = warnings.into();
+        if tokens.is_empty() {
+            // What was said may have no segments, when no times were asked for.
+            let all = self
+                .data
+                .get("metadata")
+                .and_then(|metadata| metadata.get("tokens"));
+            tokens = all.and_then(Value::as_array).into_iter().flatten().collect();
         }
-        object
+        TranscriptJson {
+            file,
+            text: self.text,
+            language: self.data.get("language"),
+            language_probability: self.data.get("language_confidence"),
+            duration: self.data.get("duration"),
+            segments,
+            tokens,
+            warnings: self
+                .data
+                .get("warnings")
+                .and_then(Value::as_array)
+                .map_or(&[], Vec::as_slice),
+        }
     }
 
     fn to_text(&self, processing: Duration) -> String {
@@ -161,6 +141,57 @@ impl<'a> Transcript<'a> {
     }
 }
 
+/// A transcript under the names, and in the order, that people know from Whisper's tools.
+#[derive(Serialize)]
+struct TranscriptJson<'a> {
+    file: &'a str,
+    text: &'a str,
+    language: Option<&'a Value>,
+    language_probability: Option<&'a Value>,
+    duration: Option<&'a Value>,
+    segments: Vec<SegmentJson<'a>>,
+    tokens: Vec<&'a Value>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    warnings: &'a [Value],
+}
+
+#[derive(Serialize)]
+struct SegmentJson<'a> {
+    start: Option<&'a Value>,
+    end: Option<&'a Value>,
+    text: Option<&'a Value>,
+    tokens: Option<&'a Value>,
+    avg_logprob: Option<&'a Value>,
+    no_speech_prob: Option<&'a Value>,
+    compression_ratio: Option<&'a Value>,
+    temperature: Option<&'a Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    words: Option<&'a Value>,
+}
+
+impl<'a> SegmentJson<'a> {
+    fn of(segment: &'a Value) -> Self {
+        Self {
+            start: segment.get("start"),
+            end: segment.get("end"),
+            text: segment.get("text"),
+            tokens: fact(segment, "tokens"),
+            avg_logprob: fact(segment, "avg_logprob"),
+            no_speech_prob: fact(segment, "no_speech_prob"),
+            compression_ratio: fact(segment, "compression_ratio"),
+            temperature: fact(segment, "temperature"),
+            words: segment.get("words").filter(|words| words.is_array()),
+        }
+    }
+}
+
+/// The answer of another stage.
+#[derive(Serialize)]
+struct DataJson<'a> {
+    file: &'a str,
+    data: &'a Value,
+}
+
 /// A figure of a segment: of its metadata, where transcripts carry it, or of the segment itself.
 fn fact<'a>(segment: &'a Value, key: &str) -> Option<&'a Value> {
     segment
@@ -196,6 +227,8 @@ fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn transcript() -> Value {
@@ -226,6 +259,10 @@ mod tests {
         let data = transcript();
         let line = json_line(&finished(&data));
         assert!(!line.contains('\n'));
+        assert!(
+            line.starts_with(r#"{"file":"talk.wav","text":"eins zwei","language":"de","#),
+            "{line}"
+        );
         assert_eq!(
             serde_json::from_str::<Value>(&line).unwrap(),
             json!({
@@ -276,7 +313,7 @@ mod tests {
         assert_eq!(readable(&finished(&data)), "{\n  \"words\": 3\n}\n");
         assert_eq!(
             json_line(&finished(&data)),
-            r#"{"data":{"words":3},"file":"talk.wav"}"#
+            r#"{"file":"talk.wav","data":{"words":3}}"#
         );
     }
 

@@ -18,6 +18,7 @@ use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+use url::Url;
 
 use super::args::TranscribeArgs;
 use super::metrics;
@@ -208,6 +209,7 @@ impl Session<'_> {
             self.config.clone(),
         );
         async move {
+            watch.turn_of(index).await;
             let span = info_span!("local.task", file.path = %file.display());
             let trace_id = trace_id(&span);
             let work = async {
@@ -230,6 +232,7 @@ impl Session<'_> {
             if let Err(error) = &result {
                 span.set_status(Status::error(error.clone()));
             }
+            watch.next_after(index);
             Ended {
                 index,
                 trace_id,
@@ -326,8 +329,15 @@ impl Printer<'_> {
 fn failure_line(file: &Path, error: &str) -> String {
     let given = file.display().to_string();
     let mut error = error.replace(['\n', '\r'], " ");
-    if let Ok(absolute) = std::path::absolute(file) {
-        error = error.replace(&absolute.display().to_string(), &given);
+    // The runner knows the file by its locator, in which `..` has been resolved.
+    let known = std::path::absolute(file).ok().and_then(|path| {
+        Url::parse(Url::from_file_path(path).ok()?.as_str())
+            .ok()?
+            .to_file_path()
+            .ok()
+    });
+    if let Some(known) = known {
+        error = error.replace(&known.display().to_string(), &given);
     }
     if error.contains(&given) {
         error
@@ -379,6 +389,8 @@ fn write(text: &str, stderr: bool) -> Result<(), Failure> {
 #[derive(Debug)]
 struct Watch {
     progress: Progress,
+    /// How many files have reached the engine, or an end before it. Always the first ones.
+    begun: watch::Sender<usize>,
     files: Vec<PathBuf>,
     tasks: Mutex<HashMap<String, Followed>>,
 }
@@ -386,6 +398,7 @@ struct Watch {
 #[derive(Debug, Default)]
 struct Followed {
     file: Option<usize>,
+    begun: bool,
     processing: Duration,
 }
 
@@ -394,13 +407,46 @@ impl Watch {
         let progress = Progress::new(Term::stderr().is_term());
         Arc::new(Self {
             progress,
+            begun: watch::Sender::new(0),
             files: files.to_vec(),
             tasks: Mutex::default(),
         })
     }
 
+    /// Waits until the file before this one has reached the engine.
+    ///
+    /// So the engine gets the files in their order, and the next one is fetched while it works on this one.
+    async fn turn_of(&self, file: usize) {
+        let mut begun = self.begun.subscribe();
+        // The sender lives in `self`.
+        let _ = begun.wait_for(|begun| *begun >= file).await;
+    }
+
+    fn next_after(&self, file: usize) {
+        self.begun.send_if_modified(|begun| {
+            let before = std::mem::replace(begun, (*begun).max(file + 1));
+            before != *begun
+        });
+    }
+
     fn follow(&self, task_id: &str, file: usize) {
-        self.with(task_id, |task| task.file = Some(file));
+        let begun = self.with(task_id, |task| {
+            task.file = Some(file);
+            task.begun
+        });
+        if begun {
+            self.next_after(file);
+        }
+    }
+
+    fn begun(&self, task_id: &str) {
+        let file = self.with(task_id, |task| {
+            task.begun = true;
+            task.file
+        });
+        if let Some(file) = file {
+            self.next_after(file);
+        }
     }
 
     fn progress(&self, task_id: &str, fraction: f32) {
@@ -449,6 +495,7 @@ impl<E: Engine> Engine for Watched<E> {
         task: &TaskRequest,
         cx: &TaskContext,
     ) -> Result<Self::Output, TaskError> {
+        self.watch.begun(&cx.info().task_id);
         let began = Instant::now();
         let result = self.engine.process(model, task, cx);
         self.watch.processed(&cx.info().task_id, began.elapsed());
@@ -472,6 +519,17 @@ mod tests {
         assert_eq!(
             failure_line(file, &format!("decoding {}:\nno data chunk", absolute.display())),
             "decoding talks/one.wav: no data chunk"
+        );
+        // The locator has no way back in it.
+        let above = Path::new("../talks/one.wav");
+        let parent = std::env::current_dir()
+            .unwrap()
+            .parent()
+            .unwrap()
+            .join("talks/one.wav");
+        assert_eq!(
+            failure_line(above, &format!("{} is empty", parent.display())),
+            "../talks/one.wav is empty"
         );
     }
 

@@ -375,3 +375,31 @@ fn durations_have_three_digits_and_the_unit_that_suits_them() {
         assert_eq!(humane(duration, false), expected, "{duration:?}");
     }
 }
+
+#[test]
+fn attributes_that_need_more_than_a_line_get_more_than_one() {
+    let spans = [with(span(1, 0, "engine.process", 0, 10), |span| {
+        span.attributes = vec![
+            KeyValue::new("dalston.model", "whisper-tiny"),
+            KeyValue::new("dalston.audio_duration_seconds", 3.409_750_1),
+            KeyValue::new("dalston.realtime_factor", 0.000_123_456),
+            KeyValue::new("dalston.delivery_count", 12_345),
+        ];
+    })];
+    let keys = [
+        "dalston.model",
+        "dalston.audio_duration_seconds",
+        "dalston.realtime_factor",
+        "dalston.delivery_count",
+    ];
+    assert_drawn(
+        &Waterfall::new().width(70).attributes(keys),
+        &spans,
+        "
+trace 4bf92f3577b34da6a3ce929d0e0e4736 · 10.0 ms · 1 span
+engine.process       0 s   10.0 ms  ██████████████████████████████████
+   dalston.model=whisper-tiny  dalston.audio_duration_seconds=3.41
+   dalston.realtime_factor=0.0001235  dalston.delivery_count=12345
+",
+    );
+}
