@@ -30,9 +30,16 @@ pub(super) struct Compressed {
     trim: Trim,
     /// The shape of the last block that was decoded.
     shape: Option<(u32, usize)>,
-    /// Silence that is owed for damaged packets, in frames.
+    /// Whether the times of packets are counted in frames.
+    counts_frames: bool,
+    /// The time that the next packet should have.
+    expected: Option<i64>,
+    /// A packet behind a gap, to be decoded when the gap has been filled.
+    behind_gap: Option<Packet>,
+    /// Silence that is owed for damaged parts, in frames.
     owed: u64,
     damaged: u64,
+    silenced: u64,
     decoded: u64,
     cut_off: bool,
     ended: bool,
@@ -56,6 +63,7 @@ impl Compressed {
         let Selected {
             track,
             decoder,
+            counts_frames,
             mut header,
             mut edges,
         } = Selected::in_file(&*reader)?;
@@ -80,8 +88,12 @@ impl Compressed {
             declares_length,
             trim: Trim::new(edges),
             shape: None,
+            counts_frames,
+            expected: None,
+            behind_gap: None,
             owed: 0,
             damaged: 0,
+            silenced: 0,
             decoded: 0,
             cut_off: false,
             ended: false,
@@ -95,13 +107,21 @@ impl Compressed {
         }
         let mut fruitless = 0;
         while let Some(packet) = self.next_packet()? {
+            let gap = self.gap_before(&packet);
+            if gap > 0 {
+                self.lose(gap);
+                self.behind_gap = Some(packet);
+                if self.silence(block) {
+                    return Ok(true);
+                }
+                continue;
+            }
             match self.decode(&packet, block)? {
                 Decoded::Samples => return Ok(true),
                 Decoded::Nothing => {}
                 Decoded::Damaged => {
-                    self.damaged += 1;
-                    // Times are counted in frames in nearly all files, and a packet holds no more than a block.
-                    self.owed += packet.block_dur().get().min(LONGEST_BLOCK);
+                    // A packet holds no more than a block.
+                    self.lose(packet.block_dur().get().min(LONGEST_BLOCK));
                     if self.silence(block) {
                         return Ok(true);
                     }
@@ -119,8 +139,32 @@ impl Compressed {
         }
     }
 
+    /// Frames that are missing before a packet: Symphonia steps over damaged frames and pages without a word.
+    fn gap_before(&mut self, packet: &Packet) -> u64 {
+        let time = packet.pts.get();
+        let expected = self.expected.unwrap_or(time);
+        self.expected = Some(time.saturating_add_unsigned(packet.block_dur().get()));
+        let gap = u64::try_from(time.saturating_sub(expected)).unwrap_or(0);
+        let longest = self
+            .shape
+            .map_or(0, |(rate, _)| u64::from(rate) * LONGEST_GAP_SECONDS);
+        if self.counts_frames && gap <= longest {
+            gap
+        } else {
+            0
+        }
+    }
+
+    fn lose(&mut self, frames: u64) {
+        self.damaged += 1;
+        self.owed += frames;
+    }
+
     /// The next packet of the track. `None` at the end.
     fn next_packet(&mut self) -> Result<Option<Packet>, AudioErrorKind> {
+        if let Some(packet) = self.behind_gap.take() {
+            return Ok(Some(packet));
+        }
         loop {
             match guarded(|| self.reader.next_packet())? {
                 Ok(Some(packet)) if packet.track_id == self.track => return Ok(Some(packet)),
@@ -129,7 +173,7 @@ impl Compressed {
                 // One stream after the other in one file, as some broadcasters make them.
                 Err(Error::ResetRequired) => {
                     let next = Selected::in_file(&*self.reader)?;
-                    (self.track, self.decoder) = (next.track, next.decoder);
+                    (self.track, self.decoder, self.expected) = (next.track, next.decoder, None);
                 }
                 Err(Error::IoError(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     self.cut_off = true;
@@ -162,17 +206,18 @@ impl Compressed {
                 self.decoded += (samples.len() / channels) as u64;
                 if self.shape.is_none() {
                     // Damaged packets came first. Their silence could not be given before the shape was known.
-                    let missing = self.owed.min(LONGEST_BLOCK) as usize * channels;
-                    samples.splice(..0, std::iter::repeat_n(0.0, missing));
+                    self.silenced = self.owed.min(LONGEST_BLOCK);
                     self.owed = 0;
+                    let missing = self.silenced as usize * channels;
+                    samples.splice(..0, std::iter::repeat_n(0.0, missing));
                 }
                 self.shape = Some((rate, channels));
                 Ok(Decoded::Samples)
             }
+            // In the middle of a file, what the decoder does not know is damage, too.
+            Err(Error::Unsupported(_)) if self.decoded > 0 => Ok(Decoded::Damaged),
             Err(Error::DecodeError(_) | Error::LimitError(_)) => Ok(Decoded::Damaged),
-            Err(Error::IoError(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Ok(Decoded::Damaged)
-            }
+            Err(Error::IoError(error)) if !is_of_the_system(&error) => Ok(Decoded::Damaged),
             Err(Error::ResetRequired) => {
                 self.decoder.reset();
                 Ok(Decoded::Damaged)
@@ -188,6 +233,7 @@ impl Compressed {
         };
         let frames = self.owed.min(LONGEST_BLOCK);
         self.owed -= frames;
+        self.silenced += frames;
         (block.sample_rate, block.channels) = (rate, channels);
         block.samples.clear();
         block.samples.resize(frames as usize * channels, 0.0);
@@ -223,21 +269,23 @@ impl Source for Compressed {
             .header
             .frames
             .filter(|_| self.header.sample_rate == Some(rate) && rate > 0);
-        let missing = declared.map_or(0, |declared| declared.saturating_sub(self.decoded));
+        let present = self.decoded + self.silenced;
+        let missing = declared.map_or(0, |declared| declared.saturating_sub(present));
         // Some files end without anyone noticing but for the length in their header.
         let is_short = self.declares_length && missing > u64::from(rate) / 10;
+        let seconds = |frames: u64| frames as f64 / f64::from(rate.max(1));
         if missing > 0 && (self.cut_off || is_short) {
-            let seconds = |frames: u64| frames as f64 / f64::from(rate);
-            let (have, want) = (seconds(self.decoded), seconds(self.decoded + missing));
+            let (have, want) = (seconds(present), seconds(present + missing));
             let what = format!("it has {have:.3} s of the {want:.3} s that its header declares");
             warnings.push(format!("the file is cut off: {what}"));
         } else if self.cut_off {
             warnings.push("the file is cut off: it ends in the middle of its audio".to_owned());
         }
         if self.damaged > 0 {
+            let (count, length) = (self.damaged, seconds(self.silenced));
+            let parts = if count == 1 { "part was" } else { "parts were" };
             warnings.push(format!(
-                "{} damaged packets were replaced by silence",
-                self.damaged
+                "{count} damaged {parts} replaced by silence, {length:.3} s in total"
             ));
         }
         warnings
@@ -253,6 +301,9 @@ enum Decoded {
 /// The longest block that any of the formats has.
 const LONGEST_BLOCK: u64 = 65_536;
 
+/// What is missing for longer than this is more likely a wrong clock.
+const LONGEST_GAP_SECONDS: u64 = 60;
+
 /// A file of a gigabyte has fewer packets than this without a sound among them.
 const MOST_FRUITLESS_PACKETS: u32 = 100_000;
 
@@ -260,6 +311,7 @@ const MOST_FRUITLESS_PACKETS: u32 = 100_000;
 struct Selected {
     track: u32,
     decoder: Box<dyn AudioDecoder>,
+    counts_frames: bool,
     header: Header,
     edges: Edges,
 }
@@ -284,6 +336,10 @@ impl Selected {
             channels,
             frames: track.num_frames,
         };
+        let counts_frames = track
+            .time_base
+            .zip(params.sample_rate)
+            .is_some_and(|(base, rate)| (base.numer.get(), base.denom.get()) == (1, rate));
         let is_mp3 = params.codec == codec::CODEC_ID_MP3;
         let options = AudioDecoderOptions::default().gapless(!is_mp3);
         let decoder = guarded(|| symphonia::default::get_codecs().make_audio_decoder(params, &options))?;
@@ -299,6 +355,7 @@ impl Selected {
         Ok(Self {
             track: track.id,
             decoder,
+            counts_frames,
             header,
             edges,
         })
@@ -367,13 +424,19 @@ fn in_words(error: Error) -> AudioErrorKind {
         Error::IoError(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             AudioErrorKind::TruncatedHeader
         }
-        Error::IoError(error) => AudioErrorKind::Unreadable(error),
+        Error::IoError(error) if is_of_the_system(&error) => AudioErrorKind::Unreadable(error),
+        Error::IoError(error) => AudioErrorKind::Damaged(error.to_string()),
         Error::Unsupported(what) => {
             AudioErrorKind::UnsupportedCodec(format!("something unsupported ({what})"))
         }
         Error::DecodeError(what) | Error::LimitError(what) => AudioErrorKind::Damaged(what.to_owned()),
         error => AudioErrorKind::Damaged(error.to_string()),
     }
+}
+
+/// Whether reading failed, and not our understanding of what was read: Symphonia has one kind of error for both.
+fn is_of_the_system(error: &io::Error) -> bool {
+    error.raw_os_error().is_some()
 }
 
 fn nothing_decodable() -> AudioErrorKind {

@@ -38,7 +38,7 @@ pub struct AudioInfo {
     pub sample_rate: Option<u32>,
     /// The number of channels, if the header says.
     pub channels: Option<usize>,
-    /// How long it plays, if the header says and the file is not obviously shorter.
+    /// How long it plays, if the header says. For an MP3 whose header does not, a guess from its first frames.
     pub duration: Option<Duration>,
 }
 

@@ -61,7 +61,7 @@ impl AudioFormat {
     /// 16 kHz, one channel: what speech models want.
     pub const MONO_16K: Self = Self::new(16_000, 1);
 
-    /// A format. Values outside of what audio has are brought to the nearest: 1 to 768 kHz, 1 to 64 channels.
+    /// A format. Where it is used, values that no audio has are brought to the nearest: 1 to 768 kHz, 1 to 64 channels.
     #[must_use]
     pub const fn new(sample_rate: u32, channels: u16) -> Self {
         Self {

@@ -221,7 +221,7 @@ fn read_format(body: &[u8]) -> Result<Format, AudioErrorKind> {
     }
     check_shape(rate, usize::from(channels))?;
     // Bits that do not fill their bytes stand at the top of them.
-    let encoding = match (tag, bits.div_ceil(8) * 8) {
+    let encoding = match (tag, u32::from(bits).next_multiple_of(8)) {
         (PCM, 8) => Encoding::Unsigned8,
         (PCM, 16) => Encoding::Signed16,
         (PCM, 24) => Encoding::Signed24,

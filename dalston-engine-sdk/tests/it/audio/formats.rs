@@ -182,3 +182,46 @@ fn any_part_can_be_read_and_what_lies_beyond_the_end_is_left_out() {
     assert_eq!(pieces, all);
     assert_eq!(audio.windows(1000).count(), all.len().div_ceil(1000));
 }
+
+/// A file once, and the same file twice, one after the other.
+fn once_and_twice(name: &str, sample_rate: u32) -> (Vec<f32>, Vec<f32>) {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = std::fs::read(data(name)).unwrap();
+    let twice = super::write(&folder, name, &[bytes.clone(), bytes].concat());
+    let decoded = [data(name), twice].map(|path| {
+        let audio = decode_file(path, AudioFormat::new(sample_rate, 1), folder.path()).unwrap();
+        assert_eq!(audio.warnings(), &[] as &[String], "{name}");
+        samples(&audio)
+    });
+    decoded.into()
+}
+
+#[test]
+fn files_that_were_joined_are_decoded_to_the_end_of_the_last() {
+    let (once, twice) = once_and_twice("one.ogg", 16_000);
+    assert_eq!(twice, [once.clone(), once].concat());
+
+    let (once, twice) = once_and_twice("one_44k_stereo.mp3", 44_100);
+    // Between the two is what the encoder adds at both ends.
+    let padding = twice.len() - 2 * once.len();
+    assert!((1_000..3_000).contains(&padding), "{padding}");
+    let second = &twice[twice.len() - once.len() - 2_000..];
+    let shift = usize::try_from(best_shift(&once, second, 2_000)).unwrap();
+    let second = &second[shift..];
+    assert!(signal_to_noise(&once[2_000..40_000], &second[2_000..40_000]) > 40.0);
+}
+
+#[test]
+fn an_mp3_whose_length_can_only_be_guessed_keeps_its_end() {
+    let audio = decode(data("vbr_no_header.mp3"));
+    // Noise makes the first frames large, so the rest of the file looks shorter than it is: as 1.656 s.
+    assert!(audio.duration() >= Duration::from_millis(1_760), "{audio:?}");
+    assert_eq!(audio.warnings(), &[] as &[String]);
+    let original = samples(&decode(sample("en_one.wav")));
+    let decoded = samples(&audio);
+    let energy = |part: &[f32]| part.iter().map(|s| s * s).sum::<f32>();
+    // The word ends 0.71 s after the 0.8 s of noise.
+    let word = 12_800 + 11_360 - 1_600..12_800 + 11_360 + 1_200;
+    let expected = energy(&original[word.start - 12_800..word.end - 12_800]);
+    assert!(energy(&decoded[word]) > 0.5 * expected);
+}
