@@ -241,7 +241,10 @@ fn parse() -> Arguments {
             "--device" => {
                 arguments.placement.device = match value().as_str() {
                     "cpu" => Device::Cpu,
-                    _ => Device::Cuda(0),
+                    _ => {
+                        dalston_engine_sdk::torch::load_cuda().unwrap();
+                        Device::Cuda(0)
+                    }
                 }
             }
             "--precision" => {

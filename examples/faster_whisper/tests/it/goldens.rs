@@ -79,6 +79,19 @@ static GOLDENS: LazyLock<Goldens> = LazyLock::new(|| {
     serde_json::from_str(&text).unwrap()
 });
 
+/// File, language and text of every shipped recording.
+pub(crate) fn transcript_texts() -> Vec<(String, String, String)> {
+    let text = |golden: &Golden| {
+        let texts: Vec<&str> = golden
+            .transcribe
+            .iter()
+            .map(|segment| segment.text.as_str())
+            .collect();
+        (golden.file.clone(), golden.language.clone(), texts.join(" "))
+    };
+    GOLDENS.files.iter().map(text).collect()
+}
+
 /// How far a precision may be off.
 #[derive(Clone, Copy)]
 struct Tolerance {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod bad_models;
+mod engine;
 mod goldens;
 mod made_up;
 mod made_up_models;

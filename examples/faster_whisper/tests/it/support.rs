@@ -47,7 +47,7 @@ pub(crate) fn placement() -> Placement {
         ),
     };
     if device != Device::Cpu {
-        support_cuda();
+        dalston_engine_sdk::torch::load_cuda().unwrap();
     }
     let kind = match kind {
         "float32" => Kind::Float,
@@ -57,9 +57,6 @@ pub(crate) fn placement() -> Placement {
     };
     Placement { device, kind }
 }
-
-/// libtorch's CUDA part is not among what the linker keeps: load it by hand.
-fn support_cuda() {}
 
 /// The samples of a 16 kHz mono PCM file among the shipped ones.
 pub(crate) fn samples(file: &str) -> Vec<f32> {
