@@ -3,9 +3,16 @@
 //!
 //! `cargo bench -p dalston-telemetry --bench log_line`. Lines go to a writer that forgets them. The peers take turns,
 //! and the shortest of many rounds counts: noise only ever adds.
+//!
+//! Intel Xeon, two shared cores, Rust 1.95, tracing-subscriber 0.3.23 with flattened events and the current span:
+//! a line takes 0.16 to 0.30 of its time, within a task 0.04 to 0.14 (the task's fields are set once, not kept per
+//! span), within a traced task 0.2 to 0.5 (what remains is the event on the span). No allocation per line. A span
+//! that nobody exports takes 0.9 ns beside our lines, 0.6 ns without any subscriber, and 650 ns beside theirs.
 
 #![allow(clippy::print_stdout)]
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::hint::black_box;
 use std::io;
 use std::time::Instant;
@@ -22,6 +29,8 @@ const LINES: u32 = 5_000;
 
 fn main() {
     spans();
+    println!();
+    allocations();
     println!();
 
     let ours = ours(false);
@@ -77,6 +86,52 @@ fn spans() {
         "a span that nobody exports: {disabled:.1} ns without a subscriber, {ours:.1} ns with our log lines,"
     );
     println!("  {theirs:.1} ns with those of tracing-subscriber");
+}
+
+/// How often a line asks for memory, once its thread's buffers have grown.
+fn allocations() {
+    let task = LogContext::new().job_id(JOB).task_id(TASK).engine_id("whisper");
+    let per_line = |dispatch: Dispatch| {
+        with_default(&dispatch, || {
+            let _guard = task.enter();
+            repeat(formatted);
+            let before = ALLOCATIONS.get();
+            repeat(formatted);
+            (ALLOCATIONS.get() - before) as f64 / f64::from(LINES)
+        })
+    };
+    let (ours, theirs) = (per_line(ours(false)), per_line(theirs()));
+    println!("allocations per line: {ours:.3} ours, {theirs:.3} tracing-subscriber");
+}
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: everything is passed on to the system's allocator as it came.
+#[allow(unsafe_code)]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: as of this function.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as of this function.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: as of this function.
+        unsafe { System.realloc(memory, layout, size) }
+    }
 }
 
 const JOB: &str = "5f0c9f6e-6f5b-4f0e-9d8e-3d8f0f6f0b11";

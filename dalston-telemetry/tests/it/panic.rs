@@ -169,6 +169,7 @@ fn is_scene() -> bool {
 }
 
 /// Telemetry as a program sets it up, from the environment that the first run gave.
+#[expect(clippy::print_stderr, reason = "what a hook does")]
 fn install() -> Telemetry {
     let previous = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
