@@ -23,7 +23,7 @@ const BENCHES: [Bench; 4] = [
         name: "log",
         about: "what a log line and a span cost with JSON logs on",
         package: "dalston-telemetry",
-        target: "log",
+        target: "log_line",
     },
     Bench {
         name: "overlap",
