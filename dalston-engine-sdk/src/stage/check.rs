@@ -38,3 +38,36 @@ pub(super) fn probability(field: &str, value: f64) -> Result<(), ValidationError
 pub(super) fn optional_probability(field: &str, value: Option<f64>) -> Result<(), ValidationError> {
     value.map_or(Ok(()), |value| probability(field, value))
 }
+
+/// A probability that a softmax in single precision has pushed a little out of its range is put back; anything else stays
+/// for the validation to find.
+pub(super) fn rounded_into_range(probability: f64) -> f64 {
+    const SLACK: f64 = 1e-4;
+    if (-SLACK..=1.0 + SLACK).contains(&probability) {
+        probability.clamp(0.0, 1.0)
+    } else {
+        probability
+    }
+}
+
+/// Checks every piece of a list, and that they are in order of their starts.
+pub(super) fn each<T>(
+    list: &str,
+    pieces: &[T],
+    start: impl Fn(&T) -> f64,
+    validate: impl Fn(&T) -> Result<(), ValidationError>,
+) -> Result<(), ValidationError> {
+    let mut previous = 0.0;
+    for (index, piece) in pieces.iter().enumerate() {
+        validate(piece).map_err(|error| error.within(format_args!("{list}[{index}]")))?;
+        let start = start(piece);
+        if start < previous {
+            let problem = format!(
+                "is {start}, before the start of the previous one, {previous}: expected them in order"
+            );
+            return Err(ValidationError::new(format!("{list}[{index}].start"), problem));
+        }
+        previous = start;
+    }
+    Ok(())
+}

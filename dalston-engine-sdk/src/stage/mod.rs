@@ -8,14 +8,15 @@ mod confined;
 mod metadata;
 mod name;
 mod output;
+mod segment;
 mod transcribe;
 mod transcript;
 
 pub use metadata::Metadata;
 pub use name::{InvalidStage, OtherStage, Stage, StageName};
 pub use output::{OutputDefaults, StageOutput, ValidationError};
+pub use segment::{Character, Phoneme, Segment, Word};
 pub use transcribe::{ConfigError, TranscribeRequest, TranscribeTask, audio_duration};
 pub use transcript::{
-    AlignmentMethod, Character, LanguageShare, LanguageSource, Phoneme, SchemaVersion, Segment,
-    TimestampGranularity, Transcript, Word,
+    AlignmentMethod, LanguageShare, LanguageSource, SchemaVersion, TimestampGranularity, Transcript,
 };

@@ -304,7 +304,7 @@ fn whatever_happens_to_a_file_it_is_decoded_or_refused_in_good_time() {
             }
             let _ = probe(&path);
             assert!(
-                begun.elapsed() < Duration::from_secs(20),
+                begun.elapsed() < Duration::from_secs(60),
                 "file {index}, round {round}: {:?}",
                 begun.elapsed()
             );

@@ -4,6 +4,8 @@ mod bad_input;
 mod formats;
 mod long;
 mod resampling;
+#[cfg(feature = "testing")]
+mod task;
 mod wav;
 
 use std::path::{Path, PathBuf};
