@@ -57,7 +57,7 @@ fn main() {
 
 fn measure(name: &str, arguments: &Arguments, mut peer: Option<&mut Peer>) {
     let scratch = tempfile::tempdir().unwrap();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let dir = match name {
         "nano" => root.join("models/whisper-nano-digits"),
         other => {
@@ -165,6 +165,11 @@ fn ours(whisper: &mut Whisper, tokens: usize) -> (f64, f64) {
     (encoder, (many - few) / tokens as f64)
 }
 
+/// The example's folder, also where the compiled benchmark was carried to another machine.
+fn root() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 fn settle(placement: Placement) {
     if let Device::Cuda(index) = placement.device {
         tch::Cuda::synchronize(index as i64);
@@ -184,7 +189,7 @@ struct Peer {
 
 impl Peer {
     fn start(python: &Path, threads: i32) -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peer_transformers.py");
+        let script = root().join("benches/peer_transformers.py");
         let mut child = Command::new(python)
             .arg(script)
             .arg(threads.to_string())

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -213,15 +213,24 @@ impl Shard {
 
     fn read(&self, name: &str, shape: &[i64]) -> Result<Tensor, LoadError> {
         let (kind, bytes) = self.check(name, shape)?;
-        let mut data = vec![0; bytes.len()];
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(self.start + bytes.start as u64))
-            .and_then(|_| file.read_exact(&mut data))
-            .map_err(|source| LoadError::Read {
-                path: self.path.clone(),
-                source,
-            })?;
+        let data = self.bytes(bytes).map_err(|source| LoadError::Read {
+            path: self.path.clone(),
+            source,
+        })?;
         Ok(Tensor::f_from_data_size(&data, shape, kind)?)
+    }
+
+    fn bytes(&self, range: Range<usize>) -> io::Result<Vec<u8>> {
+        let mut data = Vec::new();
+        // The size comes from the file: wanting for memory is an error, not the end of the process.
+        data.try_reserve_exact(range.len())?;
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(self.start + range.start as u64))?;
+        // Tensors are made from raw memory: there must not be a byte too few.
+        if file.take(range.len() as u64).read_to_end(&mut data)? < range.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(data)
     }
 
     /// The element type of a tensor and where its bytes lie, if it is what is expected.

@@ -21,7 +21,7 @@ const MOST_PROMPT_TEMPERATURE: f64 = 0.5;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Options {
-    /// Language code; `None` detects it from the first window.
+    /// Language code; `None` detects it from the first window with speech.
     pub language: Option<String>,
     /// Transcribe (the default) or translate to English.
     pub task: Task,
@@ -115,7 +115,7 @@ impl Observer for () {}
 pub struct Transcription {
     /// What was said, in order.
     pub segments: Vec<Segment>,
-    /// Language code that was decoded with; `None` if nobody named one and there was too little sound to tell.
+    /// Language code that was decoded with; `None` if nobody named one and there was no speech to tell it from.
     pub language: Option<String>,
     /// How sure the model is of it; `None` if it was named.
     pub language_probability: Option<f64>,
@@ -309,9 +309,11 @@ impl<'a> Seeker<'a> {
                 .logprob_threshold
                 .is_none_or(|least| hypothesis.avg_logprob <= least);
         if silent {
+            self.forget_guess(&hypothesis);
             return Ok(place.size);
         }
         let advance = self.cut(&hypothesis, place)?;
+        self.forget_guess(&hypothesis);
         let text_end = self.whisper.vocabulary().end_of_text();
         if self.options.condition_on_previous_text && hypothesis.temperature <= MOST_PROMPT_TEMPERATURE {
             self.previous
@@ -325,6 +327,19 @@ impl<'a> Seeker<'a> {
             self.previous.clear();
         }
         Ok(advance)
+    }
+
+    /// Silence has no language: what was found in it is no more than a guess, and the next window is asked again.
+    fn forget_guess(&mut self, hypothesis: &Hypothesis) {
+        let guessed = self.options.language.is_none() && self.segments.is_empty();
+        let silent = self
+            .options
+            .no_speech_threshold
+            .is_some_and(|most| hypothesis.no_speech_prob > most);
+        if guessed && silent {
+            self.language = None;
+            self.language_probability = None;
+        }
     }
 
     /// Encodes the window, finds its language if nobody has yet, and decodes at the first temperature that does.

@@ -69,6 +69,7 @@ struct GoldenSegment {
     end: f64,
     text: String,
     ids: Vec<i64>,
+    seek: usize,
     avg_logprob: f64,
     compression_ratio: f64,
     no_speech_prob: f64,
@@ -373,13 +374,14 @@ fn check_transcript(whisper: &mut Whisper, golden: &Golden, tolerance: Tolerance
     let found = whisper.transcribe(&samples(file)[..], &options, &mut ()).unwrap();
     assert_eq!(found.warnings, Vec::<String>::new());
     assert!((found.duration - golden.samples_16k as f64 / 16_000.0).abs() < 1e-9);
-    if whisper.placement().kind != Kind::Float
-        && golden
-            .greedy_timestamps
-            .margins
-            .iter()
-            .any(|m| *m < tolerance.margin)
-    {
+    let doubtful = golden
+        .greedy_timestamps
+        .margins
+        .iter()
+        .any(|&margin| margin < tolerance.margin);
+    // The goldens know the margins of the first window only.
+    let later = golden.transcribe.iter().any(|segment| segment.seek > 0);
+    if whisper.placement() != Placement::CPU && (doubtful || later) {
         return;
     }
     assert_eq!(

@@ -88,6 +88,24 @@ fn the_language_is_detected_where_none_is_named() {
 }
 
 #[test]
+fn silence_has_no_language_and_speech_after_it_has() {
+    let mut recording = vec![0.0; WINDOW];
+    let found = nano()
+        .transcribe(&recording[..], &Options::default(), &mut ())
+        .unwrap();
+    assert_eq!((found.language, found.language_probability), (None, None));
+    recording.extend(samples("de_seven.wav"));
+    let found = nano()
+        .transcribe(&recording[..], &Options::default(), &mut ())
+        .unwrap();
+    assert_eq!(found.language.as_deref(), Some("de"));
+    assert!(
+        found.segments.iter().all(|segment| segment.start >= 30.0),
+        "{found:?}"
+    );
+}
+
+#[test]
 fn languages_are_named_in_any_case_and_with_a_region() {
     for name in ["de", "DE", "de-AT", "De_de"] {
         let mut options = Options::default();

@@ -11,8 +11,13 @@ use tch::{Device, Kind, Tensor};
 /// `bfloat16`, as in `cuda:0/float16`.
 const PLACEMENT_VARIABLE: &str = "FASTER_WHISPER_TEST_PLACEMENT";
 
+/// The example's folder. Cargo says where it is now, which may be another machine than the one that compiled this.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        std::env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+    });
+    &ROOT
 }
 
 pub(crate) fn model_dir() -> PathBuf {
