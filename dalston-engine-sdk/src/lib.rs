@@ -1,4 +1,17 @@
-//! Write a transcription engine for the Dalston platform.
+//! Write a transcription engine for the Dalston platform: implement [`Engine`], call `main`, and get a worker with tracing,
+//! metrics and logs.
+//!
+//! | To | see |
+//! |---|---|
+//! | write an engine | [`Engine`], [`EngineInfo`], [`TaskRequest`], [`TaskContext`], [`TaskError`], and the guide below |
+//! | answer a transcribe task | [`stage`]: [`Transcript`], [`Segment`], [`Word`] |
+//! | read audio | `audio` (feature `audio`) |
+//! | compute with libtorch | `torch` (feature `tch`) |
+//! | test an engine | `testing` (feature `testing`) |
+//! | run a worker yourself | [`Runner`], [`RunnerConfig`], [`broker`], [`store`], [`local`] |
+//! | read or write the platform's documents | [`protocol`] |
+#![cfg_attr(feature = "cli", doc = "")]
+#![cfg_attr(feature = "cli", doc = include_str!("../docs/first-engine.md"))]
 
 #[cfg(feature = "audio")]
 pub mod audio;

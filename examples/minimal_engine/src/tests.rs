@@ -37,3 +37,17 @@ fn a_text_that_is_not_utf_8_fails_its_task_only() {
         ",
     );
 }
+
+#[test]
+fn the_guide_shows_this_engine() {
+    let source = include_str!("main.rs");
+    let program = source
+        .find("use dalston_engine_sdk")
+        .zip(source.find("\n#[cfg(test)]"));
+    let program = program.and_then(|(from, to)| source.get(from..to)).unwrap();
+    let guide = include_str!("../../../docs/guides/first-engine.md");
+    assert!(
+        guide.contains(program.trim_end()),
+        "docs/guides/first-engine.md shows another program than src/main.rs"
+    );
+}
