@@ -183,6 +183,8 @@ impl<E: Engine> RunnerBuilder<E> {
             labels = labels.instance_type(instance_type);
         }
         let metrics = EngineMetrics::register(&registry, &labels);
+        // The counters of the usual model are there before its first task, for `rate()` to see that one.
+        let _ = metrics.model(default_model.as_ref().map_or("", ModelId::as_str));
         let pool = SlotPool::new(slots_of(engine, &config, &metrics), config.max_stuck_threads);
         let consumer = Consumer {
             instance: instance_name(&engine_id, &config),
