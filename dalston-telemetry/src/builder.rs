@@ -6,6 +6,7 @@ use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{InstrumentationScope, Key, KeyValue, Value};
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanProcessor};
 use tracing::level_filters::LevelFilter;
+use tracing::subscriber::NoSubscriber;
 use tracing::{Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Filter, Identity, Layer, SubscriberExt};
 use tracing_subscriber::registry::{LookupSpan, Registry};
@@ -16,7 +17,7 @@ use crate::error::InitError;
 use crate::format::{LogFormat, LogLayer, LogSettings, LogWriter, SpanFields};
 use crate::limits::{Limits, Processors};
 use crate::metrics::{self, Metrics, TelemetryMetrics};
-use crate::otlp::{BatchSettings, Exporters, OtlpConfig, OtlpSettings, Pipeline, ReportTo};
+use crate::otlp::{BatchSettings, Exporters, OtlpConfig, OtlpSettings, Pipeline};
 use crate::propagate::Propagator;
 use crate::telemetry::{Telemetry, Tracing};
 use crate::{resource, sampler};
@@ -197,7 +198,10 @@ impl TelemetryBuilder {
         tracing::subscriber::set_global_default(Registry::default().with(layer))
             .map_err(|_| InitError::ForeignSubscriber)?;
         if let Some(tracing) = telemetry.tracing() {
-            opentelemetry::global::set_tracer_provider(tracing.provider.clone());
+            // OpenTelemetry would log that at INFO, as a first line that nobody asked for.
+            tracing::subscriber::with_default(NoSubscriber::new(), || {
+                opentelemetry::global::set_tracer_provider(tracing.provider.clone());
+            });
         }
         // With tracing off too: a service that exports nothing must not cut the traces that pass through it.
         propagator.install();
@@ -239,7 +243,6 @@ impl TelemetryBuilder {
         let metrics = self.metrics.clone();
         metrics::register_build_info(&metrics, &self.service, &self.service_version());
         Propagator::from_env(&env)?;
-        let report_to = ReportTo::default();
         let logs = match &self.logs {
             Some(writer) => Some(LogSettings::read(
                 &env,
@@ -250,16 +253,14 @@ impl TelemetryBuilder {
             )?),
             None => None,
         };
-        let tracing = self.tracing(&env, &report_to)?;
+        let tracing = self.tracing(&env)?;
         let span_layer = tracing.as_ref().map(|tracing| {
-            let spans = tracing_opentelemetry::layer()
+            tracing_opentelemetry::layer()
                 .with_tracer(tracing.tracer.clone())
                 .with_threads(false)
                 .with_tracked_inactivity(false)
                 .with_target(false)
-                .with_filter(ExportedSpans { level: span_level });
-            // In this order: of two filtered layers right above a registry the outer one's level is taken for both.
-            Layer::<S>::with_filter(Reports(report_to), LevelFilter::OFF).and_then(spans)
+                .with_filter(ExportedSpans { level: span_level })
         });
         let log_filter = logs.as_ref().map(|logs| logs.filter.clone());
         let log_layer = logs.map(|logs| {
@@ -297,7 +298,7 @@ impl TelemetryBuilder {
     }
 
     /// The tracer provider, when the program or the environment wants one.
-    fn tracing(self, env: &Env, report_to: &ReportTo) -> Result<Option<Tracing>, InitError> {
+    fn tracing(self, env: &Env) -> Result<Option<Tracing>, InitError> {
         let disabled = env.otel_flag("OTEL_SDK_DISABLED")?.unwrap_or(false);
         let enabled = env.flag("OTEL_ENABLED")?.unwrap_or(false);
         let export = self.enabled.unwrap_or(enabled) && !disabled;
@@ -327,7 +328,6 @@ impl TelemetryBuilder {
                     BatchSettings::read(env)?,
                     &resource,
                     TelemetryMetrics::register(&self.metrics),
-                    ReportTo::clone(report_to),
                 )?)
             }
         };
@@ -401,15 +401,5 @@ impl<S> Filter<S> for ExportedSpans {
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
         Some(self.level)
-    }
-}
-
-/// Learns which subscriber the layer becomes part of, so that the exporter can log there.
-struct Reports(ReportTo);
-
-impl<S: Subscriber> Layer<S> for Reports {
-    fn on_register_dispatch(&self, subscriber: &tracing::Dispatch) {
-        // A layer belongs to one subscriber, so there is nothing to lose when this is called again.
-        let _ = self.0.set(subscriber.downgrade());
     }
 }

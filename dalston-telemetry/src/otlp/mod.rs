@@ -42,7 +42,6 @@ use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 
 pub use config::{OtlpCompression, OtlpConfig, OtlpProtocol};
-pub(crate) use report::ReportTo;
 pub(crate) use settings::{BatchSettings, Exporters, OtlpSettings};
 pub use stats::ExportStats;
 
@@ -50,7 +49,7 @@ use crate::error::{InitError, ShutdownError};
 use crate::metrics::TelemetryMetrics;
 use control::Control;
 use queue::Queue;
-use report::Reporter;
+use report::{ReportTo, Reporter};
 use stats::Stats;
 use worker::{Shared, Worker};
 
@@ -64,6 +63,7 @@ const USER_AGENT: &str = concat!(
 #[derive(Clone, Debug)]
 pub(crate) struct Pipeline {
     shared: Arc<Shared>,
+    report_to: ReportTo,
 }
 
 impl Pipeline {
@@ -74,7 +74,6 @@ impl Pipeline {
         batching: BatchSettings,
         resource: &Resource,
         metrics: TelemetryMetrics,
-        report_to: ReportTo,
     ) -> Result<Self, InitError> {
         let shared = Arc::new(Shared {
             queue: Queue::new(batching.max_queue_size, batching.max_batch_size),
@@ -83,7 +82,8 @@ impl Pipeline {
         });
         let endpoint = otlp.map_or_else(|| "console".to_owned(), |otlp| otlp.endpoint.to_string());
         let headers = otlp.map(|otlp| otlp.headers.clone()).unwrap_or_default();
-        let reporter = Reporter::new(endpoint, &headers, report_to);
+        let report_to = ReportTo::default();
+        let reporter = Reporter::new(endpoint, &headers, ReportTo::clone(&report_to));
         let timeout = otlp.map_or(batching.export_timeout, |otlp| otlp.timeout);
         let connect = otlp.map(|otlp| prepare(otlp, resource)).transpose()?;
         let in_thread = Arc::clone(&shared);
@@ -94,7 +94,7 @@ impl Pipeline {
                 .await;
         })
         .map_err(InitError::Thread)?;
-        Ok(Self { shared })
+        Ok(Self { shared, report_to })
     }
 
     pub(crate) fn processor(&self) -> impl SpanProcessor + 'static {
@@ -245,6 +245,7 @@ impl SpanProcessor for ExportProcessor {
 
     fn on_end(&self, span: SpanData) {
         if span.span_context.is_sampled() {
+            report::learn(&self.0.report_to);
             let Shared { queue, stats, .. } = &*self.0.shared;
             queue.push(span, stats);
         }

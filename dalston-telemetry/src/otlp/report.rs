@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use tokio::time::Instant;
 use tracing::dispatcher::{self, WeakDispatch};
+use tracing::subscriber::NoSubscriber;
 
 use super::stats::ExportStats;
 use crate::redact;
@@ -20,6 +21,18 @@ const MAX_DETAIL: usize = 300;
 /// Where the log lines go: the subscriber whose spans are exported. The exporting thread has none of its own, and
 /// there may be no global one.
 pub(crate) type ReportTo = Arc<OnceLock<WeakDispatch>>;
+
+/// Notes the subscriber of this thread, the first time that there is one: who ends spans has one.
+pub(super) fn learn(to: &ReportTo) {
+    if to.get().is_none() {
+        dispatcher::get_default(|current| {
+            if !current.is::<NoSubscriber>() {
+                // Another thread was first.
+                let _ = to.set(current.downgrade());
+            }
+        });
+    }
+}
 
 /// Logs failures, at most once a minute, and the recovery after a logged failure.
 pub(super) struct Reporter {

@@ -9,7 +9,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
 use crate::metrics::{Metrics, TelemetryMetrics};
-use crate::otlp::ReportTo;
+use crate::otlp::report::ReportTo;
 
 type Answer = Result<Accepted, Failure>;
 

@@ -1,0 +1,236 @@
+//! What can only be seen in a process of its own: its threads, its sockets, its global subscriber, its output.
+//!
+//! Every scenario runs in a child: this program starts itself again with the name of the scenario.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+use std::process::{Command, ExitCode, Output};
+
+use dalston_telemetry::{InitError, Telemetry, configure_tracing};
+use tracing::info_span;
+
+type Variables = &'static [(&'static str, &'static str)];
+
+struct Scenario {
+    name: &'static str,
+    variables: Variables,
+    /// Runs in the child.
+    inside: fn(),
+    /// Looks at what the child wrote.
+    outside: fn(&Output),
+}
+
+const NOTHING: fn(&Output) = |_| {};
+
+const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "tracing_is_off_by_default_and_costs_no_thread_and_no_socket",
+        variables: &[],
+        inside: off_costs_nothing,
+        outside: NOTHING,
+    },
+    Scenario {
+        name: "tracing_that_the_sdk_switch_turns_off_costs_no_thread_and_no_socket",
+        variables: &[("OTEL_ENABLED", "true"), ("OTEL_SDK_DISABLED", "true")],
+        inside: off_costs_nothing,
+        outside: NOTHING,
+    },
+    Scenario {
+        name: "tracing_that_is_on_takes_one_thread",
+        variables: &[
+            ("OTEL_ENABLED", "true"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"),
+        ],
+        inside: on_takes_one_thread,
+        outside: NOTHING,
+    },
+    Scenario {
+        name: "a_second_install_names_the_first",
+        variables: &[],
+        inside: second_install_names_the_first,
+        outside: NOTHING,
+    },
+    Scenario {
+        name: "a_subscriber_of_somebody_else_is_an_error_that_says_what_to_do",
+        variables: &[],
+        inside: foreign_subscriber,
+        outside: NOTHING,
+    },
+    Scenario {
+        name: "a_wrong_value_is_an_error_and_leaves_room_for_another_attempt",
+        variables: &[("OTEL_ENABLED", "perhaps")],
+        inside: wrong_value,
+        outside: NOTHING,
+    },
+    Scenario {
+        name: "starting_and_ending_says_nothing",
+        variables: &[("OTEL_ENABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")],
+        inside: || {
+            configure_tracing("engine-test")
+                .unwrap()
+                .shutdown_blocking()
+                .unwrap()
+        },
+        outside: |output| {
+            assert_eq!(
+                (output.stdout.as_slice(), output.stderr.as_slice()),
+                (&b""[..], &b""[..])
+            )
+        },
+    },
+    Scenario {
+        name: "the_console_exporter_prints_a_json_object_per_span",
+        variables: &[("OTEL_ENABLED", "true"), ("OTEL_TRACES_EXPORTER", "console")],
+        inside: console,
+        outside: console_output,
+    },
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    if let [flag, name] = &arguments[..]
+        && flag == "--inside"
+    {
+        let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).unwrap();
+        (scenario.inside)();
+        return ExitCode::SUCCESS;
+    }
+    let filters: Vec<_> = arguments
+        .iter()
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
+    let wanted =
+        |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    let mut failed = false;
+    for scenario in SCENARIOS.iter().filter(|scenario| wanted(scenario.name)) {
+        let output = run(scenario);
+        let outside = std::panic::catch_unwind(|| (scenario.outside)(&output));
+        let passed = output.status.success() && outside.is_ok();
+        failed |= !passed;
+        println!(
+            "test {} ... {}",
+            scenario.name,
+            if passed { "ok" } else { "FAILED" }
+        );
+        if !passed {
+            println!(
+                "{}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+    }
+    if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn run(scenario: &Scenario) -> Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("OTEL_") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .args(["--inside", scenario.name])
+        .envs(scenario.variables.iter().copied())
+        .output()
+        .unwrap()
+}
+
+fn off_costs_nothing() {
+    let before = (threads(), sockets());
+    let telemetry = configure_tracing("engine-test").unwrap();
+    let span = info_span!("work");
+    assert!(span.is_disabled(), "nobody is interested in spans");
+    span.in_scope(|| tracing::info!("log lines do not need them"));
+    telemetry.flush(std::time::Duration::from_secs(5)).unwrap();
+    assert_eq!((threads(), sockets()), before);
+    telemetry.shutdown_blocking().unwrap();
+}
+
+fn on_takes_one_thread() {
+    let before = (threads(), sockets());
+    let telemetry = configure_tracing("engine-test").unwrap();
+    assert!(!info_span!("work").is_disabled());
+    // The counts of the other scenarios can move.
+    assert_eq!(threads(), before.0 + 1);
+    drop(telemetry);
+}
+
+fn second_install_names_the_first() {
+    let (line, telemetry) = (line!(), configure_tracing("engine-test").unwrap());
+    let error = Telemetry::builder("engine-test").install().unwrap_err();
+    let InitError::AlreadyInstalled { first } = error else {
+        panic!("{error}")
+    };
+    assert_eq!((first.file(), first.line()), (file!(), line));
+    let expected = format!("telemetry is already installed, by {}:{line}:", file!());
+    assert!(error.to_string().starts_with(&expected), "{error}");
+    // Also when the first one has ended: its subscriber has not.
+    drop(telemetry);
+    assert!(configure_tracing("engine-test").is_err());
+}
+
+fn foreign_subscriber() {
+    tracing::subscriber::set_global_default(tracing_subscriber::registry()).unwrap();
+    let error = configure_tracing("engine-test").unwrap_err();
+    assert!(matches!(error, InitError::ForeignSubscriber), "{error}");
+    assert!(error.to_string().contains("into_layer()"), "{error}");
+}
+
+fn wrong_value() {
+    let error = configure_tracing("engine-test").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        r#"OTEL_ENABLED is "perhaps": expected true or false"#
+    );
+    let env = dalston_telemetry::Env::default();
+    Telemetry::builder("engine-test")
+        .env(env)
+        .install()
+        .unwrap()
+        .shutdown_blocking()
+        .unwrap();
+}
+
+fn console() {
+    let telemetry = Telemetry::builder("engine-test")
+        .without_logs()
+        .install()
+        .unwrap();
+    info_span!("outer", answer = 42).in_scope(|| info_span!("inner").in_scope(|| {}));
+    telemetry.shutdown_blocking().unwrap();
+}
+
+fn console_output(output: &Output) {
+    let spans: Vec<serde_json::Value> = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}")))
+        .collect();
+    let [inner, outer] = &spans[..] else {
+        panic!("{spans:?}")
+    };
+    assert_eq!(
+        (&inner["name"], &outer["name"]),
+        (&"inner".into(), &"outer".into())
+    );
+    assert_eq!(inner["parent_span_id"], outer["span_id"]);
+    assert_eq!(inner["trace_id"], outer["trace_id"]);
+    assert_eq!(outer["attributes"]["answer"], 42);
+}
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+fn sockets() -> usize {
+    let files = std::fs::read_dir("/proc/self/fd").unwrap();
+    let is_socket = |entry: &std::fs::DirEntry| {
+        std::fs::read_link(entry.path()).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+    };
+    files.filter_map(Result::ok).filter(is_socket).count()
+}
