@@ -87,9 +87,10 @@ fn the_end_is_not_cut_off_and_a_click_stays_where_it_is() {
         let loudest = (0..output.len())
             .max_by(|a, b| output[*a].abs().total_cmp(&output[*b].abs()))
             .unwrap();
-        let expected = at as f64 * f64::from(to) / f64::from(from);
+        // The last moment of the input lies behind the last sample of the output.
+        let expected = (at as f64 * f64::from(to) / f64::from(from)).min(15_999.0);
         assert!(
-            (loudest as f64 - expected).abs() <= 1.0,
+            (loudest as f64 - expected).abs() <= 0.5,
             "a click at {at} came out at {loudest}, not {expected}"
         );
     }
