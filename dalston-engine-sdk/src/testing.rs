@@ -505,3 +505,97 @@ fn wav(sample_rate: u32, samples: &[f32]) -> Vec<u8> {
         .for_each(|sample| file.extend_from_slice(&sample.to_le_bytes()));
     file
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::context::TaskContext;
+    use crate::engine::{EngineInfo, LoadContext, ModelId};
+    use crate::error::TaskError;
+    use crate::task::TaskRequest;
+
+    /// Answers with the size of its input and the model's name, and fails if it is told to.
+    struct Sizer;
+
+    impl Engine for Sizer {
+        type Model = String;
+        type Output = Value;
+
+        fn info(&self) -> EngineInfo {
+            EngineInfo::new("sizer", "1.0.0").stage("measure".parse().unwrap())
+        }
+
+        fn load(&self, model: &ModelId, _cx: &LoadContext) -> Result<String, TaskError> {
+            Ok(model.to_string())
+        }
+
+        fn process(
+            &self,
+            model: &mut String,
+            task: &TaskRequest,
+            _cx: &TaskContext,
+        ) -> Result<Value, TaskError> {
+            if let Some(reason) = task.config().get("fail") {
+                return Err(TaskError::permanent("told_to", reason.to_string()));
+            }
+            let input = task.inputs().first().map(|input| input.path().to_owned());
+            let size = input
+                .map(std::fs::metadata)
+                .transpose()?
+                .map_or(0, |file| file.len());
+            Ok(json!({ "size": size, "model": model }))
+        }
+    }
+
+    #[tokio::test]
+    async fn the_second_task_of_a_worker_finds_its_model_loaded() {
+        let worker = EngineHarness::new(Sizer)
+            .input_text("four")
+            .task(|task| task.model("a"))
+            .start();
+        let cold = worker.run(worker.task()).await;
+        let warm = worker.run(worker.task()).await;
+        assert_eq!(warm.output(), &json!({ "size": 4, "model": "a" }));
+        assert_eq!(
+            (cold.output(), warm.task_id() == cold.task_id()),
+            (warm.output(), false)
+        );
+        let names = |report: &TaskReport| report.tree().names().contains(&"engine.model_load");
+        assert_eq!((names(&cold), names(&warm)), (true, false));
+        assert_eq!(cold.moved("dalston_engine_model_load_seconds_count"), 1.0);
+        assert_eq!(warm.moved("dalston_engine_model_load_seconds_count"), 0.0);
+        worker.stop().await;
+    }
+
+    #[test]
+    fn a_report_tells_the_story_of_a_task_that_failed() {
+        let report = EngineHarness::new(Sizer).config("fail", 7).run_blocking();
+        assert_eq!((report.error_code(), report.error()), ("told_to", "7"));
+        let story = report.to_string();
+        assert!(
+            story.starts_with("failed (told_to, permanent): 7\ntrace "),
+            "{story}"
+        );
+        assert!(story.contains("engine.sizer.process"), "{story}");
+    }
+
+    #[test]
+    #[should_panic(expected = "the task failed: failed (told_to, permanent): \"no\"")]
+    fn the_output_of_a_task_that_failed_is_not_given() {
+        let _ = EngineHarness::new(Sizer)
+            .config("fail", "no")
+            .run_blocking()
+            .output();
+    }
+
+    #[test]
+    fn samples_become_a_wav_file_that_is_as_long_as_its_header_says() {
+        let file = wav(16_000, &[0.0, 0.5, -1.0]);
+        assert_eq!(file.len(), 44 + 12);
+        assert_eq!(file.get(4..8), Some(&48_u32.to_le_bytes()[..]));
+        assert_eq!(file.get(40..44), Some(&12_u32.to_le_bytes()[..]));
+        assert_eq!(file.get(52..), Some(&(-1.0_f32).to_le_bytes()[..]));
+    }
+}
