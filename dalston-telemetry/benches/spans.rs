@@ -5,6 +5,11 @@
 //! Every case runs in a process of its own, because a subscriber is for the whole process and because interest in a
 //! callsite is remembered. The cases take turns for several rounds, and of each the fastest round counts.
 //! Figures are nanoseconds for one span with two fields, started, entered, left and ended.
+//!
+//! Measured on 2026-11-20 (Intel(R) Xeon(R) Processor, 2 cores that were busy with other builds, Rust 1.95.0, tracing 0.1.44,
+//! opentelemetry_sdk 0.33.1): no subscriber 0.65 to 0.88, off 0.93 to 0.97, tracing-subscriber's log lines 287,
+//! opentelemetry_sdk's batch processor 766 to 846, tracing on with the collector away 962 to 1021 (without a log
+//! layer, as the batch processor has none), not sampled 981, in memory 1090 to 1235 (both with the log layer).
 
 #![allow(clippy::print_stdout)]
 
