@@ -29,8 +29,8 @@ mod timestamp;
 pub use artifact::{ArtifactReference, ArtifactSelector, RequestBinding};
 pub use events::{TaskEvent, TaskEventKind};
 pub use registry::{
-    Capabilities, Field, HEARTBEAT_SECONDS, Heartbeat, InstanceStatus, NodeIdentity, RECORD_TTL_SECONDS, RegistryRecord,
-    SCHEMA_VERSION, VocabularySupport,
+    Capabilities, Field, HEARTBEAT_SECONDS, Heartbeat, InstanceStatus, NodeIdentity, RECORD_TTL_SECONDS,
+    RegistryRecord, SCHEMA_VERSION, VocabularySupport,
 };
 pub use request::TaskRequestData;
 pub use response::TaskResponseData;

@@ -119,7 +119,6 @@ struct Worker {
 
 impl Runner {
     /// Begins to put a worker together.
-    #[must_use]
     pub fn builder<E: Engine>(engine: E) -> RunnerBuilder<E> {
         RunnerBuilder::new(engine)
     }

@@ -229,7 +229,7 @@ impl<'a> Attempt<'a> {
         };
         // An engine that is told to stop may fail in any way; the reason that it was told is the truth.
         let result = match self.stop.reason() {
-            Some(reason) => result.or_else(|_| Err(reason.into_error())),
+            Some(reason) => result.map_err(|_| reason.into_error()),
             None => result,
         };
         match (result, self.stop.reason()) {
