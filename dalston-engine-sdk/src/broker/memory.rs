@@ -229,14 +229,13 @@ impl Broker for MemoryBroker {
                 }
                 state.next_lease_end()
             };
+            if Instant::now() >= give_up {
+                return Ok(None);
+            }
             let wake = next_lease_end.map_or(give_up, |end| end.min(give_up));
             tokio::select! {
                 () = changed => {}
-                () = sleep_until(wake) => {
-                    if Instant::now() >= give_up {
-                        return Ok(None);
-                    }
-                }
+                () = sleep_until(wake) => {}
             }
         }
     }

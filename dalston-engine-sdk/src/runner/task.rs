@@ -376,18 +376,15 @@ impl<'a> Attempt<'a> {
             Ok(answer) => answer,
             Err(reason) => {
                 // The deadline is a promise; other reasons leave the engine a moment to end its spans.
-                let grace = if reason == CancelReason::DeadlineExceeded {
-                    Duration::ZERO
-                } else {
-                    CANCEL_GRACE
+                let in_time = match reason {
+                    CancelReason::DeadlineExceeded => None,
+                    _ => timeout(CANCEL_GRACE, running.answer()).await.ok(),
                 };
-                match timeout(grace, running.answer()).await {
-                    Ok(answer) => answer,
-                    Err(_) => {
-                        running.leave(self.deadline.max(Instant::now()) + STUCK_PATIENCE, files);
-                        return Err(reason.into_error());
-                    }
-                }
+                let Some(answer) = in_time else {
+                    running.leave(self.deadline.max(Instant::now()) + STUCK_PATIENCE, files);
+                    return Err(reason.into_error());
+                };
+                answer
             }
         };
         let Answer {

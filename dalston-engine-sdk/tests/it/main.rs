@@ -5,6 +5,7 @@
 #[cfg(feature = "audio")]
 mod audio;
 mod broker;
+mod hazards;
 mod protocol;
 #[cfg(feature = "redis")]
 mod redis_wire;

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use dalston_engine_sdk::broker::{EventKind, MemoryBroker, QueuedTask, RecordedEvent, TaskMetadata};
 use dalston_engine_sdk::protocol::TaskRequestData;
@@ -93,7 +94,8 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new() -> Self {
-        Self::with_broker(MemoryBroker::new())
+        // Leases so long that a test which lets hours pass in one step does not lose them.
+        Self::with_broker(MemoryBroker::with(Duration::from_secs(100_000), 1_000))
     }
 
     pub(crate) fn with_broker(broker: MemoryBroker) -> Self {
@@ -250,5 +252,14 @@ impl HeldTime {
             let _ = released.recv();
         });
         Self { _release: release }
+    }
+}
+
+/// Lets time pass on a held clock, and everything that was waiting for it happen.
+pub(crate) async fn pass(time: Duration) {
+    tokio::time::advance(time).await;
+    // Timers are looked at every 61 turns of the scheduler, and what they wake may set others.
+    for _ in 0..500 {
+        tokio::task::yield_now().await;
     }
 }

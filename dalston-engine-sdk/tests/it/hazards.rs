@@ -1,0 +1,561 @@
+//! What may go wrong with one task, and that the next one does not notice.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dalston_engine_sdk::broker::{
+    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, MemoryBroker, Outcome, Ownership,
+};
+use dalston_engine_sdk::protocol::Timestamp;
+use dalston_engine_sdk::{CancelReason, RunError, TaskError};
+use serde_json::json;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::rig::{Closures, HeldTime, Rig, answer, gate, job_of, pass};
+
+/// Tells the test that the engine has begun with a task.
+fn begun() -> (UnboundedSender<String>, UnboundedReceiver<String>) {
+    unbounded_channel()
+}
+
+fn other_worker() -> Consumer {
+    Consumer {
+        engine_id: "test-asr".to_owned(),
+        instance: "test-asr-other".to_owned(),
+    }
+}
+
+/// Submits tasks of these names one after the other and gives their outcomes.
+async fn outcomes(rig: &Rig, names: &[&str]) -> Vec<Result<(), (String, String)>> {
+    let mut outcomes = Vec::new();
+    for name in names {
+        rig.submit(name).await;
+        outcomes.push(rig.outcome(name).await.map(|_| ()));
+    }
+    outcomes
+}
+
+fn failed(code: &str, error: &str) -> Result<(), (String, String)> {
+    Err((code.to_owned(), error.to_owned()))
+}
+
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        std::panic::panic_any(Self);
+    }
+}
+
+#[tokio::test]
+async fn an_error_a_panic_and_exhausted_memory_each_fail_one_task_and_only_a_doubtful_model_is_loaded_again()
+{
+    let rig = Rig::new();
+    let engine = Closures::with_model(|model, _, cx| match cx.info().task_id.as_str() {
+        "error" => Err(TaskError::permanent("no_speech", "there is nothing to hear")),
+        "io" => Err(std::io::Error::other("disk on fire"))?,
+        "panic" => panic!("index {} is odd", 7),
+        "oom" => Err(std::io::Error::other(
+            "CUDA out of memory. Tried to allocate 2.00 GiB",
+        ))?,
+        "oom-panic" => panic!("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        "bomb" => std::panic::panic_any(Bomb),
+        _ => Ok(json!({"used": model.get()})),
+    });
+    let loads = engine.loads();
+    let builder = rig.runner(engine);
+    let oom = "CUDA out of memory. Tried to allocate 2.00 GiB";
+    let oom_panic = format!("the engine panicked: {oom}");
+    let act = async {
+        for (name, expected, loads_after) in [
+            ("ok-1", Ok(()), 1),
+            ("error", failed("no_speech", "there is nothing to hear"), 1),
+            ("ok-2", Ok(()), 1),
+            ("io", failed("error", "disk on fire"), 1),
+            ("panic", failed("panic", "the engine panicked: index 7 is odd"), 1),
+            ("ok-3", Ok(()), 2),
+            ("oom", failed("out_of_memory", oom), 2),
+            ("ok-4", Ok(()), 3),
+            ("oom-panic", failed("out_of_memory", &oom_panic), 3),
+            (
+                "bomb",
+                failed("panic", "the engine panicked: its message is not text"),
+                4,
+            ),
+            ("ok-5", Ok(()), 5),
+        ] {
+            assert_eq!(outcomes(&rig, &[name]).await, [expected], "{name}");
+            assert_eq!(loads.load(Ordering::SeqCst), loads_after, "loads after {name}");
+        }
+    };
+    rig.run(builder, act).await.1.unwrap();
+    // Used by ok-1, error, ok-2 and io before the panic; fresh after it.
+    assert_eq!(rig.response("ok-2").await, json!({"used": 3}));
+    assert_eq!(rig.response("ok-3").await, json!({"used": 1}));
+    assert_eq!(rig.temp_dirs(), 0);
+}
+
+#[tokio::test]
+async fn a_failure_is_recorded_on_the_spans_with_status_type_and_exception() {
+    let rig = Rig::new();
+    let engine = Closures::new(|_, _| panic!("boom"));
+    rig.run(rig.runner(engine), outcomes(&rig, &["t1"]))
+        .await
+        .1
+        .unwrap();
+    rig.telemetry.tree().assert_eq(
+        r#"
+        engine.queue_wait
+        engine.test-asr.process {error.type=panic} ! "the engine panicked: boom"
+          engine.download_input
+          engine.model_load
+          engine.process {error.type=panic} ! "the engine panicked: boom"
+        "#,
+    );
+    for name in ["engine.process", "engine.test-asr.process"] {
+        let span = rig.telemetry.span(name);
+        let exception = span
+            .events
+            .iter()
+            .find(|event| event.name == "exception")
+            .expect(name);
+        let text = |key: &str| {
+            let found = exception
+                .attributes
+                .iter()
+                .find(|attribute| attribute.key.as_str() == key);
+            found.map(|attribute| attribute.value.to_string())
+        };
+        assert_eq!(text("exception.type").as_deref(), Some("panic"));
+        assert_eq!(
+            text("exception.message").as_deref(),
+            Some("the engine panicked: boom")
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_can_not_be_loaded_fails_its_tasks_and_is_tried_again_later() {
+    let _time = HeldTime::new();
+    let rig = Rig::new();
+    let broken = Arc::new(AtomicUsize::new(1));
+    let state = Arc::clone(&broken);
+    let engine = Closures::new(|_, _| answer()).load(move |_, _| match state.load(Ordering::SeqCst) {
+        0 => Ok(()),
+        1 => Err(TaskError::permanent(
+            "model_corrupt",
+            "model.safetensors: bad header",
+        )),
+        _ => panic!("assertion failed in native code"),
+    });
+    let loads = engine.loads();
+    let act = async {
+        let corrupt = "loading model \"tiny\": model.safetensors: bad header";
+        assert_eq!(outcomes(&rig, &["t1"]).await, [failed("model_corrupt", corrupt)]);
+        // At once: the same error, without another load.
+        let again = format!("{corrupt} (tried a moment ago, next try in 1.0 s)");
+        assert_eq!(outcomes(&rig, &["t2"]).await, [failed("model_corrupt", &again)]);
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
+        pass(Duration::from_secs(1)).await;
+        broken.store(2, Ordering::SeqCst);
+        let panicked = "loading model \"tiny\": the engine panicked: assertion failed in native code";
+        assert_eq!(outcomes(&rig, &["t3"]).await, [failed("panic", panicked)]);
+        pass(Duration::from_secs(2)).await;
+        broken.store(0, Ordering::SeqCst);
+        assert_eq!(outcomes(&rig, &["t4"]).await, [Ok(())]);
+        assert_eq!(loads.load(Ordering::SeqCst), 3);
+    };
+    rig.run(rig.runner(engine), act).await.1.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_that_ignores_its_deadline_fails_its_task_on_time_and_the_next_task_gets_a_new_thread() {
+    let _time = HeldTime::new();
+    let rig = Rig::new();
+    let (stuck, free) = gate();
+    let (tell, mut told) = begun();
+    let threads = Arc::new(Mutex::new(Vec::new()));
+    let note = Arc::clone(&threads);
+    let engine = Closures::new(move |_, cx| {
+        note.lock().unwrap().push(std::thread::current().id());
+        tell.send(cx.info().task_id.clone()).unwrap();
+        if cx.info().task_id == "stuck" {
+            stuck.wait();
+        }
+        answer()
+    });
+    let loads = engine.loads();
+    let builder = rig.runner(engine).task_timeout(Duration::from_secs(60));
+    let act = async {
+        rig.submit("stuck").await;
+        told.recv().await.unwrap();
+        rig.submit("next").await;
+        pass(Duration::from_millis(59_900)).await;
+        assert_eq!(
+            rig.events()
+                .iter()
+                .filter(|event| event.contains("failed"))
+                .count(),
+            0
+        );
+        pass(Duration::from_millis(200)).await;
+        let error = "the task was not done before its deadline";
+        assert_eq!(
+            rig.outcome("stuck").await.map(|_| ()),
+            failed("deadline_exceeded", error)
+        );
+        assert_eq!(
+            rig.broker.held(),
+            1,
+            "the stuck task is acknowledged, the next one waits"
+        );
+        // The thread gets a little longer to come back by itself.
+        pass(Duration::from_secs(11)).await;
+        assert_eq!(told.recv().await.unwrap(), "next");
+        assert_eq!(rig.outcome("next").await, Ok(json!({"text": "hello"})));
+        // What the stuck call answers in the end is nobody's business any more.
+        free.open();
+        assert_eq!(outcomes(&rig, &["last"]).await, [Ok(())]);
+    };
+    rig.run(builder, act).await.1.unwrap();
+    assert_eq!(
+        rig.events(),
+        [
+            "stuck started",
+            "next started",
+            "stuck failed deadline_exceeded",
+            "next completed",
+            "last started",
+            "last completed"
+        ]
+    );
+    let threads = threads.lock().unwrap();
+    assert_ne!(threads[0], threads[1]);
+    assert_eq!(threads[1], threads[2]);
+    assert_eq!(
+        loads.load(Ordering::SeqCst),
+        2,
+        "the new thread has its own model"
+    );
+    assert_eq!(rig.temp_dirs(), 0);
+}
+
+#[tokio::test]
+async fn an_engine_that_returns_shortly_after_its_deadline_keeps_its_thread_and_its_model() {
+    let _time = HeldTime::new();
+    let rig = Rig::new();
+    let (slow, go_on) = gate();
+    let (tell, mut told) = begun();
+    let seen = Arc::new(Mutex::new(None));
+    let note = Arc::clone(&seen);
+    let engine = Closures::new(move |_, cx| {
+        if cx.info().task_id == "slow" {
+            tell.send(String::new()).unwrap();
+            slow.wait();
+            *note.lock().unwrap() = cx.cancel_reason();
+            cx.check_cancelled()?;
+        }
+        answer()
+    });
+    let loads = engine.loads();
+    let act = async {
+        rig.submit("slow").await;
+        told.recv().await.unwrap();
+        pass(Duration::from_secs(61)).await;
+        rig.outcome("slow").await.unwrap_err();
+        go_on.open();
+        assert_eq!(outcomes(&rig, &["next"]).await, [Ok(())]);
+    };
+    let builder = rig.runner(engine).task_timeout(Duration::from_secs(60));
+    rig.run(builder, act).await.1.unwrap();
+    assert_eq!(*seen.lock().unwrap(), Some(CancelReason::DeadlineExceeded));
+    assert_eq!(loads.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn the_deadline_is_the_one_of_the_queue_entry() {
+    let _time = HeldTime::new();
+    let rig = Rig::new();
+    let (stuck, free) = gate();
+    let (tell, mut told) = begun();
+    let engine = Closures::new(move |_, _| {
+        tell.send(String::new()).unwrap();
+        stuck.wait();
+        answer()
+    });
+    let act = async {
+        rig.submit_with("t1", |_, _, task| {
+            task.timeout_at(Timestamp::now() + Duration::from_secs(100))
+        })
+        .await;
+        told.recv().await.unwrap();
+        pass(Duration::from_secs(98)).await;
+        assert_eq!(rig.events(), ["t1 started"]);
+        pass(Duration::from_secs(3)).await;
+        assert_eq!(rig.outcome("t1").await.unwrap_err().0, "deadline_exceeded");
+        free.open();
+    };
+    rig.run(rig.runner(engine), act).await.1.unwrap();
+}
+
+#[tokio::test]
+async fn a_task_that_is_read_after_its_deadline_fails_at_once_without_being_processed() {
+    let rig = Rig::new();
+    let engine = Closures::new(|_, _| panic!("processed"));
+    let act = async {
+        let past: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        rig.submit_with("t1", |_, _, task| task.timeout_at(past)).await;
+        rig.outcome("t1").await.unwrap_err()
+    };
+    let ((code, error), _) = rig.run(rig.runner(engine), act).await;
+    assert_eq!(code, "deadline_exceeded");
+    assert!(
+        error.starts_with("the task was read ") && error.ends_with(" s after its deadline"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_worker_that_loses_too_many_threads_ends_with_an_error() {
+    let _time = HeldTime::new();
+    let rig = Rig::new();
+    let (stuck, free) = gate();
+    let (tell, mut told) = begun();
+    let engine = Closures::new(move |_, _| {
+        tell.send(String::new()).unwrap();
+        stuck.wait();
+        answer()
+    });
+    let builder = rig
+        .runner(engine)
+        .task_timeout(Duration::from_secs(60))
+        .max_stuck_threads(1)
+        .drain_timeout(Duration::from_secs(1));
+    let runner = builder.build().unwrap();
+    let run = tokio::spawn(rig.telemetry.attach(runner.run_until(std::future::pending())));
+    for name in ["t1", "t2"] {
+        rig.submit(name).await;
+        told.recv().await.unwrap();
+        pass(Duration::from_secs(61)).await;
+        rig.outcome(name).await.unwrap_err();
+        pass(Duration::from_secs(11)).await;
+    }
+    let error = loop {
+        if run.is_finished() {
+            break run.await.unwrap().unwrap_err();
+        }
+        pass(Duration::from_millis(500)).await;
+    };
+    assert!(matches!(error, RunError::Stuck { abandoned: 2, .. }), "{error:?}");
+    drop(free);
+}
+
+#[tokio::test]
+async fn a_cancelled_job_reaches_the_engine_within_a_second_and_fails_its_task() {
+    let _time = HeldTime::new();
+    let rig = Rig::new();
+    let (tell, mut told) = begun();
+    let engine = Closures::new(move |_, cx| {
+        tell.send(String::new()).unwrap();
+        while cx.info().task_id == "t1" {
+            cx.check_cancelled()?;
+            std::thread::yield_now();
+        }
+        answer()
+    });
+    let act = async {
+        rig.submit("t1").await;
+        told.recv().await.unwrap();
+        rig.broker.cancel_job(&job_of("t1"));
+        pass(Duration::from_millis(999)).await;
+        assert_eq!(
+            rig.outcome("t1").await.map(|_| ()),
+            failed("cancelled", "the task was cancelled")
+        );
+        assert_eq!(outcomes(&rig, &["t2"]).await, [Ok(())]);
+    };
+    rig.run(rig.runner(engine), act).await.1.unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_that_loses_its_lease_stops_and_says_nothing_more_about_the_task() {
+    let _time = HeldTime::new();
+    // Renewals come every 20 s; this lease ends before the first.
+    let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(10), 100));
+    let broker = LeaseEndsEarly {
+        broker: rig.broker.clone(),
+        given: AtomicBool::new(false),
+    };
+    let (tell, mut told) = begun();
+    let reasons = Arc::new(Mutex::new(Vec::new()));
+    let note = Arc::clone(&reasons);
+    let engine = Closures::new(move |_, cx| {
+        tell.send(String::new()).unwrap();
+        loop {
+            if let Some(reason) = cx.cancel_reason() {
+                note.lock().unwrap().push(reason);
+                return answer();
+            }
+            std::thread::yield_now();
+        }
+    });
+    let act = async {
+        rig.submit("t1").await;
+        told.recv().await.unwrap();
+        pass(Duration::from_secs(11)).await;
+        let taken = rig
+            .broker
+            .receive(&other_worker(), Duration::ZERO)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (taken.claim.task_id.as_str(), taken.claim.delivery_count),
+            ("t1", 2)
+        );
+        pass(Duration::from_millis(9_500)).await;
+        while reasons.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(rig.broker.renew(&taken.claim).await.unwrap(), Ownership::Held);
+    };
+    let builder = rig.runner(engine).broker(broker);
+    rig.run(builder, act).await.1.unwrap();
+    assert_eq!(*reasons.lock().unwrap(), [CancelReason::LeaseLost]);
+    assert_eq!(rig.events(), ["t1 started"]);
+    assert_eq!(rig.broker.held(), 1, "the other worker still has it");
+    let span = rig.telemetry.span("engine.test-asr.process");
+    assert_eq!(span.attribute("error.type").unwrap().to_string(), "lease_lost");
+}
+
+#[tokio::test]
+async fn a_long_task_keeps_its_lease_as_long_as_it_runs() {
+    let _time = HeldTime::new();
+    let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(30), 100));
+    let (long, go_on) = gate();
+    let (tell, mut told) = begun();
+    let engine = Closures::new(move |_, _| {
+        tell.send(String::new()).unwrap();
+        long.wait();
+        answer()
+    });
+    let act = async {
+        rig.submit("t1").await;
+        told.recv().await.unwrap();
+        for _ in 0..60 {
+            pass(Duration::from_secs(10)).await;
+            tokio::task::yield_now().await;
+        }
+        assert!(
+            rig.broker
+                .receive(&other_worker(), Duration::ZERO)
+                .await
+                .unwrap()
+                .is_none()
+        );
+        go_on.open();
+        rig.outcome("t1").await.unwrap();
+    };
+    rig.run(rig.runner(engine), act).await.1.unwrap();
+}
+
+#[tokio::test]
+async fn a_task_that_outlived_its_workers_too_often_is_failed_with_an_error_that_says_so() {
+    let _time = HeldTime::new();
+    let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(10), 100));
+    rig.submit("poison").await;
+    for _ in 0..3 {
+        rig.broker
+            .receive(&other_worker(), Duration::ZERO)
+            .await
+            .unwrap()
+            .unwrap();
+        pass(Duration::from_secs(11)).await;
+    }
+    let engine = Closures::new(|_, _| panic!("processed"));
+    let (outcome, _) = rig.run(rig.runner(engine), rig.outcome("poison")).await;
+    let error = "the task was delivered 4 times (limit 3) and no worker survived it or finished it in time";
+    assert_eq!(outcome.map(|_| ()), failed("too_many_deliveries", error));
+    assert_eq!(
+        rig.events(),
+        ["poison started", "poison failed too_many_deliveries"]
+    );
+}
+
+#[tokio::test]
+async fn an_engine_stops_when_the_whole_worker_is_dropped() {
+    let rig = Rig::new();
+    let (tell, mut told) = begun();
+    let engine = Closures::new(move |_, cx| {
+        tell.send("begun".to_owned()).unwrap();
+        while cx.check_cancelled().is_ok() {
+            std::thread::yield_now();
+        }
+        tell.send("stopped".to_owned()).unwrap();
+        answer()
+    });
+    let runner = rig.runner(engine).build().unwrap();
+    let run = tokio::spawn(runner.run_until(std::future::pending()));
+    rig.submit("t1").await;
+    assert_eq!(told.recv().await.unwrap(), "begun");
+    run.abort();
+    assert_eq!(told.recv().await.unwrap(), "stopped");
+}
+
+/// A broker that grants shorter leases than it says, so that its worker renews too late, and that gives it one task only.
+#[derive(Debug)]
+struct LeaseEndsEarly {
+    broker: MemoryBroker,
+    given: AtomicBool,
+}
+
+#[async_trait]
+impl Broker for LeaseEndsEarly {
+    fn system(&self) -> &'static str {
+        self.broker.system()
+    }
+
+    fn lease(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    async fn receive(&self, consumer: &Consumer, wait: Duration) -> Result<Option<Delivery>, BrokerError> {
+        if self.given.load(Ordering::SeqCst) {
+            return std::future::pending().await;
+        }
+        let delivery = self.broker.receive(consumer, wait).await?;
+        self.given.store(delivery.is_some(), Ordering::SeqCst);
+        Ok(delivery)
+    }
+
+    async fn lookup(&self, claim: &Claim) -> Result<Lookup, BrokerError> {
+        self.broker.lookup(claim).await
+    }
+
+    async fn started(&self, claim: &Claim, event: &EventContext) -> Result<Ownership, BrokerError> {
+        self.broker.started(claim, event).await
+    }
+
+    async fn renew(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
+        self.broker.renew(claim).await
+    }
+
+    async fn is_cancelled(&self, claim: &Claim) -> Result<bool, BrokerError> {
+        self.broker.is_cancelled(claim).await
+    }
+
+    async fn finish(
+        &self,
+        claim: &Claim,
+        outcome: &Outcome,
+        event: &EventContext,
+    ) -> Result<Ownership, BrokerError> {
+        self.broker.finish(claim, outcome, event).await
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
+        self.broker.release(claim).await
+    }
+}
