@@ -6,6 +6,7 @@
 mod audio;
 mod broker;
 mod hazards;
+mod pipeline;
 mod protocol;
 #[cfg(feature = "redis")]
 mod redis_wire;

@@ -134,7 +134,7 @@ impl Rig {
         self.broker.enqueue(task.metadata(metadata)).unwrap();
     }
 
-    pub(crate) fn runner(&self, engine: impl Engine) -> RunnerBuilder<impl Engine> {
+    pub(crate) fn runner<E: Engine>(&self, engine: E) -> RunnerBuilder<E> {
         Runner::builder(engine)
             .broker(self.broker.clone())
             .store(self.store.clone())

@@ -1,0 +1,483 @@
+//! What overlaps, what is bounded, which thread has which model, and how a worker stops.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use dalston_engine_sdk::broker::MemoryBroker;
+use dalston_engine_sdk::store::Store;
+use dalston_engine_sdk::{CancelReason, ModelId};
+use futures_util::stream::BoxStream;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult,
+};
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::unbounded_channel;
+
+use crate::rig::{Closures, HeldTime, Rig, answer, gate, pass};
+
+/// Lets everything happen that can happen without time passing and without a gate being opened.
+async fn settle() {
+    for _ in 0..2_000 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn while_a_task_is_processed_the_next_one_is_already_here_and_no_third_one_is_taken() {
+    let rig = Rig::new();
+    let (hold, go_on) = gate();
+    let (tell, mut told) = unbounded_channel();
+    let engine = Closures::new(move |_, cx| {
+        tell.send(cx.info().task_id.clone()).unwrap();
+        hold.wait();
+        answer()
+    });
+    let names = ["t1", "t2", "t3", "t4"];
+    for name in names {
+        rig.submit(name).await;
+    }
+    let downloads = || {
+        rig.telemetry
+            .spans()
+            .iter()
+            .filter(|span| span.name == "engine.download_input")
+            .count()
+    };
+    let act = async {
+        for (done, name) in names.into_iter().enumerate() {
+            assert_eq!(told.recv().await.unwrap(), name);
+            let here = (done + 2).min(names.len());
+            while downloads() < here {
+                tokio::task::yield_now().await;
+            }
+            settle().await;
+            assert_eq!(
+                downloads(),
+                here,
+                "the input of the next task is here while {name} is processed"
+            );
+            assert_eq!(
+                rig.broker.waiting(),
+                names.len() - here,
+                "and no more than that is taken"
+            );
+            go_on.open();
+        }
+        rig.outcome("t4").await.unwrap();
+    };
+    rig.run(rig.runner(engine), act).await.1.unwrap();
+}
+
+#[tokio::test]
+async fn the_engine_works_on_while_results_wait_for_the_store_but_not_without_bound() {
+    let rig = Rig::new();
+    let blocked = BlockedPuts {
+        inner: InMemory::new(),
+        open: Semaphore::new(0),
+        waiting: AtomicUsize::new(0),
+    };
+    let blocked = Arc::new(blocked);
+    let store = Store::new(Arc::clone(&blocked) as Arc<dyn ObjectStore>, "dalston-artifacts");
+    let rig = Rig { store, ..rig };
+    let processed = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&processed);
+    let engine = Closures::new(move |_, _| {
+        count.fetch_add(1, Ordering::SeqCst);
+        answer()
+    });
+    blocked.open.add_permits(20);
+    for number in 0..20 {
+        rig.submit(&format!("t{number}")).await;
+    }
+    let act = async {
+        // Four results on their way; one more waits for its turn, and the task behind it has nowhere to put its own.
+        while processed.load(Ordering::SeqCst) < 6 {
+            tokio::task::yield_now().await;
+        }
+        settle().await;
+        assert_eq!(blocked.waiting.load(Ordering::SeqCst), 4);
+        assert_eq!(processed.load(Ordering::SeqCst), 6);
+        assert_eq!(rig.broker.waiting(), 14);
+        blocked.open.add_permits(100);
+        for number in 0..20 {
+            rig.outcome(&format!("t{number}")).await.unwrap();
+        }
+    };
+    rig.run(rig.runner(engine), act).await.1.unwrap();
+}
+
+#[tokio::test]
+async fn every_slot_has_a_thread_and_a_model_of_its_own() {
+    let rig = Rig::new();
+    let (hold, go_on) = gate();
+    let (tell, mut told) = unbounded_channel();
+    let engine = Closures::new(move |_, _| {
+        tell.send(std::thread::current().id()).unwrap();
+        hold.wait();
+        answer()
+    });
+    let loads = engine.loads();
+    for name in ["t1", "t2", "t3"] {
+        rig.submit(name).await;
+    }
+    let act = async {
+        let mut threads = HashSet::new();
+        for _ in 0..3 {
+            threads.insert(told.recv().await.unwrap());
+        }
+        assert_eq!(
+            threads.len(),
+            3,
+            "three tasks at the same time, each on a thread of its own"
+        );
+        for _ in 0..3 {
+            go_on.open();
+        }
+        for name in ["t1", "t2", "t3"] {
+            rig.outcome(name).await.unwrap();
+        }
+    };
+    rig.run(rig.runner(engine).slots(3), act).await.1.unwrap();
+    assert_eq!(loads.load(Ordering::SeqCst), 3);
+}
+
+/// Runs tasks for these models one after the other and says how often each had been loaded after each of them.
+async fn loads_of(
+    rig: &Rig,
+    builder: impl FnOnce(Closures) -> dalston_engine_sdk::RunnerBuilder<Closures>,
+    models: &[&str],
+) -> Vec<String> {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let note = Arc::clone(&log);
+    let engine = Closures::new(|_, _| answer()).load(move |id: &ModelId, _| {
+        note.lock().unwrap().push(id.to_string());
+        Ok(())
+    });
+    let act = async {
+        for (number, model) in models.iter().enumerate() {
+            let name = format!("t{number}");
+            rig.submit_with(&name, |request, _, task| {
+                request.config.insert("loaded_model_id".to_owned(), json!(model));
+                task
+            })
+            .await;
+            rig.outcome(&name).await.unwrap();
+        }
+    };
+    rig.run(builder(engine), act).await.1.unwrap();
+    let loads = log.lock().unwrap().clone();
+    loads
+}
+
+#[tokio::test]
+async fn models_are_kept_by_name_and_the_least_recently_used_one_goes_first() {
+    let rig = Rig::new();
+    let loads = loads_of(
+        &rig,
+        |engine| rig.runner(engine),
+        &["a", "b", "a", "b", "c", "b", "a"],
+    )
+    .await;
+    assert_eq!(loads, ["a", "b", "c", "a"]);
+}
+
+#[tokio::test]
+async fn with_room_for_one_model_every_change_is_a_load() {
+    let rig = Rig::new();
+    let loads = loads_of(
+        &rig,
+        |engine| rig.runner(engine).max_loaded_models(1),
+        &["a", "a", "b", "a"],
+    )
+    .await;
+    assert_eq!(loads, ["a", "b", "a"]);
+}
+
+#[tokio::test]
+async fn the_metadata_of_a_task_names_the_model_before_its_config_does() {
+    let rig = Rig::new();
+    let engine = Closures::new(|_, cx| Ok(json!({"model": cx.info().model.as_str()})));
+    rig.submit_with("t1", |request, metadata, task| {
+        request
+            .config
+            .insert("loaded_model_id".to_owned(), json!("of-config"));
+        metadata.model = Some("of-metadata".to_owned());
+        task
+    })
+    .await;
+    let (outcome, _) = rig.run(rig.runner(engine), rig.outcome("t1")).await;
+    assert_eq!(outcome, Ok(json!({"model": "of-metadata"})));
+}
+
+#[tokio::test]
+async fn a_model_that_nobody_asks_for_is_dropped_on_its_own_thread_after_its_time() {
+    /// Says on which thread it was dropped.
+    struct Watched(tokio::sync::mpsc::UnboundedSender<ThreadId>);
+    impl Drop for Watched {
+        fn drop(&mut self) {
+            let _ = self.0.send(std::thread::current().id());
+        }
+    }
+    use dalston_engine_sdk::{Engine, EngineInfo, LoadContext, Stage, TaskContext, TaskError, TaskRequest};
+    struct Loader(tokio::sync::mpsc::UnboundedSender<ThreadId>);
+    impl Engine for Loader {
+        type Model = (Watched, ThreadId);
+        type Output = serde_json::Value;
+        fn info(&self) -> EngineInfo {
+            EngineInfo::new("test-asr", "1").stage(Stage::Transcribe)
+        }
+        fn load(&self, _: &ModelId, _: &LoadContext) -> Result<Self::Model, TaskError> {
+            Ok((Watched(self.0.clone()), std::thread::current().id()))
+        }
+        fn process(
+            &self,
+            model: &mut Self::Model,
+            _: &TaskRequest,
+            _: &TaskContext,
+        ) -> Result<Self::Output, TaskError> {
+            self.0.send(model.1)?;
+            answer()
+        }
+    }
+    let _time = HeldTime::new();
+    let rig = Rig::new();
+    let (dropped, mut drops) = unbounded_channel();
+    let builder = rig.runner(Loader(dropped)).model_ttl(Duration::from_secs(100));
+    let act = async {
+        rig.submit("t1").await;
+        rig.outcome("t1").await.unwrap();
+        let home = drops.recv().await.unwrap();
+        for _ in 0..9 {
+            pass(Duration::from_secs(10)).await;
+        }
+        assert!(drops.try_recv().is_err(), "dropped too early");
+        for _ in 0..5 {
+            pass(Duration::from_secs(10)).await;
+        }
+        assert_eq!(drops.recv().await.unwrap(), home);
+    };
+    rig.run(builder, act).await.1.unwrap();
+}
+
+#[tokio::test]
+async fn a_preloaded_model_is_there_before_the_first_task_is_taken() {
+    let rig = Rig::new();
+    let (hold, go_on) = gate();
+    let engine = Closures::new(|_, _| answer()).load(move |_, _| {
+        hold.wait();
+        Ok(())
+    });
+    let loads = engine.loads();
+    rig.submit("t1").await;
+    let act = async {
+        while loads.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        settle().await;
+        assert_eq!(
+            rig.broker.waiting(),
+            1,
+            "a worker that is not ready leaves the task to its peers"
+        );
+        go_on.open();
+        rig.outcome("t1").await.unwrap();
+    };
+    rig.run(rig.runner(engine).preload("tiny"), act).await.1.unwrap();
+    assert_eq!(loads.load(Ordering::SeqCst), 1);
+    let load = rig.telemetry.span("engine.model_load");
+    assert_ne!(load.trace_id, rig.telemetry.span("engine.process").trace_id);
+}
+
+#[tokio::test]
+async fn a_worker_that_stops_hands_the_waiting_task_back_at_once_and_finishes_the_running_one() {
+    let rig = Rig::new();
+    let (hold, go_on) = gate();
+    let (tell, mut told) = unbounded_channel();
+    let engine = Closures::new(move |_, cx| {
+        tell.send(cx.info().task_id.clone()).unwrap();
+        hold.wait();
+        answer()
+    });
+    for name in ["running", "waiting", "queued"] {
+        rig.submit(name).await;
+    }
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let runner = rig.runner(engine).build().unwrap();
+    let run = rig.telemetry.attach(runner.run_until(async {
+        let _ = stopped.await;
+    }));
+    let act = async {
+        assert_eq!(told.recv().await.unwrap(), "running");
+        while rig.broker.held() < 2 {
+            tokio::task::yield_now().await;
+        }
+        stop.send(()).unwrap();
+        while rig.broker.held() > 1 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(rig.broker.waiting(), 2, "while the running task still runs");
+        go_on.open();
+        rig.outcome("running").await.unwrap();
+    };
+    let (run, ()) = tokio::join!(run, act);
+    run.unwrap();
+    assert_eq!((rig.broker.held(), rig.broker.waiting()), (0, 2));
+    assert!(told.try_recv().is_err(), "nothing else was begun");
+    let events = rig.events();
+    assert_eq!(
+        events
+            .iter()
+            .filter(|event| !event.ends_with("started"))
+            .collect::<Vec<_>>(),
+        ["running completed"]
+    );
+    assert_eq!(rig.temp_dirs(), 0);
+}
+
+#[tokio::test]
+async fn a_task_that_does_not_end_in_the_time_for_draining_is_told_to_stop_and_handed_back() {
+    let _time = HeldTime::new();
+    let rig = Rig::new();
+    let (tell, mut told) = unbounded_channel();
+    let reason = Arc::new(Mutex::new(None));
+    let note = Arc::clone(&reason);
+    let engine = Closures::new(move |_, cx| {
+        tell.send(()).unwrap();
+        loop {
+            if let Err(error) = cx.check_cancelled() {
+                *note.lock().unwrap() = cx.cancel_reason();
+                return Err(error);
+            }
+            std::thread::yield_now();
+        }
+    });
+    rig.submit("t1").await;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let runner = rig
+        .runner(engine)
+        .drain_timeout(Duration::from_secs(20))
+        .build()
+        .unwrap();
+    let run = rig.telemetry.attach(runner.run_until(async {
+        let _ = stopped.await;
+    }));
+    let act = async {
+        told.recv().await.unwrap();
+        stop.send(()).unwrap();
+        settle().await;
+        pass(Duration::from_secs(19)).await;
+        assert_eq!(*reason.lock().unwrap(), None);
+        pass(Duration::from_secs(2)).await;
+    };
+    let (run, ()) = tokio::join!(run, act);
+    run.unwrap();
+    assert_eq!(*reason.lock().unwrap(), Some(CancelReason::Shutdown));
+    assert_eq!(rig.events(), ["t1 started"]);
+    assert_eq!((rig.broker.held(), rig.broker.waiting()), (0, 1));
+}
+
+#[tokio::test]
+async fn a_worker_without_tasks_stops_at_once() {
+    let rig = Rig::with_broker(MemoryBroker::new());
+    let ((), run) = rig
+        .run(rig.runner(Closures::new(|_, _| answer())), async {})
+        .await;
+    run.unwrap();
+}
+
+#[test]
+fn a_runner_that_makes_no_sense_is_refused_with_a_reason() {
+    let rig = Rig::new();
+    let engine = || Closures::new(|_, _| answer());
+    let refused =
+        |builder: dalston_engine_sdk::RunnerBuilder<Closures>| builder.build().unwrap_err().to_string();
+    assert_eq!(
+        refused(rig.runner(engine()).slots(0)),
+        "slots is 0: expected a whole number from 1"
+    );
+    let nowhere = dalston_engine_sdk::Runner::builder(engine());
+    assert_eq!(
+        refused(nowhere),
+        "the runner has no broker: give it one with Runner::builder(..).broker(..)"
+    );
+    let mut config = dalston_engine_sdk::RunnerConfig::default();
+    config.engine_id = Some("My Engine".to_owned());
+    assert_eq!(
+        refused(rig.runner(engine()).config(config)),
+        "engine \"My Engine\": its id must have 1 to 64 lower-case letters, digits, dots, dashes and underscores"
+    );
+}
+
+/// A store that takes nothing until a permit is there.
+#[derive(Debug)]
+struct BlockedPuts {
+    inner: InMemory,
+    open: Semaphore,
+    waiting: AtomicUsize,
+}
+
+impl std::fmt::Display for BlockedPuts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BlockedPuts")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for BlockedPuts {
+    async fn put_opts(
+        &self,
+        path: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> object_store::Result<PutResult> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.open.acquire().await.unwrap().forget();
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.inner.put_opts(path, payload, options).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        path: &Path,
+        options: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(path, options).await
+    }
+
+    async fn get_opts(&self, path: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+        self.inner.get_opts(path, options).await
+    }
+
+    async fn get_ranges(&self, path: &Path, ranges: &[Range<u64>]) -> object_store::Result<Vec<Bytes>> {
+        self.inner.get_ranges(path, ranges).await
+    }
+
+    fn delete_stream(
+        &self,
+        paths: BoxStream<'static, object_store::Result<Path>>,
+    ) -> BoxStream<'static, object_store::Result<Path>> {
+        self.inner.delete_stream(paths)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
