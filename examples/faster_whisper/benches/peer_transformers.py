@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""transformers with scaled-dot-product attention in float32, measured on request.
+"""transformers with scaled-dot-product attention, measured on request.
 
-Started by whisper.rs. Each line on the standard input is a JSON request; each gets one line of JSON in return:
+Started by whisper.rs with the number of threads, a device and a precision. Each line on the standard input is a JSON request; each gets one line of JSON in return:
 
     {"config": {...}}    build that model with random weights        -> versions
     {"encode": true}     one encoder pass over 30 s                  -> seconds
@@ -22,17 +22,24 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 PROMPT = 4
 
 
-def build(config: dict) -> tuple[WhisperForConditionalGeneration, torch.Tensor]:
+def build(config: dict, device: str, dtype: torch.dtype) -> tuple[WhisperForConditionalGeneration, torch.Tensor]:
     config = WhisperConfig(**config)
     config._attn_implementation = "sdpa"
-    model = WhisperForConditionalGeneration(config).eval()
-    return model, torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions)
+    model = WhisperForConditionalGeneration(config).eval().to(device, dtype)
+    return model, torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions, device=device, dtype=dtype)
+
+
+def settle(model) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 @torch.inference_mode()
 def encode(model, mel) -> float:
+    settle(model)
     start = time.perf_counter()
     model.model.encoder(mel)
+    settle(model)
     return time.perf_counter() - start
 
 
@@ -40,7 +47,7 @@ def encode(model, mel) -> float:
 def decode(model, mel, steps: int) -> float:
     encoded = model.model.encoder(mel).last_hidden_state
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    ids = torch.arange(PROMPT)[None]
+    ids = torch.arange(PROMPT, device=model.device)[None]
 
     def step(ids):
         out = model.model.decoder(input_ids=ids, encoder_hidden_states=encoded, past_key_values=cache, use_cache=True)
@@ -57,14 +64,14 @@ def decode(model, mel, steps: int) -> float:
 
 
 def main() -> None:
-    threads = int(sys.argv[1])
-    torch.set_num_threads(threads)
+    threads, device, precision = sys.argv[1:]
+    torch.set_num_threads(int(threads))
     torch.manual_seed(0)
     model = mel = None
     for line in sys.stdin:
         request = json.loads(line)
         if "config" in request:
-            model, mel = build(request["config"])
+            model, mel = build(request["config"], device, getattr(torch, precision))
             answer = {"torch": torch.__version__, "transformers": transformers.__version__}
         elif "encode" in request:
             answer = {"seconds": encode(model, mel)}

@@ -45,7 +45,7 @@ fn main() {
     let mut peer = arguments
         .peer
         .as_deref()
-        .map(|python| Peer::start(python, arguments.threads));
+        .map(|python| Peer::start(python, arguments.threads, arguments.placement));
     println!(
         "{:?}, {} thread(s), medians of {} rounds, {} tokens each",
         arguments.placement, arguments.threads, arguments.rounds, arguments.tokens
@@ -111,7 +111,7 @@ fn measure(name: &str, arguments: &Arguments, mut peer: Option<&mut Peer>) {
     if !peer_encode.is_empty() {
         let (peer_encoder, peer_token) = (median(peer_encode), median(peer_decode));
         println!(
-            "{name}: transformers sdpa float32: encoder {peer_encoder:.4} s, token {:.3} ms; ours / theirs: {:.2}, {:.2}",
+            "{name}: transformers sdpa: encoder {peer_encoder:.4} s, token {:.3} ms; ours / theirs: {:.2}, {:.2}",
             peer_token * 1e3,
             encoder / peer_encoder,
             token / peer_token
@@ -188,11 +188,17 @@ struct Peer {
 }
 
 impl Peer {
-    fn start(python: &Path, threads: i32) -> Self {
+    fn start(python: &Path, threads: i32, placement: Placement) -> Self {
+        let device = if placement.device == Device::Cpu { "cpu" } else { "cuda" };
+        let precision = match placement.kind {
+            Kind::Half => "float16",
+            Kind::BFloat16 => "bfloat16",
+            _ => "float32",
+        };
         let script = root().join("benches/peer_transformers.py");
         let mut child = Command::new(python)
             .arg(script)
-            .arg(threads.to_string())
+            .args([&threads.to_string(), device, precision])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -246,10 +252,11 @@ fn parse() -> Arguments {
             "--device" => {
                 arguments.placement.device = match value().as_str() {
                     "cpu" => Device::Cpu,
-                    _ => {
+                    "cuda" => {
                         dalston_engine_sdk::torch::load_cuda().unwrap();
                         Device::Cuda(0)
                     }
+                    other => panic!("unknown device {other}"),
                 }
             }
             "--precision" => {
