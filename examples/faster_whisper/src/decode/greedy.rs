@@ -90,10 +90,11 @@ pub(crate) fn sample(
         }
         let row = rules.apply(&logits, &ids)?;
         let (best, token) = if temperature > 0.0 {
-            let token = row
-                .f_div_scalar(temperature)?
-                .f_softmax(-1, Kind::Float)?
-                .f_multinomial(1, false)?;
+            // The likeliest of p / e, with e drawn from an exponential distribution, is a draw from p. Unlike `multinomial` it
+            // does not bring a GPU down where p is not a number; that is found out at the end.
+            let chances = row.f_div_scalar(temperature)?.f_softmax(-1, Kind::Float)?;
+            let noise = chances.f_empty_like()?.f_exponential_(1.0)?;
+            let token = chances.f_div(&noise)?.f_argmax(-1, true)?;
             (row.f_gather(-1, &token, false)?, token)
         } else {
             row.f_max_dim(-1, true)?

@@ -2,6 +2,7 @@
 
 pub mod greedy;
 pub(crate) mod language;
+mod pace;
 pub mod rules;
 pub mod seek;
 

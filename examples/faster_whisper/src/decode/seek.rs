@@ -5,6 +5,7 @@ use std::error::Error as StdError;
 use std::ops::Range;
 
 use super::greedy::{Hypothesis, Sampling};
+use super::pace::Pace;
 use super::rules::{RuleOptions, Rules};
 use crate::error::Error;
 use crate::tokenizer::Task;
@@ -12,8 +13,8 @@ use crate::whisper::Whisper;
 
 /// A window that moves on by less than this many seconds is slow.
 const SLOW_SECONDS: f64 = 1.0;
-/// So many slow windows in a row are tolerated; then the rest of the window is given up.
-const MOST_SLOW_WINDOWS: u32 = 3;
+/// Places that a warning names; a long recording may have thousands.
+const MOST_PLACES: usize = 5;
 /// Above this temperature a text is too wild to be the next window's prompt.
 const MOST_PROMPT_TEMPERATURE: f64 = 0.5;
 
@@ -192,7 +193,7 @@ struct Seeker<'a> {
     previous: Vec<i64>,
     segments: Vec<Segment>,
     windows: usize,
-    slow_windows: u32,
+    pace: Pace,
     given_up: Vec<f64>,
 }
 
@@ -230,6 +231,9 @@ impl<'a> Seeker<'a> {
             &rule_options(whisper, options),
             whisper.placement().device,
         )?;
+        let features = &whisper.config().features;
+        let pace =
+            Pace::new((SLOW_SECONDS * features.sampling_rate as f64 / features.hop_length as f64) as usize);
         Ok(Self {
             whisper,
             options,
@@ -240,7 +244,7 @@ impl<'a> Seeker<'a> {
             previous,
             segments: Vec::new(),
             windows: 0,
-            slow_windows: 0,
+            pace,
             given_up: Vec::new(),
         })
     }
@@ -267,15 +271,27 @@ impl<'a> Seeker<'a> {
             let advance = self
                 .window(&window, place, observer)
                 .map_err(|error| self.locate(error, place))?;
-            seek += self.guard(advance, place).clamp(1, place.size);
+            seek += self.pace.allow(advance, place.size).unwrap_or_else(|| {
+                self.given_up.push(self.seconds(place.seek));
+                place.size
+            });
             observer.advanced(seek as f32 / frames as f32);
         }
         let mut warnings = Vec::new();
         if !self.given_up.is_empty() {
-            let places: Vec<_> = self.given_up.iter().map(|at| format!("{at:.2} s")).collect();
+            let places: Vec<_> = self
+                .given_up
+                .iter()
+                .take(MOST_PLACES)
+                .map(|at| format!("{at:.2} s"))
+                .collect();
+            let more = match self.given_up.len().saturating_sub(MOST_PLACES) {
+                0 => String::new(),
+                more => format!(" and {more} more places"),
+            };
+            let places = places.join(", ");
             warnings.push(format!(
-                "the model made no progress and was moved on at {}",
-                places.join(", ")
+                "the model made no progress and was moved on at {places}{more}"
             ));
         }
         Ok(Transcription {
@@ -487,21 +503,6 @@ impl<'a> Seeker<'a> {
             temperature: hypothesis.temperature,
         });
         Ok(())
-    }
-
-    /// A confused model may crawl, or stand still: after a few slow windows in a row the rest of the window is given up.
-    fn guard(&mut self, advance: usize, place: Place) -> usize {
-        if advance >= place.size || advance as f64 >= SLOW_SECONDS * self.frames_per_second() {
-            self.slow_windows = 0;
-            return advance;
-        }
-        self.slow_windows += 1;
-        if advance > 0 && self.slow_windows <= MOST_SLOW_WINDOWS {
-            return advance;
-        }
-        self.slow_windows = 0;
-        self.given_up.push(self.seconds(place.seek));
-        place.size
     }
 
     /// The lower layers do not know where the window stands.
