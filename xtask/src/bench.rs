@@ -71,3 +71,21 @@ pub(crate) fn run(name: &str, arguments: &[&str]) -> Result<(), Error> {
     }
     command.run()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::steps::root;
+
+    #[test]
+    fn every_benchmark_is_where_it_is_looked_for() {
+        for bench in BENCHES {
+            let found = ["", "examples/"].iter().any(|place| {
+                root()
+                    .join(format!("{place}{}/benches/{}.rs", bench.package, bench.target))
+                    .is_file()
+            });
+            assert!(found, "{}", bench.name);
+        }
+    }
+}
