@@ -1,11 +1,16 @@
 //! How a worker is set up: [`RunnerConfig`], from the environment. The only place of this crate that knows variables.
 
+#[cfg(feature = "worker")]
+mod deployment;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use dalston_telemetry::{Env, EnvError};
 
+#[cfg(feature = "worker")]
+pub use self::deployment::DeploymentConfig;
 use crate::engine::ModelId;
 use crate::options::EngineOptions;
 

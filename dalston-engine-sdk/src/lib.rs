@@ -35,19 +35,24 @@ pub mod store;
 mod task;
 #[cfg(feature = "testing")]
 pub mod testing;
-#[cfg(feature = "redis")]
+#[cfg(any(feature = "redis", feature = "s3"))]
 mod tls;
 #[cfg(feature = "tch")]
 pub mod torch;
 
+#[cfg(feature = "worker")]
+pub mod worker;
+
 #[cfg(feature = "cli")]
 pub use crate::cli::main;
+#[cfg(feature = "worker")]
+pub use crate::config::DeploymentConfig;
 pub use crate::config::RunnerConfig;
 pub use crate::context::{CancelReason, OutputFile, TaskContext};
 pub use crate::engine::{Check, CheckStatus, Engine, EngineInfo, LoadContext, ModelId};
 pub use crate::error::{BuildError, RunError, TaskError, TaskErrorKind};
 pub use crate::options::{DeviceChoice, EngineOptions, OptionError, PrecisionChoice};
-pub use crate::runner::{Runner, RunnerBuilder};
+pub use crate::runner::{Runner, RunnerBuilder, RunnerPhase, RunnerStatus};
 pub use crate::stage::{Segment, Stage, StageName, StageOutput, TranscribeRequest, Transcript, Word};
 pub use crate::task::{Input, TaskInfo, TaskRequest};
 pub use dalston_telemetry::metrics::Device;

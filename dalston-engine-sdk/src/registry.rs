@@ -12,43 +12,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
 use crate::broker::{BrokerError, HEARTBEAT_SCRIPT, RedisServer};
-use crate::engine::EngineInfo;
-use crate::protocol::{
-    Capabilities, HEARTBEAT_SECONDS, Heartbeat, RECORD_TTL_SECONDS, RegistryRecord, Timestamp, keys,
-};
-
-impl Capabilities {
-    /// What an engine says about itself, as the platform wants to read it.
-    ///
-    /// ```
-    /// use dalston_engine_sdk::{EngineInfo, Stage, protocol::Capabilities};
-    ///
-    /// let info = EngineInfo::new("my-asr", "1.0.0").stage(Stage::Transcribe).word_timestamps(true);
-    /// let capabilities = Capabilities::of(&info, 2);
-    /// assert_eq!((capabilities.supports_word_timestamps, capabilities.max_concurrency), (true, Some(2)));
-    /// ```
-    #[must_use]
-    pub fn of(info: &EngineInfo, slots: u32) -> Self {
-        Self {
-            engine_id: info.id.clone(),
-            version: info.version.clone(),
-            stages: info.stages.clone(),
-            supports_word_timestamps: info.word_timestamps,
-            supports_native_streaming: false,
-            model_variants: info.model_variants.clone(),
-            gpu_required: info.gpu_required,
-            gpu_vram_mb: info.gpu_memory_mib,
-            supports_cpu: info.supports_cpu,
-            min_ram_gb: info.memory_gib,
-            rtf_gpu: info.realtime_factor_gpu,
-            rtf_cpu: info.realtime_factor_cpu,
-            max_concurrency: Some(slots),
-            includes_diarization: info.includes_diarization,
-            vocabulary_support: None,
-            supports_language_forcing: info.language_forcing,
-        }
-    }
-}
+use crate::protocol::{HEARTBEAT_SECONDS, Heartbeat, RECORD_TTL_SECONDS, RegistryRecord, Timestamp, keys};
 
 /// The entry of one instance in the registry.
 #[derive(Clone)]

@@ -15,6 +15,9 @@ use crate::stage::Stage;
 pub(super) enum Command {
     /// Process files on this machine and print the results, without Redis, S3 or a collector
     Transcribe(TranscribeArgs),
+    /// Join a live deployment: take tasks from Redis, with their files in S3
+    #[cfg(feature = "worker")]
+    Run(EngineArgs),
     /// Print what this engine is and can do, as JSON
     Describe,
     /// Say what this engine finds on this machine, what is missing, and what to do about it
@@ -55,7 +58,7 @@ pub(super) struct TranscribeArgs {
     pub(super) metrics: bool,
 }
 
-/// The choices that `transcribe` and `doctor` share.
+/// The choices that `transcribe`, `run` and `doctor` share.
 #[derive(Debug, Args)]
 pub(super) struct EngineArgs {
     /// The model: a directory, or a name that the engine knows

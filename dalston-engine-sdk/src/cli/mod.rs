@@ -6,6 +6,8 @@ mod doctor;
 mod metrics;
 mod output;
 mod progress;
+#[cfg(feature = "worker")]
+mod run;
 mod terminal;
 mod transcribe;
 
@@ -47,6 +49,8 @@ use crate::engine::{Check, Engine, EngineInfo, LoadContext};
 ///
 /// - `transcribe FILE…`: process files on this machine, through the same runner that works for a deployment, and print
 ///   the results. `--json` for programs, `--trace` for a waterfall of where the time went;
+/// - `run`: join a live deployment and work for it until `SIGTERM` or Ctrl-C, which lets running tasks end; a second one ends
+///   the process at once;
 /// - `describe`: identity and capabilities as JSON;
 /// - `doctor`: what was found on this machine, what is missing, and what to do about it;
 /// - `--help` and `--version`.
@@ -75,6 +79,8 @@ fn run<E: Engine>(
             print(&(description.map_err(|error| Failure::Failed(error.to_string()))? + "\n"))?;
             Ok(ExitCode::SUCCESS)
         }
+        #[cfg(feature = "worker")]
+        Ok(Command::Run(args)) => run::run(engine, &args, env),
         Ok(Command::Doctor(args)) => examine(&engine, &args, env),
         Err(help_or_error) => {
             // Help goes to standard output and errors to standard error.

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::lease::Drain;
 use super::pool::SlotPool;
 use super::slot::{self, Keeping};
-use super::{Runner, UPLOADS_PER_SLOT, Worker};
+use super::{Runner, RunnerStatus, UPLOADS_PER_SLOT, Worker};
 use crate::broker::{Broker, Consumer};
 use crate::config::RunnerConfig;
 use crate::context::ProgressHook;
@@ -207,6 +207,7 @@ impl<E: Engine> RunnerBuilder<E> {
                 on_progress,
                 pool,
                 drain: Drain::default(),
+                status: RunnerStatus::new(),
                 removals: TaskTracker::new(),
             }),
         })

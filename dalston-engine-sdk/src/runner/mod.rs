@@ -32,6 +32,7 @@ mod lease;
 mod models;
 mod pool;
 mod slot;
+mod status;
 mod task;
 
 use std::convert::Infallible;
@@ -53,6 +54,7 @@ pub use self::builder::RunnerBuilder;
 use self::lease::Drain;
 use self::pool::SlotPool;
 use self::slot::Scene;
+pub use self::status::{RunnerPhase, RunnerStatus};
 #[cfg(feature = "audio")]
 use crate::audio::AudioFormat;
 use crate::broker::{Broker, Consumer};
@@ -113,6 +115,7 @@ struct Worker {
     pool: SlotPool,
     uploads: Semaphore,
     drain: Drain,
+    status: RunnerStatus,
     /// Directories of tasks that are being removed.
     removals: TaskTracker,
 }
@@ -127,6 +130,18 @@ impl Runner {
     #[must_use]
     pub fn instance(&self) -> &str {
         &self.worker.consumer.instance
+    }
+
+    /// The engine id, which is also the name of the queue: the engine's own, or the one that the configuration prescribes.
+    #[must_use]
+    pub fn engine_id(&self) -> &str {
+        &self.worker.consumer.engine_id
+    }
+
+    /// What the runner is doing, for those who want to know while it runs.
+    #[must_use]
+    pub fn status(&self) -> RunnerStatus {
+        self.worker.status.clone()
     }
 
     /// Takes and processes tasks until `shutdown` is done, and then drains: no task is taken any more, tasks that wait for an
@@ -155,12 +170,18 @@ impl Runner {
                 failed = worker.start_slots(&turns) => failed.map(|never| match never {}),
                 never = worker.read_tasks(&turns, &mut tasks) => match never {},
                 never = worker.sweep_models() => match never {},
+                never = worker.status.tick() => match never {},
             }
         };
+        worker.status.enter(RunnerPhase::Draining);
         if let Err(error) = &ended {
             tracing::error!(error = chain(error), "engine_loop_failed");
         }
-        worker.drain(tasks).await;
+        tokio::select! {
+            () = worker.drain(tasks) => {}
+            never = worker.status.tick() => match never {},
+        }
+        worker.status.enter(RunnerPhase::Stopped);
         tracing::info!("engine_loop_stopped");
         ended
     }
@@ -176,6 +197,7 @@ impl Worker {
             async move {
                 self.pool.start(slot, self.config.preload.clone(), scene).await?;
                 turns.add_permits(TURNS_PER_SLOT);
+                self.status.enter(RunnerPhase::Running);
                 Ok(())
             }
         });
@@ -204,7 +226,13 @@ impl Worker {
             while let Some(ended) = tasks.try_join_next() {
                 report_panic(ended);
             }
-            tasks.spawn(task::handle(Arc::clone(self), delivery, turn).with_current_subscriber());
+            let busy = self.status.busy();
+            let task = task::handle(Arc::clone(self), delivery, turn);
+            let task = async move {
+                task.await;
+                drop(busy);
+            };
+            tasks.spawn(task.with_current_subscriber());
         }
     }
 

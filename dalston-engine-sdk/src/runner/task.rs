@@ -414,6 +414,7 @@ impl<'a> Attempt<'a> {
             self.spans.language(&language);
         }
         let processed = result?;
+        self.worker.status.worked(&info.model);
         // Work that is done is kept when the worker shuts down, but not if nobody wants it or someone else has it.
         match self.stop.reason() {
             None | Some(CancelReason::Shutdown) => {}

@@ -5,6 +5,8 @@
 //! that nothing above it knows the difference.
 
 pub mod key;
+#[cfg(feature = "s3")]
+mod s3;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,9 @@ use thiserror::Error;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 use url::Url;
+
+#[cfg(feature = "s3")]
+pub use self::s3::S3Settings;
 
 /// The name of the platform's bucket unless someone says otherwise.
 pub const DEFAULT_BUCKET: &str = "dalston-artifacts";
@@ -43,6 +48,9 @@ pub struct Store {
     objects: Arc<dyn ObjectStore>,
     bucket: Arc<str>,
     local_files: bool,
+    /// Where locators of other buckets lead, if anywhere.
+    #[cfg(feature = "s3")]
+    others: Option<Arc<s3::OtherBuckets>>,
 }
 
 impl Store {
@@ -53,6 +61,8 @@ impl Store {
             objects,
             bucket: bucket.into(),
             local_files: false,
+            #[cfg(feature = "s3")]
+            others: None,
         }
     }
 
@@ -113,9 +123,9 @@ impl Store {
                 }
                 tokio::fs::read(&path).await.map(Bytes::from).map_err(fail)
             }
-            Place::Object(object) => {
+            Place::Object(objects, object) => {
                 let fail = |source| StoreError::storage(locator, source);
-                let found = self.objects.get(&object).await.map_err(fail)?;
+                let found = objects.get(&object).await.map_err(fail)?;
                 if found.meta.size > limit as u64 {
                     return Err(too_large());
                 }
@@ -153,8 +163,8 @@ impl Store {
     ///
     /// If there is no such file, or the storage or the local disk fails.
     pub async fn fetch(&self, locator: &str, to: &Path) -> Result<PathBuf, StoreError> {
-        let object = match self.resolve(locator)? {
-            Place::Object(object) => object,
+        let (objects, object) = match self.resolve(locator)? {
+            Place::Object(objects, object) => (objects, object),
             Place::Local(path) => {
                 let fail = |source| StoreError::File {
                     path: path.display().to_string(),
@@ -172,8 +182,7 @@ impl Store {
             path: to.display().to_string(),
             source,
         };
-        let found = self
-            .objects
+        let found = objects
             .get(&object)
             .await
             .map_err(|source| StoreError::storage(locator, source))?;
@@ -221,6 +230,17 @@ impl Store {
         }
     }
 
+    fn objects_of(&self, bucket: &str) -> Result<Arc<dyn ObjectStore>, Option<StoreError>> {
+        if bucket == &*self.bucket {
+            return Ok(Arc::clone(&self.objects));
+        }
+        #[cfg(feature = "s3")]
+        if let Some(others) = &self.others {
+            return others.get(bucket).map_err(Some);
+        }
+        Err(None)
+    }
+
     fn resolve(&self, locator: &str) -> Result<Place, StoreError> {
         let wrong = |problem: String| StoreError::Locator {
             locator: locator.to_owned(),
@@ -230,13 +250,11 @@ impl Store {
             let (bucket, key) = rest
                 .split_once('/')
                 .ok_or_else(|| wrong("it has no key".to_owned()))?;
-            if bucket != &*self.bucket {
-                return Err(wrong(format!(
-                    "this worker only reaches the bucket {:?}",
-                    self.bucket
-                )));
-            }
-            return parse_key(locator, key).map(Place::Object);
+            let objects = self.objects_of(bucket).map_err(|problem| match problem {
+                Some(error) => error,
+                None => wrong(format!("this worker only reaches the bucket {:?}", self.bucket)),
+            })?;
+            return parse_key(locator, key).map(|object| Place::Object(objects, object));
         }
         if locator.starts_with("file:") {
             if !self.local_files {
@@ -264,7 +282,7 @@ impl fmt::Debug for Store {
 }
 
 enum Place {
-    Object(ObjectPath),
+    Object(Arc<dyn ObjectStore>, ObjectPath),
     Local(PathBuf),
 }
 

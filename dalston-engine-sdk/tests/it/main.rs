@@ -16,3 +16,5 @@ mod rig;
 mod runner;
 mod stage;
 mod support;
+#[cfg(feature = "worker")]
+mod worker;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dalston_engine_sdk::protocol::{Capabilities, Heartbeat, InstanceStatus, NodeIdentity, RegistryRecord};
+use dalston_engine_sdk::protocol::{Heartbeat, InstanceStatus, NodeIdentity, RegistryRecord};
 use dalston_engine_sdk::registry::{Beat, Registry};
 use dalston_engine_sdk::{EngineInfo, Stage};
 use serde_json::{Value, json};
@@ -23,7 +23,9 @@ fn registry(server: &TestRedis) -> Registry {
         .stage(Stage::Transcribe)
         .word_timestamps(true);
     let node = NodeIdentity::local("box-7", "node-7");
-    let record = RegistryRecord::new("faster-whisper-0f37d5acd7e8", Capabilities::of(&info, 2), 2, node);
+    let mut capabilities = info.capabilities();
+    capabilities.max_concurrency = Some(2);
+    let record = RegistryRecord::new("faster-whisper-0f37d5acd7e8", capabilities, 2, node);
     Registry::new(server.connect(), record)
 }
 

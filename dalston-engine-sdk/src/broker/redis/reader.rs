@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
-use redis::{RedisError, RedisResult};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -152,6 +152,7 @@ impl UnderWay {
 }
 
 impl State {
+    /// Does one step. Not more: when nobody waits any more, this worker must soon stop taking tasks.
     async fn read(
         &mut self,
         broker: &RedisBroker,
@@ -159,22 +160,20 @@ impl State {
         give_up: Instant,
     ) -> Result<Option<Delivery>, BrokerError> {
         let stream = keys::task_stream(&consumer.engine_id);
-        let failed = |source: RedisError| BrokerError::new(format!("reading from {stream}"), source);
-        loop {
-            let outcome = self.step(broker, consumer, &stream, give_up).await;
-            match outcome {
-                Ok(Some(delivery)) => {
-                    broker.take_in_hand(&delivery.claim.message_id);
-                    return Ok(Some(delivery));
-                }
-                Ok(None) if Instant::now() >= give_up => return Ok(None),
-                Ok(None) => {}
-                // Redis lost its data, or someone removed the stream: during the read, or before it.
-                Err(error) if matches!(error.code(), Some("NOGROUP" | "UNBLOCKED")) => self.group_of = None,
-                Err(error) => {
-                    self.connection = None;
-                    return Err(failed(error));
-                }
+        match self.step(broker, consumer, &stream, give_up).await {
+            Ok(Some(delivery)) => {
+                broker.take_in_hand(&delivery.claim.message_id);
+                Ok(Some(delivery))
+            }
+            Ok(None) => Ok(None),
+            // Redis lost its data, or someone removed the stream: during the read, or before it.
+            Err(error) if matches!(error.code(), Some("NOGROUP" | "UNBLOCKED")) => {
+                self.group_of = None;
+                Ok(None)
+            }
+            Err(error) => {
+                self.connection = None;
+                Err(BrokerError::new(format!("reading from {stream}"), error))
             }
         }
     }

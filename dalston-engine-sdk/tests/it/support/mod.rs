@@ -4,3 +4,5 @@
 pub(crate) mod proxy;
 #[cfg(feature = "redis")]
 pub(crate) mod redis_server;
+#[cfg(feature = "worker")]
+pub(crate) mod s3_server;

@@ -1,0 +1,159 @@
+//! How a worker finds a live deployment.
+
+use dalston_telemetry::{Env, EnvError};
+
+use crate::protocol::NodeIdentity;
+use crate::store::S3Settings;
+
+/// The settings of a worker that takes its tasks from a live deployment.
+///
+/// | Field | Variable | Default |
+/// |---|---|---|
+/// | `redis_url` | `REDIS_URL` | `redis://localhost:6379` |
+/// | `s3.bucket` | `DALSTON_S3_BUCKET` | `dalston-artifacts` |
+/// | `s3.region` | `DALSTON_S3_REGION` | `eu-west-2` |
+/// | `s3.endpoint` | `DALSTON_S3_ENDPOINT_URL` | Amazon's |
+/// | `s3.credentials` | `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, … ([all](S3Settings::CREDENTIALS)) | those of the machine |
+/// | `http_port` | `DALSTON_METRICS_PORT` | 9100 |
+/// | `metrics_enabled` | `DALSTON_METRICS_ENABLED` | `true` |
+/// | `node.deploy_env` | `DALSTON_DEPLOY_ENV` | `local` |
+/// | `node.node_id` | `DALSTON_HOST_HOSTNAME` | the host name |
+///
+/// `Debug` shows no passwords.
+#[derive(Clone, PartialEq)]
+#[non_exhaustive]
+pub struct DeploymentConfig {
+    /// The Redis server with queues, events and registry.
+    pub redis_url: String,
+    /// Where the files are.
+    pub s3: S3Settings,
+    /// The port of the worker's own HTTP server, on all addresses. 0 is any free one.
+    pub http_port: u16,
+    /// Whether that server answers at `/metrics`.
+    pub metrics_enabled: bool,
+    /// The machine, as the registry shows it.
+    pub node: NodeIdentity,
+}
+
+impl DeploymentConfig {
+    /// Reads the settings from the environment.
+    ///
+    /// # Errors
+    ///
+    /// If a variable has a value that it can't have; the error names the variable, the value and what is accepted.
+    pub fn from_env(env: &Env) -> Result<Self, EnvError> {
+        let text = |name: &str, default: &str| env.get(name).unwrap_or(default).to_owned();
+        let mut s3 = S3Settings::default();
+        s3.bucket = text("DALSTON_S3_BUCKET", &s3.bucket);
+        s3.region = text("DALSTON_S3_REGION", &s3.region);
+        s3.endpoint = env.get("DALSTON_S3_ENDPOINT_URL").map(str::to_owned);
+        let given = S3Settings::CREDENTIALS.into_iter();
+        s3.credentials = given
+            .filter_map(|name| Some((name.to_owned(), env.get(name)?.to_owned())))
+            .collect();
+        let hostname = hostname(env);
+        let node_id = text("DALSTON_HOST_HOSTNAME", &hostname);
+        let mut node = NodeIdentity::local(hostname, node_id);
+        node.deploy_env = text("DALSTON_DEPLOY_ENV", &node.deploy_env);
+        Ok(Self {
+            redis_url: text("REDIS_URL", "redis://localhost:6379"),
+            s3,
+            http_port: env
+                .parse("DALSTON_METRICS_PORT", "a port from 0 to 65535")?
+                .unwrap_or(9100),
+            metrics_enabled: env.flag("DALSTON_METRICS_ENABLED")?.unwrap_or(true),
+            node,
+        })
+    }
+}
+
+impl std::fmt::Debug for DeploymentConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DeploymentConfig")
+            .field("redis_url", &dalston_telemetry::redact::text(&self.redis_url))
+            .field("s3", &self.s3)
+            .field("http_port", &self.http_port)
+            .field("metrics_enabled", &self.metrics_enabled)
+            .field("node", &self.node)
+            .finish()
+    }
+}
+
+/// `HOSTNAME` is set in containers and by shells, the file is there on every Linux.
+fn hostname(env: &Env) -> String {
+    let kernel = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let name = kernel()
+        .or_else(|| env.get("HOSTNAME").map(str::to_owned))
+        .unwrap_or_default();
+    match name.trim() {
+        "" => "unknown".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_environment_means_a_deployment_on_this_machine() {
+        let config = DeploymentConfig::from_env(&Env::from_pairs([("REDIS_URL", "")])).unwrap();
+        let node = config.node.clone();
+        assert_eq!(node.node_id, node.hostname);
+        let expected = DeploymentConfig {
+            redis_url: "redis://localhost:6379".to_owned(),
+            s3: S3Settings::default(),
+            http_port: 9100,
+            metrics_enabled: true,
+            node: NodeIdentity::local(&*node.hostname, &*node.node_id),
+        };
+        assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn every_variable_sets_its_field() {
+        let env = Env::from_pairs([
+            ("REDIS_URL", "rediss://:pw@redis:6380/2"),
+            ("DALSTON_S3_BUCKET", "files"),
+            ("DALSTON_S3_REGION", "eu-central-1"),
+            ("DALSTON_S3_ENDPOINT_URL", "http://minio:9000"),
+            ("AWS_ACCESS_KEY_ID", "id"),
+            ("AWS_SECRET_ACCESS_KEY", "hunter2"),
+            ("DALSTON_METRICS_PORT", "9200"),
+            ("DALSTON_METRICS_ENABLED", "false"),
+            ("DALSTON_DEPLOY_ENV", "staging"),
+            ("DALSTON_HOST_HOSTNAME", "node-7"),
+        ]);
+        let config = DeploymentConfig::from_env(&env).unwrap();
+        assert_eq!(
+            (&*config.redis_url, config.http_port, config.metrics_enabled),
+            ("rediss://:pw@redis:6380/2", 9200, false)
+        );
+        let keys = [("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "hunter2")];
+        let s3 = S3Settings {
+            bucket: "files".to_owned(),
+            region: "eu-central-1".to_owned(),
+            endpoint: Some("http://minio:9000".to_owned()),
+            credentials: keys
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+        };
+        assert_eq!(config.s3, s3);
+        assert_eq!(
+            (&*config.node.deploy_env, &*config.node.node_id),
+            ("staging", "node-7")
+        );
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("hunter2") && !shown.contains(":pw@"), "{shown}");
+    }
+
+    #[test]
+    fn a_wrong_port_is_named() {
+        let error =
+            DeploymentConfig::from_env(&Env::from_pairs([("DALSTON_METRICS_PORT", "70000")])).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            r#"DALSTON_METRICS_PORT is "70000": expected a port from 0 to 65535"#
+        );
+    }
+}

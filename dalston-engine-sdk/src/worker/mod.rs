@@ -1,0 +1,129 @@
+//! A process that joins a live deployment: [`run`].
+
+mod http;
+
+use std::error::Error;
+use std::future::Future;
+use std::sync::Arc;
+
+use dalston_telemetry::TelemetryHandle;
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+pub use self::http::Health;
+use crate::broker::{InvalidRedisUrl, RedisBroker, RedisServer};
+use crate::config::{DeploymentConfig, RunnerConfig};
+use crate::engine::Engine;
+use crate::error::{BuildError, RunError};
+use crate::protocol::{Heartbeat, InstanceStatus, RegistryRecord};
+use crate::registry::Registry;
+use crate::runner::{Runner, RunnerPhase, RunnerStatus};
+use crate::store::{Store, StoreError};
+
+/// Registers the engine with a deployment and works for it until `shutdown` is done, and then drains.
+///
+/// The HTTP server and the registry entry stay until the last task is finished or handed back: until then the platform must
+/// not take the tasks for abandoned. A Redis server that can't be reached is waited for.
+///
+/// # Errors
+///
+/// If the settings make no sense, or the runner can't go on.
+pub async fn run<E: Engine>(
+    engine: E,
+    config: RunnerConfig,
+    deployment: DeploymentConfig,
+    telemetry: TelemetryHandle,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), WorkerError> {
+    let server = RedisServer::new(&deployment.redis_url)?;
+    let store = Store::s3(deployment.s3.clone())?;
+    let slots = u32::try_from(config.slots).unwrap_or(u32::MAX);
+    let mut capabilities = engine.info().capabilities();
+    let runner = Runner::builder(engine)
+        .config(config)
+        .broker(RedisBroker::new(server.clone()))
+        .store(store)
+        .telemetry(telemetry.clone())
+        .build()?;
+    capabilities.engine_id = runner.engine_id().to_owned();
+    capabilities.max_concurrency = Some(slots);
+    let status = runner.status();
+
+    let app = http::Server {
+        capabilities: capabilities.clone(),
+        status: status.clone(),
+        redis: server.clone(),
+        metrics: deployment.metrics_enabled.then(|| telemetry.metrics().clone()),
+    };
+    let _http = listen(deployment.http_port, app).await;
+    let mut record = RegistryRecord::new(runner.instance(), capabilities, slots, deployment.node);
+    let gpus = tokio::task::spawn_blocking(crate::gpu::gpus).await;
+    record.gpu_memory_total_mib = gpus
+        .ok()
+        .and_then(Result::ok)
+        .and_then(|gpus| Some(gpus.first()?.memory_total >> 20));
+    let registered = Registry::new(server, record)
+        .join(move || heartbeat(&status))
+        .await;
+
+    let ended = runner.run_until(shutdown).await;
+    // Last of all: a consumer without a record counts as dead, and its tasks as free.
+    if let Err(error) = registered.leave().await {
+        warn!(error = crate::error::chain(&error), "engine_not_deregistered");
+    }
+    Ok(ended?)
+}
+
+/// Why a worker did not start or did not go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkerError {
+    /// `REDIS_URL` is not a URL.
+    #[error(transparent)]
+    Redis(#[from] InvalidRedisUrl),
+    /// The settings of the storage make no sense.
+    #[error("the settings of the storage make no sense: {0}")]
+    Store(#[from] StoreError),
+    /// Engine and settings make no worker.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The runner can't go on.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+fn heartbeat(status: &RunnerStatus) -> Heartbeat {
+    let active = u32::try_from(status.active_tasks()).unwrap_or(u32::MAX);
+    let what = match status.phase() {
+        RunnerPhase::Starting => InstanceStatus::Loading,
+        RunnerPhase::Running if active > 0 => InstanceStatus::Processing,
+        RunnerPhase::Running => InstanceStatus::Idle,
+        RunnerPhase::Draining | RunnerPhase::Stopped => InstanceStatus::Draining,
+    };
+    let mut heartbeat = Heartbeat::new(what, active);
+    heartbeat.loaded_model = status.model().map(|model| model.to_string());
+    heartbeat
+}
+
+/// A worker without its HTTP server does its work, so a port that is taken is no reason to stop.
+async fn listen(port: u16, app: http::Server) -> Option<http::Serving> {
+    let listening = async {
+        let listener = TcpListener::bind(("0.0.0.0", port)).await?;
+        let address = listener.local_addr()?;
+        Ok::<_, std::io::Error>((listener, address))
+    };
+    match listening.await {
+        Ok((listener, address)) => {
+            info!(%address, "http_server_listening");
+            Some(http::Serving::start(listener, Arc::new(app)))
+        }
+        Err(error) => {
+            let error: &dyn Error = &error;
+            warn!(
+                port,
+                error, "http_server_not_started: set DALSTON_METRICS_PORT to a free port"
+            );
+            None
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! A whole worker in a deployment: Redis, storage over the protocol of S3, registry, HTTP, signals' effect.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use dalston_engine_sdk::worker::{self, WorkerError};
+use dalston_engine_sdk::{
+    DeploymentConfig, Engine, EngineInfo, LoadContext, ModelId, RunnerConfig, Stage, TaskContext, TaskError,
+    TaskRequest,
+};
+use dalston_telemetry::{Env, TelemetryHandle};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::support::redis_server::TestRedis;
+use crate::support::s3_server::TestS3;
+
+const JOB: &str = "0d4c2b1a-9f8e-4d7c-b6a5-443322110000";
+const STREAM: &str = "dalston:stream:echo";
+
+/// Takes as long as its task says and answers with what it was given.
+#[derive(Default)]
+struct Echo {
+    begun: Arc<AtomicUsize>,
+}
+
+impl Engine for Echo {
+    type Model = ();
+    type Output = Value;
+
+    fn info(&self) -> EngineInfo {
+        EngineInfo::new("echo", "1.0.0").stage(Stage::other("echo").unwrap())
+    }
+
+    fn load(&self, _: &ModelId, _: &LoadContext) -> Result<(), TaskError> {
+        Ok(())
+    }
+
+    fn process(&self, (): &mut (), task: &TaskRequest, cx: &TaskContext) -> Result<Value, TaskError> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let takes = task.config().get("takes_ms").and_then(Value::as_u64).unwrap_or(0);
+        let end = Instant::now() + Duration::from_millis(takes);
+        while Instant::now() < end {
+            cx.check_cancelled()?;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let text = task
+            .input("text")
+            .map(|input| std::fs::read_to_string(input.path()))
+            .transpose()?;
+        Ok(json!({ "text": text, "attempt": cx.info().attempt }))
+    }
+}
+
+struct Deployment {
+    redis: TestRedis,
+    s3: TestS3,
+}
+
+struct Worker {
+    port: u16,
+    instance: String,
+    begun: Arc<AtomicUsize>,
+    stop: Option<oneshot::Sender<()>>,
+    running: JoinHandle<Result<(), WorkerError>>,
+}
+
+impl Worker {
+    async fn stop(&mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+    }
+
+    async fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))
+            .await
+            .unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+}
+
+impl Deployment {
+    async fn start() -> Self {
+        Self {
+            redis: TestRedis::start().await,
+            s3: TestS3::start().await,
+        }
+    }
+
+    fn worker(&self, name: &str, drain: &str) -> Worker {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let env = Env::from_pairs([
+            ("REDIS_URL", self.redis.url()),
+            ("DALSTON_S3_ENDPOINT_URL", self.s3.url()),
+            ("AWS_ACCESS_KEY_ID", "test-id".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "test-secret".to_owned()),
+            ("DALSTON_METRICS_PORT", port.to_string()),
+            ("DALSTON_WORKER_ID", name.to_owned()),
+            ("DALSTON_DRAIN_TIMEOUT_SECONDS", drain.to_owned()),
+        ]);
+        let config = RunnerConfig::from_env(&env).unwrap();
+        let deployment = DeploymentConfig::from_env(&env).unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let shutdown = async {
+            let _ = stopped.await;
+        };
+        let engine = Echo::default();
+        let begun = Arc::clone(&engine.begun);
+        let running = tokio::spawn(worker::run(
+            engine,
+            config,
+            deployment,
+            TelemetryHandle::disabled(),
+            shutdown,
+        ));
+        Worker {
+            port,
+            instance: format!("echo-{name}"),
+            begun,
+            stop: Some(stop),
+            running,
+        }
+    }
+
+    /// Queues a task as the orchestrator does.
+    async fn enqueue(&self, task: &str, request: impl Into<Vec<u8>>) {
+        let request: Vec<u8> = request.into();
+        self.s3.put(
+            &format!("dalston-artifacts/jobs/{JOB}/tasks/{task}/request.json"),
+            request,
+        );
+        let key = format!("dalston:task:{task}");
+        let () = self
+            .redis
+            .send(&[
+                "HSET",
+                &key,
+                "job_id",
+                JOB,
+                "stage",
+                "echo",
+                "request_id",
+                "req_5f",
+            ])
+            .await;
+        let () = self
+            .redis
+            .send(&["XADD", STREAM, "*", "task_id", task, "job_id", JOB])
+            .await;
+    }
+
+    async fn events(&self) -> Vec<(String, Value)> {
+        let entries: Vec<(String, BTreeMap<String, String>)> = self
+            .redis
+            .send(&["XRANGE", "dalston:events:stream", "-", "+"])
+            .await;
+        entries
+            .into_iter()
+            .map(|(_, fields)| (fields["type"].clone(), fields["payload"].parse().unwrap()))
+            .collect()
+    }
+
+    async fn until<T>(&self, what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
+        let looking = async {
+            loop {
+                if let Some(found) = found().await {
+                    return found;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), looking)
+            .await
+            .unwrap_or_else(|_| panic!("no {what}"))
+    }
+
+    async fn until_event(&self, kind: &str, task: &str) -> Value {
+        let found = async || {
+            self.events()
+                .await
+                .into_iter()
+                .find(|(k, payload)| k == kind && payload["task_id"] == task)
+        };
+        self.until(&format!("{kind} of {task}"), found).await.1
+    }
+
+    async fn status(&self, worker: &Worker) -> Option<String> {
+        self.redis
+            .send(&[
+                "HGET",
+                &format!("dalston:engine:instance:{}", worker.instance),
+                "status",
+            ])
+            .await
+    }
+
+    async fn pending(&self) -> usize {
+        let rows: Vec<(String, String, u64, u64)> = self
+            .redis
+            .send(&["XPENDING", STREAM, "engines", "-", "+", "10"])
+            .await;
+        rows.len()
+    }
+
+    fn response(&self, task: &str) -> Option<(String, Value)> {
+        let (kind, content) = self.s3.get(&format!(
+            "dalston-artifacts/jobs/{JOB}/tasks/{task}/response.json"
+        ))?;
+        Some((kind, serde_json::from_slice(&content).unwrap()))
+    }
+}
+
+fn request(task: &str, config: Value) -> Vec<u8> {
+    json!({"task_id": task, "job_id": JOB, "config": config})
+        .to_string()
+        .into_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_joins_works_and_leaves() {
+    let deployment = Deployment::start().await;
+    let begun = Instant::now();
+    let mut worker = deployment.worker("a", "5");
+    deployment
+        .until("registration", async || deployment.status(&worker).await)
+        .await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+
+    let (code, health) = worker.get("/health").await;
+    let health: Value = health.parse().unwrap();
+    assert_eq!(
+        (code, &health["status"], &health["redis"], &health["engine_id"]),
+        (200, &json!("healthy"), &json!("connected"), &json!("echo"))
+    );
+    let (code, capabilities) = worker.get("/v1/capabilities").await;
+    let capabilities: Value = capabilities.parse().unwrap();
+    assert_eq!(
+        (code, &capabilities["stages"], &capabilities["max_concurrency"]),
+        (200, &json!(["echo"]), &json!(1))
+    );
+
+    // The input lies in another bucket, where the locator says.
+    deployment.s3.put("uploads/a/b.txt", "hello");
+    let task = "6a1f7c3e-2b9d-4f0a-8c55-0e9b1d2f3a44";
+    let selector = json!({"producer_stage": "prepare", "kind": "text"});
+    let artifact =
+        json!({"artifact_id": "P:text", "kind": "text", "storage_locator": "s3://uploads/a/b.txt"});
+    let request = json!({"task_id": task, "job_id": JOB, "request_bindings": [{"slot": "text", "selector": selector}],
+        "resolved_artifact_ids": {"text": "P:text"}, "artifact_index": {"P:text": artifact}, "config": {}});
+    deployment.enqueue(task, request.to_string()).await;
+    deployment.until_event("task.completed", task).await;
+
+    let ids = json!({"task_id": task, "job_id": JOB, "engine_id": "echo", "request_id": "req_5f"});
+    let expected = [
+        ("task.started".to_owned(), ids.clone()),
+        ("task.completed".to_owned(), ids),
+    ];
+    assert_eq!(deployment.events().await, expected);
+    let (kind, response) = deployment
+        .response(task)
+        .expect("the response is there before the event");
+    assert_eq!(
+        (kind.as_str(), &response["data"]),
+        ("application/json", &json!({"text": "hello", "attempt": 1}))
+    );
+    assert_eq!(deployment.pending().await, 0);
+    let (code, metrics) = worker.get("/metrics").await;
+    assert_eq!(code, 200, "{metrics}");
+
+    let begun = Instant::now();
+    worker.stop().await;
+    (&mut worker.running).await.unwrap().unwrap();
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "an idle worker stops soon: {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(deployment.status(&worker).await, None);
+    let members: Vec<String> = deployment
+        .redis
+        .send(&["SMEMBERS", "dalston:engine:instances"])
+        .await;
+    assert_eq!(members, [] as [&str; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_with_a_task_is_reported_after_its_start_and_the_next_one_is_done() {
+    let deployment = Deployment::start().await;
+    let worker = deployment.worker("a", "5");
+    deployment.enqueue("not-json", "{").await;
+    deployment.enqueue("wrong-type", r#"{"task_id": 7}"#).await;
+    deployment.enqueue("no-request", "").await;
+    deployment
+        .enqueue("no-metadata", request("no-metadata", json!({})))
+        .await;
+    let () = deployment.redis.send(&["DEL", "dalston:task:no-metadata"]).await;
+    deployment
+        .enqueue("bad-metadata", request("bad-metadata", json!({})))
+        .await;
+    let () = deployment
+        .redis
+        .send(&["HSET", "dalston:task:bad-metadata", "request_bindings_json", "{"])
+        .await;
+    deployment.enqueue("good", request("good", json!({}))).await;
+
+    deployment.until_event("task.completed", "good").await;
+    let table = [
+        ("not-json", "request.json"),
+        ("wrong-type", "task_id is 7: expected a non-empty string"),
+        ("no-request", "request.json"),
+        ("no-metadata", "its metadata is gone"),
+        ("bad-metadata", "request_bindings_json"),
+    ];
+    for (task, expected) in table {
+        let failure = deployment.until_event("task.failed", task).await;
+        let error = failure["error"].as_str().unwrap();
+        assert!(error.contains(expected), "{task}: {error}");
+        let events = deployment.events().await;
+        let kinds: Vec<&str> = events
+            .iter()
+            .filter(|(_, payload)| payload["task_id"] == task)
+            .map(|(kind, _)| kind.as_str())
+            .collect();
+        assert_eq!(kinds, ["task.started", "task.failed"], "{task}");
+    }
+    assert_eq!(deployment.pending().await, 0);
+    drop(worker);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_draining_worker_stays_known_until_its_last_task_is_done() {
+    let deployment = Deployment::start().await;
+    let mut worker = deployment.worker("a", "20");
+    deployment
+        .enqueue("long", request("long", json!({"takes_ms": 2500})))
+        .await;
+    let begun = async || (worker.begun.load(Ordering::SeqCst) == 1).then_some(());
+    deployment.until("the engine at work", begun).await;
+    worker.stop().await;
+    deployment
+        .until("draining", async || {
+            (deployment.status(&worker).await? == "draining").then_some(())
+        })
+        .await;
+    assert_eq!(worker.get("/health").await.0, 200);
+    deployment.enqueue("late", request("late", json!({}))).await;
+    (&mut worker.running).await.unwrap().unwrap();
+
+    deployment.until_event("task.completed", "long").await;
+    assert_eq!(deployment.status(&worker).await, None);
+    assert!(
+        deployment
+            .events()
+            .await
+            .iter()
+            .all(|(_, payload)| payload["task_id"] != "late"),
+        "nothing new is begun"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_outlives_the_drain_goes_to_a_peer_at_once() {
+    let deployment = Deployment::start().await;
+    let mut worker = deployment.worker("a", "0.2");
+    deployment
+        .enqueue("long", request("long", json!({"takes_ms": 3000})))
+        .await;
+    let begun = async || (worker.begun.load(Ordering::SeqCst) == 1).then_some(());
+    deployment.until("the engine at work", begun).await;
+    let peer = deployment.worker("b", "5");
+    deployment
+        .until("registration", async || deployment.status(&peer).await)
+        .await;
+
+    worker.stop().await;
+    let handed_back = Instant::now();
+    let starts = async || {
+        let events = deployment.events().await;
+        (events.iter().filter(|(kind, _)| kind == "task.started").count() == 2).then_some(())
+    };
+    deployment.until("second start", starts).await;
+    let took = handed_back.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    deployment.until_event("task.completed", "long").await;
+    assert_eq!(deployment.response("long").unwrap().1["data"]["attempt"], 2);
+    (&mut worker.running).await.unwrap().unwrap();
+    drop(peer);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_tells_when_redis_is_gone() {
+    let Deployment { redis, s3 } = Deployment::start().await;
+    let deployment = Arc::new(Deployment { redis, s3 });
+    let worker = deployment.worker("a", "0");
+    deployment
+        .until("registration", async || deployment.status(&worker).await)
+        .await;
+    let () = deployment.redis.send(&["CLIENT", "PAUSE", "60000", "ALL"]).await;
+    let (code, health) = worker.get("/health").await;
+    let health: Value = health.parse().unwrap();
+    assert_eq!(
+        (code, &health["status"], &health["redis"]),
+        (503, &json!("unhealthy"), &json!("unreachable"))
+    );
+}
