@@ -175,8 +175,7 @@ async fn loads_of(
         }
     };
     rig.run(builder(engine), act).await.1.unwrap();
-    let loads = log.lock().unwrap().clone();
-    loads
+    log.lock().unwrap().clone()
 }
 
 #[tokio::test]
