@@ -189,7 +189,11 @@ struct Peer {
 
 impl Peer {
     fn start(python: &Path, threads: i32, placement: Placement) -> Self {
-        let device = if placement.device == Device::Cpu { "cpu" } else { "cuda" };
+        let device = if placement.device == Device::Cpu {
+            "cpu"
+        } else {
+            "cuda"
+        };
         let precision = match placement.kind {
             Kind::Half => "float16",
             Kind::BFloat16 => "bfloat16",
