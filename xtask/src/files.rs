@@ -109,6 +109,7 @@ fn variables(code: &str) -> impl Iterator<Item = &str> {
                 "RUST_LOG",
                 "INSTANCE_TYPE",
                 "AWS_",
+                "REDIS_",
             ]
             .iter()
             .any(|prefix| literal.starts_with(prefix))
