@@ -55,7 +55,8 @@ use crate::engine::{Check, Engine, EngineInfo, LoadContext};
 /// - `doctor`: what was found on this machine, what is missing, and what to do about it;
 /// - `--help` and `--version`.
 ///
-/// Results go to standard output, logs and errors to standard error. The exit status is 0 if everything went well,
+/// Results go to standard output, logs and errors to standard error; `run` has no results and writes its logs to standard
+/// output, as the platform's services do. The exit status is 0 if everything went well,
 /// 1 if something failed, and 2 if the command line or a variable of the environment makes no sense.
 #[must_use = "the exit status is what main returns"]
 pub fn main<E: Engine>(engine: E) -> ExitCode {
@@ -105,7 +106,7 @@ fn examine<E: Engine>(engine: &E, args: &EngineArgs, env: &Env) -> Result<ExitCo
     }
     args.apply(&mut config.options);
     checks.push(doctor::temp_dir(&config.temp_root));
-    match telemetry(&info, env)
+    match quiet_telemetry(&info, env)
         .shutdown_timeout(COLLECTOR_PATIENCE)
         .install()
     {
@@ -131,12 +132,16 @@ fn examine<E: Engine>(engine: &E, args: &EngineArgs, env: &Env) -> Result<ExitCo
     }
 }
 
-/// Telemetry of a command that a person waits for. What went wrong is said in one line; logs are for those who ask for
-/// them, with `RUST_LOG` and its like.
 fn telemetry(info: &EngineInfo, env: &Env) -> TelemetryBuilder {
     Telemetry::builder(format!("dalston-engine-{}", info.id))
         .version(&info.version)
         .env(env.clone())
+}
+
+/// Telemetry of a command that a person waits for. What went wrong is said in one line; logs are for those who ask for
+/// them, with `RUST_LOG` and its like.
+fn quiet_telemetry(info: &EngineInfo, env: &Env) -> TelemetryBuilder {
+    telemetry(info, env)
         .log_writer(LogWriter::stderr())
         .default_log_level(LevelFilter::OFF)
 }

@@ -25,7 +25,7 @@ use super::metrics;
 use super::output::{self, Finished};
 use super::progress::Progress;
 use super::terminal::Style;
-use super::{FAILED, Failure, complain, print, remark, telemetry, to_stderr};
+use super::{FAILED, Failure, complain, print, quiet_telemetry, remark, to_stderr};
 use crate::config::RunnerConfig;
 use crate::context::TaskContext;
 use crate::engine::{Check, Engine, EngineInfo, LoadContext, ModelId};
@@ -58,7 +58,7 @@ pub(super) fn transcribe<E: Engine>(
 
     let metrics = Metrics::new();
     let collector = args.trace.then(SpanCollector::new);
-    let mut builder = telemetry(&info, env).metrics(metrics.clone());
+    let mut builder = quiet_telemetry(&info, env).metrics(metrics.clone());
     if let Some(collector) = &collector {
         builder = builder.span_collector(collector.clone());
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use dalston_telemetry::context::{LogContext, WithLogContext};
 use dalston_telemetry::metrics::{self, Outcome as Status};
 use dalston_telemetry::opentelemetry::Context;
-use dalston_telemetry::propagate;
+use dalston_telemetry::{propagate, redact};
 use tempfile::TempDir;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
@@ -482,7 +482,11 @@ impl<'a> Attempt<'a> {
 
     async fn failed(&self, error: TaskError) {
         record_failure(self.spans.task(), &error);
-        let text: String = error.to_string().chars().take(LONGEST_ERROR).collect();
+        // It goes to the broker, and from there to whoever asks for the job.
+        let text: String = redact::text(&error.to_string())
+            .chars()
+            .take(LONGEST_ERROR)
+            .collect();
         tracing::error!(error = text, code = error.code(), "task_failed");
         let retryable = error.kind() != TaskErrorKind::Permanent;
         let outcome = Outcome::Failed {
