@@ -12,7 +12,7 @@ pub(crate) fn from_env(env: &Env) -> Result<Sampler, EnvError> {
     let Some(name) = env.get(SAMPLER) else {
         return Ok(parent_based(Sampler::AlwaysOn));
     };
-    Ok(match name {
+    Ok(match name.to_ascii_lowercase().as_str() {
         "always_on" => Sampler::AlwaysOn,
         "always_off" => Sampler::AlwaysOff,
         "traceidratio" => Sampler::TraceIdRatioBased(ratio(env)?),
@@ -65,6 +65,7 @@ mod tests {
             (None, None, "ParentBased(AlwaysOn)"),
             (Some("always_on"), None, "AlwaysOn"),
             (Some("always_off"), None, "AlwaysOff"),
+            (Some("Always_OFF"), None, "AlwaysOff"),
             (Some("traceidratio"), Some("0.25"), "TraceIdRatioBased(0.25)"),
             (Some("traceidratio"), None, "TraceIdRatioBased(1.0)"),
             (Some("parentbased_always_on"), None, "ParentBased(AlwaysOn)"),
@@ -88,9 +89,9 @@ mod tests {
 
     #[test]
     fn a_wrong_sampler_or_ratio_is_named() {
-        let error = read(&[(SAMPLER, "parentbased_traceratio")]).unwrap_err();
+        let error = read(&[(SAMPLER, "ParentBased_traceratio")]).unwrap_err();
         assert!(
-            error.starts_with(r#"OTEL_TRACES_SAMPLER is "parentbased_traceratio": expected always_on"#),
+            error.starts_with(r#"OTEL_TRACES_SAMPLER is "ParentBased_traceratio": expected always_on"#),
             "{error}"
         );
         for ratio in ["2", "-0.1", "NaN", "half", "inf"] {

@@ -55,7 +55,7 @@ impl OtlpConfig {
         self
     }
 
-    /// How long one request may take, 10 s by default. Retries have their own bound, `OTEL_BSP_EXPORT_TIMEOUT`.
+    /// How long one request may take, 10 s by default; zero means no limit. Retries have their own bound, `OTEL_BSP_EXPORT_TIMEOUT`.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self

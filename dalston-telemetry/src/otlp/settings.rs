@@ -13,7 +13,10 @@ use super::config::{OtlpCompression, OtlpConfig, OtlpProtocol};
 use crate::env::{Env, EnvError};
 
 /// A limit of "none" in the terms of a program that must end some day.
-const NO_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const NO_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Seconds for one request.
+const DEFAULT_TIMEOUT: u64 = 10;
 
 /// Settings in force for one exporter.
 #[derive(Clone)]
@@ -49,7 +52,7 @@ impl OtlpSettings {
             protocol,
             headers: headers(config, env)?,
             timeout: match config.timeout {
-                Some(timeout) => timeout,
+                Some(timeout) => no_limit_if_zero(Some(timeout), DEFAULT_TIMEOUT),
                 None => timeout(env)?,
             },
             gzip: match config.compression {
@@ -141,7 +144,7 @@ impl Exporters {
         let mut exporters = Self::NONE;
         let mut none = false;
         for name in list.split(',').map(str::trim) {
-            match name {
+            match name.to_ascii_lowercase().as_str() {
                 "otlp" => exporters.otlp = true,
                 "console" => exporters.console = true,
                 "none" => none = true,
@@ -363,13 +366,17 @@ impl Proxy {
 }
 
 fn protocol(env: &Env) -> Result<OtlpProtocol, EnvError> {
-    match env.first(&[
+    let set = env.first(&[
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
         "OTEL_EXPORTER_OTLP_PROTOCOL",
-    ]) {
-        None | Some((_, "grpc")) => Ok(OtlpProtocol::Grpc),
-        Some((_, "http/protobuf")) => Ok(OtlpProtocol::HttpProtobuf),
-        Some((name, other)) => Err(EnvError::new(name, other, "grpc or http/protobuf")),
+    ]);
+    let Some((name, protocol)) = set else {
+        return Ok(OtlpProtocol::Grpc);
+    };
+    match protocol.to_ascii_lowercase().as_str() {
+        "grpc" => Ok(OtlpProtocol::Grpc),
+        "http/protobuf" => Ok(OtlpProtocol::HttpProtobuf),
+        _ => Err(EnvError::new(name, protocol, "grpc or http/protobuf")),
     }
 }
 
@@ -389,17 +396,21 @@ fn insecure(env: &Env) -> Result<bool, EnvError> {
 fn timeout(env: &Env) -> Result<Duration, EnvError> {
     let traces = milliseconds(env, "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT")?;
     let general = milliseconds(env, "OTEL_EXPORTER_OTLP_TIMEOUT")?;
-    Ok(no_limit_if_zero(traces.or(general), 10))
+    Ok(no_limit_if_zero(traces.or(general), DEFAULT_TIMEOUT))
 }
 
 fn gzip(env: &Env) -> Result<bool, EnvError> {
-    match env.first(&[
+    let set = env.first(&[
         "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
         "OTEL_EXPORTER_OTLP_COMPRESSION",
-    ]) {
-        None | Some((_, "none")) => Ok(false),
-        Some((_, "gzip")) => Ok(true),
-        Some((name, other)) => Err(EnvError::new(name, other, "gzip or none")),
+    ]);
+    let Some((name, compression)) = set else {
+        return Ok(false);
+    };
+    match compression.to_ascii_lowercase().as_str() {
+        "none" => Ok(false),
+        "gzip" => Ok(true),
+        _ => Err(EnvError::new(name, compression, "gzip or none")),
     }
 }
 

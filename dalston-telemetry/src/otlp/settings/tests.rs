@@ -314,8 +314,8 @@ fn every_wrong_value_is_an_error_with_variable_value_and_what_is_accepted() {
             r#"OTEL_EXPORTER_OTLP_PROTOCOL is "http/json": expected grpc or http/protobuf"#,
         ),
         (
-            &[("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "GRPC")],
-            r#"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL is "GRPC": expected grpc or http/protobuf"#,
+            &[("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "GRPC2")],
+            r#"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL is "GRPC2": expected grpc or http/protobuf"#,
         ),
         (
             &[("OTEL_EXPORTER_OTLP_TIMEOUT", "10s")],
@@ -506,4 +506,34 @@ fn exporters_are_a_list() {
         r#"OTEL_TRACES_EXPORTER is "jaeger": expected otlp, console or none"#
     );
     assert!(read("none,otlp").is_err());
+}
+
+#[test]
+fn names_in_variables_may_be_written_in_upper_case() {
+    let settings = read(&[
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "HTTP/Protobuf"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "GZIP"),
+    ])
+    .unwrap();
+    assert_eq!(settings.protocol, OtlpProtocol::HttpProtobuf);
+    assert!(settings.gzip);
+    let exporters = Exporters::read(&Env::from_pairs([("OTEL_TRACES_EXPORTER", "OTLP, Console")]));
+    let both = Exporters {
+        otlp: true,
+        console: true,
+    };
+    assert_eq!(exporters, Ok(both));
+}
+
+#[test]
+fn a_timeout_given_in_code_is_understood_like_one_in_a_variable() {
+    for (given, expected) in [
+        (Duration::ZERO, NO_LIMIT),
+        (Duration::MAX, NO_LIMIT),
+        (Duration::from_secs(3), Duration::from_secs(3)),
+    ] {
+        let config = OtlpConfig::new().timeout(given);
+        let settings = OtlpSettings::read(&config, &Env::default()).unwrap();
+        assert_eq!(settings.timeout, expected);
+    }
 }
