@@ -15,11 +15,8 @@ use super::retry::{Failure, Retry};
 use super::settings::OtlpSettings;
 use super::tls::TlsMaterial;
 use super::transport::Accepted;
-use super::{USER_AGENT, chain};
+use super::{MAX_RESPONSE_BYTES, USER_AGENT, chain};
 use crate::error::InitError;
-
-/// Answers are a few bytes; a larger one is not from a collector.
-const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 pub(super) struct Grpc {
     client: TraceServiceClient<Channel>,

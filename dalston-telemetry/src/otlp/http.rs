@@ -15,23 +15,26 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use prost::Message;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
+use tokio::time::{Instant, timeout_at};
 
 use super::retry::{Failure, Retry};
 use super::settings::OtlpSettings;
 use super::tls::TlsMaterial;
 use super::transport::Accepted;
-use super::{USER_AGENT, chain};
+use super::{MAX_RESPONSE_BYTES, USER_AGENT, chain};
 use crate::env::EnvError;
 use crate::error::InitError;
 
-/// Answers are a few bytes; of a longer one the rest is not read.
-const MAX_RESPONSE_BYTES: usize = 64 * 1024;
+/// A collector that has said that it took a request gets no longer than this to say more.
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 pub(super) struct Http {
     client: Client,
     url: Url,
     headers: HeaderMap,
     gzip: bool,
+    /// For one request; who calls us sees to that.
+    timeout: Duration,
 }
 
 impl Http {
@@ -77,10 +80,12 @@ impl Http {
             url,
             headers,
             gzip: settings.gzip,
+            timeout: settings.timeout,
         })
     }
 
     pub(super) async fn send(&self, request: &ExportTraceServiceRequest) -> Result<Accepted, Failure> {
+        let started = Instant::now();
         let body = self.body(request)?;
         let sent = self
             .client
@@ -99,8 +104,11 @@ impl Http {
         if !response.status().is_success() {
             return Err(failure(response.status(), response.headers(), Timestamp::now()));
         }
-        // The spans have been taken, whatever the rest of the answer looks like.
-        let answer = ExportTraceServiceResponse::decode(start_of_body(response).await);
+        // The spans have been taken, whatever the rest of the answer looks like and whether or not it comes: a wait
+        // that used up the time of the request would have them sent again.
+        let left = self.timeout.saturating_sub(started.elapsed());
+        let until = Instant::now() + LONGEST_REST.min(self.timeout / 2).min(left / 2);
+        let answer = ExportTraceServiceResponse::decode(start_of_body(response, until).await);
         Ok(answer.map(Accepted::from).unwrap_or_default())
     }
 
@@ -123,12 +131,12 @@ impl Http {
     }
 }
 
-async fn start_of_body(mut response: Response) -> Bytes {
+async fn start_of_body(mut response: Response, until: Instant) -> Bytes {
     let mut body = BytesMut::new();
     while body.len() < MAX_RESPONSE_BYTES {
-        match response.chunk().await {
-            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Ok(None) | Err(_) => break,
+        match timeout_at(until, response.chunk()).await {
+            Ok(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
+            Ok(Ok(None) | Err(_)) | Err(_) => break,
         }
     }
     body.freeze()

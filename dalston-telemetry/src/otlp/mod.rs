@@ -42,7 +42,7 @@ use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 
 pub use config::{OtlpCompression, OtlpConfig, OtlpProtocol};
-pub(crate) use settings::{BatchSettings, Exporters, OtlpSettings};
+pub(crate) use settings::{BatchSettings, Exporters, NO_LIMIT, OtlpSettings};
 pub use stats::ExportStats;
 
 use crate::error::{InitError, ShutdownError};
@@ -58,6 +58,11 @@ const USER_AGENT: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     " OTel-OTLP-Exporter-Rust"
 );
+
+/// Answers are a few bytes unless a collector has much to say about what it did not take. What it took is not sent
+/// again because of that; nor does it fill our memory.
+#[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
+const MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
 
 /// The exporter, as the rest of the crate sees it. Clones are the same exporter.
 #[derive(Clone, Debug)]
@@ -121,13 +126,13 @@ impl Pipeline {
         /// For the exporter to notice that its time is up.
         const GRACE: Duration = Duration::from_millis(200);
         self.close(timeout);
-        let ended = self.shared.control.wait_for_end(timeout + GRACE);
+        let ended = self.shared.control.wait_for_end(timeout.min(NO_LIMIT) + GRACE);
         self.outcome(ended)
     }
 
     fn close(&self, timeout: Duration) {
         // Of the standard clock: the caller's runtime may have one of its own, in tests.
-        let deadline = std::time::Instant::now() + timeout;
+        let deadline = std::time::Instant::now() + timeout.min(NO_LIMIT);
         self.shared
             .control
             .close(&self.shared.queue.wake, deadline.into());
@@ -143,7 +148,8 @@ impl Pipeline {
         }
         if lost > 0 {
             let last_failure = self.shared.stats.last_failure();
-            let last_failure = last_failure.unwrap_or_else(|| "the queue was full".to_owned());
+            let last_failure =
+                last_failure.unwrap_or_else(|| report::why(&ExportStats::default(), &stats).to_owned());
             return Err(ShutdownError::Lost { lost, last_failure });
         }
         Ok(())
@@ -182,6 +188,7 @@ struct EndOnDrop(Arc<Shared>);
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
         self.0.queue.close();
+        self.0.drop_waiting();
         self.0.control.end();
     }
 }

@@ -63,7 +63,15 @@ impl Queue {
             self.release(1, size);
             return stats.dropped(DropReason::QueueFull, 1);
         }
-        self.incoming().push_back(span);
+        let mut incoming = self.incoming();
+        // Asked again: the exporter may have looked into the queue for the last time since.
+        if self.closed.load(Ordering::Acquire) {
+            drop(incoming);
+            self.release(1, size);
+            return stats.dropped(DropReason::Shutdown, 1);
+        }
+        incoming.push_back(span);
+        drop(incoming);
         if waiting + 1 == self.batch {
             self.wake.notify_one();
         }
@@ -74,8 +82,9 @@ impl Queue {
         self.spans.load(Ordering::Acquire)
     }
 
-    /// Takes no more spans from now on.
+    /// Takes no more spans from now on: what is exchanged after this is all there will be.
     pub(super) fn close(&self) {
+        let _incoming = self.incoming();
         self.closed.store(true, Ordering::Release);
     }
 

@@ -9,6 +9,7 @@ use tracing::dispatcher::{self, WeakDispatch};
 use tracing::subscriber::NoSubscriber;
 
 use super::stats::ExportStats;
+use crate::metrics::DropReason;
 use crate::redact;
 use crate::telemetry::REPORTS;
 
@@ -34,6 +35,28 @@ pub(super) fn learn(to: &ReportTo) {
     }
 }
 
+/// Why most of the spans were lost that were lost between two readings.
+pub(super) fn why(before: &ExportStats, now: &ExportStats) -> &'static str {
+    let reasons = [
+        (
+            DropReason::Shutdown,
+            "spans ended after telemetry did, or there was no time left to send them",
+        ),
+        (DropReason::Rejected, "the collector rejected spans"),
+        (
+            DropReason::ExportFailed,
+            "the collector could not be reached or refused the spans",
+        ),
+        (
+            DropReason::TooLarge,
+            "a span was larger than a collector takes in one request",
+        ),
+        (DropReason::QueueFull, "more spans ended than the queue holds"),
+    ];
+    let lost = |(reason, _): &(DropReason, _)| now.dropped(*reason) - before.dropped(*reason);
+    reasons.into_iter().max_by_key(lost).map_or("", |(_, why)| why)
+}
+
 /// Logs failures, at most once a minute, and the recovery after a logged failure.
 pub(super) struct Reporter {
     endpoint: String,
@@ -42,7 +65,7 @@ pub(super) struct Reporter {
     to: ReportTo,
     last: Option<Instant>,
     news: Option<String>,
-    dropped: u64,
+    reported: ExportStats,
     failing: bool,
 }
 
@@ -62,7 +85,7 @@ impl Reporter {
             to,
             last: None,
             news: None,
-            dropped: 0,
+            reported: ExportStats::default(),
             failing: false,
         }
     }
@@ -99,15 +122,14 @@ impl Reporter {
     /// Logs what is new, unless it is too early.
     pub(super) fn report(&mut self, stats: &ExportStats, now: Instant) {
         let dropped = stats.dropped_total();
-        let nothing_new = self.news.is_none() && dropped == self.dropped;
+        let dropped_before = self.reported.dropped_total();
+        let nothing_new = self.news.is_none() && dropped == dropped_before;
         if nothing_new || self.last.is_some_and(|last| now < last + INTERVAL) {
             return;
         }
         let reason = self.news.take();
-        let reason = reason
-            .as_deref()
-            .unwrap_or("more spans ended than the queue holds");
-        let (endpoint, lost, waiting) = (&self.endpoint, dropped - self.dropped, stats.waiting());
+        let reason = reason.as_deref().unwrap_or_else(|| why(&self.reported, stats));
+        let (endpoint, lost, waiting) = (&self.endpoint, dropped - dropped_before, stats.waiting());
         self.log(|| {
             tracing::warn!(
                 target: REPORTS,
@@ -120,7 +142,7 @@ impl Reporter {
             );
         });
         self.last = Some(now);
-        self.dropped = dropped;
+        self.reported = *stats;
         self.failing = true;
     }
 

@@ -97,6 +97,12 @@ impl Stats {
         self.in_flight.store(spans, Ordering::Release);
     }
 
+    /// Counts the batch that was being sent as lost, if there was one.
+    pub(super) fn drop_in_flight(&self, reason: DropReason) {
+        let spans = self.in_flight.swap(0, Ordering::AcqRel);
+        self.dropped(reason, spans as u64);
+    }
+
     pub(super) fn last_failure(&self) -> Option<String> {
         self.last_failure
             .lock()

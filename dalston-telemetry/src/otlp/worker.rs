@@ -35,6 +35,21 @@ pub(super) struct Shared {
     pub(super) control: Control,
 }
 
+impl Shared {
+    /// Counts what is in the queue as lost, when nobody is there to send it.
+    pub(super) fn drop_waiting(&self) {
+        let mut waiting = VecDeque::new();
+        self.queue.exchange(&mut waiting);
+        self.drop_all(&waiting);
+    }
+
+    fn drop_all(&self, spans: &VecDeque<SpanData>) {
+        let bytes = spans.iter().map(queue::size).sum();
+        self.queue.release(spans.len(), bytes);
+        self.stats.dropped(DropReason::Shutdown, spans.len() as u64);
+    }
+}
+
 pub(super) struct Worker<T> {
     pub(super) shared: Arc<Shared>,
     pub(super) batching: BatchSettings,
@@ -102,7 +117,8 @@ impl<T: Transport> Worker<T> {
             }
             self.report();
             if closing {
-                self.drop_stragglers();
+                // What came in while the queue was being closed.
+                self.shared.drop_waiting();
                 return self.shared.control.end();
             }
             self.shared.control.done(ticket);
@@ -186,13 +202,14 @@ impl<T: Transport> Worker<T> {
             if self.is_closing() && self.state.failures_while_closing >= ATTEMPTS_WHILE_CLOSING {
                 return Err(DropReason::ExportFailed);
             }
-            let attempt = until.min(Instant::now() + self.timeout);
+            let started = Instant::now();
+            let attempt = until.min(started + self.timeout);
             let failure = match self.bounded(attempt, transport.send(request)).await {
                 Ok(Ok(accepted)) => return Ok(accepted),
                 Ok(Err(failure)) => failure,
                 Err(Stopped::Time) => Failure {
                     retry: Retry::Backoff,
-                    detail: format!("no answer within {:?}", self.timeout),
+                    detail: format!("no answer within {:?}", in_milliseconds(started.elapsed())),
                 },
                 Err(Stopped::Closing) => {
                     self.failed("no answer before the process ended");
@@ -207,6 +224,10 @@ impl<T: Transport> Worker<T> {
             };
             if self.is_closing() {
                 self.state.failures_while_closing += 1;
+                if self.state.failures_while_closing >= ATTEMPTS_WHILE_CLOSING {
+                    // Not after one more pause.
+                    return Err(DropReason::ExportFailed);
+                }
             }
             let again = Instant::now() + delay;
             if self.limit(until) <= again {
@@ -308,17 +329,19 @@ impl<T: Transport> Worker<T> {
     fn is_closing(&self) -> bool {
         self.shared.control.closing().is_some()
     }
+}
 
-    /// Counts what came in while the queue was being closed.
-    fn drop_stragglers(&mut self) {
-        let mut stragglers = VecDeque::new();
-        self.shared.queue.exchange(&mut stragglers);
-        let bytes = stragglers.iter().map(queue::size).sum();
-        self.shared.queue.release(stragglers.len(), bytes);
-        self.shared
-            .stats
-            .dropped(DropReason::Shutdown, stragglers.len() as u64);
+/// After a panic: what the exporter held is lost, and has to be counted as that.
+impl<T> Drop for Worker<T> {
+    fn drop(&mut self) {
+        self.shared.stats.drop_in_flight(DropReason::Shutdown);
+        self.shared.drop_all(&self.state.backlog);
     }
+}
+
+/// For people: as precise as a time limit can be set.
+fn in_milliseconds(time: Duration) -> Duration {
+    time - Duration::from_nanos(u64::from(time.subsec_nanos() % 1_000_000))
 }
 
 impl Stopped {

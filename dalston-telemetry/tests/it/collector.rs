@@ -38,6 +38,8 @@ pub(crate) enum Answer {
     Unavailable(Option<Duration>),
     /// Answers 429, or `RESOURCE_EXHAUSTED`, with a hint when to come back.
     TooMany(Duration),
+    /// Takes the request, and over HTTP never comes to the end of saying so.
+    Endless,
     /// Takes the request and rejects some of its spans.
     Partial(i64, &'static str),
 }
@@ -334,7 +336,7 @@ impl TraceService for Server {
             Some(delay) => Status::with_details(code, "come back", retry_info(delay).into()),
         };
         match self.answer(received) {
-            Answer::Accept => Ok(Response::new(ExportTraceServiceResponse::default())),
+            Answer::Accept | Answer::Endless => Ok(Response::new(ExportTraceServiceResponse::default())),
             Answer::Hang => std::future::pending().await,
             Answer::Refuse => Err(Status::invalid_argument("no")),
             Answer::Unavailable(delay) => Err(hint(Code::Unavailable, delay)),
@@ -404,6 +406,10 @@ async fn over_http(
     };
     match server.answer(received) {
         Answer::Accept => protobuf(&ExportTraceServiceResponse::default()),
+        Answer::Endless => {
+            let never = tonic::codegen::tokio_stream::pending::<Result<axum::body::Bytes, std::io::Error>>();
+            axum::body::Body::from_stream(never).into_response()
+        }
         Answer::Hang => std::future::pending().await,
         Answer::Refuse => (StatusCode::BAD_REQUEST, "no").into_response(),
         Answer::Unavailable(delay) => later(StatusCode::SERVICE_UNAVAILABLE, delay),

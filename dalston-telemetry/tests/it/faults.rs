@@ -5,7 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dalston_telemetry::metrics::DropReason;
+use dalston_telemetry::opentelemetry::Context;
 use dalston_telemetry::{ExportStats, ShutdownError};
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 
@@ -430,4 +433,90 @@ fn failures_are_logged_once_a_minute_where_the_service_logs_and_never_with_secre
             .iter()
             .all(|request| request.span_names() == ["work"])
     );
+}
+
+#[test]
+fn a_partial_success_with_much_to_say_is_one_all_the_same() {
+    for protocol in [Protocol::Grpc, Protocol::Http] {
+        let message = "x".repeat(200 * 1024).leak();
+        let collector = Collector::answering(protocol, [Answer::Partial(2, message)]);
+        let (result, stats) =
+            end_with_three_spans(Caller::NoRuntime, collector.env(), Duration::from_secs(20));
+        assert!(
+            matches!(result, Err(ShutdownError::Lost { lost: 2, .. })),
+            "{protocol:?} {result:?}"
+        );
+        assert_eq!(
+            (stats.exported(), stats.dropped(DropReason::Rejected)),
+            (1, 2),
+            "{protocol:?}"
+        );
+        assert_eq!(collector.rest().len(), 1, "{protocol:?}");
+    }
+}
+
+#[test]
+fn what_was_taken_is_not_sent_again_because_the_answer_does_not_end() {
+    let collector = Collector::answering(Protocol::Http, [Answer::Endless]);
+    let mut env = collector.env();
+    env.push(("OTEL_EXPORTER_OTLP_TIMEOUT".into(), "2000".into()));
+    let service = Service::start(env);
+    service.spans(1);
+    assert_eq!(service.telemetry.flush(Duration::from_secs(30)), Ok(()));
+    assert_eq!((service.stats().exported(), service.stats().failures()), (1, 0));
+    assert_eq!(collector.rest().len(), 1);
+}
+
+#[test]
+fn the_longest_times_that_code_can_give_are_no_trouble() {
+    for protocol in [Protocol::Grpc, Protocol::Http] {
+        let collector = Collector::start(protocol);
+        for timeout in [Duration::MAX, Duration::ZERO] {
+            let service = Service::with(collector.env(), |builder| {
+                builder
+                    .otlp(dalston_telemetry::OtlpConfig::new().timeout(timeout))
+                    .shutdown_timeout(Duration::MAX)
+            });
+            service.spans(1);
+            assert_eq!(service.telemetry.flush(Duration::MAX), Ok(()));
+            assert_eq!(service.telemetry.shutdown_blocking(), Ok(()));
+            assert_eq!(collector.rest().len(), 1, "{protocol:?} {timeout:?}");
+        }
+    }
+}
+
+/// A processor of the program's own that takes the time it is given.
+#[derive(Debug)]
+struct Slow;
+
+impl SpanProcessor for Slow {
+    fn on_start(&self, _: &mut Span, _: &Context) {}
+
+    fn on_end(&self, _: SpanData) {}
+
+    fn force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        std::thread::sleep(timeout);
+        Ok(())
+    }
+}
+
+#[test]
+fn all_that_has_to_end_shares_the_time_for_that() {
+    let collector = Collector::answering(Protocol::Grpc, [Answer::Hang]);
+    let bound = Duration::from_secs(2);
+    let service = Service::with(collector.env(), |builder| {
+        builder
+            .shutdown_timeout(bound)
+            .span_processor(Slow)
+            .span_processor(Slow)
+            .span_processor(Slow)
+    });
+    service.spans(1);
+    let started = Instant::now();
+    assert!(service.telemetry.shutdown_blocking().is_err());
+    assert!(started.elapsed() < bound * 2, "{:?}", started.elapsed());
 }

@@ -353,3 +353,97 @@ async fn a_collector_that_is_away_for_ten_minutes_is_ten_lines_in_the_log() {
         1
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_an_exporter_held_that_ended_in_a_panic_is_counted_as_lost() {
+    /// Breaks at the first request.
+    struct Broken;
+    impl Transport for Broken {
+        type Request = ();
+
+        fn encode(&self, _: Vec<SpanData>) {}
+
+        async fn send(&self, (): &()) -> Answer {
+            panic!("a bug");
+        }
+    }
+    let running = Running::start([]);
+    let shared = Arc::clone(&running.shared);
+    running.push(25);
+    running.worker.abort();
+    let (batching, to) = (
+        BatchSettings::read(&crate::Env::default()).unwrap(),
+        ReportTo::default(),
+    );
+    let batching = BatchSettings {
+        max_batch_size: 10,
+        ..batching
+    };
+    let reporter = Reporter::new("http://otel:4317".into(), &http::HeaderMap::new(), to);
+    let timeout = Duration::from_secs(10);
+    let worker = Worker::new(
+        Arc::clone(&shared),
+        batching,
+        timeout,
+        Some(Broken),
+        false,
+        reporter,
+    );
+    assert!(tokio::spawn(worker.run()).await.is_err());
+    let stats = shared.stats.read(shared.queue.len());
+    assert_eq!((stats.dropped(DropReason::Shutdown), stats.waiting()), (25, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_without_an_answer_is_reported_with_the_time_that_it_was_waited_for() {
+    struct Silent;
+    impl Transport for Silent {
+        type Request = ();
+
+        fn encode(&self, _: Vec<SpanData>) {}
+
+        async fn send(&self, (): &()) -> Answer {
+            std::future::pending().await
+        }
+    }
+    let running = Running::start([]);
+    running.worker.abort();
+    let shared = Arc::clone(&running.shared);
+    running.push(1);
+    let batching = BatchSettings {
+        schedule_delay: Duration::from_millis(1),
+        export_timeout: Duration::from_secs(3),
+        ..BatchSettings::read(&crate::Env::default()).unwrap()
+    };
+    let (headers, to) = (http::HeaderMap::new(), ReportTo::default());
+    let reporter = Reporter::new("http://otel:4317".into(), &headers, to);
+    let timeout = Duration::from_secs(10);
+    let worker = Worker::new(
+        Arc::clone(&shared),
+        batching,
+        timeout,
+        Some(Silent),
+        false,
+        reporter,
+    );
+    tokio::spawn(worker.run());
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let detail = shared.stats.last_failure().unwrap();
+    assert!(detail.starts_with("no answer within 3"), "{detail}");
+}
+
+#[test]
+fn a_loss_is_explained_by_its_own_reason() {
+    let stats = Stats::new(TelemetryMetrics::register(&Metrics::new()));
+    let before = stats.read(0);
+    stats.dropped(DropReason::QueueFull, 2);
+    let full = stats.read(0);
+    stats.dropped(DropReason::TooLarge, 1);
+    let too_large = stats.read(0);
+    let why = |before, now| crate::otlp::report::why(before, now);
+    assert_eq!(why(&before, &full), "more spans ended than the queue holds");
+    assert_eq!(
+        why(&full, &too_large),
+        "a span was larger than a collector takes in one request"
+    );
+}
