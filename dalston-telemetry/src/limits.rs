@@ -1,13 +1,16 @@
-//! The limits of a span: `OTEL_*_LIMIT`.
+//! What holds for every span that ends: no secrets in it, and no more of it than `OTEL_*_LIMIT` allow.
 
-use std::time::Duration;
+use std::borrow::Cow;
+use std::time::{Duration, Instant};
 
-use opentelemetry::{Array, Context, KeyValue, Value};
+use opentelemetry::trace::Status;
+use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanLimits, SpanProcessor};
 
 use crate::env::{Env, EnvError};
+use crate::redact;
 
 #[derive(Debug)]
 pub(crate) struct Limits {
@@ -59,7 +62,7 @@ impl Limits {
     }
 }
 
-/// All processors of a provider, behind the limit on the length of texts.
+/// All processors of a provider, behind the mask over secrets and the limit on the length of texts.
 #[derive(Debug)]
 pub(crate) struct Processors {
     pub(crate) all: Vec<Box<dyn SpanProcessor>>,
@@ -74,6 +77,8 @@ impl SpanProcessor for Processors {
     }
 
     fn on_end(&self, mut span: SpanData) {
+        // First, because half of a secret may not look like one.
+        mask_all(&mut span);
         if let Some(limit) = self.value_length {
             shorten_all(&mut span, limit);
         }
@@ -93,15 +98,50 @@ impl SpanProcessor for Processors {
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        // One after the other, and all of them together have this long.
+        let started = Instant::now();
         self.all
             .iter()
-            .map(|processor| processor.shutdown_with_timeout(timeout))
+            .map(|processor| processor.shutdown_with_timeout(timeout.saturating_sub(started.elapsed())))
             .fold(Ok(()), OTelSdkResult::and)
     }
 
     fn set_resource(&mut self, resource: &Resource) {
         for processor in &mut self.all {
             processor.set_resource(resource);
+        }
+    }
+}
+
+fn mask_all(span: &mut SpanData) {
+    mask(&mut span.attributes);
+    for event in &mut span.events.events {
+        mask(&mut event.attributes);
+    }
+    for link in &mut span.links.links {
+        mask(&mut link.attributes);
+    }
+    if let Status::Error { description } = &mut span.status
+        && let Cow::Owned(masked) = redact::text(description)
+    {
+        *description = masked.into();
+    }
+}
+
+fn mask(attributes: &mut [KeyValue]) {
+    for attribute in attributes {
+        let texts = match &mut attribute.value {
+            Value::String(text) => std::slice::from_mut(text),
+            Value::Array(Array::String(texts)) => texts.as_mut_slice(),
+            _ => continue,
+        };
+        let is_secret = redact::is_secret_name(attribute.key.as_str());
+        for text in texts {
+            if is_secret {
+                *text = StringValue::from(redact::MASK);
+            } else if let Cow::Owned(masked) = redact::text(text.as_str()) {
+                *text = masked.into();
+            }
         }
     }
 }

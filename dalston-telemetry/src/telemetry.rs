@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use opentelemetry::trace::{Link, Span as _, SpanBuilder, SpanContext, SpanKind, Tracer as _};
 use opentelemetry::{Context, KeyValue};
@@ -31,6 +31,9 @@ pub struct Telemetry {
 
 impl Telemetry {
     /// Starts to configure telemetry for a service: `gateway`, `orchestrator`, `engine-faster-whisper`.
+    ///
+    /// `OTEL_SERVICE_NAME`, or `service.name` in `OTEL_RESOURCE_ATTRIBUTES`, gives it another name: in spans, log lines
+    /// and `dalston_build_info`.
     pub fn builder(service: impl Into<String>) -> TelemetryBuilder {
         TelemetryBuilder::new(service.into())
     }
@@ -109,12 +112,13 @@ impl Telemetry {
     ///
     /// When time was up before everything was sent, or when spans were lost since the last flush.
     pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
+        let started = Instant::now();
         let result = match self.pipeline() {
             Some(pipeline) => pipeline.shutdown(self.shutdown_timeout).await,
             None => Ok(()),
         };
-        // The exporter has ended, so this does not wait for anything.
-        self.end().and(result)
+        // The exporter has ended, so only the program's own processors can take time here.
+        self.end(started).and(result)
     }
 
     /// [`shutdown`](Self::shutdown) for code without a runtime; blocks for at most the same time.
@@ -123,20 +127,25 @@ impl Telemetry {
     ///
     /// As [`shutdown`](Self::shutdown).
     pub fn shutdown_blocking(mut self) -> Result<(), ShutdownError> {
-        self.end()
+        self.end(Instant::now())
     }
 
-    fn end(&mut self) -> Result<(), ShutdownError> {
+    /// Ends everything; the time for that has been running since `started`.
+    fn end(&mut self, started: Instant) -> Result<(), ShutdownError> {
         self.ended = true;
         let result = match self.pipeline() {
-            Some(pipeline) => pipeline.shutdown_blocking(self.shutdown_timeout),
+            Some(pipeline) => pipeline.shutdown_blocking(self.time_left(started)),
             None => Ok(()),
         };
         if let Some(tracing) = self.tracing() {
             // For the processors that are not ours; what ours would say is in `result`.
-            let _ = tracing.provider.shutdown_with_timeout(self.shutdown_timeout);
+            let _ = tracing.provider.shutdown_with_timeout(self.time_left(started));
         }
         result
+    }
+
+    fn time_left(&self, started: Instant) -> Duration {
+        self.shutdown_timeout.saturating_sub(started.elapsed())
     }
 
     fn pipeline(&self) -> Option<&Pipeline> {
@@ -147,7 +156,7 @@ impl Telemetry {
 impl Drop for Telemetry {
     fn drop(&mut self) {
         if !self.ended
-            && let Err(error) = self.end()
+            && let Err(error) = self.end(Instant::now())
         {
             tracing::warn!(target: REPORTS, %error, "telemetry did not end well");
         }
