@@ -17,7 +17,7 @@ use crate::error::InitError;
 use crate::format::{LogFormat, LogLayer, LogSettings, LogWriter, SpanFields};
 use crate::limits::{Limits, Processors};
 use crate::metrics::{self, Metrics, TelemetryMetrics};
-use crate::otlp::{BatchSettings, Exporters, OtlpConfig, OtlpSettings, Pipeline};
+use crate::otlp::{BatchSettings, Exporters, NO_LIMIT, OtlpConfig, OtlpSettings, Pipeline};
 use crate::propagate::Propagator;
 use crate::telemetry::{Telemetry, Tracing};
 use crate::{resource, sampler};
@@ -169,9 +169,10 @@ impl TelemetryBuilder {
         self
     }
 
-    /// How long [`Telemetry::shutdown`], and dropping [`Telemetry`], may take in total; 5 s by default.
+    /// How long [`Telemetry::shutdown`], and dropping [`Telemetry`], may take in total; 5 s by default, and a
+    /// day at most. The processors of [`span_processor`](Self::span_processor) get what the exporter leaves of it.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
-        self.shutdown_timeout = timeout;
+        self.shutdown_timeout = timeout.min(NO_LIMIT);
         self
     }
 
@@ -241,12 +242,13 @@ impl TelemetryBuilder {
         let span_level = self.span_level;
         let shutdown_timeout = self.shutdown_timeout;
         let metrics = self.metrics.clone();
-        metrics::register_build_info(&metrics, &self.service, &self.service_version());
+        let service = self.service_name(&env);
+        metrics::register_build_info(&metrics, &service, &self.service_version());
         Propagator::from_env(&env)?;
         let logs = match &self.logs {
             Some(writer) => Some(LogSettings::read(
                 &env,
-                &self.service,
+                &service,
                 self.log_format,
                 self.log_level,
                 writer.clone(),
@@ -286,6 +288,21 @@ impl TelemetryBuilder {
             layer,
             Telemetry::new(tracing, metrics, log_filter, shutdown_timeout),
         ))
+    }
+
+    /// The name that spans, log lines and metrics have in common.
+    fn service_name(&self, env: &Env) -> String {
+        let explicit = self
+            .attributes
+            .iter()
+            .rev()
+            .find(|attribute| attribute.key.as_str() == "service.name");
+        match explicit {
+            Some(attribute) => attribute.value.to_string(),
+            // A wrong variable is an error where the resource is made; without tracing there is none, and a line
+            // with the program's own name says enough.
+            None => resource::service_name(env, &self.service).unwrap_or_else(|_| self.service.clone()),
+        }
     }
 
     fn service_version(&self) -> String {

@@ -43,7 +43,7 @@ pub(crate) fn service_name(env: &Env, from_code: &str) -> Result<String, EnvErro
     let from_attributes = attributes(env)?
         .into_iter()
         .rev()
-        .find(|(key, _)| key == names::SERVICE_NAME);
+        .find(|(key, value)| key == names::SERVICE_NAME && !value.trim().is_empty());
     Ok(from_attributes.map_or_else(|| from_code.to_owned(), |(_, value)| value))
 }
 
@@ -204,7 +204,13 @@ mod tests {
             ("OTEL_RESOURCE_ATTRIBUTES", "service.name=listed,a=b"),
         ]);
         let listed = env(&[("OTEL_RESOURCE_ATTRIBUTES", "service.name=listed,a=b")]);
-        for (env, expected) in [(both, "own"), (listed, "listed"), (env(&[]), "code")] {
+        let empty = env(&[("OTEL_RESOURCE_ATTRIBUTES", "service.name=,a=b")]);
+        for (env, expected) in [
+            (both, "own"),
+            (listed, "listed"),
+            (empty, "code"),
+            (env(&[]), "code"),
+        ] {
             assert_eq!(service_name(&env, "code").as_deref(), Ok(expected));
             assert_eq!(
                 text(&build(&env, "code", &[]).unwrap(), "service.name").as_deref(),

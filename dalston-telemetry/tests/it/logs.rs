@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use dalston_telemetry::context::{LogContext, WithLogContext};
-use dalston_telemetry::opentelemetry::trace::TraceContextExt as _;
+use dalston_telemetry::opentelemetry::trace::{Status, TraceContextExt as _};
+use dalston_telemetry::opentelemetry::{self, Array, KeyValue};
 use dalston_telemetry::{Env, LogBuffer, LogWriter, SpanCollector, Telemetry, propagate};
 use serde_json::Value;
 use tracing::dispatcher::with_default;
@@ -191,4 +192,57 @@ fn wrong_settings_are_errors_that_name_them() {
     assert!(start("DALSTON_LOG_FORMAT", "xml").starts_with("DALSTON_LOG_FORMAT is \"xml\""));
     assert!(start("LOG_LEVEL", "inof").starts_with("LOG_LEVEL is \"inof\""));
     assert!(start("RUST_LOG", "a=b").contains("\"a=b\" is not"));
+}
+
+#[test]
+fn log_lines_and_build_info_carry_the_service_name_of_the_environment() {
+    let cases: [(&[(&str, &str)], &str); 4] = [
+        (&[("OTEL_SERVICE_NAME", "renamed")], "renamed"),
+        (&[("OTEL_RESOURCE_ATTRIBUTES", "service.name=listed")], "listed"),
+        (&[("OTEL_RESOURCE_ATTRIBUTES", "service.name=")], "engine-test"),
+        // Wrong, and of no matter while nothing is traced.
+        (&[("OTEL_RESOURCE_ATTRIBUTES", "nonsense")], "engine-test"),
+    ];
+    for (env, expected) in cases {
+        let service = Service::start(env, false);
+        with_default(&service.dispatch, || info!("started"));
+        assert_eq!(service.lines()[0]["service"], expected, "{env:?}");
+        let metrics = service.telemetry.metrics().encode();
+        let labels = format!("dalston_build_info{{service=\"{expected}\",");
+        assert!(metrics.contains(&labels), "{metrics}");
+    }
+}
+
+#[test]
+fn recorded_spans_hold_no_secrets() {
+    let service = Service::start(&[("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "24")], true);
+    with_default(&service.dispatch, || {
+        let span = info_span!(
+            "work",
+            url = "redis://user:hunter2@cache:6379/0/and/a/long/path",
+            api_key = "hunter2",
+            plain = "nothing to hide",
+        );
+        span.add_link_with_attributes(
+            propagate::extract_map(&carrier()).span().span_context().clone(),
+            vec![KeyValue::new("authorization", "Bearer hunter2")],
+        );
+        span.set_status(Status::error("GET /?token=hunter2 failed"));
+        span.in_scope(|| info!(url = "http://a:hunter2@b/", "asked"));
+        span.set_attribute(
+            "urls",
+            opentelemetry::Value::Array(Array::String(vec!["http://a:hunter2@b/".into(), "c".into()])),
+        );
+    });
+    let span = &service.spans.spans()[0];
+    let text = format!("{span:?}");
+    assert!(!text.contains("hunter2"), "{text}");
+    for kept in [
+        "redis://***@cache:6379/0",
+        "nothing to hide",
+        "http://***@b/",
+        "/?token=*** failed",
+    ] {
+        assert!(text.contains(kept), "{kept} is not in {text}");
+    }
 }
