@@ -447,3 +447,25 @@ fn a_loss_is_explained_by_its_own_reason() {
         "a span was larger than a collector takes in one request"
     );
 }
+
+#[test]
+fn no_span_slips_into_a_queue_that_is_being_closed() {
+    for _ in 0..50 {
+        let queue = Queue::new(100_000, 100_000);
+        let stats = Stats::new(TelemetryMetrics::register(&Metrics::new()));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while stats.read(0).dropped_total() == 0 {
+                        queue.push(span(0), &stats);
+                    }
+                });
+            }
+            queue.close();
+            let mut last = VecDeque::new();
+            queue.exchange(&mut last);
+            queue.release(last.len(), last.iter().map(queue::size).sum());
+        });
+        assert_eq!(queue.len(), 0);
+    }
+}
