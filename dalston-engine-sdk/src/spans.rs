@@ -11,7 +11,7 @@
 //! ```
 
 use dalston_telemetry::names::{attr, event, span};
-use dalston_telemetry::opentelemetry::trace::Status;
+use dalston_telemetry::opentelemetry::trace::{Status, TraceContextExt};
 use dalston_telemetry::opentelemetry::{Context, KeyValue};
 use dalston_telemetry::{TelemetryHandle, TimedSpan, propagate};
 use tracing::{Span, info_span};
@@ -53,6 +53,15 @@ impl TaskSpans {
     /// The span around all of the task.
     pub(crate) fn task(&self) -> &Span {
         &self.task
+    }
+
+    /// Ends the span around the task, and with that exports it.
+    ///
+    /// It would end by itself when its last handle is gone, but an engine that does not return keeps one.
+    pub(crate) fn end(&self) {
+        if !self.task.is_disabled() {
+            self.task.context().span().end();
+        }
     }
 
     /// The JSON that carries the context on, in events. With tracing off the producer's context passes through.

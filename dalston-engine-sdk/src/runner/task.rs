@@ -92,6 +92,7 @@ pub(super) async fn handle(worker: Arc<Worker>, delivery: Delivery, turn: Turn) 
             never = keep(&*worker.broker, claim, attempt.deadline, &attempt.stop, &worker.drain) => match never {},
         }
         drop(stop_the_engine);
+        attempt.spans.end();
     };
     work.instrument(span).with_log_context(log).await;
 }
@@ -223,10 +224,11 @@ impl<'a> Attempt<'a> {
             Ok(Ownership::Lost) => return self.lost(),
             Err(_) => return self.hand_back().await,
         }
-        let result = match ignorance {
-            Some(error) => Err(error),
-            None => self.work(turn).await,
-        };
+        // What makes a task hopeless says more than a reason to stop that came up meanwhile.
+        if let Err(error) = ignorance.map_or_else(|| self.refuse_hopeless(), Err) {
+            return self.failed(error).await;
+        }
+        let result = self.work(turn).await;
         // An engine that is told to stop may fail in any way; the reason that it was told is the truth.
         let result = match self.stop.reason() {
             Some(reason) => result.map_err(|_| reason.into_error()),
@@ -241,7 +243,6 @@ impl<'a> Attempt<'a> {
     }
 
     async fn work(&self, turn: Turn) -> Result<(Done, Vec<crate::protocol::ArtifactReference>), TaskError> {
-        self.refuse_hopeless()?;
         let prepared = self.before_inference(self.download()).await??;
         let lease = self
             .before_inference(self.worker.pool.acquire(&prepared.info.model))

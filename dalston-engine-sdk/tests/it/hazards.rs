@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dalston_engine_sdk::broker::{
     Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, MemoryBroker, Outcome, Ownership,
+    QueuedTask, TaskMetadata,
 };
 use dalston_engine_sdk::protocol::Timestamp;
 use dalston_engine_sdk::{CancelReason, RunError, TaskError};
@@ -211,6 +212,12 @@ async fn a_call_that_ignores_its_deadline_fails_its_task_on_time_and_the_next_ta
             1,
             "the stuck task is acknowledged, the next one waits"
         );
+        // Its span is there although the call may never return.
+        let span = rig.telemetry.span("engine.test-asr.process");
+        assert_eq!(
+            span.attribute("error.type").unwrap().to_string(),
+            "deadline_exceeded"
+        );
         // The thread gets a little longer to come back by itself.
         pass(Duration::from_secs(11)).await;
         assert_eq!(told.recv().await.unwrap(), "next");
@@ -384,9 +391,10 @@ async fn a_worker_that_loses_its_lease_stops_and_says_nothing_more_about_the_tas
     let _time = HeldTime::new();
     // Renewals come every 20 s; this lease ends before the first.
     let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(10), 100));
-    let broker = LeaseEndsEarly {
+    let broker = AwkwardBroker {
         broker: rig.broker.clone(),
         given: AtomicBool::new(false),
+        announcing: Duration::ZERO,
     };
     let (tell, mut told) = begun();
     let reasons = Arc::new(Mutex::new(Vec::new()));
@@ -484,6 +492,31 @@ async fn a_task_that_outlived_its_workers_too_often_is_failed_with_an_error_that
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_makes_a_task_hopeless_is_reported_even_if_its_deadline_passes_meanwhile() {
+    for (name, stage, expected) in [
+        ("../up", "transcribe", "invalid_id"),
+        ("t1", "Trans cribe!", "invalid_stage"),
+    ] {
+        let rig = Rig::new();
+        let mut metadata = TaskMetadata::new("transcribe");
+        metadata.stage = stage.to_owned();
+        let past: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let task = QueuedTask::new("test-asr", name, "job").timeout_at(past);
+        rig.broker.enqueue(task.metadata(metadata)).unwrap();
+        let broker = AwkwardBroker {
+            broker: rig.broker.clone(),
+            given: AtomicBool::new(false),
+            announcing: Duration::from_secs(1),
+        };
+        let builder = rig
+            .runner(Closures::new(|_, _| panic!("processed")))
+            .broker(broker);
+        let (outcome, _) = rig.run(builder, rig.outcome(name)).await;
+        assert_eq!(outcome.unwrap_err().0, expected);
+    }
+}
+
 #[tokio::test]
 async fn an_engine_stops_when_the_whole_worker_is_dropped() {
     let rig = Rig::new();
@@ -504,15 +537,17 @@ async fn an_engine_stops_when_the_whole_worker_is_dropped() {
     assert_eq!(told.recv().await.unwrap(), "stopped");
 }
 
-/// A broker that grants shorter leases than it says, so that its worker renews too late, and that gives it one task only.
+/// A broker that grants shorter leases than it says, so that its worker renews too late, that gives it one task only, and
+/// that takes its time to announce it.
 #[derive(Debug)]
-struct LeaseEndsEarly {
+struct AwkwardBroker {
     broker: MemoryBroker,
     given: AtomicBool,
+    announcing: Duration,
 }
 
 #[async_trait]
-impl Broker for LeaseEndsEarly {
+impl Broker for AwkwardBroker {
     fn system(&self) -> &'static str {
         self.broker.system()
     }
@@ -535,6 +570,9 @@ impl Broker for LeaseEndsEarly {
     }
 
     async fn started(&self, claim: &Claim, event: &EventContext) -> Result<Ownership, BrokerError> {
+        if !self.announcing.is_zero() {
+            tokio::time::sleep(self.announcing).await;
+        }
         self.broker.started(claim, event).await
     }
 
