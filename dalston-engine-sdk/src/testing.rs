@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use crate::config::RunnerConfig;
 use crate::engine::Engine;
-use crate::error::RunError;
+use crate::error::{RunError, chain};
 use crate::local::{LocalOutcome, LocalPlatform, LocalTask};
 use crate::options::EngineOptions;
 use crate::protocol::TaskResponseData;
@@ -191,12 +191,22 @@ impl<E: Engine> EngineHarness<E> {
         let until = async move {
             let _ = stopped.wait_for(|stopped| *stopped).await;
         };
-        let running = tokio::spawn(telemetry.attach(runner.run_until(until)));
+        let (end, ended) = watch::channel(None);
+        let working = async move {
+            let result = runner.run_until(until).await;
+            end.send_replace(Some(match &result {
+                Ok(()) => "it was told to stop".to_owned(),
+                Err(error) => chain(error),
+            }));
+            result
+        };
+        let running = tokio::spawn(telemetry.attach(working));
         Worker {
             platform,
             telemetry,
             stop,
             running,
+            ended,
             default_task: self.task,
             _files: self.files,
         }
@@ -219,6 +229,8 @@ pub struct Worker {
     telemetry: TestTelemetry,
     stop: watch::Sender<bool>,
     running: JoinHandle<Result<(), RunError>>,
+    /// Why the runner ended, once it has.
+    ended: watch::Receiver<Option<String>>,
     default_task: LocalTask,
     /// Kept for as long as tasks may read them.
     _files: Files,
@@ -243,6 +255,12 @@ impl Worker {
             Ok(task_id) => task_id,
             Err(error) => panic!("the task can't be queued: {error}"),
         };
+        tokio::select! {
+            // An outcome counts even if the runner has ended since.
+            biased;
+            _ = self.platform.broker().wait_for_outcome(&task_id) => {}
+            why = self.ended() => panic!("the runner stopped before the task was done: {why}"),
+        }
         let outcome = match self.platform.outcome(&task_id).await {
             Ok(outcome) => outcome,
             Err(error) => panic!("the task's answer can't be read: {error}"),
@@ -255,6 +273,15 @@ impl Worker {
             spans: self.telemetry.collector().trace(trace_id),
             before,
             after,
+        }
+    }
+
+    /// Waits until the runner has ended, and says why it did.
+    async fn ended(&self) -> String {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => "it panicked".to_owned(),
         }
     }
 
@@ -567,6 +594,22 @@ mod tests {
         assert_eq!(cold.moved("dalston_engine_model_load_seconds_count"), 1.0);
         assert_eq!(warm.moved("dalston_engine_model_load_seconds_count"), 0.0);
         worker.stop().await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "the runner stopped before the task was done: it was told to stop")]
+    async fn a_task_whose_runner_has_stopped_is_not_waited_for() {
+        let worker = EngineHarness::new(Sizer).start();
+        worker.stop.send_replace(true);
+        let _ = tokio::time::timeout(Duration::from_secs(20), worker.run(worker.task())).await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "the runner stopped before the task was done: it panicked")]
+    async fn a_task_whose_runner_is_gone_is_not_waited_for() {
+        let worker = EngineHarness::new(Sizer).start();
+        worker.running.abort();
+        let _ = tokio::time::timeout(Duration::from_secs(20), worker.run(worker.task())).await;
     }
 
     #[test]
