@@ -5,6 +5,7 @@
 //! and reports events, as it does in a deployment.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dalston_telemetry::opentelemetry::Context;
 use dalston_telemetry::propagate;
@@ -20,6 +21,12 @@ use crate::protocol::{
 };
 use crate::stage::{Stage, StageName};
 use crate::store::{Store, StoreError, key};
+
+/// There is no peer that a task could be lost to, and a process that was stopped for a while, with Ctrl-Z or by a laptop that
+/// sleeps, must not begin again.
+const LEASE: Duration = Duration::from_secs(24 * 3600);
+/// How many tasks may be queued at a time.
+const CAPACITY: usize = 10_000;
 
 /// Queue and storage of one engine in this process. Clones share them.
 ///
@@ -49,7 +56,7 @@ impl LocalPlatform {
     #[must_use]
     pub fn for_engine(info: &EngineInfo) -> Self {
         Self {
-            broker: MemoryBroker::new(),
+            broker: MemoryBroker::with(LEASE, CAPACITY),
             store: Store::memory().with_local_files(),
             engine_id: info.id.clone(),
             stage: info.stages.first().cloned().unwrap_or(Stage::Transcribe),
@@ -296,7 +303,7 @@ fn locator(path: &Path) -> Result<String, SubmitError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::{Broker, Consumer, Lookup};
+    use crate::broker::{Broker, Consumer, Lookup, Ownership};
 
     #[tokio::test]
     async fn a_file_becomes_a_task_that_an_engine_can_read() {
@@ -313,7 +320,7 @@ mod tests {
         };
         let delivery = platform
             .broker()
-            .receive(&consumer, std::time::Duration::ZERO)
+            .receive(&consumer, Duration::ZERO)
             .await
             .unwrap()
             .unwrap();
@@ -335,6 +342,30 @@ mod tests {
             artifact.storage_locator,
             "file:///tmp/a%20talk%20%E2%80%93%20%231.wav"
         );
+    }
+
+    #[tokio::test]
+    async fn a_task_survives_hours_in_which_the_process_was_stopped() {
+        tokio::time::pause();
+        let platform = LocalPlatform::for_engine(&EngineInfo::new("my-asr", "1.0.0"));
+        platform.submit(LocalTask::new()).await.unwrap();
+        let consumer = Consumer {
+            engine_id: "my-asr".to_owned(),
+            instance: "i".to_owned(),
+        };
+        let receive = async || {
+            platform
+                .broker()
+                .receive(&consumer, Duration::ZERO)
+                .await
+                .unwrap()
+        };
+        let delivery = receive().await.unwrap();
+        // Nothing renews the lease meanwhile.
+        tokio::time::advance(Duration::from_secs(12 * 3600)).await;
+        assert!(receive().await.is_none(), "the task was delivered again");
+        let renewed = platform.broker().renew(&delivery.claim).await.unwrap();
+        assert_eq!(renewed, Ownership::Held);
     }
 
     #[test]
