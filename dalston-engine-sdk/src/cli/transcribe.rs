@@ -327,8 +327,11 @@ impl Printer<'_> {
 
 /// One line that names the file once, as the person named it.
 fn failure_line(file: &Path, error: &str) -> String {
-    let given = file.display().to_string();
-    let mut error = error.replace(['\n', '\r'], " ");
+    let given = match file.display().to_string() {
+        empty if empty.is_empty() => "\"\"".to_owned(),
+        given => given,
+    };
+    let error = error.replace(['\n', '\r'], " ");
     // The runner knows the file by its locator, in which `..` has been resolved.
     let known = std::path::absolute(file).ok().and_then(|path| {
         Url::parse(Url::from_file_path(path).ok()?.as_str())
@@ -336,13 +339,10 @@ fn failure_line(file: &Path, error: &str) -> String {
             .to_file_path()
             .ok()
     });
-    if let Some(known) = known {
-        error = error.replace(&known.display().to_string(), &given);
-    }
-    if error.contains(&given) {
-        error
-    } else {
-        format!("{given}: {error}")
+    // Names are as short as `a` or `file`, so what is looked for is the whole path.
+    match known.map(|path| path.display().to_string()) {
+        Some(known) if error.contains(&known) => error.replace(&known, &given),
+        _ => format!("{given}: {error}"),
     }
 }
 
@@ -531,6 +531,17 @@ mod tests {
             failure_line(above, &format!("{} is empty", parent.display())),
             "../talks/one.wav is empty"
         );
+    }
+
+    #[test]
+    fn a_failure_names_the_file_even_if_its_words_happen_to_contain_the_name() {
+        for (file, line) in [
+            ("a", "a: is a directory, not a file"),
+            ("file", "file: is a directory, not a file"),
+            ("", "\"\": is a directory, not a file"),
+        ] {
+            assert_eq!(failure_line(Path::new(file), "is a directory, not a file"), line);
+        }
     }
 
     #[test]
