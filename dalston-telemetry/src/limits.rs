@@ -117,6 +117,10 @@ fn mask_all(span: &mut SpanData) {
     mask(&mut span.attributes);
     for event in &mut span.events.events {
         mask(&mut event.attributes);
+        // The message of a log event becomes the name of the span's event.
+        if let Cow::Owned(masked) = redact::text(&event.name) {
+            event.name = masked.into();
+        }
     }
     for link in &mut span.links.links {
         mask(&mut link.attributes);

@@ -228,7 +228,7 @@ fn recorded_spans_hold_no_secrets() {
             vec![KeyValue::new("authorization", "Bearer hunter2")],
         );
         span.set_status(Status::error("GET /?token=hunter2 failed"));
-        span.in_scope(|| info!(url = "http://a:hunter2@b/", "asked"));
+        span.in_scope(|| info!(url = "http://a:hunter2@b/", "asked http://c:hunter2@d/"));
         span.set_attribute(
             "urls",
             opentelemetry::Value::Array(Array::String(vec!["http://a:hunter2@b/".into(), "c".into()])),
