@@ -14,6 +14,10 @@ pub use self::deployment::DeploymentConfig;
 use crate::engine::ModelId;
 use crate::options::EngineOptions;
 
+/// More inference threads than any machine has use for.
+pub(crate) const MAX_SLOTS: usize = 1024;
+pub(crate) const SLOTS_ACCEPTED: &str = "a whole number from 1 to 1024";
+
 /// The settings of a worker that do not depend on where its tasks come from.
 ///
 /// | Field | Variable | Default |
@@ -51,11 +55,11 @@ pub struct RunnerConfig {
     pub engine_id: Option<String>,
     /// What makes the name of this process unique: the first 12 characters count. It should be new for every start.
     pub instance_suffix: Option<String>,
-    /// How many inference threads there are, each with models of its own.
+    /// How many inference threads there are, each with models of its own: 1 to 1024.
     pub slots: usize,
     /// What the engine gets to see when it loads a model.
     pub options: EngineOptions,
-    /// Models to load before the first task is taken.
+    /// Models to load before the first task is taken. The unnamed one stands for the default model; the variable says `true`.
     pub preload: Vec<ModelId>,
     /// How many models an inference thread keeps.
     pub max_loaded_models: usize,
@@ -124,9 +128,14 @@ impl RunnerConfig {
         options.model_root = env.get("DALSTON_MODEL_DIR").map(PathBuf::from);
         if let Some(models) = env.get("DALSTON_MODEL_PRELOAD") {
             let models = models.split(',').map(str::trim).filter(|model| !model.is_empty());
-            config.preload = models.map(ModelId::from).collect();
+            config.preload = models
+                .map(|model| match model {
+                    "true" => ModelId::default(),
+                    name => ModelId::from(name),
+                })
+                .collect();
         }
-        set(&mut config.slots, at_least_one(env, "DALSTON_SLOTS")?);
+        set(&mut config.slots, slots(env)?);
         set(
             &mut config.max_loaded_models,
             at_least_one(env, "DALSTON_MAX_LOADED_MODELS")?,
@@ -166,6 +175,18 @@ fn at_least_one<T: FromStr + PartialOrd + From<u8>>(env: &Env, name: &str) -> Re
             Err(EnvError::new(name, env.get(name).unwrap_or_default(), ACCEPTED))
         }
         number => Ok(number),
+    }
+}
+
+fn slots(env: &Env) -> Result<Option<usize>, EnvError> {
+    const NAME: &str = "DALSTON_SLOTS";
+    match env.parse(NAME, SLOTS_ACCEPTED)? {
+        Some(slots) if !(1..=MAX_SLOTS).contains(&slots) => Err(EnvError::new(
+            NAME,
+            env.get(NAME).unwrap_or_default(),
+            SLOTS_ACCEPTED,
+        )),
+        slots => Ok(slots),
     }
 }
 
@@ -236,10 +257,21 @@ mod tests {
     }
 
     #[test]
+    fn preload_may_just_ask_for_the_default_model() {
+        let env = Env::from_pairs([("DALSTON_MODEL_PRELOAD", "true")]);
+        assert_eq!(
+            RunnerConfig::from_env(&env).unwrap().preload,
+            [ModelId::default()]
+        );
+    }
+
+    #[test]
     fn a_wrong_value_is_an_error_that_names_variable_value_and_what_is_accepted() {
         for (name, value, accepted) in [
-            ("DALSTON_SLOTS", "0", "a whole number from 1"),
-            ("DALSTON_SLOTS", "two", "a whole number from 1"),
+            ("DALSTON_SLOTS", "0", SLOTS_ACCEPTED),
+            ("DALSTON_SLOTS", "two", SLOTS_ACCEPTED),
+            ("DALSTON_SLOTS", "1025", SLOTS_ACCEPTED),
+            ("DALSTON_SLOTS", "18446744073709551615", SLOTS_ACCEPTED),
             ("DALSTON_DEVICE", "tpu", "auto, cpu, cuda or cuda:N"),
             (
                 "DALSTON_MODEL_TTL_SECONDS",

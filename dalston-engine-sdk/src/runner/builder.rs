@@ -16,7 +16,7 @@ use super::pool::SlotPool;
 use super::slot::{self, Keeping};
 use super::{Runner, RunnerStatus, UPLOADS_PER_SLOT, Worker};
 use crate::broker::{Broker, Consumer};
-use crate::config::RunnerConfig;
+use crate::config::{MAX_SLOTS, RunnerConfig, SLOTS_ACCEPTED};
 use crate::context::ProgressHook;
 use crate::engine::{Engine, EngineInfo, LoadContext, ModelId};
 use crate::error::BuildError;
@@ -81,7 +81,7 @@ impl<E: Engine> RunnerBuilder<E> {
         self
     }
 
-    /// Sets how many inference threads there are. Default 1.
+    /// Sets how many inference threads there are, 1 to 1024. Default 1.
     pub fn slots(mut self, slots: usize) -> Self {
         self.config.slots = slots;
         self
@@ -176,6 +176,11 @@ impl<E: Engine> RunnerBuilder<E> {
             .clone()
             .or_else(|| info.default_model.clone());
         config.options.model.clone_from(&default_model);
+        if let Some(default) = &default_model {
+            for model in config.preload.iter_mut().filter(|model| model.is_unnamed()) {
+                model.clone_from(default);
+            }
+        }
 
         let registry = metrics.unwrap_or_else(|| telemetry.metrics().clone());
         let mut labels = EngineLabels::new(&*engine_id, stage.to_string());
@@ -271,7 +276,13 @@ fn check_config(config: &RunnerConfig) -> Result<(), BuildError> {
         }),
         _ => Ok(()),
     };
-    at_least_one("slots", config.slots)?;
+    if !(1..=MAX_SLOTS).contains(&config.slots) {
+        return Err(BuildError::Value {
+            what: "slots",
+            value: config.slots.to_string(),
+            accepted: SLOTS_ACCEPTED,
+        });
+    }
     at_least_one("max_loaded_models", config.max_loaded_models)?;
     at_least_one("max_deliveries", config.max_deliveries as usize)
 }

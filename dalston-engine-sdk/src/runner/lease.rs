@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::future::{Future, pending};
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, Claim, Ownership};
@@ -50,6 +50,27 @@ impl Stop {
         tokio::select! {
             biased;
             reason = self.stopped() => Err(reason),
+            output = work => Ok(output),
+        }
+    }
+
+    /// Runs `work` unless nobody wants what comes of it. A worker that shuts down is no such reason, but then `work` gets
+    /// no longer than `grace`.
+    pub(super) async fn unless_unwanted<F: Future>(
+        &self,
+        grace: Duration,
+        work: F,
+    ) -> Result<F::Output, CancelReason> {
+        let unwanted = async {
+            let reason = self.stopped().await;
+            if reason == CancelReason::Shutdown {
+                sleep(grace).await;
+            }
+            reason
+        };
+        tokio::select! {
+            biased;
+            reason = unwanted => Err(reason),
             output = work => Ok(output),
         }
     }

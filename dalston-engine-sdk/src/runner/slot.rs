@@ -134,9 +134,7 @@ pub(super) fn spawn<E: Engine>(
             let _busy = metrics.busy();
             thread.obey(order);
         }
-        for model in thread.models.take_all() {
-            drop_quietly(model);
-        }
+        thread.drop_all();
         drop(alive);
     })?;
     Ok(Handle {
@@ -161,6 +159,15 @@ struct InferenceThread<E: Engine> {
     models: Models<E::Model>,
 }
 
+/// What to do when the memory does not hold one more model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WhenFull {
+    /// Drop the other models, for the sake of tasks.
+    DropOthers,
+    /// Be content with those that are loaded.
+    GiveUp,
+}
+
 impl<E: Engine> InferenceThread<E> {
     fn obey(&mut self, order: Order) {
         match order {
@@ -171,7 +178,7 @@ impl<E: Engine> InferenceThread<E> {
                 done,
             } => {
                 for model in models {
-                    if let Err(error) = scene.play(|| self.ensure_loaded(&model, now)) {
+                    if let Err(error) = scene.play(|| self.ensure_loaded(&model, now, WhenFull::GiveUp)) {
                         scene.play(|| tracing::warn!(%model, error = %error, "model_preload_failed"));
                     }
                 }
@@ -198,7 +205,7 @@ impl<E: Engine> InferenceThread<E> {
         let mut process = None;
         let result = scene.play(|| {
             cx.check_cancelled()?;
-            model = self.ensure_loaded(&cx.info().model, now)?;
+            model = self.ensure_loaded(&cx.info().model, now, WhenFull::DropOthers)?;
             cx.check_cancelled()?;
             self.run_engine(&request, &cx, now, &mut process)
         });
@@ -216,7 +223,12 @@ impl<E: Engine> InferenceThread<E> {
     }
 
     /// Loads the model if it is not here.
-    fn ensure_loaded(&mut self, id: &ModelId, now: Instant) -> Result<ModelUse, TaskError> {
+    fn ensure_loaded(
+        &mut self,
+        id: &ModelId,
+        now: Instant,
+        when_full: WhenFull,
+    ) -> Result<ModelUse, TaskError> {
         let is_nothing = TypeId::of::<E::Model>() == TypeId::of::<()>();
         if self.models.hit(id, now).is_some() {
             return Ok(if is_nothing {
@@ -249,7 +261,11 @@ impl<E: Engine> InferenceThread<E> {
             Err(error) => {
                 let error = error.context(format_args!("loading model {:?}", id.as_str()));
                 spans::record_failure(&span, &error);
-                self.models.load_failed(id.clone(), &error, now);
+                let full = error.kind() == TaskErrorKind::OutOfMemory && when_full == WhenFull::DropOthers;
+                // With more memory than before, the next try is not in vain.
+                if !(full && self.drop_all()) {
+                    self.models.load_failed(id.clone(), &error, now);
+                }
                 Err(error)
             }
         }
@@ -281,11 +297,24 @@ impl<E: Engine> InferenceThread<E> {
         let result = output.and_then(|output| finish_output(output, request, cx));
         if let Err(error) = &result
             && error.spoils_model()
-            && let Some(model) = self.models.remove(id)
         {
-            drop_quietly(model);
+            if error.kind() == TaskErrorKind::OutOfMemory {
+                self.drop_all();
+            } else if let Some(model) = self.models.remove(id) {
+                drop_quietly(model);
+            }
         }
         result
+    }
+
+    /// Frees what memory the models take. Returns whether there were any.
+    fn drop_all(&mut self) -> bool {
+        let models = self.models.take_all();
+        let any = !models.is_empty();
+        for model in models {
+            drop_quietly(model);
+        }
+        any
     }
 }
 

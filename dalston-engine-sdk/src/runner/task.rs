@@ -35,6 +35,9 @@ use crate::task::{TaskInfo, TaskRequest};
 
 /// How long a cancelled engine gets to return before its task is closed without it.
 const CANCEL_GRACE: Duration = Duration::from_secs(1);
+/// How long a result may take to be stored after the worker should have stopped. Together with the grace of the engine it
+/// leaves some of the last seconds for reporting the task, or handing it back.
+const SAVE_GRACE: Duration = Duration::from_millis(1_500);
 /// How long an inference thread may go on after the end of its task before another one takes its place.
 const STUCK_PATIENCE: Duration = Duration::from_secs(10);
 /// Nobody waits longer for one call to the broker.
@@ -249,19 +252,14 @@ impl<'a> Attempt<'a> {
             .await??;
         let mut done = self.infer(lease, prepared).await?;
         // The next task may be read as soon as this one's result is sure to be on its way.
-        let uploading = self
-            .stop
-            .unless(self.worker.uploads.acquire())
-            .await
-            .map_err(CancelReason::into_error)?;
-        drop(turn);
-        let outputs = std::mem::take(&mut done.outputs);
-        let artifacts = self
-            .stop
-            .unless(self.upload(&mut done, outputs))
-            .await
-            .map_err(CancelReason::into_error)??;
-        drop(uploading);
+        let saving = async {
+            let _uploading = self.worker.uploads.acquire().await;
+            drop(turn);
+            let outputs = std::mem::take(&mut done.outputs);
+            self.upload(&mut done, outputs).await
+        };
+        let saved = self.stop.unless_unwanted(SAVE_GRACE, saving).await;
+        let artifacts = saved.map_err(CancelReason::into_error)??;
         Ok((done, artifacts))
     }
 
@@ -489,7 +487,7 @@ impl<'a> Attempt<'a> {
             .take(LONGEST_ERROR)
             .collect();
         tracing::error!(error = text, code = error.code(), "task_failed");
-        let retryable = error.kind() != TaskErrorKind::Permanent;
+        let retryable = !matches!(error.kind(), TaskErrorKind::Permanent | TaskErrorKind::Cancelled);
         let outcome = Outcome::Failed {
             error: text,
             code: error.code(),

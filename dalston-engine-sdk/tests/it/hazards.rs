@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dalston_engine_sdk::broker::{
-    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, MemoryBroker, Outcome, Ownership,
-    QueuedTask, TaskMetadata,
+    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, EventKind, Lookup, MemoryBroker, Outcome,
+    Ownership, QueuedTask, TaskMetadata,
 };
 use dalston_engine_sdk::protocol::Timestamp;
 use dalston_engine_sdk::{CancelReason, RunError, TaskError};
@@ -167,6 +167,48 @@ async fn a_model_that_can_not_be_loaded_fails_its_tasks_and_is_tried_again_later
         broken.store(0, Ordering::SeqCst);
         assert_eq!(outcomes(&rig, &["t4"]).await, [Ok(())]);
         assert_eq!(loads.load(Ordering::SeqCst), 3);
+    };
+    rig.run(rig.runner(engine), act).await.1.unwrap();
+}
+
+#[tokio::test]
+async fn exhausted_memory_costs_all_models_of_the_thread_so_that_the_next_task_finds_room() {
+    let rig = Rig::new();
+    let full = || TaskError::out_of_memory("no room");
+    let loads_of_b = AtomicUsize::new(0);
+    let engine = Closures::new(move |_, cx| match cx.info().task_id.as_str() {
+        "oom" => Err(full()),
+        _ => answer(),
+    })
+    .load(move |model, _| match model.as_str() {
+        "b" if loads_of_b.fetch_add(1, Ordering::SeqCst) == 0 => Err(full()),
+        _ => Ok(()),
+    });
+    let loads = engine.loads();
+    let act = async {
+        for (name, model, expected, loads_after) in [
+            ("t1", "a", Ok(()), 1),
+            (
+                "t2",
+                "b",
+                failed("out_of_memory", "loading model \"b\": no room"),
+                2,
+            ),
+            // At once, and without the model that was in the way.
+            ("t3", "b", Ok(()), 3),
+            ("t4", "a", Ok(()), 4),
+            ("t5", "b", Ok(()), 4),
+            ("oom", "b", failed("out_of_memory", "no room"), 4),
+            ("t6", "a", Ok(()), 5),
+        ] {
+            rig.submit_with(name, |_, metadata, task| {
+                metadata.model = Some(model.to_owned());
+                task
+            })
+            .await;
+            assert_eq!(rig.outcome(name).await.map(|_| ()), expected, "{name}");
+            assert_eq!(loads.load(Ordering::SeqCst), loads_after, "loads after {name}");
+        }
     };
     rig.run(rig.runner(engine), act).await.1.unwrap();
 }
@@ -381,6 +423,11 @@ async fn a_cancelled_job_reaches_the_engine_within_a_second_and_fails_its_task()
             rig.outcome("t1").await.map(|_| ()),
             failed("cancelled", "the task was cancelled")
         );
+        let retryable = rig.broker.events().iter().find_map(|event| match &event.kind {
+            EventKind::Failed { retryable, .. } => Some(*retryable),
+            _ => None,
+        });
+        assert_eq!(retryable, Some(false), "nobody wants it any more");
         assert_eq!(outcomes(&rig, &["t2"]).await, [Ok(())]);
     };
     rig.run(rig.runner(engine), act).await.1.unwrap();

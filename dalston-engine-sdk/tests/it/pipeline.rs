@@ -291,7 +291,10 @@ async fn a_preloaded_model_is_there_before_the_first_task_is_taken() {
         go_on.open();
         rig.outcome("t1").await.unwrap();
     };
-    rig.run(rig.runner(engine).preload("tiny"), act).await.1.unwrap();
+    rig.run(rig.runner(engine).preload(ModelId::default()), act)
+        .await
+        .1
+        .unwrap();
     assert_eq!(loads.load(Ordering::SeqCst), 1);
     let load = rig.telemetry.span("engine.model_load");
     assert_ne!(load.trace_id, rig.telemetry.span("engine.process").trace_id);
@@ -386,6 +389,35 @@ async fn a_task_that_does_not_end_in_the_time_for_draining_is_told_to_stop_and_h
 }
 
 #[tokio::test]
+async fn a_task_that_ends_when_the_worker_tells_it_to_stop_keeps_its_result() {
+    let _time = HeldTime::new();
+    let rig = Rig::new();
+    let (tell, mut told) = unbounded_channel();
+    let engine = Closures::new(move |_, cx| {
+        tell.send(()).unwrap();
+        while cx.check_cancelled().is_ok() {
+            std::thread::yield_now();
+        }
+        answer()
+    });
+    rig.submit("t1").await;
+    let builder = rig.runner(engine).drain_timeout(Duration::from_secs(20));
+    let ((), run) = rig
+        .run(builder, async {
+            told.recv().await.unwrap();
+            tokio::spawn(async {
+                settle().await;
+                pass(Duration::from_secs(21)).await;
+            });
+        })
+        .await;
+    run.unwrap();
+    assert_eq!(rig.events(), ["t1 started", "t1 completed"]);
+    assert_eq!(rig.response("t1").await, json!({"text": "hello"}));
+    assert_eq!((rig.broker.held(), rig.broker.waiting()), (0, 0));
+}
+
+#[tokio::test]
 async fn a_worker_without_tasks_stops_at_once() {
     let rig = Rig::with_broker(MemoryBroker::new());
     let ((), run) = rig
@@ -402,7 +434,11 @@ fn a_runner_that_makes_no_sense_is_refused_with_a_reason() {
         |builder: dalston_engine_sdk::RunnerBuilder<Closures>| builder.build().unwrap_err().to_string();
     assert_eq!(
         refused(rig.runner(engine()).slots(0)),
-        "slots is 0: expected a whole number from 1"
+        "slots is 0: expected a whole number from 1 to 1024"
+    );
+    assert_eq!(
+        refused(rig.runner(engine()).slots(usize::MAX)),
+        format!("slots is {}: expected a whole number from 1 to 1024", usize::MAX)
     );
     let nowhere = dalston_engine_sdk::Runner::builder(engine());
     assert_eq!(
