@@ -52,6 +52,14 @@ struct Slot {
     loaded: Vec<ModelId>,
 }
 
+impl Slot {
+    /// Begins the idle time of models that were in use.
+    fn touch(&self, models: Vec<ModelId>) {
+        let now = Instant::now();
+        let _ = self.thread.orders.send(Order::Touch { models, now });
+    }
+}
+
 impl SlotPool {
     pub(super) fn new(spawn: Box<SpawnThread>, max_stuck: usize) -> Self {
         Self {
@@ -86,11 +94,13 @@ impl SlotPool {
             });
             loaded = ready.await.unwrap_or_default();
         }
-        self.make_idle(Slot {
+        let slot = Slot {
             index,
             thread,
             loaded,
-        });
+        };
+        slot.touch(slot.loaded.clone());
+        self.make_idle(slot);
         Ok(())
     }
 
@@ -231,19 +241,23 @@ impl SlotLease {
     /// Sends the task to the thread.
     pub(super) fn process(self, work: impl FnOnce(oneshot::Sender<Answer>) -> Work) -> Running {
         let (sender, answer) = oneshot::channel();
+        let work = work(sender);
+        let model = work.cx.info().model.clone();
         if let Some(slot) = &self.slot {
             // A thread that is gone drops the sender, which is seen where the answer is awaited.
-            let _ = slot.thread.orders.send(Order::Process(Box::new(work(sender))));
+            let _ = slot.thread.orders.send(Order::Process(Box::new(work)));
         }
         Running {
             lease: Some(self),
+            model,
             answer,
         }
     }
 
-    fn give_back(mut self, loaded: Vec<ModelId>) {
+    fn give_back(mut self, used: ModelId, loaded: Vec<ModelId>) {
         if let Some(mut slot) = self.slot.take() {
             slot.loaded = loaded;
+            slot.touch(vec![used]);
             self.pool.make_idle(slot);
         }
     }
@@ -267,6 +281,7 @@ impl Drop for SlotLease {
 /// A task on an inference thread.
 pub(super) struct Running {
     lease: Option<SlotLease>,
+    model: ModelId,
     answer: oneshot::Receiver<Answer>,
 }
 
@@ -276,7 +291,7 @@ impl Running {
         match (&mut self.answer).await {
             Ok(answer) => {
                 if let Some(lease) = self.lease.take() {
-                    lease.give_back(answer.loaded.clone());
+                    lease.give_back(self.model.clone(), answer.loaded.clone());
                 }
                 answer
             }
@@ -305,13 +320,16 @@ impl Running {
         };
         let (pool, closed) = (lease.pool.clone(), lease.pool.shared.closed.clone());
         let Some(slot) = lease.slot.take() else { return };
-        let mut answer = self.answer;
+        let (mut answer, model) = (self.answer, self.model);
         let wait = async move {
             tokio::select! {
                 answer = &mut answer => {
                     drop(files);
                     match answer {
-                        Ok(answer) => pool.make_idle(Slot { loaded: answer.loaded, ..slot }),
+                        Ok(answer) => {
+                            slot.touch(vec![model]);
+                            pool.make_idle(Slot { loaded: answer.loaded, ..slot });
+                        }
                         Err(_) => pool.replace(slot.index),
                     }
                     return;

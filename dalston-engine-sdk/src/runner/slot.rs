@@ -36,6 +36,8 @@ pub(super) enum Order {
     },
     /// Process a task.
     Process(Box<Work>),
+    /// These models were in use until now. The control loop says so, because the time of tasks is not that of the thread.
+    Touch { models: Vec<ModelId>, now: Instant },
     /// Drop the models that nobody has used for long.
     Sweep { now: Instant },
 }
@@ -185,6 +187,11 @@ impl<E: Engine> InferenceThread<E> {
                 let _ = done.send(self.models.ids());
             }
             Order::Process(work) => self.process(*work),
+            Order::Touch { models, now } => {
+                for model in models {
+                    self.models.hit(&model, now);
+                }
+            }
             Order::Sweep { now } => {
                 for model in self.models.take_idle(now) {
                     drop_quietly(model);

@@ -269,6 +269,39 @@ async fn a_model_that_nobody_asks_for_is_dropped_on_its_own_thread_after_its_tim
 }
 
 #[tokio::test]
+async fn the_idle_time_of_a_model_begins_when_its_task_ends() {
+    let _time = HeldTime::new();
+    let rig = Rig::new();
+    let (long, go_on) = gate();
+    let (tell, mut told) = unbounded_channel();
+    let engine = Closures::new(move |_, cx| {
+        if cx.info().task_id == "long" {
+            tell.send(()).unwrap();
+            long.wait();
+        }
+        answer()
+    });
+    let loads = engine.loads();
+    let act = async {
+        rig.submit("long").await;
+        told.recv().await.unwrap();
+        for _ in 0..20 {
+            pass(Duration::from_secs(10)).await;
+        }
+        go_on.open();
+        rig.outcome("long").await.unwrap();
+        for _ in 0..9 {
+            pass(Duration::from_secs(10)).await;
+        }
+        rig.submit("next").await;
+        rig.outcome("next").await.unwrap();
+    };
+    let builder = rig.runner(engine).model_ttl(Duration::from_secs(100));
+    rig.run(builder, act).await.1.unwrap();
+    assert_eq!(loads.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn a_preloaded_model_is_there_before_the_first_task_is_taken() {
     let rig = Rig::new();
     let (hold, go_on) = gate();
