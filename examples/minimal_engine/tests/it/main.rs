@@ -1,10 +1,12 @@
 //! The binary of an engine, run as a person or a script would.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -313,10 +315,109 @@ fn ctrl_c_ends_the_work_and_keeps_what_was_printed() {
 }
 
 #[cfg(unix)]
+#[test]
+fn a_worker_logs_to_standard_output_without_being_asked_and_ends_when_it_is_told_to() {
+    let engine = Engine::new();
+    let mut child = engine
+        .command("run")
+        // Nothing listens at this port: the worker starts all the same, and waits for it.
+        .env("REDIS_URL", "redis://127.0.0.1:1")
+        .env("DALSTON_METRICS_PORT", "0")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (tell, lines) = mpsc::channel();
+    let stdout = child.stdout.take().unwrap();
+    let reader = thread::spawn(move || {
+        for line in BufReader::new(stdout).lines() {
+            let _ = tell.send(line.unwrap());
+        }
+    });
+    let process = Guard(child);
+    let starting = wait_for_event(&lines, "engine_loop_starting");
+    assert_eq!(
+        (&starting["level"], &starting["service"]),
+        (&json!("info"), &json!("dalston-engine-word-counter")),
+        "{starting}"
+    );
+    signal(process.0.id(), "TERM");
+    let received = wait_for_event(&lines, "shutdown_signal_received");
+    assert_eq!(received["signal"], "SIGTERM");
+    wait_for_event(&lines, "engine_loop_stopped");
+    let ended = process.end();
+    reader.join().unwrap();
+    assert_eq!(
+        (
+            ended.status.code(),
+            String::from_utf8_lossy(&ended.stderr).as_ref()
+        ),
+        (Some(0), "")
+    );
+}
+
+/// A process that does not outlive its test.
+#[cfg(unix)]
+struct Guard(Child);
+
+#[cfg(unix)]
+impl Guard {
+    /// What the process left behind when it ended by itself.
+    fn end(mut self) -> Output {
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                break status;
+            }
+            assert!(began.elapsed() < PATIENCE, "the process does not end");
+            thread::sleep(Duration::from_millis(10));
+        };
+        let mut stderr = Vec::new();
+        self.0.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
+        Output {
+            status,
+            stdout: Vec::new(),
+            stderr,
+        }
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// For what takes a moment, on a busy machine.
+#[cfg(unix)]
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Every line must be JSON, also those before the one that is looked for.
+#[cfg(unix)]
+fn wait_for_event(lines: &mpsc::Receiver<String>, event: &str) -> Value {
+    loop {
+        let line = lines
+            .recv_timeout(PATIENCE)
+            .unwrap_or_else(|error| panic!("no line about {event}: {error}"));
+        let line: Value = serde_json::from_str(&line).unwrap();
+        if line["event"] == event {
+            return line;
+        }
+    }
+}
+
+#[cfg(unix)]
 fn interrupt(process: u32) {
+    signal(process, "INT");
+}
+
+#[cfg(unix)]
+fn signal(process: u32, name: &str) {
     let sent: ExitStatus = Command::new("sh")
         .arg("-c")
-        .arg(format!("kill -INT {process}"))
+        .arg(format!("kill -{name} {process}"))
         .status()
         .unwrap();
     assert!(sent.success());
