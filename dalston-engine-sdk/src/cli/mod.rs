@@ -57,7 +57,9 @@ use crate::engine::{Check, Engine, EngineInfo, LoadContext};
 ///
 /// Results go to standard output, logs and errors to standard error; `run` has no results and writes its logs to standard
 /// output, as the platform's services do. The exit status is 0 if everything went well,
-/// 1 if something failed, and 2 if the command line or a variable of the environment makes no sense.
+/// 1 if something failed, and 2 if the command line or a variable of the environment makes no sense. Work that a signal cut
+/// short ends with what shells report for it: 130 after Ctrl-C, 143 after `SIGTERM`. For `transcribe` that is the first
+/// signal, for `run` the second, because after the first it drains and ends with 0.
 #[must_use = "the exit status is what main returns"]
 pub fn main<E: Engine>(engine: E) -> ExitCode {
     let env = Env::from_process();

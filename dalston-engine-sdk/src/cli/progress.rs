@@ -1,24 +1,25 @@
 //! How far a long recording is, on a terminal.
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A bar for the file that is being worked on. It appears when a file takes long, and only on a terminal.
+/// A bar for a file that is being worked on. It appears when a file takes long, and only on a terminal.
 #[derive(Debug)]
 pub(super) struct Progress {
-    current: Mutex<Option<Current>>,
+    state: Mutex<State>,
     visible: bool,
 }
 
-#[derive(Debug)]
-struct Current {
-    index: usize,
-    began: Instant,
-    bar: Option<ProgressBar>,
+#[derive(Debug, Default)]
+struct State {
+    /// When each file was first heard of. With several threads there are several at a time.
+    began: HashMap<usize, Instant>,
+    /// The file that has the bar: there is one, and it stays with its file.
+    shown: Option<(usize, ProgressBar)>,
 }
 
 /// Files that are done sooner have no bar.
@@ -29,37 +30,51 @@ impl Progress {
     /// `visible` says whether a person looks at standard error.
     pub(super) fn new(visible: bool) -> Self {
         Self {
-            current: Mutex::new(None),
+            state: Mutex::default(),
             visible,
         }
     }
 
     /// The engine has reached `fraction` of the file number `index`.
     pub(super) fn report(&self, index: usize, file: &Path, fraction: f32) {
+        self.report_at(Instant::now(), index, file, fraction);
+    }
+
+    fn report_at(&self, now: Instant, index: usize, file: &Path, fraction: f32) {
         if !self.visible {
             return;
         }
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.as_ref().is_none_or(|current| current.index != index) {
-            clear(current.take());
-            *current = Some(Current {
-                index,
-                began: Instant::now(),
-                bar: None,
-            });
+        let mut state = self.state();
+        let elapsed = now.saturating_duration_since(*state.began.entry(index).or_insert(now));
+        if state.shown.is_none() && elapsed >= PATIENCE {
+            state.shown = Some((index, bar(file).with_elapsed(elapsed)));
         }
-        let Some(current) = current.as_mut() else { return };
-        if current.bar.is_none() && current.began.elapsed() >= PATIENCE {
-            current.bar = Some(bar(file));
+        match &state.shown {
+            Some((shown, bar)) if *shown == index => {
+                bar.set_position((f64::from(fraction) * STEPS as f64) as u64)
+            }
+            _ => {}
         }
-        if let Some(bar) = &current.bar {
-            bar.set_position((f64::from(fraction) * STEPS as f64) as u64);
+    }
+
+    /// The file number `index` needs no bar any more.
+    pub(super) fn done(&self, index: usize) {
+        let mut state = self.state();
+        state.began.remove(&index);
+        if let Some((_, bar)) = state.shown.take_if(|(shown, _)| *shown == index) {
+            bar.finish_and_clear();
         }
     }
 
     /// Takes the bar away, so that something else can be printed.
     pub(super) fn hide(&self) {
-        clear(self.current.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some((_, bar)) = self.state().shown.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -79,8 +94,36 @@ fn bar(file: &Path) -> ProgressBar {
     bar
 }
 
-fn clear(current: Option<Current>) {
-    if let Some(bar) = current.and_then(|current| current.bar) {
-        bar.finish_and_clear();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_report_in_turns_have_a_bar_after_a_second() {
+        let progress = Progress::new(true);
+        let shown = || {
+            progress
+                .state()
+                .shown
+                .as_ref()
+                .map(|(index, bar)| (*index, bar.position()))
+        };
+        let began = Instant::now();
+        let report = |millis, index, fraction| {
+            let now = began + Duration::from_millis(millis);
+            progress.report_at(now, index, Path::new("talk.wav"), fraction);
+            shown()
+        };
+        assert_eq!(report(0, 0, 0.1), None);
+        assert_eq!(report(500, 1, 0.1), None);
+        assert_eq!(report(1000, 0, 0.25), Some((0, 250)));
+        // The bar stays with its file until that is done.
+        assert_eq!(report(1600, 1, 0.25), Some((0, 250)));
+        progress.done(0);
+        assert_eq!(report(1700, 1, 0.5), Some((1, 500)));
+        // It comes back after what was printed.
+        progress.hide();
+        assert_eq!(shown(), None);
+        assert_eq!(report(1800, 1, 0.75), Some((1, 750)));
     }
 }

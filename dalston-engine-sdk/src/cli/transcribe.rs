@@ -1,6 +1,6 @@
 //! `transcribe FILE…`: files through the runner that works for a deployment, on a platform inside the process.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,8 +38,10 @@ use crate::task::{TaskInfo, TaskRequest};
 const TASK_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long work that was interrupted may take to notice it.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-/// What shells report for a process that ended by Ctrl-C.
-const INTERRUPTED: u8 = 130;
+/// What shells report for a process that ended by Ctrl-C or by `SIGTERM`.
+const INTERRUPTED: u8 = 128 + 2;
+#[cfg(unix)]
+const TERMINATED: u8 = 128 + 15;
 
 pub(super) fn transcribe<E: Engine>(
     engine: E,
@@ -121,6 +123,39 @@ struct Ended {
     result: Result<(Value, Duration), String>,
 }
 
+/// Why no more results are waited for.
+enum Stopped {
+    Done,
+    /// By a signal that stands for this exit status.
+    Interrupted(u8),
+    Failed(Failure),
+}
+
+/// Puts results in the order of the command line.
+#[derive(Default)]
+struct InOrder {
+    next: usize,
+    early: BTreeMap<usize, Ended>,
+}
+
+impl InOrder {
+    /// Takes a result, and gives those whose turn has come.
+    fn push(&mut self, ended: Ended) -> Vec<Ended> {
+        self.early.insert(ended.index, ended);
+        let mut ready = Vec::new();
+        while let Some(ended) = self.early.remove(&self.next) {
+            self.next += 1;
+            ready.push(ended);
+        }
+        ready
+    }
+
+    /// Gives what is left when no more will come: work that is done is not thrown away.
+    fn rest(&mut self) -> Vec<Ended> {
+        std::mem::take(&mut self.early).into_values().collect()
+    }
+}
+
 impl Session<'_> {
     async fn run<E: Engine>(
         mut self,
@@ -152,23 +187,20 @@ impl Session<'_> {
         // One file more than there are threads: its input is fetched while the others are worked on.
         let ahead = slots + 1;
         let submissions: Vec<_> = (0..self.files.len()).map(|index| self.process(index)).collect();
-        let mut results = stream::iter(submissions).buffered(ahead);
+        let mut results = stream::iter(submissions).buffer_unordered(ahead);
+        // A file that is done frees its place at once, even while the result of a longer one before it is awaited.
+        let mut in_order = InOrder::default();
         let mut code = 0;
         let mut interrupt = std::pin::pin!(interrupted());
         let outcome = loop {
             tokio::select! {
                 biased;
-                () = &mut interrupt => break Err(None),
+                by = &mut interrupt => break Stopped::Interrupted(by),
                 ended = results.next() => match ended {
-                    None => break Ok(()),
+                    None => break Stopped::Done,
                     Some(ended) => {
-                        self.watch.progress.hide();
-                        self.traces.push(ended.trace_id);
-                        if ended.result.is_err() {
-                            code = FAILED;
-                        }
-                        if let Err(failure) = self.printer.print(self.files, &ended) {
-                            break Err(Some(failure));
+                        if let Err(failure) = self.print(in_order.push(ended), &mut code) {
+                            break Stopped::Failed(failure);
                         }
                     }
                 },
@@ -179,6 +211,7 @@ impl Session<'_> {
                         Ok(Err(error)) => error.to_string(),
                         Err(error) => error.to_string(),
                     };
+                    self.print(in_order.rest(), &mut code)?;
                     return Err(Failure::Failed(why));
                 }
             }
@@ -188,16 +221,29 @@ impl Session<'_> {
         let _ = stop.send(true);
         tokio::select! {
             _ = &mut running => {}
-            () = interrupted() => {}
+            _ = interrupted() => {}
         }
         match outcome {
-            Ok(()) => Ok((code, self.traces)),
-            Err(Some(failure)) => Err(failure),
-            Err(None) => {
+            Stopped::Done => Ok((code, self.traces)),
+            Stopped::Failed(failure) => Err(failure),
+            Stopped::Interrupted(by) => {
+                self.print(in_order.rest(), &mut code)?;
                 complain("interrupted", self.printer.env);
-                Ok((INTERRUPTED, self.traces))
+                Ok((by, self.traces))
             }
         }
+    }
+
+    fn print(&mut self, results: Vec<Ended>, code: &mut u8) -> Result<(), Failure> {
+        for ended in results {
+            self.watch.progress.hide();
+            self.traces.push(ended.trace_id);
+            if ended.result.is_err() {
+                *code = FAILED;
+            }
+            self.printer.print(self.files, &ended)?;
+        }
+        Ok(())
     }
 
     /// One file, from the queue to its answer.
@@ -232,6 +278,7 @@ impl Session<'_> {
             if let Err(error) = &result {
                 span.set_status(Status::error(error.clone()));
             }
+            watch.progress.done(index);
             watch.next_after(index);
             Ended {
                 index,
@@ -265,22 +312,22 @@ fn readable(file: &Path) -> Result<(), String> {
     }
 }
 
-/// Ctrl-C, or the polite request to end.
-async fn interrupted() {
+/// Waits for Ctrl-C or the polite request to end, and gives the exit status that says so.
+async fn interrupted() -> u8 {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
         if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                Ok(()) = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-            return;
+            return tokio::select! {
+                Ok(()) = tokio::signal::ctrl_c() => INTERRUPTED,
+                _ = terminate.recv() => TERMINATED,
+            };
         }
     }
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
     }
+    INTERRUPTED
 }
 
 /// Writes results where they belong.
@@ -542,6 +589,98 @@ mod tests {
         ] {
             assert_eq!(failure_line(Path::new(file), "is a directory, not a file"), line);
         }
+    }
+
+    #[test]
+    fn results_wait_for_those_before_them() {
+        let mut in_order = InOrder::default();
+        let mut push = |index| {
+            let ready = in_order.push(Ended {
+                index,
+                trace_id: TraceId::INVALID,
+                result: Err(String::new()),
+            });
+            ready.iter().map(|ended| ended.index).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            [push(2), push(1), push(0), push(4), push(5)],
+            [vec![], vec![], vec![0, 1, 2], vec![], vec![]]
+        );
+        let rest = in_order.rest();
+        assert_eq!(rest.iter().map(|ended| ended.index).collect::<Vec<_>>(), [4, 5]);
+    }
+
+    /// Blocks on the file `long` until the last of the others has been processed.
+    struct Patient {
+        wait: Mutex<std::sync::mpsc::Receiver<()>>,
+        tell: Mutex<std::sync::mpsc::Sender<()>>,
+    }
+
+    impl Engine for Patient {
+        type Model = ();
+        type Output = Value;
+
+        fn info(&self) -> EngineInfo {
+            EngineInfo::new("patient", "1.0.0").stage("wait".parse().unwrap())
+        }
+
+        fn load(&self, _: &ModelId, _: &LoadContext) -> Result<(), TaskError> {
+            Ok(())
+        }
+
+        fn process(&self, _: &mut (), task: &TaskRequest, _: &TaskContext) -> Result<Value, TaskError> {
+            match std::fs::read_to_string(task.require_input("input")?.path())?.as_str() {
+                "long" => self
+                    .wait
+                    .lock()
+                    .unwrap()
+                    .recv_timeout(Duration::from_secs(20))
+                    .map_err(|_| TaskError::permanent("alone", "nobody else was worked on"))?,
+                "last" => self.tell.lock().unwrap().send(()).unwrap(),
+                _ => {}
+            }
+            Ok(serde_json::json!({}))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn no_thread_idles_behind_a_long_first_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let files: Vec<_> = ["long", "", "", "", "", "last"]
+            .iter()
+            .enumerate()
+            .map(|(index, text)| {
+                let path = dir.path().join(index.to_string());
+                std::fs::write(&path, text).unwrap();
+                path
+            })
+            .collect();
+        let (tell, wait) = std::sync::mpsc::channel();
+        let engine = Patient {
+            wait: Mutex::new(wait),
+            tell: Mutex::new(tell),
+        };
+        let telemetry = dalston_telemetry::testing::TestTelemetry::new();
+        let env = Env::default();
+        let session = Session {
+            platform: LocalPlatform::for_engine(&engine.info()),
+            files: &files,
+            config: Map::new(),
+            watch: Watch::new(&files),
+            printer: Printer {
+                json: true,
+                several: true,
+                style: Style::of(&Term::stdout(), &env),
+                env: &env,
+            },
+            traces: Vec::new(),
+        };
+        let config = RunnerConfig {
+            slots: 2,
+            ..RunnerConfig::default()
+        };
+        let (code, traces) = session.run(engine, config, telemetry.handle()).await.unwrap();
+        assert_eq!((code, traces.len()), (0, files.len()));
     }
 
     #[test]
