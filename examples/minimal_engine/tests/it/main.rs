@@ -292,7 +292,14 @@ fn a_reader_that_goes_away_is_no_error() {
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_ends_the_work_and_keeps_what_was_printed() {
+fn a_signal_ends_the_work_and_keeps_what_was_printed() {
+    for (name, status) in [("INT", 130), ("TERM", 143)] {
+        end_by(name, status);
+    }
+}
+
+#[cfg(unix)]
+fn end_by(name: &str, status: i32) {
     // So many that it can't be done before the signal arrives.
     const FILES: usize = 50_000;
     let engine = Engine::new().with_file("a", "");
@@ -305,10 +312,10 @@ fn ctrl_c_ends_the_work_and_keeps_what_was_printed() {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let first = lines.next().unwrap().unwrap();
     assert_eq!(lines_of_json(&first).len(), 1);
-    interrupt(child.id());
+    signal(child.id(), name);
     let rest: Vec<String> = lines.map(Result::unwrap).collect();
     let ended = child.wait_with_output().unwrap();
-    assert_eq!(ended.status.code(), Some(130));
+    assert_eq!(ended.status.code(), Some(status));
     assert_eq!(String::from_utf8_lossy(&ended.stderr), "error: interrupted\n");
     assert!(rest.len() < FILES - 1);
     assert_eq!(lines_of_json(&rest.join("\n")).len(), rest.len());
@@ -406,11 +413,6 @@ fn wait_for_event(lines: &mpsc::Receiver<String>, event: &str) -> Value {
             return line;
         }
     }
-}
-
-#[cfg(unix)]
-fn interrupt(process: u32) {
-    signal(process, "INT");
 }
 
 #[cfg(unix)]
