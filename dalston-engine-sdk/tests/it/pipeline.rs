@@ -451,6 +451,37 @@ async fn a_task_that_ends_when_the_worker_tells_it_to_stop_keeps_its_result() {
 }
 
 #[tokio::test]
+async fn a_result_that_can_not_be_stored_before_the_worker_ends_goes_back_to_the_queue() {
+    let _time = HeldTime::new();
+    let blocked = Arc::new(BlockedPuts {
+        inner: InMemory::new(),
+        open: Semaphore::new(1),
+        waiting: AtomicUsize::new(0),
+    });
+    let store = Store::new(Arc::clone(&blocked) as Arc<dyn ObjectStore>, "dalston-artifacts");
+    let rig = Rig { store, ..Rig::new() };
+    rig.submit("t1").await;
+    let builder = rig
+        .runner(Closures::new(|_, _| answer()))
+        .drain_timeout(Duration::from_secs(20));
+    let ((), run) = rig
+        .run(builder, async {
+            while blocked.waiting.load(Ordering::SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+            tokio::spawn(async {
+                settle().await;
+                pass(Duration::from_secs(21)).await;
+                pass(Duration::from_secs(2)).await;
+            });
+        })
+        .await;
+    run.unwrap();
+    assert_eq!(rig.events(), ["t1 started"]);
+    assert_eq!((rig.broker.held(), rig.broker.waiting()), (0, 1));
+}
+
+#[tokio::test]
 async fn a_worker_without_tasks_stops_at_once() {
     let rig = Rig::with_broker(MemoryBroker::new());
     let ((), run) = rig
