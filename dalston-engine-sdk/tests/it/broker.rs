@@ -384,18 +384,21 @@ impl Platform for InMemory {
 
 #[cfg(feature = "redis")]
 mod on_redis {
-    use dalston_engine_sdk::broker::RedisBroker;
+    use dalston_engine_sdk::broker::{RedisBroker, RedisServer};
     use serde_json::Value;
+    use testbed::TestRedis;
 
     use super::*;
-    use crate::support::redis_server::TestRedis;
 
     pub(super) struct OnRedis(pub(super) TestRedis);
 
     #[async_trait]
     impl Platform for OnRedis {
         fn worker(&self) -> Arc<dyn Broker> {
-            Arc::new(RedisBroker::with_lease(self.0.connect(), LEASE))
+            Arc::new(RedisBroker::with_lease(
+                RedisServer::new(&self.0.url()).unwrap(),
+                LEASE,
+            ))
         }
 
         async fn enqueue(&self, task_id: &str, job_id: &str, stage: Option<&str>) {
@@ -498,7 +501,7 @@ macro_rules! on_every_broker {
         mod redis {
             $(#[tokio::test]
             async fn $name() {
-                let server = crate::support::redis_server::TestRedis::start().await;
+                let server = testbed::TestRedis::start().await;
                 super::$name(&super::on_redis::OnRedis(server)).await;
             })*
         }

@@ -10,9 +10,7 @@ use dalston_engine_sdk::broker::{
 };
 use dalston_engine_sdk::protocol::ArtifactReference;
 use serde_json::{Value, json};
-
-use crate::support::proxy::Proxy;
-use crate::support::redis_server::TestRedis;
+use testbed::{Proxy, TestRedis};
 
 const TASK: &str = "6a1f7c3e-2b9d-4f0a-8c55-0e9b1d2f3a44";
 const JOB: &str = "0d4c2b1a-9f8e-4d7c-b6a5-443322110000";
@@ -34,7 +32,7 @@ fn consumer(instance: &str) -> Consumer {
 }
 
 fn broker(server: &TestRedis) -> RedisBroker {
-    RedisBroker::with_lease(server.connect(), LEASE)
+    RedisBroker::with_lease(RedisServer::new(&server.url()).unwrap(), LEASE)
 }
 
 /// What the orchestrator does, sections 2.2 and 2.3.
@@ -520,7 +518,7 @@ async fn dead_engines_are_found_behind_many_that_live() {
 async fn an_instance_with_a_fixed_name_goes_on_at_once_with_what_it_had() {
     let server = TestRedis::start().await;
     let id = enqueue(&server).await;
-    let before = RedisBroker::new(server.connect());
+    let before = RedisBroker::new(RedisServer::new(&server.url()).unwrap());
     let _ = receive(&before, "faster-whisper-fixed").await;
     drop(before);
 
@@ -536,7 +534,7 @@ async fn an_instance_with_a_fixed_name_goes_on_at_once_with_what_it_had() {
             "2100-01-01T00:00:00Z",
         ])
         .await;
-    let after = RedisBroker::new(server.connect());
+    let after = RedisBroker::new(RedisServer::new(&server.url()).unwrap());
     let again = receive(&after, "faster-whisper-fixed").await;
     assert_eq!((again.claim.message_id, again.claim.delivery_count), (id, 2));
     nothing_for(&after, "faster-whisper-fixed", SHORT).await;
@@ -567,7 +565,7 @@ async fn a_task_that_the_process_gave_up_without_a_word_comes_back_to_it() {
 async fn a_task_that_was_handed_back_is_free_for_engines_of_any_kind() {
     let server = TestRedis::start().await;
     let id = enqueue(&server).await;
-    let broker = RedisBroker::new(server.connect());
+    let broker = RedisBroker::new(RedisServer::new(&server.url()).unwrap());
     let claim = receive(&broker, "a").await.claim;
     let _ = broker.release(&claim).await.unwrap();
     let rows: Vec<(String, String, u64, u64)> = server

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use dalston_engine_sdk::broker::RedisServer;
 use dalston_engine_sdk::protocol::{Heartbeat, InstanceStatus, NodeIdentity, RegistryRecord};
 use dalston_engine_sdk::registry::{Beat, Registry};
 use dalston_engine_sdk::{EngineInfo, Stage};
 use serde_json::{Value, json};
-
-use crate::support::redis_server::TestRedis;
+use testbed::TestRedis;
 
 const KEY: &str = "dalston:engine:instance:faster-whisper-0f37d5acd7e8";
 const SETS: [&str; 3] = [
@@ -26,7 +26,7 @@ fn registry(server: &TestRedis) -> Registry {
     let mut capabilities = info.capabilities();
     capabilities.max_concurrency = Some(2);
     let record = RegistryRecord::new("faster-whisper-0f37d5acd7e8", capabilities, 2, node);
-    Registry::new(server.connect(), record)
+    Registry::new(RedisServer::new(&server.url()).unwrap(), record)
 }
 
 async fn record(server: &TestRedis) -> BTreeMap<String, String> {

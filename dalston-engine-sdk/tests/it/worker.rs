@@ -13,12 +13,12 @@ use dalston_engine_sdk::{
 };
 use dalston_telemetry::{Env, TelemetryHandle};
 use serde_json::{Value, json};
+use testbed::TestRedis;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::support::redis_server::TestRedis;
 use crate::support::s3_server::TestS3;
 
 const JOB: &str = "0d4c2b1a-9f8e-4d7c-b6a5-443322110000";

@@ -1,16 +1,16 @@
-//! A real Redis for one test.
+//! A real Redis.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use dalston_engine_sdk::broker::RedisServer;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, FromRedisValue};
 use tempfile::TempDir;
 
 /// A server on a free port with a directory of its own. It ends with this value.
-pub(crate) struct TestRedis {
+#[derive(Debug)]
+pub struct TestRedis {
     process: Child,
     port: u16,
     connection: MultiplexedConnection,
@@ -18,7 +18,12 @@ pub(crate) struct TestRedis {
 }
 
 impl TestRedis {
-    pub(crate) async fn start() -> Self {
+    /// Starts one that keeps nothing on disk.
+    ///
+    /// # Panics
+    ///
+    /// If there is no `redis-server` on this machine.
+    pub async fn start() -> Self {
         // Another process may take a free port before the server does, so several are tried.
         for _ in 0..5 {
             if let Some(server) = Self::try_start().await {
@@ -79,27 +84,35 @@ impl TestRedis {
         None
     }
 
-    pub(crate) fn port(&self) -> u16 {
+    /// Its port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
         self.port
     }
 
-    pub(crate) fn url(&self) -> String {
+    /// `redis://127.0.0.1:…`.
+    #[must_use]
+    pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// As a worker process would connect to it.
-    pub(crate) fn connect(&self) -> RedisServer {
-        RedisServer::new(&self.url()).unwrap()
-    }
-
     /// Sends a command, word by word.
-    pub(crate) async fn send<T: FromRedisValue>(&self, words: &[&str]) -> T {
+    ///
+    /// # Panics
+    ///
+    /// If the server refuses it, or answers with something else than expected.
+    pub async fn send<T: FromRedisValue>(&self, words: &[&str]) -> T {
         self.try_send(words)
             .await
             .unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 
-    pub(crate) async fn try_send<T: FromRedisValue>(&self, words: &[&str]) -> redis::RedisResult<T> {
+    /// Sends a command that the server may refuse.
+    ///
+    /// # Errors
+    ///
+    /// If it does, or answers with something else than expected.
+    pub async fn try_send<T: FromRedisValue>(&self, words: &[&str]) -> redis::RedisResult<T> {
         let mut command = redis::Cmd::new();
         for word in words {
             command.arg(word);
@@ -107,7 +120,12 @@ impl TestRedis {
         command.query_async(&mut self.connection.clone()).await
     }
 
-    pub(crate) async fn send_bytes<T: FromRedisValue>(&self, words: &[&[u8]]) -> T {
+    /// Sends a command whose words need not be text.
+    ///
+    /// # Panics
+    ///
+    /// As [`send`](Self::send).
+    pub async fn send_bytes<T: FromRedisValue>(&self, words: &[&[u8]]) -> T {
         let mut command = redis::Cmd::new();
         for word in words {
             command.arg(word);

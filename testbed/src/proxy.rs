@@ -9,14 +9,20 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 /// Passes connections on to a server of this machine.
-pub(crate) struct Proxy {
+#[derive(Debug)]
+pub struct Proxy {
     port: u16,
     lossy: Arc<AtomicBool>,
     _accepting: JoinSet<()>,
 }
 
 impl Proxy {
-    pub(crate) async fn to(server: u16) -> Self {
+    /// A proxy in front of the server on this port.
+    ///
+    /// # Panics
+    ///
+    /// If this machine has no free port.
+    pub async fn to(server: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let lossy = Arc::new(AtomicBool::new(false));
@@ -38,12 +44,14 @@ impl Proxy {
         }
     }
 
-    pub(crate) fn port(&self) -> u16 {
+    /// Its own port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
         self.port
     }
 
     /// Requests still reach the server, but instead of an answer the client sees the connection end.
-    pub(crate) fn lose_answers(&self, lose: bool) {
+    pub fn lose_answers(&self, lose: bool) {
         self.lossy.store(lose, Ordering::SeqCst);
     }
 }

@@ -1,0 +1,12 @@
+//! Real servers for tests and benchmarks. Each listens on a free port of this machine, keeps its files in a directory of its
+//! own, and ends with its value.
+//!
+//! Their callers are tests, so what goes wrong here is a panic that says so.
+
+#![allow(clippy::unwrap_used)]
+
+mod proxy;
+mod redis;
+
+pub use self::proxy::Proxy;
+pub use self::redis::TestRedis;
