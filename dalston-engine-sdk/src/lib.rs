@@ -13,6 +13,14 @@
 #![cfg_attr(feature = "cli", doc = "")]
 #![cfg_attr(feature = "cli", doc = include_str!("../docs/first-engine.md"))]
 
+/// A place at which a test can make the process fail. No code without the feature `fault-points`.
+macro_rules! fault_point {
+    ($point:ident) => {
+        #[cfg(feature = "fault-points")]
+        $crate::fault::reach($crate::fault::Point::$point);
+    };
+}
+
 #[cfg(feature = "audio")]
 pub mod audio;
 pub mod broker;
@@ -22,6 +30,8 @@ mod config;
 mod context;
 mod engine;
 mod error;
+#[cfg(feature = "fault-points")]
+pub mod fault;
 pub mod gpu;
 pub mod local;
 mod options;

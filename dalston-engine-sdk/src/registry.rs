@@ -19,6 +19,7 @@ use crate::protocol::{HEARTBEAT_SECONDS, Heartbeat, RECORD_TTL_SECONDS, Registry
 pub struct Registry {
     server: RedisServer,
     record: RegistryRecord,
+    lifetime: Duration,
 }
 
 /// What a heartbeat found.
@@ -34,7 +35,19 @@ impl Registry {
     /// An entry with this record. Nothing is written yet.
     #[must_use]
     pub fn new(server: RedisServer, record: RegistryRecord) -> Self {
-        Self { server, record }
+        Self {
+            server,
+            record,
+            lifetime: Duration::from_secs(RECORD_TTL_SECONDS),
+        }
+    }
+
+    /// Sets how long the record lives without a heartbeat. There are six heartbeats in that time. Default 60 s, which is
+    /// what the platform counts on.
+    #[must_use]
+    pub fn with_lifetime(mut self, lifetime: Duration) -> Self {
+        self.lifetime = lifetime;
+        self
     }
 
     /// The record.
@@ -57,7 +70,7 @@ impl Registry {
         }
         script
             .arg(&self.record.instance)
-            .arg(RECORD_TTL_SECONDS)
+            .arg(u64::try_from(self.lifetime.as_millis()).unwrap_or(u64::MAX))
             .arg(renewal.len() * 2);
         for (name, value) in renewal.into_iter().chain(self.record.complete(heartbeat, now)) {
             script.arg(name).arg(value);
@@ -71,7 +84,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// If the server can't be reached. The record then ends by itself within a minute.
+    /// If the server can't be reached. The record then ends by itself when it got no heartbeat for its lifetime.
     pub async fn deregister(&self) -> Result<(), BrokerError> {
         let mut removal = redis::pipe();
         removal
@@ -96,7 +109,7 @@ impl Registry {
         }
         let (stop, mut stopped) = oneshot::channel();
         let beats = tokio::spawn(async move {
-            let mut ticks = interval(Duration::from_secs(HEARTBEAT_SECONDS));
+            let mut ticks = interval((self.lifetime / HEARTBEATS).max(Duration::from_millis(1)));
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             ticks.tick().await;
             let mut looks = interval(NOTICE);
@@ -133,6 +146,8 @@ impl Registry {
 
 /// How soon the registry knows of a change, and of us when the server was away.
 const NOTICE: Duration = Duration::from_secs(1);
+/// How many heartbeats may be lost, one after the other, before the record ends.
+const HEARTBEATS: u32 = (RECORD_TTL_SECONDS / HEARTBEAT_SECONDS) as u32;
 
 async fn beat(registry: &Registry, heartbeat: &Heartbeat) -> bool {
     match registry.beat(heartbeat).await {

@@ -1,8 +1,10 @@
 //! How a worker finds a live deployment.
 
+use std::time::Duration;
+
 use dalston_telemetry::{Env, EnvError};
 
-use crate::protocol::NodeIdentity;
+use crate::protocol::{NodeIdentity, RECORD_TTL_SECONDS};
 use crate::store::S3Settings;
 
 /// The settings of a worker that takes its tasks from a live deployment.
@@ -16,6 +18,7 @@ use crate::store::S3Settings;
 /// | `s3.credentials` | `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, … ([all](S3Settings::CREDENTIALS)) | those of the machine |
 /// | `http_port` | `DALSTON_METRICS_PORT` | 9100 |
 /// | `metrics_enabled` | `DALSTON_METRICS_ENABLED` | `true` |
+/// | `lease` | – | 60 s |
 /// | `node.deploy_env` | `DALSTON_DEPLOY_ENV` | `local` |
 /// | `node.node_id` | `DALSTON_HOST_HOSTNAME` | the host name |
 ///
@@ -31,6 +34,9 @@ pub struct DeploymentConfig {
     pub http_port: u16,
     /// Whether that server answers at `/metrics`.
     pub metrics_enabled: bool,
+    /// How long an instance may be silent before its tasks go to others: the lease of a task and the lifetime of the registry
+    /// record. There is no variable for it, because the platform counts on 60 s and all instances must agree.
+    pub lease: Duration,
     /// The machine, as the registry shows it.
     pub node: NodeIdentity,
 }
@@ -62,6 +68,7 @@ impl DeploymentConfig {
                 .parse("DALSTON_METRICS_PORT", "a port from 0 to 65535")?
                 .unwrap_or(9100),
             metrics_enabled: env.flag("DALSTON_METRICS_ENABLED")?.unwrap_or(true),
+            lease: Duration::from_secs(RECORD_TTL_SECONDS),
             node,
         })
     }
@@ -74,6 +81,7 @@ impl std::fmt::Debug for DeploymentConfig {
             .field("s3", &self.s3)
             .field("http_port", &self.http_port)
             .field("metrics_enabled", &self.metrics_enabled)
+            .field("lease", &self.lease)
             .field("node", &self.node)
             .finish()
     }
@@ -105,6 +113,7 @@ mod tests {
             s3: S3Settings::default(),
             http_port: 9100,
             metrics_enabled: true,
+            lease: Duration::from_secs(60),
             node: NodeIdentity::local(&*node.hostname, &*node.node_id),
         };
         assert_eq!(config, expected);

@@ -75,6 +75,7 @@ pub(super) async fn upload(
     let mut artifacts = Vec::with_capacity(files.len());
     for file in files {
         artifacts.push(put_file(store, claim, stage, file).await?);
+        fault_point!(ArtifactStored);
     }
     let response = response.artifacts(artifacts.iter().cloned());
     let key = key::task_response(&claim.job_id, &claim.task_id);
@@ -82,6 +83,7 @@ pub(super) async fn upload(
         .write(&key, response.to_vec())
         .await
         .map_err(storage_error)?;
+    fault_point!(ResponseStored);
     Ok(artifacts)
 }
 

@@ -50,6 +50,7 @@ pub(super) type Turn = OwnedSemaphorePermit;
 
 /// Looks a delivered task up, and works on it if it should be worked on.
 pub(super) async fn handle(worker: Arc<Worker>, delivery: Delivery, turn: Turn) {
+    fault_point!(Received);
     let read_at = Timestamp::now();
     let claim = &delivery.claim;
     let log = LogContext::new()
@@ -71,6 +72,7 @@ pub(super) async fn handle(worker: Arc<Worker>, delivery: Delivery, turn: Turn) 
         // The task comes back when its lease ends.
         Err(_) => return,
     };
+    fault_point!(LookedUp);
     let (metadata, ignorance) = match metadata {
         Ok(metadata) => (Some(metadata), None),
         Err(ignorance) => (None, Some(ignorance)),
@@ -227,6 +229,7 @@ impl<'a> Attempt<'a> {
             Ok(Ownership::Lost) => return self.lost(),
             Err(_) => return self.hand_back().await,
         }
+        fault_point!(Started);
         // What makes a task hopeless says more than a reason to stop that came up meanwhile.
         if let Err(error) = ignorance.map_or_else(|| self.refuse_hopeless(), Err) {
             return self.failed(error).await;
@@ -247,10 +250,12 @@ impl<'a> Attempt<'a> {
 
     async fn work(&self, turn: Turn) -> Result<(Done, Vec<crate::protocol::ArtifactReference>), TaskError> {
         let prepared = self.before_inference(self.download()).await??;
+        fault_point!(Downloaded);
         let lease = self
             .before_inference(self.worker.pool.acquire(&prepared.info.model))
             .await??;
         let mut done = self.infer(lease, prepared).await?;
+        fault_point!(Inferred);
         // The next task may be read as soon as this one's result is sure to be on its way.
         let saving = async {
             let _uploading = self.worker.uploads.acquire().await;
@@ -330,6 +335,7 @@ impl<'a> Attempt<'a> {
         let worker = self.worker;
         let metadata = self.metadata.clone().unwrap_or_default();
         let data = files::read_request(&worker.store, self.claim).await?;
+        fault_point!(RequestRead);
         let model = metadata.model.clone().map(ModelId::from);
         let model = model.or_else(|| Some(ModelId::from(data.config.get("loaded_model_id")?.as_str()?)));
         let model = model.or_else(|| worker.default_model.clone()).unwrap_or_default();
@@ -458,6 +464,7 @@ impl<'a> Attempt<'a> {
             self.spans.realtime_factor(factor);
         }
         drop(done.files);
+        fault_point!(BeforeFinish);
         match retry("completing a task", || {
             self.worker.broker.finish(self.claim, &outcome, &self.event)
         })
@@ -467,6 +474,7 @@ impl<'a> Attempt<'a> {
             Ok(Ownership::Lost) => return self.lost(),
             Err(error) => return self.unreported(&error),
         }
+        fault_point!(AfterFinish);
         let metrics = self.worker.metrics.model(done.info.model.as_str());
         metrics.task_processed(Status::Success);
         metrics.task_duration(done.process);
@@ -493,12 +501,14 @@ impl<'a> Attempt<'a> {
             code: error.code(),
             retryable,
         };
+        fault_point!(BeforeFinish);
         match retry("failing a task", || {
             self.worker.broker.finish(self.claim, &outcome, &self.event)
         })
         .await
         {
             Ok(Ownership::Held) => {
+                fault_point!(AfterFinish);
                 let model = self.model.get().map_or("", ModelId::as_str);
                 self.worker.metrics.model(model).task_processed(Status::Failure);
             }
@@ -509,8 +519,12 @@ impl<'a> Attempt<'a> {
 
     /// Gives the task back to the queue, for a peer.
     async fn hand_back(&self) {
+        fault_point!(BeforeRelease);
         match retry("handing a task back", || self.worker.broker.release(self.claim)).await {
-            Ok(_) => tracing::info!("task_handed_back"),
+            Ok(_) => {
+                fault_point!(AfterRelease);
+                tracing::info!("task_handed_back");
+            }
             Err(error) => self.unreported(&error),
         }
     }

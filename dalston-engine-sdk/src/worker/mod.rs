@@ -41,7 +41,7 @@ pub async fn run<E: Engine>(
     let mut capabilities = engine.info().capabilities();
     let runner = Runner::builder(engine)
         .config(config)
-        .broker(RedisBroker::new(server.clone()))
+        .broker(RedisBroker::with_lease(server.clone(), deployment.lease))
         .store(store)
         .telemetry(telemetry.clone())
         .build()?;
@@ -63,6 +63,7 @@ pub async fn run<E: Engine>(
         .and_then(Result::ok)
         .and_then(|gpus| Some(gpus.first()?.memory_total >> 20));
     let registered = Registry::new(server, record)
+        .with_lifetime(deployment.lease)
         .join(move || heartbeat(&status))
         .await;
 

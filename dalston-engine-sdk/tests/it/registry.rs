@@ -143,6 +143,37 @@ async fn a_record_that_lapsed_or_was_cut_short_is_written_whole_again() {
 }
 
 #[tokio::test]
+async fn a_record_with_a_shorter_life_gets_its_heartbeats_in_time_and_ends_with_its_instance() {
+    let server = TestRedis::start().await;
+    let lifetime = Duration::from_secs(3);
+    let joined = registry(&server)
+        .with_lifetime(lifetime)
+        .join(Heartbeat::default)
+        .await;
+    let begun = record(&server).await["last_heartbeat"].clone();
+    let heard = async {
+        while record(&server).await["last_heartbeat"] == begun {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), heard)
+        .await
+        .expect("a heartbeat although nothing changed");
+    let left: i64 = server.send(&["PTTL", KEY]).await;
+    assert!((1..=3000).contains(&left), "{left}");
+
+    drop(joined);
+    let gone = async {
+        while !record(&server).await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), gone)
+        .await
+        .expect("the record ends by itself");
+}
+
+#[tokio::test]
 async fn an_instance_that_leaves_is_gone_from_everywhere() {
     let server = TestRedis::start().await;
     let () = server.send(&["SADD", SETS[0], "another"]).await;

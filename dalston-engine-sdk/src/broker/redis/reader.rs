@@ -162,6 +162,7 @@ impl State {
         let stream = keys::task_stream(&consumer.engine_id);
         match self.step(broker, consumer, &stream, give_up).await {
             Ok(Some(delivery)) => {
+                fault_point!(Taken);
                 broker.take_in_hand(&delivery.claim.message_id);
                 Ok(Some(delivery))
             }
@@ -436,6 +437,9 @@ impl Stale {
             return Ok(None);
         };
         let handed_back = self.consumer == HANDED_BACK;
+        if !handed_back {
+            fault_point!(TakenOver);
+        }
         delivery.redelivery = Some(if handed_back {
             RedeliveryReason::Deferred
         } else {

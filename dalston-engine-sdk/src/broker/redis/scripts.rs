@@ -186,7 +186,7 @@ return redis.call('XTRIM', KEYS[1], 'MINID', '~', oldest)
 });
 
 /// Writes a heartbeat, or the whole record with its memberships `KEYS[2..]` if the record `KEYS[1]` is gone or was cut short.
-/// `ARGV` is the instance, the seconds that the record lives, how many of the other arguments are the heartbeat's names and
+/// `ARGV` is the instance, the milliseconds that the record lives, how many of the other arguments are the heartbeat's names and
 /// values, these, and those of the whole record. Returns whether the record was there.
 pub(crate) static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -199,7 +199,7 @@ else
   redis.call('HSET', KEYS[1], unpack(ARGV, 4 + fields))
   for i = 2, #KEYS do redis.call('SADD', KEYS[i], instance) end
 end
-redis.call('EXPIRE', KEYS[1], lifetime)
+redis.call('PEXPIRE', KEYS[1], lifetime)
 return there
 ",
     )
