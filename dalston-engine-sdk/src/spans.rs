@@ -31,15 +31,16 @@ pub(crate) struct TaskSpans {
 }
 
 impl TaskSpans {
-    /// Opens `engine.{engine_id}.process` as a child of the carried context.
+    /// Opens `engine.{engine_id}.process` as a child of the carried context. `queue` is the kind of queue that the task came
+    /// from, if it came from one.
     pub(crate) fn open(
         telemetry: &TelemetryHandle,
         carried: Context,
         info: &TaskInfo,
-        system: &'static str,
+        queue: Option<&'static str>,
     ) -> Self {
         let task = if telemetry.traces_enabled() {
-            open_task_span(&carried, info, system)
+            open_task_span(&carried, info, queue)
         } else {
             Span::none()
         };
@@ -186,9 +187,10 @@ impl QueueWait {
     }
 }
 
-fn open_task_span(carried: &Context, info: &TaskInfo, system: &'static str) -> Span {
+fn open_task_span(carried: &Context, info: &TaskInfo, queue: Option<&'static str>) -> Span {
     let name = span::task(&info.engine_id);
-    let span = info_span!(parent: None, "engine.task", otel.name = name, otel.kind = "consumer");
+    let kind = if queue.is_some() { "consumer" } else { "internal" };
+    let span = info_span!(parent: None, "engine.task", otel.name = name, otel.kind = kind);
     // Fails only where no OpenTelemetry layer listens; then there is nothing to be a child of.
     let _ = span.set_parent(carried.clone());
     for (name, value) in [
@@ -196,9 +198,6 @@ fn open_task_span(carried: &Context, info: &TaskInfo, system: &'static str) -> S
         (attr::JOB_ID, info.job_id.as_str()),
         (attr::ENGINE_ID, info.engine_id.as_str()),
         (attr::INSTANCE, info.instance.as_str()),
-        (attr::MESSAGING_DESTINATION_NAME, info.engine_id.as_str()),
-        (attr::MESSAGING_MESSAGE_ID, info.task_id.as_str()),
-        (attr::MESSAGING_CONVERSATION_ID, info.job_id.as_str()),
     ] {
         span.set_attribute(name, value.to_owned());
     }
@@ -207,8 +206,17 @@ fn open_task_span(carried: &Context, info: &TaskInfo, system: &'static str) -> S
     }
     span.set_attribute(attr::STAGE, info.stage.to_string());
     span.set_attribute(attr::DELIVERY_COUNT, i64::from(info.attempt));
-    span.set_attribute(attr::MESSAGING_SYSTEM, system);
-    span.set_attribute(attr::MESSAGING_OPERATION_TYPE, "process");
-    span.set_attribute(attr::MESSAGING_OPERATION_NAME, "process");
+    if let Some(system) = queue {
+        for (name, value) in [
+            (attr::MESSAGING_DESTINATION_NAME, info.engine_id.as_str()),
+            (attr::MESSAGING_MESSAGE_ID, info.task_id.as_str()),
+            (attr::MESSAGING_CONVERSATION_ID, info.job_id.as_str()),
+        ] {
+            span.set_attribute(name, value.to_owned());
+        }
+        span.set_attribute(attr::MESSAGING_SYSTEM, system);
+        span.set_attribute(attr::MESSAGING_OPERATION_TYPE, "process");
+        span.set_attribute(attr::MESSAGING_OPERATION_NAME, "process");
+    }
     span
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::lease::Drain;
 use super::pool::SlotPool;
 use super::slot::{self, Keeping};
-use super::{Runner, RunnerStatus, UPLOADS_PER_SLOT, Worker};
+use super::{Origin, Runner, RunnerStatus, UPLOADS_PER_SLOT, Worker};
 use crate::broker::{Broker, Consumer};
 use crate::config::{MAX_SLOTS, RunnerConfig, SLOTS_ACCEPTED};
 use crate::context::ProgressHook;
@@ -204,8 +204,7 @@ impl<E: Engine> RunnerBuilder<E> {
                 audio: info.audio,
                 uploads: Semaphore::new(config.slots * UPLOADS_PER_SLOT),
                 config,
-                broker,
-                store,
+                origin: Arc::new(Origin::queue(broker, store)),
                 telemetry,
                 registry,
                 metrics,

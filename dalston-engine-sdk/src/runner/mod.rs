@@ -106,8 +106,8 @@ struct Worker {
     #[cfg(feature = "audio")]
     audio: Option<AudioFormat>,
     config: RunnerConfig,
-    broker: Arc<dyn Broker>,
-    store: Store,
+    /// The deployment.
+    origin: Arc<Origin>,
     telemetry: TelemetryHandle,
     registry: Metrics,
     metrics: EngineMetrics,
@@ -118,6 +118,24 @@ struct Worker {
     status: RunnerStatus,
     /// Directories of tasks that are being removed.
     removals: TaskTracker,
+}
+
+/// Where tasks come from and where their outcome goes.
+struct Origin {
+    broker: Arc<dyn Broker>,
+    store: Store,
+    /// The kind of queue, if it is one.
+    queue: Option<&'static str>,
+}
+
+impl Origin {
+    fn queue(broker: Arc<dyn Broker>, store: Store) -> Self {
+        Self {
+            queue: Some(broker.system()),
+            broker,
+            store,
+        }
+    }
 }
 
 impl Runner {
@@ -212,7 +230,7 @@ impl Worker {
                 return pending().await;
             };
             let delivery = loop {
-                match self.broker.receive(&self.consumer, RECEIVE_WAIT).await {
+                match self.origin.broker.receive(&self.consumer, RECEIVE_WAIT).await {
                     Ok(Some(delivery)) => break delivery,
                     Ok(None) => failures = 0,
                     Err(error) => {
@@ -227,7 +245,7 @@ impl Worker {
                 report_panic(ended);
             }
             let busy = self.status.busy();
-            let task = task::handle(Arc::clone(self), delivery, turn);
+            let task = task::handle(Arc::clone(self), Arc::clone(&self.origin), delivery, turn);
             let task = async move {
                 task.await;
                 drop(busy);

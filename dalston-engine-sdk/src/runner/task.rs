@@ -16,11 +16,11 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use super::Worker;
 use super::files;
 use super::lease::{Stop, StopOnDrop, keep};
 use super::pool::SlotLease;
 use super::slot::{Answer, ModelUse, Processed, Scene, Work};
+use super::{Origin, Worker};
 use crate::broker::{
     BrokerError, Claim, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason, TaskMetadata,
 };
@@ -49,7 +49,7 @@ const LONGEST_ERROR: usize = 2_000;
 pub(super) type Turn = OwnedSemaphorePermit;
 
 /// Looks a delivered task up, and works on it if it should be worked on.
-pub(super) async fn handle(worker: Arc<Worker>, delivery: Delivery, turn: Turn) {
+pub(super) async fn handle(worker: Arc<Worker>, origin: Arc<Origin>, delivery: Delivery, turn: Turn) {
     fault_point!(Received);
     let read_at = Timestamp::now();
     let claim = &delivery.claim;
@@ -57,7 +57,7 @@ pub(super) async fn handle(worker: Arc<Worker>, delivery: Delivery, turn: Turn) 
         .task_id(&*claim.task_id)
         .job_id(&*claim.job_id)
         .engine_id(&*claim.consumer.engine_id);
-    let lookup = retry("looking up a task", || worker.broker.lookup(claim));
+    let lookup = retry("looking up a task", || origin.broker.lookup(claim));
     let metadata = match lookup.with_log_context(log.clone()).await {
         Ok(Lookup::Task(metadata)) => Ok(*metadata),
         Ok(Lookup::Missing) => Err(TaskError::retryable(
@@ -67,7 +67,7 @@ pub(super) async fn handle(worker: Arc<Worker>, delivery: Delivery, turn: Turn) 
         Ok(Lookup::Malformed(problem)) => Err(TaskError::permanent("invalid_metadata", problem)),
         Ok(Lookup::Lost) => return,
         Ok(skipped @ (Lookup::Cancelled | Lookup::Blocked(_))) => {
-            return skip(&worker, claim, skipped).with_log_context(log).await;
+            return skip(&worker, &origin, claim, skipped).with_log_context(log).await;
         }
         // The task comes back when its lease ends.
         Err(_) => return,
@@ -86,7 +86,7 @@ pub(super) async fn handle(worker: Arc<Worker>, delivery: Delivery, turn: Turn) 
         .request_id(request_id.unwrap_or_default())
         .carrier(carried.clone());
 
-    let attempt = Attempt::new(&worker, &delivery, metadata, carried, read_at);
+    let attempt = Attempt::new(&worker, &origin, &delivery, metadata, carried, read_at);
     let span = attempt.spans.task().clone();
     let work = async {
         attempt.note_arrival(&delivery, read_at);
@@ -94,7 +94,7 @@ pub(super) async fn handle(worker: Arc<Worker>, delivery: Delivery, turn: Turn) 
         tokio::select! {
             biased;
             () = attempt.run(ignorance, turn) => {}
-            never = keep(&*worker.broker, claim, attempt.deadline, &attempt.stop, &worker.drain) => match never {},
+            never = keep(&*origin.broker, claim, attempt.deadline, &attempt.stop, &worker.drain) => match never {},
         }
         drop(stop_the_engine);
         attempt.spans.end();
@@ -103,7 +103,7 @@ pub(super) async fn handle(worker: Arc<Worker>, delivery: Delivery, turn: Turn) 
 }
 
 /// Removes a task that nobody wants from the queue.
-async fn skip(worker: &Worker, claim: &Claim, why: Lookup) {
+async fn skip(worker: &Worker, origin: &Origin, claim: &Claim, why: Lookup) {
     match why {
         Lookup::Blocked(reason) => tracing::info!(reason, "task_skipped_blocked"),
         _ => {
@@ -113,7 +113,7 @@ async fn skip(worker: &Worker, claim: &Claim, why: Lookup) {
     }
     let event = EventContext::default();
     let _ = retry("removing a task", || {
-        worker.broker.finish(claim, &Outcome::Skipped, &event)
+        origin.broker.finish(claim, &Outcome::Skipped, &event)
     })
     .await;
 }
@@ -121,6 +121,7 @@ async fn skip(worker: &Worker, claim: &Claim, why: Lookup) {
 /// One delivery of one task that should be done.
 struct Attempt<'a> {
     worker: &'a Worker,
+    origin: &'a Origin,
     claim: &'a Claim,
     metadata: Option<TaskMetadata>,
     redelivery: Option<RedeliveryReason>,
@@ -156,6 +157,7 @@ struct Done {
 impl<'a> Attempt<'a> {
     fn new(
         worker: &'a Worker,
+        origin: &'a Origin,
         delivery: &'a Delivery,
         metadata: Option<TaskMetadata>,
         carried: Context,
@@ -178,13 +180,14 @@ impl<'a> Attempt<'a> {
             enqueued_at: delivery.enqueued_at.or_else(|| metadata.as_ref()?.enqueued_at),
             audio_seconds: None,
         };
-        let spans = TaskSpans::open(&worker.telemetry, carried, &info, worker.broker.system());
+        let spans = TaskSpans::open(&worker.telemetry, carried, &info, origin.queue);
         let event = EventContext {
             request_id: info.request_id.clone(),
             trace_context: spans.carrier(),
         };
         Self {
             worker,
+            origin,
             claim,
             metadata,
             redelivery: delivery.redelivery,
@@ -221,7 +224,7 @@ impl<'a> Attempt<'a> {
     async fn run(&self, ignorance: Option<TaskError>, turn: Turn) {
         // A failure without a start before it is taken for a replay by the orchestrator, and the job would hang.
         match retry("announcing a task", || {
-            self.worker.broker.started(self.claim, &self.event)
+            self.origin.broker.started(self.claim, &self.event)
         })
         .await
         {
@@ -334,7 +337,7 @@ impl<'a> Attempt<'a> {
     async fn fetch(&self) -> Result<Prepared, TaskError> {
         let worker = self.worker;
         let metadata = self.metadata.clone().unwrap_or_default();
-        let data = files::read_request(&worker.store, self.claim).await?;
+        let data = files::read_request(&self.origin.store, self.claim).await?;
         fault_point!(RequestRead);
         let model = metadata.model.clone().map(ModelId::from);
         let model = model.or_else(|| Some(ModelId::from(data.config.get("loaded_model_id")?.as_str()?)));
@@ -342,10 +345,10 @@ impl<'a> Attempt<'a> {
         self.spans.model(model.as_str());
         let _ = self.model.set(model.clone());
 
-        let files = TaskFiles::new(&worker.config.temp_root, &worker.removals)?;
+        let files = TaskFiles::new("dalston_task_", &worker.config.temp_root, &worker.removals)?;
         let inputs = files.path().join("inputs");
         let stage = self.info.stage.clone();
-        let request = files::fetch_inputs(&worker.store, stage, data, &metadata, &inputs).await?;
+        let request = files::fetch_inputs(&self.origin.store, stage, data, &metadata, &inputs).await?;
         #[cfg(feature = "audio")]
         let request = decode(request, worker.audio, files.path()).await?;
         let mut info = self.info.clone();
@@ -446,7 +449,7 @@ impl<'a> Attempt<'a> {
         let response =
             TaskResponseData::new(&*self.info.task_id, Timestamp::now(), self.begun.elapsed(), data);
         let upload = files::upload(
-            &self.worker.store,
+            &self.origin.store,
             self.claim,
             &self.info.stage,
             outputs,
@@ -466,7 +469,7 @@ impl<'a> Attempt<'a> {
         drop(done.files);
         fault_point!(BeforeFinish);
         match retry("completing a task", || {
-            self.worker.broker.finish(self.claim, &outcome, &self.event)
+            self.origin.broker.finish(self.claim, &outcome, &self.event)
         })
         .await
         {
@@ -503,7 +506,7 @@ impl<'a> Attempt<'a> {
         };
         fault_point!(BeforeFinish);
         match retry("failing a task", || {
-            self.worker.broker.finish(self.claim, &outcome, &self.event)
+            self.origin.broker.finish(self.claim, &outcome, &self.event)
         })
         .await
         {
@@ -520,7 +523,7 @@ impl<'a> Attempt<'a> {
     /// Gives the task back to the queue, for a peer.
     async fn hand_back(&self) {
         fault_point!(BeforeRelease);
-        match retry("handing a task back", || self.worker.broker.release(self.claim)).await {
+        match retry("handing a task back", || self.origin.broker.release(self.claim)).await {
             Ok(_) => {
                 fault_point!(AfterRelease);
                 tracing::info!("task_handed_back");
@@ -549,8 +552,8 @@ pub(super) struct TaskFiles {
 }
 
 impl TaskFiles {
-    fn new(root: &Path, removals: &TaskTracker) -> Result<Self, TaskError> {
-        let made = tempfile::Builder::new().prefix("dalston_task_").tempdir_in(root);
+    pub(super) fn new(prefix: &str, root: &Path, removals: &TaskTracker) -> Result<Self, TaskError> {
+        let made = tempfile::Builder::new().prefix(prefix).tempdir_in(root);
         let dir = made.map_err(|error| TaskError::from(error).context(root.display()))?;
         Ok(Self {
             dir: Some(dir),
@@ -558,7 +561,7 @@ impl TaskFiles {
         })
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.dir.as_ref().map_or(Path::new(""), TempDir::path)
     }
 }
