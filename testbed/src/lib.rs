@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+pub mod collector;
 mod proxy;
 mod redis;
 

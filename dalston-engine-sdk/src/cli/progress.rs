@@ -1,11 +1,12 @@
 //! How far a long recording is, on a terminal.
 
 use std::collections::HashMap;
+use std::fmt::Write;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// A bar for a file that is being worked on. It appears when a file takes long, and only on a terminal.
 #[derive(Debug)]
@@ -85,18 +86,37 @@ fn bar(file: &Path) -> ProgressBar {
         .to_string_lossy()
         .into_owned();
     let bar = ProgressBar::with_draw_target(Some(STEPS), ProgressDrawTarget::stderr());
-    if let Ok(style) =
-        ProgressStyle::with_template("{msg} {wide_bar} {percent:>3} % {elapsed} (about {eta} left)")
-    {
-        bar.set_style(style);
+    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {percent:>3} % {elapsed}{left}") {
+        bar.set_style(
+            style.with_key("left", |state: &ProgressState, text: &mut dyn Write| {
+                let left = left(state.elapsed(), state.fraction());
+                // Nobody can be told.
+                let _ = left.map_or(Ok(()), |left| {
+                    write!(text, " (about {} left)", HumanDuration(left))
+                });
+            }),
+        );
     }
     bar.set_message(name);
     bar
 }
 
+/// If the rest goes as fast. Indicatif's own guess is about the last moments, and an engine reports once per window of its model.
+fn left(elapsed: Duration, fraction: f32) -> Option<Duration> {
+    Duration::try_from_secs_f32(elapsed.as_secs_f32() * (1.0 - fraction) / fraction).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_that_is_left_follows_from_the_time_that_it_took_so_far() {
+        let after = |seconds, fraction| left(Duration::from_secs(seconds), fraction);
+        assert_eq!(after(30, 0.75), Some(Duration::from_secs(10)));
+        assert_eq!(after(30, 1.0), Some(Duration::ZERO));
+        assert_eq!(after(2, 0.0), None);
+    }
 
     #[test]
     fn files_that_report_in_turns_have_a_bar_after_a_second() {

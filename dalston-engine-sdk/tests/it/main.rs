@@ -16,5 +16,7 @@ mod rig;
 mod runner;
 mod stage;
 mod support;
+#[cfg(feature = "tch")]
+mod torch;
 #[cfg(feature = "worker")]
 mod worker;

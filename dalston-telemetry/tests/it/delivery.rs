@@ -6,9 +6,9 @@ use dalston_telemetry::opentelemetry::trace::{SpanKind, TraceContextExt};
 use dalston_telemetry::opentelemetry::{Context, KeyValue};
 use dalston_telemetry::propagate;
 use dalston_telemetry::{OtlpConfig, OtlpProtocol, SpanCollector, TimedSpan};
+use testbed::collector::{Collector, Protocol, env};
 use tracing::info_span;
 
-use crate::collector::{Collector, Protocol, env};
 use crate::service::{Caller, Service};
 
 const PROTOCOLS: [Protocol; 2] = [Protocol::Grpc, Protocol::Http];

@@ -9,10 +9,10 @@ use dalston_telemetry::opentelemetry::Context;
 use dalston_telemetry::{ExportStats, ShutdownError};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
+use testbed::collector::{Answer, Collector, Connection, Protocol, env, nowhere};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 
-use crate::collector::{Answer, Collector, Connection, Protocol, env, nowhere};
 use crate::service::{Caller, Service};
 
 /// Every transport from every kind of thread.
@@ -255,7 +255,7 @@ fn work_is_not_held_up_and_memory_is_bounded_while_a_collector_hangs() {
         let service = Service::with(env, |builder| builder.shutdown_timeout(BOUND));
         // The exporter is stuck from now on: whatever ends below can't wait for it, or the test would not end.
         service.spans(50);
-        collector.next();
+        let _ = collector.next();
         service.spans(20_000);
         let stats = service.stats();
         assert_eq!(
@@ -287,7 +287,7 @@ fn memory_is_bounded_while_a_retry_is_pending() {
     env.push(("OTEL_BSP_MAX_QUEUE_SIZE".into(), "10".into()));
     let service = Service::with(env, |builder| builder.shutdown_timeout(BOUND));
     service.spans(1);
-    collector.next();
+    let _ = collector.next();
     service.spans(1000);
     let stats = service.stats();
     assert!(stats.waiting() <= 20, "{}", stats.waiting());

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 #![cfg(all(feature = "otlp-grpc", feature = "otlp-http"))]
 
-mod collector;
 mod delivery;
 mod faults;
 mod logs;

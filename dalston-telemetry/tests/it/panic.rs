@@ -11,9 +11,8 @@ use dalston_telemetry::{LogFormat, LogWriter, Telemetry};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
+use testbed::collector::{self, Collector, Protocol};
 use tracing::{info_span, warn};
-
-use crate::collector::{self, Collector, Protocol};
 
 const SCENE: &str = "DALSTON_TEST_PANIC_SCENE";
 

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use dalston_telemetry::{Env, InitError, Telemetry};
 use rcgen::{CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use testbed::collector::{Collector, Protocol, env};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-use crate::collector::{Collector, Protocol, env};
 use crate::service::Service;
 
 const PROTOCOLS: [Protocol; 2] = [Protocol::Grpc, Protocol::Http];

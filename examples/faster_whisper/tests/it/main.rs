@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod bad_models;
+mod cli;
 mod engine;
 mod goldens;
 mod made_up;

@@ -1,4 +1,4 @@
-//! A collector in the test process, over gRPC or HTTP, that can misbehave in every way we know.
+//! A collector of traces in this process, over gRPC or HTTP, that can misbehave in every way we know.
 //!
 //! A real OTLP server stands behind a front that owns the port. The front can refuse, hang or cut connections and
 //! speak TLS; the server can answer anything the protocol allows.
@@ -28,7 +28,8 @@ use tonic::{Code, Request, Response, Status};
 
 /// How the server answers one request.
 #[derive(Clone, Debug)]
-pub(crate) enum Answer {
+pub enum Answer {
+    /// As the protocol has it.
     Accept,
     /// Takes the request and never answers.
     Hang,
@@ -46,7 +47,8 @@ pub(crate) enum Answer {
 
 /// What the front does with one connection.
 #[derive(Clone, Debug)]
-pub(crate) enum Connection {
+pub enum Connection {
+    /// Passes it on to the server.
     Serve,
     /// Accepts and then does nothing.
     Hang,
@@ -54,24 +56,32 @@ pub(crate) enum Connection {
     Cut,
 }
 
+/// A transport of OTLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Protocol {
+pub enum Protocol {
+    /// gRPC.
     Grpc,
+    /// Protobuf over HTTP.
     Http,
 }
 
 /// A request that reached the server.
 #[derive(Debug)]
-pub(crate) struct Received {
-    pub(crate) at: Instant,
-    pub(crate) request: ExportTraceServiceRequest,
-    pub(crate) headers: HeaderMap,
+pub struct Received {
+    /// When it came.
+    pub at: Instant,
+    /// What was sent.
+    pub request: ExportTraceServiceRequest,
+    /// Its headers, over gRPC the metadata.
+    pub headers: HeaderMap,
     /// Path of the URL.
-    pub(crate) path: String,
+    pub path: String,
 }
 
 impl Received {
-    pub(crate) fn span_names(&self) -> Vec<String> {
+    /// The names of its spans.
+    #[must_use]
+    pub fn span_names(&self) -> Vec<String> {
         let spans = self
             .request
             .resource_spans
@@ -83,7 +93,9 @@ impl Received {
             .collect()
     }
 
-    pub(crate) fn resource(&self, key: &str) -> Option<String> {
+    /// An attribute of the service that sent it.
+    #[must_use]
+    pub fn resource(&self, key: &str) -> Option<String> {
         let resource = self.request.resource_spans.first()?.resource.as_ref()?;
         let attribute = resource
             .attributes
@@ -95,41 +107,53 @@ impl Received {
         }
     }
 
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+    /// The text of a header.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 }
 
-pub(crate) struct Collector {
-    pub(crate) protocol: Protocol,
-    pub(crate) address: SocketAddr,
+/// A collector that runs on a thread of its own until the value is dropped.
+#[derive(Debug)]
+pub struct Collector {
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Where it listens.
+    pub address: SocketAddr,
     received: Receiver<Received>,
     script: Script,
     _stop: tokio::sync::oneshot::Sender<()>,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 struct Script {
     answers: Arc<Mutex<VecDeque<Answer>>>,
     connections: Arc<Mutex<VecDeque<Connection>>>,
 }
 
 impl Collector {
-    pub(crate) fn start(protocol: Protocol) -> Self {
+    /// Accepts every request.
+    #[must_use]
+    pub fn start(protocol: Protocol) -> Self {
         Self::start_with(protocol, [], [], None)
     }
 
     /// Answers the first requests as listed, and accepts the others.
-    pub(crate) fn answering<const N: usize>(protocol: Protocol, answers: [Answer; N]) -> Self {
+    #[must_use]
+    pub fn answering<const N: usize>(protocol: Protocol, answers: [Answer; N]) -> Self {
         Self::start_with(protocol, answers, [], None)
     }
 
     /// Treats the first connections as listed, and serves the others.
-    pub(crate) fn connecting<const N: usize>(protocol: Protocol, connections: [Connection; N]) -> Self {
+    #[must_use]
+    pub fn connecting<const N: usize>(protocol: Protocol, connections: [Connection; N]) -> Self {
         Self::start_with(protocol, [], connections, None)
     }
 
-    pub(crate) fn with_tls(protocol: Protocol, tls: TlsAcceptor) -> Self {
+    /// Speaks TLS.
+    #[must_use]
+    pub fn with_tls(protocol: Protocol, tls: TlsAcceptor) -> Self {
         Self::start_with(protocol, [], [], Some(tls))
     }
 
@@ -181,31 +205,40 @@ impl Collector {
     }
 
     /// The variables that make a service export here, as fast as it can.
-    pub(crate) fn env(&self) -> Vec<(String, String)> {
+    #[must_use]
+    pub fn env(&self) -> Vec<(String, String)> {
         env(self.protocol, &format!("http://{}", self.address))
     }
 
-    /// The next request; fails the test when none comes.
+    /// The next request.
+    ///
+    /// # Panics
+    ///
+    /// If none comes within half a minute.
     #[track_caller]
-    pub(crate) fn next(&self) -> Received {
+    #[must_use]
+    pub fn next(&self) -> Received {
         self.received
             .recv_timeout(Duration::from_secs(30))
             .expect("a request should have come")
     }
 
     /// The requests that have come and were not looked at.
-    pub(crate) fn rest(&self) -> Vec<Received> {
+    #[must_use]
+    pub fn rest(&self) -> Vec<Received> {
         self.received.try_iter().collect()
     }
 
     /// Answers that were not given yet.
-    pub(crate) fn answers_left(&self) -> usize {
+    #[must_use]
+    pub fn answers_left(&self) -> usize {
         self.script.answers.lock().unwrap().len()
     }
 }
 
 /// The variables that make a service export to an endpoint.
-pub(crate) fn env(protocol: Protocol, endpoint: &str) -> Vec<(String, String)> {
+#[must_use]
+pub fn env(protocol: Protocol, endpoint: &str) -> Vec<(String, String)> {
     let protocol = match protocol {
         Protocol::Grpc => "grpc",
         Protocol::Http => "http/protobuf",
@@ -222,7 +255,8 @@ pub(crate) fn env(protocol: Protocol, endpoint: &str) -> Vec<(String, String)> {
 }
 
 /// An address where nobody listens.
-pub(crate) fn nowhere() -> SocketAddr {
+#[must_use]
+pub fn nowhere() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
