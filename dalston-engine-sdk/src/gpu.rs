@@ -12,9 +12,9 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use dalston_telemetry::metrics::Metrics;
+use dalston_telemetry::metrics::Registry;
 use dalston_telemetry::metrics::prometheus_client::metrics::family::Family;
 use dalston_telemetry::metrics::prometheus_client::metrics::gauge::Gauge;
-use dalston_telemetry::metrics::prometheus_client::registry::Registry;
 
 /// A broken driver makes `nvidia-smi` hang rather than fail.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -176,6 +176,7 @@ impl Gauges {
             total: Family::default(),
             utilization: Family::default(),
         };
+        let registry = registry.prometheus();
         registry.register(
             "dalston_engine_gpu_memory_used_bytes",
             "Memory of the GPU in use by all processes",

@@ -86,8 +86,11 @@
 //! # Features
 //!
 //! - `otlp-grpc` and `otlp-http` (both on): the transports. TLS is rustls with ring.
+//! - `axum`: a route that serves metrics.
 //! - `testing`: telemetry that a test keeps to itself, and span trees as literals.
 
+#[cfg(feature = "axum")]
+pub mod axum;
 mod builder;
 mod collect;
 pub mod context;

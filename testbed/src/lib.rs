@@ -6,8 +6,10 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod collector;
+mod prometheus;
 mod proxy;
 mod redis;
 
+pub use self::prometheus::{TestPrometheus, promtool};
 pub use self::proxy::Proxy;
 pub use self::redis::TestRedis;

@@ -1,5 +1,7 @@
 //! Programs that must come from the distribution: found, or installed where we may, or asked for.
 
+use std::path::Path;
+
 use crate::error::Error;
 use crate::steps::Cmd;
 
@@ -44,6 +46,15 @@ pub(crate) fn require(needs: &[Need]) -> Result<(), Error> {
     // Lists may be absent (a bare container image) or old (the packages they name are gone).
     apt("update -q")?;
     apt(&format!("install -q -y --no-install-recommends {packages}"))?;
+    if Path::new("/run/systemd/system").exists() {
+        // Servers are started by being installed. Tests start their own, and nobody asked for another.
+        for need in &missing {
+            let _ = Cmd::new("systemctl")
+                .args("disable --now")
+                .arg(need.package)
+                .output();
+        }
+    }
     match missing.iter().find(|need| !is_there(need)) {
         None => Ok(()),
         Some(need) => Err(Error::new(format!(

@@ -21,6 +21,12 @@ const REDIS: Need = Need {
     package: "redis-server",
 };
 
+const PROMETHEUS: Need = Need {
+    purpose: "test that Prometheus and promtool read our metrics",
+    probe: &["promtool", "--version"],
+    package: "prometheus",
+};
+
 type Step = (&'static str, fn(&Path) -> Result<(), Error>);
 
 /// In the order in which a failure is most likely found early.
@@ -80,7 +86,7 @@ pub(crate) fn run(words: &[&str]) -> Result<(), Error> {
     let mut libtorch = std::path::PathBuf::new();
     steps.step("set-up", || {
         libtorch = libtorch::set_up(libtorch::Variant::Cpu)?;
-        require(&[REDIS])
+        require(&[REDIS, PROMETHEUS])
     })?;
     for (name, work) in chosen {
         steps.step(name, || work(&libtorch))?;

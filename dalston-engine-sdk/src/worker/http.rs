@@ -72,8 +72,8 @@ impl Serving {
         let mut router = Router::new()
             .route("/health", get(health))
             .route("/v1/capabilities", get(capabilities));
-        if server.metrics.is_some() {
-            router = router.route("/metrics", get(metrics));
+        if let Some(metrics) = &server.metrics {
+            router = router.route("/metrics", dalston_telemetry::axum::metrics(metrics.clone()));
         }
         let listener = Bounded {
             listener,
@@ -106,13 +106,6 @@ async fn health(State(server): State<Arc<Server>>) -> Response {
 
 async fn capabilities(State(server): State<Arc<Server>>) -> Response {
     json(&server.capabilities).into_response()
-}
-
-async fn metrics(State(server): State<Arc<Server>>) -> Response {
-    match &server.metrics {
-        Some(metrics) => ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], metrics.encode()).into_response(),
-        None => StatusCode::NOT_FOUND.into_response(),
-    }
 }
 
 fn json<T: Serialize>(value: &T) -> impl IntoResponse + use<T> {

@@ -280,6 +280,8 @@ async fn a_worker_joins_works_and_leaves() {
     assert_eq!(deployment.pending().await, 0);
     let (code, metrics) = worker.get("/metrics").await;
     assert_eq!(code, 200, "{metrics}");
+    let head = "# TYPE dalston_engine_tasks_processed_total counter\n";
+    assert!(metrics.contains(head), "text that every tool reads: {metrics}");
 
     let begun = Instant::now();
     worker.stop().await;

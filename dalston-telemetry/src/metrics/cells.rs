@@ -2,8 +2,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
-use prometheus_client::metrics::{MetricType, TypedMetric};
+use super::exemplar::{Exemplar, LatestExemplar, Measured};
+use super::series::{Buckets, Kind, Metric, Number, Value};
 
 /// A number that only grows.
 ///
@@ -12,6 +12,8 @@ use prometheus_client::metrics::{MetricType, TypedMetric};
 #[derive(Default)]
 pub struct Counter {
     count: AtomicU64,
+    /// Fits into what is left of the cache lines that a cell has for itself.
+    exemplar: LatestExemplar,
 }
 
 impl Counter {
@@ -23,6 +25,14 @@ impl Counter {
     /// Counts several.
     pub fn inc_by(&self, n: u64) {
         self.count.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Counts one, and remembers the span that it was counted in; see [`Exemplar::current`].
+    pub fn inc_in(&self, exemplar: Option<Exemplar>) {
+        self.inc();
+        if let Some(exemplar) = exemplar {
+            self.exemplar.set(exemplar, 1.0);
+        }
     }
 
     /// The present count.
@@ -38,17 +48,11 @@ impl fmt::Debug for Counter {
     }
 }
 
-impl TypedMetric for Counter {
-    const TYPE: MetricType = MetricType::Counter;
-}
+impl Metric for Counter {
+    const KIND: Kind = Kind::Counter;
 
-impl EncodeMetric for Counter {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        encoder.encode_counter::<NoLabelSet, _, u64>(&self.get(), None)
-    }
-
-    fn metric_type(&self) -> MetricType {
-        Self::TYPE
+    fn value(&self) -> Value<'_> {
+        Value::Counter(Number::Whole(self.get()), self.exemplar.get())
     }
 }
 
@@ -87,17 +91,11 @@ impl fmt::Debug for Gauge {
     }
 }
 
-impl TypedMetric for Gauge {
-    const TYPE: MetricType = MetricType::Gauge;
-}
+impl Metric for Gauge {
+    const KIND: Kind = Kind::Gauge;
 
-impl EncodeMetric for Gauge {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        encoder.encode_gauge(&self.get())
-    }
-
-    fn metric_type(&self) -> MetricType {
-        Self::TYPE
+    fn value(&self) -> Value<'_> {
+        Value::Gauge(Number::Signed(self.get()))
     }
 }
 
@@ -110,6 +108,8 @@ pub struct Histogram {
     counts: Box<[AtomicU64]>,
     /// The bits of an `f64`.
     sum: AtomicU64,
+    /// One per bucket, or none at all.
+    exemplars: Box<[LatestExemplar]>,
 }
 
 impl Histogram {
@@ -122,11 +122,28 @@ impl Histogram {
             bounds,
             counts,
             sum: AtomicU64::new(0),
+            exemplars: Box::default(),
+        }
+    }
+
+    /// A histogram that keeps, for every bucket, the span of the newest value that was recorded with one. Takes 48
+    /// bytes more for each bucket.
+    #[must_use]
+    pub fn with_exemplars(bounds: &'static [f64]) -> Self {
+        Self {
+            exemplars: (0..=bounds.len()).map(|_| LatestExemplar::default()).collect(),
+            ..Self::new(bounds)
         }
     }
 
     /// Records a value. What is not a finite number is ignored: it would spoil the sum for ever.
     pub fn observe(&self, value: f64) {
+        self.observe_in(value, None);
+    }
+
+    /// Records a value, and the span that it was measured in if this histogram [keeps them](Self::with_exemplars);
+    /// see [`Exemplar::current`].
+    pub fn observe_in(&self, value: f64, exemplar: Option<Exemplar>) {
         if !value.is_finite() {
             return;
         }
@@ -138,11 +155,21 @@ impl Histogram {
         self.counts[bucket].fetch_add(1, Ordering::Relaxed);
         let add = |bits| Some((f64::from_bits(bits) + value).to_bits());
         let _ = self.sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        if let Some(exemplar) = exemplar
+            && let Some(latest) = self.exemplars.get(bucket)
+        {
+            latest.set(exemplar, value);
+        }
     }
 
     /// Records a duration in seconds.
     pub fn observe_duration(&self, duration: Duration) {
         self.observe(duration.as_secs_f64());
+    }
+
+    /// Records a duration in seconds, and the span that it was measured in.
+    pub fn observe_duration_in(&self, duration: Duration, exemplar: Option<Exemplar>) {
+        self.observe_in(duration.as_secs_f64(), exemplar);
     }
 
     /// How many values were recorded.
@@ -170,22 +197,29 @@ impl fmt::Debug for Histogram {
     }
 }
 
-impl TypedMetric for Histogram {
-    const TYPE: MetricType = MetricType::Histogram;
+impl Metric for Histogram {
+    const KIND: Kind = Kind::Histogram;
+
+    fn value(&self) -> Value<'_> {
+        Value::Histogram(self)
+    }
 }
 
-impl EncodeMetric for Histogram {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
-        let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
-        let buckets: Vec<_> = bounds.zip(counts).collect();
-        // From the same reads as the buckets, so that the last bucket and the count agree.
-        let count = buckets.iter().map(|(_, count)| count).sum();
-        encoder.encode_histogram::<NoLabelSet>(self.sum(), count, &buckets, None)
+impl Buckets for Histogram {
+    fn bounds(&self) -> &[f64] {
+        self.bounds
     }
 
-    fn metric_type(&self) -> MetricType {
-        Self::TYPE
+    fn count(&self, bucket: usize) -> u64 {
+        self.counts[bucket].load(Ordering::Relaxed)
+    }
+
+    fn exemplar(&self, bucket: usize) -> Option<Measured> {
+        self.exemplars.get(bucket)?.get()
+    }
+
+    fn sum(&self) -> f64 {
+        self.sum()
     }
 }
 

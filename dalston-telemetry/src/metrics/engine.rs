@@ -2,11 +2,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
-use prometheus_client::metrics::{MetricType, TypedMetric};
-use prometheus_client::registry::{Registry, Unit};
-
-use super::{BoundedFamily, Counter, DenseFamily, Histogram, Metrics, OpenLabel, buckets, lock};
+use super::series::{Kind, Metric, Number, Value};
+use super::{
+    BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, OpenLabel, Registry, Unit, buckets,
+    lock,
+};
 
 /// How many models an engine may report by name. The platform keeps a handful; a deployment that lets its users
 /// choose any model must not choose the number of our series with it.
@@ -85,7 +85,8 @@ impl EngineLabels {
 /// The metrics of one engine. Cheap to clone.
 ///
 /// Names, labels and meaning are those of the platform's engines, so that one dashboard shows both. Methods are
-/// named after their metric, `dalston_engine_` left out.
+/// named after their metric, `dalston_engine_` left out. What is recorded while a sampled span is entered gets that span
+/// as its [exemplar](Exemplar): tasks, their durations and waits, downloads, uploads and loads.
 #[derive(Clone)]
 pub struct EngineMetrics {
     families: Families,
@@ -154,17 +155,23 @@ impl EngineMetrics {
 
     /// Records how long a task was queued before it was read.
     pub fn queue_wait(&self, wait: Duration) {
-        self.queue_wait.with(()).observe_duration(wait);
+        self.queue_wait
+            .with(())
+            .observe_duration_in(wait, Exemplar::current());
     }
 
     /// Records how long it took to fetch a task's request and inputs.
     pub fn s3_download(&self, time: Duration) {
-        self.s3_download.with(()).observe_duration(time);
+        self.s3_download
+            .with(())
+            .observe_duration_in(time, Exemplar::current());
     }
 
     /// Records how long it took to store a task's result.
     pub fn s3_upload(&self, time: Duration) {
-        self.s3_upload.with(()).observe_duration(time);
+        self.s3_upload
+            .with(())
+            .observe_duration_in(time, Exemplar::current());
     }
 
     /// Records the length of a task's audio.
@@ -174,7 +181,7 @@ impl EngineMetrics {
 
     /// Counts a task that was delivered before.
     pub fn task_redelivery(&self, reason: RedeliveryReason) {
-        self.redelivery.with(reason).inc();
+        self.redelivery.with(reason).inc_in(Exemplar::current());
     }
 
     /// Counts a task that was not begun because its job had been cancelled.
@@ -204,17 +211,21 @@ pub struct ModelMetrics {
 impl ModelMetrics {
     /// Counts a task that has ended.
     pub fn task_processed(&self, outcome: Outcome) {
-        self.tasks_processed.with(outcome).inc();
+        self.tasks_processed.with(outcome).inc_in(Exemplar::current());
     }
 
     /// Records how long inference took: only that, neither loading the model nor moving data.
     pub fn task_duration(&self, time: Duration) {
-        self.task_duration.with(()).observe_duration(time);
+        self.task_duration
+            .with(())
+            .observe_duration_in(time, Exemplar::current());
     }
 
     /// Records how long loading the model took.
     pub fn model_load(&self, time: Duration) {
-        self.model_load.with(()).observe_duration(time);
+        self.model_load
+            .with(())
+            .observe_duration_in(time, Exemplar::current());
     }
 
     /// Counts a task that found its model loaded.
@@ -322,15 +333,16 @@ impl Families {
         let per_model = [engine_id, model, execution_profile, instance_type];
         let per_engine = [engine_id, execution_profile, instance_type];
         let histogram = |bounds: &'static [f64]| move || Histogram::new(bounds);
+        let traced = |bounds: &'static [f64]| move || Histogram::with_exemplars(bounds);
         let this = Self {
             tasks_processed: BoundedFamily::new(per_model, Counter::default),
-            task_duration: BoundedFamily::new(per_model, histogram(buckets::TASK_DURATION)),
-            model_load: BoundedFamily::new(per_model, histogram(buckets::MODEL_LOAD)),
+            task_duration: BoundedFamily::new(per_model, traced(buckets::TASK_DURATION)),
+            model_load: BoundedFamily::new(per_model, traced(buckets::MODEL_LOAD)),
             model_cache_hits: BoundedFamily::new([engine_id, model], Counter::default),
             realtime_factor: BoundedFamily::new([engine_id, model], histogram(buckets::REALTIME_FACTOR)),
-            queue_wait: BoundedFamily::new(per_engine, histogram(buckets::QUEUE_WAIT)),
-            s3_download: BoundedFamily::new(per_engine, histogram(buckets::STORAGE)),
-            s3_upload: BoundedFamily::new(per_engine, histogram(buckets::STORAGE)),
+            queue_wait: BoundedFamily::new(per_engine, traced(buckets::QUEUE_WAIT)),
+            s3_download: BoundedFamily::new(per_engine, traced(buckets::STORAGE)),
+            s3_upload: BoundedFamily::new(per_engine, traced(buckets::STORAGE)),
             audio_duration: BoundedFamily::new(
                 [engine_id, instance_type],
                 histogram(buckets::AUDIO_DURATION),
@@ -339,7 +351,7 @@ impl Families {
             skipped_cancelled: BoundedFamily::new([stage], Counter::default),
             busy: BoundedFamily::new([engine_id, slot], BusyRatio::default),
         };
-        let registry = registry.sub_registry_with_prefix("dalston_engine");
+        let mut registry = registry.with_prefix("dalston_engine");
         registry.register(
             "tasks_processed",
             "Tasks that have ended",
@@ -507,17 +519,11 @@ fn slot_of(second: u64) -> usize {
     (second % WINDOW as u64) as usize
 }
 
-impl TypedMetric for BusyRatio {
-    const TYPE: MetricType = MetricType::Gauge;
-}
+impl Metric for BusyRatio {
+    const KIND: Kind = Kind::Gauge;
 
-impl EncodeMetric for BusyRatio {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        encoder.encode_gauge(&self.ratio(Instant::now()))
-    }
-
-    fn metric_type(&self) -> MetricType {
-        Self::TYPE
+    fn value(&self) -> Value<'_> {
+        Value::Gauge(Number::Real(self.ratio(Instant::now())))
     }
 }
 

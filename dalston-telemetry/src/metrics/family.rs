@@ -1,12 +1,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, LabelSetEncoder, MetricEncoder};
-use prometheus_client::metrics::{MetricType, TypedMetric};
-
-use super::label::{LabelSet, OpenLabel, encode_label};
+use super::label::{LabelSet, OpenLabel};
+use super::series::{Family, Kind, Labels, Metric, Series, push_label};
 
 /// A metric with closed labels: one cell for every combination, all there from the start.
 ///
@@ -22,7 +21,16 @@ use super::label::{LabelSet, OpenLabel, encode_label};
 /// ```
 pub struct DenseFamily<L, M> {
     cells: Arc<[Padded<M>]>,
+    names: Arc<Names>,
     labels: PhantomData<fn(L)>,
+}
+
+/// What the cells are called. Apart from them, because who counts need not know.
+struct Names {
+    /// The open labels, which all cells have in common.
+    open: Box<[(&'static str, Arc<str>)]>,
+    /// The labels of each cell as they stand in a line: written once, copied by every scrape.
+    texts: Box<[Box<str>]>,
 }
 
 /// A cell on cache lines of its own: two of them, because processors fetch lines in pairs.
@@ -32,8 +40,24 @@ struct Padded<M>(M);
 impl<L: LabelSet, M> DenseFamily<L, M> {
     /// A family whose cells are made by `make`.
     pub fn new(make: impl Fn() -> M) -> Self {
+        Self::below(Box::default(), make)
+    }
+
+    /// The closed labels below these values of open ones.
+    fn below(open: Box<[(&'static str, Arc<str>)]>, make: impl Fn() -> M) -> Self {
+        let texts = (0..L::CARDINALITY).map(|position| {
+            let mut text = String::new();
+            let mut push = |name: &str, value: &str| push_label(&mut text, name, value);
+            open.iter().for_each(|(name, value)| push(name, value));
+            L::labels_at(position, &mut |name, value| push(name, value));
+            text.into_boxed_str()
+        });
         Self {
             cells: (0..L::CARDINALITY).map(|_| Padded(make())).collect(),
+            names: Arc::new(Names {
+                texts: texts.collect(),
+                open,
+            }),
             labels: PhantomData,
         }
     }
@@ -41,26 +65,7 @@ impl<L: LabelSet, M> DenseFamily<L, M> {
     /// The cell of a combination of labels.
     #[must_use]
     pub fn with(&self, labels: L) -> &M {
-        self.with_position(labels.position())
-    }
-
-    fn with_position(&self, position: usize) -> &M {
-        &self.cells[position].0
-    }
-
-    fn encode_cells(&self, encoder: &mut MetricEncoder<'_>, open: &[(&str, Arc<str>)]) -> fmt::Result
-    where
-        M: EncodeMetric,
-    {
-        for (position, cell) in self.cells.iter().enumerate() {
-            let labels = CellLabels {
-                open,
-                position,
-                closed: PhantomData::<fn(L)>,
-            };
-            cell.0.encode(encoder.encode_family(&labels)?)?;
-        }
-        Ok(())
+        &self.cells[labels.position()].0
     }
 }
 
@@ -74,6 +79,7 @@ impl<L, M> Clone for DenseFamily<L, M> {
     fn clone(&self) -> Self {
         Self {
             cells: self.cells.clone(),
+            names: self.names.clone(),
             labels: PhantomData,
         }
     }
@@ -87,19 +93,37 @@ impl<L, M> fmt::Debug for DenseFamily<L, M> {
     }
 }
 
-impl<L: LabelSet, M: EncodeMetric + TypedMetric> EncodeMetric for DenseFamily<L, M> {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let mut has_labels = false;
-        L::labels_at(0, &mut |_, _| has_labels = true);
-        match has_labels {
-            true => self.encode_cells(&mut encoder, &[]),
-            // As a family it would be written with empty braces.
-            false => self.with_position(0).encode(encoder),
-        }
+impl<L: LabelSet, M: Metric> Family for DenseFamily<L, M> {
+    fn kind(&self) -> Kind {
+        M::KIND
     }
 
-    fn metric_type(&self) -> MetricType {
-        M::TYPE
+    fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {
+        for (position, cell) in self.cells.iter().enumerate() {
+            let labels = CellLabels {
+                open: &self.names.open,
+                position,
+                closed: PhantomData::<fn(L)>,
+            };
+            each(&Series {
+                text: &self.names.texts[position],
+                labels: &labels,
+                value: cell.0.value(),
+            });
+        }
+    }
+}
+
+struct CellLabels<'a, L> {
+    open: &'a [(&'static str, Arc<str>)],
+    position: usize,
+    closed: PhantomData<fn(L)>,
+}
+
+impl<L: LabelSet> Labels for CellLabels<'_, L> {
+    fn each(&self, each: &mut dyn FnMut(&str, &str)) {
+        self.open.iter().for_each(|(name, value)| each(name, value));
+        L::labels_at(self.position, &mut |name, value| each(name, value));
     }
 }
 
@@ -143,10 +167,14 @@ impl<const N: usize, L: LabelSet, M> BoundedFamily<N, L, M> {
         {
             return cells.clone();
         }
+        let open = std::array::from_fn::<_, N, _>(|label| {
+            let open = &inner.labels[label];
+            (open.name(), open.value_at(places[label]))
+        });
         let mut children = inner.children.write().unwrap_or_else(PoisonError::into_inner);
         children
             .entry(places)
-            .or_insert_with(|| DenseFamily::new(&inner.make))
+            .or_insert_with(|| DenseFamily::below(Box::new(open), &inner.make))
             .clone()
     }
 }
@@ -167,58 +195,27 @@ impl<const N: usize, L, M> fmt::Debug for BoundedFamily<N, L, M> {
     }
 }
 
-impl<const N: usize, L, M> EncodeMetric for BoundedFamily<N, L, M>
-where
-    L: LabelSet,
-    M: EncodeMetric + TypedMetric + Send + Sync + 'static,
-{
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        // Copied out, so that a scrape does not hold up whoever makes a new child.
-        let children = self
-            .inner
-            .children
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        for (places, cells) in children {
-            let open: [_; N] = std::array::from_fn(|label| {
-                let open = &self.inner.labels[label];
-                (open.name(), open.value_at(places[label]))
-            });
-            cells.encode_cells(&mut encoder, &open)?;
+impl<const N: usize, L: LabelSet, M: Metric> Family for BoundedFamily<N, L, M> {
+    fn kind(&self) -> Kind {
+        M::KIND
+    }
+
+    fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {
+        /// So many children are copied out at once: whoever makes a new one waits for that and not for a scrape.
+        const AT_ONCE: usize = 64;
+        let mut copied = Vec::with_capacity(AT_ONCE);
+        let mut after = Bound::Unbounded;
+        loop {
+            let children = self.inner.children.read().unwrap_or_else(PoisonError::into_inner);
+            let rest = children.range((after, Bound::Unbounded)).take(AT_ONCE);
+            copied.extend(rest.map(|(places, cells)| (*places, cells.clone())));
+            drop(children);
+            let Some((last, _)) = copied.last() else { return };
+            after = Bound::Excluded(*last);
+            for (_, cells) in copied.drain(..) {
+                cells.visit(each);
+            }
         }
-        Ok(())
-    }
-
-    fn metric_type(&self) -> MetricType {
-        M::TYPE
-    }
-
-    fn is_empty(&self) -> bool {
-        self.inner
-            .children
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty()
-    }
-}
-
-struct CellLabels<'a, L> {
-    open: &'a [(&'a str, Arc<str>)],
-    position: usize,
-    closed: PhantomData<fn(L)>,
-}
-
-impl<L: LabelSet> EncodeLabelSet for CellLabels<'_, L> {
-    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        for (name, value) in self.open {
-            encode_label(encoder, name, value)?;
-        }
-        let mut result = Ok(());
-        L::labels_at(self.position, &mut |name, value| {
-            result = result.and_then(|()| encode_label(encoder, name, value));
-        });
-        result
     }
 }
 
@@ -260,10 +257,10 @@ mod tests {
             metrics.encode(),
             "# HELP wait Wait.\n\
              # TYPE wait histogram\n\
-             wait_sum 0.25\n\
-             wait_count 1\n\
              wait_bucket{le=\"0.5\"} 1\n\
              wait_bucket{le=\"+Inf\"} 1\n\
+             wait_sum 0.25\n\
+             wait_count 1\n\
              # EOF\n"
         );
     }

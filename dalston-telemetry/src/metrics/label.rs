@@ -2,11 +2,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use prometheus_client::encoding::{EncodeMetric, LabelSetEncoder, MetricEncoder};
-use prometheus_client::metrics::MetricType;
-
 use super::cells::Counter;
 use super::lock;
+use super::series::{Family, Kind, Labels, Metric, Series, push_label};
 
 /// The value under which everything is counted that an [`OpenLabel`] had no room for.
 pub const OTHER: &str = "__other__";
@@ -262,28 +260,29 @@ impl OpenLabels {
     }
 }
 
-impl EncodeMetric for OpenLabels {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+impl Family for OpenLabels {
+    fn kind(&self) -> Kind {
+        Kind::Counter
+    }
+
+    fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {
         for label in lock(&self.labels).iter() {
-            label
-                .inner
-                .folded
-                .encode(encoder.encode_family(&[("label", label.name())])?)?;
+            let mut text = String::new();
+            push_label(&mut text, "label", label.name());
+            each(&Series {
+                text: &text,
+                labels: label,
+                value: label.inner.folded.value(),
+            });
         }
-        Ok(())
-    }
-
-    fn metric_type(&self) -> MetricType {
-        MetricType::Counter
-    }
-
-    fn is_empty(&self) -> bool {
-        lock(&self.labels).is_empty()
     }
 }
 
-pub(super) fn encode_label(encoder: &mut LabelSetEncoder<'_>, name: &str, value: &str) -> fmt::Result {
-    prometheus_client::encoding::EncodeLabel::encode(&(name, value), encoder.encode_label())
+/// Of the metric about the values that were folded.
+impl Labels for OpenLabel {
+    fn each(&self, each: &mut dyn FnMut(&str, &str)) {
+        each("label", self.name());
+    }
 }
 
 #[cfg(test)]

@@ -24,32 +24,55 @@
 //! not labels.
 //!
 //! The children of closed labels exist at zero from the start, so that `rate()` sees the first increment.
+//!
+//! # Being scraped
+//!
+//! [`Metrics::encode_for`] gives the text in the format that a client asks for: OpenMetrics 1.0, or Prometheus text 0.0.4.
+//! [`MetricsServer`] serves it on a port of its own, and with the feature `axum` there is a route for a server that is
+//! there already.
+//!
+//! In OpenMetrics, histograms made by [`Histogram::with_exemplars`] and counters counted by [`Counter::inc_in`] show the
+//! newest span that each of their values came from, so that a slow bucket leads to a slow trace. Only sampled spans are
+//! shown. Times of creation (`_created`) are not: all series are there from the start.
 
 pub mod buckets;
 mod cells;
 mod engine;
+mod exemplar;
 mod family;
+mod foreign;
 mod label;
+mod registry;
+mod series;
+mod server;
 mod snapshot;
 mod telemetry;
+mod text;
 
 use std::any::{Any, TypeId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prometheus_client::registry::Registry;
+use series::{Kind, Labels, Number, Series, Value, push_label};
+use text::TextWriter;
 
 pub use cells::{Counter, Gauge, Histogram};
 pub use engine::{
     BusyGuard, Device, EngineLabels, EngineMetrics, ModelMetrics, Outcome, RedeliveryReason, SlotMetrics,
 };
+pub use exemplar::Exemplar;
 pub use family::{BoundedFamily, DenseFamily};
 pub use label::{Label, LabelSet, OTHER, OpenLabel};
+pub use registry::{PrefixedRegistry, Registry, Unit};
+pub use series::{Family, Metric};
+pub use server::MetricsServer;
 pub use snapshot::{MetricChange, MetricsSnapshot};
 pub use telemetry::{DropReason, Signal, TelemetryMetrics};
+pub use text::TextFormat;
 
-/// The crate whose [`Registry`] holds the metrics, for metrics of your own.
+/// For metrics that are made with this crate; see [`Registry::prometheus`].
 pub use prometheus_client;
 
 /// The metrics of a process. Cheap to clone; all clones are the same registry.
@@ -66,41 +89,65 @@ struct Inner {
     registry: Mutex<Registry>,
     sets: Mutex<HashMap<TypeId, Box<dyn Any + Send>>>,
     labels: label::OpenLabels,
+    /// Bytes of the longest text so far, so that the next one is written without growing.
+    longest: AtomicUsize,
 }
 
 impl Metrics {
-    /// What [`encode`](Self::encode) must be served as; with another content type Prometheus fails the whole scrape
-    /// once there are exemplars.
-    pub const CONTENT_TYPE: &'static str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
     /// An empty registry.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// All metrics as OpenMetrics text, which Prometheus reads.
+    /// All metrics as OpenMetrics text.
     #[must_use]
     pub fn encode(&self) -> String {
-        let mut text = String::new();
+        self.encode_as(TextFormat::OpenMetrics)
+    }
+
+    /// All metrics in the format that suits a request best, with the content type to serve them as; see
+    /// [`TextFormat::negotiate`].
+    ///
+    /// ```
+    /// # let metrics = dalston_telemetry::metrics::Metrics::new();
+    /// let (content_type, text) = metrics.encode_for(["text/plain"]);
+    /// assert_eq!(content_type, "text/plain; version=0.0.4; charset=utf-8");
+    /// ```
+    pub fn encode_for<'a>(&self, accept: impl IntoIterator<Item = &'a str>) -> (&'static str, String) {
+        let format = TextFormat::negotiate(accept);
+        (format.content_type(), self.encode_as(format))
+    }
+
+    /// All metrics in this format.
+    #[must_use]
+    pub fn encode_as(&self, format: TextFormat) -> String {
+        let mut writer = TextWriter::new(format, self.inner.longest.load(Ordering::Relaxed));
         let registry = lock(&self.inner.registry);
-        // Writing into a string does not fail; a metric that can't be encoded is a bug of that metric, and what
-        // stands before it is still worth having.
-        let encoded = prometheus_client::encoding::text::encode(&mut text, &registry);
-        debug_assert!(encoded.is_ok(), "every metric can be encoded");
+        registry.visit(&mut writer);
+        match format {
+            TextFormat::OpenMetrics => writer.raw(&registry.foreign_text()),
+            TextFormat::Prometheus => registry.visit_foreign(&mut writer),
+        }
+        drop(registry);
+        let text = writer.finish();
+        self.inner.longest.fetch_max(text.len(), Ordering::Relaxed);
         text
     }
 
     /// The present value of every series, to find out later [which of them moved](MetricsSnapshot::diff).
     #[must_use]
     pub fn snapshot(&self) -> MetricsSnapshot {
-        MetricsSnapshot::parse(&self.encode())
+        let mut snapshot = MetricsSnapshot::default();
+        let registry = lock(&self.inner.registry);
+        registry.visit(&mut snapshot);
+        registry.visit_foreign(&mut snapshot);
+        snapshot
     }
 
     /// Registers metrics of your own.
     ///
-    /// Register a set of metrics once and keep the handles: the registry does not notice when a name is taken. Names
-    /// are given without `_total`, help texts without a full stop: the encoder adds both.
+    /// Register a set of metrics once and keep the handles.
     ///
     /// ```
     /// use dalston_telemetry::metrics::{Counter, DenseFamily, Metrics};
@@ -164,15 +211,38 @@ impl fmt::Debug for Metrics {
 ///
 /// Called by the set-up of telemetry; a service has one.
 pub(crate) fn register_build_info(metrics: &Metrics, service: &str, version: &str) {
-    #[derive(Clone)]
-    struct BuildInfo;
-
-    let labels = BTreeMap::from([("service", service.to_owned()), ("version", version.to_owned())]);
     metrics.set(|registry| {
-        let info = prometheus_client::metrics::info::Info::new(labels.into_iter().collect::<Vec<_>>());
-        registry.register("dalston_build", "The service and its version", info);
-        BuildInfo
+        let info = BuildInfo {
+            labels: vec![
+                ("service".to_owned(), service.to_owned()),
+                ("version".to_owned(), version.to_owned()),
+            ],
+        };
+        registry.register("dalston_build", "The service and its version", info.clone());
+        info
     });
+}
+
+#[derive(Clone)]
+struct BuildInfo {
+    labels: Vec<(String, String)>,
+}
+
+impl Family for BuildInfo {
+    fn kind(&self) -> Kind {
+        Kind::Info
+    }
+
+    fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {
+        let mut text = String::new();
+        self.labels
+            .each(&mut |name, value| push_label(&mut text, name, value));
+        each(&Series {
+            text: &text,
+            labels: &self.labels,
+            value: Value::Gauge(Number::Whole(1)),
+        });
+    }
 }
 
 /// A panic while the lock was held leaves counters behind, not broken invariants.

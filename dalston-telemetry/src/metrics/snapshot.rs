@@ -1,6 +1,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::foreign::{as_f64, parse_series};
+use super::series::{Head, Kind, Series, Value, Visitor};
+
 /// The values of all series at one moment. Made by [`Metrics::snapshot`](super::Metrics::snapshot).
 ///
 /// A series is written as `name{label="value",...}` with its labels in alphabetical order.
@@ -76,21 +79,38 @@ impl MetricsSnapshot {
             .filter(|change| change.before != change.after && !is_bucket(&change.series))
             .collect()
     }
+}
 
-    /// Reads what the encoder wrote.
-    pub(super) fn parse(text: &str) -> Self {
-        let series = text
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .filter_map(|line| {
-                let (series, rest) = split_series(line)?;
-                let (name, labels) = parse_series(series)?;
-                // After the value there may be an exemplar.
-                let value = rest.split_whitespace().next()?.parse().ok()?;
-                Some((series_name(name, labels), value))
-            });
-        Self {
-            series: series.collect(),
+impl Visitor for MetricsSnapshot {
+    fn family(&mut self, _head: &Head<'_>) {}
+
+    fn series(&mut self, head: &Head<'_>, series: &Series<'_>) {
+        let mut labels = Vec::new();
+        series
+            .labels
+            .each(&mut |name, value| labels.push((name.to_owned(), value.to_owned())));
+        let mut add = |suffix: &str, labels: Vec<(String, String)>, value: f64| {
+            self.series
+                .insert(series_name(&format!("{}{suffix}", head.name), labels), value);
+        };
+        match &series.value {
+            Value::Counter(count, _) => add("_total", labels, as_f64(*count)),
+            Value::Gauge(value) => {
+                let suffix = if head.kind == Kind::Info { "_info" } else { "" };
+                add(suffix, labels, as_f64(*value));
+            }
+            Value::Histogram(buckets) => {
+                let bounds = buckets.bounds().iter().map(|bound| format!("{bound:?}"));
+                let mut count = 0;
+                for (bucket, bound) in bounds.chain(["+Inf".to_owned()]).enumerate() {
+                    count += buckets.count(bucket);
+                    let mut labels = labels.clone();
+                    labels.push(("le".to_owned(), bound));
+                    add("_bucket", labels, count as f64);
+                }
+                add("_sum", labels.clone(), buckets.sum());
+                add("_count", labels, count as f64);
+            }
         }
     }
 }
@@ -113,57 +133,9 @@ fn series_name(name: &str, mut labels: Vec<(String, String)>) -> String {
     format!("{name}{{{}}}", labels.join(","))
 }
 
-/// Splits `name{labels} value` where the labels end; label values may contain anything.
-fn split_series(line: &str) -> Option<(&str, &str)> {
-    let mut quoted = false;
-    let mut escaped = false;
-    for (at, byte) in line.bytes().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            b'"' => quoted = !quoted,
-            b' ' if !quoted => return Some((&line[..at], &line[at + 1..])),
-            _ => {}
-        }
-    }
-    None
-}
-
-fn parse_series(series: &str) -> Option<(&str, Vec<(String, String)>)> {
-    let Some((name, rest)) = series.split_once('{') else {
-        return Some((series, Vec::new()));
-    };
-    let mut rest = rest.strip_suffix('}')?;
-    let mut labels = Vec::new();
-    while !rest.is_empty() {
-        let (label, quoted) = rest.split_once("=\"")?;
-        let mut value = String::new();
-        let mut end = None;
-        let mut characters = quoted.char_indices();
-        while let Some((at, character)) = characters.next() {
-            match character {
-                '\\' => match characters.next()?.1 {
-                    'n' => value.push('\n'),
-                    other => value.push(other),
-                },
-                '"' => {
-                    end = Some(at);
-                    break;
-                }
-                other => value.push(other),
-            }
-        }
-        labels.push((label.to_owned(), value));
-        let after = &quoted[end? + 1..];
-        rest = after.strip_prefix(',').unwrap_or(after);
-    }
-    Some((name, labels))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::{BoundedFamily, Counter, DenseFamily, Histogram, Metrics, Outcome};
-    use super::*;
+    use super::super::{BoundedFamily, Counter, DenseFamily, Device, Gauge, Histogram, Metrics, Outcome};
 
     #[test]
     fn the_difference_of_two_snapshots_is_what_moved() {
@@ -199,11 +171,22 @@ mod tests {
 
     #[test]
     fn a_value_is_found_by_its_labels_in_any_order() {
-        let snapshot =
-            MetricsSnapshot::parse("x_total{b=\"2\",a=\"1\"} 3 # {trace_id=\"7\"} 1.0\ny 4\n# EOF\n");
-        assert_eq!(snapshot.value("x_total", &[("a", "1"), ("b", "2")]), Some(3.0));
-        assert_eq!(snapshot.value("x_total", &[("a", "1")]), None);
-        assert_eq!(snapshot.sum("x_total", &[("a", "1")]), 3.0);
+        let metrics = Metrics::new();
+        let x = DenseFamily::<(Outcome, Device), Counter>::default();
+        let y = DenseFamily::<(), Gauge>::default();
+        metrics.register(|registry| {
+            registry.register("x", "X", x.clone());
+            registry.register("y", "Y", y.clone());
+        });
+        x.with((Outcome::Failure, Device::Cpu)).inc_by(3);
+        y.with(()).set(4);
+        let snapshot = metrics.snapshot();
+        assert_eq!(
+            snapshot.value("x_total", &[("device", "cpu"), ("status", "failure")]),
+            Some(3.0)
+        );
+        assert_eq!(snapshot.value("x_total", &[("status", "failure")]), None);
+        assert_eq!(snapshot.sum("x_total", &[("status", "failure")]), 3.0);
         assert_eq!(snapshot.value("y", &[]), Some(4.0));
     }
 }

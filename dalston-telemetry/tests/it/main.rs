@@ -4,6 +4,7 @@
 #![cfg(all(feature = "otlp-grpc", feature = "otlp-http"))]
 
 mod delivery;
+mod exposition;
 mod faults;
 mod logs;
 mod panic;

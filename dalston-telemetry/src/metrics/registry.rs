@@ -1,0 +1,201 @@
+//! Which metrics there are.
+
+use std::fmt;
+
+use prometheus_client::registry::Registry as PrometheusRegistry;
+
+use super::foreign;
+use super::series::{Family, Head, Visitor};
+
+/// The metrics of a process by name. Lent out by [`Metrics::register`](super::Metrics::register).
+///
+/// Names are given without `_total` and without their unit, help texts without a full stop: they are added where they
+/// belong. A name that is taken belongs to the first who took it; registering it again is a mistake that debug builds
+/// panic at, and that other builds pass over, because two families of one name make Prometheus refuse them all.
+#[derive(Default)]
+pub struct Registry {
+    families: Vec<Registered>,
+    /// `None` until somebody asks for it, so that nobody else pays for it.
+    foreign: Option<PrometheusRegistry>,
+}
+
+struct Registered {
+    name: String,
+    help: &'static str,
+    unit: &'static str,
+    family: Box<dyn Family>,
+}
+
+/// What a metric is measured in. Units are base units: there are no milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unit {
+    /// `seconds`
+    Seconds,
+    /// `bytes`
+    Bytes,
+    /// `ratio`: a part of a whole, from 0 to 1, or one quantity divided by another of its kind.
+    Ratio,
+}
+
+impl Unit {
+    /// As it stands at the end of a name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Seconds => "seconds",
+            Self::Bytes => "bytes",
+            Self::Ratio => "ratio",
+        }
+    }
+}
+
+impl Registry {
+    /// Registers a family of metrics without a unit.
+    ///
+    /// # Panics
+    ///
+    /// In debug builds, if the name is taken or can't be one.
+    pub fn register(&mut self, name: &str, help: &'static str, family: impl Family) {
+        self.add(name.to_owned(), help, "", Box::new(family));
+    }
+
+    /// Registers a family of metrics; the unit is appended to its name.
+    ///
+    /// # Panics
+    ///
+    /// As [`register`](Self::register).
+    pub fn register_with_unit(&mut self, name: &str, help: &'static str, unit: Unit, family: impl Family) {
+        let unit = unit.as_str();
+        self.add(format!("{name}_{unit}"), help, unit, Box::new(family));
+    }
+
+    /// The same registry, for metrics whose names all start with `prefix` and an underscore.
+    #[must_use]
+    pub fn with_prefix(&mut self, prefix: &'static str) -> PrefixedRegistry<'_> {
+        PrefixedRegistry {
+            registry: self,
+            prefix,
+        }
+    }
+
+    /// A registry of [`prometheus_client`], for metrics made with that crate. What is in it is exposed and pushed like
+    /// everything else.
+    pub fn prometheus(&mut self) -> &mut PrometheusRegistry {
+        self.foreign.get_or_insert_default()
+    }
+
+    fn add(&mut self, name: String, help: &'static str, unit: &'static str, family: Box<dyn Family>) {
+        let is_free = !self.has(&name);
+        debug_assert!(is_free, "the metric {name} is registered already");
+        debug_assert!(is_name(&name), "{name:?} can't be the name of a metric");
+        if is_free {
+            self.families.push(Registered {
+                name,
+                help,
+                unit,
+                family,
+            });
+        }
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.families.iter().any(|family| family.name == name)
+    }
+
+    /// Shows all families that are ours.
+    pub(super) fn visit(&self, visitor: &mut dyn Visitor) {
+        for Registered {
+            name,
+            help,
+            unit,
+            family,
+        } in &self.families
+        {
+            let head = Head {
+                name,
+                help,
+                unit,
+                kind: family.kind(),
+            };
+            let mut has_begun = false;
+            family.visit(&mut |series| {
+                if !has_begun {
+                    visitor.family(&head);
+                    has_begun = true;
+                }
+                visitor.series(&head, series);
+            });
+        }
+    }
+
+    /// Shows what is in [`prometheus`](Self::prometheus).
+    pub(super) fn visit_foreign(&self, visitor: &mut dyn Visitor) {
+        foreign::visit(&self.foreign_text(), visitor);
+    }
+
+    /// What is in [`prometheus`](Self::prometheus), as OpenMetrics text without its last line.
+    pub(super) fn foreign_text(&self) -> String {
+        let mut text = String::new();
+        if let Some(registry) = &self.foreign {
+            // Writing into a string does not fail; a metric that can't be encoded is a bug of that metric, and what
+            // stands before it is still worth having.
+            let encoded = prometheus_client::encoding::text::encode_registry(&mut text, registry);
+            debug_assert!(encoded.is_ok(), "every metric can be encoded");
+        }
+        text
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.families.iter().map(|family| &family.name);
+        f.debug_list().entries(names).finish()
+    }
+}
+
+/// A [`Registry`] for names with a prefix. Made by [`Registry::with_prefix`].
+#[derive(Debug)]
+pub struct PrefixedRegistry<'a> {
+    registry: &'a mut Registry,
+    prefix: &'static str,
+}
+
+impl PrefixedRegistry<'_> {
+    /// As [`Registry::register`].
+    pub fn register(&mut self, name: &str, help: &'static str, family: impl Family) {
+        self.registry
+            .register(&format!("{}_{name}", self.prefix), help, family);
+    }
+
+    /// As [`Registry::register_with_unit`].
+    pub fn register_with_unit(&mut self, name: &str, help: &'static str, unit: Unit, family: impl Family) {
+        self.registry
+            .register_with_unit(&format!("{}_{name}", self.prefix), help, unit, family);
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let is_fit = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    name.chars().all(is_fit) && !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Counter, DenseFamily};
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "the metric jobs is registered already")]
+    fn a_name_is_taken_once() {
+        let mut registry = Registry::default();
+        registry.register("jobs", "Jobs", DenseFamily::<(), Counter>::default());
+        registry.register("jobs", "Jobs", DenseFamily::<(), Counter>::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "can't be the name of a metric")]
+    fn a_name_that_prometheus_would_refuse_is_refused() {
+        Registry::default().register("jobs-done", "Jobs", DenseFamily::<(), Counter>::default());
+    }
+}

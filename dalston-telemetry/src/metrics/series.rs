@@ -1,0 +1,116 @@
+//! What a metric looks like to whoever reads all of them: the text that is scraped, and the push.
+
+#![expect(
+    missing_debug_implementations,
+    reason = "made and taken apart within one call"
+)]
+
+use super::exemplar::Measured;
+
+/// A type of cell: [`Counter`](super::Counter), [`Gauge`](super::Gauge), [`Histogram`](super::Histogram).
+///
+/// Sealed: its methods are not for use outside of this crate.
+pub trait Metric: Send + Sync + 'static {
+    #[doc(hidden)]
+    const KIND: Kind;
+
+    #[doc(hidden)]
+    fn value(&self) -> Value<'_>;
+}
+
+/// What a [`Registry`](super::Registry) holds: a [`DenseFamily`](super::DenseFamily) or a
+/// [`BoundedFamily`](super::BoundedFamily).
+///
+/// Sealed: its methods are not for use outside of this crate.
+pub trait Family: Send + Sync + 'static {
+    #[doc(hidden)]
+    fn kind(&self) -> Kind;
+
+    /// Shows every series, in an order that stays the same.
+    #[doc(hidden)]
+    fn visit(&self, each: &mut dyn FnMut(&Series<'_>));
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    Unknown,
+}
+
+/// One series of a family at this moment.
+pub struct Series<'a> {
+    /// The labels as they stand between the braces of a line.
+    pub(crate) text: &'a str,
+    pub(crate) labels: &'a dyn Labels,
+    pub(crate) value: Value<'a>,
+}
+
+/// The labels of a series, one by one.
+pub(crate) trait Labels {
+    fn each(&self, each: &mut dyn FnMut(&str, &str));
+}
+
+pub enum Value<'a> {
+    Counter(Number, Option<Measured>),
+    Gauge(Number),
+    Histogram(&'a dyn Buckets),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Number {
+    Whole(u64),
+    Signed(i64),
+    Real(f64),
+}
+
+/// The inside of a histogram. Buckets are counted from 0 and hold what is in them alone; there is one more of them than
+/// there are bounds.
+pub trait Buckets {
+    fn bounds(&self) -> &[f64];
+    fn count(&self, bucket: usize) -> u64;
+    fn exemplar(&self, bucket: usize) -> Option<Measured>;
+    fn sum(&self) -> f64;
+}
+
+/// What is said once about all series of a family.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Head<'a> {
+    /// With its unit, without `_total`.
+    pub(crate) name: &'a str,
+    /// Without a full stop at the end.
+    pub(crate) help: &'a str,
+    /// As it stands in the name, `seconds`; empty for none.
+    pub(crate) unit: &'a str,
+    pub(crate) kind: Kind,
+}
+
+/// Whoever reads all metrics.
+pub(crate) trait Visitor {
+    fn family(&mut self, head: &Head<'_>);
+    fn series(&mut self, head: &Head<'_>, series: &Series<'_>);
+}
+
+/// Writes a label as it stands between the braces of a line.
+pub(crate) fn push_label(text: &mut String, name: &str, value: &str) {
+    if !text.is_empty() {
+        text.push(',');
+    }
+    text.push_str(name);
+    text.push_str("=\"");
+    push_escaped(text, value);
+    text.push('"');
+}
+
+pub(crate) fn push_escaped(text: &mut String, value: &str) {
+    for character in value.chars() {
+        match character {
+            '\\' => text.push_str("\\\\"),
+            '"' => text.push_str("\\\""),
+            '\n' => text.push_str("\\n"),
+            other => text.push(other),
+        }
+    }
+}

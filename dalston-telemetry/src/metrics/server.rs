@@ -1,0 +1,273 @@
+//! `/metrics` for programs that have no HTTP server.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener, ToSocketAddrs};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{sleep, timeout};
+
+use super::Metrics;
+
+/// Connections at the same time. Who comes later waits.
+const CONNECTIONS: usize = 16;
+/// How long a connection may stay, whatever it does.
+const CONNECTION_LIFE: Duration = Duration::from_secs(30);
+/// How long a client that has its answer may take to hang up.
+const LONGEST_FAREWELL: Duration = Duration::from_secs(1);
+/// The longest request line with all headers.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+
+/// Serves `GET /metrics` until it is dropped.
+///
+/// It has a thread of its own, so that a program that is busy, stuck or without a runtime can be looked at all the same.
+/// At most 16 clients are served at a time, each for half a minute at most. There is no TLS and no password: bind it to
+/// an address that only Prometheus reaches.
+///
+/// ```
+/// use dalston_telemetry::metrics::{Metrics, MetricsServer};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let server = MetricsServer::start("127.0.0.1:0", Metrics::new())?;
+/// println!("metrics are at http://{}/metrics", server.address());
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "the server ends when this is dropped"]
+pub struct MetricsServer {
+    address: SocketAddr,
+    /// `None` once it was told to end.
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MetricsServer {
+    /// Binds the address and starts to serve.
+    ///
+    /// # Errors
+    ///
+    /// When the address can't be bound, or the thread not be started.
+    pub fn start(address: impl ToSocketAddrs, metrics: Metrics) -> io::Result<Self> {
+        let listener = StdListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let listener = {
+            let _entered = runtime.enter();
+            TcpListener::from_std(listener)?
+        };
+        let (stop, stopped) = oneshot::channel();
+        let serve = move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = serve(listener, metrics) => {}
+                    _ = stopped => {}
+                }
+            });
+        };
+        let thread = thread::Builder::new()
+            .name("dalston-metrics".into())
+            .spawn(serve)?;
+        Ok(Self {
+            address,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    /// Where it listens: with port 0, the system has chosen one.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for MetricsServer {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic over there has been reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for MetricsServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MetricsServer")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+async fn serve(listener: TcpListener, metrics: Metrics) {
+    let free = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(permit) = Arc::clone(&free).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let metrics = metrics.clone();
+                tokio::spawn(async move {
+                    // Who does not read the answer, or never asks for one, is let go.
+                    let _ = timeout(CONNECTION_LIFE, answer(stream, &metrics)).await;
+                    drop(permit);
+                });
+            }
+            // Too many open files, or the peer is gone again.
+            Err(_) => sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn answer(mut stream: TcpStream, metrics: &Metrics) -> io::Result<()> {
+    let response = match read_head(&mut stream).await? {
+        Some(head) => respond(&head, metrics),
+        None => response("431 Request Header Fields Too Large", "", "", true),
+    };
+    stream.write_all(response.as_bytes()).await?;
+    stream.shutdown().await?;
+    // Closing with something unread would tell the client to forget what it was told.
+    let rest = async { while matches!(stream.read(&mut [0; 1024]).await, Ok(1..)) {} };
+    let _ = timeout(LONGEST_FAREWELL, rest).await;
+    Ok(())
+}
+
+/// The request up to the empty line; `None` if that is too far away.
+async fn read_head(stream: &mut TcpStream) -> io::Result<Option<String>> {
+    let mut head = Vec::new();
+    let mut chunk = [0; 1024];
+    loop {
+        let read = stream.read(&mut chunk).await?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        head.extend_from_slice(&chunk[..read]);
+        if head.windows(4).any(|end| end == b"\r\n\r\n") {
+            return Ok(Some(String::from_utf8_lossy(&head).into_owned()));
+        }
+        if head.len() > MAX_HEAD_BYTES {
+            return Ok(None);
+        }
+    }
+}
+
+fn respond(head: &str, metrics: &Metrics) -> String {
+    let mut lines = head.lines();
+    let mut request = lines.next().unwrap_or_default().split(' ');
+    let (method, target) = (
+        request.next().unwrap_or_default(),
+        request.next().unwrap_or_default(),
+    );
+    if !request.next().unwrap_or_default().starts_with("HTTP/1.") {
+        return response("400 Bad Request", "", "", true);
+    }
+    if target.split('?').next() != Some("/metrics") {
+        return response("404 Not Found", "", "", true);
+    }
+    if !matches!(method, "GET" | "HEAD") {
+        return response("405 Method Not Allowed", "Allow: GET, HEAD\r\n", "", true);
+    }
+    let accept = lines
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(name, _)| name.eq_ignore_ascii_case("accept"))
+        .map(|(_, value)| value);
+    let (content_type, text) = metrics.encode_for(accept);
+    let content_type = format!("Content-Type: {content_type}\r\n");
+    response("200 OK", &content_type, &text, method == "GET")
+}
+
+fn response(status: &str, headers: &str, body: &str, with_body: bool) -> String {
+    let length = body.len();
+    let body = if with_body { body } else { "" };
+    format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpStream};
+
+    use super::super::{Counter, DenseFamily};
+    use super::*;
+
+    fn server() -> MetricsServer {
+        let metrics = Metrics::new();
+        let jobs = DenseFamily::<(), Counter>::default();
+        metrics.register(|registry| registry.register("jobs", "Jobs", jobs.clone()));
+        jobs.with(()).inc_by(3);
+        MetricsServer::start("127.0.0.1:0", metrics).unwrap()
+    }
+
+    fn ask(server: &MetricsServer, request: &str) -> String {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn metrics_are_served_in_the_format_that_was_asked_for() {
+        let server = server();
+        let older = ask(&server, "GET /metrics?x=1 HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_eq!(
+            older,
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: 63\r\n\
+             Connection: close\r\n\r\n\
+             # HELP jobs_total Jobs.\n# TYPE jobs_total counter\njobs_total 3\n"
+        );
+        let newer = ask(
+            &server,
+            "GET /metrics HTTP/1.1\r\naccept: application/openmetrics-text;version=1.0.0\r\n\r\n",
+        );
+        assert!(
+            newer.contains("Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n")
+        );
+        assert!(newer.ends_with("# TYPE jobs counter\njobs_total 3\n# EOF\n"));
+        let head = ask(&server, "HEAD /metrics HTTP/1.0\r\n\r\n");
+        assert!(head.contains("Content-Length: 63\r\n") && head.ends_with("\r\n\r\n"));
+    }
+
+    #[test]
+    fn what_is_no_request_for_metrics_is_refused() {
+        let server = server();
+        for (request, status) in [
+            ("GET / HTTP/1.1\r\n\r\n", "404"),
+            ("POST /metrics HTTP/1.1\r\n\r\n", "405"),
+            ("GET /metrics\r\n\r\n", "400"),
+            ("\r\n\r\n", "400"),
+            (
+                &*format!("GET /metrics HTTP/1.1\r\nX: {}", "x".repeat(20_000)),
+                "431",
+            ),
+        ] {
+            let answer = ask(&server, request);
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{request:.40}: {answer}"
+            );
+        }
+    }
+
+    #[test]
+    fn clients_that_say_nothing_do_not_keep_others_out_and_the_port_is_free_afterwards() {
+        let server = server();
+        let silent: Vec<_> = (1..CONNECTIONS)
+            .map(|_| TcpStream::connect(server.address()).unwrap())
+            .collect();
+        assert!(ask(&server, "GET /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
+        silent[0].shutdown(Shutdown::Both).unwrap();
+        let address = server.address();
+        drop(server);
+        assert!(TcpStream::connect(address).is_err());
+    }
+}

@@ -1,0 +1,406 @@
+//! The two texts that Prometheus reads, and which of them a client wants.
+
+use std::fmt::Write as _;
+
+use super::exemplar::Measured;
+use super::series::{Buckets, Head, Kind, Number, Series, Value, Visitor};
+
+/// A form in which metrics are exposed.
+///
+/// ```
+/// use dalston_telemetry::metrics::TextFormat;
+///
+/// let prometheus = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+/// assert_eq!(TextFormat::negotiate([prometheus]), TextFormat::OpenMetrics);
+/// assert_eq!(TextFormat::negotiate(["*/*"]), TextFormat::Prometheus);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TextFormat {
+    /// OpenMetrics 1.0. The only one with exemplars.
+    OpenMetrics,
+    /// Prometheus text 0.0.4, which every tool can read.
+    Prometheus,
+}
+
+impl TextFormat {
+    /// What a text of this format must be served as: as anything else, Prometheus fails the whole scrape once there
+    /// are exemplars.
+    #[must_use]
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+
+    /// The format that suits the `Accept` headers of a request best.
+    ///
+    /// OpenMetrics goes only to those who name it, and not to those who would rather have the other. Whoever accepts
+    /// neither gets Prometheus text: a scrape that can be read is worth more than an error that is right.
+    #[must_use]
+    pub fn negotiate<'a>(accept: impl IntoIterator<Item = &'a str>) -> Self {
+        let (mut open_metrics, mut prometheus) = (0.0, 0.0);
+        for range in accept.into_iter().flat_map(|header| header.split(',')) {
+            let mut parts = range.split(';').map(str::trim);
+            let name = parts.next().unwrap_or_default();
+            let (mut version, mut quality) = (None, 1.0);
+            for parameter in parts {
+                match parameter.split_once('=') {
+                    Some((name, value)) if name.eq_ignore_ascii_case("version") => {
+                        version = Some(value.trim_matches('"'));
+                    }
+                    Some((name, value)) if name.eq_ignore_ascii_case("q") => {
+                        quality = value
+                            .parse::<f32>()
+                            .ok()
+                            .filter(|q| (0.0..=1.0).contains(q))
+                            .unwrap_or(0.0);
+                    }
+                    _ => {}
+                }
+            }
+            let is = |wanted: &str| name.eq_ignore_ascii_case(wanted);
+            if is("application/openmetrics-text") && matches!(version, None | Some("1.0.0")) {
+                open_metrics = quality.max(open_metrics);
+            } else if is("text/plain") && matches!(version, None | Some("0.0.4")) {
+                prometheus = quality.max(prometheus);
+            }
+        }
+        if open_metrics > 0.0 && open_metrics >= prometheus {
+            Self::OpenMetrics
+        } else {
+            Self::Prometheus
+        }
+    }
+}
+
+/// Writes all that it is shown.
+pub(super) struct TextWriter {
+    format: TextFormat,
+    text: String,
+    /// The upper bounds of the histogram that was written last, and how they are written. Neighbours mostly share them.
+    bounds: Vec<f64>,
+    bound_texts: Vec<String>,
+}
+
+impl TextWriter {
+    pub(super) fn new(format: TextFormat, capacity: usize) -> Self {
+        Self {
+            format,
+            text: String::with_capacity(capacity),
+            bounds: Vec::new(),
+            bound_texts: Vec::new(),
+        }
+    }
+
+    /// Adds what somebody else has written.
+    pub(super) fn raw(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    pub(super) fn finish(mut self) -> String {
+        if self.format == TextFormat::OpenMetrics {
+            self.text.push_str("# EOF\n");
+        }
+        self.text
+    }
+
+    /// The beginning of a line up to the value.
+    fn sample(&mut self, name: &str, suffix: &str, labels: &str) {
+        self.text.push_str(name);
+        self.text.push_str(suffix);
+        if !labels.is_empty() {
+            self.text.push('{');
+            self.text.push_str(labels);
+            self.text.push('}');
+        }
+        self.text.push(' ');
+    }
+
+    fn end_of_line(&mut self, exemplar: Option<Measured>) {
+        if let Some(exemplar) = exemplar
+            && self.format == TextFormat::OpenMetrics
+        {
+            // Far below the 128 characters that OpenMetrics allows.
+            let Measured {
+                trace_id,
+                span_id,
+                value,
+                at,
+            } = exemplar;
+            let _ = write!(self.text, " # {{trace_id=\"{trace_id}\",span_id=\"{span_id}\"}} ");
+            push_number(&mut self.text, Number::Real(value));
+            let _ = write!(self.text, " {}.{:06}", at / 1_000_000, at % 1_000_000);
+        }
+        self.text.push('\n');
+    }
+
+    fn histogram(&mut self, name: &str, labels: &str, buckets: &dyn Buckets) {
+        if self.bounds != buckets.bounds() || self.bound_texts.is_empty() {
+            self.bounds.clear();
+            self.bounds.extend_from_slice(buckets.bounds());
+            let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
+            self.bound_texts.clear();
+            self.bound_texts.extend(bounds.map(|bound| {
+                let mut text = String::from("le=\"");
+                push_number(&mut text, Number::Real(bound));
+                text.push_str("\"} ");
+                text
+            }));
+        }
+        let mut count = 0;
+        for bucket in 0..self.bound_texts.len() {
+            // Summed up from the same reads as the buckets, so that the last bucket and the count agree.
+            count += buckets.count(bucket);
+            self.text.push_str(name);
+            self.text.push_str("_bucket{");
+            self.text.push_str(labels);
+            if !labels.is_empty() {
+                self.text.push(',');
+            }
+            self.text.push_str(&self.bound_texts[bucket]);
+            push_number(&mut self.text, Number::Whole(count));
+            self.end_of_line(buckets.exemplar(bucket));
+        }
+        self.sample(name, "_sum", labels);
+        push_number(&mut self.text, Number::Real(buckets.sum()));
+        self.end_of_line(None);
+        self.sample(name, "_count", labels);
+        push_number(&mut self.text, Number::Whole(count));
+        self.end_of_line(None);
+    }
+}
+
+impl Visitor for TextWriter {
+    fn family(&mut self, head: &Head<'_>) {
+        let open_metrics = self.format == TextFormat::OpenMetrics;
+        // The older text knows samples only, so that a family is called what its samples are.
+        let (suffix, kind) = match (head.kind, open_metrics) {
+            (Kind::Counter, true) => ("", "counter"),
+            (Kind::Counter, false) => ("_total", "counter"),
+            (Kind::Gauge, _) => ("", "gauge"),
+            (Kind::Histogram, _) => ("", "histogram"),
+            (Kind::Info, true) => ("", "info"),
+            (Kind::Info, false) => ("_info", "gauge"),
+            (Kind::Unknown, true) => ("", "unknown"),
+            (Kind::Unknown, false) => ("", "untyped"),
+        };
+        let name = head.name;
+        let text = &mut self.text;
+        for part in ["# HELP ", name, suffix, " "] {
+            text.push_str(part);
+        }
+        for character in head.help.chars() {
+            match character {
+                '\\' => text.push_str("\\\\"),
+                '\n' => text.push_str("\\n"),
+                '"' if open_metrics => text.push_str("\\\""),
+                other => text.push(other),
+            }
+        }
+        for part in [".\n# TYPE ", name, suffix, " ", kind, "\n"] {
+            text.push_str(part);
+        }
+        if open_metrics && !head.unit.is_empty() {
+            for part in ["# UNIT ", name, " ", head.unit, "\n"] {
+                text.push_str(part);
+            }
+        }
+    }
+
+    fn series(&mut self, head: &Head<'_>, series: &Series<'_>) {
+        match &series.value {
+            Value::Counter(count, exemplar) => {
+                self.sample(head.name, "_total", series.text);
+                push_number(&mut self.text, *count);
+                self.end_of_line(*exemplar);
+            }
+            Value::Gauge(value) => {
+                let suffix = if head.kind == Kind::Info { "_info" } else { "" };
+                self.sample(head.name, suffix, series.text);
+                push_number(&mut self.text, *value);
+                self.end_of_line(None);
+            }
+            Value::Histogram(buckets) => self.histogram(head.name, series.text, *buckets),
+        }
+    }
+}
+
+pub(super) fn push_number(text: &mut String, number: Number) {
+    match number {
+        Number::Whole(number) => text.push_str(itoa::Buffer::new().format(number)),
+        Number::Signed(number) => text.push_str(itoa::Buffer::new().format(number)),
+        Number::Real(number) if number.is_finite() => {
+            // With a point, as everybody writes the bounds of buckets: `1.0`.
+            let _ = write!(text, "{number:?}");
+        }
+        Number::Real(number) if number.is_nan() => text.push_str("NaN"),
+        Number::Real(number) => text.push_str(if number > 0.0 { "+Inf" } else { "-Inf" }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::Context;
+    use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
+
+    use super::super::{Counter, DenseFamily, Exemplar, Gauge, Histogram, Metrics, Outcome, Unit};
+    use super::*;
+
+    fn some_of_each() -> Metrics {
+        let metrics = Metrics::new();
+        let tasks = DenseFamily::<Outcome, Counter>::default();
+        let waiting = DenseFamily::<(), Gauge>::default();
+        let load = DenseFamily::<Outcome, Histogram>::new(|| Histogram::with_exemplars(&[0.5, 1.0]));
+        metrics.register(|registry| {
+            registry.register("tasks", "Tasks, by \"status\"", tasks.clone());
+            registry.register("waiting", "Waiting", waiting.clone());
+            registry.register_with_unit("load", "Time to load", Unit::Seconds, load.clone());
+        });
+        super::super::register_build_info(&metrics, "engine-x", "1.2.3");
+        let span = SpanContext::new(
+            TraceId::from(0xabc),
+            SpanId::from(0xdef),
+            TraceFlags::SAMPLED,
+            true,
+            TraceState::default(),
+        );
+        let _entered = Context::new().with_remote_span_context(span).attach();
+        tasks.with(Outcome::Success).inc_in(Exemplar::current());
+        waiting.with(()).set(-3);
+        load.with(Outcome::Success).observe_in(0.75, Exemplar::current());
+        load.with(Outcome::Success).observe(20.0);
+        metrics
+    }
+
+    /// Exemplars end with the present time.
+    fn without_times(text: &str) -> String {
+        let lines = text.lines().map(|line| match line.split_once(" # ") {
+            Some((_, exemplar)) => line.trim_end_matches(exemplar.rsplit(' ').next().unwrap_or_default()),
+            None => line,
+        });
+        lines.map(|line| format!("{line}\n")).collect()
+    }
+
+    #[test]
+    fn open_metrics_has_units_and_exemplars() {
+        let text = some_of_each().encode_as(TextFormat::OpenMetrics);
+        let span = "# {trace_id=\"00000000000000000000000000000abc\",span_id=\"0000000000000def\"}";
+        assert_eq!(
+            without_times(&text),
+            format!(
+                "# HELP tasks Tasks, by \\\"status\\\".\n\
+                 # TYPE tasks counter\n\
+                 tasks_total{{status=\"success\"}} 1 {span} 1.0 \n\
+                 tasks_total{{status=\"failure\"}} 0\n\
+                 # HELP waiting Waiting.\n\
+                 # TYPE waiting gauge\n\
+                 waiting -3\n\
+                 # HELP load_seconds Time to load.\n\
+                 # TYPE load_seconds histogram\n\
+                 # UNIT load_seconds seconds\n\
+                 load_seconds_bucket{{status=\"success\",le=\"0.5\"}} 0\n\
+                 load_seconds_bucket{{status=\"success\",le=\"1.0\"}} 1 {span} 0.75 \n\
+                 load_seconds_bucket{{status=\"success\",le=\"+Inf\"}} 2\n\
+                 load_seconds_sum{{status=\"success\"}} 20.75\n\
+                 load_seconds_count{{status=\"success\"}} 2\n\
+                 load_seconds_bucket{{status=\"failure\",le=\"0.5\"}} 0\n\
+                 load_seconds_bucket{{status=\"failure\",le=\"1.0\"}} 0\n\
+                 load_seconds_bucket{{status=\"failure\",le=\"+Inf\"}} 0\n\
+                 load_seconds_sum{{status=\"failure\"}} 0.0\n\
+                 load_seconds_count{{status=\"failure\"}} 0\n\
+                 # HELP dalston_build The service and its version.\n\
+                 # TYPE dalston_build info\n\
+                 dalston_build_info{{service=\"engine-x\",version=\"1.2.3\"}} 1\n\
+                 # EOF\n"
+            )
+        );
+    }
+
+    #[test]
+    fn the_older_text_has_the_same_series_and_calls_families_what_their_samples_are_called() {
+        let metrics = some_of_each();
+        let text = metrics.encode_as(TextFormat::Prometheus);
+        let samples = |text: &str| -> Vec<String> {
+            let lines = text.lines().filter(|line| !line.starts_with('#'));
+            let lines = lines.map(|line| line.split(" # ").next().unwrap_or_default());
+            lines.map(str::to_owned).collect()
+        };
+        assert_eq!(samples(&text), samples(&metrics.encode()));
+        let heads: Vec<_> = text.lines().filter(|line| line.starts_with('#')).collect();
+        assert_eq!(
+            heads,
+            [
+                "# HELP tasks_total Tasks, by \"status\".",
+                "# TYPE tasks_total counter",
+                "# HELP waiting Waiting.",
+                "# TYPE waiting gauge",
+                "# HELP load_seconds Time to load.",
+                "# TYPE load_seconds histogram",
+                "# HELP dalston_build_info The service and its version.",
+                "# TYPE dalston_build_info gauge",
+            ]
+        );
+    }
+
+    #[test]
+    fn numbers_are_written_so_that_prometheus_reads_them() {
+        let mut text = String::new();
+        for number in [
+            1.0,
+            0.1,
+            -2.5,
+            1e300,
+            1e-7,
+            f64::NAN,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+        ] {
+            push_number(&mut text, Number::Real(number));
+            text.push(' ');
+        }
+        assert_eq!(text, "1.0 0.1 -2.5 1e300 1e-7 NaN +Inf -Inf ");
+    }
+
+    #[test]
+    fn the_accept_header_decides() {
+        use TextFormat::{OpenMetrics, Prometheus};
+        let cases = [
+            // Prometheus 2, then 3.
+            (
+                "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,\
+                 text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+                OpenMetrics,
+            ),
+            (
+                "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
+                 application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,\
+                 text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+                OpenMetrics,
+            ),
+            (
+                "application/openmetrics-text; version=\"1.0.0\"; charset=utf-8",
+                OpenMetrics,
+            ),
+            ("Application/OpenMetrics-Text", OpenMetrics),
+            ("text/plain;q=0.9, application/openmetrics-text;q=0.5", Prometheus),
+            ("application/openmetrics-text;q=0, text/plain", Prometheus),
+            ("application/openmetrics-text;version=0.0.1", Prometheus),
+            ("application/openmetrics-text;q=nonsense", Prometheus),
+            ("text/html,application/xhtml+xml,*/*;q=0.8", Prometheus),
+            ("*/*", Prometheus),
+            ("application/json", Prometheus),
+            ("", Prometheus),
+        ];
+        for (accept, expected) in cases {
+            assert_eq!(TextFormat::negotiate([accept]), expected, "{accept}");
+        }
+        assert_eq!(TextFormat::negotiate([]), Prometheus);
+        assert_eq!(
+            TextFormat::negotiate(["text/plain;q=0.1", "application/openmetrics-text"]),
+            OpenMetrics,
+            "several headers are one list"
+        );
+    }
+}

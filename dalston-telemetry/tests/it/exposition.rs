@@ -1,0 +1,155 @@
+//! What Prometheus makes of `/metrics`.
+
+use std::time::Duration;
+
+use dalston_telemetry::metrics::{
+    Counter, DenseFamily, Device, DropReason, EngineLabels, EngineMetrics, Exemplar, Gauge, Histogram,
+    Metrics, MetricsServer, Outcome, RedeliveryReason, Signal, TelemetryMetrics, TextFormat, Unit,
+};
+use dalston_telemetry::{Env, SpanCollector, Telemetry};
+use testbed::{TestPrometheus, promtool};
+use tracing::info_span;
+use tracing_subscriber::layer::SubscriberExt;
+
+/// Every set of metrics of this crate, with something in it.
+fn everything(metrics: &Metrics) {
+    let engine = EngineMetrics::register(
+        metrics,
+        &EngineLabels::new("asr", "transcribe").instance_type("g5.xlarge"),
+    );
+    let second = Duration::from_secs(1);
+    engine.queue_wait(second);
+    engine.s3_download(second);
+    engine.s3_upload(second);
+    engine.audio_duration(second);
+    engine.task_redelivery(RedeliveryReason::EngineCrash);
+    engine.task_skipped_cancelled();
+    drop(engine.slot(0).busy());
+    let model = engine.model("a \"tiny\" one\\");
+    model.task_processed(Outcome::Success);
+    model.task_duration(second);
+    model.model_load(second);
+    model.model_cache_hit();
+    model.realtime_factor(Device::Cuda, second, second);
+    let telemetry = TelemetryMetrics::register(metrics);
+    telemetry.spans_dropped(DropReason::QueueFull, 1);
+    telemetry.export_failed(Signal::Metrics);
+    let (size, open) = (
+        DenseFamily::<(), Histogram>::new(|| Histogram::new(&[1.0])),
+        DenseFamily::<(), Gauge>::default(),
+    );
+    metrics.register(|registry| {
+        registry.register_with_unit(
+            "my_size",
+            "Size of \"things\", C:\\new",
+            Unit::Bytes,
+            size.clone(),
+        );
+        registry.register("my_open", "Open things", open.clone());
+    });
+}
+
+#[test]
+fn promtool_finds_no_fault_with_the_metrics_of_this_crate() {
+    let (_layer, telemetry) = Telemetry::builder("engine-asr")
+        .env(Env::default())
+        .into_layer::<tracing_subscriber::Registry>()
+        .unwrap();
+    everything(telemetry.metrics());
+    let text = telemetry.metrics().encode_as(TextFormat::Prometheus);
+    assert!(
+        text.contains("dalston_build_info{") && text.contains("dalston_engine_task_duration_seconds_bucket{")
+    );
+    promtool(&["check", "metrics"], &text).unwrap_or_else(|fault| panic!("{fault}\n{text}"));
+}
+
+#[test]
+fn promtool_would_have_found_a_fault() {
+    promtool(&["check", "metrics"], "# TYPE jobs counter\njobs 1\n").unwrap_err();
+}
+
+#[test]
+fn prometheus_stores_every_series_and_the_exemplars_of_exported_spans() {
+    let spans = SpanCollector::new();
+    let (layer, telemetry) = Telemetry::builder("engine-asr")
+        .env(Env::from_pairs([("OTEL_TRACES_EXPORTER", "none")]))
+        .span_collector(spans.clone())
+        .without_logs()
+        .into_layer()
+        .unwrap();
+    let metrics = telemetry.metrics();
+    let subscriber = tracing_subscriber::registry().with(layer);
+    tracing::subscriber::with_default(subscriber, || {
+        info_span!("task").in_scope(|| everything(metrics));
+    });
+    let server = MetricsServer::start("127.0.0.1:0", metrics.clone()).unwrap();
+    let prometheus = TestPrometheus::start(&[("engine", server.address())]);
+
+    let span = &spans.spans()[0];
+    let range = "start=0&end=9999999999";
+    for (query, value) in [
+        ("dalston_engine_queue_wait_seconds_bucket", "1"),
+        ("dalston_engine_task_duration_seconds_bucket", "1"),
+        ("dalston_engine_tasks_processed_total", "1"),
+    ] {
+        let exemplar = prometheus.wait_for(&format!("query_exemplars?query={query}&{range}"), |data| {
+            Some(data[0]["exemplars"][0].clone()).filter(|exemplar| !exemplar.is_null())
+        });
+        assert_eq!(exemplar["labels"]["trace_id"], *span.trace_id.to_string());
+        assert_eq!(exemplar["labels"]["span_id"], *span.span_id.to_string());
+        assert_eq!(exemplar["value"], value, "{query}");
+    }
+
+    // One scrape stores all or nothing.
+    let snapshot = metrics.snapshot();
+    let stored = prometheus.wait_for("query?query={__name__=~%22(dalston|my)_.*%22}", |data| {
+        data["result"]
+            .as_array()
+            .cloned()
+            .filter(|series| !series.is_empty())
+    });
+    assert_eq!(stored.len(), snapshot.iter().count());
+    for series in stored {
+        let labels = series["metric"].as_object().unwrap();
+        let text = |name: &str| labels[name].as_str().unwrap().to_owned();
+        let wanted: Vec<_> = labels
+            .keys()
+            .filter(|name| !["__name__", "job", "instance"].contains(&name.as_str()))
+            .map(|name| (name.clone(), text(name)))
+            .collect();
+        let wanted: Vec<_> = wanted.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let value: f64 = series["value"][1].as_str().unwrap().parse().unwrap();
+        let ours = snapshot.value(&text("__name__"), &wanted);
+        if text("__name__") != "dalston_engine_inference_busy_ratio" {
+            assert_eq!(ours, Some(value), "{series}");
+        }
+    }
+}
+
+#[test]
+fn spans_that_nobody_will_find_are_no_exemplars() {
+    let metrics = Metrics::new();
+    let jobs = DenseFamily::<(), Counter>::default();
+    metrics.register(|registry| registry.register("jobs", "Jobs", jobs.clone()));
+    for variables in [
+        [("OTEL_ENABLED", "false"), ("OTEL_TRACES_SAMPLER", "always_on")],
+        [("OTEL_ENABLED", "true"), ("OTEL_TRACES_SAMPLER", "always_off")],
+    ] {
+        let (layer, _telemetry) = Telemetry::builder("engine-asr")
+            .env(Env::from_pairs(
+                [&variables[..], &[("OTEL_TRACES_EXPORTER", "none")]].concat(),
+            ))
+            .without_logs()
+            .into_layer()
+            .unwrap();
+        let subscriber = tracing_subscriber::registry().with(layer);
+        tracing::subscriber::with_default(subscriber, || {
+            info_span!("task").in_scope(|| jobs.with(()).inc_in(Exemplar::current()));
+        });
+    }
+    assert!(
+        metrics.encode().contains("\njobs_total 2\n"),
+        "{}",
+        metrics.encode()
+    );
+}

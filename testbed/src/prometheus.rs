@@ -1,0 +1,135 @@
+//! A real Prometheus, and the tool that comes with it.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Runs `promtool` with `input` on its standard input. `Err` is what it has to say against it.
+///
+/// # Panics
+///
+/// If there is no `promtool` on this machine.
+pub fn promtool(arguments: &[&str], input: &str) -> Result<(), String> {
+    let mut process = Command::new("promtool")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool is needed: apt-get install prometheus");
+    let mut stdin = process.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).unwrap();
+    drop(stdin);
+    let output = process.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    // It finds fault on standard error, and then does not always fail.
+    if output.status.success() && said.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{}: {said}", output.status))
+    }
+}
+
+/// A server that scrapes what it is told to, five times a second. It ends with this value.
+#[derive(Debug)]
+pub struct TestPrometheus {
+    process: Child,
+    address: SocketAddr,
+    _directory: TempDir,
+}
+
+impl TestPrometheus {
+    /// Starts one that scrapes `/metrics` of these jobs, each a name and an address.
+    ///
+    /// # Panics
+    ///
+    /// If there is no `prometheus` on this machine, or if it does not start within a minute.
+    #[must_use]
+    pub fn start(jobs: &[(&str, SocketAddr)]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config =
+            String::from("global: {scrape_interval: 200ms, scrape_timeout: 200ms}\nscrape_configs:\n");
+        for (name, address) in jobs {
+            let _ = writeln!(
+                config,
+                "  - {{job_name: \"{name}\", static_configs: [{{targets: [\"{address}\"]}}]}}"
+            );
+        }
+        let config_file = directory.path().join("prometheus.yml");
+        fs::write(&config_file, config).unwrap();
+        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let process = Command::new("prometheus")
+            .arg(format!("--config.file={}", config_file.display()))
+            .arg(format!(
+                "--storage.tsdb.path={}",
+                directory.path().join("data").display()
+            ))
+            .arg(format!("--web.listen-address={address}"))
+            .args(["--enable-feature=exemplar-storage", "--log.level=error"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("prometheus is needed: apt-get install prometheus");
+        let this = Self {
+            process,
+            address,
+            _directory: directory,
+        };
+        let patience = Instant::now() + Duration::from_secs(60);
+        while this.ask("/-/ready").is_none_or(|(status, _)| status != 200) {
+            assert!(Instant::now() < patience, "prometheus does not start");
+            sleep(Duration::from_millis(50));
+        }
+        this
+    }
+
+    /// Asks the interface under `/api/v1` until `wanted` finds in the answer's `data` what it looks for.
+    ///
+    /// # Panics
+    ///
+    /// If that takes longer than a minute.
+    pub fn wait_for<T>(&self, path: &str, wanted: impl Fn(&Value) -> Option<T>) -> T {
+        let patience = Instant::now() + Duration::from_secs(60);
+        loop {
+            let answer = self.ask(&format!("/api/v1/{path}"));
+            let body = answer.map_or(Value::Null, |(_, body)| {
+                serde_json::from_str(&body).unwrap_or_default()
+            });
+            if let Some(found) = wanted(&body["data"]) {
+                return found;
+            }
+            assert!(Instant::now() < patience, "{path}: {body}");
+            sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Status and body; `None` when it does not answer.
+    fn ask(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(self.address).ok()?;
+        // An older version of HTTP, in which an answer is not cut into pieces.
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", self.address).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+    }
+}
+
+impl Drop for TestPrometheus {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
