@@ -8,7 +8,7 @@ use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicU64;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use dalston_telemetry::metrics::Metrics;
@@ -40,6 +40,17 @@ pub struct Gpu {
     pub driver_version: String,
     /// CUDA compute capability, for example `8.9`.
     pub compute_capability: String,
+}
+
+/// How much memory of a GPU is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GpuMemory {
+    /// In use, in bytes: by this process where the driver tells it apart from others, else by all processes on the first GPU.
+    /// In a container it usually can't, because the numbers of processes differ inside.
+    pub used: u64,
+    /// Memory of the first GPU, in bytes.
+    pub total: u64,
 }
 
 /// Asks the driver for its GPUs, waiting at most five seconds.
@@ -81,12 +92,21 @@ impl GpuMonitor {
         if !nvidia_driver_present() {
             return None;
         }
-        Self::start_with(metrics, interval, gpus)
+        Self::start_with(metrics, interval, GpuReading::default(), gpus)
+    }
+
+    /// As [`start`](Self::start), and leaves what it found for whoever asks.
+    pub(crate) fn start_reading(metrics: &Metrics, interval: Duration, reading: GpuReading) -> Option<Self> {
+        if !nvidia_driver_present() {
+            return None;
+        }
+        Self::start_with(metrics, interval, reading, gpus)
     }
 
     fn start_with(
         metrics: &Metrics,
         interval: Duration,
+        reading: GpuReading,
         mut ask: impl FnMut() -> Result<Vec<Gpu>, GpuError> + Send + 'static,
     ) -> Option<Self> {
         let gauges = metrics.set(Gauges::register);
@@ -103,6 +123,7 @@ impl GpuMonitor {
                 }
                 answering = answer.is_ok();
                 let gpus = answer.unwrap_or_default();
+                reading.set(&gpus, own_memory);
                 let series: Vec<_> = gpus
                     .iter()
                     .map(|gpu| (gpu.index, gpu.utilization.is_some()))
@@ -118,6 +139,7 @@ impl GpuMonitor {
                     Err(mpsc::RecvTimeoutError::Timeout)
                 ) {
                     gauges.clear();
+                    reading.set(&[], || None);
                     return;
                 }
             }
@@ -138,6 +160,24 @@ impl GpuMonitor {
 impl fmt::Debug for GpuMonitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GpuMonitor").finish_non_exhaustive()
+    }
+}
+
+/// The last thing that a monitor saw. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GpuReading(Arc<Mutex<Option<GpuMemory>>>);
+
+impl GpuReading {
+    pub(crate) fn memory(&self) -> Option<GpuMemory> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, gpus: &[Gpu], own: impl FnOnce() -> Option<u64>) {
+        let memory = gpus.first().map(|first| GpuMemory {
+            used: own().unwrap_or(first.memory_used),
+            total: first.memory_total,
+        });
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = memory;
     }
 }
 
@@ -263,6 +303,23 @@ fn run(program: &str, arguments: &[&str], patience: Duration) -> Result<String, 
     }
 }
 
+/// GPU memory of this process in bytes, over all GPUs, if the driver knows the process.
+fn own_memory() -> Option<u64> {
+    let query = "--query-compute-apps=pid,used_gpu_memory";
+    let output = run("nvidia-smi", &[query, "--format=csv,noheader,nounits"], PATIENCE).ok()?;
+    memory_of(std::process::id(), &output)
+}
+
+fn memory_of(process: u32, text: &str) -> Option<u64> {
+    let uses = text.lines().filter_map(|line| {
+        let (id, used) = line.split_once(',')?;
+        let ours = id.trim().parse() == Ok(process);
+        ours.then(|| used.trim().parse::<u64>().ok()?.checked_mul(1 << 20))
+    });
+    // One use that is not known makes the sum unknown.
+    uses.reduce(|sum, used| sum?.checked_add(used?)).flatten()
+}
+
 fn parse(text: &str) -> Result<Vec<Gpu>, GpuError> {
     text.lines()
         .filter(|line| !line.trim().is_empty())
@@ -337,7 +394,9 @@ mod tests {
             asked.send(()).unwrap();
             answers.recv().unwrap_or(Err(GpuError::Timeout(PATIENCE)))
         };
-        let monitor = GpuMonitor::start_with(&metrics, Duration::from_millis(1), ask).unwrap();
+        let reading = GpuReading::default();
+        let monitor =
+            GpuMonitor::start_with(&metrics, Duration::from_millis(1), reading.clone(), ask).unwrap();
 
         // When it asks for the second time, the first answer is in place.
         was_asked.recv().unwrap();
@@ -359,10 +418,26 @@ mod tests {
             "{text}"
         );
 
+        let memory = GpuMemory {
+            used: 1 << 30,
+            total: 23034 << 20,
+        };
+        assert_eq!(reading.memory(), Some(memory));
+
         answer.send(Err(GpuError::Timeout(PATIENCE))).unwrap();
         was_asked.recv().unwrap();
         assert!(!metrics.encode().contains("gpu=\"0\""));
+        assert_eq!(reading.memory(), None);
         drop((answer, monitor));
+    }
+
+    #[test]
+    fn a_process_uses_what_the_driver_says_of_it_on_all_gpus() {
+        let answer = "77, 512\n4242, 1024\n4242, 2\n9, [N/A]\n";
+        assert_eq!(memory_of(4242, answer), Some(1026 << 20));
+        assert_eq!(memory_of(9, answer), None);
+        assert_eq!(memory_of(1, answer), None);
+        assert_eq!(memory_of(1, "No running processes found\n"), None);
     }
 
     #[test]

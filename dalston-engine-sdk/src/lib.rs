@@ -62,7 +62,9 @@ pub use crate::context::{CancelReason, OutputFile, TaskContext};
 pub use crate::engine::{Check, CheckStatus, Engine, EngineInfo, LoadContext, ModelId};
 pub use crate::error::{BuildError, RunError, TaskError, TaskErrorKind};
 pub use crate::options::{DeviceChoice, EngineOptions, OptionError, PrecisionChoice};
-pub use crate::runner::{Runner, RunnerBuilder, RunnerPhase, RunnerStatus};
+pub use crate::runner::{
+    Direct, DirectError, DirectTask, Runner, RunnerBuilder, RunnerPhase, RunnerStatus, TaskPhase, TaskStatus,
+};
 pub use crate::stage::{Segment, Stage, StageName, StageOutput, TranscribeRequest, Transcript, Word};
 pub use crate::task::{Input, TaskInfo, TaskRequest};
 pub use dalston_telemetry::metrics::Device;

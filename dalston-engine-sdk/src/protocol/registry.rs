@@ -147,11 +147,11 @@ impl NodeIdentity {
 pub struct Heartbeat {
     /// What the instance is doing.
     pub status: InstanceStatus,
-    /// How many tasks it has in its hands.
+    /// How many tasks it works on, at most the record's `capacity`. Instances are chosen by the difference.
     pub active_tasks: u32,
     /// The model that is in memory.
     pub loaded_model: Option<String>,
-    /// GPU memory in use, in MiB.
+    /// GPU memory in use, in MiB: by the process where the driver knows it, else by all on the machine.
     pub gpu_memory_used_mib: Option<u64>,
 }
 
@@ -233,12 +233,8 @@ impl RegistryRecord {
                 .clone()
                 .map(|kind| ("aws_instance_type", kind)),
         );
-        fields.extend(
-            heartbeat
-                .loaded_model
-                .clone()
-                .map(|model| ("loaded_model", model)),
-        );
+        // Empty rather than left out: the field would keep the model that was there before.
+        fields.push(("loaded_model", heartbeat.loaded_model.clone().unwrap_or_default()));
         fields
     }
 
@@ -330,6 +326,7 @@ mod tests {
             ("stage", "transcribe"),
             ("status", "idle"),
             ("interfaces", r#"["batch"]"#),
+            ("loaded_model", ""),
             ("capacity", "2"),
             ("active_batch", "0"),
             ("active_realtime", "0"),

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::direct;
 use super::lease::Drain;
 use super::pool::SlotPool;
 use super::slot::{self, Keeping};
@@ -190,12 +191,17 @@ impl<E: Engine> RunnerBuilder<E> {
         let metrics = EngineMetrics::register(&registry, &labels);
         // The counters of the usual model are there before its first task, for `rate()` to see that one.
         let _ = metrics.model(default_model.as_ref().map_or("", ModelId::as_str));
-        let pool = SlotPool::new(slots_of(engine, &config, &metrics), config.max_stuck_threads);
+        let status = RunnerStatus::new();
+        let slots = slots_of(engine, &config, &metrics, status.clone());
+        let pool = SlotPool::new(slots, config.max_stuck_threads);
         let consumer = Consumer {
             instance: instance_name(&engine_id, &config),
             engine_id,
         };
+        let (submit, submissions) = direct::channel();
         Ok(Runner {
+            submit,
+            submissions,
             worker: Arc::new(Worker {
                 consumer,
                 stage,
@@ -211,7 +217,7 @@ impl<E: Engine> RunnerBuilder<E> {
                 on_progress,
                 pool,
                 drain: Drain::default(),
-                status: RunnerStatus::new(),
+                status,
                 removals: TaskTracker::new(),
             }),
         })
@@ -230,6 +236,7 @@ fn slots_of<E: Engine>(
     engine: E,
     config: &RunnerConfig,
     metrics: &EngineMetrics,
+    status: RunnerStatus,
 ) -> Box<super::pool::SpawnThread> {
     let engine = Arc::new(engine);
     let options = Arc::new(config.options.clone());
@@ -240,7 +247,8 @@ fn slots_of<E: Engine>(
     let metrics = metrics.clone();
     Box::new(move |index| {
         let context = LoadContext::for_slot(Arc::clone(&options), index);
-        slot::spawn(Arc::clone(&engine), context, keeping, metrics.slot(index))
+        let shown = status.thread();
+        slot::spawn(Arc::clone(&engine), context, keeping, metrics.slot(index), shown)
     })
 }
 

@@ -27,6 +27,7 @@
 //! place, and when too many are lost like this the runner ends with an error, because only a new process helps.
 
 mod builder;
+mod direct;
 mod files;
 mod lease;
 mod models;
@@ -44,17 +45,21 @@ use std::time::Duration;
 use dalston_telemetry::TelemetryHandle;
 use dalston_telemetry::metrics::{EngineMetrics, Metrics};
 use futures_util::future::try_join_all;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::instrument::WithSubscriber;
 
 pub use self::builder::RunnerBuilder;
+use self::direct::Submission;
+pub use self::direct::{Direct, DirectError, DirectTask};
 use self::lease::Drain;
 use self::pool::SlotPool;
 use self::slot::Scene;
-pub use self::status::{RunnerPhase, RunnerStatus};
+pub use self::status::{RunnerPhase, RunnerStatus, TaskPhase, TaskStatus};
+pub(crate) use self::task::TaskFiles;
+use self::task::Turn;
 #[cfg(feature = "audio")]
 use crate::audio::AudioFormat;
 use crate::broker::{Broker, Consumer};
@@ -96,6 +101,8 @@ const LAST_SECONDS: Duration = Duration::from_secs(3);
 /// ```
 pub struct Runner {
     worker: Arc<Worker>,
+    submit: mpsc::Sender<Submission>,
+    submissions: mpsc::Receiver<Submission>,
 }
 
 /// What the tasks of a worker share.
@@ -126,6 +133,8 @@ struct Origin {
     store: Store,
     /// The kind of queue, if it is one.
     queue: Option<&'static str>,
+    /// Where the input of a single task lies, for as long as that may be needed.
+    files: Option<Arc<TaskFiles>>,
 }
 
 impl Origin {
@@ -134,6 +143,7 @@ impl Origin {
             queue: Some(broker.system()),
             broker,
             store,
+            files: None,
         }
     }
 }
@@ -162,6 +172,12 @@ impl Runner {
         self.worker.status.clone()
     }
 
+    /// A way to have tasks done that are not in the queue, while the runner runs.
+    #[must_use]
+    pub fn direct(&self) -> Direct {
+        Direct::new(Arc::clone(&self.worker), self.submit.clone())
+    }
+
     /// Takes and processes tasks until `shutdown` is done, and then drains: no task is taken any more, tasks that wait for an
     /// inference thread are handed back, those that run get the drain timeout, and whatever is not done then is
     /// cancelled and handed back, too.
@@ -171,22 +187,29 @@ impl Runner {
     /// When too many inference threads are stuck in calls that do not return, or the operating system gives us no more. What
     /// can be done is drained first. The process should end then, and be started anew.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-        let worker = self.worker;
-        let _gpus = GpuMonitor::start(&worker.registry, GPU_INTERVAL);
-        let mut tasks = JoinSet::new();
+        let Self {
+            worker, submissions, ..
+        } = self;
+        let _gpus = GpuMonitor::start_reading(
+            &worker.registry,
+            GPU_INTERVAL,
+            worker.status.gpu_reading().clone(),
+        );
+        let (mut tasks, mut direct) = (JoinSet::new(), JoinSet::new());
         tracing::info!(
             instance = worker.consumer.instance,
             slots = worker.config.slots,
             "engine_loop_starting"
         );
         let ended = {
-            let turns = Arc::new(Semaphore::new(0));
+            let turns = Turns::none();
             tokio::select! {
                 biased;
                 () = shutdown => Ok(()),
                 error = worker.pool.failed() => Err(error),
                 failed = worker.start_slots(&turns) => failed.map(|never| match never {}),
-                never = worker.read_tasks(&turns, &mut tasks) => match never {},
+                never = worker.read_tasks(&turns.queue, &mut tasks) => match never {},
+                never = direct::serve(&worker, submissions, &turns.direct, &turns.queue, &mut direct) => match never {},
                 never = worker.sweep_models() => match never {},
                 never = worker.status.tick() => match never {},
             }
@@ -196,7 +219,7 @@ impl Runner {
             tracing::error!(error = chain(error), "engine_loop_failed");
         }
         tokio::select! {
-            () = worker.drain(tasks) => {}
+            () = worker.drain([tasks, direct]) => {}
             never = worker.status.tick() => match never {},
         }
         worker.status.enter(RunnerPhase::Stopped);
@@ -205,16 +228,34 @@ impl Runner {
     }
 }
 
+/// What bounds how many tasks are in hand before their inference ends: apart for the two kinds, so that none has to wait until
+/// the other one has nothing to do.
+struct Turns {
+    queue: Arc<Semaphore>,
+    direct: Arc<Semaphore>,
+}
+
+impl Turns {
+    fn none() -> Self {
+        let none = || Arc::new(Semaphore::new(0));
+        Self {
+            queue: none(),
+            direct: none(),
+        }
+    }
+}
+
 impl Worker {
     /// Starts the inference threads. Each gives out its turns when its models are loaded: until then a task is better off
     /// with a peer.
-    async fn start_slots(&self, turns: &Arc<Semaphore>) -> Result<Infallible, RunError> {
+    async fn start_slots(&self, turns: &Turns) -> Result<Infallible, RunError> {
         let scene = Scene::here(tracing::Span::none());
         let starts = (0..self.config.slots).map(|slot| {
             let scene = scene.clone();
             async move {
                 self.pool.start(slot, self.config.preload.clone(), scene).await?;
-                turns.add_permits(TURNS_PER_SLOT);
+                turns.queue.add_permits(TURNS_PER_SLOT);
+                turns.direct.add_permits(TURNS_PER_SLOT);
                 self.status.enter(RunnerPhase::Running);
                 Ok(())
             }
@@ -244,12 +285,14 @@ impl Worker {
             while let Some(ended) = tasks.try_join_next() {
                 report_panic(ended);
             }
-            let busy = self.status.busy();
-            let task = task::handle(Arc::clone(self), Arc::clone(&self.origin), delivery, turn);
-            let task = async move {
-                task.await;
-                drop(busy);
-            };
+            let hand = self.status.task(&delivery.claim.task_id);
+            let task = task::handle(
+                Arc::clone(self),
+                Arc::clone(&self.origin),
+                delivery,
+                Turn::new(turn),
+                hand,
+            );
             tasks.spawn(task.with_current_subscriber());
         }
     }
@@ -263,11 +306,13 @@ impl Worker {
         }
     }
 
-    async fn drain(&self, mut tasks: JoinSet<()>) {
+    async fn drain(&self, mut tasks: [JoinSet<()>; 2]) {
         self.drain.begun.cancel();
         let mut all_done = async || {
-            while let Some(ended) = tasks.join_next().await {
-                report_panic(ended);
+            for tasks in &mut tasks {
+                while let Some(ended) = tasks.join_next().await {
+                    report_panic(ended);
+                }
             }
         };
         if timeout(self.config.drain_timeout, all_done()).await.is_err() {

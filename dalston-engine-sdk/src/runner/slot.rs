@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tracing::{Dispatch, Span, dispatcher};
 
 use super::models::Models;
+use super::status::ThreadGuard;
 use crate::context::TaskContext;
 use crate::engine::{Engine, LoadContext, ModelId};
 use crate::error::{TaskError, TaskErrorKind, says_out_of_memory};
@@ -119,6 +120,7 @@ pub(super) fn spawn<E: Engine>(
     load_context: LoadContext,
     keeping: Keeping,
     metrics: SlotMetrics,
+    shown: ThreadGuard,
 ) -> io::Result<Handle> {
     // At most one task and a few sweeps are ever under way, so the channel needs no bound of its own.
     let (sender, orders) = mpsc::channel();
@@ -131,6 +133,7 @@ pub(super) fn spawn<E: Engine>(
             engine,
             load_context,
             models,
+            shown,
         };
         while let Ok(order) = orders.recv() {
             let _busy = metrics.busy();
@@ -159,6 +162,7 @@ struct InferenceThread<E: Engine> {
     engine: Arc<E>,
     load_context: LoadContext,
     models: Models<E::Model>,
+    shown: ThreadGuard,
 }
 
 /// What to do when the memory does not hold one more model.
@@ -184,7 +188,9 @@ impl<E: Engine> InferenceThread<E> {
                         scene.play(|| tracing::warn!(%model, error = %error, "model_preload_failed"));
                     }
                 }
-                let _ = done.send(self.models.ids());
+                let loaded = self.models.ids();
+                self.shown.holds(&loaded);
+                let _ = done.send(loaded);
             }
             Order::Process(work) => self.process(*work),
             Order::Touch { models, now } => {
@@ -196,6 +202,7 @@ impl<E: Engine> InferenceThread<E> {
                 for model in self.models.take_idle(now) {
                     drop_quietly(model);
                 }
+                self.shown.holds(&self.models.ids());
             }
         }
     }
@@ -220,6 +227,7 @@ impl<E: Engine> InferenceThread<E> {
         drop(cx);
         // Nobody listens any more if the task was given up meanwhile: then the result is of no use to anyone.
         let (device, loaded) = (self.load_context.device(), self.models.ids());
+        self.shown.holds(&loaded);
         let _ = answer.send(Answer {
             result,
             model,
@@ -253,8 +261,10 @@ impl<E: Engine> InferenceThread<E> {
         } else {
             spans::model_load(id.as_str())
         };
+        self.shown.loading(Some(id));
         let begun = ThreadInstant::now();
         let loaded = span.in_scope(|| catch(|| self.engine.load(id, &self.load_context)));
+        self.shown.loading(None);
         let took = begun.elapsed();
         match loaded {
             Ok(model) => {

@@ -20,6 +20,7 @@ use super::files;
 use super::lease::{Stop, StopOnDrop, keep};
 use super::pool::SlotLease;
 use super::slot::{Answer, ModelUse, Processed, Scene, Work};
+use super::status::{TaskGuard, TaskPhase};
 use super::{Origin, Worker};
 use crate::broker::{
     BrokerError, Claim, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason, TaskMetadata,
@@ -45,11 +46,37 @@ const BROKER_CALL: Duration = Duration::from_secs(10);
 /// Errors become part of events and documents.
 const LONGEST_ERROR: usize = 2_000;
 
-/// The right to have a task before its inference ends: what bounds the tasks that are read ahead.
-pub(super) type Turn = OwnedSemaphorePermit;
+/// The right to have a task before its inference ends: what bounds the tasks that are in hand.
+pub(super) struct Turn {
+    _permit: OwnedSemaphorePermit,
+    /// One that tasks of the queue have to do without meanwhile.
+    _withheld: Option<OwnedSemaphorePermit>,
+}
+
+impl Turn {
+    pub(super) fn new(permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            _permit: permit,
+            _withheld: None,
+        }
+    }
+
+    pub(super) fn withholding(self, permit: Option<OwnedSemaphorePermit>) -> Self {
+        Self {
+            _withheld: permit,
+            ..self
+        }
+    }
+}
 
 /// Looks a delivered task up, and works on it if it should be worked on.
-pub(super) async fn handle(worker: Arc<Worker>, origin: Arc<Origin>, delivery: Delivery, turn: Turn) {
+pub(super) async fn handle(
+    worker: Arc<Worker>,
+    origin: Arc<Origin>,
+    delivery: Delivery,
+    turn: Turn,
+    hand: TaskGuard,
+) {
     fault_point!(Received);
     let read_at = Timestamp::now();
     let claim = &delivery.claim;
@@ -86,7 +113,7 @@ pub(super) async fn handle(worker: Arc<Worker>, origin: Arc<Origin>, delivery: D
         .request_id(request_id.unwrap_or_default())
         .carrier(carried.clone());
 
-    let attempt = Attempt::new(&worker, &origin, &delivery, metadata, carried, read_at);
+    let attempt = Attempt::new(&worker, &origin, &hand, &delivery, metadata, carried, read_at);
     let span = attempt.spans.task().clone();
     let work = async {
         attempt.note_arrival(&delivery, read_at);
@@ -122,6 +149,7 @@ async fn skip(worker: &Worker, origin: &Origin, claim: &Claim, why: Lookup) {
 struct Attempt<'a> {
     worker: &'a Worker,
     origin: &'a Origin,
+    hand: &'a TaskGuard,
     claim: &'a Claim,
     metadata: Option<TaskMetadata>,
     redelivery: Option<RedeliveryReason>,
@@ -158,6 +186,7 @@ impl<'a> Attempt<'a> {
     fn new(
         worker: &'a Worker,
         origin: &'a Origin,
+        hand: &'a TaskGuard,
         delivery: &'a Delivery,
         metadata: Option<TaskMetadata>,
         carried: Context,
@@ -188,6 +217,7 @@ impl<'a> Attempt<'a> {
         Self {
             worker,
             origin,
+            hand,
             claim,
             metadata,
             redelivery: delivery.redelivery,
@@ -254,11 +284,14 @@ impl<'a> Attempt<'a> {
     async fn work(&self, turn: Turn) -> Result<(Done, Vec<crate::protocol::ArtifactReference>), TaskError> {
         let prepared = self.before_inference(self.download()).await??;
         fault_point!(Downloaded);
+        self.hand.enter(TaskPhase::Waiting);
         let lease = self
             .before_inference(self.worker.pool.acquire(&prepared.info.model))
             .await??;
+        self.hand.enter(TaskPhase::Processing);
         let mut done = self.infer(lease, prepared).await?;
         fault_point!(Inferred);
+        self.hand.enter(TaskPhase::Saving);
         // The next task may be read as soon as this one's result is sure to be on its way.
         let saving = async {
             let _uploading = self.worker.uploads.acquire().await;
@@ -345,7 +378,8 @@ impl<'a> Attempt<'a> {
         self.spans.model(model.as_str());
         let _ = self.model.set(model.clone());
 
-        let files = TaskFiles::new("dalston_task_", &worker.config.temp_root, &worker.removals)?;
+        let mut files = TaskFiles::new("dalston_task_", &worker.config.temp_root, &worker.removals)?;
+        files.input.clone_from(&self.origin.files);
         let inputs = files.path().join("inputs");
         let stage = self.info.stage.clone();
         let request = files::fetch_inputs(&self.origin.store, stage, data, &metadata, &inputs).await?;
@@ -546,9 +580,12 @@ impl<'a> Attempt<'a> {
 }
 
 /// The directory of a task. It is removed on a thread that may block.
-pub(super) struct TaskFiles {
+#[derive(Debug)]
+pub(crate) struct TaskFiles {
     dir: Option<TempDir>,
     removals: TaskTracker,
+    /// Another one that has the input, and is needed as long.
+    input: Option<Arc<Self>>,
 }
 
 impl TaskFiles {
@@ -558,10 +595,11 @@ impl TaskFiles {
         Ok(Self {
             dir: Some(dir),
             removals: removals.clone(),
+            input: None,
         })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.as_ref().map_or(Path::new(""), TempDir::path)
     }
 }

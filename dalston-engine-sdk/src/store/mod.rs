@@ -48,6 +48,8 @@ pub struct Store {
     objects: Arc<dyn ObjectStore>,
     bucket: Arc<str>,
     local_files: bool,
+    /// One file of this machine, under a locator of its own.
+    file: Option<Arc<(String, PathBuf)>>,
     /// Where locators of other buckets lead, if anywhere.
     #[cfg(feature = "s3")]
     others: Option<Arc<s3::OtherBuckets>>,
@@ -61,6 +63,7 @@ impl Store {
             objects,
             bucket: bucket.into(),
             local_files: false,
+            file: None,
             #[cfg(feature = "s3")]
             others: None,
         }
@@ -92,6 +95,12 @@ impl Store {
     #[must_use]
     pub fn with_local_files(mut self) -> Self {
         self.local_files = true;
+        self
+    }
+
+    /// Adds one file of this machine under a name that stands for it wherever a locator may.
+    pub(crate) fn with_file(mut self, name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        self.file = Some(Arc::new((name.into(), path.into())));
         self
     }
 
@@ -246,6 +255,11 @@ impl Store {
             locator: locator.to_owned(),
             problem,
         };
+        if let Some(file) = &self.file
+            && file.0 == locator
+        {
+            return Ok(Place::Local(file.1.clone()));
+        }
         if let Some(rest) = locator.strip_prefix("s3://") {
             let (bucket, key) = rest
                 .split_once('/')

@@ -64,7 +64,7 @@ pub async fn run<E: Engine>(
         .and_then(|gpus| Some(gpus.first()?.memory_total >> 20));
     let registered = Registry::new(server, record)
         .with_lifetime(deployment.lease)
-        .join(move || heartbeat(&status))
+        .join(move || heartbeat(&status, slots))
         .await;
 
     let ended = runner.run_until(shutdown).await;
@@ -93,16 +93,19 @@ pub enum WorkerError {
     Run(#[from] RunError),
 }
 
-fn heartbeat(status: &RunnerStatus) -> Heartbeat {
-    let active = u32::try_from(status.active_tasks()).unwrap_or(u32::MAX);
+/// Tasks that are read ahead, or whose result is being stored, take no capacity: the platform would see a worker with less
+/// than none, or keep work away from a thread that is free.
+fn heartbeat(status: &RunnerStatus, capacity: u32) -> Heartbeat {
+    let active = u32::try_from(status.unprocessed_tasks()).unwrap_or(u32::MAX);
     let what = match status.phase() {
         RunnerPhase::Starting => InstanceStatus::Loading,
-        RunnerPhase::Running if active > 0 => InstanceStatus::Processing,
+        RunnerPhase::Running if status.active_tasks() > 0 => InstanceStatus::Processing,
         RunnerPhase::Running => InstanceStatus::Idle,
         RunnerPhase::Draining | RunnerPhase::Stopped => InstanceStatus::Draining,
     };
-    let mut heartbeat = Heartbeat::new(what, active);
+    let mut heartbeat = Heartbeat::new(what, active.min(capacity));
     heartbeat.loaded_model = status.model().map(|model| model.to_string());
+    heartbeat.gpu_memory_used_mib = status.gpu_memory().map(|memory| memory.used >> 20);
     heartbeat
 }
 

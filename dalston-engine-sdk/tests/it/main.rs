@@ -5,6 +5,7 @@
 #[cfg(feature = "audio")]
 mod audio;
 mod broker;
+mod direct;
 mod hazards;
 mod pipeline;
 mod protocol;

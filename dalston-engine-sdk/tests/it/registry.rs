@@ -82,6 +82,7 @@ async fn an_instance_registers_with_everything_that_the_platform_wants_to_know()
         ("includes_diarization", "false"),
         ("instance", "faster-whisper-0f37d5acd7e8"),
         ("interfaces", r#"["batch"]"#),
+        ("loaded_model", ""),
         ("node_id", "node-7"),
         ("schema_version", "3"),
         ("stage", "transcribe"),
@@ -119,6 +120,19 @@ async fn a_heartbeat_renews_the_record_and_says_what_goes_on() {
     assert_eq!(after["registered_at"], before["registered_at"]);
     let lives: i64 = server.send(&["TTL", KEY]).await;
     assert!(lives > 50, "{lives}");
+}
+
+#[tokio::test]
+async fn a_model_that_was_let_go_is_not_shown_any_more() {
+    let server = TestRedis::start().await;
+    let registry = registry(&server);
+    let mut heartbeat = Heartbeat::default();
+    heartbeat.loaded_model = Some("small".to_owned());
+    registry.beat(&heartbeat).await.unwrap();
+    assert_eq!(record(&server).await["loaded_model"], "small");
+
+    registry.beat(&Heartbeat::default()).await.unwrap();
+    assert_eq!(record(&server).await["loaded_model"], "");
 }
 
 #[tokio::test]

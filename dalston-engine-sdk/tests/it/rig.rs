@@ -148,8 +148,16 @@ impl Rig {
         builder: RunnerBuilder<impl Engine>,
         act: impl Future<Output = R>,
     ) -> (R, Result<(), RunError>) {
+        self.run_runner(builder.build().unwrap(), act).await
+    }
+
+    /// As [`run`](Self::run), for a worker that is put together already.
+    pub(crate) async fn run_runner<R>(
+        &self,
+        runner: Runner,
+        act: impl Future<Output = R>,
+    ) -> (R, Result<(), RunError>) {
         let (stop, stopped) = oneshot::channel::<()>();
-        let runner = builder.build().unwrap();
         let run = self.telemetry.attach(runner.run_until(async {
             let _ = stopped.await;
         }));

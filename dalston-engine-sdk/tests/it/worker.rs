@@ -375,6 +375,33 @@ async fn a_draining_worker_stays_known_until_its_last_task_is_done() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_registry_counts_no_more_tasks_than_the_worker_can_work_on() {
+    let deployment = Deployment::start().await;
+    let worker = deployment.worker("a", "0");
+    for task in ["first", "second"] {
+        deployment
+            .enqueue(task, request(task, json!({"takes_ms": 60_000})))
+            .await;
+    }
+    // One is on the only inference thread, the other one is read ahead.
+    deployment.until_event("task.started", "second").await;
+    let active = async || {
+        let key = format!("dalston:engine:instance:{}", worker.instance);
+        let (capacity, active): (String, String) = deployment
+            .redis
+            .send(&["HMGET", &key, "capacity", "active_batch"])
+            .await;
+        assert_eq!(capacity, "1");
+        assert!(active == "0" || active == "1", "{active}");
+        (active == "1").then_some(())
+    };
+    deployment.until("active task", active).await;
+    assert_eq!(deployment.pending().await, 2);
+    let (_, health) = worker.get("/health").await;
+    assert_eq!(health.parse::<Value>().unwrap()["active_tasks"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_that_outlives_the_drain_goes_to_a_peer_at_once() {
     let deployment = Deployment::start().await;
     let mut worker = deployment.worker("a", "0.2");
