@@ -37,7 +37,7 @@ pub(crate) const SLOTS_ACCEPTED: &str = "a whole number from 1 to 1024";
 /// | `max_deliveries` | `DALSTON_MAX_DELIVERIES` | 3 |
 /// | `max_stuck_threads` | `DALSTON_MAX_STUCK_THREADS` | 2 |
 /// | `temp_root` | `TMPDIR` | `/tmp` |
-/// | `instance_type` | `INSTANCE_TYPE` | unknown |
+/// | `instance_type` | `INSTANCE_TYPE` | what telemetry says |
 ///
 /// ```
 /// use dalston_engine_sdk::RunnerConfig;
@@ -75,7 +75,8 @@ pub struct RunnerConfig {
     pub max_stuck_threads: usize,
     /// Where the directories of tasks are made.
     pub temp_root: PathBuf,
-    /// The hardware, as it should appear in metrics.
+    /// The hardware, as it should appear in metrics: unless set, [what telemetry says](dalston_telemetry::TelemetryHandle::instance_type),
+    /// else `unknown`.
     pub instance_type: Option<String>,
 }
 

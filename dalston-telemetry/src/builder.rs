@@ -11,6 +11,8 @@ use tracing::{Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Filter, Identity, Layer, SubscriberExt};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
+#[cfg(feature = "ec2")]
+use crate::cloud::Cloud;
 use crate::collect::SpanCollector;
 use crate::env::Env;
 use crate::error::InitError;
@@ -50,6 +52,8 @@ pub struct TelemetryBuilder {
     enabled: Option<bool>,
     span_level: LevelFilter,
     attributes: Vec<KeyValue>,
+    #[cfg(feature = "ec2")]
+    cloud: Cloud,
     processors: Vec<Box<dyn SpanProcessor>>,
     otlp: OtlpConfig,
     metrics: Metrics,
@@ -68,6 +72,8 @@ impl TelemetryBuilder {
             enabled: None,
             span_level: LevelFilter::INFO,
             attributes: Vec::new(),
+            #[cfg(feature = "ec2")]
+            cloud: Cloud::unknown(),
             processors: Vec::new(),
             otlp: OtlpConfig::new(),
             metrics: Metrics::new(),
@@ -105,6 +111,18 @@ impl TelemetryBuilder {
     /// An attribute of everything that this process reports. Wins over `OTEL_RESOURCE_ATTRIBUTES`.
     pub fn resource_attribute(mut self, key: impl Into<Key>, value: impl Into<Value>) -> Self {
         self.attributes.push(KeyValue::new(key, value));
+        self
+    }
+
+    /// What is known of the cloud that the process runs in: `host.type`, `host.id`, `cloud.availability_zone` and so on, as
+    /// resource attributes. They win over what the machine says of itself and lose to `OTEL_RESOURCE_ATTRIBUTES`. The instance
+    /// type also becomes the field `instance_type` of log lines, unless `INSTANCE_TYPE` is set.
+    ///
+    /// [`install`](Self::install) logs what came of the detection: a warning if this is EC2 and its metadata service gave no
+    /// answer, else on debug level.
+    #[cfg(feature = "ec2")]
+    pub fn cloud(mut self, cloud: Cloud) -> Self {
+        self.cloud = cloud;
         self
     }
 
@@ -195,6 +213,8 @@ impl TelemetryBuilder {
         let caller = Location::caller();
         let propagator = Propagator::from_env(self.env.as_ref().unwrap_or(&Env::from_process()))?;
         let panic_hook = self.panic_hook;
+        #[cfg(feature = "ec2")]
+        let cloud = self.cloud.clone();
         let (layer, telemetry) = self.into_layer::<Registry>()?;
         tracing::subscriber::set_global_default(Registry::default().with(layer))
             .map_err(|_| InitError::ForeignSubscriber)?;
@@ -210,6 +230,8 @@ impl TelemetryBuilder {
         if panic_hook {
             crate::panic::install(telemetry.handle());
         }
+        #[cfg(feature = "ec2")]
+        cloud.log();
         *installed = Some(caller);
         Ok(telemetry)
     }
@@ -245,10 +267,14 @@ impl TelemetryBuilder {
         let service = self.service_name(&env);
         metrics::register_build_info(&metrics, &service, &self.service_version());
         Propagator::from_env(&env)?;
+        // A wrong variable is an error where the resource is made, as with the service's name.
+        let instance_type = resource::instance_type(&env, &self.attributes, &self.detected());
+        let instance_type = instance_type.unwrap_or_else(|_| env.get("INSTANCE_TYPE").map(str::to_owned));
         let logs = match &self.logs {
             Some(writer) => Some(LogSettings::read(
                 &env,
                 &service,
+                instance_type.as_deref(),
                 self.log_format,
                 self.log_level,
                 writer.clone(),
@@ -286,8 +312,18 @@ impl TelemetryBuilder {
         };
         Ok((
             layer,
-            Telemetry::new(tracing, metrics, log_filter, shutdown_timeout),
+            Telemetry::new(tracing, metrics, instance_type, log_filter, shutdown_timeout),
         ))
+    }
+
+    #[cfg(feature = "ec2")]
+    fn detected(&self) -> Vec<KeyValue> {
+        self.cloud.attributes()
+    }
+
+    #[cfg(not(feature = "ec2"))]
+    fn detected(&self) -> Vec<KeyValue> {
+        Vec::new()
     }
 
     /// The name that spans, log lines and metrics have in common.
@@ -322,7 +358,7 @@ impl TelemetryBuilder {
         if !export && self.processors.is_empty() {
             return Ok(None);
         }
-        let resource = resource::build(env, &self.service, &self.attributes)?;
+        let resource = resource::build(env, &self.service, &self.attributes, &self.detected())?;
         let mut processors = self.processors;
         let sampler = sampler::from_env(env)?;
         let limits = Limits::read(env)?;

@@ -87,11 +87,14 @@
 //!
 //! - `otlp-grpc` and `otlp-http` (both on): the transports. TLS is rustls with ring.
 //! - `axum`: a route that serves metrics.
+//! - `ec2`: [`cloud`], which finds out on which EC2 instance the process runs.
 //! - `testing`: telemetry that a test keeps to itself, and span trees as literals.
 
 #[cfg(feature = "axum")]
 pub mod axum;
 mod builder;
+#[cfg(feature = "ec2")]
+pub mod cloud;
 mod collect;
 pub mod context;
 mod env;

@@ -41,6 +41,7 @@ impl Telemetry {
     pub(crate) fn new(
         tracing: Option<Tracing>,
         metrics: Metrics,
+        instance_type: Option<String>,
         log_filter: Option<LogFilter>,
         shutdown_timeout: Duration,
     ) -> Self {
@@ -48,6 +49,7 @@ impl Telemetry {
             handle: TelemetryHandle {
                 tracing: tracing.map(Arc::new),
                 metrics,
+                instance_type: instance_type.map(Arc::from),
             },
             log_filter,
             shutdown_timeout,
@@ -168,6 +170,7 @@ impl Drop for Telemetry {
 pub struct TelemetryHandle {
     tracing: Option<Arc<Tracing>>,
     metrics: Metrics,
+    instance_type: Option<Arc<str>>,
 }
 
 impl TelemetryHandle {
@@ -187,6 +190,13 @@ impl TelemetryHandle {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// The kind of machine, as spans (`host.type`) and log lines say it: `INSTANCE_TYPE`, else `host.type` of
+    /// `OTEL_RESOURCE_ATTRIBUTES`, else what was detected. Where it is `None`, log lines say `unknown`, and metrics should, too.
+    #[must_use]
+    pub fn instance_type(&self) -> Option<&str> {
+        self.instance_type.as_deref()
     }
 
     /// Records a span with times that lie in the past, which `tracing` can't express.

@@ -6,6 +6,8 @@
 
 use std::process::{Command, ExitCode, Output};
 
+#[cfg(feature = "ec2")]
+use dalston_telemetry::{Env, cloud::Cloud};
 use dalston_telemetry::{InitError, Telemetry, configure_tracing};
 use tracing::info_span;
 
@@ -70,6 +72,34 @@ const SCENARIOS: &[Scenario] = &[
                 .unwrap()
                 .shutdown_blocking()
                 .unwrap()
+        },
+        outside: |output| {
+            assert_eq!(
+                (output.stdout.as_slice(), output.stderr.as_slice()),
+                (&b""[..], &b""[..])
+            )
+        },
+    },
+    #[cfg(feature = "ec2")]
+    Scenario {
+        name: "the_metadata_service_is_asked_without_the_proxies_of_the_environment",
+        variables: &[
+            ("http_proxy", "http://127.0.0.1:9"),
+            ("HTTP_PROXY", "http://127.0.0.1:9"),
+            ("ALL_PROXY", "http://127.0.0.1:9"),
+            ("NO_PROXY", ""),
+        ],
+        inside: metadata_without_a_proxy,
+        outside: NOTHING,
+    },
+    #[cfg(feature = "ec2")]
+    Scenario {
+        name: "where_nobody_answers_a_service_starts_without_a_word",
+        variables: &[("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")],
+        inside: || {
+            let cloud = Cloud::detect(&Env::from_process()).unwrap();
+            let telemetry = Telemetry::builder("engine-test").cloud(cloud).install().unwrap();
+            telemetry.shutdown_blocking().unwrap();
         },
         outside: |output| {
             assert_eq!(
@@ -159,6 +189,19 @@ fn on_takes_one_thread() {
     // The counts of the other scenarios can move.
     assert_eq!(threads(), before.0 + 1);
     drop(telemetry);
+}
+
+#[cfg(feature = "ec2")]
+fn metadata_without_a_proxy() {
+    let server = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let imds = server.block_on(testbed::TestImds::start());
+    let endpoint = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url());
+    let cloud = Cloud::detect(&Env::from_pairs([endpoint])).unwrap();
+    assert_eq!(cloud.instance_id(), Some(testbed::TestImds::INSTANCE_ID));
 }
 
 fn second_install_names_the_first() {

@@ -6,10 +6,12 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod collector;
+mod imds;
 mod prometheus;
 mod proxy;
 mod redis;
 
+pub use self::imds::{ImdsFault, TestImds};
 pub use self::prometheus::{TestPrometheus, promtool};
 pub use self::proxy::Proxy;
 pub use self::redis::TestRedis;

@@ -185,7 +185,7 @@ impl<E: Engine> RunnerBuilder<E> {
 
         let registry = metrics.unwrap_or_else(|| telemetry.metrics().clone());
         let mut labels = EngineLabels::new(&*engine_id, stage.to_string());
-        if let Some(instance_type) = &config.instance_type {
+        if let Some(instance_type) = config.instance_type.as_deref().or(telemetry.instance_type()) {
             labels = labels.instance_type(instance_type);
         }
         let metrics = EngineMetrics::register(&registry, &labels);

@@ -13,12 +13,12 @@ use super::time::TimeCache;
 pub(super) struct JsonHead {
     /// From the end of the timestamp to the service, for each level.
     levels: [String; 5],
-    /// `,"instance_type":"..."`, if it is known.
+    /// `,"instance_type":"..."`
     instance_type: String,
 }
 
 impl JsonHead {
-    pub(super) fn new(service: &str, instance_type: Option<&str>) -> Self {
+    pub(super) fn new(service: &str, instance_type: &str) -> Self {
         let service = member("service", service);
         let level = |name: &str| format!("\"{}{service}", member("level", name));
         Self {
@@ -29,9 +29,7 @@ impl JsonHead {
                 level("debug"),
                 level("trace"),
             ],
-            instance_type: instance_type
-                .map(|value| member(IDS[4], value))
-                .unwrap_or_default(),
+            instance_type: member(IDS[4], instance_type),
         }
     }
 }

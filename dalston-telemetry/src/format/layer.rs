@@ -65,7 +65,7 @@ impl LogLayer {
     pub(crate) fn new(settings: &LogSettings, inherits: bool) -> Self {
         Self {
             form: settings.form,
-            head: JsonHead::new(&settings.service, settings.instance_type.as_deref()),
+            head: JsonHead::new(&settings.service, &settings.instance_type),
             writer: settings.writer.clone(),
             inherits,
             filter: settings.filter.clone(),

@@ -32,7 +32,8 @@ use crate::env::{Env, EnvError};
 /// - the event's own fields;
 /// - `trace_id` and `span_id` of the span around the event; without a span, the `trace_id` that came with the task;
 /// - `request_id`, `job_id`, `task_id`, `engine_id` and `instance_type`, from the spans around the event (where they
-///   may also be called `dalston.job_id` and so on) and from the [`LogContext`](crate::context::LogContext);
+///   may also be called `dalston.job_id` and so on) and from the [`LogContext`](crate::context::LogContext); an
+///   `instance_type` that none of them has is that of the machine, or `unknown`;
 /// - `target`, the module that logged.
 ///
 /// What does not exist is absent. No key occurs twice: an event's own field wins over an inherited one, and one that
@@ -96,10 +97,13 @@ impl FromStr for LogFormat {
 #[non_exhaustive]
 pub struct UnknownLogFormat;
 
+/// What the label of metrics says, too.
+const UNKNOWN: &str = "unknown";
+
 /// Everything about log lines that is decided at start.
 pub(crate) struct LogSettings {
     pub(crate) service: String,
-    pub(crate) instance_type: Option<String>,
+    pub(crate) instance_type: String,
     pub(crate) form: Form,
     pub(crate) writer: LogWriter,
     pub(crate) filter: LogFilter,
@@ -113,11 +117,12 @@ pub(crate) enum Form {
 }
 
 impl LogSettings {
-    /// Reads `DALSTON_LOG_FORMAT` (unless `format` decides), `NO_COLOR`, `INSTANCE_TYPE`, and the filter from
+    /// Reads `DALSTON_LOG_FORMAT` (unless `format` decides), `NO_COLOR`, and the filter from
     /// `RUST_LOG`, else `LOG_LEVEL`, else `DALSTON_LOG_LEVEL`, else `level`.
     pub(crate) fn read(
         env: &Env,
         service: &str,
+        instance_type: Option<&str>,
         format: Option<LogFormat>,
         level: LevelFilter,
         writer: LogWriter,
@@ -137,7 +142,7 @@ impl LogSettings {
         };
         Ok(Self {
             service: service.to_owned(),
-            instance_type: env.get("INSTANCE_TYPE").map(str::to_owned),
+            instance_type: instance_type.unwrap_or(UNKNOWN).to_owned(),
             form,
             writer,
             filter: LogFilter::from_env(env, level)?,
@@ -157,6 +162,7 @@ mod settings_tests {
         LogSettings::read(
             &Env::from_pairs(env.iter().copied()),
             "s",
+            None,
             format,
             LevelFilter::INFO,
             writer,
@@ -178,7 +184,7 @@ mod settings_tests {
     fn a_wrong_format_is_named() {
         let (writer, _lines) = LogWriter::buffer();
         let env = Env::from_pairs([("DALSTON_LOG_FORMAT", "xml")]);
-        let error = LogSettings::read(&env, "s", None, LevelFilter::INFO, writer)
+        let error = LogSettings::read(&env, "s", None, None, LevelFilter::INFO, writer)
             .err()
             .unwrap();
         assert_eq!(

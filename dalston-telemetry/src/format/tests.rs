@@ -34,7 +34,7 @@ impl Logs {
         let filter = LogFilter::new("trace").unwrap();
         let settings = LogSettings {
             service: "engine-test".into(),
-            instance_type: Some("g5.xlarge".into()),
+            instance_type: "g5.xlarge".into(),
             form,
             writer,
             filter: filter.clone(),
@@ -477,7 +477,7 @@ fn each_line_is_one_write() {
     let writes = Writes::default();
     let settings = LogSettings {
         service: "s".into(),
-        instance_type: None,
+        instance_type: "unknown".into(),
         form: Form::Json,
         writer: LogWriter::new(writes.clone()),
         filter: LogFilter::new("info").unwrap(),

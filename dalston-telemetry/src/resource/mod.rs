@@ -3,11 +3,11 @@
 //! Where two sources name the same attribute, the later one in this list counts:
 //!
 //! 1. detectors: operating system, host, process, container, Kubernetes, a random `service.instance.id`
-//! 2. (the place for a detector of the cloud: it knows the host better than the host does, its `host.id` is the
-//!    instance id where the host has only the machine id)
+//! 2. what is known of the cloud ([`TelemetryBuilder::cloud`](crate::TelemetryBuilder)): it knows the host better than the
+//!    host does, its `host.id` is the instance id where the host has only the machine id
 //! 3. `service.namespace=dalston` and the service name given in code
 //! 4. `OTEL_RESOURCE_ATTRIBUTES`
-//! 5. `OTEL_SERVICE_NAME`
+//! 5. `OTEL_SERVICE_NAME` and `INSTANCE_TYPE` (`host.type`)
 //! 6. explicit calls on the builder: `version`, `resource_attribute`
 
 use opentelemetry::{Key, KeyValue, Value};
@@ -25,6 +25,7 @@ mod names {
     pub(super) const DEPLOYMENT_ENVIRONMENT_NAME: &str = "deployment.environment.name";
     pub(super) const HOST_ARCH: &str = "host.arch";
     pub(super) const HOST_NAME: &str = "host.name";
+    pub(super) const HOST_TYPE: &str = "host.type";
     pub(super) const PROCESS_COMMAND_ARGS: &str = "process.command_args";
     pub(super) const PROCESS_EXECUTABLE_NAME: &str = "process.executable.name";
     pub(super) const SERVICE_NAME: &str = "service.name";
@@ -32,6 +33,7 @@ mod names {
 }
 
 const ATTRIBUTES: &str = "OTEL_RESOURCE_ATTRIBUTES";
+const INSTANCE_TYPE: &str = "INSTANCE_TYPE";
 const SERVICE_NAME: &str = "OTEL_SERVICE_NAME";
 
 /// The service name in force: `OTEL_SERVICE_NAME`, else `service.name` in `OTEL_RESOURCE_ATTRIBUTES`, else the name
@@ -47,10 +49,38 @@ pub(crate) fn service_name(env: &Env, from_code: &str) -> Result<String, EnvErro
     Ok(from_attributes.map_or_else(|| from_code.to_owned(), |(_, value)| value))
 }
 
-/// Asks the detectors and merges what they say with the environment and the program.
+/// The kind of machine: what the program says of `host.type`, else `INSTANCE_TYPE`, else `host.type` in
+/// `OTEL_RESOURCE_ATTRIBUTES`, else what was detected. The attribute, the field of log lines and the label of metrics
+/// all say this; where it is not known, field and label say `unknown` and there is no attribute.
+pub(crate) fn instance_type(
+    env: &Env,
+    explicit: &[KeyValue],
+    detected: &[KeyValue],
+) -> Result<Option<String>, EnvError> {
+    let of = |attributes: &[KeyValue]| {
+        let is_type = |attribute: &&KeyValue| attribute.key.as_str() == names::HOST_TYPE;
+        let attribute = attributes.iter().rev().find(is_type)?;
+        Some(attribute.value.to_string())
+    };
+    if let Some(said) = of(explicit).or_else(|| env.get(INSTANCE_TYPE).map(str::to_owned)) {
+        return Ok(Some(said));
+    }
+    let from_attributes = attributes(env)?
+        .into_iter()
+        .rev()
+        .find(|(key, value)| key == names::HOST_TYPE && !value.trim().is_empty());
+    Ok(from_attributes.map(|(_, value)| value).or_else(|| of(detected)))
+}
+
+/// Merges what the detectors say with the environment and the program; `detected` is what is known of the cloud.
 ///
 /// Reads a few files and runs `hostname`; opens no socket.
-pub(crate) fn build(env: &Env, service: &str, explicit: &[KeyValue]) -> Result<Resource, EnvError> {
+pub(crate) fn build(
+    env: &Env,
+    service: &str,
+    explicit: &[KeyValue],
+    detected: &[KeyValue],
+) -> Result<Resource, EnvError> {
     let mut merged = Merged::default();
     merged.all(&TelemetryResourceDetector.detect());
     merged.all(&OsResourceDetector.detect());
@@ -63,7 +93,9 @@ pub(crate) fn build(env: &Env, service: &str, explicit: &[KeyValue]) -> Result<R
     }
     merged.all(&ServiceInstanceIdResourceDetector.detect());
 
-    // A cloud detector merges here: after everything that this machine says of itself, before what people say.
+    for attribute in detected {
+        merged.set(attribute.key.clone(), attribute.value.clone());
+    }
 
     merged.set(names::SERVICE_NAMESPACE, "dalston");
     let from_env = attributes(env)?;
@@ -71,6 +103,9 @@ pub(crate) fn build(env: &Env, service: &str, explicit: &[KeyValue]) -> Result<R
         merged.set(key, value);
     }
     merged.set(names::SERVICE_NAME, service_name(env, service)?);
+    if let Some(instance_type) = instance_type(env, explicit, detected)? {
+        merged.set(names::HOST_TYPE, instance_type);
+    }
     for attribute in explicit {
         merged.set(attribute.key.clone(), attribute.value.clone());
     }
@@ -213,7 +248,7 @@ mod tests {
         ] {
             assert_eq!(service_name(&env, "code").as_deref(), Ok(expected));
             assert_eq!(
-                text(&build(&env, "code", &[]).unwrap(), "service.name").as_deref(),
+                text(&build(&env, "code", &[], &[]).unwrap(), "service.name").as_deref(),
                 Some(expected)
             );
         }
@@ -252,7 +287,13 @@ mod tests {
             "OTEL_RESOURCE_ATTRIBUTES",
             "host.name=from-env,service.namespace=theirs,service.version=0,deployment.environment.name=staging",
         )]);
-        let resource = build(&env, "engine-x", &[KeyValue::new("service.version", "1.2.3")]).unwrap();
+        let resource = build(
+            &env,
+            "engine-x",
+            &[KeyValue::new("service.version", "1.2.3")],
+            &[],
+        )
+        .unwrap();
         let get = |key| text(&resource, key);
         assert_eq!(get("host.name").as_deref(), Some("from-env"));
         assert_eq!(get("service.namespace").as_deref(), Some("theirs"));
@@ -262,7 +303,7 @@ mod tests {
 
     #[test]
     fn the_process_is_described_without_its_arguments() {
-        let resource = build(&env(&[]), "engine-x", &[]).unwrap();
+        let resource = build(&env(&[]), "engine-x", &[], &[]).unwrap();
         let get = |key| text(&resource, key);
         assert_eq!(get("service.namespace").as_deref(), Some("dalston"));
         assert_eq!(
@@ -283,11 +324,53 @@ mod tests {
             &env(&[("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=prod")]),
             "x",
             &[],
+            &[],
         )
         .unwrap();
         assert_eq!(
             text(&resource, "deployment.environment.name").as_deref(),
             Some("prod")
         );
+    }
+
+    #[test]
+    fn the_kind_of_machine_is_one_for_all_and_detection_has_the_last_word() {
+        let detected = [
+            KeyValue::new("host.type", "g5.xlarge"),
+            KeyValue::new("host.id", "i-1"),
+        ];
+        let explicit = [KeyValue::new("host.type", "by-call")];
+        let listed = ("OTEL_RESOURCE_ATTRIBUTES", "host.type=listed");
+        for (pairs, detected, expected) in [
+            (vec![], &detected[..], Some("g5.xlarge")),
+            (vec![("INSTANCE_TYPE", "")], &detected, Some("g5.xlarge")),
+            (vec![("INSTANCE_TYPE", "mine")], &detected, Some("mine")),
+            (vec![listed], &detected, Some("listed")),
+            (vec![listed, ("INSTANCE_TYPE", "mine")], &[], Some("mine")),
+            (vec![], &[], None),
+        ] {
+            let env = env(&pairs);
+            assert_eq!(instance_type(&env, &[], detected).unwrap().as_deref(), expected);
+            let resource = build(&env, "x", &[], detected).unwrap();
+            assert_eq!(text(&resource, "host.type").as_deref(), expected, "{pairs:?}");
+            let resource = build(&env, "x", &explicit, detected).unwrap();
+            assert_eq!(
+                text(&resource, "host.type").as_deref(),
+                Some("by-call"),
+                "{pairs:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_cloud_knows_the_host_better_than_the_host_and_the_environment_better_than_both() {
+        let detected = [
+            KeyValue::new("host.id", "i-0123456789abcdef0"),
+            KeyValue::new("cloud.region", "eu-west-2"),
+        ];
+        let env = env(&[("OTEL_RESOURCE_ATTRIBUTES", "cloud.region=mine")]);
+        let resource = build(&env, "x", &[], &detected).unwrap();
+        assert_eq!(text(&resource, "host.id").as_deref(), Some("i-0123456789abcdef0"));
+        assert_eq!(text(&resource, "cloud.region").as_deref(), Some("mine"));
     }
 }

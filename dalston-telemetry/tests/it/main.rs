@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 #![cfg(all(feature = "otlp-grpc", feature = "otlp-http"))]
 
+#[cfg(feature = "ec2")]
+mod cloud;
 mod delivery;
 mod exposition;
 mod faults;

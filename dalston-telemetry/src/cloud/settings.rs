@@ -1,0 +1,208 @@
+//! What the environment says about the cloud.
+
+use url::{Host, Url};
+
+use crate::env::{Env, EnvError};
+
+const ENDPOINT: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
+const MODE: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE";
+const ECS_ENDPOINT: &str = "ECS_CONTAINER_METADATA_URI_V4";
+
+/// Where to look, and where not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Settings {
+    /// Whether anything may be asked at all.
+    pub(super) allowed: bool,
+    pub(super) lambda: Option<Lambda>,
+    pub(super) ecs: Option<Ecs>,
+    pub(super) imds: Imds,
+    pub(super) region: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Lambda {
+    pub(super) name: String,
+    pub(super) version: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ecs {
+    pub(super) endpoint: Endpoint,
+    /// Whether the containers are known to run on instances, which then have a metadata service of their own.
+    pub(super) on_instances: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Imds {
+    pub(super) enabled: bool,
+    pub(super) endpoint: Endpoint,
+    /// Whether to ask whatever the firmware says.
+    pub(super) certain: bool,
+    /// Whether somebody says where it is. That speaks for the machine then, not the firmware.
+    pub(super) given: bool,
+    pub(super) allow_v1: bool,
+}
+
+/// An address that is spoken to in plain HTTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    /// A name, or an address without brackets.
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// As the header `Host` has it.
+    pub(super) authority: String,
+    /// Without a slash at its end.
+    pub(super) path: String,
+}
+
+impl Settings {
+    pub(super) fn read(env: &Env) -> Result<Self, EnvError> {
+        let deployed = env.get("DALSTON_DEPLOY_ENV");
+        let given = Endpoint::read(env, ENDPOINT)?;
+        let ipv6 = match env.get(MODE) {
+            None => false,
+            Some(mode) if mode.eq_ignore_ascii_case("ipv4") => false,
+            Some(mode) if mode.eq_ignore_ascii_case("ipv6") => true,
+            Some(mode) => return Err(EnvError::new(MODE, mode, "IPv4 or IPv6")),
+        };
+        let imds = Imds {
+            enabled: !env.flag("AWS_EC2_METADATA_DISABLED")?.unwrap_or(false),
+            certain: given.is_some() || deployed == Some("aws"),
+            given: given.is_some(),
+            endpoint: given.unwrap_or_else(|| match ipv6 {
+                true => Endpoint::address("fd00:ec2::254", "[fd00:ec2::254]"),
+                false => Endpoint::address("169.254.169.254", "169.254.169.254"),
+            }),
+            allow_v1: !env.flag("AWS_EC2_METADATA_V1_DISABLED")?.unwrap_or(false),
+        };
+        let on_instances = env.get("AWS_EXECUTION_ENV") == Some("AWS_ECS_EC2");
+        let ecs = Endpoint::read(env, ECS_ENDPOINT)?.map(|endpoint| Ecs {
+            endpoint,
+            on_instances,
+        });
+        let lambda = env.get("AWS_LAMBDA_FUNCTION_NAME").map(|name| Lambda {
+            name: name.to_owned(),
+            version: env.get("AWS_LAMBDA_FUNCTION_VERSION").map(str::to_owned),
+        });
+        Ok(Self {
+            allowed: deployed.is_none_or(|deployed| deployed == "aws"),
+            lambda,
+            ecs,
+            imds,
+            region: env.get("AWS_REGION").map(str::to_owned),
+        })
+    }
+
+    pub(super) fn looks_at_firmware(&self) -> bool {
+        self.allowed && self.imds.enabled && !self.imds.given && self.lambda.is_none()
+    }
+}
+
+impl Endpoint {
+    fn address(host: &str, authority: &str) -> Self {
+        Self {
+            host: host.to_owned(),
+            port: 80,
+            authority: authority.to_owned(),
+            path: String::new(),
+        }
+    }
+
+    fn read(env: &Env, variable: &'static str) -> Result<Option<Self>, EnvError> {
+        let Some(value) = env.get(variable) else {
+            return Ok(None);
+        };
+        // A URL may hold a password.
+        let wrong = || EnvError::secret(variable, "an http:// URL such as http://169.254.169.254");
+        let url = Url::parse(value).map_err(|_| wrong())?;
+        let (Some(host), "http") = (url.host(), url.scheme()) else {
+            return Err(wrong());
+        };
+        let authority = match url.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_string(),
+        };
+        Ok(Some(Self {
+            host: match host {
+                Host::Domain(name) => name.to_owned(),
+                Host::Ipv4(address) => address.to_string(),
+                Host::Ipv6(address) => address.to_string(),
+            },
+            port: url.port().unwrap_or(80),
+            authority,
+            path: url.path().trim_end_matches('/').to_owned(),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<Settings, EnvError> {
+        Settings::read(&Env::from_pairs(pairs.iter().copied()))
+    }
+
+    fn imds(pairs: &[(&str, &str)]) -> Imds {
+        read(pairs).unwrap().imds
+    }
+
+    #[test]
+    fn the_service_is_where_amazon_says_unless_a_variable_does() {
+        let default = imds(&[]);
+        assert_eq!(
+            default.endpoint,
+            Endpoint::address("169.254.169.254", "169.254.169.254")
+        );
+        assert!(default.enabled && default.allow_v1 && !default.certain);
+        for mode in ["IPv6", "ipv6"] {
+            let endpoint = imds(&[(MODE, mode)]).endpoint;
+            assert_eq!(endpoint, Endpoint::address("fd00:ec2::254", "[fd00:ec2::254]"));
+        }
+        for given in ["http://[fd00:ec2::254]:8080", "http://[fd00:ec2::254]:8080/"] {
+            let given = imds(&[(ENDPOINT, given), (MODE, "IPv4")]);
+            let expected = Endpoint {
+                host: "fd00:ec2::254".into(),
+                port: 8080,
+                authority: "[fd00:ec2::254]:8080".into(),
+                path: String::new(),
+            };
+            assert_eq!(
+                (given.endpoint, given.certain, given.given),
+                (expected, true, true)
+            );
+        }
+        let path = imds(&[(ENDPOINT, "http://proxy/imds/")]).endpoint;
+        assert_eq!((&*path.host, path.port, &*path.path), ("proxy", 80, "/imds"));
+    }
+
+    #[test]
+    fn the_deployment_may_forbid_asking_or_insist_on_it() {
+        for (value, allowed, certain) in [("", true, false), ("aws", true, true), ("staging", false, false)] {
+            let settings = read(&[("DALSTON_DEPLOY_ENV", value)]).unwrap();
+            assert_eq!(
+                (settings.allowed, settings.imds.certain),
+                (allowed, certain),
+                "{value:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_names_its_variable() {
+        for (variable, value) in [
+            (ENDPOINT, "169.254.169.254"),
+            (ENDPOINT, "https://169.254.169.254"),
+            (ENDPOINT, "http://"),
+            (ECS_ENDPOINT, "unix:/socket"),
+            (MODE, "IPv5"),
+            ("AWS_EC2_METADATA_DISABLED", "perhaps"),
+            ("AWS_EC2_METADATA_V1_DISABLED", "perhaps"),
+        ] {
+            let error = read(&[(variable, value)]).unwrap_err();
+            assert_eq!(error.variable(), variable, "{value}");
+        }
+        let error = read(&[(ENDPOINT, "https://user:hunter2@host")]).unwrap_err();
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+}
