@@ -858,6 +858,49 @@ async fn acknowledged_tasks_leave_the_stream_and_the_queue_keeps_its_length() {
 }
 
 #[tokio::test]
+async fn processes_that_are_gone_do_not_stay_in_the_group_for_ever() {
+    let server = TestRedis::start().await;
+    for instance in ["gone", "resting"] {
+        message(&server).await;
+        let worker = broker(&server);
+        let claim = receive(&worker, instance).await.claim;
+        let _ = worker
+            .finish(&claim, &Outcome::Skipped, &EventContext::default())
+            .await
+            .unwrap();
+    }
+    // So many that a look at the pending list does not come to the end of it.
+    let busy = broker(&server);
+    for _ in 0..40 {
+        message(&server).await;
+        receive(&busy, "busy").await;
+    }
+    message(&server).await;
+    let lost = receive(&broker(&server), "killed").await.claim;
+    let now = dalston_engine_sdk::protocol::Timestamp::now().to_string();
+    let record = ["status", "processing", "last_heartbeat", &now];
+    for instance in ["resting", "busy"] {
+        let key = format!("dalston:engine:instance:{instance}");
+        let () = server.send(&[&["HSET", &key][..], &record].concat()).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+
+    let server_ = RedisServer::new(&server.url()).unwrap();
+    let next = RedisBroker::with_lease(server_, Duration::from_millis(30));
+    let found = receive(&next, "new").await.claim;
+    assert_eq!(found.message_id, lost.message_id);
+
+    let consumers: Vec<BTreeMap<String, redis::Value>> =
+        server.send(&["XINFO", "CONSUMERS", STREAM, "engines"]).await;
+    let mut names: Vec<String> = consumers
+        .iter()
+        .map(|consumer| redis::from_redis_value(consumer["name"].clone()).unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["busy", "killed", "new", "resting"]);
+}
+
+#[tokio::test]
 async fn a_stream_with_other_readers_is_not_trimmed() {
     let server = TestRedis::start().await;
     for _ in 0..300 {

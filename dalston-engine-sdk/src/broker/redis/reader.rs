@@ -19,8 +19,10 @@ use crate::protocol::{RECORD_TTL_SECONDS, Timestamp, keys};
 const LOOK_AROUND: Duration = Duration::from_millis(500);
 /// How many entries of the pending list we look at each time.
 const WINDOW: usize = 32;
-/// How often we remove what is acknowledged.
+/// How often we remove what is acknowledged, and who is gone.
 const TRIM: Duration = Duration::from_secs(60);
+/// After how many leases a consumer that did nothing is gone.
+const FORGOTTEN: u32 = 10;
 /// How long a task waits in the process for somebody to ask for it. After that it goes to whoever is not busy.
 const PARKED: Duration = Duration::from_millis(250);
 /// How much later than asked a blocking read may be answered before we take the connection for dead.
@@ -202,6 +204,7 @@ impl State {
         if broker.shared.trim && self.next_trim.is_none_or(|next| next <= now) {
             self.next_trim = Some(now + TRIM);
             trim(broker, stream).await;
+            forget_consumers(broker, stream).await;
         }
         let until = self.next_look.map_or(give_up, |next| next.min(give_up));
         self.read_new(broker, consumer, stream, until).await
@@ -485,5 +488,21 @@ async fn trim(broker: &RedisBroker, stream: &str) {
         Ok(0) => {}
         Ok(removed) => debug!(stream, removed, "acknowledged_tasks_trimmed"),
         Err(error) => warn!(stream, %error, "acknowledged_tasks_not_trimmed"),
+    }
+}
+
+async fn forget_consumers(broker: &RedisBroker, stream: &str) {
+    let mut script = scripts::FORGET.key(stream);
+    script
+        .arg(keys::TASK_GROUP)
+        .arg(milliseconds(broker.shared.lease * FORGOTTEN))
+        .arg(keys::instance(""));
+    match script
+        .invoke_async::<u64>(&mut broker.shared.server.shared())
+        .await
+    {
+        Ok(0) => {}
+        Ok(removed) => debug!(stream, removed, "consumers_forgotten"),
+        Err(error) => warn!(stream, %error, "consumers_not_forgotten"),
     }
 }

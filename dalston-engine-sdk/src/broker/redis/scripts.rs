@@ -185,6 +185,29 @@ return redis.call('XTRIM', KEYS[1], 'MINID', '~', oldest)
     )
 });
 
+/// Removes consumers of the group `ARGV[1]` that hold nothing, did nothing for `ARGV[2]` ms and have no record (`ARGV[3]` and
+/// their name): every process that ever ran leaves one. One that lives after all is made anew by its next read.
+pub(super) static FORGET: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
+if consumers.err then return 0 end
+local removed = 0
+for _, entry in ipairs(consumers) do
+  local consumer = {}
+  for i = 1, #entry, 2 do consumer[entry[i]] = entry[i + 1] end
+  local name = consumer['name']
+  if consumer['pending'] == 0 and consumer['idle'] >= tonumber(ARGV[2])
+    and redis.call('EXISTS', ARGV[3] .. name) == 0 then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], name)
+    removed = removed + 1
+  end
+end
+return removed
+",
+    )
+});
+
 /// Writes a heartbeat, or the whole record with its memberships `KEYS[2..]` if the record `KEYS[1]` is gone or was cut short.
 /// `ARGV` is the instance, the milliseconds that the record lives, how many of the other arguments are the heartbeat's names and
 /// values, these, and those of the whole record. Returns whether the record was there.
