@@ -1,5 +1,5 @@
 //! Real servers for tests and benchmarks. Each listens on a free port of this machine, keeps its files in a directory of its
-//! own, and ends with its value.
+//! own or in memory, and ends with its value.
 //!
 //! Their callers are tests, so what goes wrong here is a panic that says so.
 
@@ -10,8 +10,12 @@ mod imds;
 mod prometheus;
 mod proxy;
 mod redis;
+mod s3;
+mod tls;
 
 pub use self::imds::{ImdsFault, TestImds};
 pub use self::prometheus::{TestPrometheus, promtool};
 pub use self::proxy::Proxy;
-pub use self::redis::TestRedis;
+pub use self::redis::{Fsync, RedisBuilder, TestRedis};
+pub use self::s3::{Fault, StoredObject, TestS3, Trouble};
+pub use self::tls::Authority;

@@ -1,19 +1,31 @@
 //! A network cable that can be made to fail.
 
+use std::io;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
-/// Passes connections on to a server of this machine.
+/// Passes connections on to a server of this machine. What is switched here holds for the open connections, too, from the
+/// next byte on.
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
-    lossy: Arc<AtomicBool>,
+    state: watch::Sender<State>,
     _accepting: JoinSet<()>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct State {
+    loses_answers: bool,
+    refuses: bool,
+    stalls: bool,
+    delay: Duration,
+    cuts: u64,
 }
 
 impl Proxy {
@@ -25,21 +37,20 @@ impl Proxy {
     pub async fn to(server: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let lossy = Arc::new(AtomicBool::new(false));
-        let shared = Arc::clone(&lossy);
+        let (state, watched) = watch::channel(State::default());
         let mut accepting = JoinSet::new();
         accepting.spawn(async move {
+            let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                let lossy = Arc::clone(&shared);
-                tokio::spawn(async move {
-                    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await?;
-                    pass(client, server, &lossy).await
-                });
+                while connections.try_join_next().is_some() {}
+                if !watched.borrow().refuses {
+                    connections.spawn(connect(client, server, watched.clone()));
+                }
             }
         });
         Self {
             port,
-            lossy,
+            state,
             _accepting: accepting,
         }
     }
@@ -52,26 +63,67 @@ impl Proxy {
 
     /// Requests still reach the server, but instead of an answer the client sees the connection end.
     pub fn lose_answers(&self, lose: bool) {
-        self.lossy.store(lose, Ordering::SeqCst);
+        self.state.send_modify(|state| state.loses_answers = lose);
+    }
+
+    /// Ends all connections that are open now.
+    pub fn cut(&self) {
+        self.state.send_modify(|state| state.cuts += 1);
+    }
+
+    /// New connections end at once. Those that are open stay: [`cut`](Self::cut) ends them.
+    pub fn refuse(&self, refuse: bool) {
+        self.state.send_modify(|state| state.refuses = refuse);
+    }
+
+    /// Nothing passes any more, and nobody is told: what a pulled cable looks like. What was sent meanwhile passes later.
+    pub fn stall(&self, stall: bool) {
+        self.state.send_modify(|state| state.stalls = stall);
+    }
+
+    /// Whatever is sent arrives later by so much, in both directions.
+    pub fn delay(&self, delay: Duration) {
+        self.state.send_modify(|state| state.delay = delay);
     }
 }
 
-async fn pass(client: TcpStream, server: TcpStream, lossy: &AtomicBool) -> std::io::Result<()> {
-    let (mut requests, mut to_client) = client.into_split();
-    let (mut answers, mut to_server) = server.into_split();
-    let forward = async { copy(&mut requests, &mut to_server).await.map(drop) };
-    let back = async {
-        let mut buffer = vec![0; 64 * 1024];
-        loop {
-            let length = answers.read(&mut buffer).await?;
-            if length == 0 || lossy.load(Ordering::SeqCst) {
-                return Ok(());
-            }
-            to_client.write_all(&buffer[..length]).await?;
-        }
+async fn connect(client: TcpStream, server: u16, state: watch::Receiver<State>) {
+    let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await else {
+        return;
+    };
+    // Requests are small and wait for answers.
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let (requests, to_client) = client.into_split();
+    let (answers, to_server) = server.into_split();
+    let cut = async {
+        let mut state = state.clone();
+        let cuts = state.borrow().cuts;
+        let _ = state.wait_for(|state| state.cuts > cuts).await;
     };
     tokio::select! {
-        ended = forward => ended,
-        ended = back => ended,
+        biased;
+        () = cut => {}
+        _ = pass(requests, to_server, state.clone(), |_| false) => {}
+        _ = pass(answers, to_client, state.clone(), |state| state.loses_answers) => {}
+    }
+}
+
+async fn pass(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut state: watch::Receiver<State>,
+    loses: impl Fn(&State) -> bool,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let length = from.read(&mut buffer).await?;
+        let delay = match state.wait_for(|state| !state.stalls).await {
+            Ok(state) if length > 0 && !loses(&state) => state.delay,
+            _ => return Ok(()),
+        };
+        if !delay.is_zero() {
+            sleep(delay).await;
+        }
+        to.write_all(&buffer[..length]).await?;
     }
 }

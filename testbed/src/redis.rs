@@ -2,98 +2,88 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, FromRedisValue};
 use tempfile::TempDir;
 
+use crate::tls::{Authority, Issued};
+
 /// A server on a free port with a directory of its own. It ends with this value.
 #[derive(Debug)]
 pub struct TestRedis {
-    process: Child,
-    port: u16,
-    connection: MultiplexedConnection,
+    setup: Setup,
+    running: Mutex<Option<Running>>,
     _directory: TempDir,
 }
 
+#[derive(Debug)]
+struct Running {
+    process: Child,
+    connection: MultiplexedConnection,
+}
+
 impl TestRedis {
-    /// Starts one that keeps nothing on disk.
+    /// Starts one that keeps nothing on disk and lets everybody in.
     ///
     /// # Panics
     ///
     /// If there is no `redis-server` on this machine.
     pub async fn start() -> Self {
-        // Another process may take a free port before the server does, so several are tried.
-        for _ in 0..5 {
-            if let Some(server) = Self::try_start().await {
-                return server;
-            }
-        }
-        panic!("redis-server does not start");
+        Self::with().start().await
     }
 
-    async fn try_start() -> Option<Self> {
-        let directory = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let mut command = Command::new("redis-server");
-        command
-            .args([
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-                "--port",
-            ])
-            .arg(port.to_string());
-        command
-            .arg("--dir")
-            .arg(directory.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        let mut process = command
-            .spawn()
-            .expect("these tests need a Redis server: apt-get install redis-server, or cargo xtask test");
-        let client = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
-        let give_up = Instant::now() + Duration::from_secs(10);
-        while Instant::now() < give_up && process.try_wait().unwrap().is_none() {
-            let config = AsyncConnectionConfig::new().set_response_timeout(None);
-            if let Ok(mut connection) = client.get_multiplexed_async_connection_with_config(&config).await
-                && redis::cmd("PING")
-                    .query_async::<()>(&mut connection)
-                    .await
-                    .is_ok()
-            {
-                return Some(Self {
-                    process,
-                    port,
-                    connection,
-                    _directory: directory,
-                });
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    /// The choices for another one.
+    #[must_use]
+    pub fn with() -> RedisBuilder {
+        RedisBuilder {
+            fsync: None,
+            tls: None,
+            password: None,
+            user: None,
         }
-        let _ = process.kill();
-        let _ = process.wait();
-        None
     }
 
-    /// Its port on 127.0.0.1.
+    /// Its port on 127.0.0.1: the one for TLS, if it speaks that.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port
+        self.setup.tls_port.unwrap_or(self.setup.port)
     }
 
-    /// `redis://127.0.0.1:…`.
+    /// `redis://127.0.0.1:…`, with the name and the password that it asks for, and `rediss://` if it speaks TLS.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        let scheme = if self.setup.tls_port.is_some() {
+            "rediss"
+        } else {
+            "redis"
+        };
+        let login = self.setup.login();
+        format!("{scheme}://{login}127.0.0.1:{}", self.port())
+    }
+
+    /// Ends the server as a power cut does: what it has not written is gone. Returns when it is dead.
+    ///
+    /// # Panics
+    ///
+    /// If it does not run.
+    pub fn kill(&self) {
+        let mut running = self.running.lock().unwrap().take().expect("a Redis that runs");
+        running.process.kill().unwrap();
+        running.process.wait().unwrap();
+    }
+
+    /// Starts it again on the same port, with what it has kept.
+    ///
+    /// # Panics
+    ///
+    /// If it runs, or does not come up.
+    pub async fn restart(&self) {
+        assert!(self.running.lock().unwrap().is_none(), "this Redis runs");
+        let running = self.setup.launch().await.expect("Redis does not start again");
+        *self.running.lock().unwrap() = Some(running);
     }
 
     /// Sends a command, word by word.
@@ -117,7 +107,7 @@ impl TestRedis {
         for word in words {
             command.arg(word);
         }
-        command.query_async(&mut self.connection.clone()).await
+        command.query_async(&mut self.connection()).await
     }
 
     /// Sends a command whose words need not be text.
@@ -130,13 +120,186 @@ impl TestRedis {
         for word in words {
             command.arg(word);
         }
-        command.query_async(&mut self.connection.clone()).await.unwrap()
+        command.query_async(&mut self.connection()).await.unwrap()
+    }
+
+    fn connection(&self) -> MultiplexedConnection {
+        let running = self.running.lock().unwrap();
+        running.as_ref().expect("a Redis that runs").connection.clone()
     }
 }
 
-impl Drop for TestRedis {
+impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// What a [`TestRedis`] is to be like.
+#[derive(Debug)]
+pub struct RedisBuilder {
+    fsync: Option<Fsync>,
+    tls: Option<Issued>,
+    password: Option<String>,
+    user: Option<(String, String)>,
+}
+
+/// When a Redis that keeps its data has them on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fsync {
+    /// Before it answers: nothing that was answered is lost.
+    Always,
+    /// Once a second.
+    EverySecond,
+}
+
+impl RedisBuilder {
+    /// It keeps its data over a restart, in an append-only file.
+    #[must_use]
+    pub fn append_only(mut self, fsync: Fsync) -> Self {
+        self.fsync = Some(fsync);
+        self
+    }
+
+    /// It speaks TLS, with a certificate of this authority.
+    #[must_use]
+    pub fn tls(mut self, authority: &Authority) -> Self {
+        self.tls = Some(authority.issue());
+        self
+    }
+
+    /// It asks for this password.
+    #[must_use]
+    pub fn password(mut self, password: &str) -> Self {
+        self.password = Some(password.to_owned());
+        self
+    }
+
+    /// It has a user of this name with all rights, whom [`url`](TestRedis::url) names.
+    #[must_use]
+    pub fn user(mut self, name: &str, password: &str) -> Self {
+        self.user = Some((name.to_owned(), password.to_owned()));
+        self
+    }
+
+    /// Starts it.
+    ///
+    /// # Panics
+    ///
+    /// If there is no `redis-server` on this machine, or it does not do what is asked.
+    pub async fn start(self) -> TestRedis {
+        let directory = tempfile::tempdir().unwrap();
+        let tls_files = self.tls.map(|issued| issued.write_to(directory.path()));
+        let mut arguments: Vec<String> = ["--bind", "127.0.0.1", "--save", "", "--dir"]
+            .map(Into::into)
+            .into();
+        arguments.push(directory.path().display().to_string());
+        arguments.extend(["--appendonly", if self.fsync.is_some() { "yes" } else { "no" }].map(Into::into));
+        if let Some(fsync) = self.fsync {
+            let when = match fsync {
+                Fsync::Always => "always",
+                Fsync::EverySecond => "everysec",
+            };
+            arguments.extend(["--appendfsync", when].map(Into::into));
+        }
+        if let Some((certificate, key)) = &tls_files {
+            let (certificate, key) = (certificate.display().to_string(), key.display().to_string());
+            arguments.extend(["--tls-cert-file".to_owned(), certificate]);
+            arguments.extend(["--tls-key-file".to_owned(), key]);
+            arguments.extend(["--tls-auth-clients", "no"].map(Into::into));
+        }
+        if let Some(password) = &self.password {
+            arguments.extend(["--requirepass".to_owned(), password.clone()]);
+        }
+        if let Some((name, password)) = &self.user {
+            arguments.extend([
+                "--user".to_owned(),
+                name.clone(),
+                "on".to_owned(),
+                format!(">{password}"),
+            ]);
+            arguments.extend(["~*", "&*", "+@all"].map(Into::into));
+        }
+        let mut setup = Setup {
+            arguments,
+            port: 0,
+            tls_port: None,
+            password: self.password,
+            user: self.user,
+        };
+        // Another process may take a free port before the server does, so several are tried.
+        for _ in 0..5 {
+            setup.port = free_port();
+            setup.tls_port = tls_files.is_some().then(free_port);
+            if let Some(running) = setup.launch().await {
+                return TestRedis {
+                    setup,
+                    running: Mutex::new(Some(running)),
+                    _directory: directory,
+                };
+            }
+        }
+        panic!("redis-server does not start");
+    }
+}
+
+/// What it takes to start a server, again and again.
+#[derive(Debug)]
+struct Setup {
+    arguments: Vec<String>,
+    port: u16,
+    tls_port: Option<u16>,
+    password: Option<String>,
+    user: Option<(String, String)>,
+}
+
+impl Setup {
+    /// What stands before the host in a URL.
+    fn login(&self) -> String {
+        match (&self.user, &self.password) {
+            (Some((name, password)), _) => format!("{name}:{password}@"),
+            (None, Some(password)) => format!(":{password}@"),
+            (None, None) => String::new(),
+        }
+    }
+
+    async fn launch(&self) -> Option<Running> {
+        let mut command = Command::new("redis-server");
+        command
+            .args(&self.arguments)
+            .arg("--port")
+            .arg(self.port.to_string());
+        if let Some(port) = self.tls_port {
+            command.arg("--tls-port").arg(port.to_string());
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let mut process = command
+            .spawn()
+            .expect("these tests need a Redis server: apt-get install redis-server, or cargo xtask test");
+        // The test itself needs no TLS.
+        let url = format!("redis://{}127.0.0.1:{}", self.login(), self.port);
+        let client = redis::Client::open(url).unwrap();
+        let give_up = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < give_up && process.try_wait().unwrap().is_none() {
+            let config = AsyncConnectionConfig::new().set_response_timeout(None);
+            if let Ok(mut connection) = client.get_multiplexed_async_connection_with_config(&config).await
+                && redis::cmd("PING")
+                    .query_async::<()>(&mut connection)
+                    .await
+                    .is_ok()
+            {
+                return Some(Running { process, connection });
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let _ = process.kill();
+        let _ = process.wait();
+        None
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap().port()
 }

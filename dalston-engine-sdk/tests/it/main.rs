@@ -16,7 +16,6 @@ mod registry;
 mod rig;
 mod runner;
 mod stage;
-mod support;
 #[cfg(feature = "tch")]
 mod torch;
 #[cfg(feature = "worker")]

@@ -13,13 +13,11 @@ use dalston_engine_sdk::{
 };
 use dalston_telemetry::{Env, TelemetryHandle};
 use serde_json::{Value, json};
-use testbed::TestRedis;
+use testbed::{TestRedis, TestS3};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-
-use crate::support::s3_server::TestS3;
 
 const JOB: &str = "0d4c2b1a-9f8e-4d7c-b6a5-443322110000";
 const STREAM: &str = "dalston:stream:echo";
@@ -93,7 +91,7 @@ impl Deployment {
     async fn start() -> Self {
         Self {
             redis: TestRedis::start().await,
-            s3: TestS3::start().await,
+            s3: TestS3::start(),
         }
     }
 
@@ -106,8 +104,8 @@ impl Deployment {
         let env = Env::from_pairs([
             ("REDIS_URL", self.redis.url()),
             ("DALSTON_S3_ENDPOINT_URL", self.s3.url()),
-            ("AWS_ACCESS_KEY_ID", "test-id".to_owned()),
-            ("AWS_SECRET_ACCESS_KEY", "test-secret".to_owned()),
+            ("AWS_ACCESS_KEY_ID", TestS3::ACCESS_KEY_ID.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", TestS3::SECRET_ACCESS_KEY.to_owned()),
             ("DALSTON_METRICS_PORT", port.to_string()),
             ("DALSTON_WORKER_ID", name.to_owned()),
             ("DALSTON_DRAIN_TIMEOUT_SECONDS", drain.to_owned()),
@@ -217,10 +215,10 @@ impl Deployment {
     }
 
     fn response(&self, task: &str) -> Option<(String, Value)> {
-        let (kind, content) = self.s3.get(&format!(
-            "dalston-artifacts/jobs/{JOB}/tasks/{task}/response.json"
-        ))?;
-        Some((kind, serde_json::from_slice(&content).unwrap()))
+        let place = format!("dalston-artifacts/jobs/{JOB}/tasks/{task}/response.json");
+        let object = self.s3.get(&place)?;
+        let response = serde_json::from_slice(&object.content).unwrap();
+        Some((object.content_type.unwrap_or_default(), response))
     }
 }
 
