@@ -13,6 +13,7 @@ use super::{
     Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership,
     RedeliveryReason, TaskMetadata,
 };
+use crate::error::TaskError;
 use crate::protocol::{ArtifactReference, Timestamp};
 
 /// A queue in memory. Clones share it.
@@ -304,6 +305,15 @@ impl Broker for MemoryBroker {
                         error: error.clone(),
                         code,
                         retryable: *retryable,
+                    };
+                    state.record(claim, kind, event);
+                }
+                Outcome::Cancelled => {
+                    let error = TaskError::cancelled();
+                    let kind = EventKind::Failed {
+                        error: error.to_string(),
+                        code: error.code(),
+                        retryable: false,
                     };
                     state.record(claim, kind, event);
                 }

@@ -271,6 +271,9 @@ pub enum Outcome {
         /// Whether another attempt may help.
         retryable: bool,
     },
+    /// Its job was cancelled after it was started, and it has ended without a response. The platform waits for that; a failure
+    /// it would have tried again.
+    Cancelled,
     /// It was never started and needs no event: its job was cancelled, or the platform gave it up.
     Skipped,
 }

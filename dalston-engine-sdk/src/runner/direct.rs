@@ -155,14 +155,16 @@ impl Direct {
                 retryable,
             }),
             Ok(Ending::HandedBack) => Err(DirectError::Stopping),
-            Ok(Ending::Finished(Outcome::Skipped)) | Err(_) => match self.worker.status.phase() {
-                RunnerPhase::Draining | RunnerPhase::Stopped => Err(DirectError::Stopping),
-                _ => Err(DirectError::Failed {
-                    error: "the worker lost the task".to_owned(),
-                    code: "lost",
-                    retryable: true,
-                }),
-            },
+            Ok(Ending::Finished(Outcome::Skipped | Outcome::Cancelled)) | Err(_) => {
+                match self.worker.status.phase() {
+                    RunnerPhase::Draining | RunnerPhase::Stopped => Err(DirectError::Stopping),
+                    _ => Err(DirectError::Failed {
+                        error: "the worker lost the task".to_owned(),
+                        code: "lost",
+                        retryable: true,
+                    }),
+                }
+            }
         }
     }
 }

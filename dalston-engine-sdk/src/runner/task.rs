@@ -94,7 +94,9 @@ pub(super) async fn handle(
         Ok(Lookup::Malformed(problem)) => Err(TaskError::permanent("invalid_metadata", problem)),
         Ok(Lookup::Lost) => return,
         Ok(skipped @ (Lookup::Cancelled | Lookup::Blocked(_))) => {
-            return skip(&worker, &origin, claim, skipped).with_log_context(log).await;
+            return skip(&worker, &origin, &delivery, skipped)
+                .with_log_context(log)
+                .await;
         }
         // The task comes back when its lease ends.
         Err(_) => return,
@@ -130,17 +132,25 @@ pub(super) async fn handle(
 }
 
 /// Removes a task that nobody wants from the queue.
-async fn skip(worker: &Worker, origin: &Origin, claim: &Claim, why: Lookup) {
-    match why {
-        Lookup::Blocked(reason) => tracing::info!(reason, "task_skipped_blocked"),
+async fn skip(worker: &Worker, origin: &Origin, delivery: &Delivery, why: Lookup) {
+    let outcome = match why {
+        Lookup::Blocked(reason) => {
+            tracing::info!(reason, "task_skipped_blocked");
+            Outcome::Skipped
+        }
         _ => {
             worker.metrics.task_skipped_cancelled();
             tracing::info!("task_skipped_job_cancelled");
+            // Whoever had it before may have announced it, and then the job waits for its end.
+            match delivery.redelivery {
+                Some(_) => Outcome::Cancelled,
+                None => Outcome::Skipped,
+            }
         }
-    }
+    };
     let event = EventContext::default();
     let _ = retry("removing a task", || {
-        origin.broker.finish(claim, &Outcome::Skipped, &event)
+        origin.broker.finish(&delivery.claim, &outcome, &event)
     })
     .await;
 }
@@ -277,6 +287,9 @@ impl<'a> Attempt<'a> {
             (Ok((done, artifacts)), _) => self.completed(done, Outcome::Completed { artifacts }).await,
             (Err(_), Some(CancelReason::Shutdown)) => self.hand_back().await,
             (Err(_), Some(CancelReason::LeaseLost)) => self.lost(),
+            (Err(error), Some(CancelReason::Requested)) => self.cancelled(&error).await,
+            // Whatever it failed of, a job that is being cancelled wants no further attempt.
+            (Err(error), _) if self.is_cancelled().await => self.cancelled(&error).await,
             (Err(error), _) => self.failed(error).await,
         }
     }
@@ -522,6 +535,33 @@ impl<'a> Attempt<'a> {
         }
         let seconds = self.begun.elapsed().as_secs_f64();
         tracing::info!(seconds, realtime_factor = factor, "task_completed");
+    }
+
+    async fn is_cancelled(&self) -> bool {
+        matches!(
+            timeout(BROKER_CALL, self.origin.broker.is_cancelled(self.claim)).await,
+            Ok(Ok(true))
+        )
+    }
+
+    async fn cancelled(&self, error: &TaskError) {
+        record_failure(self.spans.task(), error);
+        tracing::info!("task_cancelled");
+        fault_point!(BeforeFinish);
+        match retry("ending a cancelled task", || {
+            self.origin
+                .broker
+                .finish(self.claim, &Outcome::Cancelled, &self.event)
+        })
+        .await
+        {
+            Ok(Ownership::Held) => {
+                fault_point!(AfterFinish);
+                self.worker.metrics.task_skipped_cancelled();
+            }
+            Ok(Ownership::Lost) => self.lost(),
+            Err(error) => self.unreported(&error),
+        }
     }
 
     async fn failed(&self, error: TaskError) {

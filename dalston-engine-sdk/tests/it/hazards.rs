@@ -11,6 +11,7 @@ use dalston_engine_sdk::broker::{
 };
 use dalston_engine_sdk::protocol::Timestamp;
 use dalston_engine_sdk::{CancelReason, RunError, TaskError};
+use dalston_telemetry::metrics::Metrics;
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -402,7 +403,7 @@ async fn a_worker_that_loses_too_many_threads_ends_with_an_error() {
 }
 
 #[tokio::test]
-async fn a_cancelled_job_reaches_the_engine_within_a_second_and_fails_its_task() {
+async fn a_cancelled_job_reaches_the_engine_within_a_second_and_ends_its_task() {
     let _time = HeldTime::new();
     let rig = Rig::new();
     let (tell, mut told) = begun();
@@ -431,6 +432,46 @@ async fn a_cancelled_job_reaches_the_engine_within_a_second_and_fails_its_task()
         assert_eq!(outcomes(&rig, &["t2"]).await, [Ok(())]);
     };
     rig.run(rig.runner(engine), act).await.1.unwrap();
+}
+
+#[tokio::test]
+async fn a_task_that_fails_by_itself_while_its_job_is_cancelled_ends_as_a_cancelled_one() {
+    let rig = Rig::new();
+    let metrics = Metrics::new();
+    let broker = rig.broker.clone();
+    let engine = Closures::new(move |_, _| {
+        broker.cancel_job(&job_of("t1"));
+        Err(TaskError::retryable("flaky", "it could work next time"))
+    });
+    rig.submit("t1").await;
+    let builder = rig.runner(engine).metrics(metrics.clone());
+    let outcome = rig.run(builder, rig.outcome("t1")).await.0;
+    assert_eq!(outcome.map(|_| ()), failed("cancelled", "the task was cancelled"));
+    let counted = |name| metrics.snapshot().sum(name, &[]);
+    assert_eq!(
+        (
+            counted("dalston_engine_tasks_processed_total"),
+            counted("dalston_engine_tasks_skipped_cancelled_total")
+        ),
+        (0.0, 1.0)
+    );
+}
+
+#[tokio::test]
+async fn a_begun_task_that_comes_back_after_its_job_was_cancelled_gets_an_end() {
+    let rig = Rig::new();
+    rig.submit("t1").await;
+    let delivery = rig.broker.receive(&other_worker(), Duration::ZERO).await;
+    let delivery = delivery.unwrap().unwrap();
+    let nothing = EventContext::default();
+    let _ = rig.broker.started(&delivery.claim, &nothing).await.unwrap();
+    let _ = rig.broker.release(&delivery.claim).await.unwrap();
+    rig.broker.cancel_job(&job_of("t1"));
+
+    let runner = rig.runner(Closures::new(|_, _| answer()));
+    let outcome = rig.run(runner, rig.outcome("t1")).await.0;
+    assert_eq!(outcome.map(|_| ()), failed("cancelled", "the task was cancelled"));
+    assert_eq!(rig.events(), ["t1 started", "t1 failed cancelled"]);
 }
 
 #[tokio::test]

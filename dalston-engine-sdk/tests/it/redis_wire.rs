@@ -299,6 +299,37 @@ async fn both_copies_of_every_event_are_as_the_platform_wants_them() {
 }
 
 #[tokio::test]
+async fn a_task_whose_job_was_cancelled_while_it_ran_is_reported_as_completed_because_the_job_waits_for_that()
+{
+    let server = TestRedis::start().await;
+    enqueue(&server).await;
+    let broker = broker(&server);
+    let claim = receive(&broker, "faster-whisper-a").await.claim;
+
+    let ended = broker
+        .finish(&claim, &Outcome::Cancelled, &EventContext::default())
+        .await;
+
+    assert_eq!(ended.unwrap(), Ownership::Held);
+    let events = events(&server).await;
+    assert_eq!(events.len(), 1);
+    assert_eq!(
+        events[0].keys().collect::<Vec<_>>(),
+        ["payload", "timestamp", "type"]
+    );
+    assert_eq!(events[0]["type"], "task.completed");
+    assert_eq!(
+        value(&events[0]["payload"]),
+        json!({"task_id": TASK, "job_id": JOB, "engine_id": "faster-whisper"})
+    );
+    assert_eq!(pending(&server).await, []);
+    let index: bool = server
+        .send(&["EXISTS", &format!("dalston:job:{JOB}:artifacts")])
+        .await;
+    assert!(!index, "there are no artifacts");
+}
+
+#[tokio::test]
 async fn artifacts_are_in_the_index_and_in_the_metadata_when_a_task_is_completed() {
     let server = TestRedis::start().await;
     enqueue(&server).await;

@@ -184,7 +184,7 @@ impl EngineMetrics {
         self.redelivery.with(reason).inc_in(Exemplar::current());
     }
 
-    /// Counts a task that was not begun because its job had been cancelled.
+    /// Counts a task that was not begun or not finished because its job was cancelled.
     pub fn task_skipped_cancelled(&self) {
         self.skipped_cancelled.with(()).inc();
     }
@@ -410,7 +410,7 @@ impl Families {
         );
         registry.register(
             "tasks_skipped_cancelled",
-            "Tasks that were not begun because their job was cancelled",
+            "Tasks that were not begun or not finished because their job was cancelled",
             this.skipped_cancelled.clone(),
         );
         registry.register(

@@ -221,6 +221,9 @@ impl Broker for RedisBroker {
         let (kind, artifacts) = match outcome {
             Outcome::Completed { artifacts } => (Some(TaskEventKind::Completed), artifacts.as_slice()),
             Outcome::Failed { error, .. } => (Some(TaskEventKind::Failed(error.clone())), [].as_slice()),
+            // A cancelled job ends when its running tasks are completed. A task that failed would be queued again, to be
+            // skipped without a word, and its job would be cancelling for ever.
+            Outcome::Cancelled => (Some(TaskEventKind::Completed), [].as_slice()),
             Outcome::Skipped => (None, [].as_slice()),
         };
         let mut script = scripts::FINISH.key(stream(claim));
