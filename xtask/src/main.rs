@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // Talking to a terminal is its purpose.
 
 mod bench;
+mod chaos;
 mod demo;
 mod error;
 #[cfg(test)]
@@ -30,6 +31,8 @@ usage: cargo xtask <chore> [options]
   test [STEP...]      everything that CI runs, or only the steps whose names contain one of the words;
                       --list: name the steps
   bench [NAME]        a benchmark; without a name: say which there are
+  chaos [OPTIONS]     kill engines, restart Redis, break network and storage, and count the tasks that are lost: none;
+                      --minutes N: how long, --seed S: which things happen, --help: more
 
 Environment: LIBTORCH names a libtorch of your own (version 2.11.0), CARGO_TARGET_DIR works as usual.
 ";
@@ -73,6 +76,7 @@ fn run(arguments: &[&str]) -> Result<(), Error> {
             Ok(())
         }
         ("bench", [name, rest @ ..]) => bench::run(name, rest),
+        ("chaos", rest) => chaos::run(rest),
         ("setup" | "demo" | "test", rest) => Err(Error::Usage(format!(
             "{chore} does not understand \"{}\"",
             rest.join(" ")

@@ -16,6 +16,13 @@ pub(crate) struct Need {
     pub(crate) package: &'static str,
 }
 
+/// For everything that talks to a real queue.
+pub(crate) const REDIS: Need = Need {
+    purpose: "test the broker against a real server; each test starts one of its own",
+    probe: &["redis-server", "--version"],
+    package: "redis-server",
+};
+
 /// Makes sure that all of `needs` are there: root on a machine with `apt-get` has them installed, others are told.
 pub(crate) fn require(needs: &[Need]) -> Result<(), Error> {
     let missing: Vec<&Need> = needs.iter().filter(|need| !is_there(need)).collect();

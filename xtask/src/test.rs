@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use crate::chaos;
 use crate::error::Error;
 use crate::libtorch;
 use crate::steps::{Cmd, Steps, cargo, root};
-use crate::system::{Need, require};
+use crate::system::{Need, REDIS, require};
 use crate::tools;
 
 /// The crates that are published.
@@ -14,12 +15,6 @@ const CRATES: [&str; 2] = ["dalston-telemetry", "dalston-engine-sdk"];
 
 /// Where no libtorch is: steps that must pass without one are given this, so that they cannot find one by chance.
 const NO_LIBTORCH: &str = "/nonexistent/libtorch";
-
-const REDIS: Need = Need {
-    purpose: "test the broker against a real server; each test starts one of its own",
-    probe: &["redis-server", "--version"],
-    package: "redis-server",
-};
 
 const PROMETHEUS: Need = Need {
     purpose: "test that Prometheus and promtool read our metrics",
@@ -30,7 +25,7 @@ const PROMETHEUS: Need = Need {
 type Step = (&'static str, fn(&Path) -> Result<(), Error>);
 
 /// In the order in which a failure is most likely found early.
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     ("format", |_| cargo().args("fmt --all --check").run()),
     ("clippy without libtorch", |_| {
         without_libtorch(cargo().args("clippy --all-targets -- -D warnings"))
@@ -59,6 +54,10 @@ const STEPS: [Step; 9] = [
             .args("build -p faster_whisper")
             .env("LIBTORCH", libtorch)
             .run()
+    }),
+    ("chaos", |_| {
+        without_libtorch(cargo().args("test -p chaos"))?;
+        chaos::run(&["--minutes", "1.5"])
     }),
     ("documentation without libtorch", |_| documentation()),
     ("clippy of each feature alone", each_feature),
