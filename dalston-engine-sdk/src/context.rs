@@ -150,17 +150,17 @@ impl TaskContext {
     /// A permanent error with the code `invalid_artifact` if the name is not plain, or was used before.
     pub fn add_output_file(&self, file: OutputFile) -> Result<(), TaskError> {
         let invalid = |problem: &str| {
-            let text = format!("the output file {:?}: {problem}", file.name);
+            let text = format!("the output file {:?} {problem}", file.name);
             TaskError::permanent("invalid_artifact", text)
         };
         if !is_plain_name(&file.name) {
             return Err(invalid(
-                "its name may only have letters, digits, dots, dashes and underscores",
+                "can't be stored: a name has 1 to 128 letters, digits, dots, dashes and underscores",
             ));
         }
         let mut said = self.said();
         if said.artifacts.iter().any(|earlier| earlier.name == file.name) {
-            return Err(invalid("there is one of that name already"));
+            return Err(invalid("was added before"));
         }
         said.artifacts.push(file);
         Ok(())

@@ -216,6 +216,21 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// A text of at most so many characters. What is left out is in the middle: an error begins with what it is about, and ends
+/// with what is wrong.
+pub(crate) fn shorten(text: &str, longest: usize) -> String {
+    const GAP: &str = " ... ";
+    let length = text.chars().count();
+    if length <= longest {
+        return text.to_owned();
+    }
+    let kept = longest.saturating_sub(GAP.len());
+    let (head, tail) = (kept - kept / 2, kept / 2);
+    let begin = text.chars().take(head);
+    let end = text.chars().skip(length - tail);
+    begin.chain(GAP.chars()).chain(end).collect()
+}
+
 /// Why a runner could not be put together.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -275,6 +290,16 @@ pub enum RunError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_text_keeps_its_ends() {
+        assert_eq!(shorten("short", 5), "short");
+        assert_eq!(
+            shorten("s3://bucket/key: no such object", 20),
+            "s3://buc ...  object"
+        );
+        assert_eq!(shorten(&"é".repeat(3000), 2000).chars().count(), 2000);
+    }
 
     #[derive(Debug, Error)]
     #[error("opening the model")]

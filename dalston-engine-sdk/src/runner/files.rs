@@ -179,7 +179,7 @@ fn file_name(number: usize, slot: &str, artifact: &ArtifactReference) -> String 
 pub(super) fn storage_error(error: StoreError) -> TaskError {
     let (kind, code) = match &error {
         StoreError::Locator { .. } => (TaskErrorKind::Permanent, "invalid_locator"),
-        StoreError::NotFound { .. } => (TaskErrorKind::Permanent, "not_found"),
+        StoreError::NoBucket { .. } | StoreError::NotFound { .. } => (TaskErrorKind::Permanent, "not_found"),
         StoreError::TooLarge { .. } => (TaskErrorKind::Permanent, "too_large"),
         StoreError::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             (TaskErrorKind::Permanent, "not_found")

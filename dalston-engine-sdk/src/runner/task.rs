@@ -27,7 +27,7 @@ use crate::broker::{
 };
 use crate::context::{CancelReason, OutputFile, TaskContext};
 use crate::engine::ModelId;
-use crate::error::{TaskError, TaskErrorKind, chain};
+use crate::error::{TaskError, TaskErrorKind, chain, shorten};
 use crate::protocol::{TaskResponseData, Timestamp};
 use crate::spans::{QueueWait, TaskSpans, record_failure};
 use crate::stage::StageName;
@@ -567,10 +567,7 @@ impl<'a> Attempt<'a> {
     async fn failed(&self, error: TaskError) {
         record_failure(self.spans.task(), &error);
         // It goes to the broker, and from there to whoever asks for the job.
-        let text: String = redact::text(&error.to_string())
-            .chars()
-            .take(LONGEST_ERROR)
-            .collect();
+        let text = shorten(&redact::text(&error.to_string()), LONGEST_ERROR);
         tracing::error!(error = text, code = error.code(), "task_failed");
         let retryable = !matches!(error.kind(), TaskErrorKind::Permanent | TaskErrorKind::Cancelled);
         let outcome = Outcome::Failed {

@@ -24,6 +24,8 @@ use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 use url::Url;
 
+use crate::error::chain;
+
 #[cfg(feature = "s3")]
 pub use self::s3::S3Settings;
 
@@ -265,6 +267,8 @@ impl Store {
                 .split_once('/')
                 .ok_or_else(|| wrong("it has no key".to_owned()))?;
             let objects = self.objects_of(bucket).map_err(|problem| match problem {
+                // It knows only of the bucket.
+                Some(StoreError::Locator { problem, .. }) => wrong(problem),
                 Some(error) => error,
                 None => wrong(format!("this worker only reaches the bucket {:?}", self.bucket)),
             })?;
@@ -308,7 +312,13 @@ fn parse_key(locator: &str, key: &str) -> Result<ObjectPath, StoreError> {
     if key.is_empty() {
         return Err(wrong("it has no key".to_owned()));
     }
-    ObjectPath::parse(key).map_err(|error| wrong(error.to_string()))
+    // `parse` drops a slash at either end, which would lead to another object.
+    ObjectPath::parse(key)
+        .ok()
+        .filter(|object| object.as_ref() == key)
+        .ok_or_else(|| {
+            wrong("no part of its key may be empty, a dot or two dots, or hold control characters".to_owned())
+        })
 }
 
 /// Why a file could not be read or written.
@@ -316,12 +326,18 @@ fn parse_key(locator: &str, key: &str) -> Result<ObjectPath, StoreError> {
 #[non_exhaustive]
 pub enum StoreError {
     /// It names nothing that this store could reach.
-    #[error("{locator:?}: {problem}")]
+    #[error("the locator {locator:?} can't be used: {problem}")]
     Locator {
         /// The locator.
         locator: String,
         /// What is wrong with it.
         problem: String,
+    },
+    /// There is no such bucket.
+    #[error("{locator}: there is no such bucket")]
+    NoBucket {
+        /// The locator.
+        locator: String,
     },
     /// There is nothing at this locator.
     #[error("{locator}: there is no such object")]
@@ -360,6 +376,12 @@ pub enum StoreError {
 impl StoreError {
     fn storage(locator: &str, source: object_store::Error) -> Self {
         match source {
+            // Only the text of the answer tells the two apart.
+            object_store::Error::NotFound { source, .. } if chain(&*source).contains("NoSuchBucket") => {
+                Self::NoBucket {
+                    locator: locator.to_owned(),
+                }
+            }
             object_store::Error::NotFound { .. } => Self::NotFound {
                 locator: locator.to_owned(),
             },

@@ -1,5 +1,7 @@
 //! A whole worker in a deployment: Redis, storage over the protocol of S3, registry, HTTP, signals' effect.
 
+mod hostile;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
@@ -8,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use dalston_engine_sdk::worker::{self, WorkerError};
 use dalston_engine_sdk::{
-    DeploymentConfig, Engine, EngineInfo, LoadContext, ModelId, RunnerConfig, Stage, TaskContext, TaskError,
-    TaskRequest,
+    DeploymentConfig, Engine, EngineInfo, LoadContext, ModelId, OutputFile, RunnerConfig, Stage, TaskContext,
+    TaskError, TaskRequest,
 };
 use dalston_telemetry::{Env, TelemetryHandle};
 use serde_json::{Value, json};
@@ -22,7 +24,7 @@ use tokio::task::JoinHandle;
 const JOB: &str = "0d4c2b1a-9f8e-4d7c-b6a5-443322110000";
 const STREAM: &str = "dalston:stream:echo";
 
-/// Takes as long as its task says and answers with what it was given.
+/// Takes as long as its task says, leaves behind a file of the name that it says, and answers with what it was given.
 #[derive(Default)]
 struct Echo {
     begun: Arc<AtomicUsize>,
@@ -47,6 +49,11 @@ impl Engine for Echo {
         while Instant::now() < end {
             cx.check_cancelled()?;
             std::thread::sleep(Duration::from_millis(5));
+        }
+        if let Some(name) = task.config().get("output").and_then(Value::as_str) {
+            let path = cx.temp_dir().join("output.txt");
+            std::fs::write(&path, "output")?;
+            cx.add_output_file(OutputFile::new(name, "text", path))?;
         }
         let text = task
             .input("text")
@@ -96,20 +103,26 @@ impl Deployment {
     }
 
     fn worker(&self, name: &str, drain: &str) -> Worker {
+        self.worker_with(name, &[("DALSTON_DRAIN_TIMEOUT_SECONDS", drain)])
+    }
+
+    fn worker_with(&self, name: &str, more: &[(&str, &str)]) -> Worker {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .unwrap()
             .local_addr()
             .unwrap()
             .port();
-        let env = Env::from_pairs([
+        let mut env = vec![
             ("REDIS_URL", self.redis.url()),
             ("DALSTON_S3_ENDPOINT_URL", self.s3.url()),
             ("AWS_ACCESS_KEY_ID", TestS3::ACCESS_KEY_ID.to_owned()),
             ("AWS_SECRET_ACCESS_KEY", TestS3::SECRET_ACCESS_KEY.to_owned()),
             ("DALSTON_METRICS_PORT", port.to_string()),
             ("DALSTON_WORKER_ID", name.to_owned()),
-            ("DALSTON_DRAIN_TIMEOUT_SECONDS", drain.to_owned()),
-        ]);
+            ("DALSTON_DRAIN_TIMEOUT_SECONDS", "5".to_owned()),
+        ];
+        env.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        let env = Env::from_pairs(env);
         let config = RunnerConfig::from_env(&env).unwrap();
         let deployment = DeploymentConfig::from_env(&env).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -136,6 +149,15 @@ impl Deployment {
 
     /// Queues a task as the orchestrator does.
     async fn enqueue(&self, task: &str, request: impl Into<Vec<u8>>) {
+        self.prepare(task, request).await;
+        let () = self
+            .redis
+            .send(&["XADD", STREAM, "*", "task_id", task, "job_id", JOB])
+            .await;
+    }
+
+    /// Writes down what is to be known about a task, but does not queue it.
+    async fn prepare(&self, task: &str, request: impl Into<Vec<u8>>) {
         let request: Vec<u8> = request.into();
         self.s3.put(
             &format!("dalston-artifacts/jobs/{JOB}/tasks/{task}/request.json"),
@@ -154,10 +176,6 @@ impl Deployment {
                 "request_id",
                 "req_5f",
             ])
-            .await;
-        let () = self
-            .redis
-            .send(&["XADD", STREAM, "*", "task_id", task, "job_id", JOB])
             .await;
     }
 
@@ -181,7 +199,7 @@ impl Deployment {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), looking)
+        tokio::time::timeout(Duration::from_secs(60), looking)
             .await
             .unwrap_or_else(|_| panic!("no {what}"))
     }
