@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 const JOB: &str = "0d4c2b1a-9f8e-4d7c-b6a5-443322110000";
 const STREAM: &str = "dalston:stream:echo";
 
-/// Takes as long as its task says, leaves behind a file of the name that it says, and answers with what it was given.
+/// Dies if its task says so, or takes as long as that says, leaves behind a file of the name that it says, and answers with what it was given.
 #[derive(Default)]
 struct Echo {
     begun: Arc<AtomicUsize>,
@@ -44,6 +44,9 @@ impl Engine for Echo {
 
     fn process(&self, (): &mut (), task: &TaskRequest, cx: &TaskContext) -> Result<Value, TaskError> {
         self.begun.fetch_add(1, Ordering::SeqCst);
+        if task.config().get("abort").is_some() {
+            std::process::abort();
+        }
         let takes = task.config().get("takes_ms").and_then(Value::as_u64).unwrap_or(0);
         let end = Instant::now() + Duration::from_millis(takes);
         while Instant::now() < end {
@@ -107,24 +110,12 @@ impl Deployment {
     }
 
     fn worker_with(&self, name: &str, more: &[(&str, &str)]) -> Worker {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let mut env = vec![
-            ("REDIS_URL", self.redis.url()),
-            ("DALSTON_S3_ENDPOINT_URL", self.s3.url()),
-            ("AWS_ACCESS_KEY_ID", TestS3::ACCESS_KEY_ID.to_owned()),
-            ("AWS_SECRET_ACCESS_KEY", TestS3::SECRET_ACCESS_KEY.to_owned()),
-            ("DALSTON_METRICS_PORT", port.to_string()),
-            ("DALSTON_WORKER_ID", name.to_owned()),
-            ("DALSTON_DRAIN_TIMEOUT_SECONDS", "5".to_owned()),
-        ];
-        env.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
-        let env = Env::from_pairs(env);
-        let config = RunnerConfig::from_env(&env).unwrap();
-        let deployment = DeploymentConfig::from_env(&env).unwrap();
+        let (config, deployment) = settings(&self.redis.url(), &self.s3.url(), name, more);
+        self.worker_as(config, deployment)
+    }
+
+    fn worker_as(&self, config: RunnerConfig, deployment: DeploymentConfig) -> Worker {
+        let (port, instance) = (deployment.http_port, config.instance_suffix.clone().unwrap());
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async {
             let _ = stopped.await;
@@ -140,7 +131,7 @@ impl Deployment {
         ));
         Worker {
             port,
-            instance: format!("echo-{name}"),
+            instance: format!("echo-{instance}"),
             begun,
             stop: Some(stop),
             running,
@@ -238,6 +229,25 @@ impl Deployment {
         let response = serde_json::from_slice(&object.content).unwrap();
         Some((object.content_type.unwrap_or_default(), response))
     }
+}
+
+/// What a worker of this deployment needs to know.
+fn settings(redis: &str, s3: &str, name: &str, more: &[(&str, &str)]) -> (RunnerConfig, DeploymentConfig) {
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = free.local_addr().unwrap().port().to_string();
+    let env = [
+        ("REDIS_URL", redis),
+        ("DALSTON_S3_ENDPOINT_URL", s3),
+        ("AWS_ACCESS_KEY_ID", TestS3::ACCESS_KEY_ID),
+        ("AWS_SECRET_ACCESS_KEY", TestS3::SECRET_ACCESS_KEY),
+        ("DALSTON_METRICS_PORT", &port),
+        ("DALSTON_WORKER_ID", name),
+        ("DALSTON_DRAIN_TIMEOUT_SECONDS", "5"),
+    ];
+    let env = Env::from_pairs(env.iter().chain(more).copied());
+    let config = RunnerConfig::from_env(&env).unwrap();
+    let deployment = DeploymentConfig::from_env(&env).unwrap();
+    (config, deployment)
 }
 
 fn request(task: &str, config: Value) -> Vec<u8> {
