@@ -242,16 +242,11 @@ async fn calm_down(orchestrator: &Orchestrator, fleet: &mut Fleet, report: &mut 
 
 /// Nothing is left in the queue, and what was done does not pile up in it.
 async fn check_queue(platform: &Platform, orchestrator: &Orchestrator) {
-    let pending: (u64, Option<String>, Option<String>, Option<Vec<(String, String)>>) =
-        platform.ask(&["XPENDING", &queue(), keys::TASK_GROUP]).await;
-    if pending.0 > 0 {
-        let rows: Vec<(String, String, u64, u64)> = platform
-            .ask(&["XPENDING", &queue(), keys::TASK_GROUP, "-", "+", "10"])
-            .await;
-        orchestrator.violation(
-            None,
-            format!("{} entries are left in the pending list: {rows:?}", pending.0),
-        );
+    let rows: Vec<(String, String, u64, u64)> = platform
+        .ask(&["XPENDING", &queue(), keys::TASK_GROUP, "-", "+", "10"])
+        .await;
+    if !rows.is_empty() {
+        orchestrator.violation(None, format!("entries are left in the pending list: {rows:?}"));
     }
     let groups: Vec<std::collections::HashMap<String, redis::Value>> =
         platform.ask(&["XINFO", "GROUPS", &queue()]).await;

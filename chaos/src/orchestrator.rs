@@ -58,7 +58,7 @@ pub(crate) enum Kind {
     Plain,
     Fails,
     Panics,
-    /// Its job is cancelled at some time.
+    /// Its job is cancelled at some time. If it was started, it has to be reported as completed, and needs no response.
     Cancelled,
 }
 
@@ -277,13 +277,12 @@ impl Orchestrator {
         self.state().tasks.get(task).is_some_and(Task::is_over)
     }
 
-    /// Tasks of whose end nothing is known yet. A cancelled one may end without a word.
+    /// Tasks of whose end nothing is known yet. A cancelled one that was never started may end without a word.
     pub(crate) fn open_tasks(&self) -> Vec<String> {
         let state = self.state();
-        let open = state
-            .tasks
-            .iter()
-            .filter(|(_, task)| !task.is_over() && task.order.kind != Kind::Cancelled);
+        let open = state.tasks.iter().filter(|(_, task)| {
+            !task.is_over() && (task.order.kind, &task.status) != (Kind::Cancelled, &Status::Ready)
+        });
         open.map(|(id, _)| id.clone()).collect()
     }
 
@@ -299,8 +298,9 @@ impl Orchestrator {
             counts.starts += task.starts.len();
             counts.duplicates += task.duplicates;
             match &task.status {
+                Status::Completed if task.order.kind == Kind::Cancelled => counts.cancelled += 1,
                 Status::Completed => counts.completed += 1,
-                _ if task.order.kind == Kind::Cancelled => counts.cancelled += 1,
+                Status::Ready if task.order.kind == Kind::Cancelled => counts.cancelled += 1,
                 Status::Failed(error) if error.contains(FAILURE) => counts.failed_as_meant += 1,
                 Status::Failed(_) => counts.failed_by_storage += 1,
                 Status::Ready | Status::Running => counts.open += 1,
@@ -346,7 +346,7 @@ impl Orchestrator {
             let completed = state
                 .tasks
                 .iter()
-                .filter(|(_, task)| task.status == Status::Completed);
+                .filter(|(_, task)| task.status == Status::Completed && task.order.kind == Kind::Plain);
             completed.map(|(id, _)| id.clone()).collect()
         };
         let mut mixed = 0;
@@ -486,21 +486,23 @@ impl Orchestrator {
                 task.duplicates += 1;
                 Ok(Reaction::Nothing)
             }
-            ("task.completed", Status::Running) => {
-                let meant = matches!(task.order.kind, Kind::Plain | Kind::Cancelled);
+            // Whoever had it before may have started it; who gets it now can't know.
+            ("task.completed", Status::Ready | Status::Running) if task.order.kind == Kind::Cancelled => {
                 task.status = Status::Completed;
-                if meant {
-                    Ok(Reaction::CheckResult)
-                } else {
-                    Err("it is completed, though it was to fail".to_owned())
+                Ok(Reaction::Nothing)
+            }
+            ("task.completed", Status::Running) => {
+                task.status = Status::Completed;
+                match task.order.kind {
+                    Kind::Plain => Ok(Reaction::CheckResult),
+                    _ => Err("it is completed, though it was to fail".to_owned()),
                 }
             }
             ("task.failed", Status::Running) => {
                 let explained = match task.order.kind {
                     _ if error.contains(STORAGE_FAILED) => true,
                     Kind::Fails | Kind::Panics => error.contains(FAILURE),
-                    Kind::Cancelled => error.contains("cancelled"),
-                    Kind::Plain => false,
+                    Kind::Plain | Kind::Cancelled => false,
                 };
                 if !explained {
                     task.status = Status::Failed(error.to_owned());
