@@ -4,6 +4,7 @@ use std::path::Path;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
+use super::task::Attempt;
 use crate::broker::{Claim, TaskMetadata};
 use crate::context::OutputFile;
 use crate::error::{TaskError, TaskErrorKind};
@@ -64,21 +65,24 @@ pub(super) async fn fetch_inputs(
     Ok(TaskRequest::new(stage, data, inputs))
 }
 
-/// Stores what the engine left behind, then `response.json`.
+/// Stores what the engine left behind, then `response.json`, each only if the task is still ours.
 pub(super) async fn upload(
     store: &Store,
     claim: &Claim,
     stage: &StageName,
     files: Vec<OutputFile>,
     response: TaskResponseData,
+    attempt: &Attempt<'_>,
 ) -> Result<Vec<ArtifactReference>, TaskError> {
     let mut artifacts = Vec::with_capacity(files.len());
     for file in files {
+        attempt.still_ours().await?;
         artifacts.push(put_file(store, claim, stage, file).await?);
         fault_point!(ArtifactStored);
     }
     let response = response.artifacts(artifacts.iter().cloned());
     let key = key::task_response(&claim.job_id, &claim.task_id);
+    attempt.still_ours().await?;
     store
         .write(&key, response.to_vec())
         .await

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
@@ -94,11 +95,31 @@ pub(super) struct Drain {
     pub(super) over: CancellationToken,
 }
 
+/// When the broker last confirmed that the task is ours. It can't be anyone else's before a lease has passed since.
+#[derive(Debug)]
+pub(super) struct Confirmed(Mutex<Instant>);
+
+impl Confirmed {
+    pub(super) fn at(asked: Instant) -> Self {
+        Self(Mutex::new(asked))
+    }
+
+    /// Counted from the question: its answer may have been long on the way.
+    pub(super) fn again(&self, asked: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = asked;
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+}
+
 /// Keeps a claim alive and watches for the end of the task. Never returns.
 pub(super) async fn keep(
     broker: &dyn Broker,
     claim: &Claim,
     deadline: Instant,
+    confirmed: &Confirmed,
     stop: &Stop,
     drain: &Drain,
 ) -> Infallible {
@@ -114,20 +135,21 @@ pub(super) async fn keep(
     tokio::join!(
         watch_deadline,
         watch_drain,
-        renew(broker, claim, stop),
+        renew(broker, claim, confirmed, stop),
         watch_cancel(broker, claim, stop)
     );
     pending().await
 }
 
-async fn renew(broker: &dyn Broker, claim: &Claim, stop: &Stop) {
+async fn renew(broker: &dyn Broker, claim: &Claim, confirmed: &Confirmed, stop: &Stop) {
     let period = (broker.lease() / 3).max(Duration::from_millis(1));
     let mut ticks = interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        let asked = Instant::now();
         match timeout(period, broker.renew(claim)).await {
-            Ok(Ok(Ownership::Held)) => {}
+            Ok(Ok(Ownership::Held)) => confirmed.again(asked),
             Ok(Ok(Ownership::Lost)) => {
                 stop.set(CancelReason::LeaseLost);
                 return;

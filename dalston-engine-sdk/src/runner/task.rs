@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use super::files;
-use super::lease::{Stop, StopOnDrop, keep};
+use super::lease::{Confirmed, Stop, StopOnDrop, keep};
 use super::pool::SlotLease;
 use super::slot::{Answer, ModelUse, Processed, Scene, Work};
 use super::status::{TaskGuard, TaskPhase};
@@ -123,7 +123,7 @@ pub(super) async fn handle(
         tokio::select! {
             biased;
             () = attempt.run(ignorance, turn) => {}
-            never = keep(&*origin.broker, claim, attempt.deadline, &attempt.stop, &worker.drain) => match never {},
+            never = keep(&*origin.broker, claim, attempt.deadline, &attempt.confirmed, &attempt.stop, &worker.drain) => match never {},
         }
         drop(stop_the_engine);
         attempt.spans.end();
@@ -156,7 +156,7 @@ async fn skip(worker: &Worker, origin: &Origin, delivery: &Delivery, why: Lookup
 }
 
 /// One delivery of one task that should be done.
-struct Attempt<'a> {
+pub(super) struct Attempt<'a> {
     worker: &'a Worker,
     origin: &'a Origin,
     hand: &'a TaskGuard,
@@ -167,6 +167,7 @@ struct Attempt<'a> {
     event: EventContext,
     spans: TaskSpans,
     stop: Stop,
+    confirmed: Confirmed,
     /// Known once `request.json` was read.
     model: OnceLock<ModelId>,
     begun: Instant,
@@ -235,6 +236,7 @@ impl<'a> Attempt<'a> {
             event,
             spans,
             stop: Stop::default(),
+            confirmed: Confirmed::at(begun),
             model: OnceLock::new(),
             begun,
             deadline: begun + bounded_seconds(left_or_default),
@@ -501,10 +503,31 @@ impl<'a> Attempt<'a> {
             &self.info.stage,
             outputs,
             response,
+            self,
         );
         let result = upload.instrument(span.clone()).await;
         self.worker.metrics.s3_upload(begun.elapsed());
         result.inspect_err(|error| record_failure(&span, error))
+    }
+
+    /// Asks the broker if it has been silent for so long that a peer may have taken the task over. A process that stood still
+    /// would otherwise write over the result of whoever has finished the task meanwhile.
+    pub(super) async fn still_ours(&self) -> Result<(), TaskError> {
+        if self.confirmed.elapsed() < self.origin.broker.lease() / 2 {
+            return Ok(());
+        }
+        let asked = Instant::now();
+        match retry("renewing a lease", || self.origin.broker.renew(self.claim)).await {
+            Ok(Ownership::Held) => {
+                self.confirmed.again(asked);
+                Ok(())
+            }
+            Ok(Ownership::Lost) => {
+                self.stop.set(CancelReason::LeaseLost);
+                Err(CancelReason::LeaseLost.into_error())
+            }
+            Err(error) => Err(TaskError::retryable("broker", chain(&error))),
+        }
     }
 
     async fn completed(&self, done: Done, outcome: Outcome) {

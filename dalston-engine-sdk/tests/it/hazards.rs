@@ -10,6 +10,7 @@ use dalston_engine_sdk::broker::{
     Ownership, QueuedTask, TaskMetadata,
 };
 use dalston_engine_sdk::protocol::Timestamp;
+use dalston_engine_sdk::store::key;
 use dalston_engine_sdk::{CancelReason, RunError, TaskError};
 use dalston_telemetry::metrics::Metrics;
 use serde_json::json;
@@ -483,6 +484,7 @@ async fn a_worker_that_loses_its_lease_stops_and_says_nothing_more_about_the_tas
         broker: rig.broker.clone(),
         given: AtomicBool::new(false),
         announcing: Duration::ZERO,
+        away: Arc::default(),
     };
     let (tell, mut told) = begun();
     let reasons = Arc::new(Mutex::new(Vec::new()));
@@ -524,6 +526,49 @@ async fn a_worker_that_loses_its_lease_stops_and_says_nothing_more_about_the_tas
     assert_eq!(rig.broker.held(), 1, "the other worker still has it");
     let span = rig.telemetry.span("engine.test-asr.process");
     assert_eq!(span.attribute("error.type").unwrap().to_string(), "lease_lost");
+}
+
+#[tokio::test]
+async fn a_worker_that_was_cut_off_does_not_write_over_the_result_of_its_successor() {
+    let _time = HeldTime::new();
+    let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(60), 100));
+    let away = Arc::new(AtomicBool::new(false));
+    let broker = AwkwardBroker {
+        broker: rig.broker.clone(),
+        given: AtomicBool::new(false),
+        announcing: Duration::ZERO,
+        away: Arc::clone(&away),
+    };
+    let (long, go_on) = gate();
+    let (tell, mut told) = begun();
+    let engine = Closures::new(move |_, _| {
+        tell.send(String::new()).unwrap();
+        long.wait();
+        answer()
+    });
+    let act = async {
+        rig.submit("t1").await;
+        told.recv().await.unwrap();
+        away.store(true, Ordering::SeqCst);
+        pass(Duration::from_secs(61)).await;
+        let peer = rig.broker.receive(&other_worker(), Duration::ZERO).await;
+        let peer = peer.unwrap().unwrap().claim;
+        let context = EventContext::default();
+        let _ = rig.broker.started(&peer, &context).await.unwrap();
+        let response = json!({"task_id": "t1", "data": "the successor's"});
+        let place = key::task_response(&job_of("t1"), "t1");
+        rig.store.write(&place, response.to_string()).await.unwrap();
+        let done = Outcome::Completed {
+            artifacts: Vec::new(),
+        };
+        let _ = rig.broker.finish(&peer, &done, &context).await.unwrap();
+        away.store(false, Ordering::SeqCst);
+        go_on.open();
+    };
+    let builder = rig.runner(engine).broker(broker);
+    rig.run(builder, act).await.1.unwrap();
+    assert_eq!(rig.response("t1").await, json!("the successor's"));
+    assert_eq!(rig.events(), ["t1 started", "t1 started", "t1 completed"]);
 }
 
 #[tokio::test]
@@ -596,6 +641,7 @@ async fn what_makes_a_task_hopeless_is_reported_even_if_its_deadline_passes_mean
             broker: rig.broker.clone(),
             given: AtomicBool::new(false),
             announcing: Duration::from_secs(1),
+            away: Arc::default(),
         };
         let builder = rig
             .runner(Closures::new(|_, _| panic!("processed")))
@@ -632,6 +678,8 @@ struct AwkwardBroker {
     broker: MemoryBroker,
     given: AtomicBool,
     announcing: Duration,
+    /// Renewals don't reach it.
+    away: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -665,6 +713,9 @@ impl Broker for AwkwardBroker {
     }
 
     async fn renew(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
+        if self.away.load(Ordering::SeqCst) {
+            return Err(BrokerError::new("renewing", "the network is away"));
+        }
         self.broker.renew(claim).await
     }
 
