@@ -9,6 +9,17 @@
 //!    ├─ engine.process           with the engine's own spans below it
 //!    └─ engine.upload_output
 //! ```
+//!
+//! A request over HTTP has two more around them:
+//!
+//! ```text
+//! (the caller's span)
+//! └─ engine.{engine_id}.http_process
+//!    ├─ engine.receive_input     the upload, or the download of a URL
+//!    ├─ engine.queue_wait        until a turn was free
+//!    └─ engine.{engine_id}.process
+//!       └─ …
+//! ```
 
 use dalston_telemetry::names::{attr, event, span};
 use dalston_telemetry::opentelemetry::trace::{Status, TraceContextExt};
@@ -121,6 +132,36 @@ impl TaskSpans {
     pub(crate) fn realtime_factor(&self, factor: f64) {
         self.task.set_attribute(attr::REALTIME_FACTOR, factor);
     }
+}
+
+/// `engine.{engine_id}.http_process`, as a child of the caller's context.
+#[cfg(feature = "worker")]
+pub(crate) fn http_request(
+    telemetry: &TelemetryHandle,
+    carried: &Context,
+    engine_id: &str,
+    attributes: [(&'static str, String); 5],
+) -> Span {
+    if !telemetry.traces_enabled() {
+        return Span::none();
+    }
+    let name = span::http_request(engine_id);
+    let span = info_span!(parent: None, "engine.http", otel.name = name, otel.kind = "server");
+    // Fails only where no OpenTelemetry layer listens; then there is nothing to be a child of.
+    let _ = span.set_parent(carried.clone());
+    span.set_attribute(attr::ENGINE_ID, engine_id.to_owned());
+    span.set_attribute(attr::TRANSPORT, "http");
+    span.set_attribute(attr::HTTP_REQUEST_METHOD, "POST");
+    for (name, value) in attributes {
+        span.set_attribute(name, value);
+    }
+    span
+}
+
+/// `engine.receive_input`, below the current span.
+#[cfg(feature = "worker")]
+pub(crate) fn receive_input() -> Span {
+    info_span!(span::RECEIVE_INPUT)
 }
 
 /// `engine.model_load`, below the current span.

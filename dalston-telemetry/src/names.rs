@@ -15,6 +15,15 @@ pub mod span {
     /// Files and `response.json` go to the store.
     pub const UPLOAD_OUTPUT: &str = "engine.upload_output";
 
+    /// An upload comes in, or a recording is fetched from where a request says. Only for requests over HTTP.
+    pub const RECEIVE_INPUT: &str = "engine.receive_input";
+
+    /// All of one request over HTTP, around the span of its task: `engine.{engine_id}.http_process`.
+    #[must_use]
+    pub fn http_request(engine_id: &str) -> String {
+        format!("engine.{engine_id}.http_process")
+    }
+
     /// All of one task, in one engine: `engine.{engine_id}.process`.
     #[must_use]
     pub fn task(engine_id: &str) -> String {
@@ -50,6 +59,16 @@ pub mod attr {
     pub const DELIVERY_COUNT: &str = "dalston.delivery_count";
     /// Seconds of processing per second of audio: below 1 is faster than real time.
     pub const REALTIME_FACTOR: &str = "dalston.realtime_factor";
+
+    /// How a task came to the engine, if not by its queue: `http`.
+    pub const TRANSPORT: &str = "dalston.transport";
+
+    /// The method of a request over HTTP.
+    pub const HTTP_REQUEST_METHOD: &str = "http.request.method";
+    /// The route of a request over HTTP.
+    pub const HTTP_ROUTE: &str = "http.route";
+    /// The status of the answer over HTTP.
+    pub const HTTP_RESPONSE_STATUS_CODE: &str = "http.response.status_code";
 
     /// The kind of failure: a short static code.
     pub const ERROR_TYPE: &str = "error.type";

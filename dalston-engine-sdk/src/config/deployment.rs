@@ -18,6 +18,9 @@ use crate::store::S3Settings;
 /// | `s3.credentials` | `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, … ([all](S3Settings::CREDENTIALS)) | those of the machine |
 /// | `http_port` | `DALSTON_METRICS_PORT` | 9100 |
 /// | `metrics_enabled` | `DALSTON_METRICS_ENABLED` | `true` |
+/// | `http_max_requests` | `DALSTON_HTTP_MAX_REQUESTS` | 16 |
+/// | `http_max_upload` | `DALSTON_HTTP_MAX_UPLOAD_MB` | 1024 MB |
+/// | `http_queue_timeout` | `DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS` | 60 s |
 /// | `lease` | – | 60 s |
 /// | `node.deploy_env` | `DALSTON_DEPLOY_ENV` | `local` |
 /// | `node.node_id` | `DALSTON_HOST_HOSTNAME` | the host name |
@@ -34,6 +37,13 @@ pub struct DeploymentConfig {
     pub http_port: u16,
     /// Whether that server answers at `/metrics`.
     pub metrics_enabled: bool,
+    /// How many recordings may be sent to that server, or be worked on for it, at the same time; who comes later is told to
+    /// come back. 0 turns its routes for transcription off.
+    pub http_max_requests: usize,
+    /// How large a recording may be, in bytes, that is sent to that server or that it is told to fetch.
+    pub http_max_upload: u64,
+    /// How long such a recording may wait for its turn before its sender is told to come back.
+    pub http_queue_timeout: Duration,
     /// How long an instance may be silent before its tasks go to others: the lease of a task and the lifetime of the registry
     /// record. There is no variable for it, because the platform counts on 60 s and all instances must agree.
     pub lease: Duration,
@@ -68,6 +78,10 @@ impl DeploymentConfig {
                 .parse("DALSTON_METRICS_PORT", "a port from 0 to 65535")?
                 .unwrap_or(9100),
             metrics_enabled: env.flag("DALSTON_METRICS_ENABLED")?.unwrap_or(true),
+            http_max_requests: requests(env)?.unwrap_or(16),
+            http_max_upload: megabytes(env)?.unwrap_or(1024) << 20,
+            http_queue_timeout: super::seconds(env, "DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS")?
+                .unwrap_or(Duration::from_secs(60)),
             lease: Duration::from_secs(RECORD_TTL_SECONDS),
             node,
         })
@@ -81,9 +95,41 @@ impl std::fmt::Debug for DeploymentConfig {
             .field("s3", &self.s3)
             .field("http_port", &self.http_port)
             .field("metrics_enabled", &self.metrics_enabled)
+            .field("http_max_requests", &self.http_max_requests)
+            .field("http_max_upload", &self.http_max_upload)
+            .field("http_queue_timeout", &self.http_queue_timeout)
             .field("lease", &self.lease)
             .field("node", &self.node)
             .finish()
+    }
+}
+
+fn requests(env: &Env) -> Result<Option<usize>, EnvError> {
+    bounded(
+        env,
+        "DALSTON_HTTP_MAX_REQUESTS",
+        0..=1024,
+        "a whole number from 0 to 1024",
+    )
+    .map(|number| number.map(|number| number as usize))
+}
+
+fn megabytes(env: &Env) -> Result<Option<u64>, EnvError> {
+    const ACCEPTED: &str = "a whole number from 1 to 1048576";
+    bounded(env, "DALSTON_HTTP_MAX_UPLOAD_MB", 1..=1 << 20, ACCEPTED)
+}
+
+fn bounded(
+    env: &Env,
+    name: &str,
+    range: std::ops::RangeInclusive<u64>,
+    accepted: &'static str,
+) -> Result<Option<u64>, EnvError> {
+    match env.parse(name, accepted)? {
+        Some(number) if !range.contains(&number) => {
+            Err(EnvError::new(name, env.get(name).unwrap_or_default(), accepted))
+        }
+        number => Ok(number),
     }
 }
 
@@ -113,6 +159,9 @@ mod tests {
             s3: S3Settings::default(),
             http_port: 9100,
             metrics_enabled: true,
+            http_max_requests: 16,
+            http_max_upload: 1 << 30,
+            http_queue_timeout: Duration::from_secs(60),
             lease: Duration::from_secs(60),
             node: NodeIdentity::local(&*node.hostname, &*node.node_id),
         };
@@ -130,6 +179,9 @@ mod tests {
             ("AWS_SECRET_ACCESS_KEY", "hunter2"),
             ("DALSTON_METRICS_PORT", "9200"),
             ("DALSTON_METRICS_ENABLED", "false"),
+            ("DALSTON_HTTP_MAX_REQUESTS", "3"),
+            ("DALSTON_HTTP_MAX_UPLOAD_MB", "25"),
+            ("DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS", "1.5"),
             ("DALSTON_DEPLOY_ENV", "staging"),
             ("DALSTON_HOST_HOSTNAME", "node-7"),
         ]);
@@ -137,6 +189,14 @@ mod tests {
         assert_eq!(
             (&*config.redis_url, config.http_port, config.metrics_enabled),
             ("rediss://:pw@redis:6380/2", 9200, false)
+        );
+        assert_eq!(
+            (
+                config.http_max_requests,
+                config.http_max_upload,
+                config.http_queue_timeout
+            ),
+            (3, 25 << 20, Duration::from_millis(1500))
         );
         let keys = [("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "hunter2")];
         let s3 = S3Settings {
@@ -154,6 +214,33 @@ mod tests {
         );
         let shown = format!("{config:?}");
         assert!(!shown.contains("hunter2") && !shown.contains(":pw@"), "{shown}");
+    }
+
+    #[test]
+    fn bounds_of_requests_that_make_no_sense_are_named() {
+        for (name, value, accepted) in [
+            (
+                "DALSTON_HTTP_MAX_REQUESTS",
+                "1025",
+                "a whole number from 0 to 1024",
+            ),
+            (
+                "DALSTON_HTTP_MAX_UPLOAD_MB",
+                "0",
+                "a whole number from 1 to 1048576",
+            ),
+            (
+                "DALSTON_HTTP_MAX_UPLOAD_MB",
+                "1e9",
+                "a whole number from 1 to 1048576",
+            ),
+        ] {
+            let error = DeploymentConfig::from_env(&Env::from_pairs([(name, value)])).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("{name} is {value:?}: expected {accepted}")
+            );
+        }
     }
 
     #[test]

@@ -85,14 +85,15 @@ impl Direct {
     /// If the worker is too busy, or stops before the task is done, or the task fails.
     pub async fn submit(&self, task: DirectTask, patience: Duration) -> Result<Value, DirectError> {
         let store = Store::memory().with_file(&*task.name, &*task.path);
-        let request = request_of(&task, &self.worker.stage);
+        let stage = task.stage.clone().unwrap_or_else(|| self.worker.stage.clone());
+        let request = request_of(&task, &stage);
         store
             .write(&key::task_request(JOB, &task.task_id), request.to_vec())
             .await?;
 
         let (answer, mut answered) = oneshot::channel();
         let (begin, begun) = oneshot::channel();
-        let mut metadata = TaskMetadata::new(self.worker.stage.to_string());
+        let mut metadata = TaskMetadata::new(stage.to_string());
         metadata.model = task.model;
         metadata.request_id = task.request_id;
         metadata.trace_context = propagate::inject_json(&task.parent);
@@ -167,6 +168,22 @@ impl Direct {
             }
         }
     }
+
+    /// A directory for the input of a task, removed when nobody needs it any more.
+    #[cfg(feature = "worker")]
+    pub(crate) fn workspace(&self) -> Result<TaskFiles, crate::TaskError> {
+        TaskFiles::new(
+            "dalston_http_",
+            &self.worker.config.temp_root,
+            &self.worker.removals,
+        )
+    }
+
+    /// The storage of the deployment.
+    #[cfg(feature = "worker")]
+    pub(crate) fn store(&self) -> &Store {
+        &self.worker.origin.store
+    }
 }
 
 impl fmt::Debug for Direct {
@@ -181,6 +198,7 @@ impl fmt::Debug for Direct {
 #[derive(Debug)]
 pub struct DirectTask {
     task_id: String,
+    stage: Option<Stage>,
     path: PathBuf,
     name: String,
     config: Map<String, Value>,
@@ -197,6 +215,7 @@ impl DirectTask {
         let path = path.into();
         Self {
             task_id: Uuid::new_v4().to_string(),
+            stage: None,
             name: path.display().to_string(),
             path,
             config: Map::new(),
@@ -218,6 +237,20 @@ impl DirectTask {
     #[must_use]
     pub fn task_id(mut self, id: impl Into<String>) -> Self {
         self.task_id = id.into();
+        self
+    }
+
+    /// Sets the stage. Default: the first of the engine's.
+    #[must_use]
+    pub fn stage(mut self, stage: Stage) -> Self {
+        self.stage = Some(stage);
+        self
+    }
+
+    /// Sets several keys of the configuration.
+    #[must_use]
+    pub fn configs(mut self, config: Map<String, Value>) -> Self {
+        self.config.extend(config);
         self
     }
 
@@ -246,6 +279,13 @@ impl DirectTask {
     #[must_use]
     pub fn parent(mut self, context: Context) -> Self {
         self.parent = context;
+        self
+    }
+
+    /// Keeps the directory of the file for as long as the task may use it.
+    #[cfg(feature = "worker")]
+    pub(crate) fn keeping(mut self, files: Arc<TaskFiles>) -> Self {
+        self.files = Some(files);
         self
     }
 }

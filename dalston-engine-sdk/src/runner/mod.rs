@@ -52,6 +52,8 @@ use tokio_util::task::TaskTracker;
 use tracing::instrument::WithSubscriber;
 
 pub use self::builder::RunnerBuilder;
+#[cfg(feature = "worker")]
+pub(crate) use self::direct::JOB as DIRECT_JOB;
 use self::direct::Submission;
 pub use self::direct::{Direct, DirectError, DirectTask};
 use self::lease::Drain;

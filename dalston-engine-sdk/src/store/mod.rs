@@ -174,6 +174,20 @@ impl Store {
     ///
     /// If there is no such file, or the storage or the local disk fails.
     pub async fn fetch(&self, locator: &str, to: &Path) -> Result<PathBuf, StoreError> {
+        self.fetch_up_to(locator, to, usize::MAX).await
+    }
+
+    /// As [`fetch`](Self::fetch), unless the file has more than `limit` bytes.
+    pub(crate) async fn fetch_up_to(
+        &self,
+        locator: &str,
+        to: &Path,
+        limit: usize,
+    ) -> Result<PathBuf, StoreError> {
+        let too_large = || StoreError::TooLarge {
+            locator: locator.to_owned(),
+            limit,
+        };
         let (objects, object) = match self.resolve(locator)? {
             Place::Object(objects, object) => (objects, object),
             Place::Local(path) => {
@@ -197,10 +211,15 @@ impl Store {
             .get(&object)
             .await
             .map_err(|source| StoreError::storage(locator, source))?;
+        let mut room = limit as u64;
+        if found.meta.size > room {
+            return Err(too_large());
+        }
         let mut chunks = found.into_stream();
         let mut file = File::create(to).await.map_err(disk)?;
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(|source| StoreError::storage(locator, source))?;
+            room = room.checked_sub(chunk.len() as u64).ok_or_else(too_large)?;
             file.write_all(&chunk).await.map_err(disk)?;
         }
         file.flush().await.map_err(disk)?;

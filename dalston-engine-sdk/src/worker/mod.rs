@@ -3,11 +3,13 @@
 mod http;
 
 use std::error::Error;
-use std::future::Future;
-use std::sync::Arc;
+use std::future::{Future, ready};
+use std::io;
+use std::time::Duration;
 
 use dalston_telemetry::TelemetryHandle;
 use tokio::net::TcpListener;
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 pub use self::http::Health;
@@ -24,6 +26,10 @@ use crate::store::{Store, StoreError};
 ///
 /// The HTTP server and the registry entry stay until the last task is finished or handed back: until then the platform must
 /// not take the tasks for abandoned. A Redis server that can't be reached is waited for.
+///
+/// A port for the HTTP server that is taken is a warning, as with the platform's other engines, and is tried again every 5 s:
+/// most likely a predecessor still finishes its tasks. Until then its answers are somebody else's, which the `instance` in
+/// `/health` shows.
 ///
 /// # Errors
 ///
@@ -49,13 +55,14 @@ pub async fn run<E: Engine>(
     capabilities.max_concurrency = Some(slots);
     let status = runner.status();
 
-    let app = http::Server {
-        capabilities: capabilities.clone(),
-        status: status.clone(),
-        redis: server.clone(),
-        metrics: deployment.metrics_enabled.then(|| telemetry.metrics().clone()),
-    };
-    let _http = listen(deployment.http_port, app).await;
+    let app = http::Server::new(
+        &runner,
+        capabilities.clone(),
+        server.clone(),
+        telemetry,
+        &deployment,
+    );
+    let serving = listen(deployment.http_port, app).await;
     let mut record = RegistryRecord::new(runner.instance(), capabilities, slots, deployment.node);
     let gpus = tokio::task::spawn_blocking(crate::gpu::gpus).await;
     record.gpu_memory_total_mib = gpus
@@ -68,6 +75,7 @@ pub async fn run<E: Engine>(
         .await;
 
     let ended = runner.run_until(shutdown).await;
+    serving.finish().await;
     // Last of all: a consumer without a record counts as dead, and its tasks as free.
     if let Err(error) = registered.leave().await {
         warn!(error = crate::error::chain(&error), "engine_not_deregistered");
@@ -109,25 +117,35 @@ fn heartbeat(status: &RunnerStatus, capacity: u32) -> Heartbeat {
     heartbeat
 }
 
-/// A worker without its HTTP server does its work, so a port that is taken is no reason to stop.
-async fn listen(port: u16, app: http::Server) -> Option<http::Serving> {
-    let listening = async {
-        let listener = TcpListener::bind(("0.0.0.0", port)).await?;
-        let address = listener.local_addr()?;
-        Ok::<_, std::io::Error>((listener, address))
-    };
-    match listening.await {
-        Ok((listener, address)) => {
-            info!(%address, "http_server_listening");
-            Some(http::Serving::start(listener, Arc::new(app)))
-        }
+/// How long to leave a port alone that is taken, most likely by a predecessor that finishes its last tasks.
+const PORT_PAUSE: Duration = Duration::from_secs(5);
+
+/// A worker without its HTTP server does its work, so a port that is taken is no reason to stop. It is tried again.
+async fn listen(port: u16, app: http::Server) -> http::Serving {
+    match bind(port).await {
+        Ok(listener) => http::Serving::start(ready(listener), app),
         Err(error) => {
             let error: &dyn Error = &error;
             warn!(
                 port,
-                error, "http_server_not_started: set DALSTON_METRICS_PORT to a free port"
+                error, "http_server_not_started: free the port, or set DALSTON_METRICS_PORT to another one"
             );
-            None
+            http::Serving::start(bind_later(port), app)
+        }
+    }
+}
+
+async fn bind(port: u16) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(("0.0.0.0", port)).await?;
+    info!(address = %listener.local_addr()?, "http_server_listening");
+    Ok(listener)
+}
+
+async fn bind_later(port: u16) -> TcpListener {
+    loop {
+        sleep(PORT_PAUSE).await;
+        if let Ok(listener) = bind(port).await {
+            return listener;
         }
     }
 }

@@ -7,6 +7,8 @@ mod audio;
 mod broker;
 mod direct;
 mod hazards;
+#[cfg(feature = "worker")]
+mod http;
 mod pipeline;
 mod protocol;
 #[cfg(feature = "redis")]

@@ -1,0 +1,320 @@
+//! Recordings that a request names by a URL instead of bringing them.
+//!
+//! Whoever reaches the port can have the worker fetch something. So it fetches only what is meant to be a recording:
+//! `s3://` through the worker's own storage, and `http://` and `https://` from anywhere but the addresses at which machines
+//! in a cloud find their own credentials. Private networks and this machine are allowed, because that is where a
+//! deployment's own storage usually is. What is fetched is never shown: only what can be decoded as audio leads to an answer.
+
+use std::error::Error;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::redirect::{Attempt, Policy};
+use reqwest::{Client, Response};
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt;
+use url::{Host, Url};
+
+use super::form::{Recording, shown};
+use super::refusal::Refusal;
+use crate::error::chain;
+use crate::store::{Store, key};
+
+const FIELD: &str = "audio_url";
+/// How long a server may take to answer, and to go on.
+const SILENCE: Duration = Duration::from_secs(30);
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+const MOST_REDIRECTS: usize = 5;
+
+/// Fetches recordings of up to a number of bytes.
+#[derive(Debug)]
+pub(super) struct Fetcher {
+    /// Not made before someone needs it: that reads the system's certificates.
+    client: LazyLock<Result<Client, String>>,
+    limit: u64,
+}
+
+impl Fetcher {
+    pub(super) fn new(limit: u64) -> Self {
+        Self {
+            client: LazyLock::new(|| client().map_err(|error| chain(&error))),
+            limit,
+        }
+    }
+
+    /// Brings the recording at `url` to `directory`.
+    pub(super) async fn fetch(
+        &self,
+        url: &str,
+        directory: &Path,
+        store: &Store,
+    ) -> Result<Recording, Refusal> {
+        if url.starts_with("s3://") {
+            let path = directory.join(file_name(url));
+            let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
+            let fetched = store.fetch_up_to(url, &path, limit).await;
+            fetched.map_err(|error| Refusal::of_store(&error))?;
+            return Ok(Recording {
+                name: url.to_owned(),
+                path,
+            });
+        }
+        let parsed = Url::parse(url)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https"));
+        let Some(url) = parsed else {
+            let problem = format!("{}: expected s3://bucket/key, http:// or https://", shown(url));
+            return Err(Refusal::field(FIELD, problem));
+        };
+        let name = name_of(&url);
+        if let Err(forbidden) = check(&url) {
+            return Err(Refusal::field(FIELD, format_args!("{name} {forbidden}")));
+        }
+        let client = match &*self.client {
+            Ok(client) => client,
+            Err(error) => return Err(Refusal::internal("client", error)),
+        };
+        let path = directory.join(file_name(url.path()));
+        let failed = |error: reqwest::Error| {
+            let error = error.without_url();
+            Refusal::field(FIELD, format_args!("{name} can't be fetched: {}", reason(&error)))
+        };
+        let response = client.get(url).send().await.map_err(failed)?;
+        if !response.status().is_success() {
+            let problem = format!("{name} answered {}", response.status().as_u16());
+            return Err(Refusal::field(FIELD, problem));
+        }
+        self.save(response, &path).await?.map_err(failed)?;
+        Ok(Recording { name, path })
+    }
+
+    async fn save(&self, mut response: Response, path: &Path) -> Result<Result<(), reqwest::Error>, Refusal> {
+        let too_large = || Refusal {
+            field: Some(FIELD),
+            ..Refusal::too_large(self.limit)
+        };
+        if response
+            .content_length()
+            .is_some_and(|length| length > self.limit)
+        {
+            return Err(too_large());
+        }
+        let mut file = File::create(path).await?;
+        let mut room = self.limit;
+        loop {
+            match response.chunk().await {
+                Ok(Some(bytes)) => {
+                    room = room.checked_sub(bytes.len() as u64).ok_or_else(too_large)?;
+                    file.write_all(&bytes).await?;
+                }
+                Ok(None) => break,
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        file.flush().await?;
+        Ok(Ok(()))
+    }
+}
+
+fn client() -> Result<Client, reqwest::Error> {
+    crate::tls::use_ring();
+    Client::builder()
+        .connect_timeout(CONNECT_TIME)
+        .read_timeout(SILENCE)
+        .redirect(Policy::custom(follow))
+        .referer(false)
+        .dns_resolver(Careful)
+        // What a proxy would reach can't be looked at.
+        .no_proxy()
+        .build()
+}
+
+/// Follows a redirect as far as the first request would have been allowed to go.
+fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+    if attempt.previous().len() > MOST_REDIRECTS {
+        return attempt.error(Forbidden("redirects too often"));
+    }
+    match check(attempt.url()) {
+        Ok(()) => attempt.follow(),
+        Err(forbidden) => attempt.error(forbidden),
+    }
+}
+
+/// Looks at a URL whose host is an address. Names are looked at when they are resolved: what is checked then is what is used.
+fn check(url: &Url) -> Result<(), Forbidden> {
+    let address = match url.host() {
+        None => return Err(Forbidden("has no host")),
+        Some(Host::Domain(_)) => return Ok(()),
+        Some(Host::Ipv4(address)) => IpAddr::V4(address),
+        Some(Host::Ipv6(address)) => IpAddr::V6(address),
+    };
+    if is_forbidden(address) {
+        Err(Forbidden(AT_A_FORBIDDEN_ADDRESS))
+    } else {
+        Ok(())
+    }
+}
+
+const AT_A_FORBIDDEN_ADDRESS: &str = "is at an address from which nothing is fetched";
+
+/// Resolves names to addresses that may be asked.
+struct Careful;
+
+impl Resolve for Careful {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let found: Vec<SocketAddr> = found.collect();
+            // One that is forbidden taints the others: no honest name has such a mixture.
+            if found.iter().any(|address| is_forbidden(address.ip())) {
+                return Err(Forbidden(AT_A_FORBIDDEN_ADDRESS).into());
+            }
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Link-local addresses, where clouds have their metadata; the clouds that have it elsewhere; and what is no host at all.
+fn is_forbidden(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            const METADATA: [Ipv4Addr; 3] = [
+                // Alibaba, Azure, Oracle.
+                Ipv4Addr::new(100, 100, 100, 200),
+                Ipv4Addr::new(168, 63, 129, 16),
+                Ipv4Addr::new(192, 0, 0, 192),
+            ];
+            address.is_link_local()
+                || address.octets()[0] == 0
+                || address.is_multicast()
+                || address.is_broadcast()
+                || METADATA.contains(&address)
+        }
+        IpAddr::V6(address) => {
+            if let Some(inner) = embedded(address) {
+                return is_forbidden(IpAddr::V4(inner));
+            }
+            let segments = address.segments();
+            // Amazon's fd00:ec2::254 and its neighbours, and Google's.
+            let metadata = segments[..2] == [0xfd00, 0x0ec2] || segments[..2] == [0xfd20, 0x00ce];
+            address.is_unicast_link_local() || address.is_unspecified() || address.is_multicast() || metadata
+        }
+    }
+}
+
+/// The address of the old kind inside one of the new kind: mapped, compatible, through NAT64, and 6to4.
+fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let segments = address.segments();
+    let of = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        Some(Ipv4Addr::new(a, b, c, d))
+    };
+    match segments {
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => of(high, low),
+        // Not `::` and `::1`.
+        [0, 0, 0, 0, 0, 0, high, low] if high != 0 => of(high, low),
+        [0x2002, high, low, ..] => of(high, low),
+        _ => None,
+    }
+}
+
+#[derive(Debug)]
+struct Forbidden(&'static str);
+
+impl fmt::Display for Forbidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl Error for Forbidden {}
+
+/// Why a request failed, in the words of whoever knows best: the last one.
+fn reason(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "it takes too long".to_owned();
+    }
+    let mut last: &dyn Error = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last.to_string()
+}
+
+/// The URL without what may be secret in it.
+fn name_of(url: &Url) -> String {
+    const LONGEST: usize = 300;
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    // It fails only for URLs without a host.
+    let _ = url.set_username("").and_then(|()| url.set_password(None));
+    String::from(url).chars().take(LONGEST).collect()
+}
+
+fn file_name(path: &str) -> String {
+    key::suffix(path).map_or("download".to_owned(), |suffix| format!("download.{suffix}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_at_which_clouds_keep_credentials_are_forbidden_however_they_are_written() {
+        for host in [
+            "169.254.169.254",
+            "169.254.170.2",
+            "2852039166",
+            "0xa9fea9fe",
+            "0251.0376.0251.0376",
+            "[fd00:ec2::254]",
+            "[fd00:ec2::23]",
+            "[fd20:ce::254]",
+            "[fe80::1]",
+            "[::ffff:169.254.169.254]",
+            "[::169.254.169.254]",
+            "[64:ff9b::a9fe:a9fe]",
+            "[2002:a9fe:a9fe::1]",
+            "100.100.100.200",
+            "168.63.129.16",
+            "0.0.0.0",
+            "[::]",
+            "224.0.0.1",
+            "255.255.255.255",
+        ] {
+            let url = Url::parse(&format!("http://{host}/latest/meta-data")).unwrap();
+            assert!(check(&url).is_err(), "{host}");
+        }
+        for host in [
+            "127.0.0.1",
+            "10.0.0.7",
+            "192.168.1.5",
+            "[::1]",
+            "[fd12::1]",
+            "8.8.8.8",
+            "example.com",
+        ] {
+            let url = Url::parse(&format!("http://{host}/a.wav")).unwrap();
+            assert!(check(&url).is_ok(), "{host}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_to_a_forbidden_address_is_not_resolved() {
+        // Names that are addresses need no server, and so stand in for one that lies.
+        let resolve = |name: &str| Careful.resolve(name.parse().unwrap());
+        assert!(resolve("169.254.169.254").await.is_err());
+        assert!(resolve("127.0.0.1").await.is_ok());
+    }
+
+    #[test]
+    fn the_name_of_a_recording_has_no_secrets() {
+        let url = Url::parse("https://u:hunter2@host:8443/a/b.wav?X-Amz-Signature=abc#x").unwrap();
+        assert_eq!(name_of(&url), "https://host:8443/a/b.wav");
+    }
+}
