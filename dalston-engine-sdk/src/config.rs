@@ -10,7 +10,7 @@ use std::time::Duration;
 use dalston_telemetry::{Env, EnvError};
 
 #[cfg(feature = "worker")]
-pub use self::deployment::DeploymentConfig;
+pub use self::deployment::{DeploymentConfig, SpotDrain};
 use crate::engine::ModelId;
 use crate::options::EngineOptions;
 

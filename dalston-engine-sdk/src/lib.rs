@@ -55,15 +55,16 @@ pub mod worker;
 
 #[cfg(feature = "cli")]
 pub use crate::cli::main;
-#[cfg(feature = "worker")]
-pub use crate::config::DeploymentConfig;
 pub use crate::config::RunnerConfig;
+#[cfg(feature = "worker")]
+pub use crate::config::{DeploymentConfig, SpotDrain};
 pub use crate::context::{CancelReason, OutputFile, TaskContext};
 pub use crate::engine::{Check, CheckStatus, Engine, EngineInfo, LoadContext, ModelId};
 pub use crate::error::{BuildError, RunError, TaskError, TaskErrorKind};
 pub use crate::options::{DeviceChoice, EngineOptions, OptionError, PrecisionChoice};
 pub use crate::runner::{
-    Direct, DirectError, DirectTask, Runner, RunnerBuilder, RunnerPhase, RunnerStatus, TaskPhase, TaskStatus,
+    Direct, DirectError, DirectTask, Interruption, Runner, RunnerBuilder, RunnerPhase, RunnerStatus,
+    TaskPhase, TaskStatus,
 };
 pub use crate::stage::{Segment, Stage, StageName, StageOutput, TranscribeRequest, Transcript, Word};
 pub use crate::task::{Input, TaskInfo, TaskRequest};

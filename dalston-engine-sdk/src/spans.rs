@@ -21,6 +21,8 @@
 //!       └─ …
 //! ```
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use dalston_telemetry::names::{attr, event, span};
 use dalston_telemetry::opentelemetry::trace::{Status, TraceContextExt};
 use dalston_telemetry::opentelemetry::{Context, KeyValue};
@@ -39,6 +41,7 @@ pub(crate) struct TaskSpans {
     /// What the producer sent along.
     carried: Context,
     task: Span,
+    open: OpenSpans,
 }
 
 impl TaskSpans {
@@ -55,16 +58,28 @@ impl TaskSpans {
         } else {
             Span::none()
         };
+        let open = OpenSpans::default();
         Self {
             telemetry: telemetry.clone(),
             carried,
-            task,
+            task: open.list(task),
+            open,
         }
     }
 
     /// The span around all of the task.
     pub(crate) fn task(&self) -> &Span {
         &self.task
+    }
+
+    /// The spans of the task.
+    pub(crate) fn open_spans(&self) -> &OpenSpans {
+        &self.open
+    }
+
+    /// Says on all spans of the task that are open, and on those that open later, what happens to the machine.
+    pub(crate) fn interrupted(&self, action: &Arc<str>) {
+        self.open.mark(action);
     }
 
     /// Ends the span around the task, and with that exports it.
@@ -110,11 +125,13 @@ impl TaskSpans {
     }
 
     pub(crate) fn download_input(&self) -> Span {
-        info_span!(parent: &self.task, span::DOWNLOAD_INPUT)
+        self.open
+            .list(info_span!(parent: &self.task, span::DOWNLOAD_INPUT))
     }
 
     pub(crate) fn upload_output(&self) -> Span {
-        info_span!(parent: &self.task, span::UPLOAD_OUTPUT)
+        self.open
+            .list(info_span!(parent: &self.task, span::UPLOAD_OUTPUT))
     }
 
     pub(crate) fn audio_seconds(&self, seconds: f64) {
@@ -165,15 +182,51 @@ pub(crate) fn receive_input() -> Span {
 }
 
 /// `engine.model_load`, below the current span.
-pub(crate) fn model_load(model: &str) -> Span {
-    let span = info_span!(span::MODEL_LOAD);
+pub(crate) fn model_load(model: &str, open: &OpenSpans) -> Span {
+    let span = open.list(info_span!(span::MODEL_LOAD));
     span.set_attribute(attr::MODEL, model.to_owned());
     span
 }
 
 /// `engine.process`, below the current span.
-pub(crate) fn process() -> Span {
-    info_span!(span::PROCESS)
+pub(crate) fn process(open: &OpenSpans) -> Span {
+    open.list(info_span!(span::PROCESS))
+}
+
+/// The spans of a task, so that what happens to the machine can be said on all of them. Shared with the inference thread.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OpenSpans {
+    shared: Arc<Mutex<Listed>>,
+}
+
+#[derive(Debug, Default)]
+struct Listed {
+    /// Contexts, because a span stays open for as long as somebody has a handle to it. Never more than the five kinds of spans
+    /// that a task has; saying something on one that has ended does nothing.
+    spans: Vec<Context>,
+    interruption: Option<Arc<str>>,
+}
+
+impl OpenSpans {
+    fn list(&self, span: Span) -> Span {
+        if !span.is_disabled() {
+            let mut listed = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(action) = &listed.interruption {
+                span.set_attribute(attr::SPOT_INTERRUPTION, action.to_string());
+            }
+            listed.spans.push(span.context());
+        }
+        span
+    }
+
+    fn mark(&self, action: &Arc<str>) {
+        let mut listed = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.interruption = Some(Arc::clone(action));
+        for span in &listed.spans {
+            span.span()
+                .set_attribute(KeyValue::new(attr::SPOT_INTERRUPTION, action.to_string()));
+        }
+    }
 }
 
 /// Marks a span as failed: status, `error.type`, and the exception as an event.

@@ -69,6 +69,8 @@ pub mod attr {
     pub const HTTP_ROUTE: &str = "http.route";
     /// The status of the answer over HTTP.
     pub const HTTP_RESPONSE_STATUS_CODE: &str = "http.response.status_code";
+    /// What happens to the machine while the span is open: `terminate`, `stop`, `hibernate`, or `rebalance` when only that is likely.
+    pub const SPOT_INTERRUPTION: &str = "dalston.spot_interruption";
 
     /// The kind of failure: a short static code.
     pub const ERROR_TYPE: &str = "error.type";

@@ -3,8 +3,10 @@
 use std::process::ExitCode;
 
 use dalston_telemetry::Env;
+use dalston_telemetry::cloud::Cloud;
 use dalston_telemetry::metrics::Metrics;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 use super::args::EngineArgs;
 use super::{Failure, complain, telemetry};
@@ -21,7 +23,11 @@ pub(super) fn run<E: Engine>(engine: E, args: &EngineArgs, env: &Env) -> Result<
     let mut config = RunnerConfig::from_env(env).map_err(usage)?;
     args.apply(&mut config.options);
     let deployment = DeploymentConfig::from_env(env).map_err(usage)?;
+    // Before telemetry, so that the first span and the first line know of it.
+    let cloud = Cloud::detect(env).map_err(usage)?;
+    let deployment = deployment.cloud(cloud.clone());
     let telemetry = telemetry(&info, env)
+        .cloud(cloud)
         .metrics(Metrics::new())
         .install()
         .map_err(|error| Failure::Usage(error.to_string()))?;
@@ -33,14 +39,18 @@ pub(super) fn run<E: Engine>(engine: E, args: &EngineArgs, env: &Env) -> Result<
     let ended = runtime.block_on(async {
         let mut signals =
             Signals::new().map_err(|error| Failure::Failed(format!("waiting for signals: {error}")))?;
-        let shutdown = async move {
+        let (stop, stopped) = oneshot::channel();
+        // On its own: a drain that something else has started can be cut short by signals, too.
+        tokio::spawn(async move {
             let name = signals.next().await.0;
             tracing::info!(signal = name, "shutdown_signal_received");
-            tokio::spawn(async move {
-                let (name, number) = signals.next().await;
-                tracing::warn!(signal = name, "second_shutdown_signal_received");
-                std::process::exit(BY_SIGNAL + number);
-            });
+            let _ = stop.send(());
+            let (name, number) = signals.next().await;
+            tracing::warn!(signal = name, "second_shutdown_signal_received");
+            std::process::exit(BY_SIGNAL + number);
+        });
+        let shutdown = async {
+            let _ = stopped.await;
         };
         let handle = telemetry.handle();
         worker::run(engine, config, deployment, handle, shutdown)

@@ -1,7 +1,9 @@
 //! How a worker finds a live deployment.
 
+use std::str::FromStr;
 use std::time::Duration;
 
+use dalston_telemetry::cloud::Cloud;
 use dalston_telemetry::{Env, EnvError};
 
 use crate::protocol::{NodeIdentity, RECORD_TTL_SECONDS};
@@ -22,8 +24,9 @@ use crate::store::S3Settings;
 /// | `http_max_upload` | `DALSTON_HTTP_MAX_UPLOAD_MB` | 1024 MB |
 /// | `http_queue_timeout` | `DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS` | 60 s |
 /// | `lease` | – | 60 s |
-/// | `node.deploy_env` | `DALSTON_DEPLOY_ENV` | `local` |
-/// | `node.node_id` | `DALSTON_HOST_HOSTNAME` | the host name |
+/// | `node.deploy_env` | `DALSTON_DEPLOY_ENV` | `local`; `aws` where [`cloud`](Self::cloud) says so |
+/// | `node.node_id` | `DALSTON_HOST_HOSTNAME` | the host name; on EC2 the instance id |
+/// | `spot_drain` | `DALSTON_SPOT_DRAIN` | `all` |
 ///
 /// `Debug` shows no passwords.
 #[derive(Clone, PartialEq)]
@@ -49,6 +52,23 @@ pub struct DeploymentConfig {
     pub lease: Duration,
     /// The machine, as the registry shows it.
     pub node: NodeIdentity,
+    /// Which notices of EC2 start the drain.
+    pub spot_drain: SpotDrain,
+    pub(crate) cloud: Cloud,
+}
+
+/// Which notices about a spot instance start the drain of its worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum SpotDrain {
+    /// That it will be interrupted, and that this has become likely, which Amazon calls a rebalance recommendation. One that
+    /// was there already when the worker started is left aside.
+    #[default]
+    All,
+    /// That it will be interrupted.
+    Interruption,
+    /// None; nobody looks for them.
+    Off,
 }
 
 impl DeploymentConfig {
@@ -84,9 +104,53 @@ impl DeploymentConfig {
                 .unwrap_or(Duration::from_secs(60)),
             lease: Duration::from_secs(RECORD_TTL_SECONDS),
             node,
+            spot_drain: env
+                .parse("DALSTON_SPOT_DRAIN", "all, interruption or off")?
+                .unwrap_or_default(),
+            cloud: Cloud::unknown(),
         })
     }
+
+    /// Sets where the worker runs, as it was detected: the registry then shows EC2's name of the machine, with zone and type, and
+    /// the worker looks for notices that a spot instance will be interrupted.
+    ///
+    /// Where nothing was found, `DALSTON_DEPLOY_ENV=aws` becomes `local`, as the platform's own engines do it.
+    #[must_use]
+    pub fn cloud(mut self, cloud: Cloud) -> Self {
+        const AWS: &str = "aws";
+        if cloud.platform().is_some() {
+            AWS.clone_into(&mut self.node.deploy_env);
+        } else if self.node.deploy_env == AWS {
+            "local".clone_into(&mut self.node.deploy_env);
+        }
+        if let Some(instance) = cloud.instance_id() {
+            instance.clone_into(&mut self.node.node_id);
+        }
+        self.node.aws_az = cloud.availability_zone().map(str::to_owned);
+        self.node.aws_instance_type = cloud.instance_type().map(str::to_owned);
+        self.cloud = cloud;
+        self
+    }
 }
+
+impl FromStr for SpotDrain {
+    type Err = UnknownSpotDrain;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name.to_ascii_lowercase().as_str() {
+            "all" => Ok(Self::All),
+            "interruption" => Ok(Self::Interruption),
+            "off" => Ok(Self::Off),
+            _ => Err(UnknownSpotDrain),
+        }
+    }
+}
+
+/// The name of a [`SpotDrain`] is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("unknown: expected all, interruption or off")]
+#[non_exhaustive]
+pub struct UnknownSpotDrain;
 
 impl std::fmt::Debug for DeploymentConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -100,6 +164,8 @@ impl std::fmt::Debug for DeploymentConfig {
             .field("http_queue_timeout", &self.http_queue_timeout)
             .field("lease", &self.lease)
             .field("node", &self.node)
+            .field("spot_drain", &self.spot_drain)
+            .field("cloud", &self.cloud)
             .finish()
     }
 }
@@ -164,6 +230,8 @@ mod tests {
             http_queue_timeout: Duration::from_secs(60),
             lease: Duration::from_secs(60),
             node: NodeIdentity::local(&*node.hostname, &*node.node_id),
+            spot_drain: SpotDrain::All,
+            cloud: Cloud::unknown(),
         };
         assert_eq!(config, expected);
     }
@@ -184,6 +252,7 @@ mod tests {
             ("DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS", "1.5"),
             ("DALSTON_DEPLOY_ENV", "staging"),
             ("DALSTON_HOST_HOSTNAME", "node-7"),
+            ("DALSTON_SPOT_DRAIN", "interruption"),
         ]);
         let config = DeploymentConfig::from_env(&env).unwrap();
         assert_eq!(
@@ -212,6 +281,7 @@ mod tests {
             (&*config.node.deploy_env, &*config.node.node_id),
             ("staging", "node-7")
         );
+        assert_eq!(config.spot_drain, SpotDrain::Interruption);
         let shown = format!("{config:?}");
         assert!(!shown.contains("hunter2") && !shown.contains(":pw@"), "{shown}");
     }
@@ -240,6 +310,15 @@ mod tests {
                 error.to_string(),
                 format!("{name} is {value:?}: expected {accepted}")
             );
+        }
+    }
+
+    #[test]
+    fn a_deployment_on_aws_that_is_not_found_there_is_local() {
+        for (deploy_env, expected) in [("aws", "local"), ("staging", "staging"), ("", "local")] {
+            let config = DeploymentConfig::from_env(&Env::from_pairs([("DALSTON_DEPLOY_ENV", deploy_env)]));
+            let config = config.unwrap().cloud(Cloud::unknown());
+            assert_eq!(config.node.deploy_env, expected);
         }
     }
 

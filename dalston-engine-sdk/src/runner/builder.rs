@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::direct;
+use super::interruption::Interruption;
 use super::lease::Drain;
 use super::pool::SlotPool;
 use super::slot::{self, Keeping};
@@ -217,6 +218,7 @@ impl<E: Engine> RunnerBuilder<E> {
                 on_progress,
                 pool,
                 drain: Drain::default(),
+                interruption: Interruption::none(),
                 status,
                 removals: TaskTracker::new(),
             }),

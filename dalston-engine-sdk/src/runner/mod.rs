@@ -29,6 +29,7 @@
 mod builder;
 mod direct;
 mod files;
+mod interruption;
 mod lease;
 mod models;
 mod pool;
@@ -56,6 +57,7 @@ pub use self::builder::RunnerBuilder;
 pub(crate) use self::direct::JOB as DIRECT_JOB;
 use self::direct::Submission;
 pub use self::direct::{Direct, DirectError, DirectTask};
+pub use self::interruption::Interruption;
 use self::lease::Drain;
 use self::pool::SlotPool;
 use self::slot::Scene;
@@ -83,6 +85,8 @@ const RECEIVE_WAIT: Duration = Duration::from_secs(30);
 const GPU_INTERVAL: Duration = Duration::from_secs(15);
 /// How long tasks get to be handed back, and threads to end, after the time for draining is over.
 const LAST_SECONDS: Duration = Duration::from_secs(3);
+/// More than anyone can mean, and a time that can be added to the clock.
+const LONGEST_DRAIN: Duration = Duration::from_secs(365 * 86_400);
 
 /// A worker: one engine, its inference threads, and the loop that feeds them.
 ///
@@ -124,6 +128,7 @@ struct Worker {
     pool: SlotPool,
     uploads: Semaphore,
     drain: Drain,
+    interruption: Interruption,
     status: RunnerStatus,
     /// Directories of tasks that are being removed.
     removals: TaskTracker,
@@ -180,7 +185,13 @@ impl Runner {
         Direct::new(Arc::clone(&self.worker), self.submit.clone())
     }
 
-    /// Takes and processes tasks until `shutdown` is done, and then drains: no task is taken any more, tasks that wait for an
+    /// A way to tell the runner, while it runs, that its machine will be taken away.
+    #[must_use]
+    pub fn interruption(&self) -> Interruption {
+        self.worker.interruption.clone()
+    }
+
+    /// Takes and processes tasks until `shutdown` is done or an [interruption](Self::interruption) is announced, and then drains: no task is taken any more, tasks that wait for an
     /// inference thread are handed back, those that run get the drain timeout, and whatever is not done then is
     /// cancelled and handed back, too.
     ///
@@ -208,6 +219,7 @@ impl Runner {
             tokio::select! {
                 biased;
                 () = shutdown => Ok(()),
+                () = worker.interruption.announced() => Ok(()),
                 error = worker.pool.failed() => Err(error),
                 failed = worker.start_slots(&turns) => failed.map(|never| match never {}),
                 never = worker.read_tasks(&turns.queue, &mut tasks) => match never {},
@@ -251,7 +263,7 @@ impl Worker {
     /// Starts the inference threads. Each gives out its turns when its models are loaded: until then a task is better off
     /// with a peer.
     async fn start_slots(&self, turns: &Turns) -> Result<Infallible, RunError> {
-        let scene = Scene::here(tracing::Span::none());
+        let scene = Scene::here();
         let starts = (0..self.config.slots).map(|slot| {
             let scene = scene.clone();
             async move {
@@ -317,7 +329,13 @@ impl Worker {
                 }
             }
         };
-        if timeout(self.config.drain_timeout, all_done()).await.is_err() {
+        let limit = Instant::now() + self.config.drain_timeout.min(LONGEST_DRAIN);
+        let in_time = tokio::select! {
+            biased;
+            () = all_done() => true,
+            () = self.interruption.time_is_up(limit) => false,
+        };
+        if !in_time {
             self.drain.over.cancel();
             if timeout(LAST_SECONDS, all_done()).await.is_err() {
                 tracing::warn!("drain_incomplete");

@@ -22,7 +22,7 @@ use super::status::ThreadGuard;
 use crate::context::TaskContext;
 use crate::engine::{Engine, LoadContext, ModelId};
 use crate::error::{TaskError, TaskErrorKind, says_out_of_memory};
-use crate::spans;
+use crate::spans::{self, OpenSpans, TaskSpans};
 use crate::stage::{OutputDefaults, StageOutput};
 use crate::task::TaskRequest;
 
@@ -57,16 +57,28 @@ pub(super) struct Work {
 pub(super) struct Scene {
     dispatch: Dispatch,
     span: Span,
+    /// Spans that are opened for the task are listed there.
+    open: OpenSpans,
     log: LogContext,
 }
 
 impl Scene {
-    /// That of the caller, with `span` as the current span.
-    pub(super) fn here(span: Span) -> Self {
+    /// That of the caller, without a span.
+    pub(super) fn here() -> Self {
         Self {
             dispatch: dispatcher::get_default(Dispatch::clone),
-            span,
+            span: Span::none(),
+            open: OpenSpans::default(),
             log: LogContext::current(),
+        }
+    }
+
+    /// That of the caller, with the task's span as the current one.
+    pub(super) fn of(task: &TaskSpans) -> Self {
+        Self {
+            span: task.task().clone(),
+            open: task.open_spans().clone(),
+            ..Self::here()
         }
     }
 
@@ -184,7 +196,9 @@ impl<E: Engine> InferenceThread<E> {
                 done,
             } => {
                 for model in models {
-                    if let Err(error) = scene.play(|| self.ensure_loaded(&model, now, WhenFull::GiveUp)) {
+                    if let Err(error) =
+                        scene.play(|| self.ensure_loaded(&model, now, WhenFull::GiveUp, &scene.open))
+                    {
                         scene.play(|| tracing::warn!(%model, error = %error, "model_preload_failed"));
                     }
                 }
@@ -219,9 +233,9 @@ impl<E: Engine> InferenceThread<E> {
         let mut process = None;
         let result = scene.play(|| {
             cx.check_cancelled()?;
-            model = self.ensure_loaded(&cx.info().model, now, WhenFull::DropOthers)?;
+            model = self.ensure_loaded(&cx.info().model, now, WhenFull::DropOthers, &scene.open)?;
             cx.check_cancelled()?;
-            self.run_engine(&request, &cx, now, &mut process)
+            self.run_engine(&request, &cx, now, &scene.open, &mut process)
         });
         drop(request);
         drop(cx);
@@ -243,6 +257,7 @@ impl<E: Engine> InferenceThread<E> {
         id: &ModelId,
         now: Instant,
         when_full: WhenFull,
+        open: &OpenSpans,
     ) -> Result<ModelUse, TaskError> {
         let is_nothing = TypeId::of::<E::Model>() == TypeId::of::<()>();
         if self.models.hit(id, now).is_some() {
@@ -259,7 +274,7 @@ impl<E: Engine> InferenceThread<E> {
         let span = if is_nothing {
             Span::none()
         } else {
-            spans::model_load(id.as_str())
+            spans::model_load(id.as_str(), open)
         };
         self.shown.loading(Some(id));
         let begun = ThreadInstant::now();
@@ -293,6 +308,7 @@ impl<E: Engine> InferenceThread<E> {
         request: &TaskRequest,
         cx: &TaskContext,
         now: Instant,
+        open: &OpenSpans,
         took: &mut Option<Duration>,
     ) -> Result<Processed, TaskError> {
         let id = &cx.info().model;
@@ -303,7 +319,7 @@ impl<E: Engine> InferenceThread<E> {
             ));
         };
         let engine = &*self.engine;
-        let span = spans::process();
+        let span = spans::process(open);
         let begun = ThreadInstant::now();
         let output = span.in_scope(|| catch(|| engine.process(model, request, cx)));
         *took = Some(begun.elapsed());

@@ -122,6 +122,8 @@ pub(super) async fn handle(
         let stop_the_engine = StopOnDrop(attempt.stop.clone());
         tokio::select! {
             biased;
+            // Before the task, which may end in the very moment that it hears of the drain.
+            never = worker.interruption.each(|notice| attempt.spans.interrupted(&notice.action)) => match never {},
             () = attempt.run(ignorance, turn) => {}
             never = keep(&*origin.broker, claim, attempt.deadline, &attempt.confirmed, &attempt.stop, &worker.drain) => match never {},
         }
@@ -424,7 +426,7 @@ impl<'a> Attempt<'a> {
         let work = |answer| Work {
             request: Arc::clone(&request),
             cx: cx.clone(),
-            scene: Scene::here(self.spans.task().clone()),
+            scene: Scene::of(&self.spans),
             now: Instant::now(),
             answer,
         };

@@ -1,9 +1,10 @@
 //! A process that joins a live deployment: [`run`].
 
 mod http;
+mod spot;
 
 use std::error::Error;
-use std::future::{Future, ready};
+use std::future::{Future, pending, ready};
 use std::io;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tracing::{info, warn};
 
 pub use self::http::Health;
 use crate::broker::{InvalidRedisUrl, RedisBroker, RedisServer};
-use crate::config::{DeploymentConfig, RunnerConfig};
+use crate::config::{DeploymentConfig, RunnerConfig, SpotDrain};
 use crate::engine::Engine;
 use crate::error::{BuildError, RunError};
 use crate::protocol::{Heartbeat, InstanceStatus, RegistryRecord};
@@ -23,6 +24,8 @@ use crate::runner::{Runner, RunnerPhase, RunnerStatus};
 use crate::store::{Store, StoreError};
 
 /// Registers the engine with a deployment and works for it until `shutdown` is done, and then drains.
+///
+/// On EC2 ([`DeploymentConfig::cloud`]), a notice that the spot instance will be interrupted starts the same drain.
 ///
 /// The HTTP server and the registry entry stay until the last task is finished or handed back: until then the platform must
 /// not take the tasks for abandoned. A Redis server that can't be reached is waited for.
@@ -74,7 +77,19 @@ pub async fn run<E: Engine>(
         .join(move || heartbeat(&status, slots))
         .await;
 
-    let ended = runner.run_until(shutdown).await;
+    let interruption = runner.interruption();
+    let watch_spot = async {
+        match (deployment.cloud.metadata(), deployment.spot_drain) {
+            (Some(metadata), heed @ (SpotDrain::All | SpotDrain::Interruption)) => {
+                spot::watch(metadata, heed, &interruption).await
+            }
+            _ => pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        ended = runner.run_until(shutdown) => ended,
+        never = watch_spot => match never {},
+    };
     serving.finish().await;
     // Last of all: a consumer without a record counts as dead, and its tasks as free.
     if let Err(error) = registered.leave().await {

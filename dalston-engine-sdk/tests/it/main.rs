@@ -9,6 +9,7 @@ mod direct;
 mod hazards;
 #[cfg(feature = "worker")]
 mod http;
+mod interruption;
 mod pipeline;
 mod protocol;
 #[cfg(feature = "redis")]

@@ -1,11 +1,12 @@
 //! A whole worker in a deployment: Redis, storage over the protocol of S3, registry, HTTP, signals' effect.
 
 mod hostile;
+mod spot;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dalston_engine_sdk::worker::{self, WorkerError};
@@ -13,6 +14,10 @@ use dalston_engine_sdk::{
     DeploymentConfig, Engine, EngineInfo, LoadContext, ModelId, OutputFile, RunnerConfig, Stage, TaskContext,
     TaskError, TaskRequest,
 };
+use dalston_telemetry::cloud::Cloud;
+use dalston_telemetry::testing::TestTelemetry;
+use dalston_telemetry::tracing::Dispatch;
+use dalston_telemetry::tracing::instrument::WithSubscriber;
 use dalston_telemetry::{Env, TelemetryHandle};
 use serde_json::{Value, json};
 use testbed::{TestRedis, TestS3};
@@ -28,6 +33,7 @@ const STREAM: &str = "dalston:stream:echo";
 #[derive(Default)]
 struct Echo {
     begun: Arc<AtomicUsize>,
+    released: Arc<AtomicBool>,
 }
 
 impl Engine for Echo {
@@ -49,7 +55,7 @@ impl Engine for Echo {
         }
         let takes = task.config().get("takes_ms").and_then(Value::as_u64).unwrap_or(0);
         let end = Instant::now() + Duration::from_millis(takes);
-        while Instant::now() < end {
+        while Instant::now() < end && !self.released.load(Ordering::SeqCst) {
             cx.check_cancelled()?;
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -75,11 +81,17 @@ struct Worker {
     port: u16,
     instance: String,
     begun: Arc<AtomicUsize>,
+    released: Arc<AtomicBool>,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<Result<(), WorkerError>>,
 }
 
 impl Worker {
+    /// Tasks take no longer from now on, whatever they say.
+    fn release(&self) {
+        self.released.store(true, Ordering::SeqCst);
+    }
+
     async fn stop(&mut self) {
         self.stop.take().unwrap().send(()).unwrap();
     }
@@ -115,24 +127,42 @@ impl Deployment {
     }
 
     fn worker_as(&self, config: RunnerConfig, deployment: DeploymentConfig) -> Worker {
+        self.worker_traced(config, deployment, None)
+    }
+
+    fn worker_on(
+        &self,
+        cloud: Cloud,
+        name: &str,
+        more: &[(&str, &str)],
+        telemetry: Option<&TestTelemetry>,
+    ) -> Worker {
+        let (config, deployment) = settings(&self.redis.url(), &self.s3.url(), name, more);
+        self.worker_traced(config, deployment.cloud(cloud), telemetry)
+    }
+
+    fn worker_traced(
+        &self,
+        config: RunnerConfig,
+        deployment: DeploymentConfig,
+        telemetry: Option<&TestTelemetry>,
+    ) -> Worker {
         let (port, instance) = (deployment.http_port, config.instance_suffix.clone().unwrap());
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async {
             let _ = stopped.await;
         };
         let engine = Echo::default();
-        let begun = Arc::clone(&engine.begun);
-        let running = tokio::spawn(worker::run(
-            engine,
-            config,
-            deployment,
-            TelemetryHandle::disabled(),
-            shutdown,
-        ));
+        let (begun, released) = (Arc::clone(&engine.begun), Arc::clone(&engine.released));
+        let handle = telemetry.map_or_else(TelemetryHandle::disabled, TestTelemetry::handle);
+        let dispatch = telemetry.map_or_else(Dispatch::none, |telemetry| telemetry.dispatch().clone());
+        let run = worker::run(engine, config, deployment, handle, shutdown);
+        let running = tokio::spawn(run.with_subscriber(dispatch));
         Worker {
             port,
             instance: format!("echo-{instance}"),
             begun,
+            released,
             stop: Some(stop),
             running,
         }

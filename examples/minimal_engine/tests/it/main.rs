@@ -1,7 +1,7 @@
 //! The binary of an engine, run as a person or a script would.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -361,6 +361,66 @@ fn a_worker_logs_to_standard_output_without_being_asked_and_ends_when_it_is_told
         ),
         (Some(0), "")
     );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_worker_on_ec2_knows_its_machine_without_being_told_and_leaves_before_it_is_taken_away() {
+    let server = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let imds = server.block_on(testbed::TestImds::start());
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let engine = Engine::new();
+    let mut child = engine
+        .command("run")
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url())
+        .env("INSTANCE_TYPE", "")
+        .env("REDIS_URL", "redis://127.0.0.1:1")
+        .env("DALSTON_METRICS_PORT", port.to_string())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (tell, lines) = mpsc::channel();
+    let stdout = child.stdout.take().unwrap();
+    let reader = thread::spawn(move || {
+        for line in BufReader::new(stdout).lines() {
+            let _ = tell.send(line.unwrap());
+        }
+    });
+    let process = Guard(child);
+    let starting = wait_for_event(&lines, "engine_loop_starting");
+    assert_eq!(starting["instance_type"], "g5.xlarge", "{starting}");
+
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut metrics = String::new();
+    stream.read_to_string(&mut metrics).unwrap();
+    let counter = metrics
+        .lines()
+        .find(|line| line.starts_with("dalston_engine_tasks_processed_total{"));
+    let counter = counter.unwrap_or_else(|| panic!("no counter in {metrics}"));
+    assert!(counter.contains(r#"instance_type="g5.xlarge""#), "{counter}");
+
+    imds.put("meta-data/spot/instance-action", r#"{"action": "terminate"}"#);
+    let notice = wait_for_event(&lines, "spot_interruption_notice");
+    assert_eq!(
+        (&notice["action"], &notice["level"]),
+        (&json!("terminate"), &json!("warning"))
+    );
+    wait_for_event(&lines, "engine_loop_stopped");
+    let ended = process.end();
+    reader.join().unwrap();
+    assert_eq!(ended.status.code(), Some(0));
 }
 
 /// A process that does not outlive its test.

@@ -1,0 +1,87 @@
+//! The machine will be taken away: [`Interruption`].
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+/// Tells a [`Runner`](super::Runner) that its machine will be taken away. Made by
+/// [`Runner::interruption`](super::Runner::interruption); cheap to clone.
+#[derive(Clone)]
+pub struct Interruption {
+    notices: watch::Sender<Option<Notice>>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Notice {
+    pub(super) action: Arc<str>,
+    /// By when the drain must be over.
+    end: Option<Instant>,
+}
+
+impl Interruption {
+    pub(super) fn none() -> Self {
+        Self {
+            notices: watch::Sender::new(None),
+        }
+    }
+
+    /// Starts the drain, if it has not begun. All spans of tasks that are open, or that open from now on, say
+    /// `dalston.spot_interruption=action`.
+    ///
+    /// With `time_left`, tasks that still run then are handed back, even if the time for draining would be longer. Of several
+    /// announcements the last one counts.
+    pub fn announce(&self, action: &str, time_left: Option<Duration>) {
+        let notice = Notice {
+            action: action.into(),
+            end: time_left.and_then(|left| Instant::now().checked_add(left)),
+        };
+        self.notices.send_replace(Some(notice));
+    }
+
+    /// Waits until there was an announcement.
+    pub(super) async fn announced(&self) {
+        // Fails only without a sender, which we are.
+        let _ = self.notices.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// Calls `note` with every announcement, the present one included.
+    pub(super) async fn each(&self, note: impl Fn(&Notice)) -> Infallible {
+        let mut notices = self.notices.subscribe();
+        loop {
+            if let Some(notice) = &*notices.borrow_and_update() {
+                note(notice);
+            }
+            if notices.changed().await.is_err() {
+                return pending().await;
+            }
+        }
+    }
+
+    /// Waits until `limit`, or until an announcement says that there is no more time.
+    pub(super) async fn time_is_up(&self, limit: Instant) {
+        let mut notices = self.notices.subscribe();
+        loop {
+            let end = notices.borrow_and_update().as_ref().and_then(|notice| notice.end);
+            let until = end.map_or(limit, |end| end.min(limit));
+            tokio::select! {
+                () = sleep_until(until) => return,
+                changed = notices.changed() => if changed.is_err() {
+                    return sleep_until(until).await;
+                },
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Interruption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Interruption")
+            .field("announced", &self.notices.borrow().is_some())
+            .finish()
+    }
+}
