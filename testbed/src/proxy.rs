@@ -21,6 +21,7 @@ pub struct Proxy {
 
 #[derive(Debug, Clone, Default)]
 struct State {
+    server: u16,
     loses_answers: bool,
     refuses: bool,
     stalls: bool,
@@ -37,13 +38,17 @@ impl Proxy {
     pub async fn to(server: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (state, watched) = watch::channel(State::default());
+        let (state, watched) = watch::channel(State {
+            server,
+            ..State::default()
+        });
         let mut accepting = JoinSet::new();
         accepting.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 while connections.try_join_next().is_some() {}
-                if !watched.borrow().refuses {
+                let State { server, refuses, .. } = *watched.borrow();
+                if !refuses {
                     connections.spawn(connect(client, server, watched.clone()));
                 }
             }
@@ -64,6 +69,11 @@ impl Proxy {
     /// Requests still reach the server, but instead of an answer the client sees the connection end.
     pub fn lose_answers(&self, lose: bool) {
         self.state.send_modify(|state| state.loses_answers = lose);
+    }
+
+    /// New connections go to the server on this port. Those that are open stay.
+    pub fn lead_to(&self, server: u16) {
+        self.state.send_modify(|state| state.server = server);
     }
 
     /// Ends all connections that are open now.

@@ -43,6 +43,9 @@ const SAVE_GRACE: Duration = Duration::from_millis(1_500);
 const STUCK_PATIENCE: Duration = Duration::from_secs(10);
 /// Nobody waits longer for one call to the broker.
 const BROKER_CALL: Duration = Duration::from_secs(10);
+/// How long a broker that fails is asked again, and the longest pause between two calls.
+const BROKER_PATIENCE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// Errors become part of events and documents.
 const LONGEST_ERROR: usize = 2_000;
 
@@ -740,12 +743,14 @@ fn bounded_seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.clamp(0.0, LONGEST)).unwrap_or_default()
 }
 
-/// Calls the broker until it answers, five times at most.
+/// Calls the broker until it answers, for a minute at most: then its tasks are free for others anyway. What a task is worth may
+/// be hours of a GPU, and a broker that fails over is back in seconds.
 async fn retry<T, F>(doing: &'static str, mut call: impl FnMut() -> F) -> Result<T, BrokerError>
 where
     F: Future<Output = Result<T, BrokerError>>,
 {
-    let mut pauses = [100, 200, 400, 800].map(Duration::from_millis).into_iter();
+    let give_up = Instant::now() + BROKER_PATIENCE;
+    let mut pause = Duration::from_millis(100);
     loop {
         let error = match timeout(BROKER_CALL, call()).await {
             Ok(Ok(value)) => return Ok(value),
@@ -753,9 +758,10 @@ where
             Err(elapsed) => BrokerError::new(doing, elapsed),
         };
         tracing::warn!(doing, error = chain(&error), "broker_call_failed");
-        match pauses.next() {
-            Some(pause) => tokio::time::sleep(pause).await,
-            None => return Err(error),
+        if Instant::now() + pause > give_up {
+            return Err(error);
         }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }

@@ -15,6 +15,7 @@ use dalston_engine_sdk::{CancelReason, RunError, TaskError};
 use dalston_telemetry::metrics::Metrics;
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
 
 use crate::rig::{Closures, HeldTime, Rig, answer, gate, job_of, pass};
 
@@ -485,6 +486,7 @@ async fn a_worker_that_loses_its_lease_stops_and_says_nothing_more_about_the_tas
         given: AtomicBool::new(false),
         announcing: Duration::ZERO,
         away: Arc::default(),
+        finishing: None,
     };
     let (tell, mut told) = begun();
     let reasons = Arc::new(Mutex::new(Vec::new()));
@@ -538,6 +540,7 @@ async fn a_worker_that_was_cut_off_does_not_write_over_the_result_of_its_success
         given: AtomicBool::new(false),
         announcing: Duration::ZERO,
         away: Arc::clone(&away),
+        finishing: None,
     };
     let (long, go_on) = gate();
     let (tell, mut told) = begun();
@@ -569,6 +572,30 @@ async fn a_worker_that_was_cut_off_does_not_write_over_the_result_of_its_success
     rig.run(builder, act).await.1.unwrap();
     assert_eq!(rig.response("t1").await, json!("the successor's"));
     assert_eq!(rig.events(), ["t1 started", "t1 started", "t1 completed"]);
+}
+
+#[tokio::test]
+async fn a_result_waits_for_a_broker_that_fails_over_and_is_not_computed_again() {
+    tokio::time::pause();
+    let rig = Rig::new();
+    let broker = AwkwardBroker {
+        broker: rig.broker.clone(),
+        given: AtomicBool::new(false),
+        announcing: Duration::ZERO,
+        away: Arc::default(),
+        finishing: Some(Instant::now() + Duration::from_secs(40)),
+    };
+    let runs = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&runs);
+    let engine = Closures::new(move |_, _| {
+        count.fetch_add(1, Ordering::SeqCst);
+        answer()
+    });
+    rig.submit("t1").await;
+    let builder = rig.runner(engine).broker(broker);
+    rig.run(builder, rig.outcome("t1")).await.0.unwrap();
+    assert_eq!(rig.events(), ["t1 started", "t1 completed"]);
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
@@ -642,6 +669,7 @@ async fn what_makes_a_task_hopeless_is_reported_even_if_its_deadline_passes_mean
             given: AtomicBool::new(false),
             announcing: Duration::from_secs(1),
             away: Arc::default(),
+            finishing: None,
         };
         let builder = rig
             .runner(Closures::new(|_, _| panic!("processed")))
@@ -680,6 +708,8 @@ struct AwkwardBroker {
     announcing: Duration,
     /// Renewals don't reach it.
     away: Arc<AtomicBool>,
+    /// Nothing can be finished before.
+    finishing: Option<Instant>,
 }
 
 #[async_trait]
@@ -729,6 +759,9 @@ impl Broker for AwkwardBroker {
         outcome: &Outcome,
         event: &EventContext,
     ) -> Result<Ownership, BrokerError> {
+        if self.finishing.is_some_and(|then| Instant::now() < then) {
+            return Err(BrokerError::new("finishing", "no replicas"));
+        }
         self.broker.finish(claim, outcome, event).await
     }
 

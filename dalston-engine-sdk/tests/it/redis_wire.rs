@@ -854,6 +854,46 @@ async fn a_worker_that_does_not_hear_that_it_finished_finds_out_when_it_asks_aga
 }
 
 #[tokio::test]
+async fn a_server_that_became_a_replica_is_left_for_the_one_that_its_name_leads_to_now() {
+    let (old, new) = (TestRedis::start().await, TestRedis::start().await);
+    enqueue(&old).await;
+    let cable = Proxy::to(old.port()).await;
+    let url = format!("redis://127.0.0.1:{}", cable.port());
+    let broker = RedisBroker::with_lease(RedisServer::new(&url).unwrap(), LONG);
+    let claim = receive(&broker, "a").await.claim;
+    assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Held);
+
+    let () = old
+        .send(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"])
+        .await;
+    let () = new
+        .send(&["REPLICAOF", "127.0.0.1", &old.port().to_string()])
+        .await;
+    while new
+        .send::<String>(&["INFO", "replication"])
+        .await
+        .contains("master_link_status:down")
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let () = new.send(&["REPLICAOF", "NO", "ONE"]).await;
+    let () = old
+        .send(&["REPLICAOF", "127.0.0.1", &new.port().to_string()])
+        .await;
+    cable.lead_to(new.port());
+
+    // The connection to the old one is as good as ever, for reading.
+    let refused = broker.started(&claim, &EventContext::default()).await;
+    assert!(refused.is_err(), "{refused:?}");
+    let outcome = Outcome::Completed {
+        artifacts: Vec::new(),
+    };
+    let finished = broker.finish(&claim, &outcome, &EventContext::default()).await;
+    assert_eq!(finished.unwrap(), Ownership::Held);
+    assert_eq!((events(&new).await.len(), pending(&new).await), (1, Vec::new()));
+}
+
+#[tokio::test]
 async fn acknowledged_tasks_leave_the_stream_and_the_queue_keeps_its_length() {
     let server = TestRedis::start().await;
     for _ in 0..450 {
@@ -886,6 +926,35 @@ async fn acknowledged_tasks_leave_the_stream_and_the_queue_keeps_its_length() {
         .send(&["XRANGE", STREAM, &claim.message_id, &claim.message_id])
         .await;
     assert_eq!(first.len(), 1);
+}
+
+#[tokio::test]
+async fn a_queue_that_a_former_replica_counts_wrongly_has_its_length_again_when_it_was_empty() {
+    let server = TestRedis::start().await;
+    let lag = async || {
+        let groups: Vec<BTreeMap<String, redis::Value>> = server.send(&["XINFO", "GROUPS", STREAM]).await;
+        groups[0]["lag"].clone()
+    };
+    let mut last = String::new();
+    for _ in 0..3 {
+        last = message(&server).await;
+        let worker = broker(&server);
+        let claim = receive(&worker, "a").await.claim;
+        let _ = worker
+            .finish(&claim, &Outcome::Skipped, &EventContext::default())
+            .await
+            .unwrap();
+    }
+    // A replica is told which entry was the last, but not how many there were.
+    let () = server
+        .send(&["XGROUP", "SETID", STREAM, "engines", &last, "ENTRIESREAD", "1"])
+        .await;
+    assert_eq!(lag().await, redis::Value::Int(2));
+
+    nothing_for(&broker(&server), "b", SHORT).await;
+    assert_eq!(lag().await, redis::Value::Int(0));
+    message(&server).await;
+    assert_eq!(lag().await, redis::Value::Int(1));
 }
 
 #[tokio::test]

@@ -1,22 +1,26 @@
 //! The connection to a Redis server.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisResult};
+use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisFuture,
+    RedisResult, Value,
+};
 
 /// How long a connection may take to come up, and a command on the shared connection to be answered.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A Redis server: one shared connection for commands, made when the first one is sent and again when it is lost.
+/// A Redis server: one shared connection for commands, made when the first one is sent, and again when it is lost or when the
+/// server takes no writes any more. So a fail-over is followed, if the name in the URL leads to the new primary.
 ///
 /// Cheap to clone. `Debug` shows the address and never a password.
 #[derive(Clone)]
 pub struct RedisServer {
     client: Client,
-    shared: ConnectionManager,
+    shared: Arc<Mutex<ConnectionManager>>,
     address: Arc<str>,
 }
 
@@ -52,16 +56,10 @@ impl RedisServer {
         }
         let address = connection.addr().to_string().into();
         let client = Client::open(connection).map_err(invalid)?;
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(TIMEOUT))
-            .set_response_timeout(Some(TIMEOUT))
-            .set_min_delay(Duration::from_millis(50))
-            .set_max_delay(Duration::from_secs(1))
-            .set_number_of_retries(2);
-        let shared = ConnectionManager::new_lazy_with_config(client.clone(), config).map_err(invalid)?;
+        let shared = manager(client.clone()).map_err(invalid)?;
         Ok(Self {
             client,
-            shared,
+            shared: Arc::new(Mutex::new(shared)),
             address,
         })
     }
@@ -88,8 +86,19 @@ impl RedisServer {
     }
 
     /// The connection for everything that is answered at once.
-    pub(crate) fn shared(&self) -> ConnectionManager {
-        self.shared.clone()
+    pub(crate) fn shared(&self) -> SharedConnection {
+        let current = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        SharedConnection {
+            connection: current.clone(),
+            server: self.clone(),
+        }
+    }
+
+    /// Connects anew when the next command is sent, and so to whatever the name stands for by then.
+    fn leave(&self) {
+        if let Ok(fresh) = manager(self.client.clone()) {
+            *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        }
     }
 
     /// A new connection for reads that block: on the shared one every other command would wait behind them, and its
@@ -101,6 +110,65 @@ impl RedisServer {
         self.client
             .get_multiplexed_async_connection_with_config(&config)
             .await
+    }
+}
+
+fn manager(client: Client) -> RedisResult<ConnectionManager> {
+    let config = ConnectionManagerConfig::new()
+        .set_connection_timeout(Some(TIMEOUT))
+        .set_response_timeout(Some(TIMEOUT))
+        .set_min_delay(Duration::from_millis(50))
+        .set_max_delay(Duration::from_secs(1))
+        .set_number_of_retries(2);
+    ConnectionManager::new_lazy_with_config(client, config)
+}
+
+/// The shared connection, as of now. A server that lost its role to another one need not close its connections, and they
+/// would never work again, so they are left when it refuses a write.
+pub(crate) struct SharedConnection {
+    connection: ConnectionManager,
+    server: RedisServer,
+}
+
+impl SharedConnection {
+    fn judge(&self, answers: &[Value]) {
+        let gave_up_its_role = |answer: &Value| match answer {
+            Value::ServerError(error) => matches!(error.code(), "READONLY" | "NOREPLICAS" | "MASTERDOWN"),
+            _ => false,
+        };
+        if answers.iter().any(gave_up_its_role) {
+            self.server.leave();
+        }
+    }
+}
+
+impl ConnectionLike for SharedConnection {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        Box::pin(async move {
+            let answer = self.connection.req_packed_command(command).await?;
+            self.judge(std::slice::from_ref(&answer));
+            Ok(answer)
+        })
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        Box::pin(async move {
+            let answers = self
+                .connection
+                .req_packed_commands(pipeline, offset, count)
+                .await?;
+            self.judge(&answers);
+            Ok(answers)
+        })
+    }
+
+    fn get_db(&self) -> i64 {
+        self.connection.get_db()
     }
 }
 
