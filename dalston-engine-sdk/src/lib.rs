@@ -9,6 +9,7 @@
 //! | compute with libtorch | `torch` (feature `tch`) |
 //! | test an engine | `testing` (feature `testing`) |
 //! | run a worker yourself | [`Runner`], [`RunnerConfig`], [`broker`], [`store`], [`local`] |
+//! | run many workers | the page of `worker` (feature `worker`) |
 //! | read or write the platform's documents | [`protocol`] |
 #![cfg_attr(feature = "cli", doc = "")]
 #![cfg_attr(feature = "cli", doc = include_str!("../docs/first-engine.md"))]

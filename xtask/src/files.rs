@@ -76,6 +76,33 @@ fn the_version_of_libtorch_is_the_same_everywhere() {
     );
 }
 
+#[test]
+fn the_manifests_name_only_variables_of_the_readme_and_let_a_worker_drain() {
+    let readme = read("README.md");
+    let deployment = read("examples/kubernetes/deployment.yaml");
+    let after = |key: &str| deployment.split_once(key).unwrap().1.trim_start();
+    let names = deployment
+        .split("- name: ")
+        .skip(1)
+        .filter_map(|rest| rest.lines().next());
+    let unknown: Vec<&str> = names
+        .filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_'))
+        .filter(|name| !readme.contains(&format!("`{name}`")))
+        .collect();
+    assert!(unknown.is_empty(), "not in README.md: {unknown:?}");
+    let number = |text: &str| -> u32 {
+        let digits = text.chars().skip_while(|c| !c.is_ascii_digit());
+        digits
+            .take_while(char::is_ascii_digit)
+            .collect::<String>()
+            .parse()
+            .unwrap()
+    };
+    let drain = number(after("name: DALSTON_DRAIN_TIMEOUT_SECONDS"));
+    let grace = number(after("terminationGracePeriodSeconds:"));
+    assert!(grace >= drain + 20, "{grace} s for a drain of {drain} s");
+}
+
 fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }

@@ -1,4 +1,6 @@
 //! A process that joins a live deployment: [`run`].
+//!
+#![doc = include_str!("../../docs/operations.md")]
 
 mod http;
 mod spot;
