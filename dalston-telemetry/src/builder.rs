@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{InstrumentationScope, Key, KeyValue, Value};
+use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanProcessor};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::NoSubscriber;
@@ -14,12 +15,15 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 #[cfg(feature = "ec2")]
 use crate::cloud::Cloud;
 use crate::collect::SpanCollector;
-use crate::env::Env;
+use crate::env::{Env, EnvError};
 use crate::error::InitError;
 use crate::format::{LogFormat, LogLayer, LogSettings, LogWriter, SpanFields};
 use crate::limits::{Limits, Processors};
 use crate::metrics::{self, Metrics, TelemetryMetrics};
-use crate::otlp::{BatchSettings, Exporters, NO_LIMIT, OtlpConfig, OtlpSettings, Pipeline};
+use crate::otlp::{
+    BatchSettings, Exporters, METRICS, NO_LIMIT, OtlpConfig, OtlpSettings, Pipeline, Push, PushSettings,
+    ReportTo, TRACES,
+};
 use crate::propagate::Propagator;
 use crate::telemetry::{Telemetry, Tracing};
 use crate::{resource, sampler};
@@ -56,6 +60,7 @@ pub struct TelemetryBuilder {
     cloud: Cloud,
     processors: Vec<Box<dyn SpanProcessor>>,
     otlp: OtlpConfig,
+    otlp_metrics: OtlpConfig,
     metrics: Metrics,
     logs: Option<LogWriter>,
     log_format: Option<LogFormat>,
@@ -76,6 +81,7 @@ impl TelemetryBuilder {
             cloud: Cloud::unknown(),
             processors: Vec::new(),
             otlp: OtlpConfig::new(),
+            otlp_metrics: OtlpConfig::new(),
             metrics: Metrics::new(),
             logs: Some(LogWriter::stdout()),
             log_format: None,
@@ -100,6 +106,12 @@ impl TelemetryBuilder {
     /// How spans are sent, for what the environment shall not decide. Does not switch tracing on.
     pub fn otlp(mut self, config: OtlpConfig) -> Self {
         self.otlp = config;
+        self
+    }
+
+    /// How metrics are pushed, for what the environment shall not decide. Does not switch pushing on.
+    pub fn otlp_metrics(mut self, config: OtlpConfig) -> Self {
+        self.otlp_metrics = config;
         self
     }
 
@@ -195,7 +207,7 @@ impl TelemetryBuilder {
     }
 
     /// Sets up telemetry for the whole process: the global `tracing` subscriber and OpenTelemetry's global tracer
-    /// provider and propagator.
+    /// provider, meter provider and propagator.
     ///
     /// # Errors
     ///
@@ -218,12 +230,13 @@ impl TelemetryBuilder {
         let (layer, telemetry) = self.into_layer::<Registry>()?;
         tracing::subscriber::set_global_default(Registry::default().with(layer))
             .map_err(|_| InitError::ForeignSubscriber)?;
-        if let Some(tracing) = telemetry.tracing() {
-            // OpenTelemetry would log that at INFO, as a first line that nobody asked for.
-            tracing::subscriber::with_default(NoSubscriber::new(), || {
+        // OpenTelemetry would log that at INFO, as first lines that nobody asked for.
+        tracing::subscriber::with_default(NoSubscriber::new(), || {
+            if let Some(tracing) = telemetry.tracing() {
                 opentelemetry::global::set_tracer_provider(tracing.provider.clone());
-            });
-        }
+            }
+            opentelemetry::global::set_meter_provider(telemetry.metrics().meter_provider());
+        });
         // With tracing off too: a service that exports nothing must not cut the traces that pass through it.
         propagator.install();
         opentelemetry::global::set_text_map_propagator(propagator);
@@ -266,6 +279,9 @@ impl TelemetryBuilder {
         let metrics = self.metrics.clone();
         let service = self.service_name(&env);
         metrics::register_build_info(&metrics, &service, &self.service_version());
+        // Asked for again by whoever exports. Here so that they are there at zero, whatever is on or off.
+        let _ = TelemetryMetrics::register(&metrics);
+        let serves_metrics = metrics::are_enabled(&env)?;
         Propagator::from_env(&env)?;
         // A wrong variable is an error where the resource is made, as with the service's name.
         let instance_type = resource::instance_type(&env, &self.attributes, &self.detected());
@@ -281,7 +297,32 @@ impl TelemetryBuilder {
             )?),
             None => None,
         };
-        let tracing = self.tracing(&env)?;
+        let push = self.push_settings(&env)?;
+        let exports_spans = self.exports_spans(&env)?;
+        let resource = if push.is_some() || exports_spans || !self.processors.is_empty() {
+            Some(resource::build(
+                &env,
+                &self.service,
+                &self.attributes,
+                &self.detected(),
+            )?)
+        } else {
+            None
+        };
+        let tracing = match &resource {
+            Some(resource) if exports_spans || !self.processors.is_empty() => {
+                Some(self.tracing(&env, exports_spans, resource)?)
+            }
+            _ => None,
+        };
+        let push = match (push, &resource) {
+            (Some((otlp, settings)), Some(resource)) => {
+                let pipeline = tracing.as_ref().and_then(|tracing| tracing.pipeline.as_ref());
+                let report_to = pipeline.map_or_else(ReportTo::default, Pipeline::report_to);
+                Some(Push::start(&otlp, settings, resource, &metrics, report_to)?)
+            }
+            _ => None,
+        };
         let span_layer = tracing.as_ref().map(|tracing| {
             tracing_opentelemetry::layer()
                 .with_tracer(tracing.tracer.clone())
@@ -312,7 +353,15 @@ impl TelemetryBuilder {
         };
         Ok((
             layer,
-            Telemetry::new(tracing, metrics, instance_type, log_filter, shutdown_timeout),
+            Telemetry::new(
+                tracing,
+                metrics,
+                push,
+                serves_metrics,
+                instance_type,
+                log_filter,
+                shutdown_timeout,
+            ),
         ))
     }
 
@@ -350,15 +399,28 @@ impl TelemetryBuilder {
         version.map_or_else(|| "unknown".to_owned(), |attribute| attribute.value.to_string())
     }
 
-    /// The tracer provider, when the program or the environment wants one.
-    fn tracing(self, env: &Env) -> Result<Option<Tracing>, InitError> {
+    /// Whether spans are exported: as the program says, else the environment.
+    fn exports_spans(&self, env: &Env) -> Result<bool, EnvError> {
         let disabled = env.otel_flag("OTEL_SDK_DISABLED")?.unwrap_or(false);
         let enabled = env.flag("OTEL_ENABLED")?.unwrap_or(false);
-        let export = self.enabled.unwrap_or(enabled) && !disabled;
-        if !export && self.processors.is_empty() {
+        Ok(self.enabled.unwrap_or(enabled) && !disabled)
+    }
+
+    /// How metrics are pushed, if they are.
+    ///
+    /// Asking for it is enough: who wants metrics only does not switch on tracing. But `OTEL_ENABLED=false`, when somebody
+    /// says so, is for everything that leaves the process by OTLP.
+    fn push_settings(&self, env: &Env) -> Result<Option<(OtlpSettings, PushSettings)>, EnvError> {
+        let disabled = env.otel_flag("OTEL_SDK_DISABLED")?.unwrap_or(false);
+        let enabled = env.flag("OTEL_ENABLED")?.unwrap_or(true);
+        if disabled || !enabled || !metrics::are_enabled(env)? || !PushSettings::are_wanted(env)? {
             return Ok(None);
         }
-        let resource = resource::build(env, &self.service, &self.attributes, &self.detected())?;
+        let otlp = OtlpSettings::read(&METRICS, &self.otlp_metrics, env)?;
+        Ok(Some((otlp, PushSettings::read(env)?)))
+    }
+
+    fn tracing(self, env: &Env, export: bool, resource: &Resource) -> Result<Tracing, InitError> {
         let mut processors = self.processors;
         let sampler = sampler::from_env(env)?;
         let limits = Limits::read(env)?;
@@ -371,7 +433,7 @@ impl TelemetryBuilder {
             Exporters::NONE => None,
             Exporters { otlp, console } => {
                 let otlp = if otlp {
-                    Some(OtlpSettings::read(&self.otlp, env)?)
+                    Some(OtlpSettings::read(&TRACES, &self.otlp, env)?)
                 } else {
                     None
                 };
@@ -379,7 +441,7 @@ impl TelemetryBuilder {
                     otlp.as_ref(),
                     console,
                     BatchSettings::read(env)?,
-                    &resource,
+                    resource,
                     TelemetryMetrics::register(&self.metrics),
                 )?)
             }
@@ -388,7 +450,7 @@ impl TelemetryBuilder {
             processors.push(Box::new(pipeline.processor()));
         }
         let provider = SdkTracerProvider::builder()
-            .with_resource(resource)
+            .with_resource(resource.clone())
             .with_sampler(sampler)
             .with_span_limits(limits.counts)
             .with_span_processor(Processors {
@@ -400,11 +462,11 @@ impl TelemetryBuilder {
             .with_version(env!("CARGO_PKG_VERSION"))
             .build();
         let tracer = provider.tracer_with_scope(scope);
-        Ok(Some(Tracing {
+        Ok(Tracing {
             provider,
             tracer,
             pipeline,
-        }))
+        })
     }
 }
 

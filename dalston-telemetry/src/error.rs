@@ -80,6 +80,13 @@ pub enum ShutdownError {
         pending: usize,
     },
 
+    /// The latest values of metrics did not arrive. Nothing is lost while there is another push to come.
+    #[error("the latest metrics were not delivered: {last_failure}")]
+    Metrics {
+        /// The latest reason.
+        last_failure: String,
+    },
+
     /// The collector could not be reached or refused them.
     #[error("{lost} spans were lost since the last flush: {last_failure}")]
     Lost {

@@ -47,6 +47,14 @@
 //!
 //! Spans of level `INFO` and above are exported ([`TelemetryBuilder::span_level`]); the log filter has no say in that.
 //!
+//! # Metrics
+//!
+//! [`Telemetry::metrics`] are counted whatever is on or off. Serve them with [`Telemetry::serve_metrics`] or a route of
+//! your own, and Prometheus scrapes them. With `OTEL_METRICS_EXPORTER=otlp` a second thread also pushes them, once a minute
+//! and once more at the end: the same series, under the same names and with the same values, so that old dashboards keep
+//! working while new ones are built. A collector that is away costs as little as it does with spans, and no values: the next
+//! push tells what the last one could not. [`configure_metrics`] sets up metrics alone.
+//!
 //! # Environment
 //!
 //! For every setting an explicit call wins over the variable for traces, that over the variable for all signals, and
@@ -81,6 +89,12 @@
 //! | `OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT`, `OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT`, `OTEL_LINK_ATTRIBUTE_COUNT_LIMIT`, `OTEL_ATTRIBUTE_COUNT_LIMIT` | `128` | attributes of one span, event, link |
 //! | `OTEL_SPAN_EVENT_COUNT_LIMIT`, `OTEL_SPAN_LINK_COUNT_LIMIT` | `128` | events and links of one span |
 //! | `OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT`, `OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT` | none | characters after which a text is cut |
+//! | `DALSTON_METRICS_ENABLED`, `METRICS_ENABLED` | `true` | whether metrics are served and pushed; the first that is set counts |
+//! | `OTEL_METRICS_EXPORTER` | `none` | `otlp`: metrics are also pushed, unless `OTEL_ENABLED` is set to `false`; `prometheus`: they are scraped, as always |
+//! | `OTEL_METRIC_EXPORT_INTERVAL` | `60000` | milliseconds between two pushes |
+//! | `OTEL_METRIC_EXPORT_TIMEOUT` | `30000` | milliseconds for one push with all its retries |
+//! | `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE` | `cumulative` | `delta` or `lowmemory`: counters and histograms tell what was added since the collector last heard of them |
+//! | `OTEL_EXPORTER_OTLP_METRICS_…` | those for all signals | as the variables with `TRACES`; over HTTP, `/v1/metrics` is appended to an endpoint for all |
 //! | `RUST_LOG`, `LOG_LEVEL`, `DALSTON_LOG_LEVEL`, `DALSTON_LOG_FORMAT` | `info`, by terminal | which lines are logged, and how |
 //!
 //! # Features
@@ -129,7 +143,7 @@ pub use otlp::{ExportStats, OtlpCompression, OtlpConfig, OtlpProtocol};
 pub use telemetry::{Telemetry, TelemetryHandle, TimedSpan};
 pub use waterfall::Waterfall;
 
-/// Sets up telemetry for the whole process, as the environment says.
+/// Sets up telemetry for the whole process, as the environment says: traces, metrics and log lines.
 ///
 /// The same as `Telemetry::builder(service).install()`.
 ///
@@ -147,4 +161,24 @@ pub use waterfall::Waterfall;
 #[track_caller]
 pub fn configure_tracing(service: impl Into<String>) -> Result<Telemetry, InitError> {
     Telemetry::builder(service).install()
+}
+
+/// Sets up metrics alone, as the environment says. Nothing global is touched: for a process whose spans and log lines are
+/// somebody else's business.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let telemetry = dalston_telemetry::configure_metrics("queue-exporter")?;
+/// let _server = telemetry.serve_metrics("0.0.0.0:9100")?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// When a variable has a wrong value.
+pub fn configure_metrics(service: impl Into<String>) -> Result<Telemetry, InitError> {
+    let builder = Telemetry::builder(service).enabled(false).without_logs();
+    let (_, telemetry) = builder.into_layer::<tracing_subscriber::Registry>()?;
+    Ok(telemetry)
 }

@@ -1,8 +1,11 @@
 use std::borrow::Cow;
 use std::fmt;
+use std::io;
+use std::net::ToSocketAddrs;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use opentelemetry::metrics::Meter;
 use opentelemetry::trace::{Link, Span as _, SpanBuilder, SpanContext, SpanKind, Tracer as _};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
@@ -10,8 +13,8 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use crate::builder::TelemetryBuilder;
 use crate::error::ShutdownError;
 use crate::format::{FilterError, LogFilter};
-use crate::metrics::Metrics;
-use crate::otlp::{ExportStats, Pipeline};
+use crate::metrics::{Metrics, MetricsServer};
+use crate::otlp::{ExportStats, Pipeline, Push};
 
 /// The log target of what this crate says about itself. Never exported.
 pub(crate) const REPORTS: &str = "dalston_telemetry::export";
@@ -24,6 +27,7 @@ pub(crate) const REPORTS: &str = "dalston_telemetry::export";
 #[must_use = "telemetry ends when this is dropped: bind it to a variable that lives as long as the program"]
 pub struct Telemetry {
     handle: TelemetryHandle,
+    serves_metrics: bool,
     log_filter: Option<LogFilter>,
     shutdown_timeout: Duration,
     ended: bool,
@@ -41,6 +45,8 @@ impl Telemetry {
     pub(crate) fn new(
         tracing: Option<Tracing>,
         metrics: Metrics,
+        push: Option<Push>,
+        serves_metrics: bool,
         instance_type: Option<String>,
         log_filter: Option<LogFilter>,
         shutdown_timeout: Duration,
@@ -49,8 +55,10 @@ impl Telemetry {
             handle: TelemetryHandle {
                 tracing: tracing.map(Arc::new),
                 metrics,
+                push,
                 instance_type: instance_type.map(Arc::from),
             },
+            serves_metrics,
             log_filter,
             shutdown_timeout,
             ended: false,
@@ -71,6 +79,24 @@ impl Telemetry {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         self.handle.metrics()
+    }
+
+    /// Serves `/metrics` on an address until the server is dropped; `None` when `METRICS_ENABLED` says no.
+    ///
+    /// # Errors
+    ///
+    /// When the address can't be bound.
+    pub fn serve_metrics(&self, address: impl ToSocketAddrs) -> io::Result<Option<MetricsServer>> {
+        match self.serves_metrics {
+            true => MetricsServer::start(address, self.metrics().clone()).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// A meter of OpenTelemetry, for instruments of your own: [`Metrics::meter`].
+    #[must_use]
+    pub fn meter(&self, scope: &'static str) -> Meter {
+        self.metrics().meter(scope)
     }
 
     /// Changes which events become log lines, from now on. Which spans are exported stays as it is.
@@ -94,7 +120,8 @@ impl Telemetry {
         }
     }
 
-    /// Sends all spans that have ended, and waits for at most `timeout` until that is done.
+    /// Sends all spans that have ended, and the metrics as they are now if they are pushed, and waits for at most `timeout`
+    /// until that is done.
     ///
     /// Blocks the calling thread, whether or not it belongs to a runtime. This can't deadlock, because the exporter
     /// has a thread of its own; in asynchronous code, call it where waiting does no harm.
@@ -115,12 +142,17 @@ impl Telemetry {
     /// When time was up before everything was sent, or when spans were lost since the last flush.
     pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
         let started = Instant::now();
-        let result = match self.pipeline() {
+        let push = self.close_push();
+        let spans = match self.pipeline() {
             Some(pipeline) => pipeline.shutdown(self.shutdown_timeout).await,
             None => Ok(()),
         };
-        // The exporter has ended, so only the program's own processors can take time here.
-        self.end(started).and(result)
+        let metrics = match &push {
+            Some(push) => push.ended().await,
+            None => Ok(()),
+        };
+        // The exporters have ended, so only the program's own processors can take time here.
+        self.end(started).and(spans).and(metrics)
     }
 
     /// [`shutdown`](Self::shutdown) for code without a runtime; blocks for at most the same time.
@@ -135,15 +167,26 @@ impl Telemetry {
     /// Ends everything; the time for that has been running since `started`.
     fn end(&mut self, started: Instant) -> Result<(), ShutdownError> {
         self.ended = true;
-        let result = match self.pipeline() {
+        // Both at once: one collector that hangs must not take the time of the other.
+        let push = self.close_push();
+        let spans = match self.pipeline() {
             Some(pipeline) => pipeline.shutdown_blocking(self.time_left(started)),
+            None => Ok(()),
+        };
+        let metrics = match &push {
+            Some(push) => push.ended_blocking(self.time_left(started)),
             None => Ok(()),
         };
         if let Some(tracing) = self.tracing() {
             // For the processors that are not ours; what ours would say is in `result`.
             let _ = tracing.provider.shutdown_with_timeout(self.time_left(started));
         }
-        result
+        spans.and(metrics)
+    }
+
+    fn close_push(&self) -> Option<Push> {
+        let push = self.handle.push.clone();
+        push.inspect(|push| push.close(self.shutdown_timeout))
     }
 
     fn time_left(&self, started: Instant) -> Duration {
@@ -170,6 +213,7 @@ impl Drop for Telemetry {
 pub struct TelemetryHandle {
     tracing: Option<Arc<Tracing>>,
     metrics: Metrics,
+    push: Option<Push>,
     instance_type: Option<Arc<str>>,
 }
 
@@ -231,14 +275,17 @@ impl TelemetryHandle {
     ///
     /// As [`Telemetry::flush`].
     pub fn flush(&self, timeout: Duration) -> Result<(), ShutdownError> {
-        match self
+        let started = Instant::now();
+        let pipeline = self
             .tracing
             .as_ref()
-            .and_then(|tracing| tracing.pipeline.as_ref())
-        {
-            Some(pipeline) => pipeline.flush(timeout),
-            None => Ok(()),
-        }
+            .and_then(|tracing| tracing.pipeline.as_ref());
+        let spans = pipeline.map(|pipeline| (pipeline, pipeline.ask_for_flush()));
+        let metrics = self.push.as_ref().map(|push| (push, push.ask_for_flush()));
+        let spans = spans.map_or(Ok(()), |(pipeline, ticket)| pipeline.flushed(ticket, timeout));
+        let left = timeout.saturating_sub(started.elapsed());
+        let metrics = metrics.map_or(Ok(()), |(push, ticket)| push.flushed(ticket, left));
+        spans.and(metrics)
     }
 
     /// What became of the spans so far; all zero when nothing is exported.

@@ -5,10 +5,14 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::process::{Command, ExitCode, Output};
+use std::time::Duration;
 
+use dalston_telemetry::metrics::{
+    Counter, DenseFamily, Device, EngineLabels, EngineMetrics, Exemplar, Histogram, Outcome, buckets,
+};
 #[cfg(feature = "ec2")]
 use dalston_telemetry::{Env, cloud::Cloud};
-use dalston_telemetry::{InitError, Telemetry, configure_tracing};
+use dalston_telemetry::{InitError, Telemetry, configure_metrics, configure_tracing};
 use tracing::info_span;
 
 type Variables = &'static [(&'static str, &'static str)];
@@ -44,6 +48,21 @@ const SCENARIOS: &[Scenario] = &[
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"),
         ],
         inside: on_takes_one_thread,
+        outside: NOTHING,
+    },
+    Scenario {
+        name: "pushing_metrics_takes_one_thread",
+        variables: &[
+            ("OTEL_METRICS_EXPORTER", "otlp"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"),
+        ],
+        inside: pushing_takes_one_thread,
+        outside: NOTHING,
+    },
+    Scenario {
+        name: "measuring_allocates_nothing_in_a_span_and_without",
+        variables: &[("OTEL_ENABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")],
+        inside: measuring_allocates_nothing,
         outside: NOTHING,
     },
     Scenario {
@@ -202,6 +221,45 @@ fn metadata_without_a_proxy() {
     let endpoint = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url());
     let cloud = Cloud::detect(&Env::from_pairs([endpoint])).unwrap();
     assert_eq!(cloud.instance_id(), Some(testbed::TestImds::INSTANCE_ID));
+}
+
+fn pushing_takes_one_thread() {
+    let before = (threads(), sockets());
+    let telemetry = configure_metrics("engine-test").unwrap();
+    assert!(!telemetry.handle().traces_enabled());
+    assert_eq!(threads(), before.0 + 1);
+    drop(telemetry);
+}
+
+fn measuring_allocates_nothing() {
+    let telemetry = configure_tracing("engine-test").unwrap();
+    let engine = EngineMetrics::register(telemetry.metrics(), &EngineLabels::new("asr", "transcribe"));
+    let model = engine.model("tiny");
+    let closed = DenseFamily::<(Outcome, Device), Counter>::default();
+    let plain = Histogram::new(buckets::QUEUE_WAIT);
+    let measure = || {
+        let second = Duration::from_secs(1);
+        engine.queue_wait(second);
+        engine.audio_duration(second);
+        model.task_duration(second);
+        model.task_processed(Outcome::Success);
+        model.realtime_factor(Device::Cpu, second, second);
+        closed
+            .with((Outcome::Failure, Device::Cuda))
+            .inc_in(Exemplar::current());
+        plain.observe(0.5);
+    };
+    // What a thread sets up when it first asks for its context is not counted.
+    measure();
+    assert_eq!(allocation_counter::measure(measure).count_total, 0);
+    let span = info_span!("task").entered();
+    assert!(Exemplar::current().is_some());
+    assert_eq!(allocation_counter::measure(measure).count_total, 0);
+    drop(span);
+    assert_ne!(
+        allocation_counter::measure(|| drop(vec![0_u8; 10])).count_total,
+        0
+    );
 }
 
 fn second_install_names_the_first() {

@@ -13,6 +13,12 @@ use std::time::{Duration, Instant};
 use axum::extract::State;
 use axum::response::IntoResponse;
 use http::{HeaderMap, StatusCode};
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
+    MetricsService, MetricsServiceServer,
+};
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsPartialSuccess, ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -41,7 +47,7 @@ pub enum Answer {
     TooMany(Duration),
     /// Takes the request, and over HTTP never comes to the end of saying so.
     Endless,
-    /// Takes the request and rejects some of its spans.
+    /// Takes the request and rejects some of its spans or points.
     Partial(i64, &'static str),
 }
 
@@ -72,6 +78,17 @@ pub struct Received {
     pub at: Instant,
     /// What was sent.
     pub request: ExportTraceServiceRequest,
+    /// Its headers, over gRPC the metadata.
+    pub headers: HeaderMap,
+    /// Path of the URL.
+    pub path: String,
+}
+
+/// A request with metrics that reached the server.
+#[derive(Debug)]
+pub struct ReceivedMetrics {
+    /// What was sent.
+    pub request: ExportMetricsServiceRequest,
     /// Its headers, over gRPC the metadata.
     pub headers: HeaderMap,
     /// Path of the URL.
@@ -122,6 +139,7 @@ pub struct Collector {
     /// Where it listens.
     pub address: SocketAddr,
     received: Receiver<Received>,
+    received_metrics: Receiver<ReceivedMetrics>,
     script: Script,
     _stop: tokio::sync::oneshot::Sender<()>,
 }
@@ -168,11 +186,13 @@ impl Collector {
             connections: Arc::new(Mutex::new(connections.into())),
         };
         let (sender, received) = mpsc::channel();
+        let (metrics_sender, received_metrics) = mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let (address_sender, address) = mpsc::channel();
         let server = Server {
             script: script.clone(),
             received: sender,
+            received_metrics: metrics_sender,
         };
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -199,6 +219,7 @@ impl Collector {
             protocol,
             address,
             received,
+            received_metrics,
             script,
             _stop: stop,
         }
@@ -223,10 +244,29 @@ impl Collector {
             .expect("a request should have come")
     }
 
+    /// The next request with metrics; they come apart from those with spans, and are answered by the same list.
+    ///
+    /// # Panics
+    ///
+    /// If none comes.
+    #[track_caller]
+    #[must_use]
+    pub fn next_metrics(&self) -> ReceivedMetrics {
+        self.received_metrics
+            .recv_timeout(Duration::from_secs(30))
+            .expect("a request with metrics should have come")
+    }
+
     /// The requests that have come and were not looked at.
     #[must_use]
     pub fn rest(&self) -> Vec<Received> {
         self.received.try_iter().collect()
+    }
+
+    /// The requests with metrics that have come and were not looked at.
+    #[must_use]
+    pub fn rest_of_metrics(&self) -> Vec<ReceivedMetrics> {
+        self.received_metrics.try_iter().collect()
     }
 
     /// Answers that were not given yet.
@@ -307,16 +347,20 @@ async fn stand_in_front(
 struct Server {
     script: Script,
     received: Sender<Received>,
+    received_metrics: Sender<ReceivedMetrics>,
 }
 
 impl Server {
     async fn serve(self, protocol: Protocol, listener: TcpListener) {
         match protocol {
             Protocol::Grpc => {
-                let service = TraceServiceServer::new(self).accept_compressed(CompressionEncoding::Gzip);
+                let traces =
+                    TraceServiceServer::new(self.clone()).accept_compressed(CompressionEncoding::Gzip);
+                let metrics = MetricsServiceServer::new(self).accept_compressed(CompressionEncoding::Gzip);
                 let incoming = tonic::transport::server::TcpIncoming::from(listener);
                 tonic::transport::Server::builder()
-                    .add_service(service)
+                    .add_service(traces)
+                    .add_service(metrics)
                     .serve_with_incoming(incoming)
                     .await
                     .unwrap();
@@ -328,7 +372,7 @@ impl Server {
         }
     }
 
-    fn answer(&self, received: Received) -> Answer {
+    fn answer(&self, report: impl FnOnce(&Self)) -> Answer {
         // Before the request is reported, so that a test that has seen it knows which answers are left.
         let answer = self
             .script
@@ -337,17 +381,46 @@ impl Server {
             .unwrap()
             .pop_front()
             .unwrap_or(Answer::Accept);
-        let _ = self.received.send(received);
+        report(self);
         answer
+    }
+
+    fn spans(&self, request: ExportTraceServiceRequest, headers: HeaderMap, path: &str) -> Answer {
+        let received = Received {
+            at: Instant::now(),
+            request,
+            headers,
+            path: path.to_owned(),
+        };
+        self.answer(|server| drop(server.received.send(received)))
+    }
+
+    fn metrics(&self, request: ExportMetricsServiceRequest, headers: HeaderMap, path: &str) -> Answer {
+        let received = ReceivedMetrics {
+            request,
+            headers,
+            path: path.to_owned(),
+        };
+        self.answer(|server| drop(server.received_metrics.send(received)))
     }
 }
 
-fn partial(rejected: i64, message: &str) -> ExportTraceServiceResponse {
+fn partial_spans(rejected: i64, message: &str) -> ExportTraceServiceResponse {
     let partial = ExportTracePartialSuccess {
         rejected_spans: rejected,
         error_message: message.into(),
     };
     ExportTraceServiceResponse {
+        partial_success: Some(partial),
+    }
+}
+
+fn partial_metrics(rejected: i64, message: &str) -> ExportMetricsServiceResponse {
+    let partial = ExportMetricsPartialSuccess {
+        rejected_data_points: rejected,
+        error_message: message.into(),
+    };
+    ExportMetricsServiceResponse {
         partial_success: Some(partial),
     }
 }
@@ -359,24 +432,37 @@ impl TraceService for Server {
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let received = Received {
-            at: Instant::now(),
-            request,
-            headers: metadata.into_headers(),
-            path: String::new(),
-        };
-        let hint = |code, delay: Option<Duration>| match delay {
-            None => Status::new(code, "come back"),
-            Some(delay) => Status::with_details(code, "come back", retry_info(delay).into()),
-        };
-        match self.answer(received) {
-            Answer::Accept | Answer::Endless => Ok(Response::new(ExportTraceServiceResponse::default())),
-            Answer::Hang => std::future::pending().await,
-            Answer::Refuse => Err(Status::invalid_argument("no")),
-            Answer::Unavailable(delay) => Err(hint(Code::Unavailable, delay)),
-            Answer::TooMany(delay) => Err(hint(Code::ResourceExhausted, Some(delay))),
-            Answer::Partial(rejected, message) => Ok(Response::new(partial(rejected, message))),
-        }
+        over_grpc(self.spans(request, metadata.into_headers(), ""), partial_spans).await
+    }
+}
+
+#[tonic::async_trait]
+impl MetricsService for Server {
+    async fn export(
+        &self,
+        request: Request<ExportMetricsServiceRequest>,
+    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        over_grpc(
+            self.metrics(request, metadata.into_headers(), ""),
+            partial_metrics,
+        )
+        .await
+    }
+}
+
+async fn over_grpc<A: Default>(answer: Answer, partial: fn(i64, &str) -> A) -> Result<Response<A>, Status> {
+    let hint = |code, delay: Option<Duration>| match delay {
+        None => Status::new(code, "come back"),
+        Some(delay) => Status::with_details(code, "come back", retry_info(delay).into()),
+    };
+    match answer {
+        Answer::Accept | Answer::Endless => Ok(Response::new(A::default())),
+        Answer::Hang => std::future::pending().await,
+        Answer::Refuse => Err(Status::invalid_argument("no")),
+        Answer::Unavailable(delay) => Err(hint(Code::Unavailable, delay)),
+        Answer::TooMany(delay) => Err(hint(Code::ResourceExhausted, Some(delay))),
+        Answer::Partial(rejected, message) => Ok(Response::new(partial(rejected, message))),
     }
 }
 
@@ -420,14 +506,21 @@ async fn over_http(
         }
         _ => body.to_vec(),
     };
-    let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
-    let received = Received {
-        at: Instant::now(),
-        request,
-        headers,
-        path: uri.path().to_owned(),
-    };
-    let protobuf = |response: &ExportTraceServiceResponse| {
+    let path = uri.path();
+    if path.ends_with("/v1/metrics") {
+        let request = ExportMetricsServiceRequest::decode(&body[..]).unwrap();
+        answered(server.metrics(request, headers, path), partial_metrics).await
+    } else {
+        let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
+        answered(server.spans(request, headers, path), partial_spans).await
+    }
+}
+
+async fn answered<A: Message + Default>(
+    answer: Answer,
+    partial: fn(i64, &str) -> A,
+) -> axum::response::Response {
+    let protobuf = |response: &A| {
         (
             [("content-type", "application/x-protobuf")],
             response.encode_to_vec(),
@@ -438,8 +531,8 @@ async fn over_http(
         None => status.into_response(),
         Some(delay) => (status, [("retry-after", delay.as_secs().to_string())]).into_response(),
     };
-    match server.answer(received) {
-        Answer::Accept => protobuf(&ExportTraceServiceResponse::default()),
+    match answer {
+        Answer::Accept => protobuf(&A::default()),
         Answer::Endless => {
             let never = tonic::codegen::tokio_stream::pending::<Result<axum::body::Bytes, std::io::Error>>();
             axum::body::Body::from_stream(never).into_response()

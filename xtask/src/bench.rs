@@ -12,7 +12,7 @@ struct Bench {
     target: &'static str,
 }
 
-const BENCHES: [Bench; 4] = [
+const BENCHES: [Bench; 5] = [
     Bench {
         name: "telemetry",
         about: "what a span costs with tracing off and on",
@@ -24,6 +24,12 @@ const BENCHES: [Bench; 4] = [
         about: "what a log line and a span cost with JSON logs on",
         package: "dalston-telemetry",
         target: "log_line",
+    },
+    Bench {
+        name: "metrics",
+        about: "what it costs to count, to observe and to be scraped, beside six peers",
+        package: "bench",
+        target: "metrics",
     },
     Bench {
         name: "overlap",

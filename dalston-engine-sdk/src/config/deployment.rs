@@ -19,7 +19,7 @@ use crate::store::S3Settings;
 /// | `s3.endpoint` | `DALSTON_S3_ENDPOINT_URL` | Amazon's |
 /// | `s3.credentials` | `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, … ([all](S3Settings::CREDENTIALS)) | those of the machine |
 /// | `http_port` | `DALSTON_METRICS_PORT` | 9100 |
-/// | `metrics_enabled` | `DALSTON_METRICS_ENABLED` | `true` |
+/// | `metrics_enabled` | `DALSTON_METRICS_ENABLED`, else `METRICS_ENABLED` | `true` |
 /// | `http_max_requests` | `DALSTON_HTTP_MAX_REQUESTS` | 16 |
 /// | `http_max_upload` | `DALSTON_HTTP_MAX_UPLOAD_MB` | 1024 MB |
 /// | `http_queue_timeout` | `DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS` | 60 s |
@@ -97,7 +97,7 @@ impl DeploymentConfig {
             http_port: env
                 .parse("DALSTON_METRICS_PORT", "a port from 0 to 65535")?
                 .unwrap_or(9100),
-            metrics_enabled: env.flag("DALSTON_METRICS_ENABLED")?.unwrap_or(true),
+            metrics_enabled: dalston_telemetry::metrics::are_enabled(env)?,
             http_max_requests: requests(env)?.unwrap_or(16),
             http_max_upload: megabytes(env)?.unwrap_or(1024) << 20,
             http_queue_timeout: super::seconds(env, "DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS")?

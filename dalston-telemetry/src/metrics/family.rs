@@ -1,11 +1,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::Bound;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::label::{LabelSet, OpenLabel};
-use super::series::{Family, Kind, Labels, Metric, Series, push_label};
+use super::series::{Family, Kind, Metric, Series, push_label};
 
 /// A metric with closed labels: one cell for every combination, all there from the start.
 ///
@@ -21,16 +21,20 @@ use super::series::{Family, Kind, Labels, Metric, Series, push_label};
 /// ```
 pub struct DenseFamily<L, M> {
     cells: Arc<[Padded<M>]>,
-    names: Arc<Names>,
+    texts: ClosedTexts,
     labels: PhantomData<fn(L)>,
 }
 
-/// What the cells are called. Apart from them, because who counts need not know.
-struct Names {
-    /// The open labels, which all cells have in common.
-    open: Box<[(&'static str, Arc<str>)]>,
-    /// The labels of each cell as they stand in a line: written once, copied by every scrape.
-    texts: Box<[Box<str>]>,
+/// The closed labels of each cell as they stand in a line: written once, copied by every scrape.
+type ClosedTexts = Arc<[Box<str>]>;
+
+fn closed_texts<L: LabelSet>() -> ClosedTexts {
+    let texts = (0..L::CARDINALITY).map(|position| {
+        let mut text = String::new();
+        L::labels_at(position, &mut |name, value| push_label(&mut text, name, value));
+        text.into_boxed_str()
+    });
+    texts.collect()
 }
 
 /// A cell on cache lines of its own: two of them, because processors fetch lines in pairs.
@@ -40,24 +44,13 @@ struct Padded<M>(M);
 impl<L: LabelSet, M> DenseFamily<L, M> {
     /// A family whose cells are made by `make`.
     pub fn new(make: impl Fn() -> M) -> Self {
-        Self::below(Box::default(), make)
+        Self::with_texts(closed_texts::<L>(), make)
     }
 
-    /// The closed labels below these values of open ones.
-    fn below(open: Box<[(&'static str, Arc<str>)]>, make: impl Fn() -> M) -> Self {
-        let texts = (0..L::CARDINALITY).map(|position| {
-            let mut text = String::new();
-            let mut push = |name: &str, value: &str| push_label(&mut text, name, value);
-            open.iter().for_each(|(name, value)| push(name, value));
-            L::labels_at(position, &mut |name, value| push(name, value));
-            text.into_boxed_str()
-        });
+    fn with_texts(texts: ClosedTexts, make: impl Fn() -> M) -> Self {
         Self {
             cells: (0..L::CARDINALITY).map(|_| Padded(make())).collect(),
-            names: Arc::new(Names {
-                texts: texts.collect(),
-                open,
-            }),
+            texts,
             labels: PhantomData,
         }
     }
@@ -79,7 +72,7 @@ impl<L, M> Clone for DenseFamily<L, M> {
     fn clone(&self) -> Self {
         Self {
             cells: self.cells.clone(),
-            names: self.names.clone(),
+            texts: self.texts.clone(),
             labels: PhantomData,
         }
     }
@@ -99,31 +92,23 @@ impl<L: LabelSet, M: Metric> Family for DenseFamily<L, M> {
     }
 
     fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {
-        for (position, cell) in self.cells.iter().enumerate() {
-            let labels = CellLabels {
-                open: &self.names.open,
-                position,
-                closed: PhantomData::<fn(L)>,
-            };
-            each(&Series {
-                text: &self.names.texts[position],
-                labels: &labels,
-                value: cell.0.value(),
-            });
-        }
+        visit_cells(&self.cells, "", &self.texts, each);
     }
 }
 
-struct CellLabels<'a, L> {
-    open: &'a [(&'static str, Arc<str>)],
-    position: usize,
-    closed: PhantomData<fn(L)>,
-}
-
-impl<L: LabelSet> Labels for CellLabels<'_, L> {
-    fn each(&self, each: &mut dyn FnMut(&str, &str)) {
-        self.open.iter().for_each(|(name, value)| each(name, value));
-        L::labels_at(self.position, &mut |name, value| each(name, value));
+fn visit_cells<M: Metric>(
+    cells: &[Padded<M>],
+    open: &str,
+    closed: &[Box<str>],
+    each: &mut dyn FnMut(&Series<'_>),
+) {
+    for (cell, closed) in cells.iter().zip(closed) {
+        each(&Series {
+            open,
+            closed,
+            attributes: None,
+            value: cell.0.value(),
+        });
     }
 }
 
@@ -137,8 +122,24 @@ pub struct BoundedFamily<const N: usize, L, M> {
 
 struct Inner<const N: usize, L, M> {
     labels: [OpenLabel; N],
-    children: RwLock<BTreeMap<[u32; N], DenseFamily<L, M>>>,
+    texts: ClosedTexts,
+    children: RwLock<Children<N, L, M>>,
     make: Box<dyn Fn() -> M + Send + Sync>,
+}
+
+struct Children<const N: usize, L, M> {
+    by_places: BTreeMap<[u32; N], DenseFamily<L, M>>,
+    /// In the order in which they came, for whoever reads them all: it meets everything in the order in which it lies in
+    /// memory.
+    in_order: Vec<Child<M>>,
+    /// The open labels of all children as they stand in a line, one after the other.
+    texts: String,
+}
+
+struct Child<M> {
+    cells: Arc<[Padded<M>]>,
+    /// Its part of the texts.
+    text: Range<usize>,
 }
 
 impl<const N: usize, L: LabelSet, M> BoundedFamily<N, L, M> {
@@ -148,7 +149,12 @@ impl<const N: usize, L: LabelSet, M> BoundedFamily<N, L, M> {
         Self {
             inner: Arc::new(Inner {
                 labels,
-                children: RwLock::default(),
+                texts: closed_texts::<L>(),
+                children: RwLock::new(Children {
+                    by_places: BTreeMap::new(),
+                    in_order: Vec::new(),
+                    texts: String::new(),
+                }),
                 make: Box::new(make),
             }),
         }
@@ -163,19 +169,34 @@ impl<const N: usize, L: LabelSet, M> BoundedFamily<N, L, M> {
             .children
             .read()
             .unwrap_or_else(PoisonError::into_inner)
+            .by_places
             .get(&places)
         {
             return cells.clone();
         }
-        let open = std::array::from_fn::<_, N, _>(|label| {
-            let open = &inner.labels[label];
-            (open.name(), open.value_at(places[label]))
-        });
+        let mut text = String::new();
+        for (label, place) in inner.labels.iter().zip(places) {
+            push_label(&mut text, label.name(), &label.value_at(place));
+        }
+        // So that the closed labels can follow as they are.
+        if !text.is_empty() && inner.texts.iter().any(|closed| !closed.is_empty()) {
+            text.push(',');
+        }
         let mut children = inner.children.write().unwrap_or_else(PoisonError::into_inner);
-        children
-            .entry(places)
-            .or_insert_with(|| DenseFamily::below(Box::new(open), &inner.make))
-            .clone()
+        // Somebody may have been faster.
+        if let Some(cells) = children.by_places.get(&places) {
+            return cells.clone();
+        }
+        let family = DenseFamily::with_texts(inner.texts.clone(), &inner.make);
+        let begin = children.texts.len();
+        children.texts.push_str(&text);
+        let text = begin..children.texts.len();
+        children.in_order.push(Child {
+            cells: family.cells.clone(),
+            text,
+        });
+        children.by_places.insert(places, family.clone());
+        family
     }
 }
 
@@ -201,19 +222,19 @@ impl<const N: usize, L: LabelSet, M: Metric> Family for BoundedFamily<N, L, M> {
     }
 
     fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {
-        /// So many children are copied out at once: whoever makes a new one waits for that and not for a scrape.
+        /// So many children are shown at once: whoever makes a new one waits for these, not for a whole scrape.
         const AT_ONCE: usize = 64;
-        let mut copied = Vec::with_capacity(AT_ONCE);
-        let mut after = Bound::Unbounded;
+        let mut shown = 0;
         loop {
             let children = self.inner.children.read().unwrap_or_else(PoisonError::into_inner);
-            let rest = children.range((after, Bound::Unbounded)).take(AT_ONCE);
-            copied.extend(rest.map(|(places, cells)| (*places, cells.clone())));
-            drop(children);
-            let Some((last, _)) = copied.last() else { return };
-            after = Bound::Excluded(*last);
-            for (_, cells) in copied.drain(..) {
-                cells.visit(each);
+            let rest = &children.in_order[shown..];
+            if rest.is_empty() {
+                return;
+            }
+            for child in rest.iter().take(AT_ONCE) {
+                let open = &children.texts[child.text.clone()];
+                visit_cells(&child.cells, open, &self.inner.texts, each);
+                shown += 1;
             }
         }
     }
@@ -239,10 +260,10 @@ mod tests {
         assert_eq!(
             series,
             [
-                r#"tasks_total{model="__other__",status="success"} 0"#,
-                r#"tasks_total{model="__other__",status="failure"} 2"#,
                 r#"tasks_total{model="tiny",status="success"} 1"#,
                 r#"tasks_total{model="tiny",status="failure"} 0"#,
+                r#"tasks_total{model="__other__",status="success"} 0"#,
+                r#"tasks_total{model="__other__",status="failure"} 2"#,
             ]
         );
     }

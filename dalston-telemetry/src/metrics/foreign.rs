@@ -1,7 +1,7 @@
 //! Metrics that were made with `prometheus_client`, read from its text.
 
 use super::exemplar::Measured;
-use super::series::{Buckets, Head, Kind, Labels, Number, Series, Value, Visitor, push_label};
+use super::series::{Buckets, Head, Kind, Number, Series, Value, Visitor, push_label};
 
 /// Shows what stands in an OpenMetrics text. Lines that make no sense are passed over.
 pub(super) fn visit(text: &str, visitor: &mut dyn Visitor) {
@@ -69,7 +69,11 @@ pub(super) fn parse_series(series: &str) -> Option<(&str, Vec<(String, String)>)
     let Some((name, rest)) = series.split_once('{') else {
         return Some((series, Vec::new()));
     };
-    let mut rest = rest.strip_suffix('}')?;
+    Some((name, parse_labels(rest.strip_suffix('}')?)?))
+}
+
+/// What stands between the braces.
+pub(super) fn parse_labels(mut rest: &str) -> Option<Vec<(String, String)>> {
     let mut labels = Vec::new();
     while !rest.is_empty() {
         let (label, quoted) = rest.split_once("=\"")?;
@@ -83,7 +87,7 @@ pub(super) fn parse_series(series: &str) -> Option<(&str, Vec<(String, String)>)
         let after = &quoted[end + 1..];
         rest = after.strip_prefix(',').unwrap_or(after);
     }
-    Some((name, labels))
+    Some(labels)
 }
 
 fn unescaped(text: &str) -> String {
@@ -201,6 +205,7 @@ impl Reading {
             help: &self.help,
             unit: &self.unit,
             kind: self.kind,
+            original: None,
         };
         let mut has_begun = false;
         for OwnedSeries { labels, mut value } in self.series {
@@ -222,33 +227,18 @@ impl Reading {
                 OwnedValue::Number(number) => Value::Gauge(*number),
                 OwnedValue::Histogram(histogram) => Value::Histogram(histogram),
             };
-            show(visitor, &head, &labels, value);
+            let mut text = String::new();
+            for (name, value) in &labels {
+                push_label(&mut text, name, value);
+            }
+            let series = Series {
+                open: "",
+                closed: &text,
+                attributes: Some(&labels),
+                value,
+            };
+            visitor.series(&head, &series);
         }
-    }
-}
-
-/// Shows a series whose labels were not written before.
-pub(super) fn show(
-    visitor: &mut dyn Visitor,
-    head: &Head<'_>,
-    labels: &Vec<(String, String)>,
-    value: Value<'_>,
-) {
-    let mut text = String::new();
-    for (name, value) in labels {
-        push_label(&mut text, name, value);
-    }
-    let series = Series {
-        text: &text,
-        labels,
-        value,
-    };
-    visitor.series(head, &series);
-}
-
-impl Labels for Vec<(String, String)> {
-    fn each(&self, each: &mut dyn FnMut(&str, &str)) {
-        self.iter().for_each(|(name, value)| each(name, value));
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::cells::Counter;
 use super::lock;
-use super::series::{Family, Kind, Labels, Metric, Series, push_label};
+use super::series::{Family, Kind, Metric, Series, push_label};
 
 /// The value under which everything is counted that an [`OpenLabel`] had no room for.
 pub const OTHER: &str = "__other__";
@@ -270,18 +270,12 @@ impl Family for OpenLabels {
             let mut text = String::new();
             push_label(&mut text, "label", label.name());
             each(&Series {
-                text: &text,
-                labels: label,
+                open: "",
+                closed: &text,
+                attributes: None,
                 value: label.inner.folded.value(),
             });
         }
-    }
-}
-
-/// Of the metric about the values that were folded.
-impl Labels for OpenLabel {
-    fn each(&self, each: &mut dyn FnMut(&str, &str)) {
-        each("label", self.name());
     }
 }
 

@@ -42,8 +42,11 @@ mod exemplar;
 mod family;
 mod foreign;
 mod label;
+mod meter;
 mod registry;
-mod series;
+// Without a transport nobody pushes.
+#[cfg_attr(not(any(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]
+pub(crate) mod series;
 mod server;
 mod snapshot;
 mod telemetry;
@@ -53,9 +56,15 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::SystemTime;
 
-use series::{Kind, Labels, Number, Series, Value, push_label};
+use opentelemetry::metrics::{Meter, MeterProvider};
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+
+use crate::env::{Env, EnvError};
+use meter::Meters;
+use series::{Kind, Number, Series, Value, Visitor, push_label};
 use text::TextWriter;
 
 pub use cells::{Counter, Gauge, Histogram};
@@ -79,16 +88,18 @@ pub use prometheus_client;
 ///
 /// There is no global one: a program makes it, or takes [`Telemetry::metrics`](crate::Telemetry::metrics), and
 /// hands it to whatever measures.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Metrics {
     inner: Arc<Inner>,
 }
 
-#[derive(Default)]
 struct Inner {
+    created: SystemTime,
     registry: Mutex<Registry>,
     sets: Mutex<HashMap<TypeId, Box<dyn Any + Send>>>,
     labels: label::OpenLabels,
+    /// Made when it is first asked for.
+    meters: OnceLock<Meters>,
     /// Bytes of the longest text so far, so that the next one is written without growing.
     longest: AtomicUsize,
 }
@@ -97,7 +108,16 @@ impl Metrics {
     /// An empty registry.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            inner: Arc::new(Inner {
+                created: SystemTime::now(),
+                registry: Mutex::default(),
+                sets: Mutex::default(),
+                labels: label::OpenLabels::default(),
+                meters: OnceLock::new(),
+                longest: AtomicUsize::new(0),
+            }),
+        }
     }
 
     /// All metrics as OpenMetrics text.
@@ -130,6 +150,7 @@ impl Metrics {
             TextFormat::Prometheus => registry.visit_foreign(&mut writer),
         }
         drop(registry);
+        self.visit_meters(&mut writer);
         let text = writer.finish();
         self.inner.longest.fetch_max(text.len(), Ordering::Relaxed);
         text
@@ -139,9 +160,7 @@ impl Metrics {
     #[must_use]
     pub fn snapshot(&self) -> MetricsSnapshot {
         let mut snapshot = MetricsSnapshot::default();
-        let registry = lock(&self.inner.registry);
-        registry.visit(&mut snapshot);
-        registry.visit_foreign(&mut snapshot);
+        self.visit(&mut snapshot);
         snapshot
     }
 
@@ -181,6 +200,54 @@ impl Metrics {
         }
     }
 
+    /// A meter of OpenTelemetry, for instruments of your own and for libraries that expect one. Its instruments are exposed
+    /// and pushed like everything else.
+    ///
+    /// Prometheus knows them by names that it can read, with unit and `_total`: `http.wait` in `s` is
+    /// `http_wait_seconds`, and every series says by `otel_scope_name` whose it is. A push has their own names. An
+    /// instrument whose name is taken by a [registered](Self::register) family is left out, and so are exponential
+    /// histograms. The SDK folds the label sets of an instrument beyond 2000.
+    ///
+    /// ```
+    /// use dalston_telemetry::metrics::Metrics;
+    ///
+    /// let metrics = Metrics::new();
+    /// metrics.meter("my-service").u64_counter("cache.hits").build().add(1, &[]);
+    /// assert!(metrics.encode().contains("cache_hits_total{otel_scope_name=\"my-service\"} 1"));
+    /// ```
+    #[must_use]
+    pub fn meter(&self, scope: &'static str) -> Meter {
+        self.meter_provider().meter(scope)
+    }
+
+    /// What [`meter`](Self::meter) takes its meters from.
+    #[must_use]
+    pub fn meter_provider(&self) -> SdkMeterProvider {
+        self.inner.meters.get_or_init(Meters::default).provider.clone()
+    }
+
+    /// Shows everything that there is.
+    pub(crate) fn visit(&self, visitor: &mut dyn Visitor) {
+        let registry = lock(&self.inner.registry);
+        registry.visit(visitor);
+        registry.visit_foreign(visitor);
+        drop(registry);
+        self.visit_meters(visitor);
+    }
+
+    /// Not under the lock: instruments may ask the program for their values.
+    fn visit_meters(&self, visitor: &mut dyn Visitor) {
+        if let Some(meters) = self.inner.meters.get() {
+            meters.visit(|name| lock(&self.inner.registry).has(name), visitor);
+        }
+    }
+
+    /// When counting began.
+    #[cfg_attr(not(any(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]
+    pub(crate) fn created(&self) -> SystemTime {
+        self.inner.created
+    }
+
     /// The open label of this name, shared by all families that have it. `cap` counts when it is first asked for.
     #[must_use]
     pub fn open_label(&self, name: &'static str, cap: usize) -> OpenLabel {
@@ -201,10 +268,33 @@ impl Metrics {
 #[derive(Clone)]
 struct FoldedValues;
 
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics").finish_non_exhaustive()
     }
+}
+
+/// Whether metrics are wanted: `DALSTON_METRICS_ENABLED`, else `METRICS_ENABLED`, else yes.
+///
+/// It decides whether they are served and pushed. They are counted in any case: that costs next to nothing, and nobody who
+/// counts has to ask.
+///
+/// # Errors
+///
+/// When the variable is neither true nor false.
+pub fn are_enabled(env: &Env) -> Result<bool, EnvError> {
+    for name in ["DALSTON_METRICS_ENABLED", "METRICS_ENABLED"] {
+        if let Some(enabled) = env.flag(name)? {
+            return Ok(enabled);
+        }
+    }
+    Ok(true)
 }
 
 /// `dalston_build_info`: which build of which service this is.
@@ -212,12 +302,10 @@ impl fmt::Debug for Metrics {
 /// Called by the set-up of telemetry; a service has one.
 pub(crate) fn register_build_info(metrics: &Metrics, service: &str, version: &str) {
     metrics.set(|registry| {
-        let info = BuildInfo {
-            labels: vec![
-                ("service".to_owned(), service.to_owned()),
-                ("version".to_owned(), version.to_owned()),
-            ],
-        };
+        let mut labels = String::new();
+        push_label(&mut labels, "service", service);
+        push_label(&mut labels, "version", version);
+        let info = BuildInfo { labels };
         registry.register("dalston_build", "The service and its version", info.clone());
         info
     });
@@ -225,7 +313,7 @@ pub(crate) fn register_build_info(metrics: &Metrics, service: &str, version: &st
 
 #[derive(Clone)]
 struct BuildInfo {
-    labels: Vec<(String, String)>,
+    labels: String,
 }
 
 impl Family for BuildInfo {
@@ -234,12 +322,10 @@ impl Family for BuildInfo {
     }
 
     fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {
-        let mut text = String::new();
-        self.labels
-            .each(&mut |name, value| push_label(&mut text, name, value));
         each(&Series {
-            text: &text,
-            labels: &self.labels,
+            open: "",
+            closed: &self.labels,
+            attributes: None,
             value: Value::Gauge(Number::Whole(1)),
         });
     }

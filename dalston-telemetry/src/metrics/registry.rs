@@ -117,6 +117,7 @@ impl Registry {
                 help,
                 unit,
                 kind: family.kind(),
+                original: None,
             };
             let mut has_begun = false;
             family.visit(&mut |series| {

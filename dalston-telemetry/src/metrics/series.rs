@@ -5,7 +5,10 @@
     reason = "made and taken apart within one call"
 )]
 
-use super::exemplar::Measured;
+use std::borrow::Cow;
+
+pub(crate) use super::exemplar::Measured;
+use super::foreign::parse_labels;
 
 /// A type of cell: [`Counter`](super::Counter), [`Gauge`](super::Gauge), [`Histogram`](super::Histogram).
 ///
@@ -42,15 +45,27 @@ pub enum Kind {
 
 /// One series of a family at this moment.
 pub struct Series<'a> {
-    /// The labels as they stand between the braces of a line.
-    pub(crate) text: &'a str,
-    pub(crate) labels: &'a dyn Labels,
+    /// The labels as they stand between the braces of a line, in two parts, of which the second can follow the first as it is.
+    pub(crate) open: &'a str,
+    pub(crate) closed: &'a str,
+    /// What stands for the labels in a push, where that is something else.
+    pub(crate) attributes: Option<&'a [(String, String)]>,
     pub(crate) value: Value<'a>,
 }
 
-/// The labels of a series, one by one.
-pub(crate) trait Labels {
-    fn each(&self, each: &mut dyn FnMut(&str, &str));
+impl Series<'_> {
+    /// What stands between the braces of a line.
+    pub(crate) fn text(&self) -> String {
+        [self.open, self.closed].concat()
+    }
+
+    /// The labels, or what stands for them in a push.
+    pub(crate) fn attributes(&self) -> Cow<'_, [(String, String)]> {
+        match self.attributes {
+            Some(attributes) => Cow::Borrowed(attributes),
+            None => Cow::Owned(parse_labels(&self.text()).unwrap_or_default()),
+        }
+    }
 }
 
 pub enum Value<'a> {
@@ -85,10 +100,21 @@ pub(crate) struct Head<'a> {
     /// As it stands in the name, `seconds`; empty for none.
     pub(crate) unit: &'a str,
     pub(crate) kind: Kind,
+    /// What the instrument was called that is exposed under this name, if it is one of OpenTelemetry's.
+    pub(crate) original: Option<Original<'a>>,
+}
+
+/// An instrument of OpenTelemetry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Original<'a> {
+    pub(crate) scope: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) unit: &'a str,
 }
 
 /// Whoever reads all metrics.
 pub(crate) trait Visitor {
+    /// Called before the first series of a family; again for each scope of OpenTelemetry that has some.
     fn family(&mut self, head: &Head<'_>);
     fn series(&mut self, head: &Head<'_>, series: &Series<'_>);
 }

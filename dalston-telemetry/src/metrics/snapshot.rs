@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::foreign::{as_f64, parse_series};
+use super::foreign::{as_f64, parse_labels, parse_series};
 use super::series::{Head, Kind, Series, Value, Visitor};
 
 /// The values of all series at one moment. Made by [`Metrics::snapshot`](super::Metrics::snapshot).
@@ -85,10 +85,7 @@ impl Visitor for MetricsSnapshot {
     fn family(&mut self, _head: &Head<'_>) {}
 
     fn series(&mut self, head: &Head<'_>, series: &Series<'_>) {
-        let mut labels = Vec::new();
-        series
-            .labels
-            .each(&mut |name, value| labels.push((name.to_owned(), value.to_owned())));
+        let labels = parse_labels(&series.text()).unwrap_or_default();
         let mut add = |suffix: &str, labels: Vec<(String, String)>, value: f64| {
             self.series
                 .insert(series_name(&format!("{}{suffix}", head.name), labels), value);

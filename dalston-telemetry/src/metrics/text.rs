@@ -82,6 +82,8 @@ pub(super) struct TextWriter {
     /// The upper bounds of the histogram that was written last, and how they are written. Neighbours mostly share them.
     bounds: Vec<f64>,
     bound_texts: Vec<String>,
+    /// The family whose head was written last.
+    family: String,
 }
 
 impl TextWriter {
@@ -91,6 +93,7 @@ impl TextWriter {
             text: String::with_capacity(capacity),
             bounds: Vec::new(),
             bound_texts: Vec::new(),
+            family: String::new(),
         }
     }
 
@@ -107,15 +110,17 @@ impl TextWriter {
     }
 
     /// The beginning of a line up to the value.
-    fn sample(&mut self, name: &str, suffix: &str, labels: &str) {
+    fn sample(&mut self, name: &str, suffix: &str, series: &Series<'_>) {
         self.text.push_str(name);
         self.text.push_str(suffix);
-        if !labels.is_empty() {
+        if series.open.is_empty() && series.closed.is_empty() {
+            self.text.push(' ');
+        } else {
             self.text.push('{');
-            self.text.push_str(labels);
-            self.text.push('}');
+            self.text.push_str(series.open);
+            self.text.push_str(series.closed);
+            self.text.push_str("} ");
         }
-        self.text.push(' ');
     }
 
     fn end_of_line(&mut self, exemplar: Option<Measured>) {
@@ -136,7 +141,7 @@ impl TextWriter {
         self.text.push('\n');
     }
 
-    fn histogram(&mut self, name: &str, labels: &str, buckets: &dyn Buckets) {
+    fn histogram(&mut self, name: &str, series: &Series<'_>, buckets: &dyn Buckets) {
         if self.bounds != buckets.bounds() || self.bound_texts.is_empty() {
             self.bounds.clear();
             self.bounds.extend_from_slice(buckets.bounds());
@@ -149,24 +154,26 @@ impl TextWriter {
                 text
             }));
         }
+        let has_labels = !series.open.is_empty() || !series.closed.is_empty();
         let mut count = 0;
         for bucket in 0..self.bound_texts.len() {
             // Summed up from the same reads as the buckets, so that the last bucket and the count agree.
             count += buckets.count(bucket);
             self.text.push_str(name);
             self.text.push_str("_bucket{");
-            self.text.push_str(labels);
-            if !labels.is_empty() {
+            self.text.push_str(series.open);
+            self.text.push_str(series.closed);
+            if has_labels {
                 self.text.push(',');
             }
             self.text.push_str(&self.bound_texts[bucket]);
             push_number(&mut self.text, Number::Whole(count));
             self.end_of_line(buckets.exemplar(bucket));
         }
-        self.sample(name, "_sum", labels);
+        self.sample(name, "_sum", series);
         push_number(&mut self.text, Number::Real(buckets.sum()));
         self.end_of_line(None);
-        self.sample(name, "_count", labels);
+        self.sample(name, "_count", series);
         push_number(&mut self.text, Number::Whole(count));
         self.end_of_line(None);
     }
@@ -174,6 +181,10 @@ impl TextWriter {
 
 impl Visitor for TextWriter {
     fn family(&mut self, head: &Head<'_>) {
+        if self.family == head.name {
+            return;
+        }
+        head.name.clone_into(&mut self.family);
         let open_metrics = self.format == TextFormat::OpenMetrics;
         // The older text knows samples only, so that a family is called what its samples are.
         let (suffix, kind) = match (head.kind, open_metrics) {
@@ -188,18 +199,21 @@ impl Visitor for TextWriter {
         };
         let name = head.name;
         let text = &mut self.text;
-        for part in ["# HELP ", name, suffix, " "] {
-            text.push_str(part);
-        }
-        for character in head.help.chars() {
-            match character {
-                '\\' => text.push_str("\\\\"),
-                '\n' => text.push_str("\\n"),
-                '"' if open_metrics => text.push_str("\\\""),
-                other => text.push(other),
+        if !head.help.is_empty() {
+            for part in ["# HELP ", name, suffix, " "] {
+                text.push_str(part);
             }
+            for character in head.help.chars() {
+                match character {
+                    '\\' => text.push_str("\\\\"),
+                    '\n' => text.push_str("\\n"),
+                    '"' if open_metrics => text.push_str("\\\""),
+                    other => text.push(other),
+                }
+            }
+            text.push_str(".\n");
         }
-        for part in [".\n# TYPE ", name, suffix, " ", kind, "\n"] {
+        for part in ["# TYPE ", name, suffix, " ", kind, "\n"] {
             text.push_str(part);
         }
         if open_metrics && !head.unit.is_empty() {
@@ -212,17 +226,17 @@ impl Visitor for TextWriter {
     fn series(&mut self, head: &Head<'_>, series: &Series<'_>) {
         match &series.value {
             Value::Counter(count, exemplar) => {
-                self.sample(head.name, "_total", series.text);
+                self.sample(head.name, "_total", series);
                 push_number(&mut self.text, *count);
                 self.end_of_line(*exemplar);
             }
             Value::Gauge(value) => {
                 let suffix = if head.kind == Kind::Info { "_info" } else { "" };
-                self.sample(head.name, suffix, series.text);
+                self.sample(head.name, suffix, series);
                 push_number(&mut self.text, *value);
                 self.end_of_line(None);
             }
-            Value::Histogram(buckets) => self.histogram(head.name, series.text, *buckets),
+            Value::Histogram(buckets) => self.histogram(head.name, series, *buckets),
         }
     }
 }

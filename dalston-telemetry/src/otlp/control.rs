@@ -40,15 +40,19 @@ impl Control {
         }
     }
 
-    /// Asks for a flush and waits; false when time was up first.
-    pub(super) fn flush(&self, wake: &Notify, timeout: Duration) -> bool {
+    /// Asks for a flush; what it gives is for [`wait`](Self::wait).
+    pub(super) fn ask(&self, wake: &Notify) -> u64 {
         let mut progress = self.progress();
         progress.asked += 1;
-        let ticket = progress.asked;
         wake.notify_one();
+        progress.asked
+    }
+
+    /// Waits for a flush; false when time was up first.
+    pub(super) fn wait(&self, ticket: u64, timeout: Duration) -> bool {
         let (progress, _) = self
             .progressed
-            .wait_timeout_while(progress, timeout, |progress| {
+            .wait_timeout_while(self.progress(), timeout, |progress| {
                 progress.done < ticket && !progress.ended
             })
             .unwrap_or_else(PoisonError::into_inner);

@@ -3,13 +3,15 @@
 use std::error::Error;
 use std::time::Duration;
 
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use prost::Message;
 use tonic::codec::CompressionEncoding;
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Code, Extensions, Request, Status};
+use tonic::{Code, Extensions, Request, Response, Status};
 
 use super::retry::{Failure, Retry};
 use super::settings::OtlpSettings;
@@ -19,7 +21,8 @@ use super::{MAX_RESPONSE_BYTES, USER_AGENT, chain};
 use crate::error::InitError;
 
 pub(super) struct Grpc {
-    client: TraceServiceClient<Channel>,
+    channel: Channel,
+    gzip: bool,
     headers: MetadataMap,
 }
 
@@ -59,12 +62,29 @@ impl Grpc {
         })
     }
 
-    pub(super) async fn send(&self, request: &ExportTraceServiceRequest) -> Result<Accepted, Failure> {
-        let request = Request::from_parts(self.headers.clone(), Extensions::new(), request.clone());
-        match self.client.clone().export(request).await {
-            Ok(response) => Ok(response.into_inner().into()),
-            Err(status) => Err(failure(&status)),
+    pub(super) async fn send_spans(&self, request: &ExportTraceServiceRequest) -> Result<Accepted, Failure> {
+        let mut client =
+            TraceServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_RESPONSE_BYTES);
+        if self.gzip {
+            client = client.send_compressed(CompressionEncoding::Gzip);
         }
+        answer(client.export(self.request(request)).await)
+    }
+
+    pub(super) async fn send_metrics(
+        &self,
+        request: &ExportMetricsServiceRequest,
+    ) -> Result<Accepted, Failure> {
+        let mut client =
+            MetricsServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_RESPONSE_BYTES);
+        if self.gzip {
+            client = client.send_compressed(CompressionEncoding::Gzip);
+        }
+        answer(client.export(self.request(request)).await)
+    }
+
+    fn request<T: Clone>(&self, request: &T) -> Request<T> {
+        Request::from_parts(self.headers.clone(), Extensions::new(), request.clone())
     }
 }
 
@@ -78,16 +98,18 @@ pub(super) struct GrpcEndpoint {
 impl GrpcEndpoint {
     /// Ties the channel to the runtime that this is called in. The connection is made by the first request.
     pub(super) fn connect(self) -> Grpc {
-        let mut client = TraceServiceClient::new(self.endpoint.connect_lazy())
-            .max_decoding_message_size(MAX_RESPONSE_BYTES);
-        if self.gzip {
-            client = client.send_compressed(CompressionEncoding::Gzip);
-        }
         Grpc {
-            client,
+            channel: self.endpoint.connect_lazy(),
+            gzip: self.gzip,
             headers: self.headers,
         }
     }
+}
+
+fn answer<A: Into<Accepted>>(answer: Result<Response<A>, Status>) -> Result<Accepted, Failure> {
+    answer
+        .map(|response| response.into_inner().into())
+        .map_err(|status| failure(&status))
 }
 
 /// Sorts a status by the table of the OTLP specification.

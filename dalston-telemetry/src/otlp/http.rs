@@ -9,9 +9,6 @@ use flate2::write::GzEncoder;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
 use prost::Message;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
@@ -84,7 +81,10 @@ impl Http {
         })
     }
 
-    pub(super) async fn send(&self, request: &ExportTraceServiceRequest) -> Result<Accepted, Failure> {
+    pub(super) async fn send<Q: Message, A: Message + Default + Into<Accepted>>(
+        &self,
+        request: &Q,
+    ) -> Result<Accepted, Failure> {
         let started = Instant::now();
         let body = self.body(request)?;
         let sent = self
@@ -104,15 +104,15 @@ impl Http {
         if !response.status().is_success() {
             return Err(failure(response.status(), response.headers(), Timestamp::now()));
         }
-        // The spans have been taken, whatever the rest of the answer looks like and whether or not it comes: a wait
+        // The request has been taken, whatever the rest of the answer looks like and whether or not it comes: a wait
         // that used up the time of the request would have them sent again.
         let left = self.timeout.saturating_sub(started.elapsed());
         let until = Instant::now() + LONGEST_REST.min(self.timeout / 2).min(left / 2);
-        let answer = ExportTraceServiceResponse::decode(start_of_body(response, until).await);
-        Ok(answer.map(Accepted::from).unwrap_or_default())
+        let answer = A::decode(start_of_body(response, until).await);
+        Ok(answer.map(A::into).unwrap_or_default())
     }
 
-    fn body(&self, request: &ExportTraceServiceRequest) -> Result<Bytes, Failure> {
+    fn body(&self, request: &impl Message) -> Result<Bytes, Failure> {
         let body = request.encode_to_vec();
         if !self.gzip {
             return Ok(body.into());

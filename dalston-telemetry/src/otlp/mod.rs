@@ -1,4 +1,4 @@
-//! Spans on their way to a collector.
+//! Spans and metrics on their way to a collector.
 //!
 //! The SDK's batch processor and the exporters of `opentelemetry-otlp` are not used, for reasons that tests of this
 //! crate show:
@@ -17,10 +17,12 @@
 mod config;
 mod console;
 mod control;
+mod delivery;
 #[cfg(feature = "otlp-grpc")]
 mod grpc;
 #[cfg(feature = "otlp-http")]
 mod http;
+mod push;
 mod queue;
 mod report;
 mod retry;
@@ -42,14 +44,15 @@ use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 
 pub use config::{OtlpCompression, OtlpConfig, OtlpProtocol};
-pub(crate) use settings::{BatchSettings, Exporters, NO_LIMIT, OtlpSettings};
+pub(crate) use settings::{BatchSettings, Exporters, METRICS, NO_LIMIT, OtlpSettings, PushSettings, TRACES};
 pub use stats::ExportStats;
 
 use crate::error::{InitError, ShutdownError};
-use crate::metrics::TelemetryMetrics;
+use crate::metrics::{Metrics, TelemetryMetrics};
 use control::Control;
 use queue::Queue;
-use report::{ReportTo, Reporter};
+pub(crate) use report::ReportTo;
+use report::Reporter;
 use stats::Stats;
 use worker::{Shared, Worker};
 
@@ -90,10 +93,10 @@ impl Pipeline {
         let report_to = ReportTo::default();
         let reporter = Reporter::new(endpoint, &headers, ReportTo::clone(&report_to));
         let timeout = otlp.map_or(batching.export_timeout, |otlp| otlp.timeout);
-        let connect = otlp.map(|otlp| prepare(otlp, resource)).transpose()?;
-        let in_thread = Arc::clone(&shared);
-        spawn(Arc::clone(&shared), async move {
-            let transport = connect.map(|connect| connect());
+        let connect = otlp.map(prepare).transpose()?;
+        let (in_thread, resource) = (Arc::clone(&shared), resource.clone());
+        spawn("dalston-otlp", EndOnDrop(Arc::clone(&shared)), async move {
+            let transport = connect.map(|connect| transport::SpansOtlp::new(&resource, connect()));
             Worker::new(in_thread, batching, timeout, transport, console, reporter)
                 .run()
                 .await;
@@ -110,8 +113,18 @@ impl Pipeline {
         self.shared.stats.read(self.shared.queue.len())
     }
 
-    pub(crate) fn flush(&self, timeout: Duration) -> Result<(), ShutdownError> {
-        let done = self.shared.control.flush(&self.shared.queue.wake, timeout);
+    /// Whom the exporter's own log lines go to.
+    pub(crate) fn report_to(&self) -> ReportTo {
+        ReportTo::clone(&self.report_to)
+    }
+
+    /// Asks for a flush, for [`flushed`](Self::flushed) to wait for.
+    pub(crate) fn ask_for_flush(&self) -> u64 {
+        self.shared.control.ask(&self.shared.queue.wake)
+    }
+
+    pub(crate) fn flushed(&self, ticket: u64, timeout: Duration) -> Result<(), ShutdownError> {
+        let done = self.shared.control.wait(ticket, timeout);
         self.outcome(done)
     }
 
@@ -123,19 +136,15 @@ impl Pipeline {
     }
 
     pub(crate) fn shutdown_blocking(&self, timeout: Duration) -> Result<(), ShutdownError> {
-        /// For the exporter to notice that its time is up.
-        const GRACE: Duration = Duration::from_millis(200);
         self.close(timeout);
         let ended = self.shared.control.wait_for_end(timeout.min(NO_LIMIT) + GRACE);
         self.outcome(ended)
     }
 
     fn close(&self, timeout: Duration) {
-        // Of the standard clock: the caller's runtime may have one of its own, in tests.
-        let deadline = std::time::Instant::now() + timeout.min(NO_LIMIT);
         self.shared
             .control
-            .close(&self.shared.queue.wake, deadline.into());
+            .close(&self.shared.queue.wake, deadline(timeout));
     }
 
     fn outcome(&self, in_time: bool) -> Result<(), ShutdownError> {
@@ -156,13 +165,102 @@ impl Pipeline {
     }
 }
 
+/// What pushes metrics, as the rest of the crate sees it. Clones are the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Push {
+    shared: Arc<push::Shared>,
+}
+
+impl Push {
+    /// Starts the pushing thread. Does not connect: a collector that is away is no reason not to start.
+    pub(crate) fn start(
+        otlp: &OtlpSettings,
+        settings: PushSettings,
+        resource: &Resource,
+        metrics: &Metrics,
+        report_to: ReportTo,
+    ) -> Result<Self, InitError> {
+        let shared = Arc::new(push::Shared::new(TelemetryMetrics::register(metrics)));
+        let reporter = Reporter::new(otlp.endpoint.to_string(), &otlp.headers, report_to).for_metrics();
+        let connect = prepare(otlp)?;
+        start_push(
+            &shared,
+            otlp.timeout,
+            settings,
+            resource,
+            metrics,
+            reporter,
+            connect,
+        )
+        .map_err(InitError::Thread)?;
+        Ok(Self { shared })
+    }
+
+    pub(crate) fn ask_for_flush(&self) -> u64 {
+        self.shared.control.ask(&self.shared.wake)
+    }
+
+    pub(crate) fn flushed(&self, ticket: u64, timeout: Duration) -> Result<(), ShutdownError> {
+        let done = self.shared.control.wait(ticket, timeout);
+        self.shared.outcome(done)
+    }
+
+    /// Tells it to push for the last time, within `timeout`.
+    pub(crate) fn close(&self, timeout: Duration) {
+        self.shared.control.close(&self.shared.wake, deadline(timeout));
+    }
+
+    /// Waits for the end that [`close`](Self::close) has set, without blocking.
+    pub(crate) async fn ended(&self) -> Result<(), ShutdownError> {
+        self.shared.control.until_end().await;
+        self.shared.outcome(true)
+    }
+
+    pub(crate) fn ended_blocking(&self, timeout: Duration) -> Result<(), ShutdownError> {
+        let ended = self.shared.control.wait_for_end(timeout.min(NO_LIMIT) + GRACE);
+        self.shared.outcome(ended)
+    }
+}
+
+/// For an exporter to notice that its time is up.
+const GRACE: Duration = Duration::from_millis(200);
+
+fn deadline(timeout: Duration) -> tokio::time::Instant {
+    // Of the standard clock: the caller's runtime may have one of its own, in tests.
+    (std::time::Instant::now() + timeout.min(NO_LIMIT)).into()
+}
+
+#[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
+fn start_push(
+    shared: &Arc<push::Shared>,
+    timeout: Duration,
+    settings: PushSettings,
+    resource: &Resource,
+    metrics: &Metrics,
+    reporter: Reporter,
+    connect: Connect,
+) -> io::Result<()> {
+    let points = push::Points::new(metrics.clone(), resource, settings.delta);
+    let in_thread = Arc::clone(shared);
+    spawn("dalston-push", EndPush(Arc::clone(shared)), async move {
+        let transport = transport::MetricsOtlp(connect());
+        push::Pusher::new(in_thread, settings, timeout, transport, points, reporter)
+            .run()
+            .await;
+    })
+}
+
 /// Runs the exporter on a thread and a runtime of its own, so that it works the same for a program with many
 /// threads, with one, or without a runtime, and so that no one's blocking can stop it.
-fn spawn(shared: Arc<Shared>, exporter: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+fn spawn(
+    name: &str,
+    end_on_drop: impl Send + 'static,
+    exporter: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
     let (started, start) = mpsc::sync_channel(1);
     let thread = move || {
         // Also when the exporter panics: nobody may wait for one that is gone.
-        let _end = EndOnDrop(shared);
+        let _end = end_on_drop;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(2)
@@ -177,7 +275,7 @@ fn spawn(shared: Arc<Shared>, exporter: impl Future<Output = ()> + Send + 'stati
         runtime.block_on(exporter);
         runtime.shutdown_background();
     };
-    thread::Builder::new().name("dalston-otlp".into()).spawn(thread)?;
+    thread::Builder::new().name(name.into()).spawn(thread)?;
     start
         .recv()
         .unwrap_or_else(|_| Err(io::Error::other("the thread ended at once")))
@@ -193,25 +291,31 @@ impl Drop for EndOnDrop {
     }
 }
 
-/// Checks the settings now; gives what connects in the exporter's runtime.
+struct EndPush(Arc<push::Shared>);
+
+impl Drop for EndPush {
+    fn drop(&mut self) {
+        self.0.control.end();
+    }
+}
+
+/// Connects, in the exporter's runtime.
 #[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
-fn prepare(
-    otlp: &OtlpSettings,
-    resource: &Resource,
-) -> Result<Box<dyn FnOnce() -> transport::Otlp + Send>, InitError> {
-    let resource = resource.clone();
+type Connect = Box<dyn FnOnce() -> transport::Wire + Send>;
+
+/// Checks the settings now.
+#[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
+fn prepare(otlp: &OtlpSettings) -> Result<Connect, InitError> {
     match otlp.protocol {
         #[cfg(feature = "otlp-grpc")]
         OtlpProtocol::Grpc => {
             let endpoint = grpc::Grpc::prepare(otlp)?;
-            Ok(Box::new(move || {
-                transport::Otlp::grpc(&resource, endpoint.connect())
-            }))
+            Ok(Box::new(move || transport::Wire::Grpc(endpoint.connect())))
         }
         #[cfg(feature = "otlp-http")]
         OtlpProtocol::HttpProtobuf => {
             let http = http::Http::new(otlp)?;
-            Ok(Box::new(move || transport::Otlp::http(&resource, http)))
+            Ok(Box::new(move || transport::Wire::Http(http)))
         }
         #[cfg(not(all(feature = "otlp-grpc", feature = "otlp-http")))]
         _ => Err(missing(otlp.protocol)),
@@ -219,11 +323,25 @@ fn prepare(
 }
 
 #[cfg(not(any(feature = "otlp-grpc", feature = "otlp-http")))]
-fn prepare(
-    otlp: &OtlpSettings,
-    _: &Resource,
-) -> Result<Box<dyn FnOnce() -> transport::Nothing + Send>, InitError> {
+type Connect = Box<dyn FnOnce() -> transport::Nothing + Send>;
+
+#[cfg(not(any(feature = "otlp-grpc", feature = "otlp-http")))]
+fn prepare(otlp: &OtlpSettings) -> Result<Connect, InitError> {
     Err(missing(otlp.protocol))
+}
+
+/// Never called: [`prepare`] has refused.
+#[cfg(not(any(feature = "otlp-grpc", feature = "otlp-http")))]
+fn start_push(
+    _: &Arc<push::Shared>,
+    _: Duration,
+    _: PushSettings,
+    _: &Resource,
+    _: &Metrics,
+    _: Reporter,
+    _: Connect,
+) -> io::Result<()> {
+    Ok(())
 }
 
 #[cfg(not(all(feature = "otlp-grpc", feature = "otlp-http")))]
@@ -259,7 +377,7 @@ impl SpanProcessor for ExportProcessor {
     }
 
     fn force_flush(&self) -> OTelSdkResult {
-        let result = self.0.flush(Duration::from_secs(5));
+        let result = self.0.flushed(self.0.ask_for_flush(), Duration::from_secs(5));
         result.map_err(|error| OTelSdkError::InternalFailure(error.to_string()))
     }
 

@@ -59,6 +59,8 @@ pub(super) fn why(before: &ExportStats, now: &ExportStats) -> &'static str {
 
 /// Logs failures, at most once a minute, and the recovery after a logged failure.
 pub(super) struct Reporter {
+    /// What is exported.
+    what: &'static str,
     endpoint: String,
     /// Values of headers, in case that a collector repeats them in an error.
     secrets: Vec<String>,
@@ -80,6 +82,7 @@ impl Reporter {
             .map(str::to_owned)
             .collect();
         Self {
+            what: "spans",
             endpoint,
             secrets,
             to,
@@ -87,6 +90,13 @@ impl Reporter {
             news: None,
             reported: ExportStats::default(),
             failing: false,
+        }
+    }
+
+    pub(super) fn for_metrics(self) -> Self {
+        Self {
+            what: "metrics",
+            ..self
         }
     }
 
@@ -113,8 +123,8 @@ impl Reporter {
 
     pub(super) fn success(&mut self) {
         if std::mem::take(&mut self.failing) {
-            let endpoint = &self.endpoint;
-            self.log(|| tracing::info!(target: REPORTS, endpoint, "spans are exported again"));
+            let (what, endpoint) = (self.what, &self.endpoint);
+            self.log(|| tracing::info!(target: REPORTS, endpoint, "{what} are exported again"));
         }
         self.news = None;
     }
@@ -143,6 +153,20 @@ impl Reporter {
         });
         self.last = Some(now);
         self.reported = *stats;
+        self.failing = true;
+    }
+
+    /// The same for an exporter that loses nothing for good.
+    pub(super) fn report_failure(&mut self, now: Instant) {
+        if self.last.is_some_and(|last| now < last + INTERVAL) {
+            return;
+        }
+        let Some(reason) = self.news.take() else { return };
+        let (what, endpoint) = (self.what, &self.endpoint);
+        self.log(|| {
+            tracing::warn!(target: REPORTS, endpoint, reason, "{what} are not exported as they should be");
+        });
+        self.last = Some(now);
         self.failing = true;
     }
 

@@ -18,6 +18,47 @@ pub(crate) const NO_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Seconds for one request.
 const DEFAULT_TIMEOUT: u64 = 10;
 
+/// What the variables of one kind of telemetry are called. The ones for all kinds come after them.
+pub(crate) struct Variables {
+    protocol: &'static str,
+    endpoint: &'static str,
+    insecure: &'static str,
+    headers: &'static str,
+    timeout: &'static str,
+    compression: &'static str,
+    certificate: &'static str,
+    client_key: &'static str,
+    client_certificate: &'static str,
+    /// Appended to a URL that is for all kinds, over HTTP.
+    path: &'static str,
+}
+
+pub(crate) const TRACES: Variables = Variables {
+    protocol: "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+    endpoint: "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    insecure: "OTEL_EXPORTER_OTLP_TRACES_INSECURE",
+    headers: "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    timeout: "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+    compression: "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
+    certificate: "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
+    client_key: "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
+    client_certificate: "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
+    path: "v1/traces",
+};
+
+pub(crate) const METRICS: Variables = Variables {
+    protocol: "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL",
+    endpoint: "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+    insecure: "OTEL_EXPORTER_OTLP_METRICS_INSECURE",
+    headers: "OTEL_EXPORTER_OTLP_METRICS_HEADERS",
+    timeout: "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT",
+    compression: "OTEL_EXPORTER_OTLP_METRICS_COMPRESSION",
+    certificate: "OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE",
+    client_key: "OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY",
+    client_certificate: "OTEL_EXPORTER_OTLP_METRICS_CLIENT_CERTIFICATE",
+    path: "v1/metrics",
+};
+
 /// Settings in force for one exporter.
 #[derive(Clone)]
 pub(crate) struct OtlpSettings {
@@ -33,16 +74,16 @@ pub(crate) struct OtlpSettings {
 }
 
 impl OtlpSettings {
-    pub(crate) fn read(config: &OtlpConfig, env: &Env) -> Result<Self, EnvError> {
+    pub(crate) fn read(variables: &Variables, config: &OtlpConfig, env: &Env) -> Result<Self, EnvError> {
         let protocol = match config.protocol {
             Some(protocol) => protocol,
-            None => protocol(env)?,
+            None => protocol(variables, env)?,
         };
         let insecure = match config.insecure {
             Some(insecure) => insecure,
-            None => insecure(env)?,
+            None => insecure(variables, env)?,
         };
-        let endpoint = Endpoint::read(config, env, protocol, insecure)?;
+        let endpoint = Endpoint::read(variables, config, env, protocol, insecure)?;
         let proxy = if endpoint.is_loopback() {
             None
         } else {
@@ -50,16 +91,16 @@ impl OtlpSettings {
         };
         Ok(Self {
             protocol,
-            headers: headers(config, env)?,
+            headers: headers(variables, config, env)?,
             timeout: match config.timeout {
                 Some(timeout) => no_limit_if_zero(Some(timeout), DEFAULT_TIMEOUT),
-                None => timeout(env)?,
+                None => timeout(variables, env)?,
             },
             gzip: match config.compression {
                 Some(compression) => compression == OtlpCompression::Gzip,
-                None => gzip(env)?,
+                None => gzip(variables, env)?,
             },
-            tls: TlsFiles::read(config, env)?,
+            tls: TlsFiles::read(variables, config, env)?,
             endpoint,
             proxy,
         })
@@ -162,6 +203,68 @@ impl Exporters {
     }
 }
 
+/// When and how metrics are pushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PushSettings {
+    pub(crate) interval: Duration,
+    /// For everything that is sent at once, with all retries.
+    pub(crate) export_timeout: Duration,
+    /// Whether counters and histograms tell what was added since the last push, rather than since the start.
+    pub(crate) delta: bool,
+}
+
+impl PushSettings {
+    pub(crate) fn read(env: &Env) -> Result<Self, EnvError> {
+        const INTERVAL: &str = "OTEL_METRIC_EXPORT_INTERVAL";
+        const TEMPORALITY: &str = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE";
+        let interval = match milliseconds(env, INTERVAL)? {
+            Some(Duration::ZERO) => {
+                return Err(EnvError::new(
+                    INTERVAL,
+                    "0",
+                    "a whole number of milliseconds from 1",
+                ));
+            }
+            interval => interval.unwrap_or(Duration::from_secs(60)).min(NO_LIMIT),
+        };
+        let delta = match env.get(TEMPORALITY).map(str::to_ascii_lowercase).as_deref() {
+            None | Some("cumulative") => false,
+            // They differ in instruments that ask for their values, of which we have none.
+            Some("delta" | "lowmemory") => true,
+            Some(other) => {
+                return Err(EnvError::new(
+                    TEMPORALITY,
+                    other,
+                    "cumulative, delta or lowmemory",
+                ));
+            }
+        };
+        Ok(Self {
+            interval,
+            export_timeout: no_limit_if_zero(milliseconds(env, "OTEL_METRIC_EXPORT_TIMEOUT")?, 30),
+            delta,
+        })
+    }
+
+    /// Whether `OTEL_METRICS_EXPORTER` asks for a push. Being scraped needs no exporter.
+    pub(crate) fn are_wanted(env: &Env) -> Result<bool, EnvError> {
+        const VARIABLE: &str = "OTEL_METRICS_EXPORTER";
+        let Some(list) = env.get(VARIABLE) else {
+            return Ok(false);
+        };
+        let wrong = || EnvError::new(VARIABLE, list, "otlp, prometheus or both, or none alone");
+        let names: Vec<_> = list
+            .split(',')
+            .map(|name| name.trim().to_ascii_lowercase())
+            .collect();
+        match names.iter().all(|name| matches!(&**name, "otlp" | "prometheus")) {
+            true => Ok(names.iter().any(|name| name == "otlp")),
+            false if names == ["none"] => Ok(false),
+            false => Err(wrong()),
+        }
+    }
+}
+
 /// An address to send to. Without credentials, which belong into a header.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
@@ -172,23 +275,23 @@ impl Endpoint {
     const ACCEPTED: &str = "an http or https URL without user and password, or host:port";
 
     fn read(
+        variables: &Variables,
         config: &OtlpConfig,
         env: &Env,
         protocol: OtlpProtocol,
         insecure: bool,
     ) -> Result<Self, EnvError> {
-        const TRACES: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
         const GENERAL: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
         let own_path = if protocol == OtlpProtocol::HttpProtobuf {
-            Some("v1/traces")
+            Some(variables.path)
         } else {
             None
         };
         if let Some(endpoint) = config.endpoint.as_deref() {
             return Self::parse("OtlpConfig::endpoint", endpoint, insecure, None);
         }
-        if let Some(endpoint) = env.get(TRACES) {
-            return Self::parse(TRACES, endpoint, insecure, None);
+        if let Some(endpoint) = env.get(variables.endpoint) {
+            return Self::parse(variables.endpoint, endpoint, insecure, None);
         }
         if let Some(endpoint) = env.get(GENERAL) {
             return Self::parse(GENERAL, endpoint, insecure, own_path);
@@ -289,7 +392,7 @@ pub(crate) struct TlsFile {
 }
 
 impl TlsFiles {
-    fn read(config: &OtlpConfig, env: &Env) -> Result<Self, EnvError> {
+    fn read(variables: &Variables, config: &OtlpConfig, env: &Env) -> Result<Self, EnvError> {
         let file = |explicit: &Option<String>, call: &'static str, names: [&'static str; 2]| {
             let explicit = explicit.as_deref().map(|path| (call, path));
             let (setting, path) = explicit.or_else(|| env.first(&names))?;
@@ -301,24 +404,18 @@ impl TlsFiles {
         let certificate = file(
             &config.certificate,
             "OtlpConfig::certificate",
-            [
-                "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
-                "OTEL_EXPORTER_OTLP_CERTIFICATE",
-            ],
+            [variables.certificate, "OTEL_EXPORTER_OTLP_CERTIFICATE"],
         );
         let key = file(
             &config.client_key,
             "OtlpConfig::client_identity",
-            [
-                "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
-                "OTEL_EXPORTER_OTLP_CLIENT_KEY",
-            ],
+            [variables.client_key, "OTEL_EXPORTER_OTLP_CLIENT_KEY"],
         );
         let client_certificate = file(
             &config.client_certificate,
             "OtlpConfig::client_identity",
             [
-                "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
+                variables.client_certificate,
                 "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
             ],
         );
@@ -365,11 +462,8 @@ impl Proxy {
     }
 }
 
-fn protocol(env: &Env) -> Result<OtlpProtocol, EnvError> {
-    let set = env.first(&[
-        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
-        "OTEL_EXPORTER_OTLP_PROTOCOL",
-    ]);
+fn protocol(variables: &Variables, env: &Env) -> Result<OtlpProtocol, EnvError> {
+    let set = env.first(&[variables.protocol, "OTEL_EXPORTER_OTLP_PROTOCOL"]);
     let Some((name, protocol)) = set else {
         return Ok(OtlpProtocol::Grpc);
     };
@@ -380,11 +474,8 @@ fn protocol(env: &Env) -> Result<OtlpProtocol, EnvError> {
     }
 }
 
-fn insecure(env: &Env) -> Result<bool, EnvError> {
-    for name in [
-        "OTEL_EXPORTER_OTLP_TRACES_INSECURE",
-        "OTEL_EXPORTER_OTLP_INSECURE",
-    ] {
+fn insecure(variables: &Variables, env: &Env) -> Result<bool, EnvError> {
+    for name in [variables.insecure, "OTEL_EXPORTER_OTLP_INSECURE"] {
         if let Some(insecure) = env.otel_flag(name)? {
             return Ok(insecure);
         }
@@ -393,17 +484,14 @@ fn insecure(env: &Env) -> Result<bool, EnvError> {
     Ok(env.flag("OTEL_INSECURE")?.unwrap_or(true))
 }
 
-fn timeout(env: &Env) -> Result<Duration, EnvError> {
-    let traces = milliseconds(env, "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT")?;
+fn timeout(variables: &Variables, env: &Env) -> Result<Duration, EnvError> {
+    let own = milliseconds(env, variables.timeout)?;
     let general = milliseconds(env, "OTEL_EXPORTER_OTLP_TIMEOUT")?;
-    Ok(no_limit_if_zero(traces.or(general), DEFAULT_TIMEOUT))
+    Ok(no_limit_if_zero(own.or(general), DEFAULT_TIMEOUT))
 }
 
-fn gzip(env: &Env) -> Result<bool, EnvError> {
-    let set = env.first(&[
-        "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
-        "OTEL_EXPORTER_OTLP_COMPRESSION",
-    ]);
+fn gzip(variables: &Variables, env: &Env) -> Result<bool, EnvError> {
+    let set = env.first(&[variables.compression, "OTEL_EXPORTER_OTLP_COMPRESSION"]);
     let Some((name, compression)) = set else {
         return Ok(false);
     };
@@ -428,13 +516,11 @@ fn no_limit_if_zero(limit: Option<Duration>, default_seconds: u64) -> Duration {
     }
 }
 
-fn headers(config: &OtlpConfig, env: &Env) -> Result<HeaderMap, EnvError> {
+fn headers(variables: &Variables, config: &OtlpConfig, env: &Env) -> Result<HeaderMap, EnvError> {
     const ACCEPTED: &str = "name=value pairs with commas between, percent-encoded, of headers that the transport \
                             does not set itself";
     let mut headers = HeaderMap::new();
-    if let Some((variable, list)) =
-        env.first(&["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"])
-    {
+    if let Some((variable, list)) = env.first(&[variables.headers, "OTEL_EXPORTER_OTLP_HEADERS"]) {
         let wrong = || EnvError::secret(variable, ACCEPTED);
         for pair in list.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').ok_or_else(wrong)?;

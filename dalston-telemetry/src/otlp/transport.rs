@@ -1,4 +1,4 @@
-//! From a batch of spans to a request, and what the collector makes of it.
+//! Requests on their way to a collector, and what it makes of them.
 
 use std::future::Future;
 
@@ -6,30 +6,36 @@ use opentelemetry_sdk::trace::SpanData;
 
 use super::retry::Failure;
 
-/// A way to a collector.
+/// A way to a collector, for one kind of telemetry.
 pub(super) trait Transport: Send + Sync + 'static {
     type Request: Send + Sync;
-
-    fn encode(&self, batch: Vec<SpanData>) -> Self::Request;
 
     /// Sends a request once. The caller bounds the time by dropping the future.
     fn send(&self, request: &Self::Request) -> impl Future<Output = Result<Accepted, Failure>> + Send;
 }
 
+/// A way for spans.
+pub(super) trait SpanTransport: Transport {
+    fn encode(&self, batch: Vec<SpanData>) -> Self::Request;
+}
+
 /// The collector has taken the request.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Accepted {
-    /// Spans of it that the collector will not keep.
+    /// Spans or points of it that the collector will not keep.
     pub(super) rejected: u64,
     /// Why, or a warning.
     pub(super) message: String,
 }
 
 #[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
-pub(super) use otlp::Otlp;
+pub(super) use otlp::{MetricsOtlp, SpansOtlp, Wire};
 
 #[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
 mod otlp {
+    use opentelemetry_proto::tonic::collector::metrics::v1::{
+        ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+    };
     use opentelemetry_proto::tonic::collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
     };
@@ -39,65 +45,85 @@ mod otlp {
 
     use super::*;
 
-    /// OTLP over one of its transports.
-    pub(in crate::otlp) struct Otlp {
-        resource: ResourceAttributesWithSchema,
-        wire: Wire,
-    }
-
-    enum Wire {
+    /// One of the transports of OTLP.
+    pub(in crate::otlp) enum Wire {
         #[cfg(feature = "otlp-grpc")]
         Grpc(crate::otlp::grpc::Grpc),
         #[cfg(feature = "otlp-http")]
         Http(crate::otlp::http::Http),
     }
 
-    impl Otlp {
-        #[cfg(feature = "otlp-grpc")]
-        pub(in crate::otlp) fn grpc(resource: &Resource, grpc: crate::otlp::grpc::Grpc) -> Self {
-            Self {
-                resource: resource.into(),
-                wire: Wire::Grpc(grpc),
-            }
-        }
+    pub(in crate::otlp) struct SpansOtlp {
+        resource: ResourceAttributesWithSchema,
+        wire: Wire,
+    }
 
-        #[cfg(feature = "otlp-http")]
-        pub(in crate::otlp) fn http(resource: &Resource, http: crate::otlp::http::Http) -> Self {
+    impl SpansOtlp {
+        pub(in crate::otlp) fn new(resource: &Resource, wire: Wire) -> Self {
             Self {
                 resource: resource.into(),
-                wire: Wire::Http(http),
+                wire,
             }
         }
     }
 
-    impl Transport for Otlp {
-        type Request = ExportTraceServiceRequest;
-
+    impl SpanTransport for SpansOtlp {
         fn encode(&self, batch: Vec<SpanData>) -> Self::Request {
             ExportTraceServiceRequest {
                 resource_spans: group_spans_by_resource_and_scope(batch, &self.resource),
             }
         }
+    }
+
+    impl Transport for SpansOtlp {
+        type Request = ExportTraceServiceRequest;
 
         async fn send(&self, request: &Self::Request) -> Result<Accepted, Failure> {
             match &self.wire {
                 #[cfg(feature = "otlp-grpc")]
-                Wire::Grpc(grpc) => grpc.send(request).await,
+                Wire::Grpc(grpc) => grpc.send_spans(request).await,
                 #[cfg(feature = "otlp-http")]
-                Wire::Http(http) => http.send(request).await,
+                Wire::Http(http) => http.send::<_, ExportTraceServiceResponse>(request).await,
+            }
+        }
+    }
+
+    pub(in crate::otlp) struct MetricsOtlp(pub(in crate::otlp) Wire);
+
+    impl Transport for MetricsOtlp {
+        type Request = ExportMetricsServiceRequest;
+
+        async fn send(&self, request: &Self::Request) -> Result<Accepted, Failure> {
+            match &self.0 {
+                #[cfg(feature = "otlp-grpc")]
+                Wire::Grpc(grpc) => grpc.send_metrics(request).await,
+                #[cfg(feature = "otlp-http")]
+                Wire::Http(http) => http.send::<_, ExportMetricsServiceResponse>(request).await,
             }
         }
     }
 
     impl From<ExportTraceServiceResponse> for Accepted {
         fn from(response: ExportTraceServiceResponse) -> Self {
-            response
-                .partial_success
-                .map_or_else(Self::default, |partial| Self {
-                    // Negative counts make no sense and count as none.
-                    rejected: partial.rejected_spans.try_into().unwrap_or(0),
-                    message: partial.error_message,
-                })
+            let partial = response.partial_success.unwrap_or_default();
+            Self::partly(partial.rejected_spans, partial.error_message)
+        }
+    }
+
+    impl From<ExportMetricsServiceResponse> for Accepted {
+        fn from(response: ExportMetricsServiceResponse) -> Self {
+            let partial = response.partial_success.unwrap_or_default();
+            Self::partly(partial.rejected_data_points, partial.error_message)
+        }
+    }
+
+    impl Accepted {
+        fn partly(rejected: i64, message: String) -> Self {
+            Self {
+                // Negative counts make no sense and count as none.
+                rejected: rejected.try_into().unwrap_or(0),
+                message,
+            }
         }
     }
 }
@@ -107,12 +133,25 @@ mod otlp {
 pub(super) enum Nothing {}
 
 #[cfg(not(any(feature = "otlp-grpc", feature = "otlp-http")))]
-impl Transport for Nothing {
-    type Request = ();
+pub(super) use Nothing as SpansOtlp;
 
+#[cfg(not(any(feature = "otlp-grpc", feature = "otlp-http")))]
+impl Nothing {
+    pub(super) fn new(_: &opentelemetry_sdk::Resource, nothing: Self) -> Self {
+        nothing
+    }
+}
+
+#[cfg(not(any(feature = "otlp-grpc", feature = "otlp-http")))]
+impl SpanTransport for Nothing {
     fn encode(&self, _: Vec<SpanData>) {
         match *self {}
     }
+}
+
+#[cfg(not(any(feature = "otlp-grpc", feature = "otlp-http")))]
+impl Transport for Nothing {
+    type Request = ();
 
     async fn send(&self, (): &()) -> Result<Accepted, Failure> {
         match *self {}

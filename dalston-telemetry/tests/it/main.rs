@@ -10,5 +10,6 @@ mod exposition;
 mod faults;
 mod logs;
 mod panic;
+mod push;
 mod service;
 mod tls;

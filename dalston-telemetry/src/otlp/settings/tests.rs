@@ -5,7 +5,11 @@ use super::*;
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
 fn read(pairs: Pairs<'_>) -> Result<OtlpSettings, EnvError> {
-    OtlpSettings::read(&OtlpConfig::new(), &Env::from_pairs(pairs.iter().copied()))
+    OtlpSettings::read(
+        &TRACES,
+        &OtlpConfig::new(),
+        &Env::from_pairs(pairs.iter().copied()),
+    )
 }
 
 fn batching(pairs: Pairs<'_>) -> Result<BatchSettings, EnvError> {
@@ -387,7 +391,7 @@ fn secrets_are_in_no_error_and_in_no_debug_output() {
     let config = OtlpConfig::new()
         .header("x-key", "hunter2")
         .endpoint("http://otel/?key=hunter2");
-    let settings = OtlpSettings::read(&config, &Env::default()).unwrap();
+    let settings = OtlpSettings::read(&TRACES, &config, &Env::default()).unwrap();
     for text in [
         format!("{config:?}"),
         format!("{settings:?}"),
@@ -418,7 +422,7 @@ fn explicit_calls_win_over_every_variable() {
         .certificate("/call.pem")
         .client_identity("/call-client.pem", "/call.key")
         .header("a", "call");
-    let settings = OtlpSettings::read(&config, &env).unwrap();
+    let settings = OtlpSettings::read(&TRACES, &config, &env).unwrap();
     let shown =
         [PROTOCOL, ENDPOINT, TIMEOUT, GZIP, CERTIFICATE, IDENTITY, HEADERS].map(|shown| shown(&settings));
     assert_eq!(
@@ -533,7 +537,98 @@ fn a_timeout_given_in_code_is_understood_like_one_in_a_variable() {
         (Duration::from_secs(3), Duration::from_secs(3)),
     ] {
         let config = OtlpConfig::new().timeout(given);
-        let settings = OtlpSettings::read(&config, &Env::default()).unwrap();
+        let settings = OtlpSettings::read(&TRACES, &config, &Env::default()).unwrap();
         assert_eq!(settings.timeout, expected);
+    }
+}
+
+#[test]
+fn metrics_have_variables_of_their_own_that_win_over_the_general_ones() {
+    let read = |pairs: Pairs<'_>| {
+        let env = Env::from_pairs(pairs.iter().copied());
+        OtlpSettings::read(&METRICS, &OtlpConfig::new(), &env).unwrap()
+    };
+    let general = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:1"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "1000"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "key=all"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/all"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces:1"),
+    ];
+    let own = [
+        ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://own:2"),
+        ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "2000"),
+        ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "key=own"),
+        ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "none"),
+        ("OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE", "/own"),
+    ];
+    let shown = |settings: &OtlpSettings| {
+        [PROTOCOL, ENDPOINT, TIMEOUT, HEADERS, GZIP, CERTIFICATE].map(|show| show(settings))
+    };
+    assert_eq!(
+        shown(&read(&general)),
+        [
+            "HttpProtobuf",
+            "http://all:1/v1/metrics",
+            "1s",
+            "key=all",
+            "true",
+            "/all"
+        ]
+    );
+    assert_eq!(
+        shown(&read(&[&general[..], &own[..]].concat())),
+        ["Grpc", "http://own:2/", "2s", "key=own", "false", "/own"]
+    );
+}
+
+#[test]
+fn when_metrics_are_pushed_is_read_or_refused() {
+    let read = |pairs: Pairs<'_>| PushSettings::read(&Env::from_pairs(pairs.iter().copied()));
+    let default = PushSettings {
+        interval: Duration::from_secs(60),
+        export_timeout: Duration::from_secs(30),
+        delta: false,
+    };
+    assert_eq!(read(&[]), Ok(default));
+    let set = read(&[
+        ("OTEL_METRIC_EXPORT_INTERVAL", "15000"),
+        ("OTEL_METRIC_EXPORT_TIMEOUT", "5000"),
+        ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "LowMemory"),
+    ]);
+    let expected = PushSettings {
+        interval: Duration::from_secs(15),
+        export_timeout: Duration::from_secs(5),
+        delta: true,
+    };
+    assert_eq!(set, Ok(expected));
+    for (name, value) in [
+        ("OTEL_METRIC_EXPORT_INTERVAL", "0"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "1m"),
+        ("OTEL_METRIC_EXPORT_TIMEOUT", "-1"),
+        ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "monthly"),
+    ] {
+        let error = read(&[(name, value)]).unwrap_err();
+        assert_eq!((error.variable(), error.value()), (name, Some(value)));
+    }
+}
+
+#[test]
+fn metrics_are_pushed_when_the_list_of_exporters_says_so() {
+    let read = |list| PushSettings::are_wanted(&Env::from_pairs([("OTEL_METRICS_EXPORTER", list)]));
+    for (list, expected) in [
+        ("", false),
+        ("none", false),
+        ("prometheus", false),
+        ("OTLP", true),
+        ("prometheus, otlp", true),
+    ] {
+        assert_eq!(read(list), Ok(expected), "{list}");
+    }
+    for list in ["none,otlp", "console", "otlp,"] {
+        assert_eq!(read(list).unwrap_err().value(), Some(list));
     }
 }

@@ -9,7 +9,10 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
 use crate::metrics::{Metrics, TelemetryMetrics};
+use crate::otlp::delivery::ATTEMPTS_WHILE_CLOSING;
 use crate::otlp::report::ReportTo;
+use crate::otlp::retry::{Failure, Retry};
+use crate::otlp::transport::Transport;
 
 type Answer = Result<Accepted, Failure>;
 
@@ -21,12 +24,14 @@ struct Scripted {
     started: Mutex<Option<Instant>>,
 }
 
-impl Transport for Arc<Scripted> {
-    type Request = usize;
-
+impl SpanTransport for Arc<Scripted> {
     fn encode(&self, batch: Vec<SpanData>) -> usize {
         batch.len()
     }
+}
+
+impl Transport for Arc<Scripted> {
+    type Request = usize;
 
     async fn send(&self, request: &usize) -> Answer {
         let started = *self.started.lock().unwrap().get_or_insert_with(Instant::now);
@@ -358,10 +363,12 @@ async fn a_collector_that_is_away_for_ten_minutes_is_ten_lines_in_the_log() {
 async fn what_an_exporter_held_that_ended_in_a_panic_is_counted_as_lost() {
     /// Breaks at the first request.
     struct Broken;
+    impl SpanTransport for Broken {
+        fn encode(&self, _: Vec<SpanData>) {}
+    }
+
     impl Transport for Broken {
         type Request = ();
-
-        fn encode(&self, _: Vec<SpanData>) {}
 
         async fn send(&self, (): &()) -> Answer {
             panic!("a bug");
@@ -397,10 +404,12 @@ async fn what_an_exporter_held_that_ended_in_a_panic_is_counted_as_lost() {
 #[tokio::test(start_paused = true)]
 async fn a_request_without_an_answer_is_reported_with_the_time_that_it_was_waited_for() {
     struct Silent;
+    impl SpanTransport for Silent {
+        fn encode(&self, _: Vec<SpanData>) {}
+    }
+
     impl Transport for Silent {
         type Request = ();
-
-        fn encode(&self, _: Vec<SpanData>) {}
 
         async fn send(&self, (): &()) -> Answer {
             std::future::pending().await

@@ -1,0 +1,1 @@
+//! Benchmarks that need servers or peers: see `benches`.

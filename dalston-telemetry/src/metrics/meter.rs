@@ -1,0 +1,279 @@
+//! Instruments of OpenTelemetry beside ours.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::metrics::data::{AggregatedMetrics, Metric, MetricData, ResourceMetrics};
+use opentelemetry_sdk::metrics::reader::MetricReader;
+use opentelemetry_sdk::metrics::{InstrumentKind, ManualReader, Pipeline, SdkMeterProvider, Temporality};
+
+use super::foreign::OwnedHistogram;
+use super::series::{Head, Kind, Number, Original, Series, Value, Visitor, push_label};
+
+/// The instruments of a process, and what reads them.
+pub(super) struct Meters {
+    pub(super) provider: SdkMeterProvider,
+    reader: Reader,
+}
+
+impl Default for Meters {
+    fn default() -> Self {
+        let reader = Reader::default();
+        let provider = SdkMeterProvider::builder()
+            // Who pushes adds the resource, and a scrape has none.
+            .with_resource(Resource::builder_empty().build())
+            .with_reader(reader.clone())
+            .build();
+        Self { provider, reader }
+    }
+}
+
+impl Meters {
+    /// Shows all instruments but those whose names are taken.
+    pub(super) fn visit(&self, is_taken: impl Fn(&str) -> bool, visitor: &mut dyn Visitor) {
+        let mut read = ResourceMetrics::default();
+        if self.reader.collect(&mut read).is_err() {
+            // Somebody has shut the provider down: there is nothing to be read any more.
+            return;
+        }
+        // Instruments of one name from several scopes are one family.
+        let mut families: BTreeMap<String, Vec<(&str, &Metric, Kind, &'static str)>> = BTreeMap::new();
+        for scope in read.scope_metrics() {
+            for metric in scope.metrics() {
+                if let Some(kind) = kind(metric) {
+                    let (name, unit) = exposed_name(metric, kind);
+                    if !is_taken(&name) {
+                        let family = families.entry(name).or_default();
+                        family.push((scope.scope().name(), metric, kind, unit));
+                    }
+                }
+            }
+        }
+        for (name, mut instruments) in families {
+            // The SDK lists them in any order.
+            instruments.sort_by_key(|(scope, ..)| *scope);
+            let first = instruments[0].2;
+            for (scope, metric, kind, unit) in instruments {
+                if kind != first {
+                    // Prometheus would refuse the whole text.
+                    continue;
+                }
+                let head = Head {
+                    name: &name,
+                    help: metric.description().trim_end_matches('.'),
+                    unit,
+                    kind,
+                    original: Some(Original {
+                        scope,
+                        name: metric.name(),
+                        unit: metric.unit(),
+                    }),
+                };
+                visitor.family(&head);
+                match metric.data() {
+                    AggregatedMetrics::F64(data) => show(visitor, &head, data, Number::Real, |sum| sum),
+                    AggregatedMetrics::U64(data) => {
+                        show(visitor, &head, data, Number::Whole, |sum| sum as f64)
+                    }
+                    AggregatedMetrics::I64(data) => {
+                        show(visitor, &head, data, Number::Signed, |sum| sum as f64)
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn show<T: Copy>(
+    visitor: &mut dyn Visitor,
+    head: &Head<'_>,
+    data: &MetricData<T>,
+    number: fn(T) -> Number,
+    real: fn(T) -> f64,
+) {
+    let mut show = |attributes: &mut dyn Iterator<Item = &opentelemetry::KeyValue>, value: Value<'_>| {
+        let attributes: Vec<_> = attributes
+            .map(|attribute| (attribute.key.to_string(), attribute.value.to_string()))
+            .collect();
+        let mut text = String::new();
+        for (name, value) in &attributes {
+            push_label(&mut text, &as_name(name), value);
+        }
+        if let Some(original) = head.original {
+            push_label(&mut text, "otel_scope_name", original.scope);
+        }
+        visitor.series(
+            head,
+            &Series {
+                open: "",
+                closed: &text,
+                attributes: Some(&attributes),
+                value,
+            },
+        );
+    };
+    match data {
+        MetricData::Gauge(gauge) => gauge
+            .data_points()
+            .for_each(|point| show(&mut point.attributes(), Value::Gauge(number(point.value())))),
+        MetricData::Sum(sum) => sum.data_points().for_each(|point| {
+            let value = number(point.value());
+            let value = match head.kind {
+                Kind::Counter => Value::Counter(value, None),
+                _ => Value::Gauge(value),
+            };
+            show(&mut point.attributes(), value);
+        }),
+        MetricData::Histogram(histogram) => histogram.data_points().for_each(|point| {
+            let buckets = OwnedHistogram {
+                bounds: point.bounds().collect(),
+                counts: point.bucket_counts().collect(),
+                sum: real(point.sum()),
+            };
+            show(&mut point.attributes(), Value::Histogram(&buckets));
+        }),
+        MetricData::ExponentialHistogram(_) => {}
+    }
+}
+
+/// What an instrument is to Prometheus; `None` for what it has no text for.
+fn kind(metric: &Metric) -> Option<Kind> {
+    fn of<T>(data: &MetricData<T>) -> Option<Kind> {
+        match data {
+            MetricData::Gauge(_) => Some(Kind::Gauge),
+            MetricData::Sum(sum) if sum.is_monotonic() => Some(Kind::Counter),
+            MetricData::Sum(_) => Some(Kind::Gauge),
+            MetricData::Histogram(_) => Some(Kind::Histogram),
+            MetricData::ExponentialHistogram(_) => None,
+        }
+    }
+    match metric.data() {
+        AggregatedMetrics::F64(data) => of(data),
+        AggregatedMetrics::U64(data) => of(data),
+        AggregatedMetrics::I64(data) => of(data),
+    }
+}
+
+/// The name under which an instrument is exposed, without `_total`, and the unit at its end: `http.wait` in `s` is
+/// `http_wait_seconds`.
+fn exposed_name(metric: &Metric, kind: Kind) -> (String, &'static str) {
+    let mut name = as_name(metric.name());
+    if kind == Kind::Counter && name.ends_with("_total") {
+        name.truncate(name.len() - "_total".len());
+    }
+    let unit = match metric.unit() {
+        "s" => "seconds",
+        "ms" => "milliseconds",
+        "us" => "microseconds",
+        "ns" => "nanoseconds",
+        "min" => "minutes",
+        "h" => "hours",
+        "By" => "bytes",
+        "1" if kind == Kind::Gauge => "ratio",
+        _ => "",
+    };
+    if !unit.is_empty() && !name.ends_with(unit) {
+        name.push('_');
+        name.push_str(unit);
+    }
+    (name, unit)
+}
+
+fn as_name(text: &str) -> String {
+    let mut name: String = text
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+        .collect();
+    if name.starts_with(|c: char| c.is_ascii_digit()) {
+        name.insert(0, '_');
+    }
+    name
+}
+
+/// The SDK wants to own its reader, and so do we.
+#[derive(Clone, Debug, Default)]
+struct Reader(Arc<ManualReader>);
+
+impl MetricReader for Reader {
+    fn register_pipeline(&self, pipeline: Weak<Pipeline>) {
+        self.0.register_pipeline(pipeline);
+    }
+
+    fn collect(&self, read: &mut ResourceMetrics) -> OTelSdkResult {
+        self.0.collect(read)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.0.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.0.shutdown_with_timeout(timeout)
+    }
+
+    fn temporality(&self, kind: InstrumentKind) -> Temporality {
+        self.0.temporality(kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::KeyValue;
+
+    use super::super::{Counter, DenseFamily, Metrics, TextFormat};
+
+    #[test]
+    fn instruments_of_opentelemetry_are_exposed_under_names_that_prometheus_can_read() {
+        let metrics = Metrics::new();
+        let ours = DenseFamily::<(), Counter>::default();
+        metrics.register(|registry| registry.register("taken", "Taken", ours.clone()));
+        let label = [KeyValue::new("http.route", "/a \"b\""), KeyValue::new("ok", true)];
+        let meter = metrics.meter("my-scope");
+        meter
+            .u64_counter("http.requests")
+            .with_description("Requests.")
+            .build()
+            .add(3, &label);
+        meter
+            .f64_histogram("http.wait")
+            .with_unit("s")
+            .with_boundaries(vec![0.5, 2.0])
+            .build()
+            .record(1.5, &[]);
+        meter.i64_up_down_counter("open").build().add(-2, &[]);
+        meter.u64_counter("taken_total").build().add(1, &[]);
+        metrics
+            .meter("other")
+            .i64_up_down_counter("open")
+            .build()
+            .add(7, &[]);
+        assert_eq!(
+            metrics.encode_as(TextFormat::Prometheus),
+            "# HELP taken_total Taken.\n\
+             # TYPE taken_total counter\n\
+             taken_total 0\n\
+             # HELP http_requests_total Requests.\n\
+             # TYPE http_requests_total counter\n\
+             http_requests_total{http_route=\"/a \\\"b\\\"\",ok=\"true\",otel_scope_name=\"my-scope\"} 3\n\
+             # TYPE http_wait_seconds histogram\n\
+             http_wait_seconds_bucket{otel_scope_name=\"my-scope\",le=\"0.5\"} 0\n\
+             http_wait_seconds_bucket{otel_scope_name=\"my-scope\",le=\"2.0\"} 1\n\
+             http_wait_seconds_bucket{otel_scope_name=\"my-scope\",le=\"+Inf\"} 1\n\
+             http_wait_seconds_sum{otel_scope_name=\"my-scope\"} 1.5\n\
+             http_wait_seconds_count{otel_scope_name=\"my-scope\"} 1\n\
+             # TYPE open gauge\n\
+             open{otel_scope_name=\"my-scope\"} -2\n\
+             open{otel_scope_name=\"other\"} 7\n"
+        );
+        let snapshot = metrics.snapshot();
+        let labels = [
+            ("http_route", "/a \"b\""),
+            ("ok", "true"),
+            ("otel_scope_name", "my-scope"),
+        ];
+        assert_eq!(snapshot.value("http_requests_total", &labels), Some(3.0));
+    }
+}
