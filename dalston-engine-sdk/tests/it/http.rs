@@ -410,6 +410,16 @@ async fn the_spans_of_a_request_stand_in_the_callers_trace_and_its_log_lines_hav
             engine.upload_output
         ",
     );
+    let labels = [
+        ("endpoint", OPENAI),
+        ("engine_id", "scribe"),
+        ("status_code", "200"),
+    ];
+    let counted = host.telemetry.metrics().snapshot();
+    assert_eq!(
+        counted.value("dalston_engine_direct_requests_total", &labels),
+        Some(1.0)
+    );
     let lines = host.telemetry.logs();
     for event in ["task_received", "task_completed", "direct_request_answered"] {
         let line = lines.iter().find(|line| line.event() == event).expect(event);
@@ -745,6 +755,9 @@ async fn a_client_that_closes_the_connection_cancels_its_task() {
         span.name == "engine.scribe.http_process" && span.attributes.iter().any(gone)
     });
     assert!(abandoned.is_some());
+    let gone = [("endpoint", OPENAI), ("status_code", "499")];
+    let counted = host.telemetry.metrics().snapshot();
+    assert_eq!(counted.sum("dalston_engine_direct_requests_total", &gone), 1.0);
     until("no temporary files", async || {
         std::fs::read_dir(host.temp.path())
             .unwrap()

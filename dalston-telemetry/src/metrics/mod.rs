@@ -37,6 +37,7 @@
 
 pub mod buckets;
 mod cells;
+mod direct;
 mod engine;
 mod exemplar;
 mod family;
@@ -68,6 +69,7 @@ use series::{Kind, Number, Series, Value, Visitor, push_label};
 use text::TextWriter;
 
 pub use cells::{Counter, Gauge, Histogram};
+pub use direct::{DirectEndpoint, DirectMetrics, DirectStatus};
 pub use engine::{
     BusyGuard, Device, EngineLabels, EngineMetrics, ModelMetrics, Outcome, RedeliveryReason, SlotMetrics,
 };

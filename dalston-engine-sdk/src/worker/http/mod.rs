@@ -38,6 +38,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use dalston_telemetry::TelemetryHandle;
+use dalston_telemetry::metrics::{DirectEndpoint, DirectMetrics};
 use tokio::sync::Semaphore;
 
 use self::fetch::Fetcher;
@@ -55,6 +56,7 @@ pub(super) struct Server {
     status: RunnerStatus,
     redis: RedisServer,
     telemetry: TelemetryHandle,
+    metrics: DirectMetrics,
     direct: Direct,
     fetcher: Fetcher,
     /// One permit for each recording that may come in, or be worked on.
@@ -74,6 +76,7 @@ impl Server {
         deployment: &DeploymentConfig,
     ) -> Self {
         Self {
+            metrics: DirectMetrics::register(telemetry.metrics(), runner.engine_id()),
             instance: runner.instance().to_owned(),
             capabilities,
             status: runner.status(),
@@ -95,9 +98,13 @@ impl Server {
             .route("/v1/capabilities", get(status::capabilities))
             .route("/debug/status", get(status::debug));
         if self.max_requests > 0 {
+            let (platform, openai) = (
+                DirectEndpoint::Transcribe.as_str(),
+                DirectEndpoint::OpenAi.as_str(),
+            );
             router = router
-                .route(platform::PATH, post(transcribe::handle::<platform::Platform>))
-                .route(openai::PATH, post(transcribe::handle::<openai::OpenAi>))
+                .route(platform, post(transcribe::handle::<platform::Platform>))
+                .route(openai, post(transcribe::handle::<openai::OpenAi>))
                 // The routes have a limit of their own, which knows of the files.
                 .layer(DefaultBodyLimit::disable());
         }

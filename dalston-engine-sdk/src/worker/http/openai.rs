@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use dalston_telemetry::metrics::DirectEndpoint;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -12,8 +13,6 @@ use super::refusal::Refusal;
 use super::transcribe::{Contract, Order};
 use super::{platform, status};
 use crate::stage::{Metadata, Segment, Transcript};
-
-pub(super) const PATH: &str = "/v1/audio/transcriptions";
 
 /// Fields in, one of five forms out, errors as OpenAI writes them.
 #[derive(Debug)]
@@ -45,7 +44,7 @@ const FORMATS: [(&str, Format); 5] = [
 ];
 
 impl Contract for OpenAi {
-    const PATH: &'static str = PATH;
+    const ENDPOINT: DirectEndpoint = DirectEndpoint::OpenAi;
     const URL: Option<&'static str> = None;
     type Wishes = Wishes;
 

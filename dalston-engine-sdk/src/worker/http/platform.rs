@@ -1,6 +1,7 @@
 //! `POST /v1/transcribe`: the platform's own form, section 7 of the protocol.
 
 use axum::response::{IntoResponse, Response};
+use dalston_telemetry::metrics::DirectEndpoint;
 use serde_json::{Value, json};
 
 use super::form::{Fields, shown};
@@ -8,14 +9,12 @@ use super::refusal::Refusal;
 use super::status;
 use super::transcribe::{Contract, Order};
 
-pub(super) const PATH: &str = "/v1/transcribe";
-
 /// Fields in, the transcript of the stage out, errors as `{"detail": …}`.
 #[derive(Debug)]
 pub(super) struct Platform;
 
 impl Contract for Platform {
-    const PATH: &'static str = PATH;
+    const ENDPOINT: DirectEndpoint = DirectEndpoint::Transcribe;
     const URL: Option<&'static str> = Some("audio_url");
     type Wishes = ();
 

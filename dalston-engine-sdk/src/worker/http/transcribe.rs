@@ -7,6 +7,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use dalston_telemetry::context::{LogContext, WithLogContext};
+use dalston_telemetry::metrics::{DirectEndpoint, DirectMetrics, DirectStatus};
 use dalston_telemetry::names::attr;
 use dalston_telemetry::opentelemetry::Context;
 use dalston_telemetry::opentelemetry::trace::Status;
@@ -30,7 +31,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What makes one route different from another.
 pub(super) trait Contract: Send + Sync + 'static {
-    const PATH: &'static str;
+    const ENDPOINT: DirectEndpoint;
     /// The field that may name a recording instead of bringing it.
     const URL: Option<&'static str>;
     /// What the answer depends on.
@@ -62,7 +63,7 @@ pub(super) async fn handle<C: Contract>(State(server): State<Arc<Server>>, reque
         (attr::TASK_ID, ids.task.clone()),
         (attr::JOB_ID, crate::runner::DIRECT_JOB.to_owned()),
         (attr::REQUEST_ID, ids.request.clone()),
-        (attr::HTTP_ROUTE, C::PATH.to_owned()),
+        (attr::HTTP_ROUTE, C::ENDPOINT.as_str().to_owned()),
     ];
     let span = spans::http_request(&server.telemetry, &carried, engine_id, attributes);
     let log = LogContext::new()
@@ -72,7 +73,11 @@ pub(super) async fn handle<C: Contract>(State(server): State<Arc<Server>>, reque
         .engine_id(engine_id)
         .carrier(carried.clone());
     let work = async {
-        let unfinished = Unfinished(Instant::now());
+        let unfinished = Unfinished {
+            begun: Instant::now(),
+            metrics: &server.metrics,
+            endpoint: C::ENDPOINT,
+        };
         let answer = transcribe::<C>(&server, request, &ids, &carried).await;
         let response = answer.unwrap_or_else(|refusal| refused::<C>(&refusal));
         unfinished.finish(response.status());
@@ -258,26 +263,35 @@ fn refused<C: Contract>(refusal: &Refusal) -> Response {
 }
 
 /// A request that has no answer yet. It is dropped when the client closes the connection.
-struct Unfinished(Instant);
+struct Unfinished<'a> {
+    begun: Instant,
+    metrics: &'a DirectMetrics,
+    endpoint: DirectEndpoint,
+}
 
-impl Unfinished {
+impl Unfinished<'_> {
     fn finish(self, status: StatusCode) {
         let span = Span::current();
         span.set_attribute(attr::HTTP_RESPONSE_STATUS_CODE, i64::from(status.as_u16()));
+        let took = self.begun.elapsed();
         if status.is_success() {
-            let seconds = self.0.elapsed().as_secs_f64();
-            tracing::info!(seconds, "direct_request_answered");
+            tracing::info!(seconds = took.as_secs_f64(), "direct_request_answered");
         }
+        let status = DirectStatus::of(status.as_u16());
+        self.metrics.request(self.endpoint, status, took);
         std::mem::forget(self);
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         let span = Span::current();
         span.set_attribute(attr::ERROR_TYPE, "client_gone");
         span.set_status(Status::error("the client closed the connection"));
         tracing::info!("direct_request_abandoned");
+        let took = self.begun.elapsed();
+        self.metrics
+            .request(self.endpoint, DirectStatus::ClientGone, took);
     }
 }
 

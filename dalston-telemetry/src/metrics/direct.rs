@@ -1,0 +1,157 @@
+use std::fmt;
+use std::time::Duration;
+
+use super::{BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, Unit, buckets};
+
+/// Engines in one process.
+const MAX_ENGINES: usize = 32;
+/// As many as [`DirectStatus`] has.
+const MAX_STATUSES: usize = 16;
+
+crate::label! {
+    /// Which route of an engine was asked.
+    pub enum DirectEndpoint = "endpoint" {
+        /// The platform's own.
+        Transcribe => "/v1/transcribe",
+        /// That of OpenAI's API.
+        OpenAi => "/v1/audio/transcriptions",
+    }
+}
+
+crate::label! {
+    /// How a request to an engine was answered.
+    pub enum DirectStatus = "status_code" {
+        Ok => "200",
+        BadRequest => "400",
+        NotFound => "404",
+        RequestTimeout => "408",
+        PayloadTooLarge => "413",
+        UnsupportedMediaType => "415",
+        /// Nobody was there any more to take the answer: the number that proxies use for it.
+        ClientGone => "499",
+        InternalServerError => "500",
+        ServiceUnavailable => "503",
+        GatewayTimeout => "504",
+    }
+}
+
+impl DirectStatus {
+    /// The status of this number. A number that no engine answers with counts as 500.
+    #[must_use]
+    pub fn of(code: u16) -> Self {
+        match code {
+            200 => Self::Ok,
+            400 => Self::BadRequest,
+            404 => Self::NotFound,
+            408 => Self::RequestTimeout,
+            413 => Self::PayloadTooLarge,
+            415 => Self::UnsupportedMediaType,
+            499 => Self::ClientGone,
+            503 => Self::ServiceUnavailable,
+            504 => Self::GatewayTimeout,
+            _ => Self::InternalServerError,
+        }
+    }
+}
+
+/// What an engine is asked over HTTP, past its queue.
+///
+/// `dalston_engine_direct_requests_total` and `dalston_engine_direct_request_seconds`. Cheap to clone.
+#[derive(Clone)]
+pub struct DirectMetrics {
+    requests: DenseFamily<(DirectEndpoint, DirectStatus), Counter>,
+    seconds: BoundedFamily<2, DirectEndpoint, Histogram>,
+    engine_id: String,
+}
+
+impl DirectMetrics {
+    /// The handles for this engine; the families are registered when the first engine of a registry asks.
+    #[must_use]
+    pub fn register(metrics: &Metrics, engine_id: impl Into<String>) -> Self {
+        let engine_id = engine_id.into();
+        let engine = metrics.open_label("engine_id", MAX_ENGINES);
+        let status = metrics.open_label("status_code", MAX_STATUSES);
+        let (requests, seconds) = metrics.set(|registry| {
+            let requests: BoundedFamily<1, (DirectEndpoint, DirectStatus), Counter> =
+                BoundedFamily::new([&engine], Counter::default);
+            let duration = || Histogram::with_exemplars(buckets::TASK_DURATION);
+            let seconds: BoundedFamily<2, DirectEndpoint, Histogram> =
+                BoundedFamily::new([&engine, &status], duration);
+            let mut registry = registry.with_prefix("dalston_engine");
+            registry.register(
+                "direct_requests",
+                "Requests for a transcript over HTTP",
+                requests.clone(),
+            );
+            registry.register_with_unit(
+                "direct_request",
+                "Time to answer a request for a transcript over HTTP, from its header on",
+                Unit::Seconds,
+                seconds.clone(),
+            );
+            (requests, seconds)
+        });
+        Self {
+            requests: requests.with([&*engine_id]),
+            seconds,
+            engine_id,
+        }
+    }
+
+    /// Records a request that was answered, or whose client has gone.
+    pub fn request(&self, endpoint: DirectEndpoint, status: DirectStatus, time: Duration) {
+        let exemplar = Exemplar::current();
+        self.requests.with((endpoint, status)).inc_in(exemplar);
+        self.seconds
+            .with([&*self.engine_id, status.as_str()])
+            .with(endpoint)
+            .observe_duration_in(time, exemplar);
+    }
+}
+
+impl fmt::Debug for DirectMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DirectMetrics")
+            .field("engine_id", &self.engine_id)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_there_from_the_start_and_a_request_moves_exactly_its_own() {
+        let metrics = Metrics::new();
+        let direct = DirectMetrics::register(&metrics, "asr");
+        let labels = |status| {
+            [
+                ("endpoint", "/v1/transcribe"),
+                ("engine_id", "asr"),
+                ("status_code", status),
+            ]
+        };
+        let total = "dalston_engine_direct_requests_total";
+        assert_eq!(metrics.snapshot().value(total, &labels("503")), Some(0.0));
+        direct.request(
+            DirectEndpoint::Transcribe,
+            DirectStatus::of(200),
+            Duration::from_millis(700),
+        );
+        let after = metrics.snapshot();
+        assert_eq!(after.value(total, &labels("200")), Some(1.0));
+        assert_eq!(after.sum(total, &[]), 1.0);
+        let took = after.value("dalston_engine_direct_request_seconds_sum", &labels("200"));
+        assert_eq!(took, Some(0.7));
+        assert_eq!(after.sum("dalston_engine_direct_request_seconds_count", &[]), 1.0);
+    }
+
+    #[test]
+    fn every_status_has_its_number() {
+        for code in [200, 400, 404, 408, 413, 415, 499, 500, 503, 504] {
+            assert_eq!(DirectStatus::of(code).as_str(), code.to_string());
+        }
+        assert_eq!(DirectStatus::of(418), DirectStatus::InternalServerError);
+    }
+}
