@@ -17,7 +17,7 @@ pub(crate) struct Report {
     /// How long it took until the last task had ended, after everything worked again.
     pub(crate) calm: Duration,
     pub(crate) lost: usize,
-    /// Results of which a stopped engine overwrote a part after their end.
+    /// Results of which an engine that was stopped in the middle of an upload overwrote a part after their end.
     pub(crate) mixed: usize,
     /// Of the group.
     pub(crate) consumers: usize,

@@ -60,6 +60,8 @@ pub(crate) async fn measure(
                 Some(&task),
                 format!("its engine was gone, and no peer finished it in {patience:?}"),
             );
+            // The others would fail as slowly.
+            return;
         }
     }
 }
