@@ -15,7 +15,7 @@ use dalston_engine_sdk::{
     TaskError, TaskRequest, worker,
 };
 use dalston_telemetry::{Env, Telemetry};
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
 use serde_json::{Value, json};
 use testbed::TestS3;
 use tokio::signal::unix::{SignalKind, signal};
@@ -63,6 +63,8 @@ pub(crate) struct Arguments {
 
 /// Works until `SIGTERM`.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    // A driver that is killed leaves nothing behind.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
     install_faults(arguments);
     let env = Env::from_pairs([
         ("REDIS_URL", arguments.redis.clone()),
