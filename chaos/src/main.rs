@@ -91,8 +91,10 @@ const KILL: f64 = 0.002;
 const STOP: f64 = 0.001;
 /// How long an engine that was told to end lets its tasks go on.
 const DRAIN: Duration = Duration::from_millis(300);
-/// How much later than its lease a task of a killed engine may be with a peer, for each second of the lease: 75 s for 60 s.
-const SLACK: f64 = 1.25;
+/// How long the task of a killed engine may be without one, in leases: 75 s for 60 s.
+const LEASES: f64 = 1.25;
+/// How much longer than a lease it may be in any case: a short lease leaves a busy machine too little time.
+const BUSY: f64 = 3.0;
 /// Acknowledged entries go in blocks of a hundred.
 const MOST_ENTRIES: u64 = 300;
 /// Those that are gone stay for ten leases. After a storm of minutes there were hundreds.
@@ -196,7 +198,7 @@ async fn run(arguments: &Arguments) -> ExitCode {
         orchestrator.takeovers(How::Killed),
         orchestrator.takeovers(How::HandedBack),
     );
-    let limit = lease.as_secs_f64() * SLACK;
+    let limit = (lease.as_secs_f64() * LEASES).max(lease.as_secs_f64() + BUSY);
     check_takeovers(&orchestrator, &killed, &drained, limit);
     report.takeovers(&killed, limit, &drained, HANDED_OVER);
 
