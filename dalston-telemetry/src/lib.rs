@@ -95,6 +95,7 @@
 //! | `OTEL_METRIC_EXPORT_TIMEOUT` | `30000` | milliseconds for one push with all its retries |
 //! | `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE` | `cumulative` | `delta` or `lowmemory`: counters and histograms tell what was added since the collector last heard of them |
 //! | `OTEL_EXPORTER_OTLP_METRICS_…` | those for all signals | as the variables with `TRACES`; over HTTP, `/v1/metrics` is appended to an endpoint for all |
+//! | `INSTANCE_TYPE` | what was detected | `host.type`, and `instance_type` of log lines |
 //! | `RUST_LOG`, `LOG_LEVEL`, `DALSTON_LOG_LEVEL`, `DALSTON_LOG_FORMAT` | `info`, by terminal | which lines are logged, and how |
 //!
 //! # Features

@@ -174,7 +174,8 @@ async fn a_task_that_would_outlast_the_machine_goes_to_a_peer() {
     at_work(&deployment, &worker).await;
     // Seen late: what is left is needed for leaving.
     machine.will("stop", Duration::from_secs(15));
-    (&mut worker.running).await.unwrap().unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(60), &mut worker.running).await;
+    ended.expect("an end long before the hour").unwrap().unwrap();
 
     let peer = deployment.worker("b", "5");
     peer.release();
