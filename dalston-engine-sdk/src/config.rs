@@ -2,6 +2,7 @@
 
 #[cfg(feature = "worker")]
 mod deployment;
+mod models;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -11,6 +12,7 @@ use dalston_telemetry::{Env, EnvError};
 
 #[cfg(feature = "worker")]
 pub use self::deployment::{DeploymentConfig, SpotDrain};
+pub use self::models::{ModelSettings, ModelSource};
 use crate::engine::ModelId;
 use crate::options::EngineOptions;
 

@@ -166,6 +166,10 @@ impl TaskContext {
         Ok(())
     }
 
+    pub(crate) fn cancel_flag(&self) -> CancelFlag {
+        self.shared.cancelled.clone()
+    }
+
     pub(crate) fn take_said(&self) -> Said {
         std::mem::take(&mut *self.said())
     }

@@ -35,6 +35,7 @@ mod error;
 pub mod fault;
 pub mod gpu;
 pub mod local;
+pub mod models;
 mod options;
 pub mod protocol;
 #[cfg(feature = "redis")]

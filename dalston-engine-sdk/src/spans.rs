@@ -6,6 +6,7 @@
 //! └─ engine.{engine_id}.process
 //!    ├─ engine.download_input
 //!    ├─ engine.model_load        only when the inference thread has no such model yet
+//!    │  └─ engine.model_download only when this machine has no such model yet
 //!    ├─ engine.process           with the engine's own spans below it
 //!    └─ engine.upload_output
 //! ```
@@ -186,6 +187,21 @@ pub(crate) fn model_load(model: &str, open: &OpenSpans) -> Span {
     let span = open.list(info_span!(span::MODEL_LOAD));
     span.set_attribute(attr::MODEL, model.to_owned());
     span
+}
+
+/// `engine.model_download`, below the current span.
+pub(crate) fn model_download(model: &str) -> Span {
+    let span = info_span!(span::MODEL_DOWNLOAD);
+    span.set_attribute(attr::MODEL, model.to_owned());
+    span
+}
+
+/// Says what came of a download: how much, and from where unless another process brought it.
+pub(crate) fn downloaded(span: &Span, bytes: u64, source: Option<&'static str>) {
+    span.set_attribute(attr::DOWNLOAD_BYTES, i64::try_from(bytes).unwrap_or(i64::MAX));
+    if let Some(source) = source {
+        span.set_attribute(attr::MODEL_SOURCE, source);
+    }
 }
 
 /// `engine.process`, below the current span.

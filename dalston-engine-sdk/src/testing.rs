@@ -25,6 +25,7 @@ use crate::config::RunnerConfig;
 use crate::engine::Engine;
 use crate::error::{RunError, chain};
 use crate::local::{LocalOutcome, LocalPlatform, LocalTask};
+use crate::models::ModelStorage;
 use crate::options::EngineOptions;
 use crate::protocol::TaskResponseData;
 use crate::runner::Runner;
@@ -69,6 +70,7 @@ use crate::stage::Transcript;
 pub struct EngineHarness<E> {
     engine: E,
     config: RunnerConfig,
+    model_storage: Option<ModelStorage>,
     task: LocalTask,
     files: Files,
 }
@@ -79,6 +81,7 @@ impl<E: Engine> EngineHarness<E> {
         Self {
             engine,
             config: RunnerConfig::default(),
+            model_storage: None,
             task: LocalTask::new(),
             files: Files::default(),
         }
@@ -93,6 +96,12 @@ impl<E: Engine> EngineHarness<E> {
     /// Changes the settings of the runner: number of inference threads, time-outs, what is preloaded.
     pub fn runner(mut self, change: impl FnOnce(&mut RunnerConfig)) -> Self {
         change(&mut self.config);
+        self
+    }
+
+    /// Sets where models come from that are not on this machine. Default: nowhere.
+    pub fn model_storage(mut self, models: ModelStorage) -> Self {
+        self.model_storage = Some(models);
         self
     }
 
@@ -177,13 +186,15 @@ impl<E: Engine> EngineHarness<E> {
     pub fn start(self) -> Worker {
         let telemetry = TestTelemetry::new();
         let platform = LocalPlatform::for_engine(&self.engine.info());
-        let runner = Runner::builder(self.engine)
+        let mut runner = Runner::builder(self.engine)
             .config(self.config)
             .broker(platform.broker().clone())
             .store(platform.store().clone())
-            .telemetry(telemetry.handle())
-            .build();
-        let runner = match runner {
+            .telemetry(telemetry.handle());
+        if let Some(models) = self.model_storage {
+            runner = runner.model_storage(models);
+        }
+        let runner = match runner.build() {
             Ok(runner) => runner,
             Err(error) => panic!("the runner can't be built: {error}"),
         };

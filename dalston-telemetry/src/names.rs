@@ -10,6 +10,8 @@ pub mod span {
     pub const DOWNLOAD_INPUT: &str = "engine.download_input";
     /// A model is loaded. Only for tasks that met a cold inference thread.
     pub const MODEL_LOAD: &str = "engine.model_load";
+    /// A model comes to this machine. Below the load that needs it.
+    pub const MODEL_DOWNLOAD: &str = "engine.model_download";
     /// The engine works. Spans of its own are below this one.
     pub const PROCESS: &str = "engine.process";
     /// Files and `response.json` go to the store.
@@ -43,6 +45,10 @@ pub mod attr {
     pub const STAGE: &str = "dalston.stage";
     /// The model; empty if none is named.
     pub const MODEL: &str = "dalston.model";
+    /// Where a model was downloaded from: `s3` or `hf`. Absent if another process of the machine did that.
+    pub const MODEL_SOURCE: &str = "dalston.model_source";
+    /// Bytes that were downloaded.
+    pub const DOWNLOAD_BYTES: &str = "dalston.download_bytes";
     /// The process that worked on it.
     pub const INSTANCE: &str = "dalston.instance";
     /// The id of the request at the gateway.

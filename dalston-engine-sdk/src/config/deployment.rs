@@ -6,6 +6,7 @@ use std::time::Duration;
 use dalston_telemetry::cloud::Cloud;
 use dalston_telemetry::{Env, EnvError};
 
+use super::ModelSettings;
 use crate::protocol::{NodeIdentity, RECORD_TTL_SECONDS};
 use crate::store::S3Settings;
 
@@ -23,6 +24,7 @@ use crate::store::S3Settings;
 /// | `http_max_requests` | `DALSTON_HTTP_MAX_REQUESTS` | 16 |
 /// | `http_max_upload` | `DALSTON_HTTP_MAX_UPLOAD_MB` | 1024 MB |
 /// | `http_queue_timeout` | `DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS` | 60 s |
+/// | `models` | [`ModelSettings`] | the same bucket |
 /// | `lease` | – | 60 s |
 /// | `node.deploy_env` | `DALSTON_DEPLOY_ENV` | `local`; `aws` where [`cloud`](Self::cloud) says so |
 /// | `node.node_id` | `DALSTON_HOST_HOSTNAME` | the host name; on EC2 the instance id |
@@ -47,6 +49,8 @@ pub struct DeploymentConfig {
     pub http_max_upload: u64,
     /// How long such a recording may wait for its turn before its sender is told to come back.
     pub http_queue_timeout: Duration,
+    /// Where models come from that are not on this machine.
+    pub models: ModelSettings,
     /// How long an instance may be silent before its tasks go to others: the lease of a task and the lifetime of the registry
     /// record. There is no variable for it, because the platform counts on 60 s and all instances must agree.
     pub lease: Duration,
@@ -102,6 +106,7 @@ impl DeploymentConfig {
             http_max_upload: megabytes(env)?.unwrap_or(1024) << 20,
             http_queue_timeout: super::seconds(env, "DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS")?
                 .unwrap_or(Duration::from_secs(60)),
+            models: ModelSettings::from_env(env)?,
             lease: Duration::from_secs(RECORD_TTL_SECONDS),
             node,
             spot_drain: env
@@ -162,6 +167,7 @@ impl std::fmt::Debug for DeploymentConfig {
             .field("http_max_requests", &self.http_max_requests)
             .field("http_max_upload", &self.http_max_upload)
             .field("http_queue_timeout", &self.http_queue_timeout)
+            .field("models", &self.models)
             .field("lease", &self.lease)
             .field("node", &self.node)
             .field("spot_drain", &self.spot_drain)
@@ -228,6 +234,7 @@ mod tests {
             http_max_requests: 16,
             http_max_upload: 1 << 30,
             http_queue_timeout: Duration::from_secs(60),
+            models: config.models.clone(),
             lease: Duration::from_secs(60),
             node: NodeIdentity::local(&*node.hostname, &*node.node_id),
             spot_drain: SpotDrain::All,

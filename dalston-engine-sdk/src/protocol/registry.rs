@@ -72,6 +72,8 @@ pub enum InstanceStatus {
     Idle,
     /// Loading a model.
     Loading,
+    /// Bringing a model to its machine.
+    Downloading,
     /// Working.
     Processing,
     /// Finishing what it has, taking nothing new. The platform sends it no work, but knows that it lives.
@@ -85,6 +87,7 @@ impl InstanceStatus {
         match self {
             Self::Idle => "idle",
             Self::Loading => "loading",
+            Self::Downloading => "downloading",
             Self::Processing => "processing",
             Self::Draining => "draining",
         }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use dalston_telemetry::TelemetryHandle;
 use dalston_telemetry::metrics::{EngineLabels, EngineMetrics, Metrics};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -22,6 +24,7 @@ use crate::config::{MAX_SLOTS, RunnerConfig, SLOTS_ACCEPTED};
 use crate::context::ProgressHook;
 use crate::engine::{Engine, EngineInfo, LoadContext, ModelId};
 use crate::error::BuildError;
+use crate::models::ModelStorage;
 use crate::options::EngineOptions;
 use crate::store::Store;
 use crate::task::TaskInfo;
@@ -35,6 +38,7 @@ pub struct RunnerBuilder<E> {
     config: RunnerConfig,
     broker: Option<Arc<dyn Broker>>,
     store: Option<Store>,
+    model_storage: Option<ModelStorage>,
     telemetry: TelemetryHandle,
     metrics: Option<Metrics>,
     on_progress: Option<ProgressHook>,
@@ -47,6 +51,7 @@ impl<E: Engine> RunnerBuilder<E> {
             config: RunnerConfig::default(),
             broker: None,
             store: None,
+            model_storage: None,
             telemetry: TelemetryHandle::disabled(),
             metrics: None,
             on_progress: None,
@@ -62,6 +67,12 @@ impl<E: Engine> RunnerBuilder<E> {
     /// Sets where the files of tasks are.
     pub fn store(mut self, store: Store) -> Self {
         self.store = Some(store);
+        self
+    }
+
+    /// Sets where models come from that are not on this machine. Default: nowhere.
+    pub fn model_storage(mut self, models: ModelStorage) -> Self {
+        self.model_storage = Some(models);
         self
     }
 
@@ -156,6 +167,7 @@ impl<E: Engine> RunnerBuilder<E> {
             mut config,
             broker,
             store,
+            model_storage,
             telemetry,
             metrics,
             on_progress,
@@ -192,8 +204,13 @@ impl<E: Engine> RunnerBuilder<E> {
         let metrics = EngineMetrics::register(&registry, &labels);
         // The counters of the usual model are there before its first task, for `rate()` to see that one.
         let _ = metrics.model(default_model.as_ref().map_or("", ModelId::as_str));
-        let status = RunnerStatus::new();
-        let slots = slots_of(engine, &config, &metrics, status.clone());
+        let (status, drain) = (RunnerStatus::new(), Drain::default());
+        let surroundings = Surroundings {
+            status: status.clone(),
+            models: model_storage.clone(),
+            draining: drain.begun.clone(),
+        };
+        let slots = slots_of(engine, &config, &metrics, surroundings);
         let pool = SlotPool::new(slots, config.max_stuck_threads);
         let consumer = Consumer {
             instance: instance_name(&engine_id, &config),
@@ -217,7 +234,8 @@ impl<E: Engine> RunnerBuilder<E> {
                 metrics,
                 on_progress,
                 pool,
-                drain: Drain::default(),
+                drain,
+                model_storage,
                 interruption: Interruption::none(),
                 status,
                 removals: TaskTracker::new(),
@@ -234,11 +252,18 @@ impl<E> fmt::Debug for RunnerBuilder<E> {
     }
 }
 
+/// What inference threads share with the rest of the worker.
+struct Surroundings {
+    status: RunnerStatus,
+    models: Option<ModelStorage>,
+    draining: CancellationToken,
+}
+
 fn slots_of<E: Engine>(
     engine: E,
     config: &RunnerConfig,
     metrics: &EngineMetrics,
-    status: RunnerStatus,
+    surroundings: Surroundings,
 ) -> Box<super::pool::SpawnThread> {
     let engine = Arc::new(engine);
     let options = Arc::new(config.options.clone());
@@ -248,9 +273,18 @@ fn slots_of<E: Engine>(
     };
     let metrics = metrics.clone();
     Box::new(move |index| {
-        let context = LoadContext::for_slot(Arc::clone(&options), index);
-        let shown = status.thread();
-        slot::spawn(Arc::clone(&engine), context, keeping, metrics.slot(index), shown)
+        let mut context = LoadContext::for_slot(Arc::clone(&options), index);
+        if let (Some(models), Ok(runtime)) = (&surroundings.models, Handle::try_current()) {
+            context = context.with_storage(models.clone(), runtime);
+        }
+        slot::spawn(
+            Arc::clone(&engine),
+            context,
+            surroundings.draining.clone(),
+            keeping,
+            metrics.slot(index),
+            surroundings.status.thread(),
+        )
     })
 }
 

@@ -72,6 +72,7 @@ use crate::context::ProgressHook;
 use crate::engine::{Engine, ModelId};
 use crate::error::{RunError, chain};
 use crate::gpu::GpuMonitor;
+use crate::models::ModelStorage;
 use crate::stage::Stage;
 use crate::store::Store;
 
@@ -129,6 +130,7 @@ struct Worker {
     uploads: Semaphore,
     drain: Drain,
     interruption: Interruption,
+    model_storage: Option<ModelStorage>,
     status: RunnerStatus,
     /// Directories of tasks that are being removed.
     removals: TaskTracker,
@@ -225,6 +227,7 @@ impl Runner {
                 never = worker.read_tasks(&turns.queue, &mut tasks) => match never {},
                 never = direct::serve(&worker, submissions, &turns.direct, &turns.queue, &mut direct) => match never {},
                 never = worker.sweep_models() => match never {},
+                never = worker.tidy_model_cache() => match never {},
                 never = worker.status.tick() => match never {},
             }
         };
@@ -317,6 +320,14 @@ impl Worker {
         loop {
             sleep(period).await;
             self.pool.sweep(Instant::now());
+        }
+    }
+
+    /// Keeps the models on the disk within their limits.
+    async fn tidy_model_cache(&self) -> Infallible {
+        match &self.model_storage {
+            Some(models) => models.keep_tidy().await,
+            None => pending().await,
         }
     }
 

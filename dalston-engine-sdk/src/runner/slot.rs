@@ -15,13 +15,15 @@ use dalston_telemetry::metrics::{Device, SlotMetrics};
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{Dispatch, Span, dispatcher};
 
 use super::models::Models;
 use super::status::ThreadGuard;
-use crate::context::TaskContext;
+use crate::context::{CancelFlag, TaskContext};
 use crate::engine::{Engine, LoadContext, ModelId};
 use crate::error::{TaskError, TaskErrorKind, says_out_of_memory};
+use crate::models::{Held, LoadStop};
 use crate::spans::{self, OpenSpans, TaskSpans};
 use crate::stage::{OutputDefaults, StageOutput};
 use crate::task::TaskRequest;
@@ -130,6 +132,7 @@ pub(super) struct Keeping {
 pub(super) fn spawn<E: Engine>(
     engine: Arc<E>,
     load_context: LoadContext,
+    draining: CancellationToken,
     keeping: Keeping,
     metrics: SlotMetrics,
     shown: ThreadGuard,
@@ -144,6 +147,7 @@ pub(super) fn spawn<E: Engine>(
         let mut thread = InferenceThread {
             engine,
             load_context,
+            draining,
             models,
             shown,
         };
@@ -173,8 +177,16 @@ const STACK_BYTES: usize = 8 * 1024 * 1024;
 struct InferenceThread<E: Engine> {
     engine: Arc<E>,
     load_context: LoadContext,
-    models: Models<E::Model>,
+    /// No model is downloaded any more.
+    draining: CancellationToken,
+    models: Models<Loaded<E::Model>>,
     shown: ThreadGuard,
+}
+
+/// A model with what keeps its files on the disk, which goes after it.
+struct Loaded<M> {
+    model: M,
+    _files: Vec<Arc<Held>>,
 }
 
 /// What to do when the memory does not hold one more model.
@@ -196,9 +208,10 @@ impl<E: Engine> InferenceThread<E> {
                 done,
             } => {
                 for model in models {
-                    if let Err(error) =
-                        scene.play(|| self.ensure_loaded(&model, now, WhenFull::GiveUp, &scene.open))
-                    {
+                    if let Err(error) = scene.play(|| {
+                        let never = CancelFlag::default();
+                        self.ensure_loaded(&model, now, WhenFull::GiveUp, &scene.open, never)
+                    }) {
                         scene.play(|| tracing::warn!(%model, error = %error, "model_preload_failed"));
                     }
                 }
@@ -233,7 +246,14 @@ impl<E: Engine> InferenceThread<E> {
         let mut process = None;
         let result = scene.play(|| {
             cx.check_cancelled()?;
-            model = self.ensure_loaded(&cx.info().model, now, WhenFull::DropOthers, &scene.open)?;
+            let cancelled = cx.cancel_flag();
+            model = self.ensure_loaded(
+                &cx.info().model,
+                now,
+                WhenFull::DropOthers,
+                &scene.open,
+                cancelled,
+            )?;
             cx.check_cancelled()?;
             self.run_engine(&request, &cx, now, &scene.open, &mut process)
         });
@@ -258,6 +278,7 @@ impl<E: Engine> InferenceThread<E> {
         now: Instant,
         when_full: WhenFull,
         open: &OpenSpans,
+        cancelled: CancelFlag,
     ) -> Result<ModelUse, TaskError> {
         let is_nothing = TypeId::of::<E::Model>() == TypeId::of::<()>();
         if self.models.hit(id, now).is_some() {
@@ -278,12 +299,19 @@ impl<E: Engine> InferenceThread<E> {
         };
         self.shown.loading(Some(id));
         let begun = ThreadInstant::now();
-        let loaded = span.in_scope(|| catch(|| self.engine.load(id, &self.load_context)));
+        let cx = self
+            .load_context
+            .for_load(LoadStop::new(cancelled, self.draining.clone()));
+        let loaded = span.in_scope(|| catch(|| self.engine.load(id, &cx)));
         self.shown.loading(None);
         let took = begun.elapsed();
         match loaded {
             Ok(model) => {
-                self.models.loaded(id.clone(), model, now);
+                let loaded = Loaded {
+                    model,
+                    _files: cx.take_held(),
+                };
+                self.models.loaded(id.clone(), loaded, now);
                 if is_nothing {
                     return Ok(ModelUse::None);
                 }
@@ -295,7 +323,12 @@ impl<E: Engine> InferenceThread<E> {
                 spans::record_failure(&span, &error);
                 let full = error.kind() == TaskErrorKind::OutOfMemory && when_full == WhenFull::DropOthers;
                 // With more memory than before, the next try is not in vain.
-                if !(full && self.drop_all()) {
+                // And one that was broken off says nothing about the next.
+                let broken_off = matches!(
+                    error.kind(),
+                    TaskErrorKind::Cancelled | TaskErrorKind::DeadlineExceeded
+                );
+                if !(broken_off || full && self.drop_all()) {
                     self.models.load_failed(id.clone(), &error, now);
                 }
                 Err(error)
@@ -321,7 +354,7 @@ impl<E: Engine> InferenceThread<E> {
         let engine = &*self.engine;
         let span = spans::process(open);
         let begun = ThreadInstant::now();
-        let output = span.in_scope(|| catch(|| engine.process(model, request, cx)));
+        let output = span.in_scope(|| catch(|| engine.process(&mut model.model, request, cx)));
         *took = Some(begun.elapsed());
         if let Err(error) = &output {
             spans::record_failure(&span, error);

@@ -26,6 +26,11 @@ pub fn transcript(job_id: &str) -> String {
     format!("jobs/{job_id}/transcript.json")
 }
 
+/// `models/{model_id}`: below it are the files of a model.
+pub(crate) fn model(model_id: &str) -> String {
+    format!("models/{model_id}")
+}
+
 /// Whether an id that came from outside may become a part of a key.
 pub(crate) fn is_safe_id(id: &str) -> bool {
     is_plain_name(id)

@@ -260,6 +260,11 @@ impl Store {
         }
     }
 
+    /// The objects of this bucket themselves.
+    pub(crate) fn objects(&self) -> &dyn ObjectStore {
+        &*self.objects
+    }
+
     fn objects_of(&self, bucket: &str) -> Result<Arc<dyn ObjectStore>, Option<StoreError>> {
         if bucket == &*self.bucket {
             return Ok(Arc::clone(&self.objects));

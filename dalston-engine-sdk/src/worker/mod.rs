@@ -20,6 +20,7 @@ use crate::broker::{InvalidRedisUrl, RedisBroker, RedisServer};
 use crate::config::{DeploymentConfig, RunnerConfig, SpotDrain};
 use crate::engine::Engine;
 use crate::error::{BuildError, RunError};
+use crate::models::ModelStorage;
 use crate::protocol::{Heartbeat, InstanceStatus, RegistryRecord};
 use crate::registry::Registry;
 use crate::runner::{Runner, RunnerPhase, RunnerStatus};
@@ -48,12 +49,14 @@ pub async fn run<E: Engine>(
 ) -> Result<(), WorkerError> {
     let server = RedisServer::new(&deployment.redis_url)?;
     let store = Store::s3(deployment.s3.clone())?;
+    let models = ModelStorage::new(deployment.models.clone(), store.clone());
     let slots = u32::try_from(config.slots).unwrap_or(u32::MAX);
     let mut capabilities = engine.info().capabilities();
     let runner = Runner::builder(engine)
         .config(config)
         .broker(RedisBroker::with_lease(server.clone(), deployment.lease))
         .store(store)
+        .model_storage(models.clone())
         .telemetry(telemetry.clone())
         .build()?;
     capabilities.engine_id = runner.engine_id().to_owned();
@@ -76,7 +79,7 @@ pub async fn run<E: Engine>(
         .and_then(|gpus| Some(gpus.first()?.memory_total >> 20));
     let registered = Registry::new(server, record)
         .with_lifetime(deployment.lease)
-        .join(move || heartbeat(&status, slots))
+        .join(move || heartbeat(&status, &models, slots))
         .await;
 
     let interruption = runner.interruption();
@@ -120,9 +123,12 @@ pub enum WorkerError {
 
 /// Tasks that are read ahead, or whose result is being stored, take no capacity: the platform would see a worker with less
 /// than none, or keep work away from a thread that is free.
-fn heartbeat(status: &RunnerStatus, capacity: u32) -> Heartbeat {
+fn heartbeat(status: &RunnerStatus, models: &ModelStorage, capacity: u32) -> Heartbeat {
     let active = u32::try_from(status.unprocessed_tasks()).unwrap_or(u32::MAX);
     let what = match status.phase() {
+        RunnerPhase::Starting | RunnerPhase::Running if models.is_downloading() => {
+            InstanceStatus::Downloading
+        }
         RunnerPhase::Starting => InstanceStatus::Loading,
         RunnerPhase::Running if status.active_tasks() > 0 => InstanceStatus::Processing,
         RunnerPhase::Running => InstanceStatus::Idle,

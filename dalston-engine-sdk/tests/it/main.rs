@@ -10,6 +10,8 @@ mod hazards;
 #[cfg(feature = "worker")]
 mod http;
 mod interruption;
+#[cfg(feature = "worker")]
+mod models;
 mod pipeline;
 mod protocol;
 #[cfg(feature = "redis")]

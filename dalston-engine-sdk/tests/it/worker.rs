@@ -20,7 +20,7 @@ use dalston_telemetry::tracing::Dispatch;
 use dalston_telemetry::tracing::instrument::WithSubscriber;
 use dalston_telemetry::{Env, TelemetryHandle};
 use serde_json::{Value, json};
-use testbed::{TestRedis, TestS3};
+use testbed::{Fault, TestRedis, TestS3, Trouble};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -44,7 +44,10 @@ impl Engine for Echo {
         EngineInfo::new("echo", "1.0.0").stage(Stage::other("echo").unwrap())
     }
 
-    fn load(&self, _: &ModelId, _: &LoadContext) -> Result<(), TaskError> {
+    fn load(&self, model: &ModelId, cx: &LoadContext) -> Result<(), TaskError> {
+        if !model.is_unnamed() {
+            cx.model_dir(model)?;
+        }
         Ok(())
     }
 
@@ -455,6 +458,37 @@ async fn the_registry_counts_no_more_tasks_than_the_worker_can_work_on() {
     assert_eq!(deployment.pending().await, 2);
     let (_, health) = worker.get("/health").await;
     assert_eq!(health.parse::<Value>().unwrap()["active_tasks"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_comes_from_the_bucket_of_the_deployment_and_the_registry_shows_it() {
+    let deployment = Deployment::start().await;
+    for file in ["model.bin", ".complete"] {
+        deployment
+            .s3
+            .put(&format!("dalston-artifacts/models/team/large/{file}"), "weights");
+    }
+    deployment
+        .s3
+        .trouble(Trouble::new(Fault::Hang).path("model.bin").times(1));
+    let cache = tempfile::tempdir().unwrap();
+    let dir = cache.path().display().to_string();
+    let mut first = deployment.worker_with("a", &[("DALSTON_MODEL_CACHE_DIR", &dir)]);
+    let task = request("T1", json!({"loaded_model_id": "team/large"}));
+    deployment.enqueue("T1", task).await;
+    let downloading =
+        async || (deployment.status(&first).await.as_deref() == Some("downloading")).then_some(());
+    deployment.until("worker that downloads", downloading).await;
+
+    // It waits in vain. A peer takes the task over, and the model comes.
+    first.stop().await;
+    (&mut first.running).await.unwrap().unwrap();
+    let _second = deployment.worker_with("b", &[("DALSTON_MODEL_CACHE_DIR", &dir)]);
+    deployment.until_event("task.completed", "T1").await;
+    assert_eq!(
+        std::fs::read(cache.path().join("team--large/model.bin")).unwrap(),
+        b"weights"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dalston_engine_sdk::audio::{Audio, AudioFormat};
 use dalston_engine_sdk::stage::{TimestampGranularity, TranscribeTask};
@@ -244,16 +244,17 @@ fn transcript(
     warnings.into_iter().fold(transcript, Transcript::warning)
 }
 
-/// The model's directory; the shipped model is found by its name wherever the engine is started from.
+/// The model's directory; the shipped model is found by its name wherever the engine is started from, unless there is
+/// another one of that name under the model root. It is not looked for in the storage of a deployment.
 fn model_dir(model: &ModelId, cx: &LoadContext) -> Result<PathBuf, TaskError> {
-    cx.model_dir(model).or_else(|error| {
-        let shipped = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/models")).join(SHIPPED_MODEL);
-        if model.as_str() == SHIPPED_MODEL && shipped.is_dir() {
-            Ok(shipped)
-        } else {
-            Err(error)
-        }
-    })
+    let shipped = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models")).join(SHIPPED_MODEL);
+    let root = cx.options().model_root.as_deref();
+    let another =
+        Path::new(SHIPPED_MODEL).is_dir() || root.is_some_and(|root| root.join(SHIPPED_MODEL).is_dir());
+    if model.as_str() == SHIPPED_MODEL && shipped.is_dir() && !another {
+        return Ok(shipped);
+    }
+    cx.model_dir(model)
 }
 
 fn check_rate(whisper: &Whisper, dir: &std::path::Path) -> Result<(), LoadError> {

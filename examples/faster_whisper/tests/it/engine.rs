@@ -3,12 +3,15 @@
 use std::fs;
 use std::path::PathBuf;
 
+use dalston_engine_sdk::models::{ModelSettings, ModelStorage};
 use dalston_engine_sdk::stage::{LanguageSource, TimestampGranularity};
+use dalston_engine_sdk::store::{S3Settings, Store};
 use dalston_engine_sdk::testing::EngineHarness;
 use dalston_engine_sdk::{CheckStatus, DeviceChoice, Engine, EngineOptions, LoadContext};
 use faster_whisper::FasterWhisper;
 use serde_json::json;
 use tempfile::TempDir;
+use testbed::TestS3;
 
 use crate::goldens::transcript_texts;
 use crate::made_up::Shape;
@@ -184,6 +187,55 @@ fn a_model_that_is_not_there_is_named() {
     let report = harness_with("/nowhere/whisper", "en_one.wav").run_blocking();
     assert_eq!(report.error_code(), "model_not_found");
     assert!(report.error().contains("/nowhere/whisper"), "{}", report.error());
+}
+
+#[tokio::test]
+async fn a_model_in_the_bucket_of_a_deployment_is_fetched_and_understands() {
+    let s3 = TestS3::start();
+    for file in fs::read_dir(root().join("models/whisper-nano-digits")).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        s3.put(
+            &format!("dalston-artifacts/models/team/digits/{name}"),
+            fs::read(&path).unwrap(),
+        );
+    }
+    s3.put("dalston-artifacts/models/team/digits/.complete", "");
+    let cache = TempDir::new().unwrap();
+    let mut settings = ModelSettings::default();
+    settings.cache_dir = Some(cache.path().to_owned());
+    let mut bucket = S3Settings::default();
+    bucket.endpoint = Some(s3.url());
+    bucket.credentials = [
+        ("AWS_ACCESS_KEY_ID", TestS3::ACCESS_KEY_ID),
+        ("AWS_SECRET_ACCESS_KEY", TestS3::SECRET_ACCESS_KEY),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    let models = ModelStorage::new(settings, Store::s3(bucket).unwrap());
+
+    let report = harness_with("team/digits", "en_three.wav")
+        .model_storage(models)
+        .run()
+        .await;
+
+    assert_eq!(report.transcript().text, "seven three three");
+    report.tree().assert_eq(
+        "
+        engine.queue_wait
+        engine.faster-whisper.process {dalston.model=team/digits}
+          engine.download_input
+          engine.model_load
+            engine.model_download {dalston.model_source=s3}
+          engine.process
+            engine.recognize
+              whisper.features
+              whisper.encode
+              whisper.detect_language
+              whisper.decode
+          engine.upload_output
+        ",
+    );
 }
 
 #[test]
