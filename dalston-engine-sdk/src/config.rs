@@ -39,6 +39,7 @@ pub(crate) const SLOTS_ACCEPTED: &str = "a whole number from 1 to 1024";
 /// | `max_deliveries` | `DALSTON_MAX_DELIVERIES` | 3 |
 /// | `max_stuck_threads` | `DALSTON_MAX_STUCK_THREADS` | 2 |
 /// | `temp_root` | `TMPDIR` | `/tmp` |
+/// | `temp_max_age` | `DALSTON_TEMP_PURGE_MAX_AGE_S` | 30 days |
 /// | `instance_type` | `INSTANCE_TYPE` | what telemetry says |
 ///
 /// ```
@@ -77,6 +78,9 @@ pub struct RunnerConfig {
     pub max_stuck_threads: usize,
     /// Where the directories of tasks are made.
     pub temp_root: PathBuf,
+    /// How old directories of tasks get there before they are removed, when the worker starts and every hour: a process that was
+    /// killed leaves them. It should be longer than any task of another worker on this machine takes.
+    pub temp_max_age: Duration,
     /// The hardware, as it should appear in metrics: unless set, [what telemetry says](dalston_telemetry::TelemetryHandle::instance_type),
     /// else `unknown`.
     pub instance_type: Option<String>,
@@ -98,6 +102,7 @@ impl Default for RunnerConfig {
             max_deliveries: 3,
             max_stuck_threads: 2,
             temp_root: PathBuf::from("/tmp"),
+            temp_max_age: Duration::from_secs(30 * 86_400),
             instance_type: None,
         }
     }
@@ -161,6 +166,10 @@ impl RunnerConfig {
             env.parse("DALSTON_MAX_STUCK_THREADS", "a whole number")?,
         );
         set(&mut config.temp_root, env.get("TMPDIR").map(PathBuf::from));
+        set(
+            &mut config.temp_max_age,
+            seconds(env, "DALSTON_TEMP_PURGE_MAX_AGE_S")?,
+        );
         Ok(config)
     }
 }
@@ -235,6 +244,7 @@ mod tests {
             ("DALSTON_MAX_DELIVERIES", "7"),
             ("DALSTON_MAX_STUCK_THREADS", "0"),
             ("TMPDIR", "/scratch"),
+            ("DALSTON_TEMP_PURGE_MAX_AGE_S", "3600"),
             ("INSTANCE_TYPE", "g5.xlarge"),
         ]);
         let expected = RunnerConfig {
@@ -254,6 +264,7 @@ mod tests {
             max_deliveries: 7,
             max_stuck_threads: 0,
             temp_root: PathBuf::from("/scratch"),
+            temp_max_age: Duration::from_secs(3600),
             instance_type: Some("g5.xlarge".to_owned()),
         };
         assert_eq!(RunnerConfig::from_env(&env).unwrap(), expected);

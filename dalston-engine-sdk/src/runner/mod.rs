@@ -35,6 +35,7 @@ mod models;
 mod pool;
 mod slot;
 mod status;
+mod sweep;
 mod task;
 
 use std::convert::Infallible;
@@ -210,6 +211,7 @@ impl Runner {
             GPU_INTERVAL,
             worker.status.gpu_reading().clone(),
         );
+        let (temp_root, temp_age) = (worker.config.temp_root.clone(), worker.config.temp_max_age);
         let (mut tasks, mut direct) = (JoinSet::new(), JoinSet::new());
         tracing::info!(
             instance = worker.consumer.instance,
@@ -228,6 +230,7 @@ impl Runner {
                 never = direct::serve(&worker, submissions, &turns.direct, &turns.queue, &mut direct) => match never {},
                 never = worker.sweep_models() => match never {},
                 never = worker.tidy_model_cache() => match never {},
+                never = sweep::keep_clean(temp_root, temp_age) => match never {},
                 never = worker.status.tick() => match never {},
             }
         };

@@ -1,17 +1,19 @@
 //! The way of a task: what is announced, fetched, traced, measured, stored and reported, in which order.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use dalston_engine_sdk::broker::{EventKind, RedeliveryReason, TaskMetadata};
 use dalston_engine_sdk::protocol::{ArtifactReference, Timestamp};
-use dalston_engine_sdk::{OutputFile, TaskError};
+use dalston_engine_sdk::{OutputFile, RunnerConfig, TaskError};
 use dalston_telemetry::context::LogContext;
 use dalston_telemetry::metrics::Metrics;
 use dalston_telemetry::tracing::info_span;
 use serde_json::json;
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
-use crate::rig::{Closures, Rig, answer, job_of};
+use crate::rig::{Closures, Rig, answer, gate, job_of};
 
 const PRODUCER: &str = r#"{"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
 
@@ -541,4 +543,101 @@ async fn a_redelivered_task_stays_in_the_producers_trace_and_says_which_delivery
             .sum("dalston_engine_task_redelivery_total", &[("reason", reason)]),
         1.0
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn directories_that_killed_workers_left_are_removed_at_the_start_and_every_hour() {
+    let rig = Rig::new();
+    let root = rig.temp.path();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let make = |name: &str, days: u64| {
+        let path = root.join(name);
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("input.wav"), "RIFF").unwrap();
+        let modified = SystemTime::now() - Duration::from_secs(days * 86_400);
+        std::fs::File::open(&path)
+            .unwrap()
+            .set_modified(modified)
+            .unwrap();
+    };
+    make("dalston_task_old", 31);
+    make("dalston_task_recent", 29);
+    make("other_old", 31);
+    std::os::unix::fs::symlink(elsewhere.path(), root.join("dalston_task_link")).unwrap();
+    std::fs::write(elsewhere.path().join("precious"), "").unwrap();
+    let left = || {
+        let entries = std::fs::read_dir(root).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let kept = ["dalston_task_link", "dalston_task_recent", "other_old"];
+    let swept = async || {
+        let names = left();
+        (names == kept).then_some(names)
+    };
+    let act = async {
+        let until_swept = async || {
+            while swept().await.is_none() {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+            }
+        };
+        timeout(Duration::from_secs(600), until_swept())
+            .await
+            .expect("a sweep at the start");
+        make("dalston_task_older", 40);
+        timeout(Duration::from_secs(3700), until_swept())
+            .await
+            .expect("a sweep every hour");
+    };
+    let engine = Closures::new(|_, _| answer());
+    rig.run(rig.runner(engine), act).await.1.unwrap();
+    assert!(
+        elsewhere.path().join("precious").exists(),
+        "links are not followed"
+    );
+}
+
+#[tokio::test]
+async fn a_task_keeps_its_directory_however_short_the_age() {
+    let rig = Rig::new();
+    let mut config = RunnerConfig::default();
+    config.temp_max_age = Duration::ZERO;
+    config.task_timeout = Duration::from_secs(86_400);
+    config.temp_root = rig.temp.path().to_owned();
+    let (begun, go_on) = (Arc::new(Notify::new()), gate());
+    let tell = Arc::clone(&begun);
+    let engine = Closures::new(move |_, cx| {
+        tell.notify_one();
+        go_on.0.wait();
+        // Fails if it is gone.
+        std::fs::read_dir(cx.temp_dir())?;
+        answer()
+    });
+    rig.submit("t1").await;
+    let act = async {
+        let waited = timeout(Duration::from_secs(60), begun.notified()).await;
+        waited.expect("the task lost its directory before it began");
+        let stale = rig.temp.path().join("dalston_task_stale");
+        std::fs::create_dir(&stale).unwrap();
+        let yesterday = SystemTime::now() - Duration::from_secs(86_400);
+        std::fs::File::open(&stale)
+            .unwrap()
+            .set_modified(yesterday)
+            .unwrap();
+        // The sweep of the next hour finds the task at work.
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(3601)).await;
+        tokio::time::resume();
+        while stale.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        go_on.1.open();
+        rig.outcome("t1").await
+    };
+    let builder = rig.runner(engine).config(config);
+    assert_eq!(rig.run(builder, act).await.0, Ok(json!({"text": "hello"})));
 }

@@ -1,0 +1,87 @@
+//! Directories of tasks whose process was killed: nobody else removes them.
+
+use std::convert::Infallible;
+use std::fs::{self, DirEntry};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::sleep;
+
+/// What the names of tasks' directories begin with, in the engines of all languages.
+pub(super) const PREFIX: &str = "dalston_task_";
+/// How often we look.
+const PERIOD: Duration = Duration::from_secs(3600);
+/// How many entries of the directory we look at in one sweep, and how many we remove.
+const MOST_SEEN: usize = 100_000;
+const MOST_REMOVED: usize = 1_000;
+
+/// Removes directories of tasks that nothing was added to for `age`, now and every hour. What was made since this call stays,
+/// however short the age, so that no task of ours loses its files.
+pub(super) async fn keep_clean(root: PathBuf, age: Duration) -> Infallible {
+    let begun = SystemTime::now();
+    loop {
+        let root_ = root.clone();
+        let sweep = move || {
+            let before = SystemTime::now()
+                .checked_sub(age)
+                .unwrap_or(SystemTime::UNIX_EPOCH);
+            sweep(&root_, before.min(begun))
+        };
+        match tokio::task::spawn_blocking(sweep).await {
+            Ok(Ok(0)) | Err(_) => {}
+            Ok(Ok(removed)) => tracing::info!(removed, root = %root.display(), "stale_temp_dirs_purged"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %error, root = %root.display(), "stale_temp_dirs_not_purged");
+            }
+        }
+        sleep(PERIOD).await;
+    }
+}
+
+fn sweep(root: &Path, before: SystemTime) -> io::Result<usize> {
+    let stale = fs::read_dir(root)?
+        .take(MOST_SEEN)
+        .filter_map(Result::ok)
+        .filter(|entry| is_stale(entry, before));
+    // Not the failures of single ones: it is the directory of another user, or a peer was faster.
+    let removed = stale.filter(|entry| fs::remove_dir_all(entry.path()).is_ok());
+    Ok(removed.take(MOST_REMOVED).count())
+}
+
+fn is_stale(entry: &DirEntry, before: SystemTime) -> bool {
+    if !entry
+        .file_name()
+        .as_encoded_bytes()
+        .starts_with(PREFIX.as_bytes())
+    {
+        return false;
+    }
+    // Of a link this is about the link itself, which is no directory.
+    let Ok(metadata) = entry.metadata() else {
+        return false;
+    };
+    metadata.is_dir() && metadata.modified().is_ok_and(|modified| modified < before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_sweep_removes_a_thousand_and_the_next_one_the_rest() {
+        let root = tempfile::tempdir().unwrap();
+        for number in 0..1_003 {
+            fs::create_dir(root.path().join(format!("{PREFIX}{number}"))).unwrap();
+        }
+        let later = SystemTime::now() + Duration::from_secs(60);
+        assert_eq!(sweep(root.path(), later).unwrap(), 1_000);
+        assert_eq!(sweep(root.path(), later).unwrap(), 3);
+        assert_eq!(sweep(root.path(), later).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_directory_that_can_t_be_read_is_an_error() {
+        assert!(sweep(Path::new("/no/such/directory"), SystemTime::now()).is_err());
+    }
+}
