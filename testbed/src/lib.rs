@@ -19,3 +19,5 @@ pub use self::proxy::Proxy;
 pub use self::redis::{Fsync, RedisBuilder, TestRedis};
 pub use self::s3::{Fault, StoredObject, TestS3, Trouble};
 pub use self::tls::Authority;
+
+pub use ::redis::Value as RedisValue;

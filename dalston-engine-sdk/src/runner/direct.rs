@@ -19,6 +19,7 @@ use tokio::time::sleep;
 use tracing::instrument::WithSubscriber;
 use uuid::Uuid;
 
+use super::sweep;
 use super::task::{self, TaskFiles, Turn};
 use super::{Origin, RunnerPhase, Worker, report_panic};
 use crate::broker::{
@@ -172,11 +173,7 @@ impl Direct {
     /// A directory for the input of a task, removed when nobody needs it any more.
     #[cfg(feature = "worker")]
     pub(crate) fn workspace(&self) -> Result<TaskFiles, crate::TaskError> {
-        TaskFiles::new(
-            "dalston_http_",
-            &self.worker.config.temp_root,
-            &self.worker.removals,
-        )
+        TaskFiles::new(sweep::HTTP, &self.worker.config.temp_root, &self.worker.removals)
     }
 
     /// The storage of the deployment.

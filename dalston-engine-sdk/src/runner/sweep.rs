@@ -8,26 +8,25 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::sleep;
 
-/// What the names of tasks' directories begin with, in the engines of all languages.
-pub(super) const PREFIX: &str = "dalston_task_";
+/// What the names of directories begin with, in the engines of all languages: those of tasks from the queue, and those of
+/// requests over HTTP.
+pub(super) const TASK: &str = "dalston_task_";
+pub(super) const HTTP: &str = "dalston_http_";
 /// How often we look.
 const PERIOD: Duration = Duration::from_secs(3600);
 /// How many entries of the directory we look at in one sweep, and how many we remove.
 const MOST_SEEN: usize = 100_000;
 const MOST_REMOVED: usize = 1_000;
+/// The times of files come from a coarser clock, and so may lie before the moment at which they were made.
+const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
 /// Removes directories of tasks that nothing was added to for `age`, now and every hour. What was made since this call stays,
 /// however short the age, so that no task of ours loses its files.
 pub(super) async fn keep_clean(root: PathBuf, age: Duration) -> Infallible {
-    let begun = SystemTime::now();
+    let begun = before_now(CLOCK_SLACK);
     loop {
         let root_ = root.clone();
-        let sweep = move || {
-            let before = SystemTime::now()
-                .checked_sub(age)
-                .unwrap_or(SystemTime::UNIX_EPOCH);
-            sweep(&root_, before.min(begun))
-        };
+        let sweep = move || sweep(&root_, before_now(age).min(begun));
         match tokio::task::spawn_blocking(sweep).await {
             Ok(Ok(0)) | Err(_) => {}
             Ok(Ok(removed)) => tracing::info!(removed, root = %root.display(), "stale_temp_dirs_purged"),
@@ -37,6 +36,12 @@ pub(super) async fn keep_clean(root: PathBuf, age: Duration) -> Infallible {
         }
         sleep(PERIOD).await;
     }
+}
+
+fn before_now(age: Duration) -> SystemTime {
+    SystemTime::now()
+        .checked_sub(age)
+        .unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 fn sweep(root: &Path, before: SystemTime) -> io::Result<usize> {
@@ -50,11 +55,9 @@ fn sweep(root: &Path, before: SystemTime) -> io::Result<usize> {
 }
 
 fn is_stale(entry: &DirEntry, before: SystemTime) -> bool {
-    if !entry
-        .file_name()
-        .as_encoded_bytes()
-        .starts_with(PREFIX.as_bytes())
-    {
+    let name = entry.file_name();
+    let begins_with = |prefix: &str| name.as_encoded_bytes().starts_with(prefix.as_bytes());
+    if !begins_with(TASK) && !begins_with(HTTP) {
         return false;
     }
     // Of a link this is about the link itself, which is no directory.
@@ -72,7 +75,7 @@ mod tests {
     fn one_sweep_removes_a_thousand_and_the_next_one_the_rest() {
         let root = tempfile::tempdir().unwrap();
         for number in 0..1_003 {
-            fs::create_dir(root.path().join(format!("{PREFIX}{number}"))).unwrap();
+            fs::create_dir(root.path().join(format!("{TASK}{number}"))).unwrap();
         }
         let later = SystemTime::now() + Duration::from_secs(60);
         assert_eq!(sweep(root.path(), later).unwrap(), 1_000);

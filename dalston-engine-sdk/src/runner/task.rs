@@ -21,7 +21,7 @@ use super::lease::{Confirmed, Stop, StopOnDrop, keep};
 use super::pool::SlotLease;
 use super::slot::{Answer, ModelUse, Processed, Scene, Work};
 use super::status::{TaskGuard, TaskPhase};
-use super::sweep::PREFIX;
+use super::sweep;
 use super::{Origin, Worker};
 use crate::broker::{
     BrokerError, Claim, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason, TaskMetadata,
@@ -399,7 +399,7 @@ impl<'a> Attempt<'a> {
         self.spans.model(model.as_str());
         let _ = self.model.set(model.clone());
 
-        let mut files = TaskFiles::new(PREFIX, &worker.config.temp_root, &worker.removals)?;
+        let mut files = TaskFiles::new(sweep::TASK, &worker.config.temp_root, &worker.removals)?;
         files.input.clone_from(&self.origin.files);
         let inputs = files.path().join("inputs");
         let stage = self.info.stage.clone();

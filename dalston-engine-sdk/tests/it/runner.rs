@@ -561,6 +561,7 @@ async fn directories_that_killed_workers_left_are_removed_at_the_start_and_every
             .unwrap();
     };
     make("dalston_task_old", 31);
+    make("dalston_http_old", 31);
     make("dalston_task_recent", 29);
     make("other_old", 31);
     std::os::unix::fs::symlink(elsewhere.path(), root.join("dalston_task_link")).unwrap();

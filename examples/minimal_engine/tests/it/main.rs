@@ -1,6 +1,9 @@
 //! The binary of an engine, run as a person or a script would.
 #![allow(clippy::unwrap_used)]
 
+#[cfg(unix)]
+mod live;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::Path;

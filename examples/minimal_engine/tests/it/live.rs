@@ -1,0 +1,262 @@
+//! The binary as a worker of a deployment.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use testbed::collector::{Collector, Protocol};
+use testbed::{Authority, Fault, TestRedis, TestS3, Trouble};
+
+use crate::{Engine, Guard, PATIENCE, signal};
+
+const JOB: &str = "0d4c2b1a-9f8e-4d7c-b6a5-443322110000";
+
+/// A worker that runs, and everything that it has written so far.
+struct Worker {
+    process: Guard,
+    written: Arc<Mutex<String>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Worker {
+    fn start(mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let written = Arc::<Mutex<String>>::default();
+        let read = |from: Box<dyn Read + Send>| {
+            let written = Arc::clone(&written);
+            thread::spawn(move || {
+                for line in BufReader::new(from).lines() {
+                    let mut written = written.lock().unwrap();
+                    written.push_str(&line.unwrap());
+                    written.push('\n');
+                }
+            })
+        };
+        let readers = vec![
+            read(Box::new(process.stdout.take().unwrap())),
+            read(Box::new(process.stderr.take().unwrap())),
+        ];
+        Self {
+            process: Guard(process),
+            written,
+            readers,
+        }
+    }
+
+    fn written(&self) -> String {
+        self.written.lock().unwrap().clone()
+    }
+
+    /// The first line about an event.
+    fn line(&self, event: &str) -> Option<Value> {
+        let lines = self.written();
+        let mut lines = lines
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.find(|line| line["event"] == event)
+    }
+
+    async fn until_line(&self, event: &str) -> Value {
+        until(event, async || self.line(event)).await
+    }
+
+    /// The exit status, and all that was written.
+    async fn end(mut self) -> (Option<i32>, String) {
+        let status = until("end of the process", async || self.process.0.try_wait().unwrap()).await;
+        for reader in self.readers.drain(..) {
+            reader.join().unwrap();
+        }
+        (status.code(), self.written())
+    }
+}
+
+async fn until<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = found().await {
+            return found;
+        }
+        assert!(begun.elapsed() < PATIENCE, "no {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn command(engine: &Engine, redis: &str, s3: &TestS3) -> Command {
+    let mut command = engine.command("run");
+    command
+        .env("REDIS_URL", redis)
+        .env("DALSTON_S3_ENDPOINT_URL", s3.url())
+        .env("AWS_ACCESS_KEY_ID", TestS3::ACCESS_KEY_ID)
+        .env("AWS_SECRET_ACCESS_KEY", TestS3::SECRET_ACCESS_KEY)
+        .env("DALSTON_METRICS_PORT", "0");
+    command
+}
+
+async fn enqueue(redis: &TestRedis, s3: &TestS3, task: &str) {
+    let artifact =
+        json!({"artifact_id": "P:text", "kind": "text", "storage_locator": "s3://uploads/notes.txt"});
+    let request = json!({"task_id": task, "job_id": JOB, "resolved_artifact_ids": {"input": "P:text"},
+        "artifact_index": {"P:text": artifact}, "config": {}});
+    let place = format!("{}/jobs/{JOB}/tasks/{task}/request.json", TestS3::BUCKET);
+    s3.put("uploads/notes.txt", "one two three");
+    s3.put(&place, request.to_string());
+    let key = format!("dalston:task:{task}");
+    let () = redis.send(&["HSET", &key, "job_id", JOB, "stage", "count"]).await;
+    let message = [
+        "XADD",
+        "dalston:stream:word-counter",
+        "*",
+        "task_id",
+        task,
+        "job_id",
+        JOB,
+    ];
+    let () = redis.send(&message).await;
+}
+
+async fn until_event(redis: &TestRedis, kind: &str, task: &str) -> Value {
+    let find = async || {
+        let range = ["XRANGE", "dalston:events:stream", "-", "+"];
+        let entries: Vec<(String, BTreeMap<String, String>)> = redis.send(&range).await;
+        let events = entries.into_iter().map(|(_, fields)| {
+            (
+                fields["type"].clone(),
+                fields["payload"].parse::<Value>().unwrap(),
+            )
+        });
+        let mut found = events.filter(|(k, payload)| k == kind && payload["task_id"] == task);
+        found.next().map(|(_, payload)| payload)
+    };
+    until(&format!("{kind} of {task}"), find).await
+}
+
+/// All that Redis holds.
+async fn everything_in(redis: &TestRedis) -> String {
+    let mut all = String::new();
+    let keys: Vec<String> = redis.send(&["KEYS", "*"]).await;
+    for key in keys {
+        let kind: String = redis.send(&["TYPE", &key]).await;
+        let read: Vec<&str> = match &*kind {
+            "hash" => vec!["HGETALL", &key],
+            "set" => vec!["SMEMBERS", &key],
+            "stream" => vec!["XRANGE", &key, "-", "+"],
+            "string" => vec!["GET", &key],
+            other => panic!("{key} is a {other}"),
+        };
+        let value: String = format!("{:?}", redis.send::<testbed::RedisValue>(&read).await);
+        all.push_str(&format!("{key}: {value}\n"));
+    }
+    all
+}
+
+fn get(address: &str, path: &str) -> String {
+    let port = address.rsplit(':').next().unwrap();
+    let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_tls_passwords_and_keys_a_task_is_done_and_no_secret_is_told_to_anyone() {
+    const PASSWORD: &str = "redis-hunter2";
+    let authority = Authority::new();
+    let redis = TestRedis::with()
+        .tls(&authority)
+        .password("default-hunter2")
+        .user("engine", PASSWORD);
+    let redis = redis.start().await;
+    let s3 = TestS3::start_tls(&authority);
+    assert!(redis.url().starts_with("rediss://engine:redis-hunter2@") && s3.url().starts_with("https://"));
+    let collector = Collector::start(Protocol::Http);
+    let engine = Engine::new();
+    let secure = |redis: &str| {
+        let mut command = command(&engine, redis, &s3);
+        command
+            .env("SSL_CERT_FILE", authority.file())
+            .env("RUST_LOG", "trace")
+            .envs(collector.env());
+        command
+    };
+
+    let worker = Worker::start(secure(&redis.url()));
+    let listening = worker.until_line("http_server_listening").await;
+    enqueue(&redis, &s3, "good").await;
+    until_event(&redis, "task.completed", "good").await;
+    s3.trouble(Trouble::new(Fault::ACCESS_DENIED).path("denied"));
+    enqueue(&redis, &s3, "denied").await;
+    let failure = until_event(&redis, "task.failed", "denied").await;
+    assert!(
+        failure["error"].as_str().unwrap().contains("AccessDenied"),
+        "{failure}"
+    );
+    let address = listening["address"].as_str().unwrap();
+    let mut told = ["/health", "/metrics", "/v1/capabilities"]
+        .map(|path| get(address, path))
+        .concat();
+    told += &everything_in(&redis).await;
+    signal(worker.process.0.id(), "TERM");
+    let (status, written) = worker.end().await;
+    assert_eq!(status, Some(0), "{written}");
+    told += &written;
+    let spans = collector.rest();
+    let names: Vec<String> = spans
+        .iter()
+        .flat_map(testbed::collector::Received::span_names)
+        .collect();
+    assert!(
+        names.contains(&"engine.word-counter.process".to_owned()),
+        "{names:?}"
+    );
+    told += &format!("{spans:?}");
+
+    // What goes wrong with the passwords themselves is told without them, too.
+    let wrong = redis.url().replace(PASSWORD, "wrong-hunter2");
+    let mut locked_out = secure(&wrong);
+    locked_out.env("AWS_SECRET_ACCESS_KEY", "wrong-hunter2");
+    let locked_out = Worker::start(locked_out);
+    let line = locked_out.until_line("broker_read_failed").await;
+    assert!(
+        line["error"].as_str().unwrap().contains("authentication failed"),
+        "{line}"
+    );
+    signal(locked_out.process.0.id(), "TERM");
+    told += &locked_out.end().await.1;
+
+    for secret in [PASSWORD, "hunter2", TestS3::SECRET_ACCESS_KEY] {
+        let telling: Vec<&str> = told.lines().filter(|line| line.contains(secret)).collect();
+        assert!(telling.is_empty(), "{secret}: {telling:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_second_signal_ends_a_worker_that_still_has_a_task() {
+    let (redis, s3) = (TestRedis::start().await, TestS3::start());
+    let engine = Engine::new();
+    let worker = Worker::start(command(&engine, &redis.url(), &s3));
+    // The result can't be stored, so the task is under way until the end of the drain.
+    s3.trouble(Trouble::new(Fault::Hang).method("PUT"));
+    enqueue(&redis, &s3, "stuck").await;
+    until("upload", async || (s3.requests() >= 3).then_some(())).await;
+    signal(worker.process.0.id(), "TERM");
+    worker.until_line("shutdown_signal_received").await;
+    signal(worker.process.0.id(), "TERM");
+    let begun = Instant::now();
+    let (status, written) = worker.end().await;
+    assert_eq!(status, Some(143), "{written}");
+    assert!(written.contains("second_shutdown_signal_received"), "{written}");
+    // Without it the drain takes 25 s.
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+}
