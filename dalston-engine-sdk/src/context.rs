@@ -10,6 +10,7 @@ use dalston_telemetry::metrics::Metrics;
 
 use crate::error::{TaskError, TaskErrorKind};
 use crate::task::TaskInfo;
+use crate::task_dir::TaskDir;
 
 /// The handle that [`Engine::process`](crate::Engine::process) gets beside its model and the request.
 ///
@@ -22,7 +23,7 @@ pub struct TaskContext {
 struct Shared {
     info: TaskInfo,
     deadline: Instant,
-    temp_dir: PathBuf,
+    dir: Arc<TaskDir>,
     cancelled: CancelFlag,
     progress: AtomicU32,
     on_progress: Option<ProgressHook>,
@@ -44,7 +45,7 @@ impl TaskContext {
     pub(crate) fn new(
         info: TaskInfo,
         deadline: Instant,
-        temp_dir: PathBuf,
+        dir: Arc<TaskDir>,
         cancelled: CancelFlag,
         on_progress: Option<ProgressHook>,
         metrics: Metrics,
@@ -54,7 +55,7 @@ impl TaskContext {
         let shared = Shared {
             info,
             deadline,
-            temp_dir,
+            dir,
             cancelled,
             progress,
             on_progress,
@@ -126,10 +127,12 @@ impl TaskContext {
         }
     }
 
-    /// A directory of this task's own. It is removed when the task has ended, however it ended.
+    /// A directory of this task's own, made when it is asked for. It is removed when the task has ended, however it ended.
+    ///
+    /// If it can't be made, which is logged, there is nothing at the path.
     #[must_use]
     pub fn temp_dir(&self) -> &Path {
-        &self.shared.temp_dir
+        self.shared.dir.path_or_nowhere()
     }
 
     /// The metrics of this process, for an engine's own. Those of tasks are taken without its help.

@@ -45,6 +45,7 @@ mod spans;
 pub mod stage;
 pub mod store;
 mod task;
+mod task_dir;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(any(feature = "redis", feature = "s3"))]

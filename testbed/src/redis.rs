@@ -52,6 +52,17 @@ impl TestRedis {
         self.setup.tls_port.unwrap_or(self.setup.port)
     }
 
+    /// The id of its process, for benchmarks that want to know what it uses.
+    ///
+    /// # Panics
+    ///
+    /// If it does not run.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        let running = self.running.lock().unwrap();
+        running.as_ref().expect("a Redis that runs").process.id()
+    }
+
     /// `redis://127.0.0.1:…`, with the name and the password that it asks for, and `rediss://` if it speaks TLS.
     #[must_use]
     pub fn url(&self) -> String {

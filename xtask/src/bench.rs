@@ -12,7 +12,7 @@ struct Bench {
     target: &'static str,
 }
 
-const BENCHES: [Bench; 5] = [
+const BENCHES: [Bench; 6] = [
     Bench {
         name: "telemetry",
         about: "what a span costs with tracing off and on",
@@ -36,6 +36,12 @@ const BENCHES: [Bench; 5] = [
         about: "how busy the inference thread is when the store is slow",
         package: "dalston-engine-sdk",
         target: "overlap",
+    },
+    Bench {
+        name: "runner",
+        about: "what a task costs with the whole protocol, beside apalis; --quick: in a minute",
+        package: "bench",
+        target: "runner",
     },
     Bench {
         name: "whisper",
@@ -87,9 +93,13 @@ mod tests {
     fn every_benchmark_is_where_it_is_looked_for() {
         for bench in BENCHES {
             let found = ["", "examples/"].iter().any(|place| {
-                root()
-                    .join(format!("{place}{}/benches/{}.rs", bench.package, bench.target))
-                    .is_file()
+                let benches = root().join(place).join(bench.package).join("benches");
+                [
+                    format!("{}.rs", bench.target),
+                    format!("{}/main.rs", bench.target),
+                ]
+                .iter()
+                .any(|file| benches.join(file).is_file())
             });
             assert!(found, "{}", bench.name);
         }

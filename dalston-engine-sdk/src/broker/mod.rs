@@ -6,7 +6,8 @@
 //!
 //! The runner calls a broker in this order, per task: [`receive`](Broker::receive), [`lookup`](Broker::lookup),
 //! [`started`](Broker::started), [`renew`](Broker::renew) and [`is_cancelled`](Broker::is_cancelled) again and again, and then
-//! [`finish`](Broker::finish) or [`release`](Broker::release).
+//! [`finish`](Broker::finish) or [`release`](Broker::release). Where a broker can do more in one step, there are
+//! [`receive_several`](Broker::receive_several) and [`begin`](Broker::begin).
 
 mod memory;
 #[cfg(feature = "redis")]
@@ -47,6 +48,38 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     ///
     /// If the broker can't be reached; the runner waits a little and tries again.
     async fn receive(&self, consumer: &Consumer, wait: Duration) -> Result<Option<Delivery>, BrokerError>;
+
+    /// Takes up to `most` tasks that are waiting, as [`receive`](Self::receive) takes one. It waits for the first one only.
+    ///
+    /// Unless a broker has a better way, this takes one.
+    ///
+    /// # Errors
+    ///
+    /// As [`receive`](Self::receive).
+    async fn receive_several(
+        &self,
+        consumer: &Consumer,
+        _most: usize,
+        wait: Duration,
+    ) -> Result<Vec<Delivery>, BrokerError> {
+        Ok(self.receive(consumer, wait).await?.into_iter().collect())
+    }
+
+    /// Finds out what is known about a task, as [`lookup`](Self::lookup), and if it should be done reports that work on it
+    /// begins, as [`started`](Self::started) with the request id and the trace context of the task's own metadata.
+    ///
+    /// A broker may leave the report to a later call of [`started`](Self::started); the answer says so. Unless it has a better
+    /// way, it does.
+    ///
+    /// # Errors
+    ///
+    /// If the broker can't be reached.
+    async fn begin(&self, claim: &Claim) -> Result<Begin, BrokerError> {
+        Ok(Begin {
+            lookup: self.lookup(claim).await?,
+            reported: false,
+        })
+    }
 
     /// Finds out what is known about a task and whether it should be done at all.
     ///
@@ -210,6 +243,15 @@ pub enum Lookup {
     Malformed(String),
     /// Someone else owns it by now.
     Lost,
+}
+
+/// What [`Broker::begin`] found and did.
+#[derive(Debug, Clone)]
+pub struct Begin {
+    /// What is known about the task.
+    pub lookup: Lookup,
+    /// Whether the start was reported.
+    pub reported: bool,
 }
 
 /// What the platform says about a task outside of `request.json`.

@@ -1,6 +1,7 @@
 //! Section 2.4: the events that an engine sends.
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::Timestamp;
 
@@ -84,47 +85,70 @@ impl TaskEvent {
     /// The field `payload` of the durable copy.
     #[must_use]
     pub fn payload(&self) -> String {
-        Value::Object(self.payload_object()).to_string()
+        text(&self.payload_object())
     }
 
     /// The field `_trace_context` of the durable copy, if there is something to say.
     #[must_use]
     pub fn trace_context_field(&self) -> Option<String> {
-        self.trace_context_object()
-            .map(|object| Value::Object(object).to_string())
+        self.trace_context_object().as_ref().map(text)
     }
 
     /// The copy on the channel.
     #[must_use]
     pub fn published(&self) -> String {
-        let mut message = Map::new();
-        message.insert("type".to_owned(), json!(self.kind.as_str()));
-        message.append(&mut self.payload_object());
-        message.insert("timestamp".to_owned(), json!(self.timestamp));
-        if let Some(object) = self.trace_context_object() {
-            message.insert("_trace_context".to_owned(), Value::Object(object));
-        }
-        Value::Object(message).to_string()
+        text(&Published {
+            kind: self.kind.as_str(),
+            timestamp: self.timestamp,
+            payload: self.payload_object(),
+            trace_context: self.trace_context_object(),
+        })
     }
 
-    fn payload_object(&self) -> Map<String, Value> {
-        let mut payload = Map::new();
-        payload.insert("task_id".to_owned(), json!(self.task_id));
-        payload.insert("job_id".to_owned(), json!(self.job_id));
-        payload.insert("engine_id".to_owned(), json!(self.engine_id));
-        if let TaskEventKind::Failed(error) = &self.kind {
-            payload.insert("error".to_owned(), json!(error));
+    fn payload_object(&self) -> Payload<'_> {
+        let error = match &self.kind {
+            TaskEventKind::Failed(error) => Some(&**error),
+            _ => None,
+        };
+        Payload {
+            task_id: &self.task_id,
+            job_id: &self.job_id,
+            engine_id: &self.engine_id,
+            error,
+            request_id: self.request_id.as_deref(),
         }
-        if let Some(request_id) = &self.request_id {
-            payload.insert("request_id".to_owned(), json!(request_id));
-        }
-        payload
     }
 
     fn trace_context_object(&self) -> Option<Map<String, Value>> {
         let object: Map<String, Value> = serde_json::from_str(self.trace_context.as_deref()?).ok()?;
         (!object.is_empty()).then_some(object)
     }
+}
+
+#[derive(Serialize)]
+struct Payload<'a> {
+    task_id: &'a str,
+    job_id: &'a str,
+    engine_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Published<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    timestamp: Timestamp,
+    #[serde(flatten)]
+    payload: Payload<'a>,
+    #[serde(rename = "_trace_context", skip_serializing_if = "Option::is_none")]
+    trace_context: Option<Map<String, Value>>,
+}
+
+fn text(object: &impl Serialize) -> String {
+    serde_json::to_string(object).expect("its keys are strings and no `Serialize` of it fails")
 }
 
 #[cfg(test)]

@@ -172,7 +172,7 @@ impl Direct {
 
     /// A directory for the input of a task, removed when nobody needs it any more.
     #[cfg(feature = "worker")]
-    pub(crate) fn workspace(&self) -> Result<TaskFiles, crate::TaskError> {
+    pub(crate) fn workspace(&self) -> TaskFiles {
         TaskFiles::new(sweep::HTTP, &self.worker.config.temp_root, &self.worker.removals)
     }
 

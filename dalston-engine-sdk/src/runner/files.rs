@@ -1,10 +1,8 @@
 //! The files of a task: its request and inputs come in, its response and results go out.
 
-use std::path::Path;
-
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use super::task::Attempt;
+use super::task::{Attempt, TaskFiles};
 use crate::broker::{Claim, TaskMetadata};
 use crate::context::OutputFile;
 use crate::error::{TaskError, TaskErrorKind};
@@ -29,13 +27,13 @@ pub(super) async fn read_request(store: &Store, claim: &Claim) -> Result<TaskReq
         .map_err(|error| TaskError::permanent("invalid_request", error).context(locator))
 }
 
-/// Brings the inputs of a task to `directory`.
+/// Brings the inputs of a task to its directory.
 pub(super) async fn fetch_inputs(
     store: &Store,
     stage: StageName,
     mut data: TaskRequestData,
     metadata: &TaskMetadata,
-    directory: &Path,
+    files: &TaskFiles,
 ) -> Result<TaskRequest, TaskError> {
     if let Some(bindings) = &metadata.bindings {
         data.request_bindings.clone_from(bindings);
@@ -44,9 +42,11 @@ pub(super) async fn fetch_inputs(
         data.resolved_artifact_ids.clone_from(ids);
     }
     let wanted = wanted_inputs(&data)?;
-    if !wanted.is_empty() {
-        tokio::fs::create_dir_all(directory).await?;
+    if wanted.is_empty() {
+        return Ok(TaskRequest::new(stage, data, Vec::new()));
     }
+    // Not made yet: the first file that is written makes it.
+    let directory = &files.path()?.join("inputs");
     let fetches = wanted
         .into_iter()
         .enumerate()
@@ -77,7 +77,7 @@ pub(super) async fn upload(
     let mut artifacts = Vec::with_capacity(files.len());
     for file in files {
         attempt.still_ours().await?;
-        artifacts.push(put_file(store, claim, stage, file).await?);
+        artifacts.push(Box::pin(put_file(store, claim, stage, file)).await?);
         fault_point!(ArtifactStored);
     }
     let response = response.artifacts(artifacts.iter().cloned());

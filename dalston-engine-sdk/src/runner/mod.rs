@@ -79,6 +79,8 @@ use crate::store::Store;
 
 /// Per slot: one task that runs and one that is ready to.
 const TURNS_PER_SLOT: usize = 2;
+/// How many tasks are asked for at once, at most.
+const READ_AT_ONCE: usize = 64;
 /// Per slot: results on their way to the store.
 const UPLOADS_PER_SLOT: usize = 4;
 /// How long one question for a task may wait.
@@ -287,13 +289,25 @@ impl Worker {
     async fn read_tasks(self: &Arc<Self>, turns: &Arc<Semaphore>, tasks: &mut JoinSet<()>) -> Infallible {
         let mut failures = 0_u32;
         loop {
-            let Ok(turn) = Arc::clone(turns).acquire_owned().await else {
+            let Ok(first) = Arc::clone(turns).acquire_owned().await else {
                 return pending().await;
             };
-            let delivery = loop {
-                match self.origin.broker.receive(&self.consumer, RECEIVE_WAIT).await {
-                    Ok(Some(delivery)) => break delivery,
-                    Ok(None) => failures = 0,
+            // As many tasks as could begin now, but not so many that the others wait long for the first of them.
+            let more = turns.available_permits().min(READ_AT_ONCE - 1);
+            let more = u32::try_from(more).ok();
+            let more = more.and_then(|more| Arc::clone(turns).try_acquire_many_owned(more).ok());
+            let mut free = first;
+            if let Some(more) = more {
+                free.merge(more);
+            }
+            let deliveries = loop {
+                let received =
+                    self.origin
+                        .broker
+                        .receive_several(&self.consumer, free.num_permits(), RECEIVE_WAIT);
+                match received.await {
+                    Ok(deliveries) if deliveries.is_empty() => failures = 0,
+                    Ok(deliveries) => break deliveries,
                     Err(error) => {
                         failures = failures.saturating_add(1);
                         tracing::warn!(error = chain(&error), failures, "broker_read_failed");
@@ -305,15 +319,22 @@ impl Worker {
             while let Some(ended) = tasks.try_join_next() {
                 report_panic(ended);
             }
-            let hand = self.status.task(&delivery.claim.task_id);
-            let task = task::handle(
-                Arc::clone(self),
-                Arc::clone(&self.origin),
-                delivery,
-                Turn::new(turn),
-                hand,
-            );
-            tasks.spawn(task.with_current_subscriber());
+            for delivery in deliveries {
+                let Some(turn) = free.split(1) else {
+                    // A broker that gives more than it was asked for. What is not taken comes back when its lease ends.
+                    tracing::warn!("broker_gave_too_many_tasks");
+                    break;
+                };
+                let hand = self.status.task(&delivery.claim.task_id);
+                let task = task::handle(
+                    Arc::clone(self),
+                    Arc::clone(&self.origin),
+                    delivery,
+                    Turn::new(turn),
+                    hand,
+                );
+                tasks.spawn(Box::pin(task).with_current_subscriber());
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber;
 
-use super::slot::{Answer, Handle, ModelUse, Order, Scene, Work};
+use super::slot::{Answer, Handle, ModelUse, Order, Scene, Used, What, Work};
 use super::task::TaskFiles;
 use crate::engine::ModelId;
 use crate::error::{RunError, TaskError, TaskErrorKind};
@@ -50,13 +50,32 @@ struct Slot {
     index: usize,
     thread: Handle,
     loaded: Vec<ModelId>,
+    /// Models that were in use until now. The thread hears of it with its next order: to be woken for it alone would cost more
+    /// than many a task.
+    used: Vec<Used>,
 }
 
 impl Slot {
+    fn new(index: usize, thread: Handle) -> Self {
+        Self {
+            index,
+            thread,
+            loaded: Vec::new(),
+            used: Vec::new(),
+        }
+    }
+
     /// Begins the idle time of models that were in use.
-    fn touch(&self, models: Vec<ModelId>) {
-        let now = Instant::now();
-        let _ = self.thread.orders.send(Order::Touch { models, now });
+    fn touch(&mut self, models: impl IntoIterator<Item = ModelId>) {
+        let until = Instant::now();
+        let used = models.into_iter().map(|model| Used { model, until });
+        self.used.extend(used);
+    }
+
+    fn order(&mut self, what: What) {
+        let used = mem::take(&mut self.used);
+        // A thread that is gone drops what it is sent, which is seen where the answer is awaited.
+        let _ = self.thread.orders.send(Order { used, what });
     }
 }
 
@@ -83,28 +102,24 @@ impl SlotPool {
         scene: Scene,
     ) -> Result<(), RunError> {
         let thread = (self.shared.spawn)(index).map_err(RunError::Thread)?;
-        let mut loaded = Vec::new();
+        let mut slot = Slot::new(index, thread);
         if !preload.is_empty() {
             let (done, ready) = oneshot::channel();
-            let _ = thread.orders.send(Order::Preload {
+            slot.order(What::Preload {
                 models: preload,
                 scene,
                 now: Instant::now(),
                 done,
             });
-            loaded = ready.await.unwrap_or_default();
+            slot.loaded = ready.await.unwrap_or_default();
+            slot.touch(slot.loaded.clone());
         }
-        let slot = Slot {
-            index,
-            thread,
-            loaded,
-        };
-        slot.touch(slot.loaded.clone());
         self.make_idle(slot);
         Ok(())
     }
 
-    /// Waits for a free thread, first come first served; of several it prefers one that has the model.
+    /// Waits for a free thread, first come first served; of several it prefers one that has the model, and of these the one that
+    /// worked last, because it is most likely still awake.
     pub(super) async fn acquire(&self, model: &ModelId) -> Result<SlotLease, TaskError> {
         let permit = Arc::clone(&self.shared.free).acquire_owned().await;
         let permit = permit
@@ -112,7 +127,7 @@ impl SlotPool {
         let mut idle = self.idle();
         let at = idle
             .iter()
-            .position(|slot| slot.loaded.contains(model))
+            .rposition(|slot| slot.loaded.contains(model))
             .unwrap_or(0);
         if idle.is_empty() {
             return Err(TaskError::retryable(
@@ -131,8 +146,8 @@ impl SlotPool {
 
     /// Lets the idle threads drop the models that nobody has used for long.
     pub(super) fn sweep(&self, now: Instant) {
-        for slot in self.idle().iter() {
-            let _ = slot.thread.orders.send(Order::Sweep { now });
+        for slot in self.idle().iter_mut() {
+            slot.order(What::Sweep { now });
         }
     }
 
@@ -185,11 +200,7 @@ impl SlotPool {
     /// Puts a fresh thread in the place of one that is lost.
     fn replace(&self, index: usize) {
         match (self.shared.spawn)(index) {
-            Ok(thread) => self.make_idle(Slot {
-                index,
-                thread,
-                loaded: Vec::new(),
-            }),
+            Ok(thread) => self.make_idle(Slot::new(index, thread)),
             Err(error) => self.fail(Failure::Thread(Arc::new(error))),
         }
     }
@@ -239,13 +250,12 @@ pub(super) struct SlotLease {
 
 impl SlotLease {
     /// Sends the task to the thread.
-    pub(super) fn process(self, work: impl FnOnce(oneshot::Sender<Answer>) -> Work) -> Running {
+    pub(super) fn process(mut self, work: impl FnOnce(oneshot::Sender<Answer>) -> Work) -> Running {
         let (sender, answer) = oneshot::channel();
         let work = work(sender);
         let model = work.cx.info().model.clone();
-        if let Some(slot) = &self.slot {
-            // A thread that is gone drops the sender, which is seen where the answer is awaited.
-            let _ = slot.thread.orders.send(Order::Process(Box::new(work)));
+        if let Some(slot) = &mut self.slot {
+            slot.order(What::Process(Box::new(work)));
         }
         Running {
             lease: Some(self),
@@ -257,7 +267,7 @@ impl SlotLease {
     fn give_back(mut self, used: ModelId, loaded: Vec<ModelId>) {
         if let Some(mut slot) = self.slot.take() {
             slot.loaded = loaded;
-            slot.touch(vec![used]);
+            slot.touch([used]);
             self.pool.make_idle(slot);
         }
     }
@@ -319,7 +329,7 @@ impl Running {
             return;
         };
         let (pool, closed) = (lease.pool.clone(), lease.pool.shared.closed.clone());
-        let Some(slot) = lease.slot.take() else { return };
+        let Some(mut slot) = lease.slot.take() else { return };
         let (mut answer, model) = (self.answer, self.model);
         let wait = async move {
             tokio::select! {
@@ -327,8 +337,9 @@ impl Running {
                     drop(files);
                     match answer {
                         Ok(answer) => {
-                            slot.touch(vec![model]);
-                            pool.make_idle(Slot { loaded: answer.loaded, ..slot });
+                            slot.touch([model]);
+                            slot.loaded = answer.loaded;
+                            pool.make_idle(slot);
                         }
                         Err(_) => pool.replace(slot.index),
                     }

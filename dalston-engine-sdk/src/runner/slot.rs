@@ -28,8 +28,21 @@ use crate::spans::{self, OpenSpans, TaskSpans};
 use crate::stage::{OutputDefaults, StageOutput};
 use crate::task::TaskRequest;
 
-/// What an inference thread is told to do.
-pub(super) enum Order {
+/// What an inference thread is told.
+pub(super) struct Order {
+    /// The control loop says so, because the time of tasks is not that of the thread.
+    pub(super) used: Vec<Used>,
+    pub(super) what: What,
+}
+
+/// A model was in use until then.
+pub(super) struct Used {
+    pub(super) model: ModelId,
+    pub(super) until: Instant,
+}
+
+/// What an inference thread is to do.
+pub(super) enum What {
     /// Load these models before there is a task that needs them.
     Preload {
         models: Vec<ModelId>,
@@ -39,8 +52,6 @@ pub(super) enum Order {
     },
     /// Process a task.
     Process(Box<Work>),
-    /// These models were in use until now. The control loop says so, because the time of tasks is not that of the thread.
-    Touch { models: Vec<ModelId>, now: Instant },
     /// Drop the models that nobody has used for long.
     Sweep { now: Instant },
 }
@@ -200,8 +211,11 @@ enum WhenFull {
 
 impl<E: Engine> InferenceThread<E> {
     fn obey(&mut self, order: Order) {
-        match order {
-            Order::Preload {
+        for Used { model, until } in order.used {
+            self.models.hit(&model, until);
+        }
+        match order.what {
+            What::Preload {
                 models,
                 scene,
                 now,
@@ -219,13 +233,8 @@ impl<E: Engine> InferenceThread<E> {
                 self.shown.holds(&loaded);
                 let _ = done.send(loaded);
             }
-            Order::Process(work) => self.process(*work),
-            Order::Touch { models, now } => {
-                for model in models {
-                    self.models.hit(&model, now);
-                }
-            }
-            Order::Sweep { now } => {
+            What::Process(work) => self.process(*work),
+            What::Sweep { now } => {
                 for model in self.models.take_idle(now) {
                     drop_quietly(model);
                 }

@@ -10,7 +10,6 @@ use dalston_telemetry::context::{LogContext, WithLogContext};
 use dalston_telemetry::metrics::{self, Outcome as Status};
 use dalston_telemetry::opentelemetry::Context;
 use dalston_telemetry::{propagate, redact};
-use tempfile::TempDir;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
@@ -24,7 +23,8 @@ use super::status::{TaskGuard, TaskPhase};
 use super::sweep;
 use super::{Origin, Worker};
 use crate::broker::{
-    BrokerError, Claim, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason, TaskMetadata,
+    Begin, BrokerError, Claim, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason,
+    TaskMetadata,
 };
 use crate::context::{CancelReason, OutputFile, TaskContext};
 use crate::engine::ModelId;
@@ -34,6 +34,7 @@ use crate::spans::{QueueWait, TaskSpans, record_failure};
 use crate::stage::StageName;
 use crate::store::key;
 use crate::task::{TaskInfo, TaskRequest};
+use crate::task_dir::TaskDir;
 
 /// How long a cancelled engine gets to return before its task is closed without it.
 const CANCEL_GRACE: Duration = Duration::from_secs(1);
@@ -88,22 +89,35 @@ pub(super) async fn handle(
         .task_id(&*claim.task_id)
         .job_id(&*claim.job_id)
         .engine_id(&*claim.consumer.engine_id);
-    let lookup = retry("looking up a task", || origin.broker.lookup(claim));
-    let metadata = match lookup.with_log_context(log.clone()).await {
-        Ok(Lookup::Task(metadata)) => Ok(*metadata),
-        Ok(Lookup::Missing) => Err(TaskError::retryable(
+    // With traces, what is reported carries the context of our span, which needs that of the metadata first.
+    let traced = worker.telemetry.traces_enabled();
+    let begin = retry("looking up a task", || async {
+        if traced {
+            let lookup = origin.broker.lookup(claim).await?;
+            return Ok(Begin {
+                lookup,
+                reported: false,
+            });
+        }
+        origin.broker.begin(claim).await
+    });
+    let Ok(Begin { lookup, reported }) = begin.with_log_context(log.clone()).await else {
+        // The task comes back when its lease ends.
+        return;
+    };
+    let metadata = match lookup {
+        Lookup::Task(metadata) => Ok(*metadata),
+        Lookup::Missing => Err(TaskError::retryable(
             "metadata_missing",
             "nothing is known about the task: its metadata is gone",
         )),
-        Ok(Lookup::Malformed(problem)) => Err(TaskError::permanent("invalid_metadata", problem)),
-        Ok(Lookup::Lost) => return,
-        Ok(skipped @ (Lookup::Cancelled | Lookup::Blocked(_))) => {
+        Lookup::Malformed(problem) => Err(TaskError::permanent("invalid_metadata", problem)),
+        Lookup::Lost => return,
+        skipped @ (Lookup::Cancelled | Lookup::Blocked(_)) => {
             return skip(&worker, &origin, &delivery, skipped)
                 .with_log_context(log)
                 .await;
         }
-        // The task comes back when its lease ends.
-        Err(_) => return,
     };
     fault_point!(LookedUp);
     let (metadata, ignorance) = match metadata {
@@ -121,19 +135,20 @@ pub(super) async fn handle(
 
     let attempt = Attempt::new(&worker, &origin, &hand, &delivery, metadata, carried, read_at);
     let span = attempt.spans.task().clone();
-    let work = async {
+    // Boxed, here and below: a future is moved with everything that it will ever hold, and those of a task are large.
+    let work = Box::pin(async {
         attempt.note_arrival(&delivery, read_at);
         let stop_the_engine = StopOnDrop(attempt.stop.clone());
         tokio::select! {
             biased;
             // Before the task, which may end in the very moment that it hears of the drain.
             never = worker.interruption.each(|notice| attempt.spans.interrupted(&notice.action)) => match never {},
-            () = attempt.run(ignorance, turn) => {}
+            () = attempt.run(ignorance, reported, turn) => {}
             never = keep(&*origin.broker, claim, attempt.deadline, &attempt.confirmed, &attempt.stop, &worker.drain) => match never {},
         }
         drop(stop_the_engine);
         attempt.spans.end();
-    };
+    });
     work.instrument(span).with_log_context(log).await;
 }
 
@@ -268,24 +283,27 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Announces the task, does it, and reports what came of it. With `ignorance`, nothing can be done but to say so.
-    async fn run(&self, ignorance: Option<TaskError>, turn: Turn) {
+    /// Announces the task unless that is done, does it, and reports what came of it. With `ignorance`, nothing can be done
+    /// but to say so.
+    async fn run(&self, ignorance: Option<TaskError>, announced: bool, turn: Turn) {
         // A failure without a start before it is taken for a replay by the orchestrator, and the job would hang.
-        match retry("announcing a task", || {
-            self.origin.broker.started(self.claim, &self.event)
-        })
-        .await
-        {
-            Ok(Ownership::Held) => {}
-            Ok(Ownership::Lost) => return self.lost(),
-            Err(_) => return self.hand_back().await,
+        if !announced {
+            match retry("announcing a task", || {
+                self.origin.broker.started(self.claim, &self.event)
+            })
+            .await
+            {
+                Ok(Ownership::Held) => {}
+                Ok(Ownership::Lost) => return self.lost(),
+                Err(_) => return self.hand_back().await,
+            }
         }
         fault_point!(Started);
         // What makes a task hopeless says more than a reason to stop that came up meanwhile.
         if let Err(error) = ignorance.map_or_else(|| self.refuse_hopeless(), Err) {
             return self.failed(error).await;
         }
-        let result = self.work(turn).await;
+        let result = Box::pin(self.work(turn)).await;
         // An engine that is told to stop may fail in any way; the reason that it was told is the truth.
         let result = match self.stop.reason() {
             Some(reason) => result.map_err(|_| reason.into_error()),
@@ -303,7 +321,7 @@ impl<'a> Attempt<'a> {
     }
 
     async fn work(&self, turn: Turn) -> Result<(Done, Vec<crate::protocol::ArtifactReference>), TaskError> {
-        let prepared = self.before_inference(self.download()).await??;
+        let prepared = self.before_inference(Box::pin(self.download())).await??;
         fault_point!(Downloaded);
         self.hand.enter(TaskPhase::Waiting);
         let lease = self
@@ -318,7 +336,7 @@ impl<'a> Attempt<'a> {
             let _uploading = self.worker.uploads.acquire().await;
             drop(turn);
             let outputs = std::mem::take(&mut done.outputs);
-            self.upload(&mut done, outputs).await
+            Box::pin(self.upload(&mut done, outputs)).await
         };
         let saved = self.stop.unless_unwanted(SAVE_GRACE, saving).await;
         let artifacts = saved.map_err(CancelReason::into_error)??;
@@ -399,13 +417,19 @@ impl<'a> Attempt<'a> {
         self.spans.model(model.as_str());
         let _ = self.model.set(model.clone());
 
-        let mut files = TaskFiles::new(sweep::TASK, &worker.config.temp_root, &worker.removals)?;
+        let mut files = TaskFiles::new(sweep::TASK, &worker.config.temp_root, &worker.removals);
         files.input.clone_from(&self.origin.files);
-        let inputs = files.path().join("inputs");
         let stage = self.info.stage.clone();
-        let request = files::fetch_inputs(&self.origin.store, stage, data, &metadata, &inputs).await?;
+        let request = Box::pin(files::fetch_inputs(
+            &self.origin.store,
+            stage,
+            data,
+            &metadata,
+            &files,
+        ))
+        .await?;
         #[cfg(feature = "audio")]
-        let request = decode(request, worker.audio, files.path()).await?;
+        let request = decode(request, worker.audio, &files).await?;
         let mut info = self.info.clone();
         info.model = model;
         info.audio_seconds = request.audio_seconds();
@@ -422,7 +446,7 @@ impl<'a> Attempt<'a> {
         let cx = TaskContext::new(
             info.clone(),
             self.deadline.into_std(),
-            files.path().to_owned(),
+            Arc::clone(&files.dir),
             self.stop.flag(),
             self.worker.on_progress.clone(),
             self.worker.registry.clone(),
@@ -648,32 +672,33 @@ impl<'a> Attempt<'a> {
 /// The directory of a task. It is removed on a thread that may block.
 #[derive(Debug)]
 pub(crate) struct TaskFiles {
-    dir: Option<TempDir>,
+    dir: Arc<TaskDir>,
     removals: TaskTracker,
     /// Another one that has the input, and is needed as long.
     input: Option<Arc<Self>>,
 }
 
 impl TaskFiles {
-    pub(super) fn new(prefix: &str, root: &Path, removals: &TaskTracker) -> Result<Self, TaskError> {
-        let made = tempfile::Builder::new().prefix(prefix).tempdir_in(root);
-        let dir = made.map_err(|error| TaskError::from(error).context(root.display()))?;
-        Ok(Self {
-            dir: Some(dir),
+    pub(super) fn new(prefix: &'static str, root: &Path, removals: &TaskTracker) -> Self {
+        Self {
+            dir: Arc::new(TaskDir::new(prefix, root)),
             removals: removals.clone(),
             input: None,
-        })
+        }
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        self.dir.as_ref().map_or(Path::new(""), TempDir::path)
+    /// Makes the directory if it is not there yet.
+    pub(crate) fn path(&self) -> Result<&Path, TaskError> {
+        self.dir
+            .path()
+            .map_err(|error| TaskError::from(error).context("making a directory for the task"))
     }
 }
 
 impl Drop for TaskFiles {
     fn drop(&mut self) {
         // Where there is no runtime any more it is removed here and now.
-        if let Some(dir) = self.dir.take()
+        if let Some(dir) = self.dir.close()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             self.removals.spawn_blocking_on(move || drop(dir), &runtime);
@@ -685,7 +710,7 @@ impl Drop for TaskFiles {
 async fn decode(
     mut request: TaskRequest,
     format: Option<crate::audio::AudioFormat>,
-    temp_dir: &Path,
+    files: &TaskFiles,
 ) -> Result<TaskRequest, TaskError> {
     let input = request.input("audio").or_else(|| {
         request
@@ -698,7 +723,7 @@ async fn decode(
     };
     let path = input.path().to_owned();
     let decoder = crate::audio::Decoder::new(format)
-        .temp_dir(temp_dir)
+        .temp_dir(files.path()?)
         .name(shown_name(&input.artifact().storage_locator));
     // A thread can't be stopped from outside. When nobody waits for it any more, this one stops by itself.
     let wanted = Arc::new(());

@@ -32,6 +32,9 @@ pub use self::s3::S3Settings;
 /// The name of the platform's bucket unless someone says otherwise.
 pub const DEFAULT_BUCKET: &str = "dalston-artifacts";
 
+/// Files of up to so many bytes are in memory as a whole before they are written.
+const AT_ONCE: u64 = 1024 * 1024;
+
 /// The files of one bucket. Cheap to clone.
 ///
 /// ```
@@ -141,7 +144,15 @@ impl Store {
                     return Err(too_large());
                 }
                 let mut chunks = found.into_stream();
-                let mut bytes = BytesMut::new();
+                let first = chunks.next().await.transpose().map_err(fail)?.unwrap_or_default();
+                if first.len() > limit {
+                    return Err(too_large());
+                }
+                let Some(second) = chunks.next().await else {
+                    return Ok(first);
+                };
+                let mut bytes = BytesMut::from(first);
+                let mut chunks = futures_util::stream::iter([second]).chain(chunks);
                 while let Some(chunk) = chunks.next().await {
                     bytes.extend_from_slice(&chunk.map_err(fail)?);
                     if bytes.len() > limit {
@@ -168,7 +179,8 @@ impl Store {
 
     /// Brings a file to this machine and returns where it is: at `to`, or where it was if it is a local file already.
     ///
-    /// It is copied piece by piece, so memory does not grow with its size.
+    /// The directory of `to` is made if it is not there. A large file is copied piece by piece, so memory does not grow with its
+    /// size.
     ///
     /// # Errors
     ///
@@ -215,8 +227,31 @@ impl Store {
         if found.meta.size > room {
             return Err(too_large());
         }
+        if found.meta.size <= AT_ONCE {
+            let content = found.bytes().await;
+            let content = content.map_err(|source| StoreError::storage(locator, source))?;
+            if content.len() as u64 > room {
+                return Err(too_large());
+            }
+            let path = to.to_owned();
+            // One visit to a thread that may block, rather than one for every step.
+            let written = tokio::task::spawn_blocking(move || {
+                make_parent(&path)?;
+                std::fs::write(&path, content)
+            });
+            let written = written.await.map_err(std::io::Error::other);
+            written.and_then(|written| written).map_err(disk)?;
+            return Ok(to.to_owned());
+        }
         let mut chunks = found.into_stream();
-        let mut file = File::create(to).await.map_err(disk)?;
+        let path = to.to_owned();
+        let made = tokio::task::spawn_blocking(move || {
+            make_parent(&path)?;
+            std::fs::File::create(&path)
+        });
+        let made = made.await.map_err(std::io::Error::other);
+        let file = made.and_then(|made| made).map_err(disk)?;
+        let mut file = File::from_std(file);
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(|source| StoreError::storage(locator, source))?;
             room = room.checked_sub(chunk.len() as u64).ok_or_else(too_large)?;
@@ -326,6 +361,10 @@ impl fmt::Debug for Store {
 enum Place {
     Object(Arc<dyn ObjectStore>, ObjectPath),
     Local(PathBuf),
+}
+
+fn make_parent(path: &Path) -> std::io::Result<()> {
+    path.parent().map_or(Ok(()), std::fs::create_dir_all)
 }
 
 fn parse_key(locator: &str, key: &str) -> Result<ObjectPath, StoreError> {

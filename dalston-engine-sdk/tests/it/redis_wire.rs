@@ -1035,3 +1035,166 @@ async fn neither_debug_nor_errors_show_the_password() {
         assert!(!text.contains("hunter2"), "{text}");
     }
 }
+
+#[tokio::test]
+async fn what_begins_in_one_step_is_reported_like_what_is_reported_on_its_own() {
+    let server = TestRedis::start().await;
+    enqueue(&server).await;
+    let client = redis::Client::open(server.url()).unwrap();
+    let (mut sink, mut published) = client.get_async_pubsub().await.unwrap().split();
+    sink.subscribe("dalston:events").await.unwrap();
+    let broker = broker(&server);
+    let claim = receive(&broker, "a").await.claim;
+    let context = EventContext {
+        request_id: Some("req_5f".to_owned()),
+        trace_context: Some(TRACE.to_owned()),
+    };
+
+    let begin = broker.begin(&claim).await.unwrap();
+    let _ = broker.started(&claim, &context).await.unwrap();
+
+    assert!(begin.reported);
+    assert!(matches!(begin.lookup, Lookup::Task(metadata) if metadata.stage == "transcribe_ch0"));
+    let durable: Vec<_> = events(&server)
+        .await
+        .into_iter()
+        .map(|mut event| {
+            let payload = value(&event.remove("payload").unwrap());
+            event.remove("timestamp");
+            (event, payload)
+        })
+        .collect();
+    assert_eq!(durable.len(), 2);
+    assert_eq!(durable[0], durable[1]);
+    let mut copies = Vec::new();
+    for _ in 0..2 {
+        let message = futures_util::StreamExt::next(&mut published).await.unwrap();
+        let mut copy = value(&message.get_payload::<String>().unwrap());
+        copy["timestamp"] = json!(null);
+        copies.push(copy);
+    }
+    assert_eq!(copies[0], copies[1]);
+}
+
+#[tokio::test]
+async fn a_start_that_is_not_plain_is_left_to_its_own_report() {
+    let odd = [
+        ("request_id", "a \"quoted\" id"),
+        ("_trace_context", r#"{"traceparent": "x", "tracestate": "y=z"}"#),
+        ("_trace_context", "not JSON"),
+    ];
+    for (field, text) in odd {
+        let server = TestRedis::start().await;
+        enqueue(&server).await;
+        let () = server.send(&["HSET", METADATA, field, text]).await;
+        let broker = broker(&server);
+        let claim = receive(&broker, "a").await.claim;
+        let begin = broker.begin(&claim).await.unwrap();
+        assert!(matches!(begin.lookup, Lookup::Task(_)), "{text}");
+        assert_eq!(
+            (begin.reported, events(&server).await.len()),
+            (false, 0),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_should_not_be_done_does_not_begin() {
+    let server = TestRedis::start().await;
+    enqueue(&server).await;
+    let worker = broker(&server);
+    let claim = receive(&worker, "a").await.claim;
+    let () = server
+        .send(&["HSET", METADATA, "blocked_reason", "waited too long"])
+        .await;
+    let begin = worker.begin(&claim).await.unwrap();
+    assert!(matches!(begin.lookup, Lookup::Blocked(reason) if reason == "waited too long"));
+    let () = server
+        .send(&["SET", &format!("dalston:job:cancelled:{JOB}"), "1"])
+        .await;
+    let begin = worker.begin(&claim).await.unwrap();
+    assert!(matches!(begin.lookup, Lookup::Cancelled));
+    // Another one has it by now.
+    let () = server
+        .send(&["XCLAIM", STREAM, "engines", "b", "0", &claim.message_id, "JUSTID"])
+        .await;
+    let begin = worker.begin(&claim).await.unwrap();
+    assert!(matches!(begin.lookup, Lookup::Lost));
+    assert_eq!(events(&server).await.len(), 0);
+}
+
+#[tokio::test]
+async fn several_tasks_come_at_once_but_never_more_than_were_asked_for() {
+    let server = TestRedis::start().await;
+    let mut queued = Vec::new();
+    for _ in 0..5 {
+        queued.push(message(&server).await);
+    }
+    let broker = broker(&server);
+    let mut received = Vec::new();
+    for (most, expected) in [(3, 3), (10, 2)] {
+        let deliveries = broker.receive_several(&consumer("a"), most, LONG).await.unwrap();
+        assert_eq!(deliveries.len(), expected);
+        received.extend(deliveries.into_iter().map(|delivery| delivery.claim.message_id));
+        assert_eq!(
+            pending(&server).await.len(),
+            received.len(),
+            "none is taken that nobody asked for"
+        );
+    }
+    assert_eq!(received, queued);
+    assert!(
+        broker
+            .receive_several(&consumer("a"), 3, SHORT)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn what_goes_wrong_with_one_task_does_not_touch_those_that_are_asked_about_with_it() {
+    let server = TestRedis::start().await;
+    for number in 0..20 {
+        let task = format!("task-{number}");
+        let () = server
+            .send(&["HSET", &format!("dalston:task:{task}"), "stage", "transcribe"])
+            .await;
+        let () = server
+            .send(&["XADD", STREAM, "*", "task_id", &task, "job_id", "job"])
+            .await;
+    }
+    let () = server
+        .send(&["SET", "dalston:job:job-of-7:artifacts", "not a hash"])
+        .await;
+    let broker = broker(&server);
+    let claims = broker.receive_several(&consumer("a"), 20, LONG).await.unwrap();
+    let finishes = claims.into_iter().enumerate().map(|(number, delivery)| {
+        let broker = broker.clone();
+        async move {
+            let mut claim = delivery.claim;
+            if number == 7 {
+                claim.job_id = "job-of-7".to_owned();
+            }
+            let outcome = Outcome::Completed {
+                artifacts: vec![artifact()],
+            };
+            broker.finish(&claim, &outcome, &EventContext::default()).await
+        }
+    });
+    let finished = futures_util::future::join_all(finishes).await;
+    for (number, finished) in finished.into_iter().enumerate() {
+        match finished {
+            Ok(owner) => assert!(owner == Ownership::Held && number != 7),
+            Err(error) => assert_eq!(
+                (number, error.to_string()),
+                (7, "finishing task task-7".to_owned())
+            ),
+        }
+    }
+    assert_eq!(
+        (events(&server).await.len(), pending(&server).await.len()),
+        (19, 1)
+    );
+}

@@ -2,6 +2,7 @@
 //!
 //! See sections 2.2 to 2.4 of the protocol, and 12 for the traps.
 
+mod calls;
 mod reader;
 mod scripts;
 mod server;
@@ -12,17 +13,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use redis::{RedisResult, ScriptInvocation};
+use redis::RedisResult;
 use tokio::time::Instant;
 use tracing::warn;
 
+use self::calls::{CallError, Caller, Operation};
 use self::reader::Reader;
 use self::scripts::{GONE, HANDED_BACK, HELD};
 pub use self::server::{InvalidRedisUrl, RedisServer};
 use super::{
-    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership, TaskMetadata,
+    Begin, Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership,
+    TaskMetadata,
 };
-use crate::protocol::{RequestBinding, TaskEvent, TaskEventKind, Timestamp, keys};
+use crate::protocol::{RequestBinding, TaskEvent, TaskEventKind, Timestamp};
 
 pub(crate) use self::scripts::HEARTBEAT as HEARTBEAT_SCRIPT;
 
@@ -52,6 +55,7 @@ struct Shared {
     trim: bool,
     /// The tasks in our hands, by message id.
     held: Mutex<HashMap<String, InHand>>,
+    caller: Caller,
     reader: tokio::sync::Mutex<Reader>,
 }
 
@@ -88,6 +92,7 @@ impl RedisBroker {
                 lease,
                 trim,
                 held: Mutex::default(),
+                caller: Caller::default(),
                 reader,
             }),
         }
@@ -104,17 +109,17 @@ impl RedisBroker {
     }
 
     fn take_in_hand(&self, message_id: &str) {
+        let task = InHand {
+            ending: false,
+            seen: Instant::now(),
+        };
+        self.held().insert(message_id.to_owned(), task);
+    }
+
+    /// What was given up without a word must not gather here.
+    fn forget_abandoned(&self) {
         let (now, lease) = (Instant::now(), self.shared.lease);
-        let mut held = self.held();
-        // What was given up without a word must not gather here.
-        held.retain(|_, task| now - task.seen < lease * 10);
-        held.insert(
-            message_id.to_owned(),
-            InHand {
-                ending: false,
-                seen: now,
-            },
-        );
+        self.held().retain(|_, task| now - task.seen < lease * 10);
     }
 
     fn is_in_hand(&self, message_id: &str) -> bool {
@@ -123,35 +128,57 @@ impl RedisBroker {
             .is_some_and(|task| task.seen.elapsed() < self.shared.lease)
     }
 
-    /// Sends a script that begins with the ownership check and answers with who owns the entry.
+    async fn call(
+        &self,
+        claim: &Claim,
+        doing: &str,
+        operation: Operation,
+    ) -> Result<redis::Value, BrokerError> {
+        let Shared { caller, server, .. } = &*self.shared;
+        let answer = caller.call(server, claim, operation).await;
+        answer.map_err(|source| failed(claim, doing, source))
+    }
+
+    /// Makes a call that is only for the owner of the entry and is answered with who that is.
     async fn as_owner(
         &self,
         claim: &Claim,
         doing: &str,
-        script: &ScriptInvocation<'_>,
+        operation: Operation,
         ends: bool,
     ) -> Result<Ownership, BrokerError> {
         if let Some(task) = self.held().get_mut(&claim.message_id) {
             task.seen = Instant::now();
         }
-        let answer: RedisResult<String> = script.invoke_async(&mut self.shared.server.shared()).await;
+        let answer = self.call(claim, doing, operation).await;
         let mut held = self.held();
         match answer {
             Ok(owner) => {
-                let ours = owner == HELD
-                    || (owner == GONE && ends && held.get(&claim.message_id).is_some_and(|task| task.ending));
+                let is = |name: &str| matches!(&owner, redis::Value::BulkString(owner) if owner == name.as_bytes());
+                let ours = is(HELD)
+                    || (is(GONE) && ends && held.get(&claim.message_id).is_some_and(|task| task.ending));
                 if ends || !ours {
                     held.remove(&claim.message_id);
                 }
                 Ok(if ours { Ownership::Held } else { Ownership::Lost })
             }
-            Err(source) => {
+            Err(error) => {
                 if ends && let Some(task) = held.get_mut(&claim.message_id) {
                     task.ending = true;
                 }
-                Err(failed(claim, doing, source))
+                Err(error)
             }
         }
+    }
+
+    /// Makes a call that finds out what is known about a task.
+    async fn look(&self, claim: &Claim, operation: Operation) -> Result<Begin, BrokerError> {
+        let answer = self.call(claim, "looking up", operation).await?;
+        let begin = read_begin(answer).map_err(|source| failed(claim, "looking up", source.into()))?;
+        if matches!(begin.lookup, Lookup::Lost) {
+            self.held().remove(&claim.message_id);
+        }
+        Ok(begin)
     }
 }
 
@@ -166,50 +193,44 @@ impl Broker for RedisBroker {
     }
 
     async fn receive(&self, consumer: &Consumer, wait: Duration) -> Result<Option<Delivery>, BrokerError> {
-        self.shared.reader.lock().await.next(self, consumer, wait).await
+        Ok(self.receive_several(consumer, 1, wait).await?.pop())
+    }
+
+    async fn receive_several(
+        &self,
+        consumer: &Consumer,
+        most: usize,
+        wait: Duration,
+    ) -> Result<Vec<Delivery>, BrokerError> {
+        let mut reader = self.shared.reader.lock().await;
+        reader.next(self, consumer, most, wait).await
+    }
+
+    async fn begin(&self, claim: &Claim) -> Result<Begin, BrokerError> {
+        let event = task_event(claim, TaskEventKind::Started, &EventContext::default());
+        self.look(claim, Operation::Begin(event)).await
     }
 
     async fn lookup(&self, claim: &Claim) -> Result<Lookup, BrokerError> {
-        let mut script = scripts::LOOKUP.key(stream(claim));
-        script
-            .key(keys::job_cancelled(&claim.job_id))
-            .key(keys::task(&claim.task_id))
-            .key(keys::WAITING_TASKS);
-        own(&mut script, claim)
-            .arg(&claim.task_id)
-            .arg(&keys::WAIT_MARKERS);
-        let answer: RedisResult<redis::Value> = script.invoke_async(&mut self.shared.server.shared()).await;
-        let answer = answer.map_err(|source| failed(claim, "looking up", source))?;
-        let lookup = read_lookup(answer).map_err(|source| failed(claim, "looking up", source))?;
-        if matches!(lookup, Lookup::Lost) {
-            self.held().remove(&claim.message_id);
-        }
-        Ok(lookup)
+        Ok(self.look(claim, Operation::Lookup).await?.lookup)
     }
 
     async fn started(&self, claim: &Claim, event: &EventContext) -> Result<Ownership, BrokerError> {
-        let mut script = scripts::STARTED.key(stream(claim));
-        script.key(keys::EVENT_STREAM);
-        add_event(
-            own(&mut script, claim),
-            &task_event(claim, TaskEventKind::Started, event),
-        );
-        self.as_owner(claim, "reporting the start of", &script, false)
+        let event = task_event(claim, TaskEventKind::Started, event);
+        self.as_owner(claim, "reporting the start of", Operation::Started(event), false)
             .await
     }
 
     async fn renew(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
-        let mut script = scripts::RENEW.key(stream(claim));
-        own(&mut script, claim);
-        self.as_owner(claim, "renewing the lease of", &script, false)
+        self.as_owner(claim, "renewing the lease of", Operation::Renew, false)
             .await
     }
 
     async fn is_cancelled(&self, claim: &Claim) -> Result<bool, BrokerError> {
-        let mut command = redis::cmd("EXISTS");
-        command.arg(keys::job_cancelled(&claim.job_id));
-        let answer = command.query_async(&mut self.shared.server.shared()).await;
-        answer.map_err(|source| failed(claim, "asking for the cancellation of", source))
+        let doing = "asking for the cancellation of";
+        let answer = self.call(claim, doing, Operation::IsCancelled).await?;
+        redis::from_redis_value(answer)
+            .map_err(|source: redis::ParsingError| failed(claim, doing, CallError::Redis(source.into())))
     }
 
     async fn finish(
@@ -226,35 +247,27 @@ impl Broker for RedisBroker {
             Outcome::Cancelled => (Some(TaskEventKind::Completed), [].as_slice()),
             Outcome::Skipped => (None, [].as_slice()),
         };
-        let mut script = scripts::FINISH.key(stream(claim));
-        script
-            .key(keys::EVENT_STREAM)
-            .key(keys::job_artifacts(&claim.job_id))
-            .key(keys::task(&claim.task_id));
-        own(&mut script, claim).arg(if kind.is_some() { "1" } else { "0" });
-        let kind = kind.unwrap_or(TaskEventKind::Completed);
-        add_event(&mut script, &task_event(claim, kind, event));
-        if artifacts.is_empty() {
-            script.arg("");
-        } else {
-            let ids: Vec<&str> = artifacts
+        let ids: Vec<&str> = artifacts
+            .iter()
+            .map(|artifact| artifact.artifact_id.as_str())
+            .collect();
+        let operation = Operation::Finish {
+            event: kind.map(|kind| task_event(claim, kind, event)),
+            ids: json(&ids),
+            artifacts: artifacts
                 .iter()
-                .map(|artifact| artifact.artifact_id.as_str())
-                .collect();
-            script.arg(json(&ids));
-        }
-        for artifact in artifacts {
-            script.arg(&artifact.artifact_id).arg(json(artifact));
-        }
-        self.as_owner(claim, "finishing", &script, true).await
+                .map(|artifact| (artifact.artifact_id.clone(), json(artifact)))
+                .collect(),
+        };
+        self.as_owner(claim, "finishing", operation, true).await
     }
 
     async fn release(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
-        let mut script = scripts::RELEASE.key(stream(claim));
-        own(&mut script, claim)
-            .arg(milliseconds(self.shared.lease))
-            .arg(HANDED_BACK);
-        self.as_owner(claim, "handing back", &script, true).await
+        let operation = Operation::Release {
+            nobody: HANDED_BACK,
+            idle_ms: milliseconds(self.shared.lease),
+        };
+        self.as_owner(claim, "handing back", operation, true).await
     }
 }
 
@@ -268,36 +281,12 @@ impl fmt::Debug for RedisBroker {
     }
 }
 
-fn stream(claim: &Claim) -> String {
-    keys::task_stream(&claim.consumer.engine_id)
-}
-
-/// The four arguments with which every owner's script begins.
-fn own<'a, 's>(script: &'a mut ScriptInvocation<'s>, claim: &Claim) -> &'a mut ScriptInvocation<'s> {
-    script
-        .arg(keys::TASK_GROUP)
-        .arg(&claim.message_id)
-        .arg(&claim.consumer.instance)
-        .arg(claim.delivery_count)
-}
-
 fn task_event(claim: &Claim, kind: TaskEventKind, context: &EventContext) -> TaskEvent {
     let engine_id = &*claim.consumer.engine_id;
     let mut event = TaskEvent::new(kind, &*claim.task_id, &*claim.job_id, engine_id, Timestamp::now());
     event.request_id.clone_from(&context.request_id);
     event.trace_context.clone_from(&context.trace_context);
     event
-}
-
-fn add_event(script: &mut ScriptInvocation<'_>, event: &TaskEvent) {
-    script
-        .arg(keys::EVENT_STREAM_MAX_LEN)
-        .arg(keys::EVENT_CHANNEL)
-        .arg(event.kind.as_str())
-        .arg(event.timestamp.to_string())
-        .arg(event.payload())
-        .arg(event.trace_context_field().unwrap_or_default())
-        .arg(event.published());
 }
 
 fn json<T: serde::Serialize>(value: &T) -> String {
@@ -308,19 +297,20 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn failed(claim: &Claim, doing: &str, source: redis::RedisError) -> BrokerError {
+fn failed(claim: &Claim, doing: &str, source: CallError) -> BrokerError {
     BrokerError::new(format!("{doing} task {}", claim.task_id), source)
 }
 
-fn read_lookup(answer: redis::Value) -> RedisResult<Lookup> {
-    let mut answer: Vec<redis::Value> = redis::from_redis_value(answer)?;
-    let rest = answer.split_off(answer.len().min(1)).into_iter().next();
-    let state: String = redis::from_redis_value(answer.pop().unwrap_or(redis::Value::Nil))?;
+fn read_begin(answer: redis::Value) -> RedisResult<Begin> {
+    let mut answer = redis::from_redis_value::<Vec<redis::Value>>(answer)?.into_iter();
+    let state: String = redis::from_redis_value(answer.next().unwrap_or(redis::Value::Nil))?;
+    let rest = answer.next();
+    let reported = answer.next().is_some();
     let reason = |rest: Option<redis::Value>| match rest {
         Some(redis::Value::BulkString(bytes)) => String::from_utf8_lossy(&bytes).into_owned(),
         _ => String::new(),
     };
-    Ok(match state.as_str() {
+    let lookup = match state.as_str() {
         "task" => {
             let fields = redis::from_redis_value(rest.unwrap_or(redis::Value::Nil))?;
             match read_metadata(fields) {
@@ -333,39 +323,66 @@ fn read_lookup(answer: redis::Value) -> RedisResult<Lookup> {
         "malformed" => Lookup::Malformed(format!("its metadata can't be read: {}", reason(rest))),
         "missing" => Lookup::Missing,
         _ => Lookup::Lost,
-    })
+    };
+    Ok(Begin { lookup, reported })
 }
 
-/// Section 2.3. What is only for tracing or for the clock is left out when it makes no sense; what decides about the work
-/// must be right.
-fn read_metadata(fields: HashMap<String, Vec<u8>>) -> Result<TaskMetadata, String> {
-    let text = |name: &str| -> Result<Option<String>, String> {
-        let Some(value) = fields.get(name) else {
+/// The fields of a task's metadata, section 2.3, in the order in which the script answers with them.
+#[derive(Clone, Copy)]
+enum Field {
+    Stage,
+    EnqueuedAt,
+    LoadedModelId,
+    RequestId,
+    TraceContext,
+    RequestBindings,
+    ResolvedArtifactIds,
+}
+
+impl Field {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stage => "stage",
+            Self::EnqueuedAt => "enqueued_at",
+            Self::LoadedModelId => "loaded_model_id",
+            Self::RequestId => "request_id",
+            Self::TraceContext => "_trace_context",
+            Self::RequestBindings => "request_bindings_json",
+            Self::ResolvedArtifactIds => "resolved_artifact_ids_json",
+        }
+    }
+}
+
+/// What is only for tracing or for the clock is left out when it makes no sense; what decides about the work must be right.
+fn read_metadata(mut fields: Vec<Option<Vec<u8>>>) -> Result<TaskMetadata, String> {
+    let mut text = |field: Field| -> Result<Option<String>, String> {
+        let value = fields.get_mut(field as usize).and_then(Option::take);
+        let Some(value) = value.filter(|value| !value.is_empty()) else {
             return Ok(None);
         };
-        let value = String::from_utf8(value.clone())
-            .map_err(|_| format!("the field {name:?} of its metadata is not UTF-8"))?;
-        Ok((!value.is_empty()).then_some(value))
+        let value = String::from_utf8(value);
+        value
+            .map(Some)
+            .map_err(|_| format!("the field {:?} of its metadata is not UTF-8", field.name()))
     };
-    let lenient = |name: &str| text(name).unwrap_or(None);
-    let stage = text("stage")?.ok_or_else(|| "its metadata has no stage".to_owned())?;
+    let stage = text(Field::Stage)?.ok_or_else(|| "its metadata has no stage".to_owned())?;
     let mut metadata = TaskMetadata::new(stage);
-    metadata.enqueued_at = lenient("enqueued_at").and_then(|time| readable("enqueued_at", &time));
-    metadata.model = lenient("loaded_model_id");
-    metadata.request_id = lenient("request_id");
-    metadata.trace_context = lenient("_trace_context");
-    if let Some(bindings) = text("request_bindings_json")? {
+    if let Some(bindings) = text(Field::RequestBindings)? {
         metadata.bindings = Some(read_bindings(&bindings)?);
     }
-    if let Some(ids) = text("resolved_artifact_ids_json")? {
+    if let Some(ids) = text(Field::ResolvedArtifactIds)? {
+        let name = Field::ResolvedArtifactIds.name();
         let ids: BTreeMap<String, Option<String>> = serde_json::from_str(&ids)
-            .map_err(|error| format!("the field \"resolved_artifact_ids_json\" of its metadata: {error}"))?;
-        metadata.resolved_artifact_ids = Some(
-            ids.into_iter()
-                .filter_map(|(slot, id)| id.map(|id| (slot, id)))
-                .collect(),
-        );
+            .map_err(|error| format!("the field {name:?} of its metadata: {error}"))?;
+        let known = ids.into_iter().filter_map(|(slot, id)| id.map(|id| (slot, id)));
+        metadata.resolved_artifact_ids = Some(known.collect());
     }
+    let mut lenient = |field: Field| text(field).unwrap_or(None);
+    metadata.enqueued_at =
+        lenient(Field::EnqueuedAt).and_then(|time| readable(Field::EnqueuedAt.name(), &time));
+    metadata.model = lenient(Field::LoadedModelId);
+    metadata.request_id = lenient(Field::RequestId);
+    metadata.trace_context = lenient(Field::TraceContext);
     Ok(metadata)
 }
 

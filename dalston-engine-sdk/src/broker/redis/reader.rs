@@ -43,27 +43,39 @@ struct UnderWay {
     parking: Arc<Parking>,
 }
 
-/// Where a delivery waits for its taker.
+/// Where deliveries wait for their taker.
 #[derive(Debug, Default)]
 struct Parking {
-    place: std::sync::Mutex<Option<Delivery>>,
+    place: std::sync::Mutex<Vec<Delivery>>,
     parked: Notify,
+    emptied: Notify,
 }
 
 impl Parking {
-    fn take(&self) -> Option<Delivery> {
+    /// The first ones.
+    fn take(&self, most: usize) -> Vec<Delivery> {
+        let mut place = self.place();
+        let count = most.min(place.len());
+        let taken = place.drain(..count).collect();
+        if count > 0 && place.is_empty() {
+            self.emptied.notify_one();
+        }
+        taken
+    }
+
+    fn put(&self, deliveries: Vec<Delivery>) {
+        *self.place() = deliveries;
+        self.parked.notify_one();
+    }
+
+    fn is_empty(&self) -> bool {
+        self.place().is_empty()
+    }
+
+    fn place(&self) -> std::sync::MutexGuard<'_, Vec<Delivery>> {
         self.place
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .take()
-    }
-
-    fn put(&self, delivery: Delivery) {
-        *self
-            .place
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(delivery);
-        self.parked.notify_one();
     }
 }
 
@@ -89,58 +101,79 @@ impl std::fmt::Debug for State {
 }
 
 impl Reader {
+    /// Up to `most` deliveries; none if there were none for as long as `wait`.
     pub(super) async fn next(
         &mut self,
         broker: &RedisBroker,
         consumer: &Consumer,
+        most: usize,
         wait: Duration,
-    ) -> Result<Option<Delivery>, BrokerError> {
+    ) -> Result<Vec<Delivery>, BrokerError> {
         let give_up = Instant::now() + wait;
+        let most = most.max(1);
         loop {
             let under_way = match &mut self.under_way {
                 Some(under_way) if under_way.consumer == *consumer => under_way,
-                other => other.insert(UnderWay::begin(broker.clone(), consumer, give_up, &self.state)),
+                other => other.insert(UnderWay::begin(
+                    broker.clone(),
+                    consumer,
+                    most,
+                    give_up,
+                    &self.state,
+                )),
             };
-            if let Some(delivery) = under_way.parking.take() {
-                self.under_way = None;
-                return Ok(Some(delivery));
+            let parked = under_way.parking.take(most);
+            if !parked.is_empty() {
+                if under_way.parking.is_empty() {
+                    self.under_way = None;
+                }
+                return Ok(parked);
             }
             tokio::select! {
                 () = under_way.parking.parked.notified() => {}
                 ended = &mut under_way.read => {
-                    let parked = under_way.parking.take();
+                    let parked = under_way.parking.take(most);
                     self.under_way = None;
-                    if parked.is_some() {
+                    if !parked.is_empty() {
                         return Ok(parked);
                     }
                     let doing = || format!("reading from {}", keys::task_stream(&consumer.engine_id));
                     ended.map_err(|source| BrokerError::new(doing(), source))??;
                     if Instant::now() >= give_up {
-                        return Ok(None);
+                        return Ok(Vec::new());
                     }
                 }
-                () = tokio::time::sleep_until(give_up) => return Ok(None),
+                () = tokio::time::sleep_until(give_up) => return Ok(Vec::new()),
             }
         }
     }
 }
 
 impl UnderWay {
-    fn begin(broker: RedisBroker, consumer: &Consumer, give_up: Instant, state: &Arc<Mutex<State>>) -> Self {
+    fn begin(
+        broker: RedisBroker,
+        consumer: &Consumer,
+        most: usize,
+        give_up: Instant,
+        state: &Arc<Mutex<State>>,
+    ) -> Self {
         let parking = Arc::new(Parking::default());
         let (state, consumer_) = (Arc::clone(state), consumer.clone());
         let parked = Arc::clone(&parking);
         let read = tokio::spawn(async move {
             let mut state = state.lock().await;
-            let found = state.read(&broker, &consumer_, give_up).await;
+            let found = state.read(&broker, &consumer_, most, give_up).await;
             drop(state);
-            if let Some(delivery) = found? {
-                let claim = delivery.claim.clone();
-                parked.put(delivery);
-                tokio::time::sleep(PARKED).await;
-                if parked.take().is_some() && broker.release(&claim).await.is_err() {
+            let found = found?;
+            if found.is_empty() {
+                return Ok(());
+            }
+            parked.put(found);
+            let _ = timeout(PARKED, parked.emptied.notified()).await;
+            for delivery in parked.take(usize::MAX) {
+                if broker.release(&delivery.claim).await.is_err() {
                     // It is nobody's now: it comes back when it was idle for a lease.
-                    broker.held().remove(&claim.message_id);
+                    broker.held().remove(&delivery.claim.message_id);
                 }
             }
             Ok(())
@@ -159,20 +192,22 @@ impl State {
         &mut self,
         broker: &RedisBroker,
         consumer: &Consumer,
+        most: usize,
         give_up: Instant,
-    ) -> Result<Option<Delivery>, BrokerError> {
+    ) -> Result<Vec<Delivery>, BrokerError> {
         let stream = keys::task_stream(&consumer.engine_id);
-        match self.step(broker, consumer, &stream, give_up).await {
-            Ok(Some(delivery)) => {
-                fault_point!(Taken);
-                broker.take_in_hand(&delivery.claim.message_id);
-                Ok(Some(delivery))
+        match self.step(broker, consumer, &stream, most, give_up).await {
+            Ok(deliveries) => {
+                for delivery in &deliveries {
+                    fault_point!(Taken);
+                    broker.take_in_hand(&delivery.claim.message_id);
+                }
+                Ok(deliveries)
             }
-            Ok(None) => Ok(None),
             // Redis lost its data, or someone removed the stream: during the read, or before it.
             Err(error) if matches!(error.code(), Some("NOGROUP" | "UNBLOCKED")) => {
                 self.group_of = None;
-                Ok(None)
+                Ok(Vec::new())
             }
             Err(error) => {
                 self.connection = None;
@@ -187,8 +222,9 @@ impl State {
         broker: &RedisBroker,
         consumer: &Consumer,
         stream: &str,
+        most: usize,
         give_up: Instant,
-    ) -> RedisResult<Option<Delivery>> {
+    ) -> RedisResult<Vec<Delivery>> {
         if self.group_of.as_deref() != Some(stream) {
             make_group(broker, stream).await?;
             self.group_of = Some(stream.to_owned());
@@ -196,8 +232,9 @@ impl State {
         }
         let now = Instant::now();
         if self.next_look.is_none_or(|next| next <= now) {
+            broker.forget_abandoned();
             if let Some(delivery) = self.look_around(broker, consumer, stream).await? {
-                return Ok(Some(delivery));
+                return Ok(vec![delivery]);
             }
             self.next_look = Some(Instant::now() + LOOK_AROUND);
         }
@@ -207,7 +244,7 @@ impl State {
             forget_consumers(broker, stream).await;
         }
         let until = self.next_look.map_or(give_up, |next| next.min(give_up));
-        self.read_new(broker, consumer, stream, until).await
+        self.read_new(broker, consumer, stream, most, until).await
     }
 
     async fn look_around(
@@ -253,8 +290,9 @@ impl State {
         broker: &RedisBroker,
         consumer: &Consumer,
         stream: &str,
+        most: usize,
         until: Instant,
-    ) -> RedisResult<Option<Delivery>> {
+    ) -> RedisResult<Vec<Delivery>> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             none => none.insert(broker.shared.server.blocking().await?),
@@ -266,7 +304,7 @@ impl State {
             .arg(keys::TASK_GROUP)
             .arg(&consumer.instance)
             .arg("COUNT")
-            .arg(1);
+            .arg(most);
         // Zero would mean for ever.
         command
             .arg("BLOCK")
@@ -286,16 +324,17 @@ impl State {
             );
             return Err(silent.into());
         };
-        let Some((id, fields)) = answer?.and_then(|streams| streams.into_iter().next()?.1.into_iter().next())
-        else {
-            return Ok(None);
-        };
-        let message = Message {
-            id,
-            fields,
-            deliveries: 1,
-        };
-        message.into_delivery(broker, consumer, stream).await
+        let entries = answer?.and_then(|streams| streams.into_iter().next());
+        let mut deliveries = Vec::new();
+        for (id, fields) in entries.map(|(_, entries)| entries).unwrap_or_default() {
+            let message = Message {
+                id,
+                fields,
+                deliveries: 1,
+            };
+            deliveries.extend(message.into_delivery(broker, consumer, stream).await);
+        }
+        Ok(deliveries)
     }
 }
 
@@ -317,7 +356,7 @@ impl Message {
         broker: &RedisBroker,
         consumer: &Consumer,
         stream: &str,
-    ) -> RedisResult<Option<Delivery>> {
+    ) -> Option<Delivery> {
         let text = |name: &str| {
             let (_, value) = self.fields.iter().find(|(field, _)| field == name.as_bytes())?;
             String::from_utf8(value.clone()).ok()
@@ -327,8 +366,12 @@ impl Message {
             error!(stream, message_id = %self.id, "task_message_unreadable: it names no task and job; removed");
             let mut command = redis::cmd("XACK");
             command.arg(stream).arg(keys::TASK_GROUP).arg(&self.id);
-            let () = command.query_async(&mut broker.shared.server.shared()).await?;
-            return Ok(None);
+            let removed: RedisResult<()> = command.query_async(&mut broker.shared.server.shared()).await;
+            if let Err(error) = removed {
+                // It is found again when it was idle for a lease.
+                warn!(stream, message_id = %self.id, %error, "task_message_not_removed");
+            }
+            return None;
         };
         let time = |name: &str| text(name).and_then(|time| readable(name, &time));
         let mut delivery = Delivery::new(Claim::new(
@@ -340,7 +383,7 @@ impl Message {
         ));
         delivery.enqueued_at = time("enqueued_at");
         delivery.timeout_at = time("timeout_at");
-        Ok(Some(delivery))
+        Some(delivery)
     }
 }
 
@@ -436,7 +479,7 @@ impl Stale {
             fields: pairs,
             deliveries: self.deliveries + 1,
         };
-        let Some(mut delivery) = message.into_delivery(broker, consumer, stream).await? else {
+        let Some(mut delivery) = message.into_delivery(broker, consumer, stream).await else {
             return Ok(None);
         };
         let handed_back = self.consumer == HANDED_BACK;

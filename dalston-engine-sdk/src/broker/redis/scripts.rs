@@ -1,13 +1,16 @@
-//! What the server does in one step. Each script checks first who holds the entry, so that a worker that lost a task can
-//! neither renew, finish nor hand back what belongs to another one by now.
+//! What the server does in one step. It is checked first who holds the entry, so that a worker that lost a task can neither
+//! renew, finish nor hand back what belongs to another one by now.
 //!
 //! A bare `XCLAIM` or `XACK` would do as it is told, whoever sends it.
+//!
+//! There is one script for everything about tasks in hand. A script call costs the server more than what a task wants of it,
+//! so what several tasks want at the same time goes into one call.
 
 use std::sync::LazyLock;
 
 use redis::Script;
 
-/// What [`held`](OWNERSHIP) answers, and what every script returns first.
+/// What a call answers about an entry that is its caller's.
 pub(super) const HELD: &str = "held";
 /// Nobody holds the entry: it was acknowledged or deleted.
 pub(super) const GONE: &str = "gone";
@@ -15,37 +18,6 @@ pub(super) const GONE: &str = "gone";
 /// The consumer to which a task goes that was handed back. It is never registered, so every engine, also one in Python,
 /// takes it for dead and its tasks for free.
 pub(super) const HANDED_BACK: &str = "handed-back";
-
-/// `KEYS[1]` is the stream; `ARGV[1..4]` are group, message id, consumer and delivery count of the claim.
-const OWNERSHIP: &str = r"
-local stream, group, id, me = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local function ownership()
-  local found = redis.pcall('XPENDING', stream, group, id, id, 1)
-  if found.err then
-    if string.find(found.err, 'NOGROUP', 1, true) then return 'gone' end
-    error(found.err)
-  end
-  local entry = found[1]
-  if not entry then return 'gone' end
-  if entry[2] == me and entry[4] == tonumber(ARGV[4]) then return 'held' end
-  return 'lost'
-end
-local owner = ownership()
-";
-
-/// `KEYS[2]` is the event stream; `ARGV[first..]` are its length, the channel, type, timestamp, payload, trace context
-/// (empty for none) and the published copy. The durable copy comes first.
-const EVENT: &str = r"
-local function event(first)
-  local fields = {'type', ARGV[first + 2], 'timestamp', ARGV[first + 3], 'payload', ARGV[first + 4]}
-  if ARGV[first + 5] ~= '' then
-    fields[#fields + 1] = '_trace_context'
-    fields[#fields + 1] = ARGV[first + 5]
-  end
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[first], '*', unpack(fields))
-  redis.call('PUBLISH', ARGV[first + 1], ARGV[first + 6])
-end
-";
 
 /// Looks at up to `ARGV[4]` entries that are idle for `ARGV[3]` ms, after the id `ARGV[2]`; `ARGV[5]` restricts it to one
 /// consumer. Returns of each: id, consumer, idle time, deliveries, and of the consumer's record: milliseconds it has left,
@@ -92,78 +64,153 @@ return claimed[2]
     )
 });
 
-/// Begins the lease anew: the idle time is set to zero, the delivery count stays.
-pub(super) static RENEW: LazyLock<Script> = LazyLock::new(|| {
-    script(&[
-        OWNERSHIP,
-        r"
-if owner == 'held' and #redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID') == 0 then return 'gone' end
-return owner
-",
-    ])
-});
-
-/// Hands the entry to nobody, idle for `ARGV[5]` ms already.
-pub(super) static RELEASE: LazyLock<Script> = LazyLock::new(|| {
-    script(&[
-        OWNERSHIP,
-        r"
-if owner == 'held' then redis.call('XCLAIM', stream, group, ARGV[6], 0, id, 'IDLE', ARGV[5], 'JUSTID') end
-return owner
-",
-    ])
-});
-
-/// `KEYS[2]` the job's cancellation, `KEYS[3]` the task's metadata, `KEYS[4]` the set of waiting tasks; `ARGV[5]` the task,
-/// `ARGV[6..]` the wait markers. Returns what to do and, for a task, its metadata as a flat list.
-pub(super) static LOOKUP: LazyLock<Script> = LazyLock::new(|| {
-    script(&[
-        OWNERSHIP,
-        r"
-if owner ~= 'held' then return {owner} end
-if redis.call('EXISTS', KEYS[2]) == 1 then return {'cancelled'} end
-local metadata = redis.pcall('HGETALL', KEYS[3])
-if metadata.err then return {'malformed', metadata.err} end
-if #metadata == 0 then return {'missing'} end
-local blocked = redis.call('HGET', KEYS[3], 'blocked_reason')
-if blocked then return {'blocked', blocked} end
-redis.call('HDEL', KEYS[3], unpack(ARGV, 6))
-redis.call('SREM', KEYS[4], ARGV[5])
-return {'task', metadata}
-",
-    ])
-});
-
-/// Adds an event.
-pub(super) static STARTED: LazyLock<Script> = LazyLock::new(|| {
-    script(&[
-        OWNERSHIP,
-        EVENT,
-        r"
-if owner == 'held' then event(5) end
-return owner
-",
-    ])
-});
-
-/// Artifacts, event, acknowledgement, in this order: whoever sees the event finds the artifacts, and a task without an
-/// event is still in the queue. `ARGV[5]` says whether there is an event (`ARGV[6..12]`); `KEYS[3]` is the job's artifact
-/// index, `KEYS[4]` the task's metadata; `ARGV[13]` the list of artifact ids (empty for none), `ARGV[14..]` ids and references.
-pub(super) static FINISH: LazyLock<Script> = LazyLock::new(|| {
-    script(&[
-        OWNERSHIP,
-        EVENT,
-        r"
-if owner ~= 'held' then return owner end
-for i = 14, #ARGV, 2 do redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1]) end
-if ARGV[13] ~= '' and redis.call('EXISTS', KEYS[4]) == 1 then
-  redis.call('HSET', KEYS[4], 'produced_artifact_ids_json', ARGV[13])
+/// Does what one instance wants of its tasks: any number of calls, one after the other, each checked on its own. What goes wrong
+/// in one of them ends that one only.
+///
+/// `KEYS[1]` is the task stream, `KEYS[2]` the event stream, `KEYS[3]` the set of waiting tasks; `ARGV[1..4]` are group,
+/// instance, the length of the event stream and the channel; `ARGV[5..8]` the wait markers. Then come the calls: a name,
+/// message id, delivery count, and the call's own arguments. Further keys belong to the calls in their order. Returns an answer
+/// for each.
+pub(super) static CALLS: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r#"
+local stream, event_stream, waiting = KEYS[1], KEYS[2], KEYS[3]
+local group, me, longest, channel = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local next_key, next_argument = 3, 8
+local function key()
+  next_key = next_key + 1
+  return KEYS[next_key]
 end
-if ARGV[5] == '1' then event(6) end
-redis.call('XACK', stream, group, id)
-return owner
-",
-    ])
+local function argument()
+  next_argument = next_argument + 1
+  return ARGV[next_argument]
+end
+
+local function ownership(id, deliveries)
+  local found = redis.pcall('XPENDING', stream, group, id, id, 1)
+  if found.err then
+    if string.find(found.err, 'NOGROUP', 1, true) then return 'gone' end
+    error(found)
+  end
+  local entry = found[1]
+  if not entry then return 'gone' end
+  if entry[2] == me and entry[4] == tonumber(deliveries) then return 'held' end
+  return 'lost'
+end
+
+-- The durable copy comes first.
+local function report(kind, timestamp, payload, context, copy)
+  if context == '' then
+    redis.call('XADD', event_stream, 'MAXLEN', '~', longest, '*',
+      'type', kind, 'timestamp', timestamp, 'payload', payload)
+  else
+    redis.call('XADD', event_stream, 'MAXLEN', '~', longest, '*',
+      'type', kind, 'timestamp', timestamp, 'payload', payload, '_trace_context', context)
+  end
+  redis.call('PUBLISH', channel, copy)
+end
+
+-- Whether the task should be done, and then what its metadata says of it, in a fixed order.
+local function look(id, deliveries, task, cancellation, hash)
+  local owner = ownership(id, deliveries)
+  if owner ~= 'held' then return {owner} end
+  if redis.call('EXISTS', cancellation) == 1 then return {'cancelled'} end
+  local said = redis.pcall('HMGET', hash, 'stage', 'enqueued_at', 'loaded_model_id', 'request_id', '_trace_context',
+    'request_bindings_json', 'resolved_artifact_ids_json', 'blocked_reason', ARGV[5], ARGV[6], ARGV[7], ARGV[8])
+  if said.err then return {'malformed', said.err} end
+  if said[8] then return {'blocked', said[8]} end
+  if not said[1] and redis.call('EXISTS', hash) == 0 then return {'missing'} end
+  if said[9] or said[10] or said[11] or said[12] then
+    redis.call('HDEL', hash, ARGV[5], ARGV[6], ARGV[7], ARGV[8])
+    redis.call('SREM', waiting, task)
+  end
+  return {'task', {said[1], said[2], said[3], said[4], said[5], said[6], said[7]}}
+end
+
+local calls = {}
+
+-- Begins the lease anew: the idle time is set to zero, the delivery count stays.
+function calls.renew(id, deliveries)
+  local owner = ownership(id, deliveries)
+  if owner == 'held' and #redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID') == 0 then return 'gone' end
+  return owner
+end
+
+-- Hands the entry to nobody, idle for some milliseconds already.
+function calls.release(id, deliveries)
+  local nobody, idle = argument(), argument()
+  local owner = ownership(id, deliveries)
+  if owner == 'held' then redis.call('XCLAIM', stream, group, nobody, 0, id, 'IDLE', idle, 'JUSTID') end
+  return owner
+end
+
+function calls.cancelled()
+  return redis.call('EXISTS', key())
+end
+
+function calls.lookup(id, deliveries)
+  return look(id, deliveries, argument(), key(), key())
+end
+
+-- The lookup, and the report of the start with what the metadata adds to it: only where that is so plain that it can be
+-- put into JSON as it is. Otherwise the caller has to.
+function calls.begin(id, deliveries)
+  local task, kind, timestamp, payload, copy = argument(), argument(), argument(), argument(), argument()
+  local found = look(id, deliveries, task, key(), key())
+  if found[1] ~= 'task' then return found end
+  local request_id, context = found[2][4] or '', found[2][5] or ''
+  if request_id ~= '' then
+    if string.find(request_id, '[^%w%._%-]') then return found end
+    local more = string.format(',"request_id":"%s"}', request_id)
+    payload, copy = string.sub(payload, 1, -2) .. more, string.sub(copy, 1, -2) .. more
+  end
+  if context ~= '' then
+    if not string.find(context, '^{"traceparent": ?"00%-%x+%-%x+%-%x%x"}$') then return found end
+    copy = string.format('%s,"_trace_context":%s}', string.sub(copy, 1, -2), context)
+  end
+  report(kind, timestamp, payload, context, copy)
+  found[3] = 'reported'
+  return found
+end
+
+function calls.started(id, deliveries)
+  local kind, timestamp, payload, context, copy = argument(), argument(), argument(), argument(), argument()
+  local owner = ownership(id, deliveries)
+  if owner == 'held' then report(kind, timestamp, payload, context, copy) end
+  return owner
+end
+
+-- Artifacts, event, acknowledgement, in this order: whoever sees the event finds the artifacts, and a task without an event
+-- is still in the queue.
+function calls.finish(id, deliveries)
+  local kind, timestamp, payload, context, copy = argument(), argument(), argument(), argument(), argument()
+  local artifacts, ids = tonumber(argument()), nil
+  local index, hash, first = nil, nil, next_argument + 1
+  if artifacts > 0 then
+    index, hash, ids, first = key(), key(), argument(), first + 1
+    next_argument = next_argument + 2 * artifacts
+  end
+  local owner = ownership(id, deliveries)
+  if owner ~= 'held' then return owner end
+  for i = first, first + 2 * artifacts - 2, 2 do redis.call('HSET', index, ARGV[i], ARGV[i + 1]) end
+  if artifacts > 0 and redis.call('EXISTS', hash) == 1 then
+    redis.call('HSET', hash, 'produced_artifact_ids_json', ids)
+  end
+  if kind ~= '' then report(kind, timestamp, payload, context, copy) end
+  redis.call('XACK', stream, group, id)
+  return owner
+end
+
+local answers = {}
+while next_argument < #ARGV do
+  local name, id, deliveries = argument(), argument(), argument()
+  local done, answer = pcall(calls[name], id, deliveries)
+  if not done then answer = {'error', type(answer) == 'table' and answer.err or tostring(answer)} end
+  answers[#answers + 1] = answer
+end
+return answers
+"#,
+    )
 });
 
 /// Removes what is acknowledged from the front of the stream. Entries that are acknowledged behind one that is not have to
@@ -237,7 +284,3 @@ return there
 ",
     )
 });
-
-fn script(parts: &[&str]) -> Script {
-    Script::new(&parts.concat())
-}

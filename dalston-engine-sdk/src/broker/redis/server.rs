@@ -94,6 +94,13 @@ impl RedisServer {
         }
     }
 
+    /// Leaves the connection if the code of an error says that the server gave up its role.
+    pub(super) fn heard(&self, code: &str) {
+        if matches!(code, "READONLY" | "NOREPLICAS" | "MASTERDOWN") {
+            self.leave();
+        }
+    }
+
     /// Connects anew when the next command is sent, and so to whatever the name stands for by then.
     fn leave(&self) {
         if let Ok(fresh) = manager(self.client.clone()) {
@@ -132,12 +139,10 @@ pub(crate) struct SharedConnection {
 
 impl SharedConnection {
     fn judge(&self, answers: &[Value]) {
-        let gave_up_its_role = |answer: &Value| match answer {
-            Value::ServerError(error) => matches!(error.code(), "READONLY" | "NOREPLICAS" | "MASTERDOWN"),
-            _ => false,
-        };
-        if answers.iter().any(gave_up_its_role) {
-            self.server.leave();
+        for answer in answers {
+            if let Value::ServerError(error) = answer {
+                self.server.heard(error.code());
+            }
         }
     }
 }

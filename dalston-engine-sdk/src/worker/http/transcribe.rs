@@ -182,9 +182,9 @@ async fn receive<C: Contract>(
     parts: axum::http::request::Parts,
     incoming: &Incoming,
 ) -> Result<Received<C::Wishes>, Refusal> {
-    let files = Arc::new(server.direct.workspace()?);
+    let files = Arc::new(server.direct.workspace());
     let arriving = async {
-        let form = Form::read(parts, incoming, files.path(), server.max_upload).await?;
+        let form = Form::read(parts, incoming, files.path()?, server.max_upload).await?;
         // What is wrong with the fields is told before anything is fetched for them.
         let (wishes, order) = C::read(&form.fields, &server.capabilities.engine_id)?;
         let url = match C::URL {
@@ -195,7 +195,7 @@ async fn receive<C: Contract>(
             (Some(file), None) => file,
             (None, Some((_, url))) => {
                 let store = server.direct.store();
-                server.fetcher.fetch(url, files.path(), store).await?
+                server.fetcher.fetch(url, files.path()?, store).await?
             }
             (Some(_), Some((name, _))) => {
                 return Err(Refusal::field(name, "given beside file: expected one of them"));

@@ -1,0 +1,171 @@
+//! The runner of this SDK with an engine that does nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use dalston_engine_sdk::broker::{RedisBroker, RedisServer};
+use dalston_engine_sdk::store::{S3Settings, Store};
+use dalston_engine_sdk::{
+    Engine, EngineInfo, LoadContext, ModelId, Runner, Stage, TaskContext, TaskError, TaskRequest,
+};
+use dalston_telemetry::{Env, Telemetry, TelemetryHandle};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+use crate::figures::Stopwatch;
+use crate::machine;
+use crate::platform::{Address, ENGINE, Platform, write_requests};
+use crate::wait_until;
+
+/// Calls back for every task and answers with nothing.
+pub(crate) struct NoOp<F>(pub(crate) F);
+
+impl<F: Fn(&TaskContext) + Send + Sync + 'static> Engine for NoOp<F> {
+    type Model = ();
+    type Output = Value;
+
+    fn info(&self) -> EngineInfo {
+        EngineInfo::new(ENGINE, "1").stage(Stage::Transcribe)
+    }
+
+    fn load(&self, _: &ModelId, _: &LoadContext) -> Result<(), TaskError> {
+        Ok(())
+    }
+
+    fn process(&self, (): &mut (), _: &TaskRequest, cx: &TaskContext) -> Result<Value, TaskError> {
+        (self.0)(cx);
+        Ok(json!({}))
+    }
+}
+
+/// As the command `run` makes it.
+pub(crate) fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .thread_name("runner")
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+/// Exports to this collector, unless it is `off`.
+pub(crate) fn telemetry(collector: &str) -> Option<Telemetry> {
+    let env = Env::from_pairs([
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+    ]);
+    let builder = Telemetry::builder(ENGINE).env(env).enabled(true).without_logs();
+    (collector != "off").then(|| builder.install().unwrap())
+}
+
+pub(crate) fn handle(telemetry: Option<&Telemetry>) -> TelemetryHandle {
+    telemetry.map_or_else(TelemetryHandle::disabled, Telemetry::handle)
+}
+
+pub(crate) fn throughput(redis: &str, tasks: usize, slots: usize, collector: &str) -> Value {
+    let telemetry = telemetry(collector);
+    let store = Store::memory();
+    runtime().block_on(write_requests(&store, 0..tasks, None));
+    measure(redis, tasks, slots, &store, telemetry.as_ref())
+}
+
+pub(crate) fn with_s3(redis: &str, tasks: usize, slots: usize, s3: &str) -> Value {
+    let mut settings = S3Settings::default();
+    settings.endpoint = Some(s3.to_owned());
+    settings.credentials = [
+        ("AWS_ACCESS_KEY_ID", "test-id"),
+        ("AWS_SECRET_ACCESS_KEY", "test-secret"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    let store = Store::s3(settings).unwrap();
+    let artifact = "RIFF".repeat(1_000);
+    runtime().block_on(write_requests(&store, 0..tasks, Some(&artifact)));
+    measure(redis, tasks, slots, &store, None)
+}
+
+/// Has a runner do tasks that are all queued before it starts.
+fn measure(redis: &str, tasks: usize, slots: usize, store: &Store, telemetry: Option<&Telemetry>) -> Value {
+    let redis = Address::parse(redis);
+    let mut platform = Platform::connect(redis.url, telemetry.is_some());
+    platform.describe(0..tasks);
+    platform.queue(0..tasks);
+    let done = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&done);
+    let engine = NoOp(move |_: &TaskContext| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+
+    let stopwatch = Stopwatch::start(redis.pid);
+    let runtime = runtime();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = start(&runtime, engine, redis.url, store, slots, telemetry, stopped);
+    wait_until(|| done.load(Ordering::Relaxed) >= tasks && platform.pending() == 0);
+    let mut figures = stopwatch.stop(tasks);
+    stop.send(()).unwrap();
+    runtime.block_on(running).unwrap();
+    assert_eq!(done.load(Ordering::Relaxed), tasks, "each was done once");
+    assert_eq!(platform.events(), 2 * tasks, "each was started and completed");
+    if let Some(telemetry) = telemetry {
+        figures["dropped_spans"] = telemetry.handle().export_stats().dropped_total().into();
+    }
+    figures
+}
+
+/// Has a runner do many tasks, and looks at the memory it takes. The ids come again and again, so that what the platform
+/// keeps does not grow.
+pub(crate) fn memory(redis: &str, tasks: usize) -> Value {
+    const IDS: usize = 10_000;
+    let redis = Address::parse(redis);
+    let store = Store::memory();
+    let runtime = runtime();
+    runtime.block_on(write_requests(&store, 0..IDS, None));
+    let mut platform = Platform::connect(redis.url, false);
+    platform.describe(0..IDS);
+    platform.make_group();
+    let done = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&done);
+    let engine = NoOp(move |_: &TaskContext| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = start(&runtime, engine, redis.url, &store, 64, None, stopped);
+    let mut samples = Vec::new();
+    for round in 0..tasks / IDS {
+        platform.queue(0..IDS);
+        // One round is always waiting, so that the worker never does.
+        wait_until(|| done.load(Ordering::Relaxed) >= round * IDS);
+        if (round + 1) % (tasks / IDS / 10).max(1) == 0 {
+            samples.push(machine::resident_mib());
+        }
+    }
+    stop.send(()).unwrap();
+    runtime.block_on(running).unwrap();
+    json!({"samples": samples})
+}
+
+pub(crate) fn start<F: Fn(&TaskContext) + Send + Sync + 'static>(
+    runtime: &Runtime,
+    engine: NoOp<F>,
+    url: &str,
+    store: &Store,
+    slots: usize,
+    telemetry: Option<&Telemetry>,
+    stopped: tokio::sync::oneshot::Receiver<()>,
+) -> tokio::task::JoinHandle<()> {
+    let _inside = runtime.enter();
+    let runner = Runner::builder(engine)
+        .broker(RedisBroker::new(RedisServer::new(url).unwrap()))
+        .store(store.clone())
+        .telemetry(handle(telemetry))
+        .slots(slots)
+        .drain_timeout(Duration::from_secs(5))
+        .build()
+        .unwrap();
+    runtime.spawn(async move {
+        let shutdown = async {
+            let _ = stopped.await;
+        };
+        runner.run_until(shutdown).await.unwrap();
+    })
+}

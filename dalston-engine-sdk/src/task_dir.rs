@@ -1,0 +1,113 @@
+//! The directory of a task.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use tempfile::TempDir;
+
+/// A directory that is made when somebody asks where it is. Many tasks never need one.
+#[derive(Debug)]
+pub(crate) struct TaskDir {
+    prefix: &'static str,
+    root: PathBuf,
+    path: OnceLock<PathBuf>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    NotAskedFor,
+    Made(TempDir),
+    Closed,
+}
+
+impl TaskDir {
+    pub(crate) fn new(prefix: &'static str, root: &Path) -> Self {
+        Self {
+            prefix,
+            root: root.to_owned(),
+            path: OnceLock::new(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> io::Result<&Path> {
+        if let Some(path) = self.path.get() {
+            return Ok(path);
+        }
+        let mut state = self.state();
+        let path = match &*state {
+            State::NotAskedFor => {
+                let dir = tempfile::Builder::new()
+                    .prefix(self.prefix)
+                    .tempdir_in(&self.root)?;
+                let path = dir.path().to_owned();
+                *state = State::Made(dir);
+                path
+            }
+            State::Made(dir) => dir.path().to_owned(),
+            State::Closed => return Err(io::Error::new(io::ErrorKind::NotFound, "the task has ended")),
+        };
+        Ok(self.path.get_or_init(|| path))
+    }
+
+    /// Where it is. If it can't be made that is logged, and the path is one where nothing is: whoever uses it sees that.
+    pub(crate) fn path_or_nowhere(&self) -> &Path {
+        self.path().unwrap_or_else(|error| {
+            tracing::error!(root = %self.root.display(), %error, "task_directory_not_made");
+            self.path
+                .get_or_init(|| self.root.join("no-directory-for-this-task"))
+        })
+    }
+
+    /// What is to be removed when the task has ended. From now on no directory is made.
+    pub(crate) fn close(&self) -> Option<TempDir> {
+        match std::mem::replace(&mut *self.state(), State::Closed) {
+            State::Made(dir) => Some(dir),
+            State::NotAskedFor | State::Closed => None,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_there_only_for_who_asks_for_it_and_only_until_the_end() {
+        let root = tempfile::tempdir().unwrap();
+        let count = || std::fs::read_dir(root.path()).unwrap().count();
+        let dir = TaskDir::new("task_", root.path());
+        assert_eq!(count(), 0);
+        let path = dir.path().unwrap().to_owned();
+        assert!(path.is_dir());
+        assert_eq!(
+            (dir.path().unwrap(), dir.path_or_nowhere(), count()),
+            (&*path, &*path, 1)
+        );
+        drop(dir.close());
+        assert_eq!(count(), 0);
+
+        let unused = TaskDir::new("task_", root.path());
+        assert!(unused.close().is_none());
+        assert!(
+            unused.path().is_err(),
+            "not made any more: nobody would remove it"
+        );
+        assert_eq!(count(), 0);
+    }
+
+    #[test]
+    fn a_directory_that_can_not_be_made_is_a_path_where_nothing_is() {
+        let dir = TaskDir::new("task_", Path::new("/nonexistent/root"));
+        assert!(dir.path().is_err());
+        assert!(!dir.path_or_nowhere().exists());
+    }
+}
