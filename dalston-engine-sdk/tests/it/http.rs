@@ -201,6 +201,12 @@ impl Host {
         exchange(self.port, &form.request(path, headers)).await.unwrap()
     }
 
+    /// What the engine tells next.
+    async fn hear(&mut self) -> &'static str {
+        let told = tokio::time::timeout(Duration::from_secs(30), self.told.recv());
+        told.await.expect("a word of the engine").unwrap()
+    }
+
     async fn stop(&mut self) {
         self.stop.take().unwrap().send(()).unwrap();
     }
@@ -391,6 +397,13 @@ async fn the_spans_of_a_request_stand_in_the_callers_trace_and_its_log_lines_hav
         (200, Some("req.7"))
     );
 
+    // The answer is on its way a moment before the task's span ends.
+    let ended = async || {
+        let spans = host.telemetry.spans();
+        let task = spans.iter().find(|span| span.name == "engine.scribe.process");
+        task.map(|_| ())
+    };
+    until("span of the task", ended).await;
     let root = host.telemetry.span("engine.scribe.http_process");
     assert_eq!(root.parent_span_id.unwrap().to_string(), "b7ad6b7169203331");
     let spans = host.telemetry.spans();
@@ -696,7 +709,7 @@ async fn who_comes_when_there_is_no_room_is_told_to_come_back_and_probes_are_ans
     assert_eq!(host.get("/health").await.status, 200);
 
     upload.write_all(rest).await.unwrap();
-    assert_eq!(host.told.recv().await, Some("begun"));
+    assert_eq!(host.hear().await, "begun");
     let status = host.get("/debug/status").await.json();
     assert_eq!(status["tasks"][0]["phase"], "processing");
     assert!(
@@ -720,7 +733,7 @@ async fn a_recording_that_waits_too_long_for_its_turn_is_sent_away() {
         waiting.spawn(async move { exchange(port, &request).await.unwrap() });
         let first = waiting.len() == 1;
         if first {
-            host.told.recv().await.unwrap();
+            host.hear().await;
         }
     }
     let both = async || (host.get("/health").await.json()["active_tasks"] == 2).then_some(());
@@ -743,9 +756,9 @@ async fn a_client_that_closes_the_connection_cancels_its_task() {
         .unwrap();
     let request = Form::file("wait until cancelled").request(OPENAI, "");
     client.write_all(&request).await.unwrap();
-    assert_eq!(host.told.recv().await, Some("begun"));
+    assert_eq!(host.hear().await, "begun");
     drop(client);
-    assert_eq!(host.told.recv().await, Some("cancelled"));
+    assert_eq!(host.hear().await, "cancelled");
     // The thread is free, the place is, too, and nothing is left on disk.
     assert_eq!(host.post(OPENAI, Form::file("one")).await.status, 200);
     let root = host.telemetry.spans();
@@ -774,7 +787,7 @@ async fn a_worker_that_stops_answers_what_it_has_and_refuses_what_comes() {
     let mut host = Host::start().await;
     let (port, request) = (host.port, Form::file("wait").request(OPENAI, ""));
     let waiting = tokio::spawn(async move { exchange(port, &request).await.unwrap() });
-    assert_eq!(host.told.recv().await, Some("begun"));
+    assert_eq!(host.hear().await, "begun");
     host.stop().await;
     let draining = async || (host.get("/health").await.json()["phase"] == "draining").then_some(());
     until("draining", draining).await;
