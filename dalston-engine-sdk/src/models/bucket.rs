@@ -171,7 +171,14 @@ impl Found {
             ..GetOptions::default()
         };
         let got = store.objects().get_opts(&file.object.location, options).await;
-        let mut chunks = got.map_err(|error| failed(&error))?.into_stream();
+        let got = got.map_err(|error| failed(&error))?;
+        // Not every server minds `If-Match`.
+        if let (Some(now), Some(then)) = (&got.meta.e_tag, &file.object.e_tag)
+            && now != then
+        {
+            return Err(changed(model, &format!("{}{key}", self.locator)));
+        }
+        let mut chunks = got.into_stream();
         let mut local = OpenOptions::new().write(true).open(&path).await.map_err(disk)?;
         local.seek(SeekFrom::Start(range.start)).await.map_err(disk)?;
         let wanted = range.end - range.start;
@@ -205,15 +212,17 @@ fn source_failed(model: &ModelId, place: &str, error: &StorageError) -> ModelErr
 /// The file was there a moment ago, in this form.
 fn file_failed(model: &ModelId, place: &str, error: &StorageError) -> ModelError {
     match error {
-        StorageError::Precondition { .. } | StorageError::NotFound { .. } => {
-            let text = format!(
-                "model {:?}: {place} was changed while it was downloaded",
-                model.as_str()
-            );
-            ModelError::new(Kind::Source, text)
-        }
+        StorageError::Precondition { .. } | StorageError::NotFound { .. } => changed(model, place),
         error => source_failed(model, place, error),
     }
+}
+
+fn changed(model: &ModelId, place: &str) -> ModelError {
+    let text = format!(
+        "model {:?}: {place} was changed while it was downloaded",
+        model.as_str()
+    );
+    ModelError::new(Kind::Source, text)
 }
 
 /// The path of a file below the directory of its model. `None` if it leads anywhere else.

@@ -323,13 +323,16 @@ async fn a_model_that_is_replaced_while_it_is_downloaded_is_not_mixed() {
     let act = async {
         let begun = || site.cache_entries() == [".openai--whisper-made-up.partial"];
         until("the download", begun).await;
-        site.put(MODEL, "model.bin", "other weights, of another size");
+        site.put(MODEL, "model.bin", vec![7; 20_000]);
         site.rig.outcome("T1").await
     };
     let (outcome, _) = site.rig.run(site.runner(), act).await;
     let (code, error) = outcome.unwrap_err();
     assert_eq!(code, "model_download_failed");
-    assert!(error.contains("model.bin"), "{error}");
+    assert!(
+        error.contains("model.bin was changed while it was downloaded"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
