@@ -19,6 +19,7 @@ use tokio::time::sleep;
 use tracing::instrument::WithSubscriber;
 use uuid::Uuid;
 
+#[cfg(feature = "worker")]
 use super::sweep;
 use super::task::{self, TaskFiles, Turn};
 use super::{Origin, RunnerPhase, Worker, report_panic};
