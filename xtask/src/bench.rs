@@ -27,7 +27,7 @@ const BENCHES: [Bench; 6] = [
     },
     Bench {
         name: "metrics",
-        about: "what it costs to count, to observe and to be scraped, beside six peers",
+        about: "what it costs to count, to observe and to be scraped, beside five peers",
         package: "bench",
         target: "metrics",
     },

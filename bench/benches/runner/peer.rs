@@ -1,4 +1,4 @@
-//! apalis with its Redis back end and a job that does nothing, on one task of a worker: spawning its jobs costs more.
+//! apalis with its Redis back end and a job that does nothing, on one task of a worker.
 //!
 //! With two kinds of settings. *Locked* is its default, and what is most like the protocol of the platform: every job is
 //! marked as running, by whom, and that is published before the job begins. *Bare* leaves that out: what is left is to take
