@@ -99,8 +99,8 @@ fn show<T: Copy>(
             .map(|attribute| (attribute.key.to_string(), attribute.value.to_string()))
             .collect();
         let mut text = String::new();
-        for (name, value) in &attributes {
-            push_label(&mut text, &as_name(name), value);
+        for (name, value) in labels(&attributes, head.kind) {
+            push_label(&mut text, &name, &value);
         }
         if let Some(original) = head.original {
             push_label(&mut text, "otel_scope_name", original.scope);
@@ -175,11 +175,43 @@ fn exposed_name(metric: &Metric, kind: Kind) -> (String, &'static str) {
         "1" if kind == Kind::Gauge => "ratio",
         _ => "",
     };
-    if !unit.is_empty() && !name.ends_with(unit) {
+    if name == unit {
+        // Prometheus wants a `_` before a unit, and refuses the whole text otherwise.
+        return (name, "");
+    }
+    let has_unit = name.strip_suffix(unit).is_some_and(|name| name.ends_with('_'));
+    if !unit.is_empty() && !has_unit {
         name.push('_');
         name.push_str(unit);
     }
     (name, unit)
+}
+
+/// Attributes as labels. A name that stands twice on a line, or is not one, would cost the whole scrape: values of
+/// attributes that become one label are joined, as OpenTelemetry has it, and names that mean something else get a `_`.
+fn labels(attributes: &[(String, String)], kind: Kind) -> BTreeMap<String, String> {
+    let mut sorted: Vec<_> = attributes.iter().collect();
+    sorted.sort();
+    let mut labels = BTreeMap::<String, String>::new();
+    for (key, value) in sorted {
+        let mut name = as_name(key);
+        let is_reserved = match &*name {
+            "otel_scope_name" | "__name__" => true,
+            "le" => kind == Kind::Histogram,
+            _ => false,
+        };
+        if is_reserved {
+            name.push('_');
+        }
+        labels
+            .entry(name)
+            .and_modify(|values| {
+                values.push(';');
+                values.push_str(value);
+            })
+            .or_insert_with(|| value.clone());
+    }
+    labels
 }
 
 fn as_name(text: &str) -> String {
@@ -187,7 +219,7 @@ fn as_name(text: &str) -> String {
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
         .collect();
-    if name.starts_with(|c: char| c.is_ascii_digit()) {
+    if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
         name.insert(0, '_');
     }
     name
@@ -275,5 +307,70 @@ mod tests {
             ("otel_scope_name", "my-scope"),
         ];
         assert_eq!(snapshot.value("http_requests_total", &labels), Some(3.0));
+    }
+
+    #[test]
+    fn a_unit_stands_behind_an_underscore_or_is_not_told() {
+        let metrics = Metrics::new();
+        let meter = metrics.meter("s");
+        for (name, unit) in [
+            ("totalbytes", "By"),
+            ("bytes", "By"),
+            ("sent.bytes", "By"),
+            ("seconds_total", "s"),
+            ("held", "{lock}"),
+        ] {
+            meter.u64_counter(name).with_unit(unit).build().add(1, &[]);
+        }
+        let text = metrics.encode_as(TextFormat::OpenMetrics);
+        let lines = |start| -> Vec<_> { text.lines().filter(|line| line.starts_with(start)).collect() };
+        assert_eq!(
+            lines("# UNIT"),
+            ["# UNIT sent_bytes bytes", "# UNIT totalbytes_bytes bytes"]
+        );
+        assert_eq!(
+            lines("# TYPE"),
+            [
+                "# TYPE bytes counter",
+                "# TYPE held counter",
+                "# TYPE seconds counter",
+                "# TYPE sent_bytes counter",
+                "# TYPE totalbytes_bytes counter",
+            ]
+        );
+    }
+
+    #[test]
+    fn no_label_stands_twice_on_a_line_or_is_without_a_name() {
+        let metrics = Metrics::new();
+        let meter = metrics.meter("mine");
+        let attributes = [
+            ("http_route", "/b"),
+            ("http.route", "/a"),
+            ("otel_scope_name", "theirs"),
+            ("otel.scope.name", "another's"),
+            ("__name__", "n"),
+            ("le", "7"),
+            ("", "empty"),
+            ("1st", "one"),
+        ]
+        .map(|(key, value)| KeyValue::new(key, value));
+        meter.u64_counter("jobs").build().add(1, &attributes);
+        meter
+            .f64_histogram("wait")
+            .with_boundaries(vec![2.0])
+            .build()
+            .record(1.0, &attributes);
+        let both = "http_route=\"/a;/b\"";
+        let scopes = "otel_scope_name_=\"another's;theirs\",otel_scope_name=\"mine\"";
+        let text = metrics.encode_as(TextFormat::Prometheus);
+        for line in [
+            format!("jobs_total{{_=\"empty\",_1st=\"one\",__name___=\"n\",{both},le=\"7\",{scopes}}} 1\n"),
+            format!(
+                "wait_bucket{{_=\"empty\",_1st=\"one\",__name___=\"n\",{both},le_=\"7\",{scopes},le=\"+Inf\"}} 1\n"
+            ),
+        ] {
+            assert!(text.contains(&line), "{line}{text}");
+        }
     }
 }
