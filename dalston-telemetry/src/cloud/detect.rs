@@ -73,10 +73,9 @@ impl Found {
         }
         if settings.imds.enabled {
             let verdict = firmware.verdict();
-            if verdict == Verdict::Ec2 {
-                found.is_certainly_ec2 = true;
-                found.platform.get_or_insert(Platform::Ec2);
-                found.identity.fill_from(firmware.identity());
+            // Fargate's containers see the firmware of a machine of Amazon's own.
+            if settings.ecs.as_ref().is_none_or(|ecs| ecs.on_instances) {
+                found.believe(firmware);
             }
             if settings.ecs.is_none() {
                 found.outcome = match verdict {
@@ -88,7 +87,17 @@ impl Found {
         found
     }
 
-    /// As resource attributes, by the names of the semantic conventions.
+    /// Takes what the firmware says of an instance.
+    fn believe(&mut self, firmware: &Firmware) {
+        if firmware.verdict() == Verdict::Ec2 {
+            self.is_certainly_ec2 = true;
+            self.platform.get_or_insert(Platform::Ec2);
+            self.identity.fill_from(firmware.identity());
+        }
+    }
+
+    /// As resource attributes, by the names of the semantic conventions. None tells the customer's account, as ARNs
+    /// would.
     pub(super) fn attributes(&self) -> Vec<KeyValue> {
         let Some(platform) = self.platform else {
             return Vec::new();
@@ -102,7 +111,6 @@ impl Found {
         let named = [
             ("cloud.provider", Some("aws".to_owned())),
             ("cloud.platform", Some(platform.to_owned())),
-            ("cloud.account.id", identity.account_id),
             ("cloud.region", identity.region),
             ("cloud.availability_zone", identity.availability_zone),
             ("host.id", identity.instance_id),
@@ -163,13 +171,14 @@ async fn ask_all(settings: &Settings, firmware: &Firmware, found: &mut Found) ->
         match ask_ecs(ecs, found).await {
             Ok(launched_on_instances) => on_instances = launched_on_instances || ecs.on_instances,
             Err(error) => {
-                on_instances = ecs.on_instances || firmware.verdict() == Verdict::Ec2;
+                on_instances = ecs.on_instances;
                 asked = Err(error);
             }
         }
     }
     // Fargate has none.
     if on_instances && settings.imds.enabled {
+        found.believe(firmware);
         asked = ask_imds(settings, found).await;
     }
     asked
@@ -192,11 +201,6 @@ async fn ask_ecs(ecs: &Ecs, found: &mut Found) -> Result<bool, MetadataError> {
         .set_availability_zone(&text("AvailabilityZone").unwrap_or_default());
     let launched = text("LaunchType").map(|launched| launched.to_ascii_lowercase());
     for (name, value) in [
-        (
-            "aws.ecs.cluster.arn",
-            text("Cluster").filter(|name| name.starts_with("arn:")),
-        ),
-        ("aws.ecs.task.arn", text("TaskARN")),
         ("aws.ecs.task.family", text("Family")),
         ("aws.ecs.task.revision", text("Revision")),
         ("aws.ecs.launchtype", launched.clone()),
@@ -205,9 +209,9 @@ async fn ask_ecs(ecs: &Ecs, found: &mut Found) -> Result<bool, MetadataError> {
     }
     if let Some(arn) = text("TaskARN") {
         // arn:aws:ecs:REGION:ACCOUNT:task/...
-        let mut parts = arn.split(':').skip(3);
-        found.identity.set_region(parts.next().unwrap_or_default());
-        found.identity.set_account_id(parts.next().unwrap_or_default());
+        found
+            .identity
+            .set_region(arn.split(':').nth(3).unwrap_or_default());
     }
     Ok(launched.as_deref() == Some("ec2"))
 }

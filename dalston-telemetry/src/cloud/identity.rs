@@ -10,7 +10,6 @@ pub(super) struct Identity {
     pub(super) image_id: Option<String>,
     pub(super) region: Option<String>,
     pub(super) availability_zone: Option<String>,
-    pub(super) account_id: Option<String>,
 }
 
 impl Identity {
@@ -24,7 +23,6 @@ impl Identity {
         identity.set_image_id(text("imageId"));
         identity.set_region(text("region"));
         identity.set_availability_zone(text("availabilityZone"));
-        identity.set_account_id(text("accountId"));
         identity.instance_id.is_some().then_some(identity)
     }
 
@@ -61,12 +59,6 @@ impl Identity {
         });
     }
 
-    pub(super) fn set_account_id(&mut self, id: &str) {
-        set(&mut self.account_id, id, |id| {
-            id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_digit())
-        });
-    }
-
     /// Takes from `other` what is not known here.
     pub(super) fn fill_from(&mut self, other: Self) {
         let fill = |field: &mut Option<String>, value| *field = field.take().or(value);
@@ -75,7 +67,6 @@ impl Identity {
         fill(&mut self.image_id, other.image_id);
         fill(&mut self.region, other.region);
         fill(&mut self.availability_zone, other.availability_zone);
-        fill(&mut self.account_id, other.account_id);
     }
 }
 
@@ -117,7 +108,7 @@ mod tests {
 
     #[test]
     fn only_what_looks_like_amazons_is_believed() {
-        let table: [(Setter, &[&str], &[&str]); 6] = [
+        let table: [(Setter, &[&str], &[&str]); 5] = [
             (
                 Identity::set_instance_id,
                 &["i-0123456789abcdef0", "i-12345678", " i-12345678\n"],
@@ -147,11 +138,6 @@ mod tests {
                     "us-gov-west-1c",
                 ],
                 &["eu-west-2", "eu-west-2ab", "<html>", "eu west 2a"],
-            ),
-            (
-                Identity::set_account_id,
-                &["123456789012"],
-                &["12345678901", "12345678901a"],
             ),
         ];
         for (set, good, bad) in table {

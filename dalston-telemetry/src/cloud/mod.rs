@@ -203,6 +203,7 @@ impl fmt::Debug for Cloud {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
     use std::time::Instant;
 
@@ -287,5 +288,54 @@ mod tests {
         settings.imds.certain = true;
         assert_eq!(Cloud::ask(settings, Firmware::of("LENOVO")), Cloud::unknown());
         assert!(was_asked(&listener));
+    }
+
+    /// Answers every request with this task.
+    fn ecs_service(launch_type: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            let _ = connection.read(&mut request).unwrap();
+            let task = format!(r#"{{"LaunchType": "{launch_type}", "Family": "engine"}}"#);
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", task.len());
+            connection.write_all((head + &task).as_bytes()).unwrap();
+        });
+        url
+    }
+
+    fn in_ecs(ecs: &str) -> (TcpListener, Settings) {
+        let (listener, mut settings) = silent_service();
+        let env = Env::from_pairs([("ECS_CONTAINER_METADATA_URI_V4", ecs)]);
+        settings.ecs = Settings::read(&env).unwrap().ecs;
+        (listener, settings)
+    }
+
+    #[test]
+    fn the_machine_below_fargate_is_not_the_instance_of_its_tasks() {
+        let nobody = "http://127.0.0.1:9".to_owned();
+        for ecs in [ecs_service("FARGATE"), nobody] {
+            let (listener, settings) = in_ecs(&ecs);
+            let cloud = Cloud::ask(settings, Firmware::of("Amazon EC2"));
+            assert_eq!(cloud.platform(), Some(Platform::Ecs));
+            assert_eq!(
+                (cloud.instance_id(), cloud.instance_type()),
+                (None, None),
+                "{ecs}"
+            );
+            assert!(!was_asked(&listener), "{ecs}");
+            assert_eq!(log_of(&cloud, "info"), [] as [&str; 0]);
+        }
+    }
+
+    #[test]
+    fn tasks_on_instances_are_told_by_their_firmware_once_the_task_says_so() {
+        let (listener, settings) = in_ecs(&ecs_service("EC2"));
+        let cloud = Cloud::ask(settings, Firmware::of("Amazon EC2"));
+        assert!(was_asked(&listener));
+        assert_eq!(cloud.platform(), Some(Platform::Ecs));
+        assert_eq!(cloud.instance_id(), Some("i-0123456789abcdef0"));
+        assert_eq!(cloud.instance_type(), Some("g5.xlarge"));
     }
 }
