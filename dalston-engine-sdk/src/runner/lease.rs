@@ -23,9 +23,9 @@ pub(super) struct Stop {
 
 impl Stop {
     pub(super) fn set(&self, reason: CancelReason) {
-        if self.flag.set(reason) {
-            self.token.cancel();
-        }
+        self.flag.set(reason);
+        // Also where the loading of a model has set the flag before, which knows nothing of the token.
+        self.token.cancel();
     }
 
     pub(super) fn reason(&self) -> Option<CancelReason> {
@@ -175,5 +175,20 @@ async fn watch_cancel(broker: &dyn Broker, claim: &Claim, stop: &Stop) {
             Ok(Err(error)) => tracing::debug!(error = %crate::error::chain(&error), "cancel_check_failed"),
             Err(_) => tracing::debug!("cancel_check_timed_out"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reason_that_comes_second_still_stops_what_waits_and_the_first_one_stays() {
+        let stop = Stop::default();
+        stop.flag().set(CancelReason::Shutdown);
+        stop.set(CancelReason::DeadlineExceeded);
+        assert_eq!(stop.unless(ready(())).await, Err(CancelReason::Shutdown));
     }
 }

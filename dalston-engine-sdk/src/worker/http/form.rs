@@ -195,8 +195,9 @@ impl Fields {
 /// A value in an error.
 pub(super) fn shown(text: &str) -> String {
     const LONGEST: usize = 100;
-    let short: String = text.chars().take(LONGEST).collect();
-    format!("{:?}", for_strangers(&short))
+    // A secret that is cut in two would not be known as one.
+    let short: String = for_strangers(text).chars().take(LONGEST).collect();
+    format!("{short:?}")
 }
 
 /// The body of a request, also for whoever reads what is left of it. Clones share it.
@@ -362,5 +363,17 @@ fn plain_name(name: &str) -> String {
         "the recording".to_owned()
     } else {
         name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_in_an_error_is_short_and_keeps_no_part_of_a_long_secret() {
+        let text = shown(&format!("https://user:hunter2{}@host/talk.wav", "x".repeat(200)));
+        assert!(!text.contains("hunter2"), "{text}");
+        assert_eq!(shown(&"ä".repeat(200)).chars().count(), 102);
     }
 }
