@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::pending;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -85,7 +85,9 @@ impl Direct {
     /// # Errors
     ///
     /// If the worker is too busy, or stops before the task is done, or the task fails.
-    pub async fn submit(&self, task: DirectTask, patience: Duration) -> Result<Value, DirectError> {
+    pub async fn submit(&self, mut task: DirectTask, patience: Duration) -> Result<Value, DirectError> {
+        // Kept here alone, so that they go with whoever waits, however long the submission stands in line after that.
+        let files = task.files.take();
         let store = Store::memory().with_file(&*task.name, &*task.path);
         let stage = task.stage.clone().unwrap_or_else(|| self.worker.stage.clone());
         let request = request_of(&task, &stage);
@@ -121,7 +123,7 @@ impl Direct {
             delivery,
             desk,
             store: store.clone(),
-            files: task.files,
+            files: files.as_ref().map(Arc::downgrade),
         };
         self.submissions
             .try_send(submission)
@@ -158,6 +160,8 @@ impl Direct {
                 retryable,
             }),
             Ok(Ending::HandedBack) => Err(DirectError::Stopping),
+            // The runner stops reading a little before it calls itself draining.
+            Err(_) if self.submissions.is_closed() => Err(DirectError::Stopping),
             Ok(Ending::Finished(Outcome::Skipped | Outcome::Cancelled)) | Err(_) => {
                 match self.worker.status.phase() {
                     RunnerPhase::Draining | RunnerPhase::Stopped => Err(DirectError::Stopping),
@@ -321,7 +325,7 @@ pub(super) struct Submission {
     delivery: Delivery,
     desk: Arc<Desk>,
     store: Store,
-    files: Option<Arc<TaskFiles>>,
+    files: Option<Weak<TaskFiles>>,
 }
 
 /// The way for tasks into a runner that is being put together.
@@ -338,6 +342,10 @@ pub(super) async fn serve(
     tasks: &mut JoinSet<()>,
 ) -> Infallible {
     loop {
+        // In this order, so that what waits is in the channel, and ends with it when the runner stops.
+        let Ok(turn) = Arc::clone(turns).acquire_owned().await else {
+            return pending().await;
+        };
         let Some(Submission {
             delivery,
             desk,
@@ -347,16 +355,19 @@ pub(super) async fn serve(
         else {
             return pending().await;
         };
-        let Ok(turn) = Arc::clone(turns).acquire_owned().await else {
-            return pending().await;
-        };
         if desk.progress.is(State::GivenUp) {
             continue;
         }
+        let files = match files.map(|files| files.upgrade()) {
+            // Given up just now.
+            Some(None) => continue,
+            files => files.flatten(),
+        };
         while let Some(ended) = tasks.try_join_next() {
             report_panic(ended);
         }
-        // Of the queue that much less is read ahead, as long as there is something to spare.
+        // Of the queue that much less is read ahead, if a turn for it is free at this moment. Mostly none is: a reader that waits
+        // holds all that it could use. To make it leave some would have it read one task at a time under load.
         let withheld = Arc::clone(turns_of_queue).try_acquire_owned().ok();
         let hand = worker.status.task(&delivery.claim.task_id);
         let origin = Arc::new(Origin {

@@ -333,7 +333,11 @@ impl<'a> Attempt<'a> {
         self.hand.enter(TaskPhase::Saving);
         // The next task may be read as soon as this one's result is sure to be on its way.
         let saving = async {
-            let _uploading = self.worker.uploads.acquire().await;
+            // What a direct task gives is kept in memory, and has no need to wait for a slow store.
+            let _uploading = match self.origin.queue {
+                Some(_) => Some(self.worker.uploads.acquire().await),
+                None => None,
+            };
             drop(turn);
             let outputs = std::mem::take(&mut done.outputs);
             Box::pin(self.upload(&mut done, outputs)).await

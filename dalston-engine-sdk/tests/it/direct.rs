@@ -273,3 +273,16 @@ async fn a_worker_that_stops_finishes_what_runs_and_refuses_what_waits() {
     let late = submit(&direct, saying(&rig, "e")).await;
     assert!(matches!(late, Err(DirectError::Stopping)), "{late:?}");
 }
+
+#[tokio::test]
+async fn a_task_that_the_runner_leaves_behind_is_for_another_worker() {
+    let rig = Rig::new();
+    let runner = rig.runner(Closures::new(|_, _| answer())).build().unwrap();
+    let direct = runner.direct();
+    // Gone without a word: its status says nothing of an end.
+    let (left, ()) = tokio::join!(submit(&direct, saying(&rig, "a")), async {
+        tokio::task::yield_now().await;
+        drop(runner);
+    });
+    assert!(matches!(left, Err(DirectError::Stopping)), "{left:?}");
+}

@@ -741,6 +741,15 @@ async fn a_recording_that_waits_too_long_for_its_turn_is_sent_away() {
     let refused = host.post(OPENAI, Form::file("one")).await;
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("5")));
     assert_eq!(refused.json()["error"]["code"], "busy");
+    // Its recording goes at once, not when a turn is free.
+    until("two recordings on disk", async || {
+        let kept = std::fs::read_dir(host.temp.path()).unwrap().filter(|entry| {
+            let name = entry.as_ref().unwrap().file_name();
+            name.to_string_lossy().starts_with("dalston_http_")
+        });
+        (kept.count() == 2).then_some(())
+    })
+    .await;
     host.open.open();
     host.open.open();
     while let Some(answer) = waiting.join_next().await {
