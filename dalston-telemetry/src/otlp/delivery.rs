@@ -43,8 +43,10 @@ pub(super) struct Delivery<E> {
 /// Why a request was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lost {
-    /// The collector could not be reached in time, or refused it for good.
+    /// The collector could not be reached in time.
     Failed,
+    /// The collector refused it for good, which says nothing about other requests.
+    Refused,
     /// The time for ending the process is up.
     Closing,
 }
@@ -103,7 +105,7 @@ impl<E: Exporter> Delivery<E> {
             };
             self.failed(&failure.detail);
             let (delay, impatient) = match failure.retry {
-                Retry::Never => return Err(Lost::Failed),
+                Retry::Never => return Err(Lost::Refused),
                 Retry::Backoff => (backoff.delay(), true),
                 Retry::After(delay) => (delay.min(LONGEST_PAUSE).max(backoff.delay()), false),
             };

@@ -295,6 +295,10 @@ struct EndPush(Arc<push::Shared>);
 
 impl Drop for EndPush {
     fn drop(&mut self) {
+        if thread::panicking() {
+            // Metrics may call the program, as instruments that are observed do.
+            self.0.set_undelivered(Some("the pushing thread panicked".into()));
+        }
         self.0.control.end();
     }
 }

@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::control::Control;
-use super::delivery::{Delivery, Exporter};
+use super::delivery::{Delivery, Exporter, Lost};
 use super::report::Reporter;
 use super::settings::PushSettings;
 use super::transport::Transport;
@@ -65,7 +65,7 @@ impl Shared {
         }
     }
 
-    fn set_undelivered(&self, reason: Option<String>) {
+    pub(super) fn set_undelivered(&self, reason: Option<String>) {
         *self.undelivered.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }
 }
@@ -141,22 +141,34 @@ impl<T: Transport, S: Source<T::Request>> Pusher<T, S> {
 
     async fn push(&mut self) {
         let until = Instant::now() + self.settings.export_timeout;
+        let mut all_taken = true;
+        let mut warning = None;
         for (request, receipt) in self.source.requests() {
             // What was not delivered is not kept: the next values say it all, or say it together with theirs.
-            let Ok(accepted) = self.delivery.send(&self.transport, &request, until).await else {
-                return self.delivery.report();
+            let accepted = match self.delivery.send(&self.transport, &request, until).await {
+                Ok(accepted) => accepted,
+                Err(Lost::Refused) => {
+                    all_taken = false;
+                    continue;
+                }
+                Err(Lost::Failed | Lost::Closing) => return self.delivery.report(),
             };
             self.source.taken(receipt);
             if accepted.rejected > 0 {
+                all_taken = false;
                 let detail = format!(
                     "the collector rejected {} points: {}",
                     accepted.rejected, accepted.message
                 );
                 self.delivery.failed(&detail);
-            } else {
-                self.shared.set_undelivered(None);
-                self.delivery.succeeded(&accepted);
+            } else if warning.is_none() && !accepted.message.is_empty() {
+                warning = Some(accepted);
             }
+        }
+        if all_taken {
+            // Not before the last one: that some arrived takes nothing back of what is said about the others.
+            self.shared.set_undelivered(None);
+            self.delivery.succeeded(&warning.unwrap_or_default());
         }
         self.delivery.report();
     }

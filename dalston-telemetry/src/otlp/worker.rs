@@ -168,7 +168,7 @@ impl<T: SpanTransport> Worker<T> {
         let request = transport.encode(batch);
         match self.delivery.send(&*transport, &request, until).await {
             Ok(accepted) => self.accepted(spans, accepted),
-            Err(Lost::Failed) => self.shared.stats.dropped(DropReason::ExportFailed, spans),
+            Err(Lost::Failed | Lost::Refused) => self.shared.stats.dropped(DropReason::ExportFailed, spans),
             Err(Lost::Closing) => self.shared.stats.dropped(DropReason::Shutdown, spans),
         }
     }

@@ -363,6 +363,49 @@ fn a_collector_that_is_away_or_hangs_harms_nobody() {
 }
 
 #[test]
+fn a_request_that_is_refused_keeps_back_no_other_and_is_not_forgotten_over_it() {
+    let collector = Collector::answering(Protocol::Grpc, [Answer::Refuse]);
+    let service = Service::start(pushing(collector.env(), &[]));
+    let meter = service.telemetry.meter("wide");
+    // More than fits into one request.
+    let wide = meter.u64_counter("wide").build();
+    let value = "x".repeat(64 * 1024);
+    for series in 0..100 {
+        wide.add(1, &[KeyValue::new("of", format!("{series}{value}"))]);
+    }
+    let error = service.telemetry.flush(LONG).unwrap_err();
+    assert!(matches!(error, ShutdownError::Metrics { .. }), "{error}");
+    let requests = collector.rest_of_metrics().len();
+    assert_eq!(requests, 2, "the refused one, and the other");
+    let failures = [("signal", "metrics")];
+    let snapshot = service.telemetry.metrics().snapshot();
+    assert_eq!(
+        snapshot.sum("dalston_telemetry_export_failures_total", &failures),
+        1.0
+    );
+    service.telemetry.flush(LONG).unwrap();
+    assert_eq!(collector.rest_of_metrics().len(), 2);
+}
+
+#[test]
+fn a_callback_that_panics_is_told_by_flush_and_shutdown() {
+    let collector = Collector::start(Protocol::Http);
+    let service = Service::start(pushing(collector.env(), &[]));
+    let meter = service.telemetry.meter("mine");
+    let _gauge = meter
+        .u64_observable_gauge("fatal")
+        .with_callback(|_| panic!("a callback's own fault"))
+        .build();
+    for result in [
+        service.telemetry.flush(LONG),
+        service.telemetry.shutdown_blocking(),
+    ] {
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("the pushing thread panicked"), "{error}");
+    }
+}
+
+#[test]
 fn metrics_are_served_unless_the_environment_says_no() {
     let serve = |pairs: &[(&str, &str)]| {
         let env = pairs
