@@ -854,6 +854,36 @@ async fn a_worker_that_does_not_hear_that_it_finished_finds_out_when_it_asks_aga
 }
 
 #[tokio::test]
+async fn a_worker_that_stopped_waiting_to_hear_that_it_finished_finds_out_when_it_asks_again() {
+    let server = TestRedis::start().await;
+    enqueue(&server).await;
+    let cable = Proxy::to(server.port()).await;
+    let url = format!("redis://127.0.0.1:{}", cable.port());
+    let broker = RedisBroker::with_lease(RedisServer::new(&url).unwrap(), LONG);
+    let outcome = Outcome::Completed {
+        artifacts: Vec::new(),
+    };
+    let nothing = EventContext::default();
+    let claim = receive(&broker, "a").await.claim;
+    // The server knows the script only after the first use.
+    assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Held);
+
+    cable.stall(true);
+    let finish = broker.finish(&claim, &outcome, &nothing);
+    tokio::time::timeout(Duration::from_millis(300), finish)
+        .await
+        .unwrap_err();
+    // It passes now, and nobody hears of it.
+    cable.stall(false);
+
+    let renewed = broker.renew(&claim).await.unwrap();
+    assert_eq!(renewed, Ownership::Held, "it is this worker that ended it");
+    let again = broker.finish(&claim, &outcome, &nothing).await.unwrap();
+    assert_eq!(again, Ownership::Held);
+    assert_eq!(events(&server).await.len(), 1);
+}
+
+#[tokio::test]
 async fn a_server_that_became_a_replica_is_left_for_the_one_that_its_name_leads_to_now() {
     let (old, new) = (TestRedis::start().await, TestRedis::start().await);
     enqueue(&old).await;

@@ -104,6 +104,7 @@ async fn send_all(server: RedisServer, mut calls: mpsc::Receiver<Call>) {
         {
             batch.push(call);
         }
+        batch.retain(|call| !call.answer.is_closed());
         while let Some(first) = batch.first() {
             // A script call is about the tasks of one consumer; there is only one, except in tests.
             let consumer = first.claim.consumer.clone();
@@ -115,9 +116,14 @@ async fn send_all(server: RedisServer, mut calls: mpsc::Receiver<Call>) {
     }
 }
 
-async fn send(server: &RedisServer, consumer: &Consumer, calls: Vec<Call>) {
+async fn send(server: &RedisServer, consumer: &Consumer, mut calls: Vec<Call>) {
     let command = command(consumer, &calls);
-    let answers = match invoke(server, &command).await {
+    let answer = tokio::select! {
+        answer = invoke(server, &command) => answer,
+        // What waits for a server that is away must not pile up, nor be sent when nobody wants it any more.
+        () = given_up(&mut calls) => return,
+    };
+    let answers = match answer {
         Ok(Value::Array(answers)) if answers.len() == calls.len() => answers,
         Ok(_) => {
             for call in calls {
@@ -142,6 +148,13 @@ async fn send(server: &RedisServer, consumer: &Consumer, calls: Vec<Call>) {
     refusal.into_iter().for_each(|code| server.heard(code));
     for (call, answer) in calls.into_iter().zip(answers) {
         let _ = call.answer.send(answer);
+    }
+}
+
+/// Returns when nobody waits for an answer to any of the calls.
+async fn given_up(calls: &mut [Call]) {
+    for call in calls {
+        call.answer.closed().await;
     }
 }
 

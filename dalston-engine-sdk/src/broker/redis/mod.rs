@@ -62,7 +62,8 @@ struct Shared {
 /// What we know about a task that we took.
 #[derive(Debug, Clone, Copy)]
 struct InHand {
-    /// A command that ends the claim was sent, but its answer was lost. If the entry is gone, it was we who removed it.
+    /// A command that ends the claim was sent, and its answer did not come yet or was lost. If the entry is gone, it was
+    /// we who removed it.
     ending: bool,
     /// When the runner last showed that it works on it. A task that it gave up is free after a lease, for us, too.
     seen: Instant,
@@ -147,28 +148,20 @@ impl RedisBroker {
         operation: Operation,
         ends: bool,
     ) -> Result<Ownership, BrokerError> {
+        let mut ended_before = false;
         if let Some(task) = self.held().get_mut(&claim.message_id) {
             task.seen = Instant::now();
+            ended_before = task.ending;
+            // Noted now, for who asked may be gone before there is an answer.
+            task.ending |= ends;
         }
-        let answer = self.call(claim, doing, operation).await;
-        let mut held = self.held();
-        match answer {
-            Ok(owner) => {
-                let is = |name: &str| matches!(&owner, redis::Value::BulkString(owner) if owner == name.as_bytes());
-                let ours = is(HELD)
-                    || (is(GONE) && ends && held.get(&claim.message_id).is_some_and(|task| task.ending));
-                if ends || !ours {
-                    held.remove(&claim.message_id);
-                }
-                Ok(if ours { Ownership::Held } else { Ownership::Lost })
-            }
-            Err(error) => {
-                if ends && let Some(task) = held.get_mut(&claim.message_id) {
-                    task.ending = true;
-                }
-                Err(error)
-            }
+        let owner = self.call(claim, doing, operation).await?;
+        let is = |name: &str| matches!(&owner, redis::Value::BulkString(owner) if owner == name.as_bytes());
+        let ours = is(HELD) || (is(GONE) && ended_before);
+        if ends || !ours {
+            self.held().remove(&claim.message_id);
         }
+        Ok(if ours { Ownership::Held } else { Ownership::Lost })
     }
 
     /// Makes a call that finds out what is known about a task.
