@@ -100,7 +100,8 @@ pub(super) async fn find(store: &Store, model: &ModelId) -> Result<Found, ModelE
 
 impl Found {
     pub(super) fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.object.size).sum()
+        let sizes = self.files.iter().map(|file| file.object.size);
+        sizes.fold(0, u64::saturating_add)
     }
 
     /// Brings all files to a directory.
@@ -118,7 +119,7 @@ impl Found {
         for file in &self.files {
             let size = file.object.size;
             for n in 0..size.div_ceil(PIECE) {
-                let range = n * PIECE..size.min((n + 1) * PIECE);
+                let range = n * PIECE..size.min((n * PIECE).saturating_add(PIECE));
                 pieces.push(self.piece(store, model, file, range, to));
             }
         }

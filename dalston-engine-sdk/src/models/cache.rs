@@ -132,7 +132,10 @@ impl Cache {
             name: name.clone(),
             lock: Some(lock),
         };
-        claim.begin().map(Claimed::Missing)
+        // What a process left that was killed may be large.
+        let begun = tokio::task::spawn_blocking(move || claim.begin()).await;
+        let begun = begun.unwrap_or_else(|error| Err(unusable(error.into())));
+        begun.map(Claimed::Missing)
     }
 
     /// Keeps all others from the model, unless somebody uses it.

@@ -1,5 +1,6 @@
 //! Models of the Hugging Face hub, or of a mirror of it.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use futures_util::{StreamExt, stream};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
 use serde::Deserialize;
-use tokio::fs::{self, File};
+use tokio::fs::{self, File, OpenOptions};
 use tokio::io::AsyncWriteExt;
 use tokio::time::sleep;
 use url::Url;
@@ -58,12 +59,13 @@ pub(super) struct Found {
 struct RemoteFile {
     name: String,
     path: PathBuf,
-    size: Option<u64>,
+    size: u64,
 }
 
 impl Found {
     pub(super) fn bytes(&self) -> u64 {
-        self.files.iter().filter_map(|file| file.size).sum()
+        let sizes = self.files.iter().map(|file| file.size);
+        sizes.fold(0, u64::saturating_add)
     }
 }
 
@@ -147,7 +149,11 @@ impl Hub {
             .sha
             .filter(is_commit)
             .unwrap_or_else(|| "main".to_owned());
-        let mut files = Vec::new();
+        let refused = |name: &str, problem: &str| {
+            let text = format!("model {:?}: {name:?} at {place} {problem}", model.as_str());
+            ModelError::new(Kind::Invalid, text)
+        };
+        let (mut files, mut paths) = (Vec::new(), HashSet::new());
         for Sibling { rfilename, size } in description.siblings {
             let suffix = Path::new(&rfilename)
                 .extension()
@@ -158,11 +164,14 @@ impl Hub {
                 continue;
             }
             let Some(path) = local_path(&rfilename) else {
-                let text = format!(
-                    "model {:?}: {rfilename:?} at {place} can't be the name of a file",
-                    model.as_str()
-                );
-                return Err(ModelError::new(Kind::Invalid, text));
+                return Err(refused(&rfilename, "can't be the name of a file"));
+            };
+            if !paths.insert(path.clone()) {
+                return Err(refused(&rfilename, "is listed twice"));
+            }
+            // Without it there would be no end to what may come.
+            let Some(size) = size else {
+                return Err(refused(&rfilename, "is listed without a size"));
             };
             files.push(RemoteFile {
                 name: rfilename,
@@ -205,6 +214,9 @@ impl Hub {
             let made = fs::create_dir_all(parent).await;
             made.map_err(|error| ModelError::disk(&path, &error))?;
         }
+        // Not over one that is there: two names may differ only where this file system sees no difference.
+        let made = File::create_new(&path).await;
+        made.map_err(|error| ModelError::disk(&path, &error))?;
         let mut tries = 1;
         loop {
             match self.try_file(found, model, file, &path).await {
@@ -235,22 +247,25 @@ impl Hub {
         let disk = |error| ModelError::disk(path, &error);
         let url = self.url([], model, ["resolve", &found.commit], &file.name);
         let mut response = self.get(model, url, &place).await?;
-        let mut local = File::create(path).await.map_err(disk)?;
+        let mut options = OpenOptions::new();
+        let local = options.write(true).truncate(true).open(path).await;
+        let mut local = local.map_err(disk)?;
         let mut bytes = 0;
         while let Some(chunk) = response.chunk().await.map_err(|error| failed(text_of(error)))? {
             bytes += chunk.len() as u64;
-            if file.size.is_some_and(|size| bytes > size) {
+            if bytes > file.size {
                 break;
             }
             local.write_all(&chunk).await.map_err(disk)?;
         }
         local.flush().await.map_err(disk)?;
-        match file.size {
-            Some(size) if size != bytes => Err(failed(format!(
-                "it came with {bytes} bytes where {size} were announced"
-            ))),
-            _ => Ok(()),
+        if bytes != file.size {
+            return Err(failed(format!(
+                "it came with {bytes} bytes where {size} were announced",
+                size = file.size
+            )));
         }
+        Ok(())
     }
 
     async fn get(&self, model: &ModelId, url: Url, place: &str) -> Result<Response, ModelError> {

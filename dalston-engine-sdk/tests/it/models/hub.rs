@@ -249,6 +249,35 @@ async fn a_file_of_another_size_than_the_hub_says_is_not_taken() {
 }
 
 #[tokio::test]
+async fn a_listing_that_makes_no_sense_is_refused_before_anything_is_downloaded() {
+    for (more, code, problem) in [
+        (
+            json!({"rfilename": "endless.bin"}),
+            "invalid_model",
+            "\"endless.bin\" at 127.0.0.1/openai/whisper-made-up is listed without a size",
+        ),
+        (
+            json!({"rfilename": "model.bin", "size": 20_000}),
+            "invalid_model",
+            "\"model.bin\" at 127.0.0.1/openai/whisper-made-up is listed twice",
+        ),
+        (
+            json!({"rfilename": "more/model.bin", "size": u64::MAX}),
+            "disk_full",
+            "it has 18446744073709551615 bytes",
+        ),
+    ] {
+        let (site, hub) = (Site::new(), TestHub::start().await);
+        hub.change(|hub| hub.more.push(more));
+        let (outcome, _) = load(&site, &hub, &[("DALSTON_MODEL_SOURCE", "hf")]).await;
+        let (found, error) = outcome.unwrap_err();
+        assert_eq!(found, code, "{error}");
+        assert!(error.contains(problem), "{error}");
+        assert_eq!(hub.seen.lock().unwrap().hub.len(), 1);
+    }
+}
+
+#[tokio::test]
 async fn a_name_on_the_hub_that_leads_out_of_the_model_is_refused() {
     let (site, hub) = (Site::new(), TestHub::start().await);
     hub.change(|hub| {
