@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tempfile::TempDir;
+use uuid::Uuid;
 
 /// A directory that is made when somebody asks where it is. Many tasks never need one.
 #[derive(Debug)]
@@ -12,6 +13,8 @@ pub(crate) struct TaskDir {
     prefix: &'static str,
     root: PathBuf,
     path: OnceLock<PathBuf>,
+    /// Where nothing is. Not a name that others could know, and put something there.
+    nowhere: OnceLock<PathBuf>,
     state: Mutex<State>,
 }
 
@@ -29,6 +32,7 @@ impl TaskDir {
             prefix,
             root: root.to_owned(),
             path: OnceLock::new(),
+            nowhere: OnceLock::new(),
             state: Mutex::default(),
         }
     }
@@ -58,8 +62,10 @@ impl TaskDir {
     pub(crate) fn path_or_nowhere(&self) -> &Path {
         self.path().unwrap_or_else(|error| {
             tracing::error!(root = %self.root.display(), %error, "task_directory_not_made");
-            self.path
-                .get_or_init(|| self.root.join("no-directory-for-this-task"))
+            self.nowhere.get_or_init(|| {
+                self.root
+                    .join(format!("{}{}", self.prefix, Uuid::new_v4().simple()))
+            })
         })
     }
 
@@ -109,5 +115,20 @@ mod tests {
         let dir = TaskDir::new("task_", Path::new("/nonexistent/root"));
         assert!(dir.path().is_err());
         assert!(!dir.path_or_nowhere().exists());
+    }
+
+    #[test]
+    fn a_directory_that_could_not_be_made_is_made_when_it_can_be_and_shares_its_place_with_nobody() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("root");
+        let (dir, other) = (TaskDir::new("task_", &root), TaskDir::new("task_", &root));
+        let nowhere = dir.path_or_nowhere().to_owned();
+        assert_eq!(dir.path_or_nowhere(), nowhere);
+        assert_ne!(other.path_or_nowhere(), nowhere);
+        assert!(dir.path().is_err(), "there is still no directory");
+        std::fs::create_dir(&root).unwrap();
+        let made = dir.path().unwrap();
+        assert!(made.is_dir());
+        assert_eq!(dir.path_or_nowhere(), made);
     }
 }

@@ -179,7 +179,7 @@ impl Store {
 
     /// Brings a file to this machine and returns where it is: at `to`, or where it was if it is a local file already.
     ///
-    /// The directory of `to` is made if it is not there. A large file is copied piece by piece, so memory does not grow with its
+    /// The directory of `to` is made if it is not there; the one above it has to be. A large file is copied piece by piece, so memory does not grow with its
     /// size.
     ///
     /// # Errors
@@ -363,8 +363,15 @@ enum Place {
     Local(PathBuf),
 }
 
+/// Only the last directory: those above are gone when the task has ended meanwhile, and nobody would remove them again.
 fn make_parent(path: &Path) -> std::io::Result<()> {
-    path.parent().map_or(Ok(()), std::fs::create_dir_all)
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => match std::fs::create_dir(parent) {
+            Err(_) if parent.is_dir() => Ok(()),
+            made => made,
+        },
+        _ => Ok(()),
+    }
 }
 
 fn parse_key(locator: &str, key: &str) -> Result<ObjectPath, StoreError> {
@@ -453,5 +460,31 @@ impl StoreError {
                 source: other.into(),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_comes_after_its_task_has_ended_does_not_bring_the_directory_back() {
+        let store = Store::memory();
+        let small = store.write("small", "x").await.unwrap();
+        let large = store.write("large", vec![0; 2 * 1024 * 1024]).await.unwrap();
+        let task = tempfile::tempdir().unwrap();
+        let root = task.path().to_owned();
+        for (name, locator) in [("small", &small), ("large", &large)] {
+            store
+                .fetch(locator, &root.join("inputs").join(name))
+                .await
+                .unwrap();
+        }
+        drop(task);
+        for locator in [&small, &large] {
+            let late = store.fetch(locator, &root.join("inputs/late")).await;
+            assert!(matches!(late, Err(StoreError::File { .. })), "{late:?}");
+        }
+        assert!(!root.exists());
     }
 }
