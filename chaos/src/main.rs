@@ -28,6 +28,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, Subcommand};
 use dalston_engine_sdk::protocol::{RECORD_TTL_SECONDS, keys};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use crate::engine::ENGINE;
@@ -149,10 +150,12 @@ async fn run(arguments: &Arguments) -> ExitCode {
             random.fork(),
         );
         fleet.fill(arguments.engines);
+        let (end_of_tasks, ended) = oneshot::channel();
         let tasks = tokio::spawn(storm::queue_tasks(
             Arc::clone(&orchestrator),
             lease,
             random.fork(),
+            ended,
         ));
         let begun = Instant::now();
         let lasts = Duration::from_secs_f64(minutes * 60.0);
@@ -163,11 +166,8 @@ async fn run(arguments: &Arguments) -> ExitCode {
             );
         });
         let counts = counts.await;
-        tasks.abort();
-        let stopped = tasks.await;
-        if let Err(error) = stopped
-            && error.is_panic()
-        {
+        drop(end_of_tasks);
+        if let Err(error) = tasks.await {
             std::panic::resume_unwind(error.into_panic());
         }
         calm_down(&orchestrator, &mut fleet, &mut report).await;

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use testbed::{Fault, Trouble};
+use tokio::sync::oneshot::{self, error::TryRecvError};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep};
 
 use crate::fleet::Fleet;
@@ -45,10 +47,15 @@ impl Every {
     }
 }
 
-/// Queues tasks until it is dropped.
-pub(crate) async fn queue_tasks(orchestrator: Arc<Orchestrator>, lease: Duration, mut random: Random) {
-    let mut cancellations = tokio::task::JoinSet::new();
-    loop {
+/// Queues tasks until it is told to end. It must not be aborted: a task that is half queued looks as if it were lost.
+pub(crate) async fn queue_tasks(
+    orchestrator: Arc<Orchestrator>,
+    lease: Duration,
+    mut random: Random,
+    mut end: oneshot::Receiver<()>,
+) {
+    let mut cancellations = JoinSet::new();
+    while end.try_recv() == Err(TryRecvError::Empty) {
         if orchestrator.open_tasks().len() >= IN_FLIGHT {
             sleep(Duration::from_millis(10)).await;
             continue;
@@ -83,6 +90,7 @@ pub(crate) async fn queue_tasks(orchestrator: Arc<Orchestrator>, lease: Duration
             while cancellations.try_join_next().is_some() {}
         }
     }
+    cancellations.join_all().await;
 }
 
 /// Lets everything fail for so long, and then nothing any more.
