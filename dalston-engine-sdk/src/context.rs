@@ -226,17 +226,16 @@ impl CancelReason {
 pub(crate) struct CancelFlag(Arc<AtomicU8>);
 
 impl CancelFlag {
-    /// Returns whether this call was the first.
-    pub(crate) fn set(&self, reason: CancelReason) -> bool {
+    pub(crate) fn set(&self, reason: CancelReason) {
         let code = match reason {
             CancelReason::Requested => 1,
             CancelReason::DeadlineExceeded => 2,
             CancelReason::LeaseLost => 3,
             CancelReason::Shutdown => 4,
         };
-        self.0
-            .compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        let _ = self
+            .0
+            .compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
     }
 
     pub(crate) fn reason(&self) -> Option<CancelReason> {

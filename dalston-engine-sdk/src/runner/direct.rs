@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 #[cfg(feature = "worker")]
 use super::sweep;
-use super::task::{self, TaskFiles, Turn};
+use super::task::{self, TaskFiles};
 use super::{Origin, RunnerPhase, Worker, report_panic};
 use crate::broker::{
     Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership, TaskMetadata,
@@ -338,7 +338,6 @@ pub(super) async fn serve(
     worker: &Arc<Worker>,
     mut submissions: mpsc::Receiver<Submission>,
     turns: &Arc<Semaphore>,
-    turns_of_queue: &Arc<Semaphore>,
     tasks: &mut JoinSet<()>,
 ) -> Infallible {
     loop {
@@ -366,9 +365,6 @@ pub(super) async fn serve(
         while let Some(ended) = tasks.try_join_next() {
             report_panic(ended);
         }
-        // Of the queue that much less is read ahead, if a turn for it is free at this moment. Mostly none is: a reader that waits
-        // holds all that it could use. To make it leave some would have it read one task at a time under load.
-        let withheld = Arc::clone(turns_of_queue).try_acquire_owned().ok();
         let hand = worker.status.task(&delivery.claim.task_id);
         let origin = Arc::new(Origin {
             broker: desk,
@@ -376,7 +372,6 @@ pub(super) async fn serve(
             queue: None,
             files,
         });
-        let turn = Turn::new(turn).withholding(withheld);
         let task = task::handle(Arc::clone(worker), origin, delivery, turn, hand);
         tasks.spawn(task.with_current_subscriber());
     }

@@ -64,7 +64,6 @@ use self::pool::SlotPool;
 use self::slot::Scene;
 pub use self::status::{RunnerPhase, RunnerStatus, TaskPhase, TaskStatus};
 pub(crate) use self::task::TaskFiles;
-use self::task::Turn;
 #[cfg(feature = "audio")]
 use crate::audio::AudioFormat;
 use crate::broker::{Broker, Consumer};
@@ -229,7 +228,7 @@ impl Runner {
                 error = worker.pool.failed() => Err(error),
                 failed = worker.start_slots(&turns) => failed.map(|never| match never {}),
                 never = worker.read_tasks(&turns.queue, &mut tasks) => match never {},
-                never = direct::serve(&worker, submissions, &turns.direct, &turns.queue, &mut direct) => match never {},
+                never = direct::serve(&worker, submissions, &turns.direct, &mut direct) => match never {},
                 never = worker.sweep_models() => match never {},
                 never = worker.tidy_model_cache() => match never {},
                 never = sweep::keep_clean(temp_root, temp_age) => match never {},
@@ -326,13 +325,7 @@ impl Worker {
                     break;
                 };
                 let hand = self.status.task(&delivery.claim.task_id);
-                let task = task::handle(
-                    Arc::clone(self),
-                    Arc::clone(&self.origin),
-                    delivery,
-                    Turn::new(turn),
-                    hand,
-                );
+                let task = task::handle(Arc::clone(self), Arc::clone(&self.origin), delivery, turn, hand);
                 tasks.spawn(Box::pin(task).with_current_subscriber());
             }
         }

@@ -52,27 +52,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 const LONGEST_ERROR: usize = 2_000;
 
 /// The right to have a task before its inference ends: what bounds the tasks that are in hand.
-pub(super) struct Turn {
-    _permit: OwnedSemaphorePermit,
-    /// One that tasks of the queue have to do without meanwhile.
-    _withheld: Option<OwnedSemaphorePermit>,
-}
-
-impl Turn {
-    pub(super) fn new(permit: OwnedSemaphorePermit) -> Self {
-        Self {
-            _permit: permit,
-            _withheld: None,
-        }
-    }
-
-    pub(super) fn withholding(self, permit: Option<OwnedSemaphorePermit>) -> Self {
-        Self {
-            _withheld: permit,
-            ..self
-        }
-    }
-}
+pub(super) type Turn = OwnedSemaphorePermit;
 
 /// Looks a delivered task up, and works on it if it should be worked on.
 pub(super) async fn handle(
