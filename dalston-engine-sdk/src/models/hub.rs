@@ -1,12 +1,14 @@
 //! Models of the Hugging Face hub, or of a mirror of it.
 
 use std::collections::HashSet;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
+use ring::digest::{self, SHA256, SHA256_OUTPUT_LEN};
 use serde::Deserialize;
 use tokio::fs::{self, File, OpenOptions};
 use tokio::io::AsyncWriteExt;
@@ -60,6 +62,8 @@ struct RemoteFile {
     name: String,
     path: PathBuf,
     size: u64,
+    /// SHA-256 in hexadecimal digits. The hub has none of the small files, which lie in the repository itself.
+    checksum: Option<String>,
 }
 
 impl Found {
@@ -81,6 +85,13 @@ struct Description {
 struct Sibling {
     rfilename: String,
     size: Option<u64>,
+    lfs: Option<Large>,
+}
+
+/// What only files outside of the repository have.
+#[derive(Debug, Deserialize)]
+struct Large {
+    sha256: Option<String>,
 }
 
 impl Hub {
@@ -154,7 +165,7 @@ impl Hub {
             ModelError::new(Kind::Invalid, text)
         };
         let (mut files, mut paths) = (Vec::new(), HashSet::new());
-        for Sibling { rfilename, size } in description.siblings {
+        for Sibling { rfilename, size, lfs } in description.siblings {
             let suffix = Path::new(&rfilename)
                 .extension()
                 .and_then(|suffix| suffix.to_str());
@@ -173,10 +184,15 @@ impl Hub {
             let Some(size) = size else {
                 return Err(refused(&rfilename, "is listed without a size"));
             };
+            let checksum = lfs.and_then(|large| large.sha256);
+            if checksum.as_deref().is_some_and(|sum| !is_sha256(sum)) {
+                return Err(refused(&rfilename, "is listed with a SHA-256 that is none"));
+            }
             files.push(RemoteFile {
                 name: rfilename,
                 path,
                 size,
+                checksum,
             });
         }
         if files.len() > MOST_FILES {
@@ -250,11 +266,14 @@ impl Hub {
         let mut options = OpenOptions::new();
         let local = options.write(true).truncate(true).open(path).await;
         let mut local = local.map_err(disk)?;
-        let mut bytes = 0;
+        let (mut bytes, mut sum) = (0, digest::Context::new(&SHA256));
         while let Some(chunk) = response.chunk().await.map_err(|error| failed(text_of(error)))? {
             bytes += chunk.len() as u64;
             if bytes > file.size {
                 break;
+            }
+            if file.checksum.is_some() {
+                sum.update(&chunk);
             }
             local.write_all(&chunk).await.map_err(disk)?;
         }
@@ -264,6 +283,12 @@ impl Hub {
                 "it came with {bytes} bytes where {size} were announced",
                 size = file.size
             )));
+        }
+        if let Some(wanted) = &file.checksum
+            && !wanted.eq_ignore_ascii_case(&hex(sum.finish().as_ref()))
+        {
+            let text = "it came with other bytes than were announced: their SHA-256 differs";
+            return Err(failed(text.to_owned()));
         }
         Ok(())
     }
@@ -319,6 +344,17 @@ fn source_failed(model: &ModelId, place: &str, problem: &str) -> ModelError {
         Kind::Source,
         format!("model {:?}: {place}: {problem}", model.as_str()),
     )
+}
+
+fn is_sha256(text: &str) -> bool {
+    text.len() == 2 * SHA256_OUTPUT_LEN && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Without the URL: that of a redirect is signed, which makes it a key.

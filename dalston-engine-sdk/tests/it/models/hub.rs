@@ -17,6 +17,9 @@ use super::{MODEL, Site, reader, weights};
 const COMMIT: &str = "8b1c1b5e7a3f4d2c9e0f8b1c1b5e7a3f4d2c9e0f";
 const TOKEN: &str = "hf_hunter2";
 const SIGNATURE: &str = "hunter3";
+/// As `sha256sum` has it.
+const SUM_20_000: &str = "bd81765cdc582a62adda7628f2fc68183369890608a035fa7c004e61e7a47a29";
+const SUM_30_000: &str = "8d0e3731797d5fbcee927c313ce7a2b55601abd1fbb136738459ef81a59a71d7";
 
 /// The hub and its file server.
 struct TestHub {
@@ -33,6 +36,8 @@ struct Seen {
     more: Vec<Value>,
     /// How the file server answers, if not well.
     trouble: Option<StatusCode>,
+    /// How many of the next large files come with one bit turned over.
+    damaged: usize,
     /// Paths with the key that came along.
     hub: Vec<(String, Option<String>)>,
     files: Vec<(String, Option<String>)>,
@@ -80,8 +85,8 @@ async fn hub(State((seen, files)): State<Shared>, uri: Uri, headers: HeaderMap) 
     if uri.path() == api && uri.query() == Some("blobs=true") {
         let mut siblings = vec![
             json!({"rfilename": "config.json", "size": 2, "blobId": "b1"}),
-            json!({"rfilename": "onnx/model.bin", "size": 30_000, "lfs": {"size": 30_000, "sha256": "s"}}),
-            json!({"rfilename": "model.bin", "size": 20_000, "lfs": {"size": 20_000, "sha256": "s"}}),
+            json!({"rfilename": "onnx/model.bin", "size": 30_000, "lfs": {"size": 30_000, "sha256": SUM_30_000}}),
+            json!({"rfilename": "model.bin", "size": 20_000, "lfs": {"size": 20_000, "sha256": SUM_20_000}}),
             json!({"rfilename": "modeling_custom.py", "size": 9}),
             json!({"rfilename": "optimizer.PKL", "size": 9}),
         ];
@@ -106,11 +111,16 @@ async fn file(State((seen, _)): State<Shared>, uri: Uri, headers: HeaderMap) -> 
     if let Some(status) = seen.trouble {
         return status.into_response();
     }
-    match uri.path() {
-        "/blobs/model.bin" | "/blobs/more/model.bin" => weights(20_000).into_response(),
-        "/blobs/onnx/model.bin" => weights(30_000).into_response(),
-        _ => StatusCode::NOT_FOUND.into_response(),
+    let mut content = match uri.path() {
+        "/blobs/model.bin" | "/blobs/more/model.bin" => weights(20_000),
+        "/blobs/onnx/model.bin" => weights(30_000),
+        _ => return StatusCode::NOT_FOUND.into_response(),
+    };
+    if seen.damaged > 0 {
+        seen.damaged -= 1;
+        content[10_000] ^= 1;
     }
+    content.into_response()
 }
 
 /// Loads a model with these settings; returns the outcome and all that was logged and traced.
@@ -249,12 +259,42 @@ async fn a_file_of_another_size_than_the_hub_says_is_not_taken() {
 }
 
 #[tokio::test]
+async fn a_file_whose_bytes_are_not_those_that_the_hub_has_is_not_taken() {
+    let (site, hub) = (Site::new(), TestHub::start().await);
+    hub.change(|hub| hub.damaged = usize::MAX);
+    let (outcome, _) = load(&site, &hub, &[("DALSTON_MODEL_SOURCE", "hf")]).await;
+    let (code, error) = outcome.unwrap_err();
+    assert_eq!(code, "model_download_failed");
+    assert!(
+        error.contains("model.bin: it came with other bytes than were announced"),
+        "{error}"
+    );
+    assert!(!site.cached(MODEL).exists());
+}
+
+#[tokio::test]
+async fn a_file_that_was_damaged_on_its_way_is_fetched_again() {
+    let (site, hub) = (Site::new(), TestHub::start().await);
+    hub.change(|hub| hub.damaged = 2);
+    let (outcome, _) = load(&site, &hub, &[("DALSTON_MODEL_SOURCE", "hf")]).await;
+    outcome.unwrap();
+    let dir = site.cached(MODEL);
+    assert!(fs::read(dir.join("model.bin")).unwrap() == weights(20_000));
+    assert!(fs::read(dir.join("onnx/model.bin")).unwrap() == weights(30_000));
+}
+
+#[tokio::test]
 async fn a_listing_that_makes_no_sense_is_refused_before_anything_is_downloaded() {
     for (more, code, problem) in [
         (
             json!({"rfilename": "endless.bin"}),
             "invalid_model",
             "\"endless.bin\" at 127.0.0.1/openai/whisper-made-up is listed without a size",
+        ),
+        (
+            json!({"rfilename": "more/model.bin", "size": 20_000, "lfs": {"sha256": "s"}}),
+            "invalid_model",
+            "\"more/model.bin\" at 127.0.0.1/openai/whisper-made-up is listed with a SHA-256 that is none",
         ),
         (
             json!({"rfilename": "model.bin", "size": 20_000}),
