@@ -103,6 +103,7 @@
 //! - `otlp-grpc` and `otlp-http` (both on): the transports. TLS is rustls with ring.
 //! - `axum`: a route that serves metrics.
 //! - `ec2`: [`cloud`], which finds out on which EC2 instance the process runs.
+//! - `queue-exporter`: figures of the platform's queues, and the program `dalston-queue-exporter` that serves them.
 //! - `testing`: telemetry that a test keeps to itself, and span trees as literals.
 
 #[cfg(feature = "axum")]
@@ -123,6 +124,8 @@ pub mod names;
 mod otlp;
 mod panic;
 pub mod propagate;
+#[cfg(feature = "queue-exporter")]
+pub mod queue_exporter;
 pub mod redact;
 mod resource;
 mod sampler;

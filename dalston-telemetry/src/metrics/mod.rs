@@ -44,6 +44,7 @@ mod family;
 mod foreign;
 mod label;
 mod meter;
+mod queue;
 mod registry;
 // Without a transport nobody pushes.
 #[cfg_attr(not(any(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]
@@ -76,6 +77,7 @@ pub use engine::{
 pub use exemplar::Exemplar;
 pub use family::{BoundedFamily, DenseFamily};
 pub use label::{Label, LabelSet, OTHER, OpenLabel};
+pub use queue::{QueueMetrics, QueueSeen, QueuesSeen};
 pub use registry::{PrefixedRegistry, Registry, Unit};
 pub use series::{Family, Metric};
 pub use server::MetricsServer;

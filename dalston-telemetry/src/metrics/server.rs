@@ -53,6 +53,31 @@ impl MetricsServer {
     ///
     /// When the address can't be bound, or the thread not be started.
     pub fn start(address: impl ToSocketAddrs, metrics: Metrics) -> io::Result<Self> {
+        Self::serve(
+            address,
+            Pages {
+                metrics,
+                health: None,
+            },
+        )
+    }
+
+    /// The same, and answers `GET /health`: with 200 and what is `Ok`, or with 503 and what is `Err`. Either is JSON. It is asked
+    /// on the server's thread and must not block.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_with_health(
+        address: impl ToSocketAddrs,
+        metrics: Metrics,
+        health: impl Fn() -> Result<String, String> + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        let health: Option<Health> = Some(Arc::new(health));
+        Self::serve(address, Pages { metrics, health })
+    }
+
+    fn serve(address: impl ToSocketAddrs, pages: Pages) -> io::Result<Self> {
         let listener = StdListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
@@ -67,7 +92,7 @@ impl MetricsServer {
         let serve = move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = serve(listener, metrics) => {}
+                    () = serve(listener, pages) => {}
                     _ = stopped => {}
                 }
             });
@@ -107,7 +132,16 @@ impl fmt::Debug for MetricsServer {
     }
 }
 
-async fn serve(listener: TcpListener, metrics: Metrics) {
+/// What there is to see.
+#[derive(Clone)]
+struct Pages {
+    metrics: Metrics,
+    health: Option<Health>,
+}
+
+type Health = Arc<dyn Fn() -> Result<String, String> + Send + Sync>;
+
+async fn serve(listener: TcpListener, pages: Pages) {
     let free = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&free).acquire_owned().await else {
@@ -115,10 +149,10 @@ async fn serve(listener: TcpListener, metrics: Metrics) {
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let metrics = metrics.clone();
+                let pages = pages.clone();
                 tokio::spawn(async move {
                     // Who does not read the answer, or never asks for one, is let go.
-                    let _ = timeout(CONNECTION_LIFE, answer(stream, &metrics)).await;
+                    let _ = timeout(CONNECTION_LIFE, answer(stream, &pages)).await;
                     drop(permit);
                 });
             }
@@ -128,9 +162,9 @@ async fn serve(listener: TcpListener, metrics: Metrics) {
     }
 }
 
-async fn answer(mut stream: TcpStream, metrics: &Metrics) -> io::Result<()> {
+async fn answer(mut stream: TcpStream, pages: &Pages) -> io::Result<()> {
     let response = match read_head(&mut stream).await? {
-        Some(head) => respond(&head, metrics),
+        Some(head) => respond(&head, pages),
         None => response("431 Request Header Fields Too Large", "", "", true),
     };
     stream.write_all(response.as_bytes()).await?;
@@ -160,7 +194,7 @@ async fn read_head(stream: &mut TcpStream) -> io::Result<Option<String>> {
     }
 }
 
-fn respond(head: &str, metrics: &Metrics) -> String {
+fn respond(head: &str, pages: &Pages) -> String {
     let mut lines = head.lines();
     let mut request = lines.next().unwrap_or_default().split(' ');
     let (method, target) = (
@@ -170,19 +204,29 @@ fn respond(head: &str, metrics: &Metrics) -> String {
     if !request.next().unwrap_or_default().starts_with("HTTP/1.") {
         return response("400 Bad Request", "", "", true);
     }
-    if target.split('?').next() != Some("/metrics") {
-        return response("404 Not Found", "", "", true);
-    }
+    let health = match (target.split('?').next(), &pages.health) {
+        (Some("/metrics"), _) => None,
+        (Some("/health"), Some(health)) => Some(health),
+        _ => return response("404 Not Found", "", "", true),
+    };
     if !matches!(method, "GET" | "HEAD") {
         return response("405 Method Not Allowed", "Allow: GET, HEAD\r\n", "", true);
+    }
+    let with_body = method == "GET";
+    if let Some(health) = health {
+        let (status, body) = match health() {
+            Ok(body) => ("200 OK", body),
+            Err(body) => ("503 Service Unavailable", body),
+        };
+        return response(status, "Content-Type: application/json\r\n", &body, with_body);
     }
     let accept = lines
         .filter_map(|line| line.split_once(':'))
         .filter(|(name, _)| name.eq_ignore_ascii_case("accept"))
         .map(|(_, value)| value);
-    let (content_type, text) = metrics.encode_for(accept);
+    let (content_type, text) = pages.metrics.encode_for(accept);
     let content_type = format!("Content-Type: {content_type}\r\n");
-    response("200 OK", &content_type, &text, method == "GET")
+    response("200 OK", &content_type, &text, with_body)
 }
 
 fn response(status: &str, headers: &str, body: &str, with_body: bool) -> String {
@@ -195,6 +239,7 @@ fn response(status: &str, headers: &str, body: &str, with_body: bool) -> String 
 mod tests {
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpStream};
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::super::{Counter, DenseFamily};
     use super::*;
@@ -235,6 +280,27 @@ mod tests {
         assert!(newer.ends_with("# TYPE jobs counter\njobs_total 3\n# EOF\n"));
         let head = ask(&server, "HEAD /metrics HTTP/1.0\r\n\r\n");
         assert!(head.contains("Content-Length: 63\r\n") && head.ends_with("\r\n\r\n"));
+    }
+
+    #[test]
+    fn health_is_what_the_program_says_and_not_there_if_it_says_nothing() {
+        let healthy = Arc::new(AtomicBool::new(true));
+        let says = healthy.clone();
+        let health = move || match says.load(Ordering::Relaxed) {
+            true => Ok(r#"{"status":"healthy"}"#.into()),
+            false => Err(r#"{"status":"unhealthy"}"#.into()),
+        };
+        let with = MetricsServer::start_with_health("127.0.0.1:0", Metrics::new(), health).unwrap();
+        assert_eq!(
+            ask(&with, "GET /health HTTP/1.1\r\n\r\n"),
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\nConnection: close\r\n\r\n\
+             {\"status\":\"healthy\"}"
+        );
+        healthy.store(false, Ordering::Relaxed);
+        let ill = ask(&with, "HEAD /health?now HTTP/1.1\r\n\r\n");
+        assert!(ill.starts_with("HTTP/1.1 503 Service Unavailable\r\n") && ill.ends_with("\r\n\r\n"));
+        assert!(ask(&with, "GET /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
+        assert!(ask(&server(), "GET /health HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use dalston_telemetry::metrics::{
     Counter, DenseFamily, Device, DropReason, EngineLabels, EngineMetrics, Exemplar, Gauge, Histogram,
-    Metrics, MetricsServer, Outcome, RedeliveryReason, Signal, TelemetryMetrics, TextFormat, Unit,
+    Metrics, MetricsServer, Outcome, QueueMetrics, QueueSeen, QueuesSeen, RedeliveryReason, Signal,
+    TelemetryMetrics, TextFormat, Unit,
 };
 use dalston_telemetry::{Env, SpanCollector, Telemetry};
 use testbed::{TestPrometheus, promtool};
@@ -31,6 +32,16 @@ fn everything(metrics: &Metrics) {
     model.model_load(second);
     model.model_cache_hit();
     model.realtime_factor(Device::Cuda, second, second);
+    let queue = QueueSeen {
+        engine_id: "asr".into(),
+        depth: 2,
+        pending: 1,
+        oldest: None,
+    };
+    QueueMetrics::register(metrics, Duration::from_secs(3600)).seen(QueuesSeen {
+        queues: vec![queue],
+        ..QueuesSeen::default()
+    });
     let telemetry = TelemetryMetrics::register(metrics);
     telemetry.spans_dropped(DropReason::QueueFull, 1);
     telemetry.export_failed(Signal::Metrics);

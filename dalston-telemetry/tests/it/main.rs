@@ -11,5 +11,7 @@ mod faults;
 mod logs;
 mod panic;
 mod push;
+#[cfg(feature = "queue-exporter")]
+mod queue_exporter;
 mod service;
 mod tls;

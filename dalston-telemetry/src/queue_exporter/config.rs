@@ -1,0 +1,157 @@
+//! The settings of the queue exporter.
+
+use std::fmt;
+use std::time::Duration;
+
+use redis::{Client, ConnectionAddr, IntoConnectionInfo};
+
+use crate::env::{Env, EnvError};
+
+/// What the queue exporter looks at, and how often.
+///
+/// | Field | Variable | Default |
+/// |---|---|---|
+/// | Redis server | `REDIS_URL` | `redis://localhost:6379` |
+/// | `interval` | `DALSTON_SCRAPE_INTERVAL` | 15 s |
+/// | `dead_letters` | `DALSTON_EVENTS_DLQ_STREAM` | `dalston:events:dlq` |
+/// | `max_queues` | – | 1000 |
+/// | `keep` | – | 60 s |
+///
+/// `Debug` shows no password.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct QueueExporterConfig {
+    pub(super) client: Client,
+    /// How long to wait between two looks.
+    pub interval: Duration,
+    /// The stream of dead letters.
+    pub dead_letters: String,
+    /// How many queues are shown. Those that were found first stay; how many are left out is a metric.
+    pub max_queues: usize,
+    /// How long the figures of the queues are shown while Redis can't be read.
+    pub keep: Duration,
+}
+
+impl QueueExporterConfig {
+    /// The defaults for a server by its URL: `redis://[[user]:password@]host[:port][/database]`, `rediss://…` for TLS with the
+    /// certificates of the system, or `unix:///path`. Sentinels and clusters are not supported.
+    ///
+    /// # Errors
+    ///
+    /// If the URL is not one.
+    pub fn new(redis_url: &str) -> Result<Self, InvalidRedisUrl> {
+        let invalid = |error: redis::RedisError| InvalidRedisUrl {
+            problem: error.to_string(),
+        };
+        let connection = redis_url.into_connection_info().map_err(invalid)?;
+        if matches!(connection.addr(), ConnectionAddr::TcpTls { .. }) {
+            // The client takes the process's provider and panics if there is none. An error means that there is one.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        Ok(Self {
+            client: Client::open(connection).map_err(invalid)?,
+            interval: Duration::from_secs(15),
+            dead_letters: "dalston:events:dlq".into(),
+            max_queues: 1000,
+            keep: Duration::from_secs(60),
+        })
+    }
+
+    /// Reads the settings from the environment.
+    ///
+    /// # Errors
+    ///
+    /// If a variable has a value that it can't have; the error names the variable, the value unless that may be a secret, and
+    /// what is accepted.
+    pub fn from_env(env: &Env) -> Result<Self, EnvError> {
+        const URL: &str = "redis://, rediss:// or unix:// and a host or path";
+        const INTERVAL: &str = "a number of seconds from 1 to 3600";
+        let url = env.get("REDIS_URL").unwrap_or("redis://localhost:6379");
+        let mut config = Self::new(url).map_err(|_| EnvError::secret("REDIS_URL", URL))?;
+        let name = "DALSTON_SCRAPE_INTERVAL";
+        if let Some(seconds) = env.parse::<f64>(name, INTERVAL)? {
+            if !(1.0..=3600.0).contains(&seconds) {
+                return Err(EnvError::new(name, env.get(name).unwrap_or_default(), INTERVAL));
+            }
+            config.interval = Duration::from_secs_f64(seconds);
+        }
+        if let Some(stream) = env.get("DALSTON_EVENTS_DLQ_STREAM") {
+            stream.clone_into(&mut config.dead_letters);
+        }
+        Ok(config)
+    }
+
+    /// Where Redis is: host and port, or the path of its socket.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.client.get_connection_info().addr().to_string()
+    }
+}
+
+impl fmt::Debug for QueueExporterConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueExporterConfig")
+            .field("redis", &self.address())
+            .field("interval", &self.interval)
+            .field("dead_letters", &self.dead_letters)
+            .field("max_queues", &self.max_queues)
+            .field("keep", &self.keep)
+            .finish()
+    }
+}
+
+/// A text that is not the URL of a Redis server. The text is not shown, because it may hold a password.
+#[derive(Debug, thiserror::Error)]
+#[error("the Redis URL is not valid: {problem}; expected redis://, rediss:// or unix:// and a host or path")]
+pub struct InvalidRedisUrl {
+    problem: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_platforms_variables_are_understood() {
+        let config = QueueExporterConfig::from_env(&Env::default()).unwrap();
+        let shown = (config.address(), config.interval, config.dead_letters.as_str());
+        assert_eq!(
+            shown,
+            (
+                "localhost:6379".into(),
+                Duration::from_secs(15),
+                "dalston:events:dlq"
+            )
+        );
+        let config = QueueExporterConfig::from_env(&Env::from_pairs([
+            ("REDIS_URL", "rediss://reader:hunter2@cache:7000/3"),
+            ("DALSTON_SCRAPE_INTERVAL", "2.5"),
+            ("DALSTON_EVENTS_DLQ_STREAM", "mine:dlq"),
+        ]));
+        let config = config.unwrap();
+        let shown = (config.address(), config.interval, config.dead_letters.as_str());
+        assert_eq!(
+            shown,
+            ("cache:7000".into(), Duration::from_millis(2500), "mine:dlq")
+        );
+        assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_and_a_url_never_shown() {
+        let error = |name, value| {
+            let env = Env::from_pairs([(name, value)]);
+            QueueExporterConfig::from_env(&env).unwrap_err().to_string()
+        };
+        assert_eq!(
+            error("DALSTON_SCRAPE_INTERVAL", "0"),
+            r#"DALSTON_SCRAPE_INTERVAL is "0": expected a number of seconds from 1 to 3600"#
+        );
+        assert_eq!(
+            error("REDIS_URL", "http://:hunter2@cache"),
+            "REDIS_URL is not valid (the value is not shown): expected redis://, rediss:// or unix:// and a host or path"
+        );
+        let error = QueueExporterConfig::new("redis://:hunter2@:x/").unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+    }
+}
