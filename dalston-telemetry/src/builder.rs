@@ -61,7 +61,7 @@ pub struct TelemetryBuilder {
     processors: Vec<Box<dyn SpanProcessor>>,
     otlp: OtlpConfig,
     otlp_metrics: OtlpConfig,
-    metrics: Metrics,
+    metrics: Option<Metrics>,
     logs: Option<LogWriter>,
     log_format: Option<LogFormat>,
     log_level: LevelFilter,
@@ -82,7 +82,7 @@ impl TelemetryBuilder {
             processors: Vec::new(),
             otlp: OtlpConfig::new(),
             otlp_metrics: OtlpConfig::new(),
-            metrics: Metrics::new(),
+            metrics: None,
             logs: Some(LogWriter::stdout()),
             log_format: None,
             log_level: LevelFilter::INFO,
@@ -159,9 +159,9 @@ impl TelemetryBuilder {
         self
     }
 
-    /// The registry to use; a new one unless set.
+    /// The registry to use; a [new one](Metrics::from_env) unless set.
     pub fn metrics(mut self, metrics: Metrics) -> Self {
-        self.metrics = metrics;
+        self.metrics = Some(metrics);
         self
     }
 
@@ -276,7 +276,10 @@ impl TelemetryBuilder {
         let env = self.env.clone().unwrap_or_else(Env::from_process);
         let span_level = self.span_level;
         let shutdown_timeout = self.shutdown_timeout;
-        let metrics = self.metrics.clone();
+        let metrics = match &self.metrics {
+            Some(metrics) => metrics.clone(),
+            None => Metrics::from_env(&env)?,
+        };
         let service = self.service_name(&env);
         metrics::register_build_info(&metrics, &service, &self.service_version());
         // Asked for again by whoever exports. Here so that they are there at zero, whatever is on or off.
@@ -311,7 +314,7 @@ impl TelemetryBuilder {
         };
         let tracing = match &resource {
             Some(resource) if exports_spans || !self.processors.is_empty() => {
-                Some(self.tracing(&env, exports_spans, resource)?)
+                Some(self.tracing(&env, exports_spans, resource, &metrics)?)
             }
             _ => None,
         };
@@ -420,7 +423,13 @@ impl TelemetryBuilder {
         Ok(Some((otlp, PushSettings::read(env)?)))
     }
 
-    fn tracing(self, env: &Env, export: bool, resource: &Resource) -> Result<Tracing, InitError> {
+    fn tracing(
+        self,
+        env: &Env,
+        export: bool,
+        resource: &Resource,
+        metrics: &Metrics,
+    ) -> Result<Tracing, InitError> {
         let mut processors = self.processors;
         let sampler = sampler::from_env(env)?;
         let limits = Limits::read(env)?;
@@ -442,7 +451,7 @@ impl TelemetryBuilder {
                     console,
                     BatchSettings::read(env)?,
                     resource,
-                    TelemetryMetrics::register(&self.metrics),
+                    TelemetryMetrics::register(metrics),
                 )?)
             }
         };

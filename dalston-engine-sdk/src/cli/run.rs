@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use dalston_telemetry::Env;
 use dalston_telemetry::cloud::Cloud;
-use dalston_telemetry::metrics::Metrics;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -28,7 +27,6 @@ pub(super) fn run<E: Engine>(engine: E, args: &EngineArgs, env: &Env) -> Result<
     let deployment = deployment.cloud(cloud.clone());
     let telemetry = telemetry(&info, env)
         .cloud(cloud)
-        .metrics(Metrics::new())
         .install()
         .map_err(|error| Failure::Usage(error.to_string()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -56,6 +56,46 @@ impl Metric for Counter {
     }
 }
 
+/// A counter of seconds.
+///
+/// It is kept in whole nanoseconds, so that a day of audio in pieces of 20 ms is a day to the last digit, which a sum of
+/// floating-point numbers would not be. It stays at its largest value, some 584 years.
+#[derive(Default)]
+pub struct DurationCounter {
+    nanoseconds: AtomicU64,
+}
+
+impl DurationCounter {
+    /// Adds a stretch of time.
+    pub fn add(&self, time: Duration) {
+        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let add = |sum: u64| Some(sum.saturating_add(time));
+        let _ = self
+            .nanoseconds
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+
+    /// The sum of all that was added.
+    #[must_use]
+    pub fn get(&self) -> Duration {
+        Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed))
+    }
+}
+
+impl fmt::Debug for DurationCounter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DurationCounter").field(&self.get()).finish()
+    }
+}
+
+impl Metric for DurationCounter {
+    const KIND: Kind = Kind::Counter;
+
+    fn value(&self) -> Value<'_> {
+        Value::Counter(Number::Real(self.get().as_secs_f64()), None)
+    }
+}
+
 /// A number that goes up and down.
 #[derive(Default)]
 pub struct Gauge {
@@ -240,6 +280,22 @@ mod tests {
             .collect();
         assert_eq!(counts, [2, 1, 1]);
         assert_eq!((histogram.count(), histogram.sum()), (4, 5.5));
+    }
+
+    #[test]
+    fn a_day_in_small_pieces_is_a_day() {
+        let counter = DurationCounter::default();
+        let chunk = Duration::from_micros(7_500);
+        for _ in 0..11_520_000 / 8 {
+            counter.add(chunk);
+        }
+        assert_eq!(counter.get(), Duration::from_secs(3 * 60 * 60));
+        let Value::Counter(Number::Real(seconds), None) = counter.value() else {
+            panic!("a counter of seconds")
+        };
+        assert_eq!(seconds, 10_800.0);
+        counter.add(Duration::MAX);
+        assert_eq!(counter.get(), Duration::from_nanos(u64::MAX));
     }
 
     #[test]

@@ -1,12 +1,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, Unit, buckets};
-
-/// Engines in one process.
-const MAX_ENGINES: usize = 32;
-/// As many as [`DirectStatus`] has.
-const MAX_STATUSES: usize = 16;
+use super::{BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, OpenLabel, Unit, buckets};
 
 crate::label! {
     /// Which route of an engine was asked.
@@ -69,9 +64,9 @@ impl DirectMetrics {
     #[must_use]
     pub fn register(metrics: &Metrics, engine_id: impl Into<String>) -> Self {
         let engine_id = engine_id.into();
-        let engine = metrics.open_label("engine_id", MAX_ENGINES);
-        let status = metrics.open_label("status_code", MAX_STATUSES);
+        let engine = metrics.label("engine_id");
         let (requests, seconds) = metrics.set(|registry| {
+            let status = OpenLabel::of::<DirectStatus>();
             let requests: BoundedFamily<1, (DirectEndpoint, DirectStatus), Counter> =
                 BoundedFamily::new([&engine], Counter::default);
             let duration = || Histogram::with_exemplars(buckets::TASK_DURATION);

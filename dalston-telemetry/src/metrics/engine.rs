@@ -8,11 +8,6 @@ use super::{
     lock,
 };
 
-/// How many models an engine may report by name. The platform keeps a handful; a deployment that lets its users
-/// choose any model must not choose the number of our series with it.
-const MAX_MODELS: usize = 100;
-/// Engines in one process, and the values that come with them.
-const MAX_ENGINES: usize = 32;
 /// Inference threads of one engine.
 const MAX_SLOTS: usize = 64;
 
@@ -305,17 +300,19 @@ struct OpenEngineLabels {
     instance_type: OpenLabel,
     stage: OpenLabel,
     slot: OpenLabel,
+    room: usize,
 }
 
 impl OpenEngineLabels {
     fn of(metrics: &Metrics) -> Self {
         Self {
-            engine_id: metrics.open_label("engine_id", MAX_ENGINES),
-            model: metrics.open_label("model", MAX_MODELS),
-            execution_profile: metrics.open_label("execution_profile", MAX_ENGINES),
-            instance_type: metrics.open_label("instance_type", MAX_ENGINES),
-            stage: metrics.open_label("stage", MAX_ENGINES),
+            engine_id: metrics.label("engine_id"),
+            model: metrics.label("model"),
+            execution_profile: metrics.label("execution_profile"),
+            instance_type: metrics.label("instance_type"),
+            stage: metrics.label("stage"),
             slot: metrics.open_label("slot", MAX_SLOTS),
+            room: metrics.combinations(),
         }
     }
 }
@@ -329,27 +326,34 @@ impl Families {
             instance_type,
             stage,
             slot,
+            room,
         } = open;
+        let room = *room;
         let per_model = [engine_id, model, execution_profile, instance_type];
         let per_engine = [engine_id, execution_profile, instance_type];
         let histogram = |bounds: &'static [f64]| move || Histogram::new(bounds);
         let traced = |bounds: &'static [f64]| move || Histogram::with_exemplars(bounds);
         let this = Self {
-            tasks_processed: BoundedFamily::new(per_model, Counter::default),
-            task_duration: BoundedFamily::new(per_model, traced(buckets::TASK_DURATION)),
-            model_load: BoundedFamily::new(per_model, traced(buckets::MODEL_LOAD)),
-            model_cache_hits: BoundedFamily::new([engine_id, model], Counter::default),
-            realtime_factor: BoundedFamily::new([engine_id, model], histogram(buckets::REALTIME_FACTOR)),
-            queue_wait: BoundedFamily::new(per_engine, traced(buckets::QUEUE_WAIT)),
-            s3_download: BoundedFamily::new(per_engine, traced(buckets::STORAGE)),
-            s3_upload: BoundedFamily::new(per_engine, traced(buckets::STORAGE)),
-            audio_duration: BoundedFamily::new(
+            tasks_processed: BoundedFamily::with_room_for(room, per_model, Counter::default),
+            task_duration: BoundedFamily::with_room_for(room, per_model, traced(buckets::TASK_DURATION)),
+            model_load: BoundedFamily::with_room_for(room, per_model, traced(buckets::MODEL_LOAD)),
+            model_cache_hits: BoundedFamily::with_room_for(room, [engine_id, model], Counter::default),
+            realtime_factor: BoundedFamily::with_room_for(
+                room,
+                [engine_id, model],
+                histogram(buckets::REALTIME_FACTOR),
+            ),
+            queue_wait: BoundedFamily::with_room_for(room, per_engine, traced(buckets::QUEUE_WAIT)),
+            s3_download: BoundedFamily::with_room_for(room, per_engine, traced(buckets::STORAGE)),
+            s3_upload: BoundedFamily::with_room_for(room, per_engine, traced(buckets::STORAGE)),
+            audio_duration: BoundedFamily::with_room_for(
+                room,
                 [engine_id, instance_type],
                 histogram(buckets::AUDIO_DURATION),
             ),
-            redelivery: BoundedFamily::new([stage], Counter::default),
-            skipped_cancelled: BoundedFamily::new([stage], Counter::default),
-            busy: BoundedFamily::new([engine_id, slot], BusyRatio::default),
+            redelivery: BoundedFamily::with_room_for(room, [stage], Counter::default),
+            skipped_cancelled: BoundedFamily::with_room_for(room, [stage], Counter::default),
+            busy: BoundedFamily::with_room_for(room, [engine_id, slot], BusyRatio::default),
         };
         let mut registry = registry.with_prefix("dalston_engine");
         registry.register(
@@ -650,7 +654,7 @@ mod tests {
     fn a_flood_of_models_is_folded_and_counted() {
         let metrics = Metrics::new();
         let engine = engine(&metrics);
-        for model in 0..MAX_MODELS + 50 {
+        for model in 0..Metrics::LABEL_VALUES + 50 {
             engine
                 .model(&format!("model-{model}"))
                 .task_processed(Outcome::Success);
@@ -668,7 +672,10 @@ mod tests {
         let series = snapshot
             .iter()
             .filter(|(name, _)| name.starts_with("dalston_engine_tasks_processed_total"));
-        assert_eq!(series.count(), (MAX_MODELS + 1) * Outcome::VALUES.len());
+        assert_eq!(
+            series.count(),
+            (Metrics::LABEL_VALUES + 1) * Outcome::VALUES.len()
+        );
     }
 
     #[test]

@@ -115,7 +115,8 @@ fn visit_cells<M: Metric>(
 /// A metric with `N` open labels, and closed ones below them.
 ///
 /// For every combination of open values there is a [`DenseFamily`] over the closed labels: ask for it once with
-/// [`with`](Self::with) and keep it. How many combinations there can be is bounded by the caps of the labels.
+/// [`with`](Self::with) and keep it. How many combinations there can be is bounded by the caps of the labels, and by what
+/// [`with_room_for`](Self::with_room_for) says: two labels of a hundred values each have ten thousand of them.
 pub struct BoundedFamily<const N: usize, L, M> {
     inner: Arc<Inner<N, L, M>>,
 }
@@ -123,6 +124,7 @@ pub struct BoundedFamily<const N: usize, L, M> {
 struct Inner<const N: usize, L, M> {
     labels: [OpenLabel; N],
     texts: ClosedTexts,
+    room: usize,
     children: RwLock<Children<N, L, M>>,
     make: Box<dyn Fn() -> M + Send + Sync>,
 }
@@ -145,11 +147,22 @@ struct Child<M> {
 impl<const N: usize, L: LabelSet, M> BoundedFamily<N, L, M> {
     /// A family with these open labels, whose cells are made by `make`.
     pub fn new(labels: [&OpenLabel; N], make: impl Fn() -> M + Send + Sync + 'static) -> Self {
+        Self::with_room_for(usize::MAX, labels, make)
+    }
+
+    /// A family that tells at most this many combinations of its open labels apart. Further ones are counted under
+    /// [`OTHER`](super::OTHER) in each of the labels.
+    pub fn with_room_for(
+        combinations: usize,
+        labels: [&OpenLabel; N],
+        make: impl Fn() -> M + Send + Sync + 'static,
+    ) -> Self {
         let labels = labels.map(Clone::clone);
         Self {
             inner: Arc::new(Inner {
                 labels,
                 texts: closed_texts::<L>(),
+                room: combinations,
                 children: RwLock::new(Children {
                     by_places: BTreeMap::new(),
                     in_order: Vec::new(),
@@ -165,29 +178,47 @@ impl<const N: usize, L: LabelSet, M> BoundedFamily<N, L, M> {
     pub fn with(&self, values: [&str; N]) -> DenseFamily<L, M> {
         let inner = &*self.inner;
         let places = std::array::from_fn(|label| inner.labels[label].place(values[label]));
-        if let Some(cells) = inner
-            .children
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .by_places
-            .get(&places)
-        {
-            return cells.clone();
+        if let Some(cells) = inner.find(&places).or_else(|| inner.insert(places, inner.room)) {
+            return cells;
+        }
+        let places = std::array::from_fn(|label| inner.labels[label].fold_place(places[label]));
+        inner
+            .find(&places)
+            .or_else(|| inner.insert(places, usize::MAX))
+            .unwrap_or_else(|| DenseFamily::with_texts(inner.texts.clone(), &inner.make))
+    }
+}
+
+impl<const N: usize, L: LabelSet, M> Inner<N, L, M> {
+    fn find(&self, places: &[u32; N]) -> Option<DenseFamily<L, M>> {
+        let children = self.children.read().unwrap_or_else(PoisonError::into_inner);
+        children.by_places.get(places).cloned()
+    }
+
+    /// `None` if there are as many children as there is room for.
+    fn insert(&self, places: [u32; N], room: usize) -> Option<DenseFamily<L, M>> {
+        let is_full = |children: &Children<N, L, M>| children.by_places.len() >= room;
+        // Whoever is turned away keeps nobody waiting.
+        if is_full(&self.children.read().unwrap_or_else(PoisonError::into_inner)) {
+            return None;
         }
         let mut text = String::new();
-        for (label, place) in inner.labels.iter().zip(places) {
+        for (label, place) in self.labels.iter().zip(places) {
             push_label(&mut text, label.name(), &label.value_at(place));
         }
         // So that the closed labels can follow as they are.
-        if !text.is_empty() && inner.texts.iter().any(|closed| !closed.is_empty()) {
+        if !text.is_empty() && self.texts.iter().any(|closed| !closed.is_empty()) {
             text.push(',');
         }
-        let mut children = inner.children.write().unwrap_or_else(PoisonError::into_inner);
+        let mut children = self.children.write().unwrap_or_else(PoisonError::into_inner);
         // Somebody may have been faster.
         if let Some(cells) = children.by_places.get(&places) {
-            return cells.clone();
+            return Some(cells.clone());
         }
-        let family = DenseFamily::with_texts(inner.texts.clone(), &inner.make);
+        if is_full(&children) {
+            return None;
+        }
+        let family = DenseFamily::with_texts(self.texts.clone(), &self.make);
         let begin = children.texts.len();
         children.texts.push_str(&text);
         let text = begin..children.texts.len();
@@ -196,7 +227,7 @@ impl<const N: usize, L: LabelSet, M> BoundedFamily<N, L, M> {
             text,
         });
         children.by_places.insert(places, family.clone());
-        family
+        Some(family)
     }
 }
 

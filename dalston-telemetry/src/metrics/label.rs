@@ -153,6 +153,8 @@ pub struct OpenLabel {
 struct Inner {
     name: &'static str,
     cap: usize,
+    /// Whether the values are those that the label was made with, and no others.
+    is_closed: bool,
     values: RwLock<Values>,
     folded: Counter,
 }
@@ -167,16 +169,33 @@ impl OpenLabel {
     const LONGEST_VALUE: usize = 128;
 
     fn new(name: &'static str, cap: usize) -> Self {
-        let other: Arc<str> = Arc::from(OTHER);
-        let values = Values {
-            by_name: HashMap::from([(other.clone(), 0)]),
-            names: vec![other],
-        };
+        Self::made(name, cap, false, &[])
+    }
+
+    /// A label with exactly these values, for families in which most combinations of closed labels never occur: what is not
+    /// seen takes no series.
+    pub(super) fn closed(name: &'static str, values: &[&'static str]) -> Self {
+        Self::made(name, values.len(), true, values)
+    }
+
+    /// As [`closed`](Self::closed), with the values of a type.
+    pub(super) fn of<L: Label>() -> Self {
+        Self::closed(L::NAME, L::VALUES)
+    }
+
+    fn made(name: &'static str, cap: usize, is_closed: bool, known: &[&'static str]) -> Self {
+        let names: Vec<Arc<str>> = [OTHER]
+            .iter()
+            .chain(known.iter().filter(|value| **value != OTHER))
+            .map(|value| Arc::from(*value))
+            .collect();
+        let by_name = names.iter().cloned().zip(0..).collect();
         Self {
             inner: Arc::new(Inner {
                 name,
                 cap,
-                values: RwLock::new(values),
+                is_closed,
+                values: RwLock::new(Values { by_name, names }),
                 folded: Counter::default(),
             }),
         }
@@ -191,16 +210,16 @@ impl OpenLabel {
     /// The place of a value: its own, if there is one left, else that of [`OTHER`].
     pub(super) fn place(&self, value: &str) -> u32 {
         let inner = &*self.inner;
-        if let Some(place) = inner
-            .values
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .by_name
-            .get(value)
-        {
+        let values = inner.values.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = values.by_name.get(value) {
             return *place;
         }
-        let is_fit = value.len() <= Self::LONGEST_VALUE && !value.contains(char::is_control);
+        // Known without the lock for writing, so that a flood of new values keeps nobody waiting.
+        if inner.is_closed || !Self::is_fit(value) || values.names.len() > inner.cap {
+            drop(values);
+            return self.fold();
+        }
+        drop(values);
         let mut values = inner.values.write().unwrap_or_else(PoisonError::into_inner);
         // Somebody may have been faster.
         if let Some(place) = values.by_name.get(value) {
@@ -209,17 +228,33 @@ impl OpenLabel {
         let place = values.names.len();
         match u32::try_from(place) {
             // `OTHER` itself does not count.
-            Ok(id) if is_fit && place <= inner.cap => {
+            Ok(id) if place <= inner.cap => {
                 let name: Arc<str> = Arc::from(value);
                 values.names.push(name.clone());
                 values.by_name.insert(name, id);
                 id
             }
-            _ => {
-                inner.folded.inc();
-                0
-            }
+            _ => self.fold(),
         }
+    }
+
+    /// The place of [`OTHER`] instead of a value's own, unless all values are known beforehand: of those there are few.
+    pub(super) fn fold_place(&self, place: u32) -> u32 {
+        if self.inner.is_closed { place } else { self.fold() }
+    }
+
+    /// Counts a value for which there was no room.
+    pub(super) fn fold(&self) -> u32 {
+        self.inner.folded.inc();
+        0
+    }
+
+    pub(super) fn is_fit(value: &str) -> bool {
+        value.len() <= Self::LONGEST_VALUE && !value.contains(char::is_control)
+    }
+
+    pub(super) fn cap(&self) -> usize {
+        self.inner.cap
     }
 
     /// The value at a place.

@@ -21,9 +21,16 @@
 //! [`label!`](crate::label)), or *open* with a cap: once an [`OpenLabel`] has seen as many values as it may have,
 //! further ones are counted under [`OTHER`], and how often that happened is itself a metric,
 //! `dalston_telemetry_label_values_folded_total`. Ids of tasks and jobs, languages, raw paths and error texts are
-//! not labels.
+//! not labels. A label of the platform takes 100 values, or what `DALSTON_METRICS_LABEL_VALUES` says, and a family with several
+//! of them ten times as many combinations.
 //!
 //! The children of closed labels exist at zero from the start, so that `rate()` sees the first increment.
+//!
+//! # The services of the platform
+//!
+//! Each has a set of metrics with the names that its dashboards ask for: [`GatewayMetrics`], [`OrchestratorMetrics`],
+//! [`SessionRouterMetrics`], [`RealtimeMetrics`], [`WebhookMetrics`], [`EngineMetrics`], [`DirectMetrics`] and
+//! [`AudioPipelineMetrics`]. A process registers those of all services that it is, as often as it likes.
 //!
 //! # Being scraped
 //!
@@ -35,6 +42,7 @@
 //! newest span that each of their values came from, so that a slow bucket leads to a slow trace. Only sampled spans are
 //! shown. Times of creation (`_created`) are not: all series are there from the start.
 
+mod audio_pipeline;
 pub mod buckets;
 mod cells;
 mod direct;
@@ -42,17 +50,23 @@ mod engine;
 mod exemplar;
 mod family;
 mod foreign;
+mod gateway;
 mod label;
 mod meter;
+mod orchestrator;
 mod queue;
+mod realtime;
 mod registry;
+mod roster;
 // Without a transport nobody pushes.
 #[cfg_attr(not(any(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]
 pub(crate) mod series;
 mod server;
+mod session_router;
 mod snapshot;
 mod telemetry;
 mod text;
+mod webhook;
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
@@ -69,21 +83,30 @@ use meter::Meters;
 use series::{Kind, Number, Series, Value, Visitor, push_label};
 use text::TextWriter;
 
-pub use cells::{Counter, Gauge, Histogram};
+pub use audio_pipeline::AudioPipelineMetrics;
+pub use cells::{Counter, DurationCounter, Gauge, Histogram};
 pub use direct::{DirectEndpoint, DirectMetrics, DirectStatus};
 pub use engine::{
     BusyGuard, Device, EngineLabels, EngineMetrics, ModelMetrics, Outcome, RedeliveryReason, SlotMetrics,
 };
 pub use exemplar::Exemplar;
 pub use family::{BoundedFamily, DenseFamily};
+pub use gateway::{GatewayMetrics, HttpMethod, RouteMetrics, WebSocketGuard};
 pub use label::{Label, LabelSet, OTHER, OpenLabel};
+pub use orchestrator::{
+    EventDecision, EventType, ExecutionProfile, FailureReason, JobMetrics, JobStatus, OrchestratorMetrics,
+    ScanStatus, ScheduleMetrics, StageMetrics,
+};
 pub use queue::{QueueMetrics, QueueSeen, QueuesSeen};
+pub use realtime::{RealtimeMetrics, RealtimeModelMetrics, RealtimeSession, TranscriptType};
 pub use registry::{PrefixedRegistry, Registry, Unit};
 pub use series::{Family, Metric};
 pub use server::MetricsServer;
+pub use session_router::{SessionRouterMetrics, SessionStatus, WorkerSessions};
 pub use snapshot::{MetricChange, MetricsSnapshot};
 pub use telemetry::{DropReason, Signal, TelemetryMetrics};
 pub use text::TextFormat;
+pub use webhook::{DeliveryStatus, WebhookMetrics};
 
 /// For metrics that are made with this crate; see [`Registry::prometheus`].
 pub use prometheus_client;
@@ -102,6 +125,8 @@ struct Inner {
     registry: Mutex<Registry>,
     sets: Mutex<HashMap<TypeId, Box<dyn Any + Send>>>,
     labels: label::OpenLabels,
+    /// How many values each label of the platform takes.
+    label_values: usize,
     /// Made when it is first asked for.
     meters: OnceLock<Meters>,
     /// Bytes of the longest text so far, so that the next one is written without growing.
@@ -109,15 +134,42 @@ struct Inner {
 }
 
 impl Metrics {
+    /// How many values each open label of the platform's metrics takes, unless it is told otherwise.
+    pub const LABEL_VALUES: usize = 100;
+
     /// An empty registry.
     #[must_use]
     pub fn new() -> Self {
+        Self::with_label_values(Self::LABEL_VALUES)
+    }
+
+    /// An empty registry in which each open label of the platform's metrics takes as many values as
+    /// `DALSTON_METRICS_LABEL_VALUES` says, from 1 to 10000; [`LABEL_VALUES`](Self::LABEL_VALUES) unless set.
+    ///
+    /// # Errors
+    ///
+    /// When the variable has another value.
+    pub fn from_env(env: &Env) -> Result<Self, EnvError> {
+        const NAME: &str = "DALSTON_METRICS_LABEL_VALUES";
+        const ACCEPTED: &str = "a whole number from 1 to 10000";
+        match env.parse(NAME, ACCEPTED)? {
+            None => Ok(Self::new()),
+            Some(values @ 1..=10_000) => Ok(Self::with_label_values(values)),
+            Some(_) => Err(EnvError::new(NAME, env.get(NAME).unwrap_or_default(), ACCEPTED)),
+        }
+    }
+
+    /// An empty registry in which each open label of the platform's metrics takes this many values: tenants, routes, engines,
+    /// models, workers. Further ones share [`OTHER`].
+    #[must_use]
+    pub fn with_label_values(values: usize) -> Self {
         Self {
             inner: Arc::new(Inner {
                 created: SystemTime::now(),
                 registry: Mutex::default(),
                 sets: Mutex::default(),
                 labels: label::OpenLabels::default(),
+                label_values: values,
                 meters: OnceLock::new(),
                 longest: AtomicUsize::new(0),
             }),
@@ -256,7 +308,7 @@ impl Metrics {
     #[must_use]
     pub fn open_label(&self, name: &'static str, cap: usize) -> OpenLabel {
         self.set(|registry| {
-            let help = "Label values that were counted as __other__ because their label had reached its cap";
+            let help = "Label values that were counted as __other__ because there was no room for more";
             registry.register(
                 "dalston_telemetry_label_values_folded",
                 help,
@@ -265,6 +317,16 @@ impl Metrics {
             FoldedValues
         });
         self.inner.labels.get(name, cap)
+    }
+
+    /// An open label of the platform's metrics.
+    fn label(&self, name: &'static str) -> OpenLabel {
+        self.open_label(name, self.inner.label_values)
+    }
+
+    /// How many combinations of such labels a family tells apart.
+    fn combinations(&self) -> usize {
+        self.inner.label_values.saturating_mul(10)
     }
 }
 

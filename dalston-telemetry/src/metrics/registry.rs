@@ -163,6 +163,24 @@ pub struct PrefixedRegistry<'a> {
 }
 
 impl PrefixedRegistry<'_> {
+    /// Registers a family and gives it back.
+    pub(super) fn keep<F: Family + Clone>(&mut self, name: &str, help: &'static str, family: F) -> F {
+        self.register(name, help, family.clone());
+        family
+    }
+
+    /// As [`keep`](Self::keep), with a unit.
+    pub(super) fn keep_with_unit<F: Family + Clone>(
+        &mut self,
+        name: &str,
+        help: &'static str,
+        unit: Unit,
+        family: F,
+    ) -> F {
+        self.register_with_unit(name, help, unit, family.clone());
+        family
+    }
+
     /// As [`Registry::register`].
     pub fn register(&mut self, name: &str, help: &'static str, family: impl Family) {
         self.registry

@@ -1,10 +1,7 @@
 //! What Prometheus makes of `/metrics`.
 
-use std::time::Duration;
-
 use dalston_telemetry::metrics::{
-    Counter, DenseFamily, Device, DropReason, EngineLabels, EngineMetrics, Exemplar, Gauge, Histogram,
-    Metrics, MetricsServer, Outcome, QueueMetrics, QueueSeen, QueuesSeen, RedeliveryReason, Signal,
+    Counter, DenseFamily, DropReason, Exemplar, Gauge, Histogram, Metrics, MetricsServer, Signal,
     TelemetryMetrics, TextFormat, Unit,
 };
 use dalston_telemetry::{Env, SpanCollector, Telemetry};
@@ -14,34 +11,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 /// Every set of metrics of this crate, with something in it.
 fn everything(metrics: &Metrics) {
-    let engine = EngineMetrics::register(
-        metrics,
-        &EngineLabels::new("asr", "transcribe").instance_type("g5.xlarge"),
-    );
-    let second = Duration::from_secs(1);
-    engine.queue_wait(second);
-    engine.s3_download(second);
-    engine.s3_upload(second);
-    engine.audio_duration(second);
-    engine.task_redelivery(RedeliveryReason::EngineCrash);
-    engine.task_skipped_cancelled();
-    drop(engine.slot(0).busy());
-    let model = engine.model("a \"tiny\" one\\");
-    model.task_processed(Outcome::Success);
-    model.task_duration(second);
-    model.model_load(second);
-    model.model_cache_hit();
-    model.realtime_factor(Device::Cuda, second, second);
-    let queue = QueueSeen {
-        engine_id: "asr".into(),
-        depth: 2,
-        pending: 1,
-        oldest: None,
-    };
-    QueueMetrics::register(metrics, Duration::from_secs(3600)).seen(QueuesSeen {
-        queues: vec![queue],
-        ..QueuesSeen::default()
-    });
+    crate::sets::everything(metrics);
     let telemetry = TelemetryMetrics::register(metrics);
     telemetry.spans_dropped(DropReason::QueueFull, 1);
     telemetry.export_failed(Signal::Metrics);
@@ -99,8 +69,8 @@ fn prometheus_stores_every_series_and_the_exemplars_of_exported_spans() {
     let span = &spans.spans()[0];
     let range = "start=0&end=9999999999";
     for (query, value) in [
-        ("dalston_engine_queue_wait_seconds_bucket", "1"),
-        ("dalston_engine_task_duration_seconds_bucket", "1"),
+        ("dalston_engine_queue_wait_seconds_bucket", "0.001"),
+        ("dalston_engine_task_duration_seconds_bucket", "0.001"),
         ("dalston_engine_tasks_processed_total", "1"),
     ] {
         let exemplar = prometheus.wait_for(&format!("query_exemplars?query={query}&{range}"), |data| {
@@ -113,12 +83,15 @@ fn prometheus_stores_every_series_and_the_exemplars_of_exported_spans() {
 
     // One scrape stores all or nothing.
     let snapshot = metrics.snapshot();
-    let stored = prometheus.wait_for("query?query={__name__=~%22(dalston|my)_.*%22}", |data| {
-        data["result"]
-            .as_array()
-            .cloned()
-            .filter(|series| !series.is_empty())
-    });
+    let stored = prometheus.wait_for(
+        "query?query={__name__=~%22(dalston|my|audio|wake|end_to|pre|stt)_.*%22}",
+        |data| {
+            data["result"]
+                .as_array()
+                .cloned()
+                .filter(|series| !series.is_empty())
+        },
+    );
     assert_eq!(stored.len(), snapshot.iter().count());
     for series in stored {
         let labels = series["metric"].as_object().unwrap();

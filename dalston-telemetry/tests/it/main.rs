@@ -14,4 +14,5 @@ mod push;
 #[cfg(feature = "queue-exporter")]
 mod queue_exporter;
 mod service;
+mod sets;
 mod tls;

@@ -1,0 +1,214 @@
+use std::fmt;
+use std::time::Duration;
+
+use super::{BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, Outcome, Unit, buckets};
+
+/// The metrics of a pipeline from a voice to its answer: what listens, what understands, and how long it takes altogether.
+///
+/// Their names have no prefix: existing dashboards ask for them as they are. Cheap to clone.
+///
+/// | What | PromQL |
+/// |---|---|
+/// | Time from a voice to its answer that 95 % keep to | `histogram_quantile(0.95, sum by (le) (rate(end_to_end_response_duration_seconds_bucket[5m])))` |
+/// | Part of it that is transcription | `sum(rate(stt_latency_seconds_sum[5m])) / sum(rate(end_to_end_response_duration_seconds_sum[5m]))` |
+/// | Half of the audio is worse than | `histogram_quantile(0.5, sum by (le) (rate(audio_quality_score_bucket[1h])))` |
+/// | Pieces of audio per second | `sum(rate(audio_chunks_processed_total[5m]))` |
+/// | Part of the transcriptions that failed | `sum(rate(stt_transcriptions_total{status="failure"}[5m])) / sum(rate(stt_transcriptions_total[5m]))` |
+#[derive(Clone)]
+pub struct AudioPipelineMetrics {
+    processing: DenseFamily<(), Histogram>,
+    quality: DenseFamily<(), Histogram>,
+    chunks: DenseFamily<(), Counter>,
+    wake_detection: DenseFamily<(), Histogram>,
+    end_to_end: DenseFamily<(), Histogram>,
+    encode: DenseFamily<(), Histogram>,
+    requests: DenseFamily<(), Counter>,
+    latency: DenseFamily<(), Histogram>,
+    transcriptions: BoundedFamily<1, Outcome, Counter>,
+    transcription: DenseFamily<(), Histogram>,
+}
+
+impl AudioPipelineMetrics {
+    /// The handles in this registry; registered when first asked for.
+    #[must_use]
+    pub fn register(metrics: &Metrics) -> Self {
+        let model = metrics.label("model");
+        metrics.set(|registry| {
+            let step = || DenseFamily::new(|| Histogram::with_exemplars(buckets::PIPELINE_STEP));
+            let this = Self {
+                processing: step(),
+                quality: DenseFamily::new(|| Histogram::new(buckets::SCORE)),
+                chunks: DenseFamily::default(),
+                wake_detection: step(),
+                end_to_end: step(),
+                encode: step(),
+                requests: DenseFamily::default(),
+                latency: step(),
+                transcriptions: BoundedFamily::new([&model], Counter::default),
+                transcription: step(),
+            };
+            for (name, help, family) in [
+                (
+                    "audio_processing_duration",
+                    "Time to process a piece of audio",
+                    &this.processing,
+                ),
+                (
+                    "wake_detection_duration",
+                    "Time to look for the wake phrase",
+                    &this.wake_detection,
+                ),
+                (
+                    "end_to_end_response_duration",
+                    "Time between the end of a voice and the begin of its answer",
+                    &this.end_to_end,
+                ),
+                (
+                    "pre_stt_encode",
+                    "Time to encode audio for transcription",
+                    &this.encode,
+                ),
+                (
+                    "stt_latency",
+                    "Time between asking for a transcription and having it",
+                    &this.latency,
+                ),
+                (
+                    "stt_transcription_duration",
+                    "Time that a transcription took",
+                    &this.transcription,
+                ),
+            ] {
+                registry.register_with_unit(name, help, Unit::Seconds, family.clone());
+            }
+            registry.register(
+                "audio_quality_score",
+                "How good a piece of audio is, from 0 to 1",
+                this.quality.clone(),
+            );
+            registry.register(
+                "audio_chunks_processed",
+                "Pieces of audio that were processed",
+                this.chunks.clone(),
+            );
+            registry.register(
+                "stt_requests",
+                "Transcriptions that were asked for",
+                this.requests.clone(),
+            );
+            registry.register(
+                "stt_transcriptions",
+                "Transcriptions that have ended",
+                this.transcriptions.clone(),
+            );
+            this
+        })
+    }
+
+    /// Records a piece of audio, and how long processing it took: `audio_chunks_processed_total` and
+    /// `audio_processing_duration_seconds`.
+    pub fn chunk_processed(&self, time: Duration) {
+        self.chunks.with(()).inc();
+        observe(&self.processing, time);
+    }
+
+    /// Records how good a piece of audio is, from 0 to 1: `audio_quality_score`. Other values are brought into this range; what
+    /// is not a number is ignored.
+    pub fn quality(&self, score: f64) {
+        if !score.is_nan() {
+            self.quality.with(()).observe(score.clamp(0.0, 1.0));
+        }
+    }
+
+    /// Records how long the look for the wake phrase took: `wake_detection_duration_seconds`.
+    pub fn wake_detection(&self, time: Duration) {
+        observe(&self.wake_detection, time);
+    }
+
+    /// Records the time between the end of a voice and the begin of its answer: `end_to_end_response_duration_seconds`.
+    pub fn end_to_end(&self, time: Duration) {
+        observe(&self.end_to_end, time);
+    }
+
+    /// Records how long it took to encode audio for transcription: `pre_stt_encode_seconds`.
+    pub fn encoded(&self, time: Duration) {
+        observe(&self.encode, time);
+    }
+
+    /// Counts a transcription that is asked for: `stt_requests_total`.
+    pub fn requested(&self) {
+        self.requests.with(()).inc_in(Exemplar::current());
+    }
+
+    /// Records the time between asking for a transcription and having it: `stt_latency_seconds`.
+    pub fn latency(&self, time: Duration) {
+        observe(&self.latency, time);
+    }
+
+    /// Records a transcription that has ended, by its model, and the time that it took: `stt_transcriptions_total` and
+    /// `stt_transcription_duration_seconds`.
+    pub fn transcribed(&self, model: &str, outcome: Outcome, time: Duration) {
+        self.transcriptions
+            .with([model])
+            .with(outcome)
+            .inc_in(Exemplar::current());
+        observe(&self.transcription, time);
+    }
+}
+
+impl fmt::Debug for AudioPipelineMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AudioPipelineMetrics").finish_non_exhaustive()
+    }
+}
+
+fn observe(histogram: &DenseFamily<(), Histogram>, time: Duration) {
+    histogram.with(()).observe_duration_in(time, Exemplar::current());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_to_a_voice_moves_exactly_its_series() {
+        let metrics = Metrics::new();
+        let pipeline = AudioPipelineMetrics::register(&metrics);
+        let before = metrics.snapshot();
+        let second = Duration::from_secs(1);
+        pipeline.chunk_processed(second);
+        for score in [0.75, 7.0, f64::NAN] {
+            pipeline.quality(score);
+        }
+        pipeline.wake_detection(second);
+        pipeline.encoded(second);
+        pipeline.requested();
+        pipeline.latency(second);
+        pipeline.transcribed("tiny", Outcome::Success, second);
+        pipeline.end_to_end(second);
+        let after = metrics.snapshot();
+        let moved: Vec<_> = after
+            .diff(&before)
+            .iter()
+            .filter(|change| !change.series.ends_with("_count"))
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            moved,
+            [
+                "audio_chunks_processed_total: 0 -> 1",
+                "audio_processing_duration_seconds_sum: 0 -> 1",
+                "audio_quality_score_sum: 0 -> 1.75",
+                "end_to_end_response_duration_seconds_sum: 0 -> 1",
+                "pre_stt_encode_seconds_sum: 0 -> 1",
+                "stt_latency_seconds_sum: 0 -> 1",
+                "stt_requests_total: 0 -> 1",
+                "stt_transcription_duration_seconds_sum: 0 -> 1",
+                r#"stt_transcriptions_total{model="tiny",status="success"}: 0 -> 1"#,
+                "wake_detection_duration_seconds_sum: 0 -> 1",
+            ]
+        );
+        let failed = [("model", "tiny"), ("status", "failure")];
+        assert_eq!(after.value("stt_transcriptions_total", &failed), Some(0.0));
+    }
+}

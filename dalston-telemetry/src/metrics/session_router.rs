@@ -1,0 +1,186 @@
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::roster::{Entry, Roster};
+use super::{Counter, DenseFamily, Exemplar, Gauge, Histogram, Metrics, Unit, buckets};
+
+crate::label! {
+    /// How a session ended.
+    pub enum SessionStatus = "status" {
+        Completed => "completed",
+        Error => "error",
+        Timeout => "timeout",
+    }
+}
+
+/// The metrics of the router of realtime sessions. Cheap to clone.
+///
+/// | What | PromQL |
+/// |---|---|
+/// | Workers that are registered and not well | `dalston_session_router_workers_registered - dalston_session_router_workers_healthy` |
+/// | Sessions, in all and of each worker | `sum(dalston_session_router_sessions_active)`, `dalston_session_router_sessions_active` |
+/// | Part of the sessions that ended badly | `sum(rate(dalston_session_router_sessions_total{status!="completed"}[5m])) / sum(rate(dalston_session_router_sessions_total[5m]))` |
+/// | Time that 95 % of the sessions wait for a worker at most | `histogram_quantile(0.95, sum by (le) (rate(dalston_session_router_allocation_duration_seconds_bucket[5m])))` |
+#[derive(Clone)]
+pub struct SessionRouterMetrics {
+    registered: DenseFamily<(), Gauge>,
+    healthy: DenseFamily<(), Gauge>,
+    active: Roster,
+    sessions: DenseFamily<SessionStatus, Counter>,
+    allocation: DenseFamily<(), Histogram>,
+}
+
+impl SessionRouterMetrics {
+    /// The handles in this registry; registered when first asked for.
+    #[must_use]
+    pub fn register(metrics: &Metrics) -> Self {
+        let worker = metrics.label("worker_id");
+        metrics.set(|registry| {
+            let mut registry = registry.with_prefix("dalston_session_router");
+            Self {
+                registered: registry.keep(
+                    "workers_registered",
+                    "Realtime workers that are registered",
+                    DenseFamily::default(),
+                ),
+                healthy: registry.keep(
+                    "workers_healthy",
+                    "Realtime workers that have lately been heard of",
+                    DenseFamily::default(),
+                ),
+                active: registry.keep(
+                    "sessions_active",
+                    "Sessions that a worker has",
+                    Roster::new(&worker),
+                ),
+                sessions: registry.keep("sessions", "Sessions that have ended", DenseFamily::default()),
+                allocation: registry.keep_with_unit(
+                    "allocation_duration",
+                    "Time to find a worker for a session",
+                    Unit::Seconds,
+                    DenseFamily::new(|| Histogram::with_exemplars(buckets::ALLOCATION)),
+                ),
+            }
+        })
+    }
+
+    /// Sets how many workers there are, and how many of them are well: `dalston_session_router_workers_registered` and
+    /// `dalston_session_router_workers_healthy`.
+    pub fn workers(&self, registered: usize, healthy: usize) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.registered.with(()).set(number(registered));
+        self.healthy.with(()).set(number(healthy));
+    }
+
+    /// The number of sessions of a worker, at zero if it is new. Its series is there until the last handle is dropped: hold
+    /// one for as long as the worker is registered.
+    #[must_use = "the series vanishes as soon as the handle is dropped"]
+    pub fn worker(&self, worker_id: &str) -> WorkerSessions {
+        WorkerSessions {
+            entry: self.active.entry(worker_id),
+        }
+    }
+
+    /// Counts a session that has ended: `dalston_session_router_sessions_total`.
+    pub fn session_ended(&self, status: SessionStatus) {
+        self.sessions.with(status).inc_in(Exemplar::current());
+    }
+
+    /// Records how long it took to find a worker, or that there is none:
+    /// `dalston_session_router_allocation_duration_seconds`.
+    pub fn allocated(&self, time: Duration) {
+        self.allocation
+            .with(())
+            .observe_duration_in(time, Exemplar::current());
+    }
+}
+
+impl fmt::Debug for SessionRouterMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionRouterMetrics").finish_non_exhaustive()
+    }
+}
+
+/// How many sessions a worker has. Made by [`SessionRouterMetrics::worker`]; clones are the same number.
+#[derive(Clone, Debug)]
+pub struct WorkerSessions {
+    entry: Arc<Entry>,
+}
+
+impl WorkerSessions {
+    /// Sets the number: `dalston_session_router_sessions_active`.
+    pub fn set(&self, active: usize) {
+        self.entry.set(i64::try_from(active).unwrap_or(i64::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::OTHER;
+    use super::*;
+
+    const ACTIVE: &str = "dalston_session_router_sessions_active";
+
+    #[test]
+    fn a_worker_that_has_gone_has_no_series_and_leaves_room_for_the_next() {
+        let metrics = Metrics::with_label_values(2);
+        let router = SessionRouterMetrics::register(&metrics);
+        let active = |worker: &str| metrics.snapshot().value(ACTIVE, &[("worker_id", worker)]);
+        for round in 0..10 {
+            let name = format!("worker-{round}");
+            let worker = router.worker(&name);
+            assert_eq!(active(&name), Some(0.0));
+            worker.set(3);
+            let again = router.worker(&name);
+            drop(worker);
+            assert_eq!(active(&name), Some(3.0));
+            drop(again);
+            assert_eq!(active(&name), None);
+        }
+        assert!(!metrics.encode().contains(ACTIVE), "{}", metrics.encode());
+    }
+
+    #[test]
+    fn workers_beyond_the_cap_are_one_series_with_their_sum() {
+        let metrics = Metrics::with_label_values(2);
+        let router = SessionRouterMetrics::register(&metrics);
+        let workers: Vec<_> = (0..5)
+            .map(|worker| router.worker(&format!("worker-{worker}")))
+            .collect();
+        for worker in &workers {
+            worker.set(7);
+            worker.set(2);
+        }
+        let other = || metrics.snapshot().value(ACTIVE, &[("worker_id", OTHER)]);
+        assert_eq!(other(), Some(6.0));
+        assert_eq!(metrics.snapshot().sum(ACTIVE, &[]), 10.0);
+        let folded = metrics.snapshot().value(
+            "dalston_telemetry_label_values_folded_total",
+            &[("label", "worker_id")],
+        );
+        assert_eq!(folded, Some(3.0));
+        drop(workers);
+        assert_eq!(other(), None);
+    }
+
+    #[test]
+    fn how_sessions_end_is_counted_from_zero() {
+        let metrics = Metrics::new();
+        let router = SessionRouterMetrics::register(&metrics);
+        router.workers(4, 3);
+        router.session_ended(SessionStatus::Timeout);
+        router.allocated(Duration::from_millis(2));
+        let text = metrics.encode();
+        for line in [
+            "dalston_session_router_workers_registered 4\n",
+            "dalston_session_router_workers_healthy 3\n",
+            "dalston_session_router_sessions_total{status=\"completed\"} 0\n",
+            "dalston_session_router_sessions_total{status=\"error\"} 0\n",
+            "dalston_session_router_sessions_total{status=\"timeout\"} 1\n",
+            "dalston_session_router_allocation_duration_seconds_sum 0.002\n",
+        ] {
+            assert!(text.contains(line), "{line} is missing in {text}");
+        }
+    }
+}
