@@ -1,5 +1,8 @@
 //! The files of a task: its request and inputs come in, its response and results go out.
 
+use std::path::Path;
+
+use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::task::{Attempt, TaskFiles};
@@ -8,11 +11,16 @@ use crate::context::OutputFile;
 use crate::error::{TaskError, TaskErrorKind};
 use crate::protocol::{ArtifactReference, RequestBinding, TaskRequestData, TaskResponseData};
 use crate::stage::StageName;
-use crate::store::{Store, StoreError, key};
+use crate::store::{Seen, Store, StoreError, Written, key};
 use crate::task::{Input, TaskRequest};
 
 /// `request.json` holds the answers of earlier stages; a day of speech with word times stays below this.
 const MAX_REQUEST_BYTES: usize = 256 * 1024 * 1024;
+/// What the storage takes in one request, and so takes or leaves as a whole. A larger file goes there in parts, of which the
+/// last step knows no condition.
+const LARGEST_IN_ONE: u64 = 10 * 1024 * 1024;
+/// How often a file is written that somebody else writes at the same time.
+const WRITES: usize = 5;
 /// Inputs that are fetched at the same time.
 const PARALLEL_INPUTS: usize = 4;
 
@@ -77,16 +85,13 @@ pub(super) async fn upload(
     let mut artifacts = Vec::with_capacity(files.len());
     for file in files {
         attempt.still_ours().await?;
-        artifacts.push(Box::pin(put_file(store, claim, stage, file)).await?);
+        artifacts.push(Box::pin(put_file(store, claim, stage, file, attempt)).await?);
         fault_point!(ArtifactStored);
     }
     let response = response.artifacts(artifacts.iter().cloned());
     let key = key::task_response(&claim.job_id, &claim.task_id);
     attempt.still_ours().await?;
-    store
-        .write(&key, response.to_vec())
-        .await
-        .map_err(storage_error)?;
+    write(store, &key, response.to_vec().into(), attempt).await?;
     fault_point!(ResponseStored);
     Ok(artifacts)
 }
@@ -96,6 +101,7 @@ async fn put_file(
     claim: &Claim,
     stage: &StageName,
     file: OutputFile,
+    attempt: &Attempt<'_>,
 ) -> Result<ArtifactReference, TaskError> {
     let OutputFile {
         name,
@@ -114,10 +120,18 @@ async fn put_file(
             .and_then(key::suffix);
         key::task_artifact(&claim.job_id, &claim.task_id, &name, suffix)
     };
-    let (locator, size) = store
-        .put(&path, &key)
+    let stored = async {
+        match read_whole(&path).await.map_err(storage_error)? {
+            Some(content) => {
+                let size = content.len() as u64;
+                Ok((write(store, &key, content, attempt).await?, size))
+            }
+            None => store.put(&path, &key).await.map_err(storage_error),
+        }
+    };
+    let (locator, size) = stored
         .await
-        .map_err(|error| storage_error(error).context(format_args!("the output file {name:?}")))?;
+        .map_err(|error| error.context(format_args!("the output file {name:?}")))?;
     let id = format!("{}:{name}", claim.task_id);
     let mut artifact = ArtifactReference::new(id, kind, locator)
         .size(size)
@@ -126,6 +140,39 @@ async fn put_file(
     artifact.media_type = media_type;
     artifact.channel = channel;
     Ok(artifact)
+}
+
+/// Writes a file, and over another one only if that can't be the work of a peer that has the task by now.
+async fn write(store: &Store, key: &str, content: Bytes, attempt: &Attempt<'_>) -> Result<String, TaskError> {
+    let mut seen = Seen::default();
+    for _ in 0..WRITES {
+        match store
+            .replace(key, content.clone(), &seen)
+            .await
+            .map_err(storage_error)?
+        {
+            Written::Done(locator) => return Ok(locator),
+            Written::Not(other) => seen = other,
+        }
+        // In this order: what a peer writes after it got the task is not what was seen.
+        attempt.ask_whether_ours().await?;
+    }
+    let text = format!("{}: somebody else keeps writing it", store.locator(key));
+    Err(TaskError::retryable("storage", text))
+}
+
+/// A file of this machine, unless it is too large for one request.
+async fn read_whole(path: &Path) -> Result<Option<Bytes>, StoreError> {
+    let read = async {
+        if tokio::fs::metadata(path).await?.len() > LARGEST_IN_ONE {
+            return Ok(None);
+        }
+        tokio::fs::read(path).await.map(|content| Some(content.into()))
+    };
+    read.await.map_err(|source| StoreError::File {
+        path: path.display().to_string(),
+        source,
+    })
 }
 
 /// Which artifact goes into which slot: the slots of the bindings in their order, then any others.

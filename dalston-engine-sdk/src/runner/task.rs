@@ -530,6 +530,11 @@ impl<'a> Attempt<'a> {
         if self.confirmed.elapsed() < self.origin.broker.lease() / 2 {
             return Ok(());
         }
+        self.ask_whether_ours().await
+    }
+
+    /// Asks the broker, and renews the lease with that.
+    pub(super) async fn ask_whether_ours(&self) -> Result<(), TaskError> {
         let asked = Instant::now();
         match retry("renewing a lease", || self.origin.broker.renew(self.claim)).await {
             Ok(Ownership::Held) => {

@@ -4,6 +4,7 @@
 //! this machine where that is allowed. A store of memory or of local files stands in for S3 under the same locators, so
 //! that nothing above it knows the difference.
 
+mod guarded;
 pub mod key;
 #[cfg(feature = "s3")]
 mod s3;
@@ -11,6 +12,7 @@ mod s3;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -26,6 +28,7 @@ use url::Url;
 
 use crate::error::chain;
 
+pub(crate) use self::guarded::{Seen, Written};
 #[cfg(feature = "s3")]
 pub use self::s3::S3Settings;
 
@@ -52,6 +55,8 @@ const AT_ONCE: u64 = 1024 * 1024;
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
     bucket: Arc<str>,
+    /// Whether the storage can be told to write only over what we know of, as far as we know.
+    conditions: Arc<AtomicBool>,
     local_files: bool,
     /// One file of this machine, under a locator of its own.
     file: Option<Arc<(String, PathBuf)>>,
@@ -67,6 +72,7 @@ impl Store {
         Self {
             objects,
             bucket: bucket.into(),
+            conditions: Arc::new(AtomicBool::new(true)),
             local_files: false,
             file: None,
             #[cfg(feature = "s3")]

@@ -24,7 +24,7 @@ fn begun() -> (UnboundedSender<String>, UnboundedReceiver<String>) {
     unbounded_channel()
 }
 
-fn other_worker() -> Consumer {
+pub(crate) fn other_worker() -> Consumer {
     Consumer {
         engine_id: "test-asr".to_owned(),
         instance: "test-asr-other".to_owned(),
@@ -702,14 +702,14 @@ async fn an_engine_stops_when_the_whole_worker_is_dropped() {
 /// A broker that grants shorter leases than it says, so that its worker renews too late, that gives it one task only, and
 /// that takes its time to announce it.
 #[derive(Debug)]
-struct AwkwardBroker {
-    broker: MemoryBroker,
-    given: AtomicBool,
-    announcing: Duration,
+pub(crate) struct AwkwardBroker {
+    pub(crate) broker: MemoryBroker,
+    pub(crate) given: AtomicBool,
+    pub(crate) announcing: Duration,
     /// Renewals don't reach it.
-    away: Arc<AtomicBool>,
+    pub(crate) away: Arc<AtomicBool>,
     /// Nothing can be finished before.
-    finishing: Option<Instant>,
+    pub(crate) finishing: Option<Instant>,
 }
 
 #[async_trait]

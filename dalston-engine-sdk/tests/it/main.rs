@@ -18,6 +18,8 @@ mod protocol;
 mod redis_wire;
 #[cfg(feature = "redis")]
 mod registry;
+#[cfg(feature = "s3")]
+mod results;
 mod rig;
 mod runner;
 mod stage;

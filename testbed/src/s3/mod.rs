@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ use crate::Authority;
 
 /// A server with its files in memory, on a free port and a thread of its own.
 ///
-/// It checks signatures (version 4) as Amazon's does, and knows single objects, ranges, multipart uploads, copies and lists. A
+/// It checks signatures (version 4) as Amazon's does, and knows single objects, conditions, ranges, multipart uploads, copies and lists. A
 /// place is a bucket and a key: `dalston-artifacts/jobs/J/audio/original.wav`.
 #[derive(Debug)]
 pub struct TestS3 {
@@ -46,11 +46,12 @@ pub struct TestS3 {
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     files: Files,
     troubles: Troubles,
     requests: AtomicU64,
+    conditions: AtomicBool,
 }
 
 impl TestS3 {
@@ -86,7 +87,12 @@ impl TestS3 {
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::new(Shared {
+            files: Files::default(),
+            troubles: Troubles::default(),
+            requests: AtomicU64::default(),
+            conditions: AtomicBool::new(true),
+        });
         shared.files.make_bucket(Self::BUCKET);
         let (stop, stopped) = oneshot::channel();
         let serving = serve(listener, tls, Arc::clone(&shared));
@@ -168,6 +174,11 @@ impl TestS3 {
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::Relaxed)
+    }
+
+    /// From now on it refuses to store an object under a condition, as servers do that know none.
+    pub fn refuse_conditions(&self) {
+        self.shared.conditions.store(false, Ordering::Relaxed);
     }
 
     /// From now on some requests fare as `trouble` says, or all.

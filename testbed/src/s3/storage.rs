@@ -14,9 +14,10 @@ use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, CommonPrefix, CompleteMultipartUploadInput,
     CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource,
     CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput,
-    DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, ETag, GetObjectInput, GetObjectOutput,
-    HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, Object, PutObjectInput,
-    PutObjectOutput, Range, StreamingBlob, Timestamp, UploadPartInput, UploadPartOutput,
+    DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, ETag, ETagCondition, GetObjectInput,
+    GetObjectOutput, HeadObjectInput, HeadObjectOutput, IfMatch, IfNoneMatch, ListObjectsV2Input,
+    ListObjectsV2Output, Object, PutObjectInput, PutObjectOutput, Range, StreamingBlob, Timestamp,
+    UploadPartInput, UploadPartOutput,
 };
 use s3s::{Body, S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
@@ -59,6 +60,36 @@ pub(super) struct Files {
 struct Upload {
     content_type: Option<String>,
     parts: BTreeMap<i32, Bytes>,
+}
+
+/// Under which a client wants its object stored.
+struct Condition {
+    if_match: Option<IfMatch>,
+    if_none_match: Option<IfNoneMatch>,
+}
+
+impl Condition {
+    fn is_some(&self) -> bool {
+        self.if_match.is_some() || self.if_none_match.is_some()
+    }
+
+    fn check(&self, there: Option<&StoredObject>) -> S3Result<()> {
+        let matches = |wanted: &ETagCondition, there: &StoredObject| match wanted {
+            ETagCondition::Any => true,
+            ETagCondition::ETag(tag) => *tag == there.tag(),
+        };
+        match (&self.if_match, there) {
+            (Some(_), None) => return Err(s3_error!(NoSuchKey)),
+            (Some(wanted), Some(there)) if !matches(wanted, there) => {
+                return Err(s3_error!(PreconditionFailed));
+            }
+            _ => {}
+        }
+        match (&self.if_none_match, there) {
+            (Some(unwanted), Some(there)) if matches(unwanted, there) => Err(s3_error!(PreconditionFailed)),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Files {
@@ -119,6 +150,28 @@ impl Files {
     ) -> S3Result<StoredObject> {
         let stored = self.put(bucket, key, content_type, content);
         stored.ok_or_else(|| s3_error!(NoSuchBucket))
+    }
+
+    /// Stores an object if the one that is there, or is not there, is as the client thinks.
+    fn store_if(
+        &self,
+        bucket: &str,
+        key: &str,
+        content_type: Option<String>,
+        content: Bytes,
+        condition: &Condition,
+    ) -> S3Result<StoredObject> {
+        let object = StoredObject {
+            content,
+            content_type,
+            modified: SystemTime::now(),
+            version: self.next(),
+        };
+        let mut buckets = self.buckets.lock().unwrap();
+        let objects = buckets.get_mut(bucket).ok_or_else(|| s3_error!(NoSuchBucket))?;
+        condition.check(objects.get(key))?;
+        objects.insert(key.to_owned(), object.clone());
+        Ok(object)
     }
 
     fn check_bucket(&self, bucket: &str) -> S3Result<()> {
@@ -186,10 +239,17 @@ impl S3 for Storage {
     async fn put_object(&self, request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
         let input = request.input;
         let content = collect(input.body).await?;
-        let object = self
-            .0
-            .files
-            .store(&input.bucket, &input.key, input.content_type, content)?;
+        let condition = Condition {
+            if_match: input.if_match,
+            if_none_match: input.if_none_match,
+        };
+        if condition.is_some() && !self.0.conditions.load(Ordering::Relaxed) {
+            return Err(s3_error!(NotImplemented));
+        }
+        let object =
+            self.0
+                .files
+                .store_if(&input.bucket, &input.key, input.content_type, content, &condition)?;
         Ok(S3Response::new(PutObjectOutput {
             e_tag: Some(object.tag()),
             ..PutObjectOutput::default()

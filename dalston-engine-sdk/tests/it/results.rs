@@ -1,0 +1,163 @@
+//! What a worker writes, and over what.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use dalston_engine_sdk::broker::{Broker, EventContext, MemoryBroker, Outcome};
+use dalston_engine_sdk::store::{S3Settings, Store, key};
+use dalston_engine_sdk::{OutputFile, TaskContext, TaskError};
+use serde_json::{Value, json};
+use testbed::{Fault, TestS3, Trouble};
+
+use crate::hazards::{AwkwardBroker, other_worker};
+use crate::rig::{Closures, Rig, answer, job_of};
+
+fn s3(server: &TestS3) -> Store {
+    let mut settings = S3Settings::default();
+    settings.endpoint = Some(server.url());
+    let keys = [
+        ("AWS_ACCESS_KEY_ID", TestS3::ACCESS_KEY_ID),
+        ("AWS_SECRET_ACCESS_KEY", TestS3::SECRET_ACCESS_KEY),
+    ];
+    settings.credentials = keys
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+    Store::s3(settings).unwrap()
+}
+
+fn rig(store: Store) -> Rig {
+    let mut rig = Rig::new();
+    rig.store = store;
+    rig
+}
+
+/// Leaves a file `notes.txt` that says "ours", and a response.
+fn engine() -> Closures {
+    Closures::new(|_, cx| leave_notes(cx))
+}
+
+fn leave_notes(cx: &TaskContext) -> Result<Value, TaskError> {
+    let path = cx.temp_dir().join("notes.txt");
+    std::fs::write(&path, "ours")?;
+    cx.add_output_file(OutputFile::new("notes", "text", path))?;
+    answer()
+}
+
+fn notes(task: &str) -> String {
+    key::task_artifact(&job_of(task), task, "notes", Some("txt"))
+}
+
+async fn read(store: &Store, key: &str) -> String {
+    let bytes = store.read(&store.locator(key), 1 << 20).await.unwrap();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn a_request_that_is_still_on_its_way_when_a_peer_ends_the_task_changes_nothing_any_more() {
+    for late in ["notes.txt", "response.json"] {
+        let server = TestS3::start();
+        // The peer gets the task as soon as it asks; we are sure to have it for half a minute.
+        let mut rig = Rig::with_broker(MemoryBroker::with(Duration::from_millis(100), 100));
+        rig.store = s3(&server);
+        let broker = AwkwardBroker {
+            broker: rig.broker.clone(),
+            given: AtomicBool::new(false),
+            announcing: Duration::ZERO,
+            away: Arc::default(),
+            finishing: None,
+        };
+        let slow = Trouble::new(Fault::Delay(Duration::from_secs(4)))
+            .method("PUT")
+            .path(late)
+            .times(1);
+        rig.submit("t1").await;
+        server.trouble(slow);
+        let before = server.requests();
+        let act = async {
+            // The request document, the notes if they are not late, and what is.
+            let sent = before + if late == "notes.txt" { 2 } else { 3 };
+            while server.requests() < sent {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let peer = rig.broker.receive(&other_worker(), Duration::ZERO).await;
+            let peer = peer.unwrap().unwrap().claim;
+            let response = json!({"task_id": "t1", "data": "the successor's"});
+            for (key, content) in [
+                (notes("t1"), "the successor's".to_owned()),
+                (key::task_response(&job_of("t1"), "t1"), response.to_string()),
+            ] {
+                server.put(&format!("{}/{key}", TestS3::BUCKET), content);
+            }
+            let done = Outcome::Completed {
+                artifacts: Vec::new(),
+            };
+            let context = EventContext::default();
+            let _ = rig.broker.finish(&peer, &done, &context).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        };
+        let builder = rig.runner(engine()).broker(broker);
+        rig.run(builder, act).await.1.unwrap();
+        assert_eq!(rig.response("t1").await, json!("the successor's"), "{late}");
+        assert_eq!(read(&rig.store, &notes("t1")).await, "the successor's", "{late}");
+        assert_eq!(rig.events(), ["t1 started", "t1 completed"], "{late}");
+    }
+}
+
+#[tokio::test]
+async fn what_an_earlier_attempt_left_is_replaced() {
+    let (server, temp) = (TestS3::start(), tempfile::tempdir().unwrap());
+    for store in [
+        s3(&server),
+        Store::memory(),
+        Store::directory(temp.path()).unwrap(),
+    ] {
+        let rig = rig(store);
+        for key in [notes("t1"), key::task_response(&job_of("t1"), "t1")] {
+            rig.store.write(&key, "of an earlier attempt").await.unwrap();
+        }
+        rig.submit("t1").await;
+        let (outcome, _) = rig.run(rig.runner(engine()), rig.outcome("t1")).await;
+        assert_eq!(outcome.unwrap(), json!({"text": "hello"}), "{:?}", rig.store);
+        assert_eq!(read(&rig.store, &notes("t1")).await, "ours");
+    }
+}
+
+#[tokio::test]
+async fn a_storage_that_knows_no_conditions_is_asked_for_none_after_the_first() {
+    let server = TestS3::start();
+    server.refuse_conditions();
+    let rig = rig(s3(&server));
+    rig.store
+        .write(&notes("t2"), "of an earlier attempt")
+        .await
+        .unwrap();
+    let act = async {
+        rig.submit("t1").await;
+        rig.outcome("t1").await.unwrap();
+        rig.submit("t2").await;
+        let before = server.requests();
+        rig.outcome("t2").await.unwrap();
+        server.requests() - before
+    };
+    let (requests, _) = rig.run(rig.runner(engine()), act).await;
+    // Request, notes, response, and the response again for this test.
+    assert_eq!(requests, 4);
+    assert_eq!(read(&rig.store, &notes("t2")).await, "ours");
+}
+
+#[tokio::test]
+async fn a_write_whose_answer_is_lost_or_whose_connection_is_cut_is_made_again() {
+    for fault in [Fault::LoseAnswer, Fault::Cut] {
+        let server = TestS3::start();
+        let rig = rig(s3(&server));
+        rig.submit("t1").await;
+        for late in ["notes.txt", "response.json"] {
+            server.trouble(Trouble::new(fault.clone()).method("PUT").path(late).times(1));
+        }
+        let (outcome, _) = rig.run(rig.runner(engine()), rig.outcome("t1")).await;
+        outcome.unwrap();
+        assert_eq!(read(&rig.store, &notes("t1")).await, "ours");
+    }
+}
