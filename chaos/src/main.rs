@@ -288,6 +288,8 @@ async fn check_keys(platform: &Platform, orchestrator: &Orchestrator, report: &m
         keys::INSTANCES.to_owned(),
         keys::engine_instances(ENGINE),
         keys::stage_instances(ENGINE),
+        // By which engines know their own dead.
+        format!("dalston:engine:rejoining:{ENGINE}"),
     ];
     let found: Vec<String> = platform.ask(&["KEYS", "*"]).await;
     for key in found {

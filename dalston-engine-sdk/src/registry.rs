@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use crate::broker::{BrokerError, HEARTBEAT_SCRIPT, RedisServer};
+use crate::broker::{BURY_SCRIPT, BrokerError, HEARTBEAT_SCRIPT, RedisServer};
 use crate::protocol::{HEARTBEAT_SECONDS, Heartbeat, RECORD_TTL_SECONDS, RegistryRecord, Timestamp, keys};
 
 /// The entry of one instance in the registry.
@@ -65,7 +65,7 @@ impl Registry {
         let now = Timestamp::now();
         let renewal = self.record.heartbeat(heartbeat, now);
         let mut script = HEARTBEAT_SCRIPT.key(keys::instance(&self.record.instance));
-        for set in self.record.index_sets() {
+        for set in self.sets() {
             script.key(set);
         }
         script
@@ -91,11 +91,36 @@ impl Registry {
             .atomic()
             .del(keys::instance(&self.record.instance))
             .ignore();
-        for set in self.record.index_sets() {
+        for set in self.sets() {
             removal.srem(set, &self.record.instance).ignore();
         }
         let removed = removal.query_async(&mut self.server.shared()).await;
         removed.map_err(|source| self.failed("removing", source))
+    }
+
+    /// Removes instances of this engine from the platform's sets that died without a word: the platform itself leaves them in two of
+    /// the three. Only instances of this SDK, which join again if they live after all. Some of them, if there are very many.
+    ///
+    /// # Errors
+    ///
+    /// If the server can't be reached.
+    pub async fn bury(&self) -> Result<u64, BrokerError> {
+        const LOOKED_AT: u32 = 100;
+        let [own, sets @ ..] = self.sets();
+        let mut script = BURY_SCRIPT.key(own);
+        for set in sets {
+            script.key(set);
+        }
+        script.arg(keys::instance("")).arg(LOOKED_AT);
+        let removed = script.invoke_async(&mut self.server.shared()).await;
+        removed.map_err(|source| self.failed("removing dead namesakes beside", source))
+    }
+
+    /// Our own, and those of the platform.
+    fn sets(&self) -> [String; 4] {
+        let own = keys::rejoining_instances(&self.record.capabilities.engine_id);
+        let [all, of_engine, of_stage] = self.record.index_sets();
+        [own, all, of_engine, of_stage]
     }
 
     /// Registers the instance and keeps it registered until the guard is [closed](Registered::leave).
@@ -112,12 +137,19 @@ impl Registry {
             let mut ticks = interval((self.lifetime / HEARTBEATS).max(Duration::from_millis(1)));
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             ticks.tick().await;
+            // Who died is known when its record ends.
+            let mut burials = interval(self.lifetime);
+            burials.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut looks = interval(NOTICE);
             looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
                     _ = &mut stopped => return self,
                     _ = ticks.tick() => last = state(),
+                    _ = burials.tick() => {
+                        bury(&self).await;
+                        continue;
+                    }
                     // What changed is told sooner: the platform chooses engines by it.
                     _ = looks.tick() => {
                         let now = state();
@@ -157,6 +189,14 @@ async fn beat(registry: &Registry, heartbeat: &Heartbeat) -> bool {
             warn!(%error, cause, "heartbeat_failed");
             false
         }
+    }
+}
+
+async fn bury(registry: &Registry) {
+    match registry.bury().await {
+        Ok(0) => {}
+        Ok(removed) => debug!(removed, "dead_instances_removed"),
+        Err(error) => warn!(%error, "dead_instances_not_removed"),
     }
 }
 

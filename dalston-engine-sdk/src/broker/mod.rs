@@ -22,7 +22,7 @@ use async_trait::async_trait;
 
 pub use self::memory::{EventKind, MemoryBroker, QueueFull, QueuedTask, RecordedEvent};
 #[cfg(feature = "redis")]
-pub(crate) use self::redis::HEARTBEAT_SCRIPT;
+pub(crate) use self::redis::{BURY_SCRIPT, HEARTBEAT_SCRIPT};
 #[cfg(feature = "redis")]
 pub use self::redis::{InvalidRedisUrl, RedisBroker, RedisServer};
 use crate::protocol::{ArtifactReference, RequestBinding, Timestamp};

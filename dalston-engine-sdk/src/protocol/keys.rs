@@ -67,6 +67,12 @@ pub fn stage_instances(stage: &str) -> String {
     format!("dalston:engine:stage:{stage}")
 }
 
+/// The set of those instances of an engine that join all sets again when they find their record gone. The platform knows nothing
+/// of it: by it we know whom we may remove from the platform's sets. An engine of another kind would never come back to them.
+pub(crate) fn rejoining_instances(engine_id: &str) -> String {
+    format!("dalston:engine:rejoining:{engine_id}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +87,7 @@ mod tests {
             instance("faster-whisper-0f37d5acd7e8"),
             engine_instances("faster-whisper"),
             stage_instances("transcribe"),
+            rejoining_instances("faster-whisper"),
         ];
         let expected = [
             "dalston:stream:faster-whisper",
@@ -90,6 +97,7 @@ mod tests {
             "dalston:engine:instance:faster-whisper-0f37d5acd7e8",
             "dalston:engine:engine_id:faster-whisper",
             "dalston:engine:stage:transcribe",
+            "dalston:engine:rejoining:faster-whisper",
         ];
         assert_eq!(keys, expected);
     }

@@ -19,13 +19,17 @@ const SETS: [&str; 3] = [
 ];
 
 fn registry(server: &TestRedis) -> Registry {
+    named(server, "faster-whisper-0f37d5acd7e8")
+}
+
+fn named(server: &TestRedis, instance: &str) -> Registry {
     let info = EngineInfo::new("faster-whisper", "1.2.3")
         .stage(Stage::Transcribe)
         .word_timestamps(true);
     let node = NodeIdentity::local("box-7", "node-7");
     let mut capabilities = info.capabilities();
     capabilities.max_concurrency = Some(2);
-    let record = RegistryRecord::new("faster-whisper-0f37d5acd7e8", capabilities, 2, node);
+    let record = RegistryRecord::new(instance, capabilities, 2, node);
     Registry::new(RedisServer::new(&server.url()).unwrap(), record)
 }
 
@@ -200,6 +204,52 @@ async fn an_instance_that_leaves_is_gone_from_everywhere() {
     );
     let others: Vec<String> = server.send(&["SMEMBERS", SETS[0]]).await;
     assert_eq!(others, ["another"]);
+}
+
+#[tokio::test]
+async fn a_killed_instance_is_taken_out_of_all_sets_and_joins_them_again_if_it_lives() {
+    let server = TestRedis::start().await;
+    let survivor = registry(&server);
+    survivor.beat(&Heartbeat::default()).await.unwrap();
+    // Of another kind: it would never join again.
+    for set in SETS {
+        let () = server
+            .send(&["SADD", set, "faster-whisper-of-another-kind"])
+            .await;
+    }
+    let joined = named(&server, "faster-whisper-second")
+        .with_lifetime(Duration::from_secs(3))
+        .join(Heartbeat::default)
+        .await;
+    assert_eq!(memberships(&server).await, [true; 3], "it lives");
+
+    let () = server.send(&["DEL", KEY]).await;
+    let gone = async {
+        while memberships(&server).await != [false; 3] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), gone)
+        .await
+        .expect("within its lifetime, with room for a slow machine");
+    for set in SETS {
+        let mut members: Vec<String> = server.send(&["SMEMBERS", set]).await;
+        members.sort();
+        assert_eq!(
+            members,
+            ["faster-whisper-of-another-kind", "faster-whisper-second"]
+        );
+    }
+
+    survivor.beat(&Heartbeat::default()).await.unwrap();
+    assert_eq!(memberships(&server).await, [true; 3]);
+    survivor.deregister().await.unwrap();
+    joined.leave().await.unwrap();
+    let mut left: Vec<String> = server.send(&["KEYS", "*"]).await;
+    left.sort();
+    let mut sets = SETS.to_vec();
+    sets.sort_unstable();
+    assert_eq!(left, sets, "only those of the other kind");
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::protocol::{RequestBinding, TaskEvent, TaskEventKind, Timestamp};
 
-pub(crate) use self::scripts::HEARTBEAT as HEARTBEAT_SCRIPT;
+pub(crate) use self::scripts::{BURY as BURY_SCRIPT, HEARTBEAT as HEARTBEAT_SCRIPT};
 
 /// Takes tasks from a live deployment, and reports to it.
 ///

@@ -284,3 +284,20 @@ return there
 ",
     )
 });
+
+/// Removes instances from the sets `KEYS` that have no record (`ARGV[1]` and their name), which processes leave that were killed.
+/// Looks at no more than `ARGV[2]` of the first set, picked at random. Returns how many it removed.
+pub(crate) static BURY: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+local removed = 0
+for _, instance in ipairs(redis.call('SRANDMEMBER', KEYS[1], ARGV[2])) do
+  if redis.call('EXISTS', ARGV[1] .. instance) == 0 then
+    for i = 1, #KEYS do redis.call('SREM', KEYS[i], instance) end
+    removed = removed + 1
+  end
+end
+return removed
+",
+    )
+});
