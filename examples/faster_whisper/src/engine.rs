@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use dalston_engine_sdk::audio::{Audio, AudioFormat};
 use dalston_engine_sdk::stage::{TimestampGranularity, TranscribeTask};
@@ -19,6 +20,9 @@ use crate::whisper::Whisper;
 
 /// The model that lies in this example's `models` folder.
 const SHIPPED_MODEL: &str = "whisper-nano-digits";
+
+/// What the platform sends with every task.
+const PLATFORM_BEAM_SIZE: u32 = 5;
 
 /// The transcription engine: stage `transcribe`, any Hugging Face Whisper directory as its model.
 #[derive(Debug, Clone, Copy, Default)]
@@ -104,10 +108,16 @@ impl Engine for FasterWhisper {
 /// What is wished for and cannot be had yet. Silence would look like consent.
 fn unmet(request: &TranscribeRequest, task: &TaskRequest) -> Vec<String> {
     let mut warnings = Vec::new();
-    if let Some(size) = request.beam_size.filter(|&size| size > 1) {
-        warnings.push(format!(
+    match request.beam_size {
+        None | Some(..=1) => {}
+        // Nobody wished for it.
+        Some(PLATFORM_BEAM_SIZE) => {
+            static SAID: Once = Once::new();
+            SAID.call_once(|| tracing::warn!(beam_size = PLATFORM_BEAM_SIZE, "beam_search_not_supported"));
+        }
+        Some(size) => warnings.push(format!(
             "beam search is not supported: decoded greedily instead of with beam_size {size}"
-        ));
+        )),
     }
     if let Some(candidates) = request
         .best_of

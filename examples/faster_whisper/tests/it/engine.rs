@@ -91,7 +91,7 @@ async fn the_model_is_loaded_once_and_every_recording_gives_the_reference_text()
 fn what_cannot_be_done_yet_is_said_and_not_swallowed() {
     let report = harness("noise_only_6s.wav")
         .config("language", "en")
-        .config("beam_size", 5)
+        .config("beam_size", 4)
         .config("word_timestamps", true)
         .config("include_transcription_logprobs", true)
         .config("made_up", 1)
@@ -104,12 +104,32 @@ fn what_cannot_be_done_yet_is_said_and_not_swallowed() {
         transcript.warnings,
         [
             "config key made_up is not one of the transcribe stage and was ignored",
-            "beam search is not supported: decoded greedily instead of with beam_size 5",
+            "beam search is not supported: decoded greedily instead of with beam_size 4",
             "word timestamps are not supported: only segments have times",
             "log-probabilities of single tokens are not supported: segments have avg_logprob",
             "no speech was found",
         ]
     );
+}
+
+#[tokio::test]
+async fn the_beam_size_that_the_platform_always_sends_is_logged_once_and_is_no_warning() {
+    let worker = harness("noise_only_6s.wav").start();
+    for _ in 0..2 {
+        let task = worker
+            .task()
+            .input("audio", root().join("audio/noise_only_6s.wav"));
+        let report = worker
+            .run(task.config("language", "en").config("beam_size", 5))
+            .await;
+        assert_eq!(report.transcript().warnings, ["no speech was found"]);
+    }
+    let lines = worker.telemetry().logs();
+    let said = lines
+        .iter()
+        .filter(|line| line.event() == "beam_search_not_supported");
+    assert_eq!(said.map(|line| line.level()).collect::<Vec<_>>(), ["warning"]);
+    worker.stop().await;
 }
 
 #[test]
