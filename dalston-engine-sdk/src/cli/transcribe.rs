@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use console::Term;
+use dalston_telemetry::cloud::Cloud;
 use dalston_telemetry::metrics::{Metrics, MetricsSnapshot};
 use dalston_telemetry::names::attr;
 use dalston_telemetry::opentelemetry::trace::{Status, TraceContextExt, TraceId};
 use dalston_telemetry::tracing::{Instrument, Span, info_span};
-use dalston_telemetry::{Env, SpanCollector, TelemetryHandle, propagate};
+use dalston_telemetry::{Env, EnvError, SpanCollector, TelemetryHandle, propagate};
 use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
 use tokio::sync::watch;
@@ -49,7 +50,8 @@ pub(super) fn transcribe<E: Engine>(
     env: &Env,
 ) -> Result<ExitCode, Failure> {
     let info = engine.info();
-    let mut config = RunnerConfig::from_env(env).map_err(|error| Failure::Usage(error.to_string()))?;
+    let usage = |error: EnvError| Failure::Usage(error.to_string());
+    let mut config = RunnerConfig::from_env(env).map_err(usage)?;
     args.engine.apply(&mut config.options);
     if env.get("DALSTON_DEFAULT_TASK_TIMEOUT_S").is_none() {
         config.task_timeout = TASK_TIMEOUT;
@@ -61,6 +63,10 @@ pub(super) fn transcribe<E: Engine>(
     let metrics = Metrics::new();
     let collector = args.trace.then(SpanCollector::new);
     let mut builder = quiet_telemetry(&info, env).metrics(metrics.clone());
+    // Only what leaves the machine has to name it, and a question that nobody answers would hold up the first file.
+    if env.flag("OTEL_ENABLED").map_err(usage)? == Some(true) {
+        builder = builder.cloud(Cloud::detect(env).map_err(usage)?);
+    }
     if let Some(collector) = &collector {
         builder = builder.span_collector(collector.clone());
     }

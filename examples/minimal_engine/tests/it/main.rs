@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use testbed::collector::{Collector, Protocol};
 
 /// The binary in a directory of its own, with nothing in its environment.
 struct Engine {
@@ -424,6 +425,34 @@ fn a_worker_on_ec2_knows_its_machine_without_being_told_and_leaves_before_it_is_
     let ended = process.end();
     reader.join().unwrap();
     assert_eq!(ended.status.code(), Some(0));
+}
+
+#[test]
+fn a_file_that_is_transcribed_on_ec2_has_the_machine_in_its_trace_and_nobody_is_asked_without_one() {
+    let server = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let imds = server.block_on(testbed::TestImds::start());
+    let engine = Engine::new().with_file("notes.txt", "one two three");
+    let transcribe = || {
+        let mut command = engine.command("transcribe notes.txt --trace");
+        command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url());
+        command
+    };
+    assert_eq!(ran(&mut transcribe()).status, Some(0));
+    assert!(imds.requests().is_empty());
+
+    let collector = Collector::start(Protocol::Http);
+    let ran = ran(transcribe().envs(collector.env()));
+    assert_eq!((ran.status, &*ran.stderr), (Some(0), ""));
+    let spans = collector.next();
+    assert_eq!(spans.resource("host.type").as_deref(), Some("g5.xlarge"));
+    assert_eq!(
+        spans.resource("host.id").as_deref(),
+        Some(testbed::TestImds::INSTANCE_ID)
+    );
 }
 
 /// A process that does not outlive its test.
