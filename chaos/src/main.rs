@@ -289,7 +289,7 @@ async fn check_keys(platform: &Platform, orchestrator: &Orchestrator, report: &m
         keys::engine_instances(ENGINE),
         keys::stage_instances(ENGINE),
         // By which engines know their own dead.
-        format!("dalston:engine:rejoining:{ENGINE}"),
+        keys::rejoining_instances(ENGINE),
     ];
     let found: Vec<String> = platform.ask(&["KEYS", "*"]).await;
     for key in found {

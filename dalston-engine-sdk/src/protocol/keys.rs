@@ -69,7 +69,8 @@ pub fn stage_instances(stage: &str) -> String {
 
 /// The set of those instances of an engine that join all sets again when they find their record gone. The platform knows nothing
 /// of it: by it we know whom we may remove from the platform's sets. An engine of another kind would never come back to them.
-pub(crate) fn rejoining_instances(engine_id: &str) -> String {
+#[must_use]
+pub fn rejoining_instances(engine_id: &str) -> String {
     format!("dalston:engine:rejoining:{engine_id}")
 }
 
