@@ -606,7 +606,7 @@ async fn a_task_keeps_its_directory_however_short_the_age() {
     let rig = Rig::new();
     let mut config = RunnerConfig::default();
     config.temp_max_age = Duration::ZERO;
-    config.task_timeout = Duration::from_secs(86_400);
+    config.task_timeout = Duration::from_secs(30 * 86_400);
     config.temp_root = rig.temp.path().to_owned();
     let (begun, go_on) = (Arc::new(Notify::new()), gate());
     let tell = Arc::clone(&begun);
@@ -628,11 +628,12 @@ async fn a_task_keeps_its_directory_however_short_the_age() {
             .unwrap()
             .set_modified(yesterday)
             .unwrap();
-        // The sweep of the next hour finds the task at work.
-        tokio::time::pause();
-        tokio::time::advance(Duration::from_secs(3601)).await;
-        tokio::time::resume();
+        // The sweep of a later hour finds the task at work. The first sweep may still be under way, and then the hour
+        // begins after it.
         while stale.exists() {
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(3601)).await;
+            tokio::time::resume();
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
