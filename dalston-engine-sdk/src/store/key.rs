@@ -5,13 +5,13 @@ use crate::context::is_plain_name;
 /// `jobs/{job_id}/tasks/{task_id}/request.json`: what a task is asked to do.
 #[must_use]
 pub fn task_request(job_id: &str, task_id: &str) -> String {
-    format!("jobs/{job_id}/tasks/{task_id}/request.json")
+    ["jobs/", job_id, "/tasks/", task_id, "/request.json"].concat()
 }
 
 /// `jobs/{job_id}/tasks/{task_id}/response.json`: what a task answered.
 #[must_use]
 pub fn task_response(job_id: &str, task_id: &str) -> String {
-    format!("jobs/{job_id}/tasks/{task_id}/response.json")
+    ["jobs/", job_id, "/tasks/", task_id, "/response.json"].concat()
 }
 
 /// `jobs/{job_id}/tasks/{task_id}/{name}{suffix}`: a file that a task produced. Without a suffix of its own it gets `.bin`.

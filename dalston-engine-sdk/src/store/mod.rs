@@ -118,7 +118,7 @@ impl Store {
     /// The locator of a key in this bucket.
     #[must_use]
     pub fn locator(&self, key: &str) -> String {
-        format!("s3://{}/{key}", self.bucket)
+        ["s3://", &*self.bucket, "/", key].concat()
     }
 
     /// Reads a small file of up to `limit` bytes.
