@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dalston_telemetry::TelemetryHandle;
@@ -17,7 +17,7 @@ use super::direct;
 use super::interruption::Interruption;
 use super::lease::Drain;
 use super::pool::SlotPool;
-use super::slot::{self, Keeping};
+use super::slot::{self, Keeping, Setting};
 use super::{Origin, Runner, RunnerStatus, UPLOADS_PER_SLOT, Worker};
 use crate::broker::{Broker, Consumer};
 use crate::config::{MAX_SLOTS, RunnerConfig, SLOTS_ACCEPTED};
@@ -232,6 +232,7 @@ impl<E: Engine> RunnerBuilder<E> {
                 telemetry,
                 registry,
                 metrics,
+                last_model: Mutex::default(),
                 on_progress,
                 pool,
                 drain,
@@ -272,19 +273,21 @@ fn slots_of<E: Engine>(
         ttl: config.model_ttl,
     };
     let metrics = metrics.clone();
-    Box::new(move |index| {
+    Box::new(move |line, seat, preload| {
+        let index = seat.index;
         let mut context = LoadContext::for_slot(Arc::clone(&options), index);
         if let (Some(models), Ok(runtime)) = (&surroundings.models, Handle::try_current()) {
             context = context.with_storage(models.clone(), runtime);
         }
-        slot::spawn(
-            Arc::clone(&engine),
-            context,
-            surroundings.draining.clone(),
+        let setting = Setting {
+            engine: Arc::clone(&engine),
+            load_context: context,
+            draining: surroundings.draining.clone(),
             keeping,
-            metrics.slot(index),
-            surroundings.status.thread(),
-        )
+            metrics: metrics.slot(index),
+            shown: surroundings.status.thread(),
+        };
+        slot::spawn(setting, line, seat, preload)
     })
 }
 

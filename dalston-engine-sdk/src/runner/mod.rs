@@ -31,6 +31,7 @@ mod direct;
 mod files;
 mod interruption;
 mod lease;
+mod line;
 mod models;
 mod pool;
 mod slot;
@@ -41,11 +42,11 @@ mod task;
 use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, pending};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dalston_telemetry::TelemetryHandle;
-use dalston_telemetry::metrics::{EngineMetrics, Metrics};
+use dalston_telemetry::metrics::{EngineMetrics, Metrics, ModelMetrics};
 use futures_util::future::try_join_all;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -127,6 +128,8 @@ struct Worker {
     telemetry: TelemetryHandle,
     registry: Metrics,
     metrics: EngineMetrics,
+    /// Those of the model that worked last: to find them by its name costs as much as much else of a task.
+    last_model: Mutex<Option<(ModelId, Arc<ModelMetrics>)>>,
     on_progress: Option<ProgressHook>,
     pool: SlotPool,
     uploads: Semaphore,
@@ -327,6 +330,20 @@ impl Worker {
                 let hand = self.status.task(&delivery.claim.task_id);
                 let task = task::handle(Arc::clone(self), Arc::clone(&self.origin), delivery, turn, hand);
                 tasks.spawn(Box::pin(task).with_current_subscriber());
+            }
+            // What these tasks have to ask goes first, before the question for more.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn model_metrics(&self, model: &ModelId) -> Arc<ModelMetrics> {
+        let mut last = self.last_model.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((id, metrics)) if id == model => Arc::clone(metrics),
+            _ => {
+                let metrics = Arc::new(self.metrics.model(model.as_str()));
+                *last = Some((model.clone(), Arc::clone(&metrics)));
+                metrics
             }
         }
     }

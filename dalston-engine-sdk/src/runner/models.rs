@@ -52,10 +52,14 @@ impl<M> Models<M> {
     /// The model, if it is here; it then counts as just used.
     pub(super) fn hit(&mut self, id: &ModelId, now: Instant) -> Option<&mut M> {
         let at = self.kept.iter().position(|kept| kept.id == *id)?;
-        let mut kept = self.kept.remove(at)?;
+        if at + 1 < self.kept.len()
+            && let Some(kept) = self.kept.remove(at)
+        {
+            self.kept.push_back(kept);
+        }
+        let kept = self.kept.back_mut()?;
         kept.used_at = now;
-        self.kept.push_back(kept);
-        self.kept.back_mut().map(|kept| &mut kept.model)
+        Some(&mut kept.model)
     }
 
     /// Whether it is worth while to load the model now.
@@ -124,6 +128,11 @@ impl<M> Models<M> {
 
     pub(super) fn take_all(&mut self) -> Vec<M> {
         self.kept.drain(..).map(|kept| kept.model).collect()
+    }
+
+    /// Whether it has exactly these, in this order.
+    pub(super) fn are(&self, ids: &[ModelId]) -> bool {
+        self.kept.iter().map(|kept| &kept.id).eq(ids)
     }
 
     pub(super) fn ids(&self) -> Vec<ModelId> {

@@ -1,5 +1,6 @@
-//! The inference threads of a worker: which are free, and what to do about one that does not come back.
+//! The inference threads of a worker, and what to do about one that does not come back.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::mem;
@@ -7,12 +8,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dalston_telemetry::metrics::Device;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use futures_util::future::join_all;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber;
 
-use super::slot::{Answer, Handle, ModelUse, Order, Scene, Used, What, Work};
+use super::line::{Line, Seat, Ticket};
+use super::slot::{Answer, ModelUse, Preload, Scene, Work};
 use super::task::TaskFiles;
 use crate::engine::ModelId;
 use crate::error::{RunError, TaskError, TaskErrorKind};
@@ -25,9 +28,9 @@ pub(super) struct SlotPool {
 
 struct Shared {
     spawn: Box<SpawnThread>,
-    /// As many permits as there are idle slots.
-    free: Arc<Semaphore>,
-    idle: Mutex<Vec<Slot>>,
+    line: Arc<Line>,
+    /// Those that come back, as far as we know.
+    threads: Mutex<Vec<Thread>>,
     /// Threads that were given up and have not returned yet.
     stuck: AtomicUsize,
     max_stuck: usize,
@@ -35,8 +38,9 @@ struct Shared {
     closed: CancellationToken,
 }
 
-/// Starts the inference thread of this number.
-pub(super) type SpawnThread = dyn Fn(usize) -> io::Result<Handle> + Send + Sync;
+/// Starts an inference thread that does what the line gives it. What it returns fails when the thread has ended.
+pub(super) type SpawnThread =
+    dyn Fn(Arc<Line>, Arc<Seat>, Option<Preload>) -> io::Result<oneshot::Receiver<Infallible>> + Send + Sync;
 
 /// Why the pool can't go on.
 #[derive(Debug, Clone)]
@@ -45,38 +49,12 @@ enum Failure {
     Thread(Arc<io::Error>),
 }
 
-/// One inference thread that has nothing to do, seen from outside.
-struct Slot {
-    index: usize,
-    thread: Handle,
-    loaded: Vec<ModelId>,
-    /// Models that were in use until now. The thread hears of it with its next order: to be woken for it alone would cost more
-    /// than many a task.
-    used: Vec<Used>,
-}
-
-impl Slot {
-    fn new(index: usize, thread: Handle) -> Self {
-        Self {
-            index,
-            thread,
-            loaded: Vec::new(),
-            used: Vec::new(),
-        }
-    }
-
-    /// Begins the idle time of models that were in use.
-    fn touch(&mut self, models: impl IntoIterator<Item = ModelId>) {
-        let until = Instant::now();
-        let used = models.into_iter().map(|model| Used { model, until });
-        self.used.extend(used);
-    }
-
-    fn order(&mut self, what: What) {
-        let used = mem::take(&mut self.used);
-        // A thread that is gone drops what it is sent, which is seen where the answer is awaited.
-        let _ = self.thread.orders.send(Order { used, what });
-    }
+/// One inference thread, seen from outside.
+struct Thread {
+    seat: Arc<Seat>,
+    ended: oneshot::Receiver<Infallible>,
+    /// It goes on with a task that is over.
+    late: bool,
 }
 
 impl SlotPool {
@@ -84,8 +62,8 @@ impl SlotPool {
         Self {
             shared: Arc::new(Shared {
                 spawn,
-                free: Arc::new(Semaphore::new(0)),
-                idle: Mutex::default(),
+                line: Arc::default(),
+                threads: Mutex::default(),
                 stuck: AtomicUsize::new(0),
                 max_stuck,
                 failure: watch::Sender::new(None),
@@ -94,61 +72,43 @@ impl SlotPool {
         }
     }
 
-    /// Starts a thread, lets it load these models, and makes it available.
+    /// Starts a thread and lets it load these models; then it takes tasks.
     pub(super) async fn start(
         &self,
         index: usize,
         preload: Vec<ModelId>,
         scene: Scene,
     ) -> Result<(), RunError> {
-        let thread = (self.shared.spawn)(index).map_err(RunError::Thread)?;
-        let mut slot = Slot::new(index, thread);
-        if !preload.is_empty() {
-            let (done, ready) = oneshot::channel();
-            slot.order(What::Preload {
-                models: preload,
-                scene,
-                now: Instant::now(),
-                done,
-            });
-            slot.loaded = ready.await.unwrap_or_default();
-            slot.touch(slot.loaded.clone());
+        if preload.is_empty() {
+            return self.spawn(index, None).map_err(RunError::Thread);
         }
-        self.make_idle(slot);
+        let (done, ready) = oneshot::channel();
+        let preload = Preload {
+            models: preload,
+            scene,
+            done,
+        };
+        self.spawn(index, Some(preload)).map_err(RunError::Thread)?;
+        let _ = ready.await;
         Ok(())
     }
 
-    /// Waits for a free thread, first come first served; of several it prefers one that has the model, and of these the one that
-    /// worked last, because it is most likely still awake.
-    pub(super) async fn acquire(&self, model: &ModelId) -> Result<SlotLease, TaskError> {
-        let permit = Arc::clone(&self.shared.free).acquire_owned().await;
-        let permit = permit
-            .map_err(|_| TaskError::retryable("worker_failed", "the worker has no inference thread left"))?;
-        let mut idle = self.idle();
-        let at = idle
-            .iter()
-            .rposition(|slot| slot.loaded.contains(model))
-            .unwrap_or(0);
-        if idle.is_empty() {
-            return Err(TaskError::retryable(
-                "worker_failed",
-                "the worker has no inference thread left",
-            ));
+    /// Has a thread process a task as soon as one is free, first come first served.
+    pub(super) fn process(&self, work: impl FnOnce(oneshot::Sender<Answer>) -> Work) -> Running {
+        let (sender, answer) = oneshot::channel();
+        let ticket = self.shared.line.join(work(sender));
+        Running {
+            place: Place {
+                pool: self.clone(),
+                ticket,
+            },
+            answer,
         }
-        let slot = idle.remove(at);
-        drop(idle);
-        Ok(SlotLease {
-            pool: self.clone(),
-            slot: Some(slot),
-            _permit: PermitOfSlot(Some(permit)),
-        })
     }
 
     /// Lets the idle threads drop the models that nobody has used for long.
     pub(super) fn sweep(&self, now: Instant) {
-        for slot in self.idle().iter_mut() {
-            slot.order(What::Sweep { now });
-        }
+        self.shared.line.sweep(now);
     }
 
     /// How many threads are stuck.
@@ -176,32 +136,32 @@ impl SlotPool {
     /// Stops waiting for threads that are stuck, and ends the others.
     pub(super) async fn close(&self) {
         self.shared.closed.cancel();
-        self.shared.free.close();
-        let idle = mem::take(&mut *self.idle());
-        for Slot {
-            thread: Handle { orders, ended },
-            ..
-        } in idle
-        {
-            drop(orders);
-            let _ = ended.await;
-        }
+        self.shared.line.close();
+        let mut threads = mem::take(&mut *self.threads());
+        threads.retain(|thread| !thread.late);
+        join_all(threads.into_iter().map(|thread| thread.ended)).await;
     }
 
-    fn make_idle(&self, slot: Slot) {
-        self.idle().push(slot);
-        self.shared.free.add_permits(1);
+    fn spawn(&self, index: usize, preload: Option<Preload>) -> io::Result<()> {
+        let seat = Seat::new(index);
+        let ended = (self.shared.spawn)(Arc::clone(&self.shared.line), Arc::clone(&seat), preload)?;
+        self.threads().push(Thread {
+            seat,
+            ended,
+            late: false,
+        });
+        Ok(())
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Slot>> {
-        self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn threads(&self) -> MutexGuard<'_, Vec<Thread>> {
+        self.shared.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a fresh thread in the place of one that is lost.
-    fn replace(&self, index: usize) {
-        match (self.shared.spawn)(index) {
-            Ok(thread) => self.make_idle(Slot::new(index, thread)),
-            Err(error) => self.fail(Failure::Thread(Arc::new(error))),
+    fn replace(&self, seat: &Arc<Seat>) {
+        self.threads().retain(|thread| !Arc::ptr_eq(&thread.seat, seat));
+        if let Err(error) = self.spawn(seat.index, None) {
+            self.fail(Failure::Thread(Arc::new(error)));
         }
     }
 
@@ -210,13 +170,22 @@ impl SlotPool {
     }
 
     /// Gives a thread up that did not come back in time.
-    fn abandon(&self, index: usize) {
+    fn abandon(&self, seat: &Arc<Seat>) {
         let stuck = self.shared.stuck.fetch_add(1, Ordering::AcqRel) + 1;
-        tracing::error!(slot = index, stuck, "inference_thread_abandoned");
+        tracing::error!(slot = seat.index, stuck, "inference_thread_abandoned");
         if stuck > self.shared.max_stuck {
+            self.threads().retain(|thread| !Arc::ptr_eq(&thread.seat, seat));
             self.fail(Failure::Stuck(stuck));
         } else {
-            self.replace(index);
+            self.replace(seat);
+        }
+    }
+
+    /// Whether a thread is late.
+    fn mark_late(&self, seat: &Arc<Seat>, late: bool) {
+        let mut threads = self.threads();
+        if let Some(thread) = threads.iter_mut().find(|thread| Arc::ptr_eq(&thread.seat, seat)) {
+            thread.late = late;
         }
     }
 }
@@ -224,124 +193,86 @@ impl SlotPool {
 impl fmt::Debug for SlotPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SlotPool")
-            .field("idle", &self.idle().len())
+            .field("line", &self.shared.line)
             .field("stuck", &self.stuck())
             .finish()
     }
 }
 
-/// A permit stands for an idle slot; a slot that goes back brings a new one, so this one is used up.
-struct PermitOfSlot(Option<OwnedSemaphorePermit>);
-
-impl Drop for PermitOfSlot {
+/// Threads know the line only, so they end when nobody has the pool any more.
+impl Drop for Shared {
     fn drop(&mut self) {
-        if let Some(permit) = self.0.take() {
-            permit.forget();
-        }
+        self.line.close();
     }
 }
 
-/// The use of one inference thread for one task.
-pub(super) struct SlotLease {
-    pool: SlotPool,
-    slot: Option<Slot>,
-    _permit: PermitOfSlot,
-}
-
-impl SlotLease {
-    /// Sends the task to the thread.
-    pub(super) fn process(mut self, work: impl FnOnce(oneshot::Sender<Answer>) -> Work) -> Running {
-        let (sender, answer) = oneshot::channel();
-        let work = work(sender);
-        let model = work.cx.info().model.clone();
-        if let Some(slot) = &mut self.slot {
-            slot.order(What::Process(Box::new(work)));
-        }
-        Running {
-            lease: Some(self),
-            model,
-            answer,
-        }
-    }
-
-    fn give_back(mut self, used: ModelId, loaded: Vec<ModelId>) {
-        if let Some(mut slot) = self.slot.take() {
-            slot.loaded = loaded;
-            slot.touch([used]);
-            self.pool.make_idle(slot);
-        }
-    }
-
-    fn replace(mut self) {
-        if let Some(slot) = self.slot.take() {
-            self.pool.replace(slot.index);
-        }
-    }
-}
-
-impl Drop for SlotLease {
-    /// A lease that was never used goes back as it came.
-    fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            self.pool.make_idle(slot);
-        }
-    }
-}
-
-/// A task on an inference thread.
+/// A task in the line, or on an inference thread.
 pub(super) struct Running {
-    lease: Option<SlotLease>,
-    model: ModelId,
+    place: Place,
     answer: oneshot::Receiver<Answer>,
 }
 
+/// Where a task is that nobody may be waiting for any more.
+struct Place {
+    pool: SlotPool,
+    ticket: Arc<Ticket>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.ticket.seat().is_none() {
+            self.pool.shared.line.withdraw(&self.ticket);
+        }
+    }
+}
+
 impl Running {
-    /// Waits for the thread to be done; it is free again then.
+    /// Waits for a thread to have done the task.
     pub(super) async fn answer(&mut self) -> Answer {
         match (&mut self.answer).await {
-            Ok(answer) => {
-                if let Some(lease) = self.lease.take() {
-                    lease.give_back(self.model.clone(), answer.loaded.clone());
-                }
-                answer
-            }
+            Ok(answer) => answer,
             Err(_) => {
-                if let Some(lease) = self.lease.take() {
-                    lease.replace();
-                }
-                let error = TaskError::new(TaskErrorKind::Panic, "panic", "the inference thread has died");
+                let Place { pool, ticket } = &self.place;
+                let error = match ticket.seat() {
+                    Some(seat) => {
+                        pool.replace(seat);
+                        TaskError::new(TaskErrorKind::Panic, "panic", "the inference thread has died")
+                    }
+                    None => TaskError::retryable("worker_failed", "the worker has no inference thread left"),
+                };
                 Answer {
                     result: Err(error),
                     model: ModelUse::None,
                     device: Device::Unknown,
                     process: None,
-                    loaded: Vec::new(),
                 }
             }
         }
     }
 
+    /// Takes the task out of the line. Returns whether that was possible: no thread has begun it then, and none will.
+    pub(super) fn withdraw(&self) -> bool {
+        let Place { pool, ticket } = &self.place;
+        pool.shared.line.withdraw(ticket)
+    }
+
     /// Does not wait for the thread any more. It gets until `patience` ends to come back, then another one takes its place.
     ///
     /// Whatever it answers is thrown away. `files` are kept until then, as it may be using them.
-    pub(super) fn leave(mut self, patience: Instant, files: TaskFiles) {
-        let Some(mut lease) = self.lease.take() else {
+    pub(super) fn leave(self, patience: Instant, files: TaskFiles) {
+        let Self { place, mut answer } = self;
+        let (Some(seat), pool) = (place.ticket.seat().cloned(), place.pool.clone()) else {
             return;
         };
-        let (pool, closed) = (lease.pool.clone(), lease.pool.shared.closed.clone());
-        let Some(mut slot) = lease.slot.take() else { return };
-        let (mut answer, model) = (self.answer, self.model);
+        pool.mark_late(&seat, true);
+        let closed = pool.shared.closed.clone();
         let wait = async move {
             tokio::select! {
                 answer = &mut answer => {
                     drop(files);
                     match answer {
-                        Ok(answer) => {
-                            slot.touch([model]);
-                            slot.loaded = answer.loaded;
-                            pool.make_idle(slot);
-                        }
-                        Err(_) => pool.replace(slot.index),
+                        Ok(_) => pool.mark_late(&seat, false),
+                        Err(_) => pool.replace(&seat),
                     }
                     return;
                 }
@@ -349,9 +280,12 @@ impl Running {
                 () = closed.cancelled() => return,
             }
             drop(files);
-            pool.abandon(slot.index);
-            // With its sender gone the thread ends by itself, should it ever return.
-            drop(slot);
+            // With this the thread ends by itself, should it ever return.
+            if !pool.shared.line.give_up(&seat, || answer.try_recv().is_ok()) {
+                pool.mark_late(&seat, false);
+                return;
+            }
+            pool.abandon(&seat);
             tokio::select! {
                 _ = answer => {
                     pool.shared.stuck.fetch_sub(1, Ordering::AcqRel);

@@ -6,20 +6,21 @@ use std::io;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant as ThreadInstant};
 
 use dalston_telemetry::context::LogContext;
 use dalston_telemetry::metrics::{Device, SlotMetrics};
 use serde_json::Value;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Dispatch, Span, dispatcher};
 
+use super::line::{Line, Next, Seat};
 use super::models::Models;
-use super::status::ThreadGuard;
+use super::status::{TaskMark, TaskPhase, ThreadGuard};
 use crate::context::{CancelFlag, TaskContext};
 use crate::engine::{Engine, LoadContext, ModelId};
 use crate::error::{TaskError, TaskErrorKind, says_out_of_memory};
@@ -28,32 +29,11 @@ use crate::spans::{self, OpenSpans, TaskSpans};
 use crate::stage::{OutputDefaults, StageOutput};
 use crate::task::TaskRequest;
 
-/// What an inference thread is told.
-pub(super) struct Order {
-    /// The control loop says so, because the time of tasks is not that of the thread.
-    pub(super) used: Vec<Used>,
-    pub(super) what: What,
-}
-
-/// A model was in use until then.
-pub(super) struct Used {
-    pub(super) model: ModelId,
-    pub(super) until: Instant,
-}
-
-/// What an inference thread is to do.
-pub(super) enum What {
-    /// Load these models before there is a task that needs them.
-    Preload {
-        models: Vec<ModelId>,
-        scene: Scene,
-        now: Instant,
-        done: oneshot::Sender<Vec<ModelId>>,
-    },
-    /// Process a task.
-    Process(Box<Work>),
-    /// Drop the models that nobody has used for long.
-    Sweep { now: Instant },
+/// Models to load before there is a task that needs them.
+pub(super) struct Preload {
+    pub(super) models: Vec<ModelId>,
+    pub(super) scene: Scene,
+    pub(super) done: oneshot::Sender<()>,
 }
 
 /// A task for an inference thread.
@@ -61,7 +41,7 @@ pub(super) struct Work {
     pub(super) request: Arc<TaskRequest>,
     pub(super) cx: TaskContext,
     pub(super) scene: Scene,
-    pub(super) now: Instant,
+    pub(super) mark: TaskMark,
     pub(super) answer: oneshot::Sender<Answer>,
 }
 
@@ -111,8 +91,6 @@ pub(super) struct Answer {
     pub(super) device: Device,
     /// How long [`Engine::process`] took, if it came to that.
     pub(super) process: Option<Duration>,
-    /// The models that the thread holds now.
-    pub(super) loaded: Vec<ModelId>,
 }
 
 /// How a task came to its model.
@@ -139,47 +117,74 @@ pub(super) struct Keeping {
     pub(super) ttl: Duration,
 }
 
-/// Starts an inference thread. It ends when the sender of orders is dropped and its last order is done.
+/// Starts an inference thread, which does what the line gives it. What is returned fails when the thread has ended.
 pub(super) fn spawn<E: Engine>(
-    engine: Arc<E>,
-    load_context: LoadContext,
-    draining: CancellationToken,
-    keeping: Keeping,
-    metrics: SlotMetrics,
-    shown: ThreadGuard,
-) -> io::Result<Handle> {
-    // At most one task and a few sweeps are ever under way, so the channel needs no bound of its own.
-    let (sender, orders) = mpsc::channel();
-    let (alive, ended) = oneshot::channel::<Infallible>();
-    let name = format!("inference-{}", load_context.slot());
+    setting: Setting<E>,
+    line: Arc<Line>,
+    seat: Arc<Seat>,
+    preload: Option<Preload>,
+) -> io::Result<oneshot::Receiver<Infallible>> {
+    let (alive, ended) = oneshot::channel();
+    let clock = Clock(Handle::try_current().map_err(io::Error::other)?);
+    let name = format!("inference-{}", setting.load_context.slot());
     let builder = thread::Builder::new().name(name).stack_size(STACK_BYTES);
     builder.spawn(move || {
+        let Setting {
+            engine,
+            load_context,
+            draining,
+            keeping,
+            metrics,
+            shown,
+        } = setting;
         let models = Models::new(keeping.max_models, keeping.ttl);
         let mut thread = InferenceThread {
             engine,
             load_context,
             draining,
             models,
+            loaded: Arc::new([]),
             shown,
+            clock,
         };
-        while let Ok(order) = orders.recv() {
+        if let Some(preload) = preload {
             let _busy = metrics.busy();
-            thread.obey(order);
+            thread.preload(preload);
+        }
+        loop {
+            let next = line.next(&seat, &thread.loaded);
+            let _busy = metrics.busy();
+            match next {
+                Next::Work(work) => thread.process(work),
+                Next::Sweep(now) => thread.sweep(now),
+                Next::End => break,
+            }
         }
         thread.drop_all();
         drop(alive);
     })?;
-    Ok(Handle {
-        orders: sender,
-        ended,
-    })
+    Ok(ended)
 }
 
-/// An inference thread, seen from outside.
-pub(super) struct Handle {
-    pub(super) orders: mpsc::Sender<Order>,
-    /// Fails when the thread has ended.
-    pub(super) ended: oneshot::Receiver<Infallible>,
+/// What an inference thread is given.
+pub(super) struct Setting<E> {
+    pub(super) engine: Arc<E>,
+    pub(super) load_context: LoadContext,
+    /// No model is downloaded any more.
+    pub(super) draining: CancellationToken,
+    pub(super) keeping: Keeping,
+    pub(super) metrics: SlotMetrics,
+    pub(super) shown: ThreadGuard,
+}
+
+/// The time of leases and deadlines, which is that of the control loop and not that of the thread.
+struct Clock(Handle);
+
+impl Clock {
+    fn now(&self) -> Instant {
+        let _inside = self.0.enter();
+        Instant::now()
+    }
 }
 
 /// Native libraries expect the stack of a main thread. Only what is touched takes memory.
@@ -191,7 +196,10 @@ struct InferenceThread<E: Engine> {
     /// No model is downloaded any more.
     draining: CancellationToken,
     models: Models<Loaded<E::Model>>,
+    /// Which they are.
+    loaded: Arc<[ModelId]>,
     shown: ThreadGuard,
+    clock: Clock,
 }
 
 /// A model with what keeps its files on the disk, which goes after it.
@@ -210,36 +218,38 @@ enum WhenFull {
 }
 
 impl<E: Engine> InferenceThread<E> {
-    fn obey(&mut self, order: Order) {
-        for Used { model, until } in order.used {
-            self.models.hit(&model, until);
+    fn preload(&mut self, preload: Preload) {
+        let Preload { models, scene, done } = preload;
+        for model in &models {
+            let now = self.clock.now();
+            if let Err(error) = scene.play(|| {
+                let never = CancelFlag::default();
+                self.ensure_loaded(model, now, WhenFull::GiveUp, &scene.open, never)
+            }) {
+                scene.play(|| tracing::warn!(%model, error = %error, "model_preload_failed"));
+            }
         }
-        match order.what {
-            What::Preload {
-                models,
-                scene,
-                now,
-                done,
-            } => {
-                for model in models {
-                    if let Err(error) = scene.play(|| {
-                        let never = CancelFlag::default();
-                        self.ensure_loaded(&model, now, WhenFull::GiveUp, &scene.open, never)
-                    }) {
-                        scene.play(|| tracing::warn!(%model, error = %error, "model_preload_failed"));
-                    }
-                }
-                let loaded = self.models.ids();
-                self.shown.holds(&loaded);
-                let _ = done.send(loaded);
-            }
-            What::Process(work) => self.process(*work),
-            What::Sweep { now } => {
-                for model in self.models.take_idle(now) {
-                    drop_quietly(model);
-                }
-                self.shown.holds(&self.models.ids());
-            }
+        // Their time without use begins when the last one is loaded.
+        let now = self.clock.now();
+        for model in self.models.ids() {
+            self.models.hit(&model, now);
+        }
+        self.show_models();
+        let _ = done.send(());
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        for model in self.models.take_idle(now) {
+            drop_quietly(model);
+        }
+        self.show_models();
+    }
+
+    /// Says which models are here, if they are not those that were.
+    fn show_models(&mut self) {
+        if !self.models.are(&self.loaded) {
+            self.loaded = self.models.ids().into();
+            self.shown.holds(&self.loaded);
         }
     }
 
@@ -248,9 +258,11 @@ impl<E: Engine> InferenceThread<E> {
             request,
             cx,
             scene,
-            now,
+            mark,
             answer,
         } = work;
+        mark.enter(TaskPhase::Processing);
+        let now = self.clock.now();
         let mut model = ModelUse::None;
         let mut process = None;
         let result = scene.play(|| {
@@ -266,17 +278,17 @@ impl<E: Engine> InferenceThread<E> {
             cx.check_cancelled()?;
             self.run_engine(&request, &cx, now, &scene.open, &mut process)
         });
+        // Its time without use begins now.
+        self.models.hit(&cx.info().model, self.clock.now());
         drop(request);
         drop(cx);
+        self.show_models();
         // Nobody listens any more if the task was given up meanwhile: then the result is of no use to anyone.
-        let (device, loaded) = (self.load_context.device(), self.models.ids());
-        self.shown.holds(&loaded);
         let _ = answer.send(Answer {
             result,
             model,
-            device,
+            device: self.load_context.device(),
             process,
-            loaded,
         });
     }
 

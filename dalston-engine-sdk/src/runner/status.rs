@@ -243,6 +243,12 @@ impl RunnerStatus {
         }
     }
 
+    fn enter_task(&self, number: u64, phase: TaskPhase) {
+        if let Some(task) = self.state().tasks.get_mut(&number) {
+            task.phase = phase;
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -275,9 +281,28 @@ pub(super) struct TaskGuard {
 
 impl TaskGuard {
     pub(super) fn enter(&self, phase: TaskPhase) {
-        if let Some(task) = self.status.state().tasks.get_mut(&self.number) {
-            task.phase = phase;
+        self.status.enter_task(self.number, phase);
+    }
+
+    /// For the inference thread.
+    pub(super) fn mark(&self) -> TaskMark {
+        TaskMark {
+            status: self.status.clone(),
+            number: self.number,
         }
+    }
+}
+
+/// A task in hand, seen from elsewhere.
+pub(super) struct TaskMark {
+    status: RunnerStatus,
+    number: u64,
+}
+
+impl TaskMark {
+    /// Does nothing if the task is not in hand any more.
+    pub(super) fn enter(&self, phase: TaskPhase) {
+        self.status.enter_task(self.number, phase);
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dalston_telemetry::context::{LogContext, WithLogContext};
-use dalston_telemetry::metrics::{self, Outcome as Status};
+use dalston_telemetry::metrics::{self, ModelMetrics, Outcome as Status};
 use dalston_telemetry::opentelemetry::Context;
 use dalston_telemetry::{propagate, redact};
 use tokio::sync::OwnedSemaphorePermit;
@@ -17,7 +17,6 @@ use tracing::Instrument;
 
 use super::files;
 use super::lease::{Confirmed, Stop, StopOnDrop, keep};
-use super::pool::SlotLease;
 use super::slot::{Answer, ModelUse, Processed, Scene, Work};
 use super::status::{TaskGuard, TaskPhase};
 use super::sweep;
@@ -192,6 +191,8 @@ struct Done {
     info: TaskInfo,
     process: Duration,
     device: metrics::Device,
+    /// Those of its model.
+    metrics: Arc<ModelMetrics>,
 }
 
 impl<'a> Attempt<'a> {
@@ -304,11 +305,7 @@ impl<'a> Attempt<'a> {
         let prepared = self.before_inference(Box::pin(self.download())).await??;
         fault_point!(Downloaded);
         self.hand.enter(TaskPhase::Waiting);
-        let lease = self
-            .before_inference(self.worker.pool.acquire(&prepared.info.model))
-            .await??;
-        self.hand.enter(TaskPhase::Processing);
-        let mut done = self.infer(lease, prepared).await?;
+        let mut done = self.infer(prepared).await?;
         fault_point!(Inferred);
         self.hand.enter(TaskPhase::Saving);
         // The next task may be read as soon as this one's result is sure to be on its way.
@@ -425,7 +422,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// Has the task processed on an inference thread.
-    async fn infer(&self, lease: SlotLease, prepared: Prepared) -> Result<Done, TaskError> {
+    async fn infer(&self, prepared: Prepared) -> Result<Done, TaskError> {
         let Prepared { request, info, files } = prepared;
         let cx = TaskContext::new(
             info.clone(),
@@ -435,15 +432,29 @@ impl<'a> Attempt<'a> {
             self.worker.on_progress.clone(),
             self.worker.registry.clone(),
         );
-        let work = |answer| Work {
+        let mut running = self.worker.pool.process(|answer| Work {
             request: Arc::clone(&request),
             cx: cx.clone(),
             scene: Scene::of(&self.spans),
-            now: Instant::now(),
+            mark: self.hand.mark(),
             answer,
+        });
+        let answer = tokio::select! {
+            biased;
+            reason = self.stop.stopped() => Err(reason),
+            () = self.worker.drain.begun.cancelled() => Err(CancelReason::Shutdown),
+            answer = running.answer() => Ok(answer),
         };
-        let mut running = lease.process(work);
-        let answer = match self.stop.unless(running.answer()).await {
+        let answer = match answer {
+            Ok(answer) => Ok(answer),
+            // No thread has begun it.
+            Err(reason) if running.withdraw() => {
+                self.stop.set(reason);
+                return Err(reason.into_error());
+            }
+            Err(_) => self.stop.unless(running.answer()).await,
+        };
+        let answer = match answer {
             Ok(answer) => answer,
             Err(reason) => {
                 // The deadline is a promise; other reasons leave the engine a moment to end its spans.
@@ -465,7 +476,7 @@ impl<'a> Attempt<'a> {
             device,
             ..
         } = answer;
-        let metrics = self.worker.metrics.model(info.model.as_str());
+        let metrics = self.worker.model_metrics(&info.model);
         match model {
             ModelUse::Loaded(took) => metrics.model_load(took),
             ModelUse::Kept => metrics.model_cache_hit(),
@@ -498,6 +509,7 @@ impl<'a> Attempt<'a> {
             info,
             process: process.unwrap_or_default(),
             device,
+            metrics,
         })
     }
 
@@ -567,7 +579,7 @@ impl<'a> Attempt<'a> {
             Err(error) => return self.unreported(&error),
         }
         fault_point!(AfterFinish);
-        let metrics = self.worker.metrics.model(done.info.model.as_str());
+        let metrics = done.metrics;
         metrics.task_processed(Status::Success);
         metrics.task_duration(done.process);
         if let Some(seconds) = done.info.audio_seconds {
@@ -625,8 +637,8 @@ impl<'a> Attempt<'a> {
         {
             Ok(Ownership::Held) => {
                 fault_point!(AfterFinish);
-                let model = self.model.get().map_or("", ModelId::as_str);
-                self.worker.metrics.model(model).task_processed(Status::Failure);
+                let model = self.model.get().cloned().unwrap_or_default();
+                self.worker.model_metrics(&model).task_processed(Status::Failure);
             }
             Ok(Ownership::Lost) => self.lost(),
             Err(error) => self.unreported(&error),
