@@ -1,10 +1,12 @@
 //! What the README repeats from the code must be what the code says, and other rules about files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::steps::root;
+use serde_json::Value;
+
+use crate::steps::{cargo, root};
 
 #[test]
 fn the_readme_shows_the_minimal_engine_as_it_is() {
@@ -67,6 +69,55 @@ fn every_package_keeps_to_the_lints_of_the_workspace() {
 }
 
 #[test]
+fn the_published_crates_need_no_newer_rust_than_they_say() {
+    // For one platform: packages of others need not be on this machine.
+    let metadata = cargo()
+        .args("metadata --format-version 1 --all-features --filter-platform x86_64-unknown-linux-gnu")
+        .output();
+    let metadata: Value = serde_json::from_str(&metadata.unwrap()).unwrap();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let by_id = |list: Vec<Value>| -> BTreeMap<String, Value> {
+        let named = list.into_iter();
+        named.map(|entry| (text(&entry["id"]), entry)).collect()
+    };
+    let packages = by_id(list(&metadata["packages"]));
+    let nodes = by_id(list(&metadata["resolve"]["nodes"]));
+    let version = |package: &Value| -> [u32; 3] {
+        let version = package["rust_version"].as_str().unwrap_or("1");
+        let mut parts = version.split('.').map(|part| part.parse().unwrap());
+        std::array::from_fn(|_| parts.next().unwrap_or(0))
+    };
+    for name in crate::test::CRATES {
+        let published = packages.values().find(|package| package["name"] == name).unwrap();
+        let mut todo = vec![text(&published["id"])];
+        let mut seen = BTreeSet::new();
+        while let Some(id) = todo.pop() {
+            if !seen.insert(id.clone()) {
+                continue;
+            }
+            let needed = list(&nodes[&id]["deps"]).into_iter().filter(|needed| {
+                list(&needed["dep_kinds"])
+                    .iter()
+                    .any(|kind| kind["kind"] != "dev")
+            });
+            todo.extend(needed.map(|needed| text(&needed["pkg"])));
+        }
+        assert!(seen.len() > 50, "{name} has {} dependencies", seen.len());
+        let newer: Vec<_> = seen
+            .iter()
+            .map(|id| &packages[id])
+            .filter(|package| version(package) > version(published))
+            .map(|package| format!("{} {}", package["name"], package["rust_version"]))
+            .collect();
+        assert!(
+            newer.is_empty(),
+            "{name} says {}: {newer:?}",
+            published["rust_version"]
+        );
+    }
+}
+
+#[test]
 fn the_version_of_libtorch_is_the_same_everywhere() {
     let version = crate::libtorch::VERSION;
     assert!(read("README.md").contains(&format!("libtorch {version}")));
@@ -101,6 +152,10 @@ fn the_manifests_name_only_variables_of_the_readme_and_let_a_worker_drain() {
     let drain = number(after("name: DALSTON_DRAIN_TIMEOUT_SECONDS"));
     let grace = number(after("terminationGracePeriodSeconds:"));
     assert!(grace >= drain + 20, "{grace} s for a drain of {drain} s");
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 fn read(path: &str) -> String {

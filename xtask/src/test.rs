@@ -11,7 +11,7 @@ use crate::system::{Need, REDIS, require};
 use crate::tools;
 
 /// The crates that are published.
-const CRATES: [&str; 2] = ["dalston-telemetry", "dalston-engine-sdk"];
+pub(crate) const CRATES: [&str; 2] = ["dalston-telemetry", "dalston-engine-sdk"];
 
 /// Where no libtorch is: steps that must pass without one are given this, so that they cannot find one by chance.
 const NO_LIBTORCH: &str = "/nonexistent/libtorch";

@@ -11,12 +11,11 @@
 //!
 //! The kernel ends the locks of a process that dies, so nobody waits for the dead.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fs4::{FileExt, TryLockError};
 use tokio::time::sleep;
 
 use super::error::ModelError;
@@ -100,7 +99,7 @@ impl Cache {
         }
         // A cache that can only be read can't be locked, and nobody removes anything from it.
         let lock = match self.open(name, USED) {
-            Ok(lock) => match FileExt::try_lock_shared(&lock) {
+            Ok(lock) => match lock.try_lock_shared() {
                 Ok(()) => Some(lock),
                 // Somebody is removing it just now.
                 Err(TryLockError::WouldBlock) => return None,
@@ -118,7 +117,7 @@ impl Cache {
         tokio::fs::create_dir_all(&self.root).await.map_err(unusable)?;
         let lock = self.open(name, LOCK).map_err(unusable)?;
         loop {
-            match FileExt::try_lock(&lock) {
+            match lock.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::WouldBlock) => sleep(LOCK_POLL).await,
                 Err(TryLockError::Error(error)) => return Err(unusable(error)),
@@ -141,9 +140,9 @@ impl Cache {
     /// Keeps all others from the model, unless somebody uses it.
     pub(super) fn try_claim(&self, name: &Name) -> Option<Removal> {
         let lock = self.open(name, LOCK).ok()?;
-        FileExt::try_lock(&lock).ok()?;
+        lock.try_lock().ok()?;
         let used = self.open(name, USED).ok()?;
-        FileExt::try_lock(&used).ok()?;
+        used.try_lock().ok()?;
         Some(Removal {
             cache: self.clone(),
             name: name.clone(),
