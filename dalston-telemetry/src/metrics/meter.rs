@@ -70,6 +70,7 @@ impl Meters {
                         scope,
                         name: metric.name(),
                         unit: metric.unit(),
+                        is_sum: is_sum(metric),
                     }),
                 };
                 visitor.family(&head);
@@ -157,6 +158,14 @@ fn kind(metric: &Metric) -> Option<Kind> {
     }
 }
 
+fn is_sum(metric: &Metric) -> bool {
+    match metric.data() {
+        AggregatedMetrics::F64(data) => matches!(data, MetricData::Sum(_)),
+        AggregatedMetrics::U64(data) => matches!(data, MetricData::Sum(_)),
+        AggregatedMetrics::I64(data) => matches!(data, MetricData::Sum(_)),
+    }
+}
+
 /// The name under which an instrument is exposed, without `_total`, and the unit at its end: `http.wait` in `s` is
 /// `http_wait_seconds`.
 fn exposed_name(metric: &Metric, kind: Kind) -> (String, &'static str) {
@@ -172,7 +181,8 @@ fn exposed_name(metric: &Metric, kind: Kind) -> (String, &'static str) {
         "min" => "minutes",
         "h" => "hours",
         "By" => "bytes",
-        "1" if kind == Kind::Gauge => "ratio",
+        // Not for what goes up and down, which counts things: so says the specification of the names.
+        "1" if kind == Kind::Gauge && !is_sum(metric) => "ratio",
         _ => "",
     };
     if name == unit {
@@ -372,5 +382,20 @@ mod tests {
         ] {
             assert!(text.contains(&line), "{line}{text}");
         }
+    }
+
+    #[test]
+    fn a_gauge_in_ones_is_a_ratio_and_a_count_that_goes_up_and_down_is_not() {
+        let metrics = Metrics::new();
+        let meter = metrics.meter("s");
+        meter.f64_gauge("busy").with_unit("1").build().record(0.5, &[]);
+        meter
+            .i64_up_down_counter("open")
+            .with_unit("1")
+            .build()
+            .add(2, &[]);
+        let text = metrics.encode_as(TextFormat::Prometheus);
+        let types: Vec<_> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
+        assert_eq!(types, ["# TYPE busy_ratio gauge", "# TYPE open gauge"]);
     }
 }

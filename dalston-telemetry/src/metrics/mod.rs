@@ -99,6 +99,7 @@ pub use orchestrator::{
 };
 pub use queue::{QueueMetrics, QueueSeen, QueuesSeen};
 pub use realtime::{RealtimeMetrics, RealtimeModelMetrics, RealtimeSession, TranscriptType};
+use registry::Foreign;
 pub use registry::{PrefixedRegistry, Registry, Unit};
 pub use series::{Family, Metric};
 pub use server::MetricsServer;
@@ -201,12 +202,13 @@ impl Metrics {
         let mut writer = TextWriter::new(format, self.inner.longest.load(Ordering::Relaxed));
         let registry = lock(&self.inner.registry);
         registry.visit(&mut writer);
-        match format {
-            TextFormat::OpenMetrics => writer.raw(&registry.foreign_text()),
-            TextFormat::Prometheus => registry.visit_foreign(&mut writer),
-        }
+        let foreign = registry.foreign();
         drop(registry);
-        self.visit_meters(&mut writer);
+        match format {
+            TextFormat::OpenMetrics => writer.raw(&foreign.text),
+            TextFormat::Prometheus => foreign.visit(&mut writer),
+        }
+        self.visit_meters(&foreign, &mut writer);
         let text = writer.finish();
         self.inner.longest.fetch_max(text.len(), Ordering::Relaxed);
         text
@@ -286,15 +288,17 @@ impl Metrics {
     pub(crate) fn visit(&self, visitor: &mut dyn Visitor) {
         let registry = lock(&self.inner.registry);
         registry.visit(visitor);
-        registry.visit_foreign(visitor);
+        let foreign = registry.foreign();
         drop(registry);
-        self.visit_meters(visitor);
+        foreign.visit(visitor);
+        self.visit_meters(&foreign, visitor);
     }
 
     /// Not under the lock: instruments may ask the program for their values.
-    fn visit_meters(&self, visitor: &mut dyn Visitor) {
+    fn visit_meters(&self, foreign: &Foreign, visitor: &mut dyn Visitor) {
         if let Some(meters) = self.inner.meters.get() {
-            meters.visit(|name| lock(&self.inner.registry).has(name), visitor);
+            let is_taken = |name: &str| foreign.has(name) || lock(&self.inner.registry).has(name);
+            meters.visit(is_taken, visitor);
         }
     }
 

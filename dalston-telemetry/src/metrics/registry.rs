@@ -1,5 +1,6 @@
 //! Which metrics there are.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use prometheus_client::registry::Registry as PrometheusRegistry;
@@ -80,7 +81,7 @@ impl Registry {
     }
 
     /// A registry of [`prometheus_client`], for metrics made with that crate. What is in it is exposed and pushed like
-    /// everything else.
+    /// everything else, unless its name is taken.
     pub fn prometheus(&mut self) -> &mut PrometheusRegistry {
         self.foreign.get_or_insert_default()
     }
@@ -130,21 +131,49 @@ impl Registry {
         }
     }
 
-    /// Shows what is in [`prometheus`](Self::prometheus).
-    pub(super) fn visit_foreign(&self, visitor: &mut dyn Visitor) {
-        foreign::visit(&self.foreign_text(), visitor);
+    /// What is in [`prometheus`](Self::prometheus), as OpenMetrics text without its last line. That crate takes any name, and
+    /// one that is taken would cost the whole scrape: it belongs to the first here as well, and families of ours come first.
+    pub(super) fn foreign(&self) -> Foreign {
+        let mut foreign = Foreign::default();
+        let Some(registry) = &self.foreign else {
+            return foreign;
+        };
+        let mut text = String::new();
+        // Writing into a string does not fail; a metric that can't be encoded is a bug of that metric, and what
+        // stands before it is still worth having.
+        let encoded = prometheus_client::encoding::text::encode_registry(&mut text, registry);
+        debug_assert!(encoded.is_ok(), "every metric can be encoded");
+        let mut is_free = true;
+        for line in text.split_inclusive('\n') {
+            // The first line of a family.
+            if let Some(name) = line
+                .strip_prefix("# HELP ")
+                .and_then(|rest| rest.split(' ').next())
+            {
+                is_free = !self.has(name) && foreign.names.insert(name.to_owned());
+            }
+            if is_free {
+                foreign.text.push_str(line);
+            }
+        }
+        foreign
+    }
+}
+
+/// What was made with `prometheus_client`.
+#[derive(Default)]
+pub(super) struct Foreign {
+    pub(super) text: String,
+    names: HashSet<String>,
+}
+
+impl Foreign {
+    pub(super) fn visit(&self, visitor: &mut dyn Visitor) {
+        foreign::visit(&self.text, visitor);
     }
 
-    /// What is in [`prometheus`](Self::prometheus), as OpenMetrics text without its last line.
-    pub(super) fn foreign_text(&self) -> String {
-        let mut text = String::new();
-        if let Some(registry) = &self.foreign {
-            // Writing into a string does not fail; a metric that can't be encoded is a bug of that metric, and what
-            // stands before it is still worth having.
-            let encoded = prometheus_client::encoding::text::encode_registry(&mut text, registry);
-            debug_assert!(encoded.is_ok(), "every metric can be encoded");
-        }
-        text
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.names.contains(name)
     }
 }
 
@@ -216,5 +245,41 @@ mod tests {
     #[should_panic(expected = "can't be the name of a metric")]
     fn a_name_that_prometheus_would_refuse_is_refused() {
         Registry::default().register("jobs-done", "Jobs", DenseFamily::<(), Counter>::default());
+    }
+
+    #[test]
+    fn a_name_is_taken_once_by_whichever_crate() {
+        use super::super::{Metrics, TextFormat};
+
+        let metrics = Metrics::new();
+        let foreign = prometheus_client::metrics::counter::Counter::<u64>::default;
+        metrics.register(|registry| {
+            registry.prometheus().register("mine", "Theirs", foreign());
+            registry.prometheus().register("theirs", "Theirs", foreign());
+            registry
+                .prometheus()
+                .register("theirs", "Theirs again", foreign());
+            registry.register("mine", "Mine", DenseFamily::<(), Counter>::default());
+        });
+        for name in ["mine", "theirs", "free"] {
+            metrics.meter("meter").u64_counter(name).build().add(7, &[]);
+        }
+        for format in [TextFormat::OpenMetrics, TextFormat::Prometheus] {
+            let text = metrics.encode_as(format);
+            let helps: Vec<_> = text.lines().filter(|line| line.starts_with("# HELP")).collect();
+            let types = text.lines().filter(|line| line.starts_with("# TYPE")).count();
+            assert_eq!(helps.len(), 2, "{text}");
+            assert_eq!(types, 3, "{text}");
+            assert!(
+                helps[0].ends_with("Mine.") && helps[1].ends_with("Theirs."),
+                "{text}"
+            );
+        }
+        let snapshot = metrics.snapshot();
+        let value = |name| snapshot.value(name, &[]);
+        assert_eq!(
+            (value("mine_total"), value("theirs_total")),
+            (Some(0.0), Some(0.0))
+        );
     }
 }

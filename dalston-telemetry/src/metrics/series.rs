@@ -110,6 +110,8 @@ pub(crate) struct Original<'a> {
     pub(crate) scope: &'a str,
     pub(crate) name: &'a str,
     pub(crate) unit: &'a str,
+    /// Whether values are added up, be it with negative ones, rather than replaced.
+    pub(crate) is_sum: bool,
 }
 
 /// Whoever reads all metrics.

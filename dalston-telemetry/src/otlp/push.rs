@@ -1,8 +1,9 @@
 //! Metrics on their way to a collector, at intervals.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
+use opentelemetry::Context;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
@@ -22,7 +23,7 @@ pub(super) use points::Points;
 
 /// Gives the metrics as they are now.
 pub(super) trait Source<R>: Send + 'static {
-    type Receipt: Send;
+    type Receipt: Send + 'static;
 
     /// Requests that are small enough for a collector, each with what tells us later that it was taken.
     fn requests(&mut self) -> Vec<(R, Self::Receipt)>;
@@ -90,11 +91,12 @@ pub(super) struct Pusher<T, S> {
     shared: Arc<Shared>,
     settings: PushSettings,
     transport: T,
-    source: S,
+    /// Locked while it is read, which callbacks of the program may make last.
+    source: Arc<Mutex<S>>,
     delivery: Delivery<Shared>,
 }
 
-impl<T: Transport, S: Source<T::Request>> Pusher<T, S> {
+impl<T: Transport<Request: 'static>, S: Source<T::Request>> Pusher<T, S> {
     /// `timeout` is for one request.
     pub(super) fn new(
         shared: Arc<Shared>,
@@ -109,7 +111,7 @@ impl<T: Transport, S: Source<T::Request>> Pusher<T, S> {
             shared,
             settings,
             transport,
-            source,
+            source: Arc::new(Mutex::new(source)),
         }
     }
 
@@ -143,7 +145,10 @@ impl<T: Transport, S: Source<T::Request>> Pusher<T, S> {
         let until = Instant::now() + self.settings.export_timeout;
         let mut all_taken = true;
         let mut warning = None;
-        for (request, receipt) in self.source.requests() {
+        let Some(requests) = self.read(until).await else {
+            return self.delivery.report();
+        };
+        for (request, receipt) in requests {
             // What was not delivered is not kept: the next values say it all, or say it together with theirs.
             let accepted = match self.delivery.send(&self.transport, &request, until).await {
                 Ok(accepted) => accepted,
@@ -153,7 +158,10 @@ impl<T: Transport, S: Source<T::Request>> Pusher<T, S> {
                 }
                 Err(Lost::Failed | Lost::Closing) => return self.delivery.report(),
             };
-            self.source.taken(receipt);
+            self.source
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .taken(receipt);
             if accepted.rejected > 0 {
                 all_taken = false;
                 let detail = format!(
@@ -171,5 +179,33 @@ impl<T: Transport, S: Source<T::Request>> Pusher<T, S> {
             self.delivery.succeeded(&warning.unwrap_or_default());
         }
         self.delivery.report();
+    }
+
+    /// Reads the metrics on a thread that may block: instruments that are observed call the program, and one that does not
+    /// return must not keep the process from ending.
+    async fn read(&mut self, until: Instant) -> Option<Vec<(T::Request, S::Receipt)>> {
+        const STUCK: &str = "metrics can't be read: an instrument's callback has not returned";
+        if matches!(self.source.try_lock(), Err(TryLockError::WouldBlock)) {
+            // One thread that waits is enough.
+            self.delivery.failed(STUCK);
+            return None;
+        }
+        let source = Arc::clone(&self.source);
+        let reading = tokio::task::spawn_blocking(move || {
+            // What callbacks do in order to be pushed is not to be exported.
+            let _suppressed = Context::enter_telemetry_suppressed_scope();
+            source.lock().unwrap_or_else(PoisonError::into_inner).requests()
+        });
+        match self.delivery.bounded(until, reading).await {
+            Ok(Ok(requests)) => Some(requests),
+            Ok(Err(error)) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => None,
+            },
+            Err(_) => {
+                self.delivery.failed(STUCK);
+                None
+            }
+        }
     }
 }

@@ -406,6 +406,86 @@ fn a_callback_that_panics_is_told_by_flush_and_shutdown() {
 }
 
 #[test]
+fn a_callback_that_does_not_return_keeps_no_process_from_ending() {
+    let collector = Collector::start(Protocol::Http);
+    let timeout = Duration::from_secs(1);
+    let service = Service::with(pushing(collector.env(), &[]), |builder| {
+        builder.shutdown_timeout(timeout)
+    });
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    let meter = service.telemetry.meter("mine");
+    let _gauge = meter
+        .u64_observable_gauge("stuck")
+        .with_callback(move |_| {
+            let _ = held.lock().unwrap().recv();
+        })
+        .build();
+    let begun = Instant::now();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let error = runtime
+        .block_on(service.telemetry.shutdown())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("callback has not returned"), "{error}");
+    assert!(begun.elapsed() < LONG, "{:?}", begun.elapsed());
+    drop(release);
+}
+
+#[test]
+fn a_counter_that_goes_up_and_down_arrives_as_one_and_never_as_differences() {
+    let collector = Collector::start(Protocol::Http);
+    let delta = [("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")];
+    let service = Service::start(pushing(collector.env(), &delta));
+    let open = service
+        .telemetry
+        .meter("mine")
+        .i64_up_down_counter("open")
+        .build();
+    open.add(5, &[]);
+    service.telemetry.flush(LONG).unwrap();
+    open.add(-2, &[]);
+    service.telemetry.flush(LONG).unwrap();
+    let told = collector.rest_of_metrics().into_iter().map(|request| {
+        let Some(Data::Sum(sum)) = metric(&request.request, "open").data.clone() else {
+            panic!("not a sum")
+        };
+        let temporality = sum.aggregation_temporality();
+        (sum.is_monotonic, temporality, number(&sum.data_points[0].value))
+    });
+    let cumulative = AggregationTemporality::Cumulative;
+    assert_eq!(
+        told.collect::<Vec<_>>(),
+        [(false, cumulative, 5.0), (false, cumulative, 3.0)]
+    );
+}
+
+#[test]
+fn differences_of_instruments_that_are_one_to_prometheus_are_told_apart() {
+    let collector = Collector::start(Protocol::Http);
+    let delta = [("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")];
+    let service = Service::start(pushing(collector.env(), &delta));
+    let meter = service.telemetry.meter("mine");
+    let (dotted, plain) = (
+        meter.u64_counter("jobs.done").build(),
+        meter.u64_counter("jobs_done").build(),
+    );
+    for _ in 0..2 {
+        dotted.add(10, &[]);
+        plain.add(1, &[]);
+        service.telemetry.flush(LONG).unwrap();
+    }
+    for request in collector.rest_of_metrics() {
+        for (name, added) in [("jobs.done", 10.0), ("jobs_done", 1.0)] {
+            let Some(Data::Sum(sum)) = &metric(&request.request, name).data else {
+                panic!("not a sum")
+            };
+            assert_eq!(number(&sum.data_points[0].value), added, "{name}");
+        }
+    }
+}
+
+#[test]
 fn metrics_are_served_unless_the_environment_says_no() {
     let serve = |pairs: &[(&str, &str)]| {
         let env = pairs

@@ -1,5 +1,6 @@
 //! Metrics as OTLP points: the series that are scraped, under the same names and with the same values.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -25,13 +26,18 @@ pub(in crate::otlp) struct Points {
     resource: ProtoResource,
     /// Whether counters and histograms tell what was added since the collector last heard of them.
     delta: bool,
-    /// What the collector has heard, by name and labels; stays empty unless it hears of differences.
+    /// What the collector has heard of the series that there are; stays empty unless it hears of differences.
     known: HashMap<Key, Known>,
+    /// Counts how often the series were read.
+    round: u64,
 }
 
-type Key = (String, String);
+/// A series: who made it, its name, its labels.
+type Key = (String, String, String);
 
 pub(in crate::otlp) struct Known {
+    /// The last round in which there was this series.
+    seen: Cell<u64>,
     at: u64,
     value: Total,
 }
@@ -50,6 +56,7 @@ impl Points {
             resource: resource.into(),
             delta,
             known: HashMap::new(),
+            round: 0,
         }
     }
 }
@@ -58,6 +65,7 @@ impl Source<ExportMetricsServiceRequest> for Points {
     type Receipt = Vec<(Key, Known)>;
 
     fn requests(&mut self) -> Vec<(ExportMetricsServiceRequest, Self::Receipt)> {
+        self.round += 1;
         let mut builder = Builder {
             points: self,
             now: nanoseconds(SystemTime::now()),
@@ -68,7 +76,11 @@ impl Source<ExportMetricsServiceRequest> for Points {
             receipt: Vec::new(),
         };
         self.metrics.visit(&mut builder);
-        builder.finish()
+        let requests = builder.finish();
+        // Series come and go, and a process may run for a year.
+        let round = self.round;
+        self.known.retain(|_, known| known.seen.get() == round);
+        requests
     }
 
     fn taken(&mut self, receipt: Self::Receipt) {
@@ -113,6 +125,7 @@ impl Visitor for Builder<'_> {
             }
             Value::Gauge(value) => Point::Number(NumberDataPoint {
                 attributes,
+                start_time_unix_nano: if goes_up_and_down(head) { self.since } else { 0 },
                 time_unix_nano: self.now,
                 value: Some(number(*value)),
                 ..Default::default()
@@ -172,6 +185,12 @@ impl Builder<'_> {
             }),
             Kind::Histogram => Data::Histogram(Histogram {
                 aggregation_temporality: temporality.into(),
+                data_points: Vec::new(),
+            }),
+            // A sum of its own kind, which is never told as differences.
+            Kind::Gauge if goes_up_and_down(head) => Data::Sum(Sum {
+                aggregation_temporality: AggregationTemporality::Cumulative.into(),
+                is_monotonic: false,
                 data_points: Vec::new(),
             }),
             Kind::Gauge | Kind::Info | Kind::Unknown => Data::Gauge(Gauge::default()),
@@ -242,8 +261,9 @@ impl Builder<'_> {
         if !self.points.delta {
             return (self.since, total);
         }
-        let key = (head.name.to_owned(), series.text());
+        let key = key(head, series);
         let known = self.points.known.get(&key);
+        known.inspect(|known| known.seen.set(self.points.round));
         let since = known.map_or(self.since, |known| known.at);
         let before = known.map(|known| &known.value);
         let added = match (total, before) {
@@ -259,6 +279,7 @@ impl Builder<'_> {
         self.receipt.push((
             key,
             Known {
+                seen: Cell::new(self.points.round),
                 at: self.now,
                 value: Total::Number(total),
             },
@@ -280,8 +301,9 @@ impl Builder<'_> {
         if !self.points.delta {
             return (self.since, counts, sum);
         }
-        let key = (head.name.to_owned(), series.text());
+        let key = key(head, series);
         let known = self.points.known.get(&key);
+        known.inspect(|known| known.seen.set(self.points.round));
         let since = known.map_or(self.since, |known| known.at);
         let (added, added_sum) = match known.map(|known| &known.value) {
             Some(Total::Histogram {
@@ -304,12 +326,24 @@ impl Builder<'_> {
         self.receipt.push((
             key,
             Known {
+                seen: Cell::new(self.points.round),
                 at: self.now,
                 value: Total::Histogram { counts, sum },
             },
         ));
         (since, added, added_sum)
     }
+}
+
+/// By what a series is called where it comes from: different names of instruments and attributes can be one to Prometheus.
+fn key(head: &Head<'_>, series: &Series<'_>) -> Key {
+    let (scope, name) = head
+        .original
+        .map_or(("", head.name), |original| (original.scope, original.name));
+    let labels = series
+        .attributes
+        .map_or_else(|| series.text(), |attributes| format!("{attributes:?}"));
+    (scope.to_owned(), name.to_owned(), labels)
 }
 
 fn attributes(series: &Series<'_>) -> Vec<KeyValue> {
@@ -341,6 +375,11 @@ fn proto_exemplar(measured: Measured) -> Exemplar {
         value: Some(exemplar::Value::AsDouble(measured.value)),
         ..Default::default()
     }
+}
+
+/// Whether it is an up-down counter of OpenTelemetry, which Prometheus calls a gauge.
+fn goes_up_and_down(head: &Head<'_>) -> bool {
+    head.original.is_some_and(|original| original.is_sum)
 }
 
 /// The unit as OpenTelemetry writes it.
@@ -416,7 +455,7 @@ mod tests {
 
         // Only the first one arrives.
         let (first, receipt) = requests.into_iter().next().unwrap();
-        let arrived = receipt.iter().filter(|((name, _), _)| name == "many").count();
+        let arrived = receipt.iter().filter(|((_, name, _), _)| name == "many").count();
         points.taken(receipt);
         drop(first);
         let again = points.requests();
@@ -431,5 +470,25 @@ mod tests {
             });
         let nothing_new = told.filter(|point| point.value == Some(number_data_point::Value::AsInt(0)));
         assert_eq!(nothing_new.count(), arrived);
+    }
+
+    #[test]
+    fn series_that_are_gone_are_forgotten() {
+        use prometheus_client::metrics::counter::Counter;
+        use prometheus_client::metrics::family::Family;
+
+        let metrics = Metrics::new();
+        let jobs = Family::<Vec<(String, String)>, Counter>::default();
+        metrics.register(|registry| registry.prometheus().register("jobs", "Jobs", jobs.clone()));
+        let mut points = Points::new(metrics, &Resource::builder_empty().build(), true);
+        for number in 0..100 {
+            jobs.get_or_create(&vec![("number".to_owned(), number.to_string())])
+                .inc();
+            for (_, receipt) in points.requests() {
+                points.taken(receipt);
+            }
+            jobs.clear();
+        }
+        assert!(points.known.len() <= 2, "{}", points.known.len());
     }
 }
