@@ -12,11 +12,17 @@ struct Bench {
     target: &'static str,
 }
 
-const BENCHES: [Bench; 6] = [
+const BENCHES: [Bench; 7] = [
     Bench {
         name: "telemetry",
         about: "what a span costs with tracing off and on",
         package: "dalston-telemetry",
+        target: "spans",
+    },
+    Bench {
+        name: "spans",
+        about: "what a span costs that is exported, beside tracing-opentelemetry and the SDK",
+        package: "bench",
         target: "spans",
     },
     Bench {

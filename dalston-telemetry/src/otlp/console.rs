@@ -9,12 +9,16 @@ use opentelemetry::{Array, KeyValue, Value};
 use opentelemetry_sdk::trace::SpanData;
 use serde_json::{Map, json};
 
-/// Writes and flushes. May wait for whoever reads the output, so it runs on a thread that may.
-pub(super) fn print(batch: &[SpanData]) -> io::Result<()> {
+/// Appends the line of a span.
+pub(super) fn write_line(span: &SpanData, to: &mut Vec<u8>) {
+    // Writing to memory does not fail.
+    let _ = writeln!(to, "{}", line(span));
+}
+
+/// Writes lines and flushes. May wait for whoever reads the output, so it runs on a thread that may.
+pub(super) fn print(lines: &[u8]) -> io::Result<()> {
     let mut output = io::stdout().lock();
-    for span in batch {
-        writeln!(output, "{}", line(span))?;
-    }
+    output.write_all(lines)?;
     output.flush()
 }
 

@@ -1,14 +1,13 @@
 //! OTLP over gRPC.
 
 use std::error::Error;
+use std::marker::PhantomData;
 use std::time::Duration;
 
-use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
-use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
+use bytes::{BufMut, Bytes};
+use http::uri::PathAndQuery;
 use prost::Message;
-use tonic::codec::CompressionEncoding;
+use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Extensions, Request, Response, Status};
@@ -62,29 +61,65 @@ impl Grpc {
         })
     }
 
-    pub(super) async fn send_spans(&self, request: &ExportTraceServiceRequest) -> Result<Accepted, Failure> {
-        let mut client =
-            TraceServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_RESPONSE_BYTES);
-        if self.gzip {
-            client = client.send_compressed(CompressionEncoding::Gzip);
-        }
-        answer(client.export(self.request(request)).await)
-    }
-
-    pub(super) async fn send_metrics(
+    /// Sends a request that is encoded already to a method that answers with an `A`.
+    pub(super) async fn send<A: Message + Default + Into<Accepted> + 'static>(
         &self,
-        request: &ExportMetricsServiceRequest,
+        method: &'static str,
+        request: Bytes,
     ) -> Result<Accepted, Failure> {
-        let mut client =
-            MetricsServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_RESPONSE_BYTES);
+        let mut client = tonic::client::Grpc::new(self.channel.clone());
+        client = client.max_decoding_message_size(MAX_RESPONSE_BYTES);
         if self.gzip {
             client = client.send_compressed(CompressionEncoding::Gzip);
         }
-        answer(client.export(self.request(request)).await)
+        if let Err(error) = client.ready().await {
+            return Err(Failure {
+                retry: Retry::Backoff,
+                detail: format!("no connection: {}", chain(&error)),
+            });
+        }
+        let request = Request::from_parts(self.headers.clone(), Extensions::new(), request);
+        let method = PathAndQuery::from_static(method);
+        answer(client.unary(request, method, Encoded::<A>(PhantomData)).await)
+    }
+}
+
+/// Requests that are bytes, and answers that are messages.
+struct Encoded<A>(PhantomData<fn() -> A>);
+
+impl<A: Message + Default + 'static> Codec for Encoded<A> {
+    type Encode = Bytes;
+    type Decode = A;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self(PhantomData)
     }
 
-    fn request<T: Clone>(&self, request: &T) -> Request<T> {
-        Request::from_parts(self.headers.clone(), Extensions::new(), request.clone())
+    fn decoder(&mut self) -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<A> Encoder for Encoded<A> {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, request: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.reserve(request.len());
+        to.put(request);
+        Ok(())
+    }
+}
+
+impl<A: Message + Default> Decoder for Encoded<A> {
+    type Item = A;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<A>, Status> {
+        let answer = A::decode(from).map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Some(answer))
     }
 }
 

@@ -81,9 +81,10 @@ impl Http {
         })
     }
 
-    pub(super) async fn send<Q: Message, A: Message + Default + Into<Accepted>>(
+    /// Sends a request that is encoded already, to be answered with an `A`.
+    pub(super) async fn send<A: Message + Default + Into<Accepted>>(
         &self,
-        request: &Q,
+        request: Bytes,
     ) -> Result<Accepted, Failure> {
         let started = Instant::now();
         let body = self.body(request)?;
@@ -112,10 +113,9 @@ impl Http {
         Ok(answer.map(A::into).unwrap_or_default())
     }
 
-    fn body(&self, request: &impl Message) -> Result<Bytes, Failure> {
-        let body = request.encode_to_vec();
+    fn body(&self, body: Bytes) -> Result<Bytes, Failure> {
         if !self.gzip {
-            return Ok(body.into());
+            return Ok(body);
         }
         let compress = || {
             let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());

@@ -10,7 +10,8 @@
 //! - Its settings come from the variables of the process, behind the back of whoever passes an [`Env`].
 //! - It logs from within the exporter, once per failure.
 //!
-//! What it is built on is used: the generated client and messages of `opentelemetry-proto`, tonic, and reqwest.
+//! What it is built on is used: the messages of `opentelemetry-proto`, tonic, and reqwest. Only spans are encoded by us, when
+//! they end.
 //!
 //! [`Env`]: crate::Env
 
@@ -18,6 +19,7 @@ mod config;
 mod console;
 mod control;
 mod delivery;
+mod encode;
 #[cfg(feature = "otlp-grpc")]
 mod grpc;
 #[cfg(feature = "otlp-http")]
@@ -50,7 +52,7 @@ pub use stats::ExportStats;
 use crate::error::{InitError, ShutdownError};
 use crate::metrics::{Metrics, TelemetryMetrics};
 use control::Control;
-use queue::Queue;
+use queue::{Forms, Queue};
 pub(crate) use report::ReportTo;
 use report::Reporter;
 use stats::Stats;
@@ -84,7 +86,14 @@ impl Pipeline {
         metrics: TelemetryMetrics,
     ) -> Result<Self, InitError> {
         let shared = Arc::new(Shared {
-            queue: Queue::new(batching.max_queue_size, batching.max_batch_size),
+            queue: Queue::new(
+                batching.max_queue_size,
+                batching.max_batch_size,
+                Forms {
+                    otlp: otlp.is_some(),
+                    console,
+                },
+            ),
             stats: Stats::new(metrics),
             control: Control::new(),
         });
@@ -376,7 +385,7 @@ impl SpanProcessor for ExportProcessor {
         if span.span_context.is_sampled() {
             report::learn(&self.0.report_to);
             let Shared { queue, stats, .. } = &*self.0.shared;
-            queue.push(span, stats);
+            queue.push(&span, stats);
         }
     }
 

@@ -1,80 +1,133 @@
 //! The queue between the threads that end spans and the thread that exports them.
 
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::mem;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use opentelemetry::{Array, KeyValue, Value};
+use opentelemetry::InstrumentationScope;
 use opentelemetry_sdk::trace::SpanData;
 use tokio::sync::Notify;
 
 use super::stats::Stats;
+use super::{console, encode};
 use crate::metrics::DropReason;
 
 /// The largest request. Collectors refuse gRPC messages of more than 4 MiB unless told otherwise.
 pub(super) const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024 - 64 * 1024;
 
+/// Room in a request for what is not a span.
+const REQUEST_OVERHEAD: usize = 16 * 1024;
+
+/// The spans of a request, and so one span, may have this many bytes together.
+const MAX_SPAN_BYTES: usize = MAX_REQUEST_BYTES - REQUEST_OVERHEAD;
+
 /// The spans that wait may take this much memory, however few they are.
 const MAX_QUEUE_BYTES: usize = 64 * 1024 * 1024;
 
+/// A buffer of a thread that ends spans is kept for its next span up to this size.
+const KEPT_BY_THREAD: usize = 16 * 1024;
+
+/// A buffer of the queue is kept when it is empty up to this size.
+const KEPT_BY_QUEUE: usize = 4 * 1024 * 1024;
+
 /// A bounded queue of finished spans.
 ///
-/// Ending a span takes a lock for as long as it takes to push onto a vector. The exporter holds that lock only to
-/// exchange two vectors, never while it encodes, sends or waits, so work is not slowed by a collector that is.
+/// A span is encoded by the thread that ends it, whose caches hold it and which frees it at once; handed over whole, it would be
+/// read, copied and freed by another one, which costs more altogether and makes the allocator of the first slower.
+/// Then ending it takes a lock for as long as it takes to copy some hundred bytes. The exporter holds that lock only to
+/// exchange two buffers, never while it sends or waits, so work is not slowed by a collector that is.
 pub(super) struct Queue {
-    incoming: Mutex<VecDeque<SpanData>>,
-    /// Spans that count against `max_spans`: those in `incoming` and those in the exporter's backlog.
+    state: Mutex<State>,
+    /// As in `state`, to look at without a lock.
     spans: AtomicUsize,
-    bytes: AtomicUsize,
+    closed: AtomicBool,
+    forms: Forms,
     max_spans: usize,
     /// At this length the exporter is woken before its time.
     batch: usize,
-    closed: AtomicBool,
     pub(super) wake: Notify,
 }
 
+/// What becomes of a span.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Forms {
+    pub(super) otlp: bool,
+    /// A line for people.
+    pub(super) console: bool,
+}
+
+#[derive(Default)]
+struct State {
+    incoming: Spans,
+    /// What counts against the limits: what is in `incoming` and in the exporter's backlog.
+    spans: usize,
+    bytes: usize,
+}
+
 impl Queue {
-    pub(super) fn new(max_spans: usize, batch: usize) -> Self {
+    pub(super) fn new(max_spans: usize, batch: usize, forms: Forms) -> Self {
         Self {
-            incoming: Mutex::default(),
+            state: Mutex::default(),
             spans: AtomicUsize::new(0),
-            bytes: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            forms,
             max_spans,
             batch,
-            closed: AtomicBool::new(false),
             wake: Notify::new(),
         }
     }
 
     /// Takes a span or counts it as dropped. Never waits for the exporter.
-    pub(super) fn push(&self, span: SpanData, stats: &Stats) {
+    pub(super) fn push(&self, span: &SpanData, stats: &Stats) {
+        thread_local! {
+            static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+        }
         if self.closed.load(Ordering::Acquire) {
             return stats.dropped(DropReason::Shutdown, 1);
         }
-        let size = size(&span);
-        if size > MAX_REQUEST_BYTES {
-            return stats.dropped(DropReason::TooLarge, 1);
-        }
-        // Reserved first and given back if there was no room, so that many threads together can't exceed the bound.
-        let waiting = self.spans.fetch_add(1, Ordering::AcqRel);
-        let bytes = self.bytes.fetch_add(size, Ordering::AcqRel);
-        if waiting >= self.max_spans || bytes + size > MAX_QUEUE_BYTES {
-            self.release(1, size);
+        // Before the work is done. Whether there is room is decided under the lock.
+        if self.len() >= self.max_spans {
             return stats.dropped(DropReason::QueueFull, 1);
         }
-        let mut incoming = self.incoming();
+        // A thread that ends has no buffer any more.
+        let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
+        buffer.clear();
+        if let Err(reason) = self.push_encoded(span, &mut buffer) {
+            stats.dropped(reason, 1);
+        }
+        if buffer.capacity() <= KEPT_BY_THREAD {
+            let _ = BUFFER.try_with(|kept| kept.set(buffer));
+        }
+    }
+
+    fn push_encoded(&self, span: &SpanData, buffer: &mut Vec<u8>) -> Result<(), DropReason> {
+        if self.forms.otlp && !encode::span(span, MAX_SPAN_BYTES, buffer) {
+            return Err(DropReason::TooLarge);
+        }
+        let otlp = buffer.len();
+        if self.forms.console {
+            console::write_line(span, buffer);
+        }
+        let mut state = self.state();
         // Asked again: the exporter may have looked into the queue for the last time since.
         if self.closed.load(Ordering::Acquire) {
-            drop(incoming);
-            self.release(1, size);
-            return stats.dropped(DropReason::Shutdown, 1);
+            return Err(DropReason::Shutdown);
         }
-        incoming.push_back(span);
-        drop(incoming);
-        if waiting + 1 == self.batch {
+        if state.spans >= self.max_spans || state.bytes + buffer.len() > MAX_QUEUE_BYTES {
+            return Err(DropReason::QueueFull);
+        }
+        state.incoming.push(&span.instrumentation_scope, buffer, otlp);
+        state.bytes += buffer.len();
+        state.spans += 1;
+        let waiting = state.spans;
+        self.spans.store(waiting, Ordering::Release);
+        drop(state);
+        if waiting == self.batch {
             self.wake.notify_one();
         }
+        Ok(())
     }
 
     /// How many spans wait.
@@ -84,24 +137,27 @@ impl Queue {
 
     /// Takes no more spans from now on: what is exchanged after this is all there will be.
     pub(super) fn close(&self) {
-        let _incoming = self.incoming();
+        let _state = self.state();
         self.closed.store(true, Ordering::Release);
     }
 
-    /// Hands everything that has come in to an exporter whose backlog is empty.
-    pub(super) fn exchange(&self, backlog: &mut VecDeque<SpanData>) {
-        mem::swap(&mut *self.incoming(), backlog);
+    /// Hands everything that has come in to an exporter that is done with what it had.
+    pub(super) fn exchange(&self, backlog: &mut Spans) {
+        backlog.clear();
+        mem::swap(&mut self.state().incoming, backlog);
     }
 
     /// Makes room, after spans have left the backlog.
     pub(super) fn release(&self, spans: usize, bytes: usize) {
-        self.spans.fetch_sub(spans, Ordering::AcqRel);
-        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        let mut state = self.state();
+        state.spans -= spans;
+        state.bytes -= bytes;
+        self.spans.store(state.spans, Ordering::Release);
     }
 
-    fn incoming(&self) -> MutexGuard<'_, VecDeque<SpanData>> {
+    fn state(&self) -> MutexGuard<'_, State> {
         // Nothing under this lock can panic half-way.
-        self.incoming.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -114,40 +170,127 @@ impl std::fmt::Debug for Queue {
     }
 }
 
-/// About how much memory a span takes; never less than its encoded form.
-pub(super) fn size(span: &SpanData) -> usize {
-    let events = span
-        .events
-        .iter()
-        .map(|event| mem::size_of_val(event) + event.name.len() + attributes(&event.attributes));
-    let links = span
-        .links
-        .iter()
-        .map(|link| mem::size_of_val(link) + attributes(&link.attributes));
-    mem::size_of::<SpanData>()
-        + span.name.len()
-        + attributes(&span.attributes)
-        + events.sum::<usize>()
-        + links.sum::<usize>()
+/// Encoded spans, in the order in which they ended.
+#[derive(Debug, Default)]
+pub(super) struct Spans {
+    /// Each as a field of a `ScopeSpans`, and then as a line.
+    bytes: Vec<u8>,
+    ends: Vec<End>,
+    scopes: Vec<InstrumentationScope>,
+    /// How many have been taken out.
+    taken: usize,
 }
 
-fn attributes(attributes: &[KeyValue]) -> usize {
-    attributes
-        .iter()
-        .map(|attribute| mem::size_of::<KeyValue>() + attribute.key.as_str().len() + value(&attribute.value))
-        .sum()
+#[derive(Debug, Clone, Copy)]
+struct End {
+    otlp: usize,
+    line: usize,
+    scope: usize,
 }
 
-fn value(value: &Value) -> usize {
-    match value {
-        Value::String(text) => text.as_str().len(),
-        Value::Array(Array::String(texts)) => texts
-            .iter()
-            .map(|text| mem::size_of_val(text) + text.as_str().len())
-            .sum(),
-        Value::Array(Array::Bool(values)) => values.len() * 4,
-        Value::Array(Array::I64(values)) => values.len() * 16,
-        Value::Array(Array::F64(values)) => values.len() * 16,
-        _ => 0,
+impl Spans {
+    fn push(&mut self, scope: &InstrumentationScope, encoded: &[u8], otlp: usize) {
+        // Nearly always that of the span before.
+        let last = self.ends.last().map(|end| end.scope);
+        let known = last.filter(|last| self.scopes[*last] == *scope);
+        let known = known.or_else(|| self.scopes.iter().position(|known| known == scope));
+        let scope = known.unwrap_or_else(|| {
+            self.scopes.push(scope.clone());
+            self.scopes.len() - 1
+        });
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(encoded);
+        self.ends.push(End {
+            otlp: start + otlp,
+            line: self.bytes.len(),
+            scope,
+        });
+    }
+
+    /// Takes spans out: no more than `max`, and as many as fit in a request.
+    pub(super) fn take(&mut self, max: usize) -> Option<Batch<'_>> {
+        let first = self.taken;
+        let start = self.start(first);
+        let mut otlp = 0;
+        for (end, span) in self.ends[first..].iter().take(max).zip(first..) {
+            let size = end.otlp - self.start(span);
+            if span > first && otlp + size > MAX_SPAN_BYTES {
+                break;
+            }
+            otlp += size;
+            self.taken = span + 1;
+        }
+        (self.taken > first).then(|| Batch {
+            bytes: self.start(self.taken) - start,
+            range: first..self.taken,
+            spans: self,
+        })
+    }
+
+    /// How many have not been taken out, and their bytes.
+    pub(super) fn left(&self) -> (usize, usize) {
+        (
+            self.ends.len() - self.taken,
+            self.bytes.len() - self.start(self.taken),
+        )
+    }
+
+    fn start(&self, span: usize) -> usize {
+        span.checked_sub(1).map_or(0, |before| self.ends[before].line)
+    }
+
+    fn clear(&mut self) {
+        if self.bytes.capacity() > KEPT_BY_QUEUE {
+            self.bytes = Vec::new();
+        }
+        self.bytes.clear();
+        self.ends.clear();
+        self.scopes.clear();
+        self.taken = 0;
+    }
+}
+
+/// Spans that go together.
+#[derive(Debug)]
+pub(super) struct Batch<'a> {
+    spans: &'a Spans,
+    range: Range<usize>,
+    bytes: usize,
+}
+
+impl Batch<'_> {
+    pub(super) fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// What they count against the limit of the queue.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The scopes that have spans here.
+    #[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
+    pub(super) fn scopes(&self) -> impl Iterator<Item = (usize, &InstrumentationScope)> {
+        let ends = &self.spans.ends[self.range.clone()];
+        let all = self.spans.scopes.iter().enumerate();
+        all.filter(|(index, _)| ends.iter().any(|end| end.scope == *index))
+    }
+
+    /// The spans of a scope, each as a field of a `ScopeSpans`.
+    #[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
+    pub(super) fn of_scope(&self, scope: usize) -> impl Iterator<Item = &[u8]> {
+        self.range.clone().filter_map(move |span| {
+            let end = self.spans.ends[span];
+            (end.scope == scope).then(|| &self.spans.bytes[self.spans.start(span)..end.otlp])
+        })
+    }
+
+    /// A line for each.
+    pub(super) fn lines(&self) -> Vec<u8> {
+        let mut lines = Vec::new();
+        for end in &self.spans.ends[self.range.clone()] {
+            lines.extend_from_slice(&self.spans.bytes[end.otlp..end.line]);
+        }
+        lines
     }
 }

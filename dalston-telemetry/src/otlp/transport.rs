@@ -2,8 +2,7 @@
 
 use std::future::Future;
 
-use opentelemetry_sdk::trace::SpanData;
-
+use super::queue::Batch;
 use super::retry::Failure;
 
 /// A way to a collector, for one kind of telemetry.
@@ -16,7 +15,7 @@ pub(super) trait Transport: Send + Sync + 'static {
 
 /// A way for spans.
 pub(super) trait SpanTransport: Transport {
-    fn encode(&self, batch: Vec<SpanData>) -> Self::Request;
+    fn encode(&self, batch: &Batch<'_>) -> Self::Request;
 }
 
 /// The collector has taken the request.
@@ -33,17 +32,18 @@ pub(super) use otlp::{MetricsOtlp, SpansOtlp, Wire};
 
 #[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
 mod otlp {
+    use bytes::Bytes;
     use opentelemetry_proto::tonic::collector::metrics::v1::{
         ExportMetricsServiceRequest, ExportMetricsServiceResponse,
     };
-    use opentelemetry_proto::tonic::collector::trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-    };
-    use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
-    use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_scope;
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+    use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
+    use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
     use opentelemetry_sdk::Resource;
+    use prost::Message;
 
     use super::*;
+    use crate::otlp::encode;
 
     /// One of the transports of OTLP.
     pub(in crate::otlp) enum Wire {
@@ -53,38 +53,92 @@ mod otlp {
         Http(crate::otlp::http::Http),
     }
 
+    impl Wire {
+        /// `method` is for gRPC; the address of HTTP says what it takes.
+        async fn send<A: Message + Default + Into<Accepted> + 'static>(
+            &self,
+            method: &'static str,
+            request: Bytes,
+        ) -> Result<Accepted, Failure> {
+            match self {
+                #[cfg(feature = "otlp-grpc")]
+                Self::Grpc(grpc) => grpc.send::<A>(method, request).await,
+                #[cfg(feature = "otlp-http")]
+                Self::Http(http) => {
+                    let _ = method;
+                    http.send::<A>(request).await
+                }
+            }
+        }
+    }
+
     pub(in crate::otlp) struct SpansOtlp {
-        resource: ResourceAttributesWithSchema,
+        /// The start and the end of each `ResourceSpans`: its resource, and the resource's schema.
+        resource: Vec<u8>,
+        schema: Vec<u8>,
         wire: Wire,
     }
 
     impl SpansOtlp {
         pub(in crate::otlp) fn new(resource: &Resource, wire: Wire) -> Self {
+            let (mut start, mut schema) = (Vec::new(), Vec::new());
+            encode::bytes(1, &ProtoResource::from(resource).encode_to_vec(), &mut start);
+            if let Some(url) = resource.schema_url() {
+                encode::bytes(3, url.as_bytes(), &mut schema);
+            }
             Self {
-                resource: resource.into(),
+                resource: start,
+                schema,
                 wire,
             }
         }
     }
 
     impl SpanTransport for SpansOtlp {
-        fn encode(&self, batch: Vec<SpanData>) -> Self::Request {
-            ExportTraceServiceRequest {
-                resource_spans: group_spans_by_resource_and_scope(batch, &self.resource),
+        fn encode(&self, batch: &Batch<'_>) -> Self::Request {
+            let scopes: Vec<_> = batch
+                .scopes()
+                .map(|(index, scope)| {
+                    let message = InstrumentationScope::from((scope, None)).encode_to_vec();
+                    let (mut start, mut schema) = (Vec::new(), Vec::new());
+                    encode::bytes(1, &message, &mut start);
+                    if let Some(url) = scope.schema_url() {
+                        encode::bytes(3, url.as_bytes(), &mut schema);
+                    }
+                    let spans: usize = batch.of_scope(index).map(<[u8]>::len).sum();
+                    let length = start.len() + spans + schema.len();
+                    (index, start, schema, length)
+                })
+                .collect();
+            let of_scopes = scopes
+                .iter()
+                .map(|(.., length)| encode::size_of_bytes(2, *length));
+            let length = self.resource.len() + of_scopes.sum::<usize>() + self.schema.len();
+
+            let mut request = Vec::with_capacity(encode::size_of_bytes(1, length));
+            encode::length_of_bytes(1, length, &mut request);
+            request.extend_from_slice(&self.resource);
+            for (index, start, schema, length) in &scopes {
+                encode::length_of_bytes(2, *length, &mut request);
+                request.extend_from_slice(start);
+                for span in batch.of_scope(*index) {
+                    request.extend_from_slice(span);
+                }
+                request.extend_from_slice(schema);
             }
+            request.extend_from_slice(&self.schema);
+            request.into()
         }
     }
 
     impl Transport for SpansOtlp {
-        type Request = ExportTraceServiceRequest;
+        type Request = Bytes;
 
         async fn send(&self, request: &Self::Request) -> Result<Accepted, Failure> {
-            match &self.wire {
-                #[cfg(feature = "otlp-grpc")]
-                Wire::Grpc(grpc) => grpc.send_spans(request).await,
-                #[cfg(feature = "otlp-http")]
-                Wire::Http(http) => http.send::<_, ExportTraceServiceResponse>(request).await,
-            }
+            const METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+            self.wire
+                .send::<ExportTraceServiceResponse>(METHOD, request.clone())
+                .await
         }
     }
 
@@ -94,12 +148,9 @@ mod otlp {
         type Request = ExportMetricsServiceRequest;
 
         async fn send(&self, request: &Self::Request) -> Result<Accepted, Failure> {
-            match &self.0 {
-                #[cfg(feature = "otlp-grpc")]
-                Wire::Grpc(grpc) => grpc.send_metrics(request).await,
-                #[cfg(feature = "otlp-http")]
-                Wire::Http(http) => http.send::<_, ExportMetricsServiceResponse>(request).await,
-            }
+            const METHOD: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
+            let request = request.encode_to_vec().into();
+            self.0.send::<ExportMetricsServiceResponse>(METHOD, request).await
         }
     }
 
@@ -144,7 +195,7 @@ impl Nothing {
 
 #[cfg(not(any(feature = "otlp-grpc", feature = "otlp-http")))]
 impl SpanTransport for Nothing {
-    fn encode(&self, _: Vec<SpanData>) {
+    fn encode(&self, _: &Batch<'_>) {
         match *self {}
     }
 }

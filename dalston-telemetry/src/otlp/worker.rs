@@ -1,23 +1,18 @@
 //! The loop that exports: one task, on a thread and a runtime of its own.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use opentelemetry_sdk::trace::SpanData;
 use tokio::time::{Instant, sleep_until};
 
 use super::control::Control;
 use super::delivery::{Delivery, Exporter, Lost};
-use super::queue::{self, MAX_REQUEST_BYTES, Queue};
+use super::queue::{Queue, Spans};
 use super::report::Reporter;
 use super::settings::BatchSettings;
 use super::stats::Stats;
 use super::transport::{Accepted, SpanTransport};
 use crate::metrics::DropReason;
-
-/// Room in a request for what is not a span.
-const REQUEST_OVERHEAD: usize = 16 * 1024;
 
 /// What the exporting thread shares with the others.
 #[derive(Debug)]
@@ -30,15 +25,15 @@ pub(super) struct Shared {
 impl Shared {
     /// Counts what is in the queue as lost, when nobody is there to send it.
     pub(super) fn drop_waiting(&self) {
-        let mut waiting = VecDeque::new();
+        let mut waiting = Spans::default();
         self.queue.exchange(&mut waiting);
         self.drop_all(&waiting);
     }
 
-    fn drop_all(&self, spans: &VecDeque<SpanData>) {
-        let bytes = spans.iter().map(queue::size).sum();
-        self.queue.release(spans.len(), bytes);
-        self.stats.dropped(DropReason::Shutdown, spans.len() as u64);
+    fn drop_all(&self, spans: &Spans) {
+        let (spans, bytes) = spans.left();
+        self.queue.release(spans, bytes);
+        self.stats.dropped(DropReason::Shutdown, spans as u64);
     }
 }
 
@@ -63,7 +58,15 @@ pub(super) struct Worker<T> {
     /// Whether spans are also printed.
     console: bool,
     delivery: Delivery<Shared>,
-    backlog: VecDeque<SpanData>,
+    backlog: Spans,
+}
+
+/// A batch on its way.
+struct Outgoing<R> {
+    spans: u64,
+    /// For the console.
+    lines: Option<Vec<u8>>,
+    request: Option<R>,
 }
 
 impl<T: SpanTransport> Worker<T> {
@@ -82,7 +85,7 @@ impl<T: SpanTransport> Worker<T> {
             batching,
             transport: transport.map(Arc::new),
             console,
-            backlog: VecDeque::new(),
+            backlog: Spans::default(),
         }
     }
 
@@ -97,9 +100,7 @@ impl<T: SpanTransport> Worker<T> {
                 self.shared.queue.close();
             }
             self.shared.queue.exchange(&mut self.backlog);
-            while let Some((batch, bytes)) = self.next_batch() {
-                self.shared.stats.in_flight(batch.len());
-                self.shared.queue.release(batch.len(), bytes);
+            while let Some(batch) = self.next_batch() {
                 self.deliver(batch).await;
                 self.shared.stats.in_flight(0);
                 self.delivery.report();
@@ -131,23 +132,23 @@ impl<T: SpanTransport> Worker<T> {
     }
 
     /// Takes spans from the backlog: as many as a batch may have, as many as fit in a request.
-    fn next_batch(&mut self) -> Option<(Vec<SpanData>, usize)> {
-        let backlog = &mut self.backlog;
-        let mut bytes = 0;
-        let mut count = 0;
-        for span in backlog.iter().take(self.batching.max_batch_size) {
-            let size = queue::size(span);
-            if count > 0 && bytes + size > MAX_REQUEST_BYTES - REQUEST_OVERHEAD {
-                break;
-            }
-            bytes += size;
-            count += 1;
-        }
-        (count > 0).then(|| (backlog.drain(..count).collect(), bytes))
+    fn next_batch(&mut self) -> Option<Outgoing<T::Request>> {
+        let batch = self.backlog.take(self.batching.max_batch_size)?;
+        self.shared.stats.in_flight(batch.len());
+        self.shared.queue.release(batch.len(), batch.bytes());
+        Some(Outgoing {
+            spans: batch.len() as u64,
+            lines: self.console.then(|| batch.lines()),
+            request: self.transport.as_ref().map(|transport| transport.encode(&batch)),
+        })
     }
 
-    async fn deliver(&mut self, batch: Vec<SpanData>) {
-        let spans = batch.len() as u64;
+    async fn deliver(&mut self, batch: Outgoing<T::Request>) {
+        let Outgoing {
+            spans,
+            lines,
+            request,
+        } = batch;
         if self
             .shared
             .control
@@ -157,15 +158,12 @@ impl<T: SpanTransport> Worker<T> {
             return self.shared.stats.dropped(DropReason::Shutdown, spans);
         }
         let until = Instant::now() + self.batching.export_timeout;
-        let batch = if self.console {
-            self.print(batch, until).await
-        } else {
-            batch
-        };
-        let Some(transport) = self.transport.clone() else {
+        if let Some(lines) = lines {
+            self.print(lines, until).await;
+        }
+        let (Some(transport), Some(request)) = (self.transport.clone(), request) else {
             return self.shared.stats.exported(spans);
         };
-        let request = transport.encode(batch);
         match self.delivery.send(&*transport, &request, until).await {
             Ok(accepted) => self.accepted(spans, accepted),
             Err(Lost::Failed | Lost::Refused) => self.shared.stats.dropped(DropReason::ExportFailed, spans),
@@ -189,17 +187,12 @@ impl<T: SpanTransport> Worker<T> {
     }
 
     /// Prints on a thread that may block: the reader of our output may have stopped reading.
-    async fn print(&mut self, batch: Vec<SpanData>, until: Instant) -> Vec<SpanData> {
-        let batch = Arc::new(batch);
-        let printed = tokio::task::spawn_blocking({
-            let batch = Arc::clone(&batch);
-            move || super::console::print(&batch)
-        });
+    async fn print(&mut self, lines: Vec<u8>, until: Instant) {
+        let printed = tokio::task::spawn_blocking(move || super::console::print(&lines));
         if !matches!(self.delivery.bounded(until, printed).await, Ok(Ok(Ok(())))) {
             self.delivery
                 .failed("spans could not be written to standard output");
         }
-        Arc::try_unwrap(batch).unwrap_or_else(|shared| shared.to_vec())
     }
 }
 

@@ -1,18 +1,25 @@
 //! The exporting loop with a transport that answers as told, on a clock that jumps.
 
+use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
-use opentelemetry_sdk::trace::{SpanEvents, SpanLinks};
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
 use crate::metrics::{Metrics, TelemetryMetrics};
 use crate::otlp::delivery::ATTEMPTS_WHILE_CLOSING;
+use crate::otlp::queue::{Batch, Forms};
 use crate::otlp::report::ReportTo;
 use crate::otlp::retry::{Failure, Retry};
 use crate::otlp::transport::Transport;
+
+const OTLP: Forms = Forms {
+    otlp: true,
+    console: false,
+};
 
 type Answer = Result<Accepted, Failure>;
 
@@ -25,7 +32,7 @@ struct Scripted {
 }
 
 impl SpanTransport for Arc<Scripted> {
-    fn encode(&self, batch: Vec<SpanData>) -> usize {
+    fn encode(&self, batch: &Batch<'_>) -> usize {
         batch.len()
     }
 }
@@ -56,7 +63,7 @@ impl Running {
             export_timeout: Duration::from_secs(30),
         };
         let shared = Arc::new(Shared {
-            queue: Queue::new(batching.max_queue_size, batching.max_batch_size),
+            queue: Queue::new(batching.max_queue_size, batching.max_batch_size, OTLP),
             stats: Stats::new(TelemetryMetrics::register(&Metrics::new())),
             control: Control::new(),
         });
@@ -85,7 +92,7 @@ impl Running {
 
     fn push(&self, spans: usize) {
         for _ in 0..spans {
-            self.shared.queue.push(span(0), &self.shared.stats);
+            self.shared.queue.push(&span(0), &self.shared.stats);
         }
     }
 
@@ -254,12 +261,12 @@ async fn a_request_is_cut_at_the_size_that_collectors_take() {
     let running = Running::start([]);
     // Three fit, four do not; and one that fits nowhere.
     for size in [1, 1, 1, 1, 1].map(|mebibytes| mebibytes * 1024 * 1024) {
-        running.shared.queue.push(span(size), &running.shared.stats);
+        running.shared.queue.push(&span(size), &running.shared.stats);
     }
     running
         .shared
         .queue
-        .push(span(5 * 1024 * 1024), &running.shared.stats);
+        .push(&span(5 * 1024 * 1024), &running.shared.stats);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(running.sent(), [(0, 3), (0, 2)]);
     assert_eq!(running.dropped(DropReason::TooLarge), 1);
@@ -274,7 +281,7 @@ async fn few_large_spans_are_bounded_like_many_small_ones() {
         running
             .shared
             .queue
-            .push(span(1024 * 1024), &running.shared.stats);
+            .push(&span(1024 * 1024), &running.shared.stats);
     }
     assert!(
         running.shared.queue.len() < 64,
@@ -364,7 +371,7 @@ async fn what_an_exporter_held_that_ended_in_a_panic_is_counted_as_lost() {
     /// Breaks at the first request.
     struct Broken;
     impl SpanTransport for Broken {
-        fn encode(&self, _: Vec<SpanData>) {}
+        fn encode(&self, _: &Batch<'_>) {}
     }
 
     impl Transport for Broken {
@@ -405,7 +412,7 @@ async fn what_an_exporter_held_that_ended_in_a_panic_is_counted_as_lost() {
 async fn a_request_without_an_answer_is_reported_with_the_time_that_it_was_waited_for() {
     struct Silent;
     impl SpanTransport for Silent {
-        fn encode(&self, _: Vec<SpanData>) {}
+        fn encode(&self, _: &Batch<'_>) {}
     }
 
     impl Transport for Silent {
@@ -460,20 +467,21 @@ fn a_loss_is_explained_by_its_own_reason() {
 #[test]
 fn no_span_slips_into_a_queue_that_is_being_closed() {
     for _ in 0..50 {
-        let queue = Queue::new(100_000, 100_000);
+        let queue = Queue::new(100_000, 100_000, OTLP);
         let stats = Stats::new(TelemetryMetrics::register(&Metrics::new()));
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     while stats.read(0).dropped_total() == 0 {
-                        queue.push(span(0), &stats);
+                        queue.push(&span(0), &stats);
                     }
                 });
             }
             queue.close();
-            let mut last = VecDeque::new();
+            let mut last = Spans::default();
             queue.exchange(&mut last);
-            queue.release(last.len(), last.iter().map(queue::size).sum());
+            let (spans, bytes) = last.left();
+            queue.release(spans, bytes);
         });
         assert_eq!(queue.len(), 0);
     }
