@@ -35,7 +35,7 @@ pub(super) fn json_line(finished: &Finished<'_>) -> String {
 /// A few lines for a person.
 pub(super) fn readable(finished: &Finished<'_>) -> String {
     match Transcript::of(finished.data) {
-        Some(transcript) => transcript.to_text(finished.processing),
+        Some(transcript) => transcript.to_text(&finished.file.to_string_lossy(), finished.processing),
         None => format!("{:#}\n", finished.data),
     }
 }
@@ -86,7 +86,7 @@ impl<'a> Transcript<'a> {
         }
     }
 
-    fn to_text(&self, processing: Duration) -> String {
+    fn to_text(&self, file: &str, processing: Duration) -> String {
         let mut out = String::new();
         let timed = self.data.get("timestamp_granularity").and_then(Value::as_str) != Some("none");
         // Hours only where the recording has them.
@@ -109,7 +109,7 @@ impl<'a> Transcript<'a> {
         let _ = writeln!(out, "{}", self.summary(processing));
         if let Some(Value::Array(warnings)) = self.data.get("warnings") {
             for warning in warnings.iter().filter_map(Value::as_str) {
-                let _ = writeln!(out, "warning: {}", printable(warning));
+                let _ = writeln!(out, "warning: {}: {}", printable(file), printable(warning));
             }
         }
         out
@@ -303,7 +303,7 @@ mod tests {
                            "warnings": ["no speech was found"] });
         assert_eq!(
             readable(&finished(&data)),
-            "(no speech)\n6.00 s of audio in 3.20 s, realtime factor 0.533\nwarning: no speech was found\n"
+            "(no speech)\n6.00 s of audio in 3.20 s, realtime factor 0.533\nwarning: talk.wav: no speech was found\n"
         );
     }
 
