@@ -52,6 +52,7 @@ pub mod testing;
 mod tls;
 #[cfg(feature = "tch")]
 pub mod torch;
+pub mod variables;
 
 #[cfg(feature = "worker")]
 pub mod worker;

@@ -133,6 +133,7 @@ mod sampler;
 mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod variables;
 mod waterfall;
 
 pub use opentelemetry;

@@ -21,22 +21,63 @@ fn the_readme_shows_the_minimal_engine_as_it_is() {
     );
 }
 
+/// That the reference says the same as the tables is for `cargo xtask test reference` to see.
 #[test]
-fn the_readme_lists_every_environment_variable() {
-    let readme = read("README.md");
+fn the_tables_list_every_environment_variable() {
+    let tables = read("dalston-telemetry/src/variables.rs") + &read("dalston-engine-sdk/src/variables.rs");
     let mut missing = BTreeSet::new();
     for package in ["dalston-telemetry", "dalston-engine-sdk"] {
-        for file in sources(&root().join(package).join("src")) {
-            let text = fs::read_to_string(&file).unwrap();
+        let files = sources(&root().join(package).join("src"));
+        for file in files.iter().filter(|file| !file.ends_with("variables.rs")) {
+            let text = fs::read_to_string(file).unwrap();
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
             missing.extend(
                 variables(code)
-                    .filter(|name| !readme.contains(&format!("`{name}`")))
+                    .filter(|name| !names(&tables, name))
                     .map(str::to_owned),
             );
         }
     }
-    assert!(missing.is_empty(), "not in README.md: {missing:?}");
+    assert!(
+        missing.is_empty(),
+        "not in the variables.rs of its crate: {missing:?}; add it there and run cargo xtask reference"
+    );
+}
+
+#[test]
+fn the_readme_names_only_variables_that_there_are() {
+    let reference = read("docs/reference/environment.md");
+    let readme = read("README.md");
+    let section = readme.split_once("\n## Environment variables\n").unwrap().1;
+    let section = section.split_once("\n## ").unwrap().0;
+    let named = section.lines().filter(|line| line.starts_with("| `"));
+    for line in named {
+        let names = line.split('|').nth(1).unwrap();
+        for name in names.split('`').skip(1).step_by(2) {
+            assert!(reference.contains(&format!("`{name}`")), "README.md: {name}");
+        }
+    }
+}
+
+#[test]
+fn the_reference_has_every_set_of_metrics() {
+    let generator = read("reference/src/metrics.rs");
+    let mut sets = 0;
+    for file in sources(&root().join("dalston-telemetry/src/metrics")) {
+        let text = fs::read_to_string(&file).unwrap();
+        for set in text.split("\nimpl ").skip(1) {
+            let (name, rest) = set.split_once(" {\n").unwrap_or((set, ""));
+            let rest = rest.split("\n}\n").next().unwrap_or_default();
+            if name.ends_with("Metrics") && rest.contains("pub fn register(") {
+                assert!(
+                    generator.contains(&format!("{name}::register(")),
+                    "{name} is not in reference/src/metrics.rs"
+                );
+                sets += 1;
+            }
+        }
+    }
+    assert!(sets > 5, "{sets}");
 }
 
 #[test]
@@ -128,8 +169,8 @@ fn the_version_of_libtorch_is_the_same_everywhere() {
 }
 
 #[test]
-fn the_manifests_name_only_variables_of_the_readme_and_let_a_worker_drain() {
-    let readme = read("README.md");
+fn the_manifests_name_only_variables_of_the_reference_and_let_a_worker_drain() {
+    let reference = read("docs/reference/environment.md");
     let deployment = read("examples/kubernetes/deployment.yaml");
     let after = |key: &str| deployment.split_once(key).unwrap().1.trim_start();
     let names = deployment
@@ -138,9 +179,12 @@ fn the_manifests_name_only_variables_of_the_readme_and_let_a_worker_drain() {
         .filter_map(|rest| rest.lines().next());
     let unknown: Vec<&str> = names
         .filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_'))
-        .filter(|name| !readme.contains(&format!("`{name}`")))
+        .filter(|name| !reference.contains(&format!("`{name}`")))
         .collect();
-    assert!(unknown.is_empty(), "not in README.md: {unknown:?}");
+    assert!(
+        unknown.is_empty(),
+        "not in docs/reference/environment.md: {unknown:?}"
+    );
     let number = |text: &str| -> u32 {
         let digits = text.chars().skip_while(|c| !c.is_ascii_digit());
         digits
@@ -156,6 +200,13 @@ fn the_manifests_name_only_variables_of_the_readme_and_let_a_worker_drain() {
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
+}
+
+/// Whether a table has this variable, as a name or in the text of another.
+fn names(tables: &str, variable: &str) -> bool {
+    [format!("\"{variable}\""), format!("`{variable}`")]
+        .iter()
+        .any(|name| tables.contains(name))
 }
 
 fn read(path: &str) -> String {

@@ -11,6 +11,7 @@ mod error;
 #[cfg(test)]
 mod files;
 mod libtorch;
+mod reference;
 mod steps;
 mod system;
 mod test;
@@ -30,6 +31,7 @@ usage: cargo xtask <chore> [options]
   demo                set up, build, and transcribe shipped speech: transcripts, traces, metrics
   test [STEP...]      everything that CI runs, or only the steps whose names contain one of the words;
                       --list: name the steps
+  reference           write docs/reference from the code: metrics, spans and attributes, environment variables
   bench [NAME]        a benchmark; without a name: say which there are
   chaos [OPTIONS]     kill engines, restart Redis, break network and storage, and count the tasks that are lost: none;
                       --minutes N: how long, --seed S: which things happen, --help: more
@@ -71,13 +73,14 @@ fn run(arguments: &[&str]) -> Result<(), Error> {
             Ok(())
         }
         ("test", words) if words.iter().all(|word| !word.starts_with('-')) => test::run(words),
+        ("reference", []) => reference::write(),
         ("bench", []) => {
             bench::list();
             Ok(())
         }
         ("bench", [name, rest @ ..]) => bench::run(name, rest),
         ("chaos", rest) => chaos::run(rest),
-        ("setup" | "demo" | "test", rest) => Err(Error::Usage(format!(
+        ("setup" | "demo" | "test" | "reference", rest) => Err(Error::Usage(format!(
             "{chore} does not understand \"{}\"",
             rest.join(" ")
         ))),

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::chaos;
 use crate::error::Error;
 use crate::libtorch;
+use crate::reference;
 use crate::steps::{Cmd, Steps, cargo, root};
 use crate::system::{Need, REDIS, require};
 use crate::tools;
@@ -25,11 +26,12 @@ const PROMETHEUS: Need = Need {
 type Step = (&'static str, fn(&Path) -> Result<(), Error>);
 
 /// In the order in which a failure is most likely found early.
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     ("format", |_| cargo().args("fmt --all --check").run()),
     ("clippy without libtorch", |_| {
         without_libtorch(cargo().args("clippy --all-targets -- -D warnings"))
     }),
+    ("reference", |_| reference::check()),
     ("test without libtorch", |_| {
         without_libtorch(cargo().args("test"))
     }),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use console::Term;
 use dalston_telemetry::cloud::Cloud;
 use dalston_telemetry::metrics::{Metrics, MetricsSnapshot};
-use dalston_telemetry::names::attr;
+use dalston_telemetry::names::{attr, span};
 use dalston_telemetry::opentelemetry::trace::{Status, TraceContextExt, TraceId};
 use dalston_telemetry::tracing::{Instrument, Span, info_span};
 use dalston_telemetry::{Env, EnvError, SpanCollector, TelemetryHandle, propagate};
@@ -262,7 +262,7 @@ impl Session<'_> {
         );
         async move {
             watch.turn_of(index).await;
-            let span = info_span!("local.task", file.path = %file.display());
+            let span = info_span!(span::LOCAL_TASK, file.path = %file.display());
             let trace_id = trace_id(&span);
             let work = async {
                 readable(&file)?;

@@ -4,8 +4,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::describe::{LabelDescription, Shape};
 use super::label::{LabelSet, OpenLabel};
-use super::series::{Family, Kind, Metric, Series, push_label};
+use super::series::{Family, Kind, Metric, Series, Value, push_label};
 
 /// A metric with closed labels: one cell for every combination, all there from the start.
 ///
@@ -91,8 +92,46 @@ impl<L: LabelSet, M: Metric> Family for DenseFamily<L, M> {
         M::KIND
     }
 
+    fn shape(&self) -> Shape {
+        Shape {
+            labels: closed_labels::<L>(),
+            buckets: self
+                .cells
+                .first()
+                .map_or_else(Vec::new, |cell| bounds_of(&cell.0)),
+        }
+    }
+
     fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {
         visit_cells(&self.cells, "", &self.texts, each);
+    }
+}
+
+/// In the order in which they are written.
+fn closed_labels<L: LabelSet>() -> Vec<LabelDescription> {
+    let mut labels: Vec<(&'static str, Vec<String>)> = Vec::new();
+    for position in 0..L::CARDINALITY {
+        L::labels_at(position, &mut |name, value| {
+            let at = labels.iter().position(|(known, _)| *known == name);
+            let at = at.unwrap_or_else(|| {
+                labels.push((name, Vec::new()));
+                labels.len() - 1
+            });
+            if !labels[at].1.iter().any(|known| known == value) {
+                labels[at].1.push(value.to_owned());
+            }
+        });
+    }
+    let described = labels.into_iter();
+    described
+        .map(|(name, values)| LabelDescription::closed(name, values))
+        .collect()
+}
+
+fn bounds_of(cell: &impl Metric) -> Vec<f64> {
+    match cell.value() {
+        Value::Histogram(buckets) => buckets.bounds().to_vec(),
+        _ => Vec::new(),
     }
 }
 
@@ -250,6 +289,15 @@ impl<const N: usize, L, M> fmt::Debug for BoundedFamily<N, L, M> {
 impl<const N: usize, L: LabelSet, M: Metric> Family for BoundedFamily<N, L, M> {
     fn kind(&self) -> Kind {
         M::KIND
+    }
+
+    fn shape(&self) -> Shape {
+        let mut labels: Vec<_> = self.inner.labels.iter().map(OpenLabel::describe).collect();
+        labels.extend(closed_labels::<L>());
+        Shape {
+            labels,
+            buckets: bounds_of(&(self.inner.make)()),
+        }
     }
 
     fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {

@@ -3,6 +3,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::cells::Counter;
+use super::describe::{LabelDescription, Shape};
 use super::lock;
 use super::series::{Family, Kind, Metric, Series, push_label};
 
@@ -257,6 +258,16 @@ impl OpenLabel {
         self.inner.cap
     }
 
+    pub(super) fn describe(&self) -> LabelDescription {
+        if !self.inner.is_closed {
+            return LabelDescription::open(self.inner.name);
+        }
+        let values = self.inner.values.read().unwrap_or_else(PoisonError::into_inner);
+        // The first one is `OTHER`, which none of them says of itself.
+        let names = values.names.iter().skip(1).map(|name| name.to_string());
+        LabelDescription::closed(self.inner.name, names.collect())
+    }
+
     /// The value at a place.
     pub(super) fn value_at(&self, place: u32) -> Arc<str> {
         let values = self.inner.values.read().unwrap_or_else(PoisonError::into_inner);
@@ -298,6 +309,10 @@ impl OpenLabels {
 impl Family for OpenLabels {
     fn kind(&self) -> Kind {
         Kind::Counter
+    }
+
+    fn shape(&self) -> Shape {
+        Shape::with_labels(vec![LabelDescription::open("label")])
     }
 
     fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {

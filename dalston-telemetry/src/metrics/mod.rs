@@ -45,6 +45,7 @@
 mod audio_pipeline;
 pub mod buckets;
 mod cells;
+mod describe;
 mod direct;
 mod engine;
 mod exemplar;
@@ -79,12 +80,14 @@ use opentelemetry::metrics::{Meter, MeterProvider};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 
 use crate::env::{Env, EnvError};
+use describe::Shape;
 use meter::Meters;
 use series::{Kind, Number, Series, Value, Visitor, push_label};
 use text::TextWriter;
 
 pub use audio_pipeline::AudioPipelineMetrics;
 pub use cells::{Counter, DurationCounter, Gauge, Histogram};
+pub use describe::{FamilyDescription, LabelDescription};
 pub use direct::{DirectEndpoint, DirectMetrics, DirectStatus};
 pub use engine::{
     BusyGuard, Device, EngineLabels, EngineMetrics, ModelMetrics, Outcome, RedeliveryReason, SlotMetrics,
@@ -308,6 +311,13 @@ impl Metrics {
         self.inner.created
     }
 
+    /// What is registered, whether or not anything was counted yet; without what comes from
+    /// [`Registry::prometheus`] or a [meter](Self::meter).
+    #[must_use]
+    pub fn families(&self) -> Vec<FamilyDescription> {
+        lock(&self.inner.registry).families()
+    }
+
     /// The open label of this name, shared by all families that have it. `cap` counts when it is first asked for.
     #[must_use]
     pub fn open_label(&self, name: &'static str, cap: usize) -> OpenLabel {
@@ -389,6 +399,10 @@ struct BuildInfo {
 impl Family for BuildInfo {
     fn kind(&self) -> Kind {
         Kind::Info
+    }
+
+    fn shape(&self) -> Shape {
+        Shape::with_labels(["service", "version"].map(LabelDescription::open).into())
     }
 
     fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {

@@ -2,6 +2,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::describe::{LabelDescription, Shape};
 use super::series::{Family, Kind, Number, Series, Value, push_label};
 use super::{Metrics, Unit};
 
@@ -203,6 +204,13 @@ enum Gauge {
 impl Family for View {
     fn kind(&self) -> Kind {
         Kind::Gauge
+    }
+
+    fn shape(&self) -> Shape {
+        Shape::with_labels(match self.gauge {
+            Gauge::Depth | Gauge::Pending | Gauge::OldestAge => vec![LabelDescription::open("engine_id")],
+            Gauge::Connected | Gauge::DeadLetters | Gauge::LeftOut => Vec::new(),
+        })
     }
 
     fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {

@@ -5,6 +5,7 @@ use std::fmt;
 
 use prometheus_client::registry::Registry as PrometheusRegistry;
 
+use super::describe::{FamilyDescription, describe};
 use super::foreign;
 use super::series::{Family, Head, Visitor};
 
@@ -47,6 +48,18 @@ impl Unit {
             Self::Seconds => "seconds",
             Self::Bytes => "bytes",
             Self::Ratio => "ratio",
+        }
+    }
+}
+
+impl Registered {
+    fn head(&self) -> Head<'_> {
+        Head {
+            name: &self.name,
+            help: self.help,
+            unit: self.unit,
+            kind: self.family.kind(),
+            original: None,
         }
     }
 }
@@ -104,22 +117,18 @@ impl Registry {
         self.families.iter().any(|family| family.name == name)
     }
 
+    /// What families there are that are ours.
+    pub(super) fn families(&self) -> Vec<FamilyDescription> {
+        let families = self.families.iter();
+        families
+            .map(|registered| describe(&registered.head(), registered.family.shape()))
+            .collect()
+    }
+
     /// Shows all families that are ours.
     pub(super) fn visit(&self, visitor: &mut dyn Visitor) {
-        for Registered {
-            name,
-            help,
-            unit,
-            family,
-        } in &self.families
-        {
-            let head = Head {
-                name,
-                help,
-                unit,
-                kind: family.kind(),
-                original: None,
-            };
+        for registered in &self.families {
+            let (head, family) = (registered.head(), &registered.family);
             let mut has_begun = false;
             family.visit(&mut |series| {
                 if !has_begun {

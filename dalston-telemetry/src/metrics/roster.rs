@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, Weak};
 
+use super::describe::Shape;
 use super::series::{Family, Kind, Number, Series, Value, push_label};
 use super::{Gauge, OTHER, OpenLabel, lock};
 
@@ -104,6 +105,10 @@ impl Drop for Entry {
 impl Family for Roster {
     fn kind(&self) -> Kind {
         Kind::Gauge
+    }
+
+    fn shape(&self) -> Shape {
+        Shape::with_labels(vec![self.shared.label.describe()])
     }
 
     fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {

@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 
+use super::describe::Shape;
 pub(crate) use super::exemplar::Measured;
 use super::foreign::parse_labels;
 
@@ -28,6 +29,10 @@ pub trait Metric: Send + Sync + 'static {
 pub trait Family: Send + Sync + 'static {
     #[doc(hidden)]
     fn kind(&self) -> Kind;
+
+    /// What all series have in common, known before there is one.
+    #[doc(hidden)]
+    fn shape(&self) -> Shape;
 
     /// Shows every series, in an order that stays the same.
     #[doc(hidden)]
