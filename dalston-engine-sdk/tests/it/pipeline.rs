@@ -203,6 +203,18 @@ async fn with_room_for_one_model_every_change_is_a_load() {
 }
 
 #[tokio::test]
+async fn a_task_goes_to_the_thread_that_has_its_model() {
+    let rig = Rig::new();
+    let loads = loads_of(
+        &rig,
+        |engine| rig.runner(engine).slots(2).max_loaded_models(1),
+        &["a", "b", "b", "a", "a", "b"],
+    )
+    .await;
+    assert_eq!(loads, ["a", "b"]);
+}
+
+#[tokio::test]
 async fn the_metadata_of_a_task_names_the_model_before_its_config_does() {
     let rig = Rig::new();
     let engine = Closures::new(|_, cx| Ok(json!({"model": cx.info().model.as_str()})));
