@@ -100,6 +100,8 @@ const BUSY: f64 = 3.0;
 const MOST_ENTRIES: u64 = 300;
 /// Those that are gone stay for ten leases. After a storm of minutes there were hundreds.
 const MOST_CONSUMERS: usize = 40;
+/// Their peers remove them when their record ends. After a storm of minutes there were hundreds of these, too.
+const MOST_GHOSTS: usize = 40;
 /// How soon a task has to be with a peer that was handed back.
 const HANDED_OVER: f64 = 1.0;
 
@@ -309,6 +311,12 @@ async fn check_keys(platform: &Platform, orchestrator: &Orchestrator, report: &m
         orchestrator.violation(
             None,
             format!("{} acknowledged entries pile up in the queue", report.queue),
+        );
+    }
+    if report.ghosts > MOST_GHOSTS {
+        orchestrator.violation(
+            None,
+            format!("{} dead instances pile up in the registry", report.ghosts),
         );
     }
     if report.consumers > MOST_CONSUMERS {

@@ -358,7 +358,7 @@ impl Orchestrator {
                 }
                 Err(Finding::Mixed(problem)) => {
                     mixed += 1;
-                    self.note(&task, format!("at the end, {problem}"));
+                    self.violation(Some(&task), format!("at the end, {problem}"));
                 }
             }
         }
