@@ -15,6 +15,7 @@ mod ours;
 mod peer;
 mod platform;
 mod servers;
+mod wire;
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -53,6 +54,7 @@ fn measure(what: &[&str]) -> Value {
             peer::throughput(redis, number(tasks), number(concurrency), kind)
         }
         ["minimal", redis, tasks, steps] => minimal::throughput(redis, number(tasks), number(steps)),
+        ["wire", redis, tasks, in_hand] => wire::throughput(redis, number(tasks), number(in_hand)),
         ["latency", redis, tasks, traces] => latency::ours(redis, number(tasks), traces),
         ["blocking", redis, tasks] => latency::blocking_reader(redis, number(tasks)),
         _ => panic!("no such measurement: {what:?}"),
@@ -176,6 +178,11 @@ fn commands(extent: &Extent) {
         });
         println!("{}{more}", figures.row(name, &figures));
         before = Some(figures);
+    }
+    for in_hand in ["8", "128"] {
+        let figures = Figures::from(run("wire", &[&tasks, in_hand]));
+        let name = format!("the broker of this SDK, {in_hand} tasks in hand");
+        println!("{}", figures.row(&name, &figures));
     }
     println!();
 }

@@ -59,6 +59,13 @@ impl TaskEventKind {
             Self::Failed(_) => "task.failed",
         }
     }
+
+    pub(crate) fn error(&self) -> Option<&str> {
+        match self {
+            Self::Failed(error) => Some(error),
+            Self::Started | Self::Completed => None,
+        }
+    }
 }
 
 impl TaskEvent {
@@ -85,13 +92,13 @@ impl TaskEvent {
     /// The field `payload` of the durable copy.
     #[must_use]
     pub fn payload(&self) -> String {
-        text(&self.payload_object())
+        self.payload_object().to_json()
     }
 
     /// The field `_trace_context` of the durable copy, if there is something to say.
     #[must_use]
     pub fn trace_context_field(&self) -> Option<String> {
-        self.trace_context_object().as_ref().map(text)
+        trace_context_json(self.trace_context.as_deref()?)
     }
 
     /// The copy on the channel.
@@ -106,34 +113,46 @@ impl TaskEvent {
     }
 
     fn payload_object(&self) -> Payload<'_> {
-        let error = match &self.kind {
-            TaskEventKind::Failed(error) => Some(&**error),
-            _ => None,
-        };
         Payload {
             task_id: &self.task_id,
             job_id: &self.job_id,
             engine_id: &self.engine_id,
-            error,
+            error: self.kind.error(),
             request_id: self.request_id.as_deref(),
         }
     }
 
     fn trace_context_object(&self) -> Option<Map<String, Value>> {
-        let object: Map<String, Value> = serde_json::from_str(self.trace_context.as_deref()?).ok()?;
-        (!object.is_empty()).then_some(object)
+        trace_context_object(self.trace_context.as_deref()?)
     }
 }
 
+/// What the payload of an event says, without an event of its own.
 #[derive(Serialize)]
-struct Payload<'a> {
-    task_id: &'a str,
-    job_id: &'a str,
-    engine_id: &'a str,
+pub(crate) struct Payload<'a> {
+    pub(crate) task_id: &'a str,
+    pub(crate) job_id: &'a str,
+    pub(crate) engine_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'a str>,
+    pub(crate) error: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    request_id: Option<&'a str>,
+    pub(crate) request_id: Option<&'a str>,
+}
+
+impl Payload<'_> {
+    pub(crate) fn to_json(&self) -> String {
+        text(self)
+    }
+}
+
+/// A trace context as both copies have it, if it is one.
+pub(crate) fn trace_context_json(context: &str) -> Option<String> {
+    trace_context_object(context).as_ref().map(text)
+}
+
+fn trace_context_object(context: &str) -> Option<Map<String, Value>> {
+    let object: Map<String, Value> = serde_json::from_str(context).ok()?;
+    (!object.is_empty()).then_some(object)
 }
 
 #[derive(Serialize)]

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dalston_engine_sdk::broker::{
-    Broker, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason, RedisBroker,
-    RedisServer,
+    Broker, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason,
+    RedisBroker, RedisServer,
 };
 use dalston_engine_sdk::protocol::ArtifactReference;
 use serde_json::{Value, json};
@@ -1227,4 +1227,149 @@ async fn what_goes_wrong_with_one_task_does_not_touch_those_that_are_asked_about
         (events(&server).await.len(), pending(&server).await.len()),
         (19, 1)
     );
+}
+
+/// Queues tasks `task-0` and so on of jobs `job-0` and so on, in the stages `transcribe_ch0` and so on, and takes them.
+async fn take(server: &TestRedis, broker: &RedisBroker, tasks: usize) -> Vec<Claim> {
+    for number in 0..tasks {
+        let (task, job) = (format!("task-{number}"), format!("job-{number}"));
+        let (metadata, stage) = (format!("dalston:task:{task}"), format!("transcribe_ch{number}"));
+        let () = server.send(&["HSET", &metadata, "stage", &stage]).await;
+        let () = server
+            .send(&["XADD", STREAM, "*", "task_id", &task, "job_id", &job])
+            .await;
+    }
+    let taken = broker.receive_several(&consumer("a"), tasks, LONG).await.unwrap();
+    assert_eq!(taken.len(), tasks);
+    taken.into_iter().map(|delivery| delivery.claim).collect()
+}
+
+#[tokio::test]
+async fn of_tasks_that_end_together_only_those_that_are_still_ours_are_reported_and_acknowledged() {
+    let server = TestRedis::start().await;
+    let broker = broker(&server);
+    let claims = take(&server, &broker, 6).await;
+    let ids: Vec<&str> = claims.iter().map(|claim| &*claim.message_id).collect();
+    let taken_over = ["XCLAIM", STREAM, "engines", "b", "0", ids[1], "JUSTID"];
+    let () = server.send(&taken_over).await;
+    let delivered_again = [
+        "XCLAIM",
+        STREAM,
+        "engines",
+        "a",
+        "0",
+        ids[2],
+        "RETRYCOUNT",
+        "2",
+        "JUSTID",
+    ];
+    let () = server.send(&delivered_again).await;
+    let () = server.send(&["XACK", STREAM, "engines", ids[3]]).await;
+
+    let ends = claims.iter().map(|claim| async {
+        let outcome = Outcome::Completed {
+            artifacts: Vec::new(),
+        };
+        broker
+            .finish(claim, &outcome, &EventContext::default())
+            .await
+            .unwrap()
+    });
+    let ends = futures_util::future::join_all(ends).await;
+
+    use Ownership::{Held, Lost};
+    assert_eq!(ends, [Held, Lost, Lost, Lost, Held, Held]);
+    let reported: Vec<Value> = events(&server)
+        .await
+        .iter()
+        .map(|event| value(&event["payload"])["task_id"].clone())
+        .collect();
+    assert_eq!(reported, ["task-0", "task-4", "task-5"]);
+    let left = [
+        (ids[1].to_owned(), "b".to_owned(), 1),
+        (ids[2].to_owned(), "a".to_owned(), 2),
+    ];
+    assert_eq!(pending(&server).await, left);
+}
+
+#[tokio::test]
+async fn tasks_that_end_together_may_have_any_number_of_others_between_them() {
+    let server = TestRedis::start().await;
+    let broker = broker(&server);
+    let claims = take(&server, &broker, 40).await;
+    let outcome = Outcome::Completed {
+        artifacts: Vec::new(),
+    };
+    let context = EventContext::default();
+
+    let ends = [&claims[39], &claims[0], &claims[20]].map(|claim| broker.finish(claim, &outcome, &context));
+    for end in futures_util::future::join_all(ends).await {
+        assert_eq!(end.unwrap(), Ownership::Held);
+    }
+
+    assert_eq!(
+        (events(&server).await.len(), pending(&server).await.len()),
+        (3, 37)
+    );
+}
+
+#[tokio::test]
+async fn a_task_that_has_just_ended_can_be_neither_ended_nor_renewed_again_in_the_same_breath() {
+    let server = TestRedis::start().await;
+    let broker = broker(&server);
+    let claims = take(&server, &broker, 2).await;
+    let (outcome, context) = (Outcome::Skipped, EventContext::default());
+
+    let (finished, renewed, returned, too_late) = tokio::join!(
+        broker.finish(&claims[0], &outcome, &context),
+        broker.renew(&claims[0]),
+        broker.release(&claims[1]),
+        broker.renew(&claims[1]),
+    );
+
+    assert_eq!(
+        (finished.unwrap(), returned.unwrap()),
+        (Ownership::Held, Ownership::Held)
+    );
+    // It is not in the queue, but it was we who removed it.
+    assert_eq!(renewed.unwrap(), Ownership::Held);
+    assert_eq!(too_late.unwrap(), Ownership::Lost);
+    let left = [(claims[1].message_id.clone(), "handed-back".to_owned(), 1)];
+    assert_eq!(pending(&server).await, left);
+}
+
+#[tokio::test]
+async fn each_of_the_tasks_that_are_asked_about_together_gets_the_answer_to_its_own_question() {
+    let server = TestRedis::start().await;
+    let broker = broker(&server);
+    let claims = take(&server, &broker, 5).await;
+    for job in ["job-1", "job-3"] {
+        let () = server
+            .send(&["SET", &format!("dalston:job:cancelled:{job}"), "1"])
+            .await;
+    }
+    let outcome = Outcome::Completed {
+        artifacts: vec![artifact()],
+    };
+    let context = EventContext::default();
+
+    let (first, cancelled, second, finished, not_cancelled, third) = tokio::join!(
+        broker.begin(&claims[0]),
+        broker.is_cancelled(&claims[3]),
+        broker.begin(&claims[1]),
+        broker.finish(&claims[4], &outcome, &context),
+        broker.is_cancelled(&claims[0]),
+        broker.lookup(&claims[2]),
+    );
+
+    let stage = |lookup: Lookup| match lookup {
+        Lookup::Task(metadata) => metadata.stage,
+        other => format!("{other:?}"),
+    };
+    let stages = [first.unwrap().lookup, second.unwrap().lookup, third.unwrap()].map(stage);
+    assert_eq!(stages, ["transcribe_ch0", "Cancelled", "transcribe_ch2"]);
+    assert_eq!((cancelled.unwrap(), not_cancelled.unwrap()), (true, false));
+    assert_eq!(finished.unwrap(), Ownership::Held);
+    let artifacts: Vec<String> = server.send(&["HKEYS", "dalston:job:job-4:artifacts"]).await;
+    assert_eq!(artifacts, [format!("{TASK}:words")]);
 }

@@ -1,20 +1,28 @@
 //! Calls about tasks in hand. What several tasks want of the server at the same time goes into one script call.
 
-use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use redis::{Cmd, RedisError, RedisResult, Value};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::scripts::CALLS;
 use super::server::RedisServer;
 use crate::broker::{Claim, Consumer};
-use crate::protocol::{TaskEvent, keys};
+use crate::protocol::{Timestamp, keys};
 
 /// How many calls go into one script call. Nobody else is served meanwhile.
 const MOST: usize = 64;
 /// How many calls may wait to be sent. Each task in hand has at most a few.
 const WAITING: usize = 1024;
+
+/// How long calls gather while a script call is under way. A server that takes longer is away, and then each may find out by itself.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// What is asked of the server about one task.
 #[derive(Debug)]
@@ -26,10 +34,11 @@ pub(super) enum Operation {
     },
     IsCancelled,
     Lookup,
-    Begin(TaskEvent),
-    Started(TaskEvent),
+    /// With the payload of the event.
+    Begin(String),
+    Started(Event),
     Finish {
-        event: Option<TaskEvent>,
+        event: Option<Event>,
         /// Ids and references.
         artifacts: Vec<(String, String)>,
         /// The list of the ids.
@@ -37,10 +46,30 @@ pub(super) enum Operation {
     },
 }
 
+/// An event without its time, which is that of the call.
+#[derive(Debug)]
+pub(super) struct Event {
+    pub(super) kind: &'static str,
+    pub(super) payload: String,
+    /// The JSON of the trace context, or nothing.
+    pub(super) context: String,
+}
+
 /// Sends calls.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Caller {
-    queue: Mutex<Option<mpsc::Sender<Call>>>,
+    queue: Mutex<Option<Queue>>,
+    /// One script call is under way at a time. Others gather meanwhile, but not behind a server that is away.
+    line: Arc<Semaphore>,
+    /// How many tasks were handed out that nobody looked up yet. Whoever has them does so at once.
+    expected: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    sender: mpsc::Sender<Waiting>,
+    /// That of the last call.
+    consumer: Arc<Consumer>,
 }
 
 /// Why a call has no answer.
@@ -56,105 +85,176 @@ pub(super) enum CallError {
 }
 
 struct Call {
-    claim: Claim,
+    consumer: Arc<Consumer>,
+    message_id: String,
+    delivery_count: u32,
+    task_id: String,
+    job_id: String,
     operation: Operation,
-    answer: oneshot::Sender<Result<Value, CallError>>,
 }
 
+/// A call of one who waits for the answer.
+struct Waiting {
+    call: Call,
+    answer: oneshot::Sender<Answer>,
+}
+
+type Answer = Result<Value, CallError>;
+
 impl Caller {
-    pub(super) async fn call(
-        &self,
-        server: &RedisServer,
-        claim: &Claim,
-        operation: Operation,
-    ) -> Result<Value, CallError> {
-        let (answer, answered) = oneshot::channel();
+    pub(super) async fn call(&self, server: &RedisServer, claim: &Claim, operation: Operation) -> Answer {
+        if operation.looks_up() {
+            let less = |expected: usize| expected.checked_sub(1);
+            let _ = self.expected.fetch_update(Relaxed, Relaxed, less);
+        }
+        let (queue, consumer) = self.queue(server, &claim.consumer);
         let call = Call {
-            claim: claim.clone(),
+            consumer,
+            message_id: claim.message_id.clone(),
+            delivery_count: claim.delivery_count,
+            task_id: claim.task_id.clone(),
+            job_id: claim.job_id.clone(),
             operation,
-            answer,
         };
-        let queue = self.queue(server);
-        queue.send(call).await.map_err(|_| CallError::GivenUp)?;
+        // Alone it goes by the shortest way: each detour through the runtime may wake another thread.
+        if self.expected.load(Relaxed) == 0
+            && let Ok(_permit) = self.line.try_acquire()
+        {
+            let answers = ask(server, std::slice::from_ref(&call)).await;
+            return answers.into_iter().next().unwrap_or(Err(CallError::GivenUp));
+        }
+        let (answer, answered) = oneshot::channel();
+        let waiting = Waiting { call, answer };
+        queue.send(waiting).await.map_err(|_| CallError::GivenUp)?;
         answered.await.map_err(|_| CallError::GivenUp)?
+    }
+
+    /// So many tasks were handed out, and will be looked up now.
+    pub(super) fn expect(&self, tasks: usize) {
+        // A task that is never looked up must not count for ever.
+        self.expected.store(tasks, Relaxed);
     }
 
     /// That of the sending task, which is started here if there is none: before the first call, or when the runtime in
     /// which it ran is gone.
-    fn queue(&self, server: &RedisServer) -> mpsc::Sender<Call> {
+    fn queue(&self, server: &RedisServer, consumer: &Consumer) -> (mpsc::Sender<Waiting>, Arc<Consumer>) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*queue {
-            Some(sender) if !sender.is_closed() => sender.clone(),
-            _ => {
+        let queue = match &mut *queue {
+            Some(queue) if !queue.sender.is_closed() => queue,
+            none => {
                 let (sender, calls) = mpsc::channel(WAITING);
-                tokio::spawn(send_all(server.clone(), calls));
-                queue.insert(sender).clone()
+                let (line, expected) = (Arc::clone(&self.line), Arc::clone(&self.expected));
+                tokio::spawn(send_all(server.clone(), calls, line, expected));
+                let consumer = Arc::new(consumer.clone());
+                none.insert(Queue { sender, consumer })
             }
+        };
+        if *queue.consumer != *consumer {
+            queue.consumer = Arc::new(consumer.clone());
+        }
+        (queue.sender.clone(), Arc::clone(&queue.consumer))
+    }
+}
+
+impl Default for Caller {
+    fn default() -> Self {
+        Self {
+            queue: Mutex::default(),
+            line: Arc::new(Semaphore::new(1)),
+            expected: Arc::default(),
         }
     }
 }
 
-async fn send_all(server: RedisServer, mut calls: mpsc::Receiver<Call>) {
+/// Sends everything by itself: to start a task of the runtime for each script call would wake another thread for it.
+async fn send_all(
+    server: RedisServer,
+    mut calls: mpsc::Receiver<Waiting>,
+    line: Arc<Semaphore>,
+    expected: Arc<AtomicUsize>,
+) {
+    let mut under_way = FuturesUnordered::new();
     let mut batch = Vec::with_capacity(MOST);
-    while calls.recv_many(&mut batch, MOST).await > 0 {
-        // Tasks that are about to run have something to ask, too.
-        tokio::task::yield_now().await;
+    loop {
+        tokio::select! {
+            biased;
+            Some(()) = under_way.next() => continue,
+            received = calls.recv_many(&mut batch, MOST) => if received == 0 {
+                break;
+            }
+        }
+        if expected.load(Relaxed) > 0 {
+            tokio::task::yield_now().await;
+        }
+        // What comes up while the server is at work goes along.
+        let mut permit = pin!(timeout(PATIENCE, Arc::clone(&line).acquire_owned()));
+        let permit = loop {
+            tokio::select! {
+                biased;
+                Some(()) = under_way.next() => {}
+                permit = &mut permit => break Arc::new(permit.ok().and_then(Result::ok)),
+            }
+        };
         while batch.len() < MOST
             && let Ok(call) = calls.try_recv()
         {
             batch.push(call);
         }
-        batch.retain(|call| !call.answer.is_closed());
+        batch.retain(|waiting| !waiting.answer.is_closed());
         while let Some(first) = batch.first() {
             // A script call is about the tasks of one consumer; there is only one, except in tests.
-            let consumer = first.claim.consumer.clone();
-            let others = batch.iter().position(|call| call.claim.consumer != consumer);
-            let ours: Vec<Call> = batch.drain(..others.unwrap_or(batch.len())).collect();
-            let server = server.clone();
-            tokio::spawn(async move { send(&server, &consumer, ours).await });
+            let consumer = Arc::clone(&first.call.consumer);
+            let others = batch.iter().position(|waiting| waiting.call.consumer != consumer);
+            let ours: Vec<Waiting> = batch.drain(..others.unwrap_or(batch.len())).collect();
+            let (server, permit) = (&server, Arc::clone(&permit));
+            under_way.push(async move {
+                send(server, ours).await;
+                drop(permit);
+            });
         }
+    }
+    while under_way.next().await.is_some() {}
+}
+
+async fn send(server: &RedisServer, waiting: Vec<Waiting>) {
+    let (calls, mut waiting): (Vec<_>, Vec<_>) = waiting
+        .into_iter()
+        .map(|Waiting { call, answer }| (call, answer))
+        .unzip();
+    let answers = tokio::select! {
+        answers = ask(server, &calls) => answers,
+        // What waits for a server that is away must not pile up, nor be sent when nobody wants it any more.
+        () = given_up(&mut waiting) => return,
+    };
+    for (waiting, answer) in waiting.into_iter().zip(answers) {
+        let _ = waiting.send(answer);
     }
 }
 
-async fn send(server: &RedisServer, consumer: &Consumer, mut calls: Vec<Call>) {
-    let command = command(consumer, &calls);
-    let answer = tokio::select! {
-        answer = invoke(server, &command) => answer,
-        // What waits for a server that is away must not pile up, nor be sent when nobody wants it any more.
-        () = given_up(&mut calls) => return,
-    };
-    let answers = match answer {
+/// Makes calls of one consumer, and returns an answer for each.
+async fn ask(server: &RedisServer, calls: &[Call]) -> Vec<Answer> {
+    let answers = match invoke(server, &command(calls)).await {
         Ok(Value::Array(answers)) if answers.len() == calls.len() => answers,
         Ok(_) => {
-            for call in calls {
-                let short = "the server did not answer every call".to_owned();
-                let _ = call.answer.send(Err(CallError::Refused(short)));
-            }
-            return;
+            let short = || CallError::Refused("the server did not answer every call".to_owned());
+            return calls.iter().map(|_| Err(short())).collect();
         }
-        Err(error) => {
-            for call in calls {
-                let _ = call.answer.send(Err(error.clone().into()));
-            }
-            return;
-        }
+        Err(error) => return calls.iter().map(|_| Err(error.clone().into())).collect(),
     };
-    let answers: Vec<_> = answers.into_iter().map(refused).collect();
+    let answers: Vec<Answer> = answers.into_iter().map(refused).collect();
     // The script has caught it, so the connection did not hear of it. What is refused to one is refused to all.
     let refusal = answers.iter().find_map(|answer| match answer {
         Err(CallError::Refused(text)) => text.split(' ').next(),
         _ => None,
     });
     refusal.into_iter().for_each(|code| server.heard(code));
-    for (call, answer) in calls.into_iter().zip(answers) {
-        let _ = call.answer.send(answer);
-    }
+    answers
 }
 
-/// Returns when nobody waits for an answer to any of the calls.
-async fn given_up(calls: &mut [Call]) {
-    for call in calls {
-        call.answer.closed().await;
+/// Returns when nobody waits for any of the answers.
+async fn given_up(waiting: &mut [oneshot::Sender<Answer>]) {
+    for waiting in waiting {
+        waiting.closed().await;
     }
 }
 
@@ -170,9 +270,10 @@ async fn invoke(server: &RedisServer, command: &Cmd) -> RedisResult<Value> {
     }
 }
 
-fn refused(answer: Value) -> Result<Value, CallError> {
+fn refused(answer: Value) -> Answer {
     match answer {
-        Value::Array(mut parts) if parts.first() == Some(&Value::BulkString(b"error".to_vec())) => {
+        Value::Array(mut parts) if matches!(parts.first(), Some(Value::BulkString(first)) if first == b"error") =>
+        {
             let text = match parts.pop() {
                 Some(Value::BulkString(text)) => String::from_utf8_lossy(&text).into_owned(),
                 other => format!("{other:?}"),
@@ -183,30 +284,74 @@ fn refused(answer: Value) -> Result<Value, CallError> {
     }
 }
 
-fn command(consumer: &Consumer, calls: &[Call]) -> Cmd {
-    const ARGUMENTS: usize = 12;
-    const BYTES: usize = 1024;
-    let mut command = Cmd::with_capacity(ARGUMENTS * (calls.len() + 1), BYTES * (calls.len() + 1));
+/// The arguments are described at the script.
+fn command(calls: &[Call]) -> Cmd {
+    const ARGUMENTS: usize = 10;
+    const BYTES: usize = 384;
+    let mut command = Cmd::with_capacity(ARGUMENTS * (calls.len() + 2), BYTES * (calls.len() + 2));
     command.arg("EVALSHA");
+    let lookups = || calls.iter().filter(|call| call.operation.looks_up());
     let further: usize = calls.iter().map(|call| call.operation.keys()).sum();
     command.arg(CALLS.get_hash()).arg(3 + further);
+    let (engine_id, instance) = calls
+        .first()
+        .map(|call| (&*call.consumer.engine_id, &*call.consumer.instance))
+        .unwrap_or_default();
     command
-        .arg(keys::task_stream(&consumer.engine_id))
+        .arg(keys::task_stream(engine_id))
         .arg(keys::EVENT_STREAM)
         .arg(keys::WAITING_TASKS);
-    for call in calls {
+    for call in lookups() {
+        command.arg(keys::job_cancelled(&call.job_id));
+    }
+    for call in lookups() {
+        command.arg(keys::task(&call.task_id));
+    }
+    for call in calls.iter().filter(|call| !call.operation.looks_up()) {
         call.add_keys(&mut command);
     }
-    command.arg(keys::TASK_GROUP).arg(&consumer.instance);
+    command.arg(keys::TASK_GROUP).arg(instance);
     command.arg(keys::EVENT_STREAM_MAX_LEN).arg(keys::EVENT_CHANNEL);
+    command.arg(Timestamp::now().to_string());
     command.arg(&keys::WAIT_MARKERS);
+    command.arg(lookups().count());
+    let (first, last, most) = range(calls);
+    command.arg(first).arg(last).arg(most);
     for call in calls {
         call.add_arguments(&mut command);
     }
     command
 }
 
+/// The smallest and the largest message id of those calls that want to know whose they are, and how many entries of ours
+/// between them are worth a look.
+fn range(calls: &[Call]) -> (&str, &str, usize) {
+    let position = |id: &str| {
+        let (milliseconds, number) = id.split_once('-')?;
+        Some((milliseconds.parse::<u64>().ok()?, number.parse::<u64>().ok()?))
+    };
+    let owned = calls
+        .iter()
+        .filter(|call| !matches!(call.operation, Operation::IsCancelled));
+    let ids = owned.filter_map(|call| Some((position(&call.message_id)?, &*call.message_id)));
+    let (mut first, mut last, mut count) = (None, None, 0);
+    for id in ids {
+        first = Some(first.map_or(id, |first| id.min(first)));
+        last = Some(last.map_or(id, |last| id.max(last)));
+        count += 1;
+    }
+    match (first, last) {
+        // More than that cost more than to look for each.
+        (Some((_, first)), Some((_, last))) => (first, last, if first == last { 1 } else { 2 * count }),
+        _ => ("", "", 0),
+    }
+}
+
 impl Operation {
+    fn looks_up(&self) -> bool {
+        matches!(self, Self::Lookup | Self::Begin(_))
+    }
+
     /// How many keys it has of its own.
     fn keys(&self) -> usize {
         match self {
@@ -220,21 +365,18 @@ impl Operation {
 }
 
 impl Call {
+    /// Those of a lookup have their place apart.
     fn add_keys(&self, command: &mut Cmd) {
-        let Claim { job_id, task_id, .. } = &self.claim;
         match &self.operation {
-            Operation::Renew | Operation::Release { .. } | Operation::Started(_) => {}
             Operation::IsCancelled => {
-                command.arg(keys::job_cancelled(job_id));
+                command.arg(keys::job_cancelled(&self.job_id));
             }
-            Operation::Lookup | Operation::Begin(_) => {
-                command.arg(keys::job_cancelled(job_id)).arg(keys::task(task_id));
+            Operation::Finish { artifacts, .. } if !artifacts.is_empty() => {
+                command
+                    .arg(keys::job_artifacts(&self.job_id))
+                    .arg(keys::task(&self.task_id));
             }
-            Operation::Finish { artifacts, .. } => {
-                if !artifacts.is_empty() {
-                    command.arg(keys::job_artifacts(job_id)).arg(keys::task(task_id));
-                }
-            }
+            _ => {}
         }
     }
 
@@ -248,24 +390,17 @@ impl Call {
             Operation::Started(_) => "started",
             Operation::Finish { .. } => "finish",
         };
-        command
-            .arg(name)
-            .arg(&self.claim.message_id)
-            .arg(self.claim.delivery_count);
+        command.arg(name).arg(&self.message_id).arg(self.delivery_count);
         match &self.operation {
             Operation::Renew | Operation::IsCancelled => {}
             Operation::Release { nobody, idle_ms } => {
                 command.arg(*nobody).arg(*idle_ms);
             }
             Operation::Lookup => {
-                command.arg(&self.claim.task_id);
+                command.arg(&self.task_id);
             }
-            Operation::Begin(event) => {
-                command.arg(&self.claim.task_id).arg(event.kind.as_str());
-                command
-                    .arg(event.timestamp.to_string())
-                    .arg(event.payload())
-                    .arg(event.published());
+            Operation::Begin(payload) => {
+                command.arg(&self.task_id).arg(fields(payload));
             }
             Operation::Started(event) => add_event(command, event),
             Operation::Finish {
@@ -276,7 +411,7 @@ impl Call {
                 match event {
                     Some(event) => add_event(command, event),
                     None => {
-                        command.arg(&["", "", "", "", ""]);
+                        command.arg(&["", "", ""]);
                     }
                 }
                 command.arg(artifacts.len());
@@ -291,20 +426,14 @@ impl Call {
     }
 }
 
-fn add_event(command: &mut Cmd, event: &TaskEvent) {
+fn add_event(command: &mut Cmd, event: &Event) {
     command
-        .arg(event.kind.as_str())
-        .arg(event.timestamp.to_string())
-        .arg(event.payload())
-        .arg(event.trace_context_field().unwrap_or_default())
-        .arg(event.published());
+        .arg(event.kind)
+        .arg(fields(&event.payload))
+        .arg(&event.context);
 }
 
-impl fmt::Debug for Call {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call")
-            .field("claim", &self.claim)
-            .field("operation", &self.operation)
-            .finish_non_exhaustive()
-    }
+/// An object without the brace that opens it.
+fn fields(payload: &str) -> &str {
+    payload.strip_prefix('{').unwrap_or(payload)
 }

@@ -17,7 +17,7 @@ use redis::RedisResult;
 use tokio::time::Instant;
 use tracing::warn;
 
-use self::calls::{CallError, Caller, Operation};
+use self::calls::{CallError, Caller, Event, Operation};
 use self::reader::Reader;
 use self::scripts::{GONE, HANDED_BACK, HELD};
 pub use self::server::{InvalidRedisUrl, RedisServer};
@@ -25,7 +25,7 @@ use super::{
     Begin, Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership,
     TaskMetadata,
 };
-use crate::protocol::{RequestBinding, TaskEvent, TaskEventKind, Timestamp};
+use crate::protocol::{Payload, RequestBinding, TaskEventKind, Timestamp, trace_context_json};
 
 pub(crate) use self::scripts::{BURY as BURY_SCRIPT, HEARTBEAT as HEARTBEAT_SCRIPT};
 
@@ -156,8 +156,11 @@ impl RedisBroker {
             task.ending |= ends;
         }
         let owner = self.call(claim, doing, operation).await?;
-        let is = |name: &str| matches!(&owner, redis::Value::BulkString(owner) if owner == name.as_bytes());
-        let ours = is(HELD) || (is(GONE) && ended_before);
+        let ours = match owner {
+            redis::Value::Int(HELD) => true,
+            redis::Value::Int(GONE) => ended_before,
+            _ => false,
+        };
         if ends || !ours {
             self.held().remove(&claim.message_id);
         }
@@ -200,8 +203,8 @@ impl Broker for RedisBroker {
     }
 
     async fn begin(&self, claim: &Claim) -> Result<Begin, BrokerError> {
-        let event = task_event(claim, TaskEventKind::Started, &EventContext::default());
-        self.look(claim, Operation::Begin(event)).await
+        let event = task_event(claim, &TaskEventKind::Started, &EventContext::default());
+        self.look(claim, Operation::Begin(event.payload)).await
     }
 
     async fn lookup(&self, claim: &Claim) -> Result<Lookup, BrokerError> {
@@ -209,7 +212,7 @@ impl Broker for RedisBroker {
     }
 
     async fn started(&self, claim: &Claim, event: &EventContext) -> Result<Ownership, BrokerError> {
-        let event = task_event(claim, TaskEventKind::Started, event);
+        let event = task_event(claim, &TaskEventKind::Started, event);
         self.as_owner(claim, "reporting the start of", Operation::Started(event), false)
             .await
     }
@@ -245,7 +248,7 @@ impl Broker for RedisBroker {
             .map(|artifact| artifact.artifact_id.as_str())
             .collect();
         let operation = Operation::Finish {
-            event: kind.map(|kind| task_event(claim, kind, event)),
+            event: kind.map(|kind| task_event(claim, &kind, event)),
             ids: json(&ids),
             artifacts: artifacts
                 .iter()
@@ -274,12 +277,20 @@ impl fmt::Debug for RedisBroker {
     }
 }
 
-fn task_event(claim: &Claim, kind: TaskEventKind, context: &EventContext) -> TaskEvent {
-    let engine_id = &*claim.consumer.engine_id;
-    let mut event = TaskEvent::new(kind, &*claim.task_id, &*claim.job_id, engine_id, Timestamp::now());
-    event.request_id.clone_from(&context.request_id);
-    event.trace_context.clone_from(&context.trace_context);
-    event
+fn task_event(claim: &Claim, kind: &TaskEventKind, context: &EventContext) -> Event {
+    let payload = Payload {
+        task_id: &claim.task_id,
+        job_id: &claim.job_id,
+        engine_id: &claim.consumer.engine_id,
+        error: kind.error(),
+        request_id: context.request_id.as_deref(),
+    };
+    let trace_context = context.trace_context.as_deref();
+    Event {
+        kind: kind.as_str(),
+        payload: payload.to_json(),
+        context: trace_context.and_then(trace_context_json).unwrap_or_default(),
+    }
 }
 
 fn json<T: serde::Serialize>(value: &T) -> String {
@@ -296,27 +307,30 @@ fn failed(claim: &Claim, doing: &str, source: CallError) -> BrokerError {
 
 fn read_begin(answer: redis::Value) -> RedisResult<Begin> {
     let mut answer = redis::from_redis_value::<Vec<redis::Value>>(answer)?.into_iter();
-    let state: String = redis::from_redis_value(answer.next().unwrap_or(redis::Value::Nil))?;
-    let rest = answer.next();
-    let reported = answer.next().is_some();
-    let reason = |rest: Option<redis::Value>| match rest {
+    let state = match answer.next() {
+        Some(redis::Value::Int(reported)) => {
+            let lookup = match read_metadata(answer) {
+                Ok(metadata) => Lookup::Task(Box::new(metadata)),
+                Err(problem) => Lookup::Malformed(problem),
+            };
+            let reported = reported == 1;
+            return Ok(Begin { lookup, reported });
+        }
+        Some(redis::Value::BulkString(state)) => state,
+        _ => Vec::new(),
+    };
+    let mut reason = || match answer.next() {
         Some(redis::Value::BulkString(bytes)) => String::from_utf8_lossy(&bytes).into_owned(),
         _ => String::new(),
     };
-    let lookup = match state.as_str() {
-        "task" => {
-            let fields = redis::from_redis_value(rest.unwrap_or(redis::Value::Nil))?;
-            match read_metadata(fields) {
-                Ok(metadata) => Lookup::Task(Box::new(metadata)),
-                Err(problem) => Lookup::Malformed(problem),
-            }
-        }
-        "cancelled" => Lookup::Cancelled,
-        "blocked" => Lookup::Blocked(reason(rest)),
-        "malformed" => Lookup::Malformed(format!("its metadata can't be read: {}", reason(rest))),
-        "missing" => Lookup::Missing,
+    let lookup = match &*state {
+        b"cancelled" => Lookup::Cancelled,
+        b"blocked" => Lookup::Blocked(reason()),
+        b"malformed" => Lookup::Malformed(format!("its metadata can't be read: {}", reason())),
+        b"missing" => Lookup::Missing,
         _ => Lookup::Lost,
     };
+    let reported = false;
     Ok(Begin { lookup, reported })
 }
 
@@ -333,6 +347,8 @@ enum Field {
 }
 
 impl Field {
+    const ALL: usize = 7;
+
     fn name(self) -> &'static str {
         match self {
             Self::Stage => "stage",
@@ -347,11 +363,15 @@ impl Field {
 }
 
 /// What is only for tracing or for the clock is left out when it makes no sense; what decides about the work must be right.
-fn read_metadata(mut fields: Vec<Option<Vec<u8>>>) -> Result<TaskMetadata, String> {
+fn read_metadata(fields: impl Iterator<Item = redis::Value>) -> Result<TaskMetadata, String> {
+    let mut values = [const { redis::Value::Nil }; Field::ALL];
+    for (place, value) in values.iter_mut().zip(fields) {
+        *place = value;
+    }
     let mut text = |field: Field| -> Result<Option<String>, String> {
-        let value = fields.get_mut(field as usize).and_then(Option::take);
-        let Some(value) = value.filter(|value| !value.is_empty()) else {
-            return Ok(None);
+        let value = match std::mem::replace(&mut values[field as usize], redis::Value::Nil) {
+            redis::Value::BulkString(value) if !value.is_empty() => value,
+            _ => return Ok(None),
         };
         let value = String::from_utf8(value);
         value

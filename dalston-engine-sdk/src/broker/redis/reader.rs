@@ -1,10 +1,13 @@
 //! Taking tasks: entries of silent workers first, then new ones.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::RedisResult;
+use futures_util::future::BoxFuture;
 use redis::aio::MultiplexedConnection;
+use redis::{RedisResult, Value};
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -36,12 +39,26 @@ pub(super) struct Reader {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Debug)]
 struct UnderWay {
     consumer: Consumer,
-    read: JoinHandle<Result<(), BrokerError>>,
-    parking: Arc<Parking>,
+    read: Read,
 }
+
+enum Read {
+    /// Whoever waits for it goes on with it, so that a task comes without a detour.
+    Attended(Reading),
+    /// Nobody waited for a while. What it finds is parked.
+    Alone {
+        reading: JoinHandle<Result<(), BrokerError>>,
+        parking: Arc<Parking>,
+    },
+}
+
+/// With the broker that hands back what nobody takes.
+type Reading = (
+    RedisBroker,
+    BoxFuture<'static, Result<Vec<Delivery>, BrokerError>>,
+);
 
 /// Where deliveries wait for their taker.
 #[derive(Debug, Default)]
@@ -92,8 +109,8 @@ struct State {
     next_trim: Option<Instant>,
 }
 
-impl std::fmt::Debug for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("State")
             .field("connected", &self.connection.is_some())
             .finish_non_exhaustive()
@@ -111,78 +128,133 @@ impl Reader {
     ) -> Result<Vec<Delivery>, BrokerError> {
         let give_up = Instant::now() + wait;
         let most = most.max(1);
+        // What was read before has something to ask first.
+        tokio::task::yield_now().await;
         loop {
-            let under_way = match &mut self.under_way {
-                Some(under_way) if under_way.consumer == *consumer => under_way,
-                other => other.insert(UnderWay::begin(
-                    broker.clone(),
-                    consumer,
-                    most,
-                    give_up,
-                    &self.state,
-                )),
-            };
-            let parked = under_way.parking.take(most);
-            if !parked.is_empty() {
-                if under_way.parking.is_empty() {
-                    self.under_way = None;
-                }
-                return Ok(parked);
+            if self
+                .under_way
+                .as_ref()
+                .is_none_or(|under_way| under_way.consumer != *consumer)
+            {
+                self.leave();
+                let reading = read(broker.clone(), consumer.clone(), most, give_up, &self.state);
+                self.under_way = Some(UnderWay {
+                    consumer: consumer.clone(),
+                    read: Read::Attended((broker.clone(), reading)),
+                });
             }
-            tokio::select! {
-                () = under_way.parking.parked.notified() => {}
-                ended = &mut under_way.read => {
-                    let parked = under_way.parking.take(most);
-                    self.under_way = None;
+            let attended = LeaveOnDrop(self);
+            let Some(UnderWay { read, .. }) = &mut attended.0.under_way else {
+                continue;
+            };
+            match read {
+                Read::Attended((_, reading)) => {
+                    let found = tokio::select! {
+                        found = reading => found,
+                        () = tokio::time::sleep_until(give_up) => return Ok(Vec::new()),
+                    };
+                    attended.0.under_way = None;
+                    let found = found?;
+                    if !found.is_empty() || Instant::now() >= give_up {
+                        broker.shared.caller.expect(found.len());
+                        return Ok(found);
+                    }
+                }
+                Read::Alone { reading, parking } => {
+                    let parked = parking.take(most);
                     if !parked.is_empty() {
+                        if parking.is_empty() {
+                            attended.0.under_way = None;
+                        }
+                        broker.shared.caller.expect(parked.len());
                         return Ok(parked);
                     }
-                    let doing = || format!("reading from {}", keys::task_stream(&consumer.engine_id));
-                    ended.map_err(|source| BrokerError::new(doing(), source))??;
-                    if Instant::now() >= give_up {
-                        return Ok(Vec::new());
+                    tokio::select! {
+                        () = parking.parked.notified() => {}
+                        ended = reading => {
+                            let parked = parking.take(most);
+                            attended.0.under_way = None;
+                            if !parked.is_empty() {
+                                return Ok(parked);
+                            }
+                            let doing = || format!("reading from {}", keys::task_stream(&consumer.engine_id));
+                            ended.map_err(|source| BrokerError::new(doing(), source))??;
+                            if Instant::now() >= give_up {
+                                return Ok(Vec::new());
+                            }
+                        }
+                        () = tokio::time::sleep_until(give_up) => return Ok(Vec::new()),
                     }
                 }
-                () = tokio::time::sleep_until(give_up) => return Ok(Vec::new()),
             }
         }
     }
+
+    /// Lets a read go on alone.
+    fn leave(&mut self) {
+        let Some(UnderWay { consumer, read }) = self.under_way.take() else {
+            return;
+        };
+        let read = match (read, Handle::try_current()) {
+            (Read::Attended(reading), Ok(runtime)) => go_on_alone(&runtime, reading),
+            // The runtime is gone, and the connection with it.
+            (Read::Attended(_), Err(_)) => return,
+            (alone, _) => alone,
+        };
+        self.under_way = Some(UnderWay { consumer, read });
+    }
 }
 
-impl UnderWay {
-    fn begin(
-        broker: RedisBroker,
-        consumer: &Consumer,
-        most: usize,
-        give_up: Instant,
-        state: &Arc<Mutex<State>>,
-    ) -> Self {
-        let parking = Arc::new(Parking::default());
-        let (state, consumer_) = (Arc::clone(state), consumer.clone());
-        let parked = Arc::clone(&parking);
-        let read = tokio::spawn(async move {
-            let mut state = state.lock().await;
-            let found = state.read(&broker, &consumer_, most, give_up).await;
-            drop(state);
-            let found = found?;
-            if found.is_empty() {
-                return Ok(());
-            }
-            parked.put(found);
-            let _ = timeout(PARKED, parked.emptied.notified()).await;
-            for delivery in parked.take(usize::MAX) {
-                if broker.release(&delivery.claim).await.is_err() {
-                    // It is nobody's now: it comes back when it was idle for a lease.
-                    broker.held().remove(&delivery.claim.message_id);
-                }
-            }
-            Ok(())
-        });
-        Self {
-            consumer: consumer.clone(),
-            read,
-            parking,
+/// One who waits for a read may stop waiting at any time.
+struct LeaveOnDrop<'a>(&'a mut Reader);
+
+impl Drop for LeaveOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+fn read(
+    broker: RedisBroker,
+    consumer: Consumer,
+    most: usize,
+    give_up: Instant,
+    state: &Arc<Mutex<State>>,
+) -> BoxFuture<'static, Result<Vec<Delivery>, BrokerError>> {
+    let state = Arc::clone(state);
+    Box::pin(async move {
+        let mut state = state.lock().await;
+        state.read(&broker, &consumer, most, give_up).await
+    })
+}
+
+fn go_on_alone(runtime: &Handle, (broker, reading): Reading) -> Read {
+    let parking = Arc::new(Parking::default());
+    let parked = Arc::clone(&parking);
+    let reading = runtime.spawn(async move {
+        let found = reading.await?;
+        if found.is_empty() {
+            return Ok(());
         }
+        parked.put(found);
+        let _ = timeout(PARKED, parked.emptied.notified()).await;
+        for delivery in parked.take(usize::MAX) {
+            if broker.release(&delivery.claim).await.is_err() {
+                // It is nobody's now: it comes back when it was idle for a lease.
+                broker.held().remove(&delivery.claim.message_id);
+            }
+        }
+        Ok(())
+    });
+    Read::Alone { reading, parking }
+}
+
+impl fmt::Debug for UnderWay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UnderWay")
+            .field("consumer", &self.consumer)
+            .field("alone", &matches!(self.read, Read::Alone { .. }))
+            .finish_non_exhaustive()
     }
 }
 
@@ -312,11 +384,7 @@ impl State {
             .arg("STREAMS")
             .arg(stream)
             .arg(">");
-        let answer = timeout(
-            block + GRACE,
-            command.query_async::<Option<StreamAnswer>>(connection),
-        )
-        .await;
+        let answer = timeout(block + GRACE, command.query_async::<Value>(connection)).await;
         let Ok(answer) = answer else {
             let silent = std::io::Error::new(
                 std::io::ErrorKind::TimedOut,
@@ -324,29 +392,48 @@ impl State {
             );
             return Err(silent.into());
         };
-        let entries = answer?.and_then(|streams| streams.into_iter().next());
         let mut deliveries = Vec::new();
-        for (id, fields) in entries.map(|(_, entries)| entries).unwrap_or_default() {
-            let message = Message {
-                id,
-                fields,
-                deliveries: 1,
-            };
+        for message in messages(answer?)? {
             deliveries.extend(message.into_delivery(broker, consumer, stream).await);
         }
         Ok(deliveries)
     }
 }
 
-/// Streams, their entries, and their fields.
-type StreamAnswer = Vec<(String, Vec<(String, Fields)>)>;
-type Fields = Vec<(Vec<u8>, Vec<u8>)>;
-
-/// A message with its raw fields.
+/// A message with its names and values, alternately.
 struct Message {
     id: String,
-    fields: Fields,
+    fields: Vec<Value>,
     deliveries: u32,
+}
+
+/// The answer to a read is a list of streams, of which we ask for one: its name, and a list of entries, which are their ids and
+/// their fields. Taken apart by hand, because all of it becomes part of the deliveries.
+fn messages(answer: Value) -> RedisResult<Vec<Message>> {
+    let list = redis::from_redis_value::<Vec<Value>>;
+    let pair = |value| {
+        let mut list = list(value)?.into_iter();
+        RedisResult::Ok((
+            list.next().unwrap_or(Value::Nil),
+            list.next().unwrap_or(Value::Nil),
+        ))
+    };
+    let Value::Array(streams) = answer else {
+        return Ok(Vec::new());
+    };
+    let Some(stream) = streams.into_iter().next() else {
+        return Ok(Vec::new());
+    };
+    let (_, entries) = pair(stream)?;
+    let entries = list(entries)?.into_iter().map(|entry| {
+        let (id, fields) = pair(entry)?;
+        Ok(Message {
+            id: redis::from_redis_value(id)?,
+            fields: list(fields)?,
+            deliveries: 1,
+        })
+    });
+    entries.collect()
 }
 
 impl Message {
@@ -357,32 +444,44 @@ impl Message {
         consumer: &Consumer,
         stream: &str,
     ) -> Option<Delivery> {
-        let text = |name: &str| {
-            let (_, value) = self.fields.iter().find(|(field, _)| field == name.as_bytes())?;
-            String::from_utf8(value.clone()).ok()
-        };
-        let id = |name: &str| text(name).filter(|id| is_id(id));
-        let (Some(task_id), Some(job_id)) = (id("task_id"), id("job_id")) else {
-            error!(stream, message_id = %self.id, "task_message_unreadable: it names no task and job; removed");
+        let Self {
+            id,
+            fields,
+            deliveries,
+        } = self;
+        let (mut task_id, mut job_id, mut enqueued_at, mut timeout_at) = (None, None, None, None);
+        let mut fields = fields.into_iter();
+        while let (Some(Value::BulkString(name)), Some(Value::BulkString(value))) =
+            (fields.next(), fields.next())
+        {
+            let place = match &*name {
+                b"task_id" => &mut task_id,
+                b"job_id" => &mut job_id,
+                b"enqueued_at" => &mut enqueued_at,
+                b"timeout_at" => &mut timeout_at,
+                _ => continue,
+            };
+            if place.is_none() {
+                *place = String::from_utf8(value).ok();
+            }
+        }
+        let valid = |id: Option<String>| id.filter(|id| is_id(id));
+        let (Some(task_id), Some(job_id)) = (valid(task_id), valid(job_id)) else {
+            error!(stream, message_id = %id, "task_message_unreadable: it names no task and job; removed");
             let mut command = redis::cmd("XACK");
-            command.arg(stream).arg(keys::TASK_GROUP).arg(&self.id);
+            command.arg(stream).arg(keys::TASK_GROUP).arg(&id);
             let removed: RedisResult<()> = command.query_async(&mut broker.shared.server.shared()).await;
             if let Err(error) = removed {
                 // It is found again when it was idle for a lease.
-                warn!(stream, message_id = %self.id, %error, "task_message_not_removed");
+                warn!(stream, message_id = %id, %error, "task_message_not_removed");
             }
             return None;
         };
-        let time = |name: &str| text(name).and_then(|time| readable(name, &time));
-        let mut delivery = Delivery::new(Claim::new(
-            consumer.clone(),
-            &*self.id,
-            task_id,
-            job_id,
-            self.deliveries,
-        ));
-        delivery.enqueued_at = time("enqueued_at");
-        delivery.timeout_at = time("timeout_at");
+        let time = |name: &str, text: Option<String>| text.and_then(|text| readable(name, &text));
+        let claim = Claim::new(consumer.clone(), id, task_id, job_id, deliveries);
+        let mut delivery = Delivery::new(claim);
+        delivery.enqueued_at = time("enqueued_at", enqueued_at);
+        delivery.timeout_at = time("timeout_at", timeout_at);
         Some(delivery)
     }
 }
@@ -463,20 +562,15 @@ impl Stale {
             .arg(self.deliveries)
             .arg(&self.consumer)
             .arg(milliseconds(idle));
-        let fields: Option<Vec<Vec<u8>>> = script.invoke_async(&mut broker.shared.server.shared()).await?;
+        let fields: Option<Vec<Value>> = script.invoke_async(&mut broker.shared.server.shared()).await?;
         let Some(fields) = fields else { return Ok(None) };
         if fields.is_empty() {
             warn!(stream, message_id = %self.id, "pending_entry_without_message: removed");
             return Ok(None);
         }
-        let mut pairs = Vec::new();
-        let mut fields = fields.into_iter();
-        while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
-            pairs.push((name, value));
-        }
         let message = Message {
             id: self.id,
-            fields: pairs,
+            fields,
             deliveries: self.deliveries + 1,
         };
         let Some(mut delivery) = message.into_delivery(broker, consumer, stream).await else {

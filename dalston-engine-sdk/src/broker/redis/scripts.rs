@@ -10,10 +10,11 @@ use std::sync::LazyLock;
 
 use redis::Script;
 
-/// What a call answers about an entry that is its caller's.
-pub(super) const HELD: &str = "held";
-/// Nobody holds the entry: it was acknowledged or deleted.
-pub(super) const GONE: &str = "gone";
+/// What a call answers about an entry that is its caller's, of one that nobody holds because it was acknowledged or deleted, and
+/// of one that somebody else holds.
+pub(super) const HELD: i64 = 1;
+pub(super) const GONE: i64 = 2;
+pub(super) const LOST: i64 = 3;
 
 /// The consumer to which a task goes that was handed back. It is never registered, so every engine, also one in Python,
 /// takes it for dead and its tasks for free.
@@ -67,64 +68,83 @@ return claimed[2]
 /// Does what one instance wants of its tasks: any number of calls, one after the other, each checked on its own. What goes wrong
 /// in one of them ends that one only.
 ///
-/// `KEYS[1]` is the task stream, `KEYS[2]` the event stream, `KEYS[3]` the set of waiting tasks; `ARGV[1..4]` are group,
-/// instance, the length of the event stream and the channel; `ARGV[5..8]` the wait markers. Then come the calls: a name,
-/// message id, delivery count, and the call's own arguments. Further keys belong to the calls in their order. Returns an answer
-/// for each.
+/// `KEYS[1]` is the task stream, `KEYS[2]` the event stream, `KEYS[3]` the set of waiting tasks. `ARGV[1..5]` are group,
+/// instance, the length of the event stream, the channel, and the time of all events; `ARGV[6..9]` the wait markers. `ARGV[10]` is the
+/// number of lookups: the keys of their cancellations follow the first three, and then those of their metadata. `ARGV[11..13]`
+/// are the smallest and the largest message id of the calls, and how many entries between them we look at in one go. Then come the
+/// calls: a name, message id, delivery count, and the call's own arguments. Further keys belong to the other calls in their
+/// order. Returns an answer for each.
+///
+/// A command costs more here than what it does, and a text costs by its length: Lua hashes it. So what can be asked or told
+/// about all tasks at once is one command, and what is the same in two texts comes once.
 pub(super) static CALLS: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
+    Script::new(&format!(
+        "local HELD, GONE, LOST = {HELD}, {GONE}, {LOST}\n{}",
         r#"
 local stream, event_stream, waiting = KEYS[1], KEYS[2], KEYS[3]
-local group, me, longest, channel = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local next_key, next_argument = 3, 8
-local function key()
-  next_key = next_key + 1
-  return KEYS[next_key]
+local group, me, longest, channel, timestamp = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local lookups, first, last, most = tonumber(ARGV[10]), ARGV[11], ARGV[12], ARGV[13]
+-- The numbers of the lookup, of the key and of the argument that come next.
+local next_lookup, next_key, next_argument = 1, 4 + 2 * lookups, 14
+
+-- Deliveries of the entries that are ours, by id: of most, so that few have to be looked for one by one.
+local ours = {}
+if most ~= '0' then
+  local found = redis.pcall('XPENDING', stream, group, first, last, most, me)
+  for i = 1, #found do ours[found[i][1]] = found[i][4] end
 end
-local function argument()
-  next_argument = next_argument + 1
-  return ARGV[next_argument]
-end
+-- What a call of this script ended is to be acknowledged together in the end.
+local ended, ended_ids, ended_by = {}, {}, {}
 
 local function ownership(id, deliveries)
+  if ended[id] then return GONE end
+  if ours[id] then return ours[id] == tonumber(deliveries) and HELD or LOST end
   local found = redis.pcall('XPENDING', stream, group, id, id, 1)
   if found.err then
-    if string.find(found.err, 'NOGROUP', 1, true) then return 'gone' end
+    if string.find(found.err, 'NOGROUP', 1, true) then return GONE end
     error(found)
   end
   local entry = found[1]
-  if not entry then return 'gone' end
-  if entry[2] == me and entry[4] == tonumber(deliveries) then return 'held' end
-  return 'lost'
+  if not entry then return GONE end
+  if entry[2] == me and entry[4] == tonumber(deliveries) then return HELD end
+  return LOST
 end
 
--- The durable copy comes first.
-local function report(kind, timestamp, payload, context, copy)
+-- Both copies of an event; the durable one comes first. `fields` is the text of the payload without the brace that opens it.
+local reported = false
+local function report(kind, fields, context)
   if context == '' then
-    redis.call('XADD', event_stream, 'MAXLEN', '~', longest, '*',
-      'type', kind, 'timestamp', timestamp, 'payload', payload)
+    redis.call('XADD', event_stream, '*', 'type', kind, 'timestamp', timestamp, 'payload', '{' .. fields)
   else
-    redis.call('XADD', event_stream, 'MAXLEN', '~', longest, '*',
-      'type', kind, 'timestamp', timestamp, 'payload', payload, '_trace_context', context)
+    redis.call('XADD', event_stream, '*', 'type', kind, 'timestamp', timestamp, 'payload', '{' .. fields,
+      '_trace_context', context)
+    fields = string.sub(fields, 1, -2) .. ',"_trace_context":' .. context .. '}'
   end
-  redis.call('PUBLISH', channel, copy)
+  reported = true
+  redis.call('PUBLISH', channel, '{"type":"' .. kind .. '","timestamp":"' .. timestamp .. '",' .. fields)
 end
 
--- Whether the task should be done, and then what its metadata says of it, in a fixed order.
-local function look(id, deliveries, task, cancellation, hash)
+local any_cancelled = lookups > 0 and redis.pcall('EXISTS', unpack(KEYS, 4, 3 + lookups)) ~= 0
+
+-- Whether the task should be done: what its metadata says of it, in a fixed order after a place for a number, or nothing and why
+-- not.
+local function look(id, deliveries, task)
+  local cancellation, hash = KEYS[3 + next_lookup], KEYS[3 + lookups + next_lookup]
+  next_lookup = next_lookup + 1
   local owner = ownership(id, deliveries)
-  if owner ~= 'held' then return {owner} end
-  if redis.call('EXISTS', cancellation) == 1 then return {'cancelled'} end
-  local said = redis.pcall('HMGET', hash, 'stage', 'enqueued_at', 'loaded_model_id', 'request_id', '_trace_context',
-    'request_bindings_json', 'resolved_artifact_ids_json', 'blocked_reason', ARGV[5], ARGV[6], ARGV[7], ARGV[8])
-  if said.err then return {'malformed', said.err} end
-  if said[8] then return {'blocked', said[8]} end
-  if not said[1] and redis.call('EXISTS', hash) == 0 then return {'missing'} end
-  if said[9] or said[10] or said[11] or said[12] then
-    redis.call('HDEL', hash, ARGV[5], ARGV[6], ARGV[7], ARGV[8])
+  if owner ~= HELD then return nil, {'lost'} end
+  if any_cancelled and redis.call('EXISTS', cancellation) == 1 then return nil, {'cancelled'} end
+  local said = redis.pcall('HMGET', hash, 'blocked_reason', 'stage', 'enqueued_at', 'loaded_model_id', 'request_id',
+    '_trace_context', 'request_bindings_json', 'resolved_artifact_ids_json', ARGV[6])
+  if said.err then return nil, {'malformed', said.err} end
+  if said[1] then return nil, {'blocked', said[1]} end
+  if not said[2] and redis.call('EXISTS', hash) == 0 then return nil, {'missing'} end
+  if said[9] then
+    redis.call('HDEL', hash, ARGV[6], ARGV[7], ARGV[8], ARGV[9])
     redis.call('SREM', waiting, task)
   end
-  return {'task', {said[1], said[2], said[3], said[4], said[5], said[6], said[7]}}
+  said[1], said[9] = 0, nil
+  return said
 end
 
 local calls = {}
@@ -132,85 +152,98 @@ local calls = {}
 -- Begins the lease anew: the idle time is set to zero, the delivery count stays.
 function calls.renew(id, deliveries)
   local owner = ownership(id, deliveries)
-  if owner == 'held' and #redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID') == 0 then return 'gone' end
+  if owner == HELD and #redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID') == 0 then return GONE end
   return owner
 end
 
 -- Hands the entry to nobody, idle for some milliseconds already.
-function calls.release(id, deliveries)
-  local nobody, idle = argument(), argument()
+function calls.release(id, deliveries, at)
+  next_argument = at + 2
   local owner = ownership(id, deliveries)
-  if owner == 'held' then redis.call('XCLAIM', stream, group, nobody, 0, id, 'IDLE', idle, 'JUSTID') end
+  if owner == HELD then
+    redis.call('XCLAIM', stream, group, ARGV[at], 0, id, 'IDLE', ARGV[at + 1], 'JUSTID')
+    ours[id] = nil
+  end
   return owner
 end
 
 function calls.cancelled()
-  return redis.call('EXISTS', key())
+  next_key = next_key + 1
+  return redis.call('EXISTS', KEYS[next_key - 1])
 end
 
-function calls.lookup(id, deliveries)
-  return look(id, deliveries, argument(), key(), key())
+-- A number before what the metadata says: whether the start was reported.
+function calls.lookup(id, deliveries, at)
+  next_argument = at + 1
+  local said, why_not = look(id, deliveries, ARGV[at])
+  return said or why_not
 end
 
 -- The lookup, and the report of the start with what the metadata adds to it: only where that is so plain that it can be
 -- put into JSON as it is. Otherwise the caller has to.
-function calls.begin(id, deliveries)
-  local task, kind, timestamp, payload, copy = argument(), argument(), argument(), argument(), argument()
-  local found = look(id, deliveries, task, key(), key())
-  if found[1] ~= 'task' then return found end
-  local request_id, context = found[2][4] or '', found[2][5] or ''
+function calls.begin(id, deliveries, at)
+  next_argument = at + 2
+  local said, why_not = look(id, deliveries, ARGV[at])
+  if why_not then return why_not end
+  local fields, request_id, context = ARGV[at + 1], said[5] or '', said[6] or ''
   if request_id ~= '' then
-    if string.find(request_id, '[^%w%._%-]') then return found end
-    local more = string.format(',"request_id":"%s"}', request_id)
-    payload, copy = string.sub(payload, 1, -2) .. more, string.sub(copy, 1, -2) .. more
+    if string.find(request_id, '[^%w%._%-]') then return said end
+    fields = string.sub(fields, 1, -2) .. ',"request_id":"' .. request_id .. '"}'
   end
-  if context ~= '' then
-    if not string.find(context, '^{"traceparent": ?"00%-%x+%-%x+%-%x%x"}$') then return found end
-    copy = string.format('%s,"_trace_context":%s}', string.sub(copy, 1, -2), context)
-  end
-  report(kind, timestamp, payload, context, copy)
-  found[3] = 'reported'
-  return found
+  if context ~= '' and not string.find(context, '^{"traceparent": ?"00%-%x+%-%x+%-%x%x"}$') then return said end
+  report('task.started', fields, context)
+  said[1] = 1
+  return said
 end
 
-function calls.started(id, deliveries)
-  local kind, timestamp, payload, context, copy = argument(), argument(), argument(), argument(), argument()
+function calls.started(id, deliveries, at)
+  next_argument = at + 3
   local owner = ownership(id, deliveries)
-  if owner == 'held' then report(kind, timestamp, payload, context, copy) end
+  if owner == HELD then report(ARGV[at], ARGV[at + 1], ARGV[at + 2]) end
   return owner
 end
 
 -- Artifacts, event, acknowledgement, in this order: whoever sees the event finds the artifacts, and a task without an event
 -- is still in the queue.
-function calls.finish(id, deliveries)
-  local kind, timestamp, payload, context, copy = argument(), argument(), argument(), argument(), argument()
-  local artifacts, ids = tonumber(argument()), nil
-  local index, hash, first = nil, nil, next_argument + 1
+function calls.finish(id, deliveries, at, place)
+  local kind, artifacts = ARGV[at], tonumber(ARGV[at + 3])
+  next_argument = at + 4
+  local index, hash = nil, nil
   if artifacts > 0 then
-    index, hash, ids, first = key(), key(), argument(), first + 1
-    next_argument = next_argument + 2 * artifacts
+    index, hash = KEYS[next_key], KEYS[next_key + 1]
+    next_key, next_argument = next_key + 2, at + 5 + 2 * artifacts
   end
   local owner = ownership(id, deliveries)
-  if owner ~= 'held' then return owner end
-  for i = first, first + 2 * artifacts - 2, 2 do redis.call('HSET', index, ARGV[i], ARGV[i + 1]) end
+  if owner ~= HELD then return owner end
+  for i = at + 5, next_argument - 2, 2 do redis.call('HSET', index, ARGV[i], ARGV[i + 1]) end
   if artifacts > 0 and redis.call('EXISTS', hash) == 1 then
-    redis.call('HSET', hash, 'produced_artifact_ids_json', ids)
+    redis.call('HSET', hash, 'produced_artifact_ids_json', ARGV[at + 4])
   end
-  if kind ~= '' then report(kind, timestamp, payload, context, copy) end
-  redis.call('XACK', stream, group, id)
+  if kind ~= '' then report(kind, ARGV[at + 1], ARGV[at + 2]) end
+  ended[id] = true
+  ended_ids[#ended_ids + 1] = id
+  ended_by[#ended_by + 1] = place
   return owner
 end
 
 local answers = {}
-while next_argument < #ARGV do
-  local name, id, deliveries = argument(), argument(), argument()
-  local done, answer = pcall(calls[name], id, deliveries)
+while next_argument <= #ARGV do
+  local at, place = next_argument, #answers + 1
+  next_argument = at + 3
+  local done, answer = pcall(calls[ARGV[at]], ARGV[at + 1], ARGV[at + 2], at + 3, place)
   if not done then answer = {'error', type(answer) == 'table' and answer.err or tostring(answer)} end
-  answers[#answers + 1] = answer
+  answers[place] = answer
 end
+if #ended_ids > 0 then
+  local acknowledged = redis.pcall('XACK', stream, group, unpack(ended_ids))
+  if type(acknowledged) == 'table' and acknowledged.err then
+    for _, place in ipairs(ended_by) do answers[place] = {'error', acknowledged.err} end
+  end
+end
+if reported then redis.pcall('XTRIM', event_stream, 'MAXLEN', '~', longest) end
 return answers
 "#,
-    )
+    ))
 });
 
 /// Removes what is acknowledged from the front of the stream. Entries that are acknowledged behind one that is not have to
