@@ -204,6 +204,12 @@ pub(crate) fn downloaded(span: &Span, bytes: u64, source: Option<&'static str>) 
     }
 }
 
+/// Says on the span around a task how much GPU memory was in use, at most.
+pub(crate) fn gpu_memory_peak(task: &Span, bytes: u64) {
+    let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+    task.set_attribute(attr::GPU_MEMORY_PEAK_BYTES, bytes);
+}
+
 /// `engine.process`, below the current span.
 pub(crate) fn process(open: &OpenSpans) -> Span {
     open.list(info_span!(span::PROCESS))

@@ -100,6 +100,10 @@ pub mod attr {
         /// Seconds of processing per second of audio: below 1 is faster than real time.
         pub const REALTIME_FACTOR: &str = "dalston.realtime_factor";
 
+        /// The most GPU memory, in bytes, that was seen in use while the task had its inference thread: by the whole process where
+        /// the driver tells it apart from others, else by all processes on the first GPU. Absent if nobody could look in that time.
+        pub const GPU_MEMORY_PEAK_BYTES: &str = "dalston.gpu_memory_peak_bytes";
+
         /// How a task came to the engine, if not by its queue: `http`.
         pub const TRANSPORT: &str = "dalston.transport";
 

@@ -24,6 +24,7 @@ use super::status::{TaskMark, TaskPhase, ThreadGuard};
 use crate::context::{CancelFlag, TaskContext};
 use crate::engine::{Engine, LoadContext, ModelId};
 use crate::error::{TaskError, TaskErrorKind, says_out_of_memory};
+use crate::gpu::GpuReading;
 use crate::models::{Held, LoadStop};
 use crate::spans::{self, OpenSpans, TaskSpans};
 use crate::stage::{OutputDefaults, StageOutput};
@@ -41,6 +42,7 @@ pub(super) struct Work {
     pub(super) request: Arc<TaskRequest>,
     pub(super) cx: TaskContext,
     pub(super) scene: Scene,
+    pub(super) gpu: GpuReading,
     pub(super) mark: TaskMark,
     pub(super) answer: oneshot::Sender<Answer>,
 }
@@ -258,10 +260,16 @@ impl<E: Engine> InferenceThread<E> {
             request,
             cx,
             scene,
+            gpu,
             mark,
             answer,
         } = work;
         mark.enter(TaskPhase::Processing);
+        // Only for the span.
+        let peak = match scene.span.is_disabled() {
+            true => None,
+            false => gpu.watch_peak(),
+        };
         let now = self.clock.now();
         let mut model = ModelUse::None;
         let mut process = None;
@@ -280,6 +288,12 @@ impl<E: Engine> InferenceThread<E> {
         });
         // Its time without use begins now.
         self.models.hit(&cx.info().model, self.clock.now());
+        let device = self.load_context.device();
+        if device == Device::Cuda
+            && let Some(bytes) = peak.and_then(|peak| peak.bytes())
+        {
+            spans::gpu_memory_peak(&scene.span, bytes);
+        }
         drop(request);
         drop(cx);
         self.show_models();
@@ -287,7 +301,7 @@ impl<E: Engine> InferenceThread<E> {
         let _ = answer.send(Answer {
             result,
             model,
-            device: self.load_context.device(),
+            device,
             process,
         });
     }

@@ -186,7 +186,7 @@ impl RunnerStatus {
         self.shared.gpu.memory()
     }
 
-    pub(super) fn gpu_reading(&self) -> &GpuReading {
+    pub(crate) fn gpu_reading(&self) -> &GpuReading {
         &self.shared.gpu
     }
 

@@ -436,6 +436,7 @@ impl<'a> Attempt<'a> {
             request: Arc::clone(&request),
             cx: cx.clone(),
             scene: Scene::of(&self.spans),
+            gpu: self.worker.status.gpu_reading().clone(),
             mark: self.hand.mark(),
             answer,
         });

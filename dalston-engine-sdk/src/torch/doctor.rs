@@ -5,7 +5,7 @@ use tch::Device;
 use super::libtorch::{Libtorch, WANTED_VERSION, libtorch};
 use super::placement::{Placement, probe};
 use crate::engine::Check;
-use crate::gpu::{Gpu, GpuError, gpus, nvidia_driver_present};
+use crate::gpu::{Gpu, GpuError, each_gpu, nvidia_driver_present};
 use crate::options::{DeviceChoice, EngineOptions};
 
 /// Looks at libtorch, the GPUs, and whether the device and precision of `options` can be had here.
@@ -26,7 +26,7 @@ pub fn checks(options: &EngineOptions) -> Vec<Check> {
     // Choosing comes before everything that asks libtorch about GPUs: it loads the CUDA back end.
     let placement = Placement::choose(options);
     let mut checks = vec![libtorch_check(&libtorch()), threads_check()];
-    checks.extend(gpu_checks(options.device, nvidia_driver_present(), gpus));
+    checks.extend(gpu_checks(options.device, nvidia_driver_present(), each_gpu));
     checks.push(match placement {
         Ok(placement) => placement_check(placement),
         Err(error) => Check::missing("device", error.to_string()).advice(
@@ -73,7 +73,7 @@ fn threads_check() -> Check {
 fn gpu_checks(
     choice: DeviceChoice,
     driver_present: bool,
-    gpus: impl FnOnce() -> Result<Vec<Gpu>, GpuError>,
+    each_gpu: impl FnOnce() -> Result<Vec<Result<Gpu, GpuError>>, GpuError>,
 ) -> Vec<Check> {
     if !driver_present {
         let check = match choice {
@@ -83,17 +83,17 @@ fn gpu_checks(
         };
         return vec![check];
     }
-    match gpus() {
-        Ok(gpus) if gpus.is_empty() => {
-            vec![
-                Check::warning("GPU", "the NVIDIA driver lists none")
-                    .advice("look at the output of nvidia-smi"),
-            ]
+    let unknown = |problem: String| Check::warning("GPU", problem).advice("look at the output of nvidia-smi");
+    match each_gpu() {
+        Ok(each) if each.is_empty() => vec![unknown("the NVIDIA driver lists none".to_owned())],
+        Ok(each) => {
+            let rows = each.iter().map(|gpu| match gpu {
+                Ok(gpu) => gpu_check(gpu),
+                Err(error) => unknown(error.to_string()),
+            });
+            rows.collect()
         }
-        Ok(gpus) => gpus.iter().map(gpu_check).collect(),
-        Err(error) => {
-            vec![Check::warning("GPU", error.to_string()).advice("look at the output of nvidia-smi")]
-        }
+        Err(error) => vec![unknown(error.to_string())],
     }
 }
 
@@ -135,6 +135,8 @@ mod tests {
             memory_used: 3 << 29,
             memory_total: 24 << 30,
             utilization: Some(0.0),
+            power_watts: Some(31.5),
+            temperature_celsius: Some(41.0),
             driver_version: "550.54.15".to_owned(),
             compute_capability: "8.9".to_owned(),
         }
@@ -186,7 +188,11 @@ mod tests {
     #[test]
     fn each_gpu_is_a_row() {
         let checks = gpu_checks(DeviceChoice::Auto, true, || {
-            Ok(vec![l4(), Gpu { index: 1, ..l4() }])
+            let lost = GpuError::Unreadable {
+                index: 1,
+                message: "it fell off the bus".to_owned(),
+            };
+            Ok(vec![Ok(l4()), Err(lost), Ok(Gpu { index: 2, ..l4() })])
         });
 
         assert_eq!(
@@ -196,8 +202,10 @@ mod tests {
                     "GPU 0",
                     "NVIDIA L4, 1.5 of 24.0 GiB in use, compute capability 8.9, driver 550.54.15"
                 ),
+                Check::warning("GPU", "GPU 1 cannot be read: it fell off the bus")
+                    .advice("look at the output of nvidia-smi"),
                 Check::ok(
-                    "GPU 1",
+                    "GPU 2",
                     "NVIDIA L4, 1.5 of 24.0 GiB in use, compute capability 8.9, driver 550.54.15"
                 ),
             ]
@@ -206,7 +214,9 @@ mod tests {
 
     #[test]
     fn a_missing_driver_matters_only_to_those_who_ask_for_a_gpu() {
-        let unasked = || -> Result<Vec<Gpu>, GpuError> { panic!("without a driver there is nobody to ask") };
+        let unasked = || -> Result<Vec<Result<Gpu, GpuError>>, GpuError> {
+            panic!("without a driver there is nobody to ask")
+        };
 
         let status = |choice| gpu_checks(choice, false, unasked)[0].status;
 
