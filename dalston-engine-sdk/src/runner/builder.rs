@@ -202,8 +202,11 @@ impl<E: Engine> RunnerBuilder<E> {
             labels = labels.instance_type(instance_type);
         }
         let metrics = EngineMetrics::register(&registry, &labels);
-        // The counters of the usual model are there before its first task, for `rate()` to see that one.
-        let _ = metrics.model(default_model.as_ref().map_or("", ModelId::as_str));
+        // The counters of the usual models are there before their first task, for `rate()` to see that one.
+        let usual = default_model.as_ref().map_or("", ModelId::as_str);
+        for model in config.preload.iter().map(ModelId::as_str).chain([usual]) {
+            let _ = metrics.model(model);
+        }
         let (status, drain) = (RunnerStatus::new(), Drain::default());
         let surroundings = Surroundings {
             status: status.clone(),

@@ -1,7 +1,7 @@
 //! The way of a task: what is announced, fetched, traced, measured, stored and reported, in which order.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use dalston_engine_sdk::broker::{EventKind, RedeliveryReason, TaskMetadata};
 use dalston_engine_sdk::protocol::{ArtifactReference, Timestamp};
@@ -145,6 +145,35 @@ async fn exactly_the_series_of_a_task_move() {
     for (moved, expected) in moved.iter().zip(&expected) {
         assert!(moved.starts_with(expected.as_str()), "{moved} is not {expected}");
     }
+}
+
+#[tokio::test]
+async fn neither_loading_a_model_nor_a_clock_that_is_ahead_shows_in_the_times_of_a_task() {
+    const LOAD: Duration = Duration::from_millis(300);
+    let rig = Rig::new();
+    let metrics = Metrics::new();
+    rig.submit_with("from-tomorrow", |_, _, task| {
+        let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
+        task.enqueued_at(Timestamp::from(tomorrow))
+    })
+    .await;
+    let engine = Closures::new(|_, _| answer()).load(|_, _| {
+        std::thread::sleep(LOAD);
+        Ok(())
+    });
+    let begun = Instant::now();
+    let builder = rig.runner(engine).metrics(metrics.clone());
+    rig.run(builder, rig.outcome("from-tomorrow")).await.1.unwrap();
+    let all = begun.elapsed().as_secs_f64();
+    let snapshot = metrics.snapshot();
+    let sum = |name: &str| snapshot.sum(&format!("dalston_engine_{name}"), &[]);
+    assert!(sum("model_load_seconds_sum") >= LOAD.as_secs_f64());
+    // However slow the machine is, what was spent on loading was not spent on the task.
+    let both = sum("model_load_seconds_sum") + sum("task_duration_seconds_sum");
+    assert!(both <= all, "{both} s of {all} s");
+    assert_eq!(sum("task_duration_seconds_count"), 1.0);
+    assert_eq!(sum("queue_wait_seconds_count"), 1.0);
+    assert_eq!(sum("queue_wait_seconds_sum"), 0.0);
 }
 
 #[tokio::test]

@@ -359,6 +359,50 @@ async fn a_worker_joins_works_and_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_that_a_worker_counts_is_there_at_zero_before_its_first_task() {
+    let deployment = Deployment::start().await;
+    let models = [
+        ("DALSTON_DEFAULT_MODEL", "tiny"),
+        ("DALSTON_SLOTS", "2"),
+        ("INSTANCE_TYPE", "g5.xlarge"),
+    ];
+    let worker = deployment.worker_with("a", &models);
+    deployment
+        .until("registration", async || deployment.status(&worker).await)
+        .await;
+    let (_, text) = worker.get("/metrics").await;
+    let engine = r#"engine_id="echo""#;
+    let profile = r#"execution_profile="container",instance_type="g5.xlarge""#;
+    let per_model = format!(r#"{engine},model="tiny",{profile}"#);
+    for series in [
+        format!(r#"tasks_processed_total{{{per_model},status="success"}}"#),
+        format!(r#"tasks_processed_total{{{per_model},status="failure"}}"#),
+        format!("task_duration_seconds_count{{{per_model}}}"),
+        format!("model_load_seconds_count{{{per_model}}}"),
+        format!(r#"model_cache_hits_total{{{engine},model="tiny"}}"#),
+        format!(r#"realtime_factor_ratio_count{{{engine},model="tiny",device="cpu"}}"#),
+        format!(r#"realtime_factor_ratio_count{{{engine},model="tiny",device="cuda"}}"#),
+        format!(r#"realtime_factor_ratio_bucket{{{engine},model="tiny",device="cuda",le="0.001"}}"#),
+        format!(r#"realtime_factor_ratio_bucket{{{engine},model="tiny",device="cuda",le="5.0"}}"#),
+        format!("queue_wait_seconds_count{{{engine},{profile}}}"),
+        format!("s3_download_seconds_count{{{engine},{profile}}}"),
+        format!("s3_upload_seconds_count{{{engine},{profile}}}"),
+        format!(r#"audio_duration_seconds_count{{{engine},instance_type="g5.xlarge"}}"#),
+        r#"task_redelivery_total{stage="echo",reason="engine_crash"}"#.to_owned(),
+        r#"task_redelivery_total{stage="echo",reason="deferred"}"#.to_owned(),
+        r#"tasks_skipped_cancelled_total{stage="echo"}"#.to_owned(),
+        format!(r#"inference_busy_ratio{{{engine},slot="0"}}"#),
+        format!(r#"inference_busy_ratio{{{engine},slot="1"}}"#),
+        format!(r#"direct_requests_total{{{engine},endpoint="/v1/transcribe",status_code="500"}}"#),
+    ] {
+        let series = format!("dalston_engine_{series} ");
+        let line = text.lines().find(|line| line.starts_with(&series));
+        let value = line.map(|line| &line[series.len()..]);
+        assert!(matches!(value, Some("0" | "0.0")), "{series}{value:?} in {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wrong_with_a_task_is_reported_after_its_start_and_the_next_one_is_done() {
     let deployment = Deployment::start().await;
     let worker = deployment.worker("a", "5");
