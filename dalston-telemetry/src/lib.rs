@@ -91,7 +91,7 @@
 //! | `OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT`, `OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT` | none | characters after which a text is cut |
 //! | `DALSTON_METRICS_ENABLED`, `METRICS_ENABLED` | `true` | whether metrics are served and pushed; the first that is set counts |
 //! | `DALSTON_METRICS_LABEL_VALUES` | `100` | values that an open label of the platform's metrics takes, at most 10000; further ones share `__other__` |
-//! | `OTEL_METRICS_EXPORTER` | `none` | `otlp`: metrics are also pushed, unless `OTEL_ENABLED` is set to `false`; `prometheus`: they are scraped, as always |
+//! | `OTEL_METRICS_EXPORTER` | `none` | `otlp`: metrics are also pushed, unless `OTEL_ENABLED` is set to `false`; `prometheus`: they are scraped, as always; `console` is refused: `/metrics` is text |
 //! | `OTEL_METRIC_EXPORT_INTERVAL` | `60000` | milliseconds between two pushes |
 //! | `OTEL_METRIC_EXPORT_TIMEOUT` | `30000` | milliseconds for one push with all its retries |
 //! | `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE` | `cumulative` | `delta` or `lowmemory`: counters and histograms tell what was added since the collector last heard of them |

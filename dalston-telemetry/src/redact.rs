@@ -127,18 +127,30 @@ const SECRET_ENDINGS: &[&str] = &[
     "webhooksecret",
 ];
 
-/// The last three letters of all these names. What ends otherwise needs no closer look, and most names of fields do.
-const LAST_LETTERS: [&[u8; 3]; 14] = [
-    b"als", b"ase", b"ial", b"ion", b"ken", b"key", b"kie", b"ord", b"pwd", b"ret", b"swd", b"ure", b"uth",
-    b"yid",
-];
-
+/// By the last three letters of all these names. What ends otherwise needs no closer look, and most names of fields do.
 fn may_end_like_a_secret(name: &[u8]) -> bool {
     let mut letters = name.iter().rev().filter(|byte| byte.is_ascii_alphanumeric());
     let mut next = || letters.next().map_or(0, u8::to_ascii_lowercase);
     let (last, middle, first) = (next(), next(), next());
+    let is_like_one = matches!(
+        &[first, middle, last],
+        b"als"
+            | b"ase"
+            | b"ial"
+            | b"ion"
+            | b"ken"
+            | b"key"
+            | b"kie"
+            | b"ord"
+            | b"pwd"
+            | b"ret"
+            | b"swd"
+            | b"ure"
+            | b"uth"
+            | b"yid"
+    );
     // An escaped letter does not look like one.
-    LAST_LETTERS.contains(&&[first, middle, last]) || name.contains(&b'%')
+    is_like_one || name.contains(&b'%')
 }
 
 /// In a query string these are secrets as well; as names of log fields they may be anything.

@@ -217,7 +217,7 @@ pub const VARIABLES: &[VariableGroup] = &[
             Variable::new(
                 &["OTEL_METRICS_EXPORTER"],
                 "`none`",
-                "`otlp`: metrics are also pushed, unless `OTEL_ENABLED` is set to `false`; `prometheus`: they are scraped, as always",
+                "`otlp`: metrics are also pushed, unless `OTEL_ENABLED` is set to `false`; `prometheus`: they are scraped, as always; `console` is refused: `/metrics` is text",
             ),
             Variable::new(
                 &["OTEL_METRIC_EXPORT_INTERVAL"],
