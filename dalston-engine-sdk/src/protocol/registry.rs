@@ -156,6 +156,8 @@ pub struct Heartbeat {
     pub loaded_model: Option<String>,
     /// GPU memory in use, in MiB: by the process where the driver knows it, else by all on the machine.
     pub gpu_memory_used_mib: Option<u64>,
+    /// GPU memory of the machine, in MiB, if it was not known when the instance registered.
+    pub gpu_memory_total_mib: Option<u64>,
 }
 
 impl Heartbeat {
@@ -236,6 +238,9 @@ impl RegistryRecord {
                 .clone()
                 .map(|kind| ("aws_instance_type", kind)),
         );
+        if heartbeat.gpu_memory_total_mib.is_some() {
+            fields.push(("gpu_memory_total", gigabytes(heartbeat.gpu_memory_total_mib)));
+        }
         // Empty rather than left out: the field would keep the model that was there before.
         fields.push(("loaded_model", heartbeat.loaded_model.clone().unwrap_or_default()));
         fields
@@ -245,10 +250,11 @@ impl RegistryRecord {
     #[must_use]
     pub fn complete(&self, heartbeat: &Heartbeat, now: Timestamp) -> Vec<Field> {
         let capabilities = &self.capabilities;
-        let mut fields = self.heartbeat(heartbeat, now);
+        // First, so that what the heartbeat knows better stands after it.
+        let mut fields = vec![("gpu_memory_total", gigabytes(self.gpu_memory_total_mib))];
+        fields.extend(self.heartbeat(heartbeat, now));
         fields.extend([
             ("capacity", self.capacity.to_string()),
-            ("gpu_memory_total", gigabytes(self.gpu_memory_total_mib)),
             ("registered_at", self.registered_at.to_string()),
             (
                 "supports_word_timestamps",
@@ -386,6 +392,22 @@ mod tests {
         .map(|(key, value)| (key, value.to_owned()))
         .into();
         assert_eq!(fields, expected);
+    }
+
+    #[test]
+    fn memory_of_a_gpu_that_is_known_late_is_told_by_the_heartbeat_and_by_a_record_that_is_written_again() {
+        let heartbeat = Heartbeat {
+            gpu_memory_total_mib: Some(23_034),
+            ..Heartbeat::default()
+        };
+        for fields in [
+            record().heartbeat(&heartbeat, now()),
+            record().complete(&heartbeat, now()),
+        ] {
+            // A hash keeps the last of two.
+            let fields: BTreeMap<_, _> = fields.into_iter().collect();
+            assert_eq!(fields["gpu_memory_total"], "22.5GB");
+        }
     }
 
     #[test]

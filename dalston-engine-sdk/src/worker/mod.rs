@@ -71,12 +71,7 @@ pub async fn run<E: Engine>(
         &deployment,
     );
     let serving = listen(deployment.http_port, app).await;
-    let mut record = RegistryRecord::new(runner.instance(), capabilities, slots, deployment.node);
-    let gpus = tokio::task::spawn_blocking(crate::gpu::gpus).await;
-    record.gpu_memory_total_mib = gpus
-        .ok()
-        .and_then(Result::ok)
-        .and_then(|gpus| Some(gpus.first()?.memory_total >> 20));
+    let record = RegistryRecord::new(runner.instance(), capabilities, slots, deployment.node);
     let registered = Registry::new(server, record)
         .with_lifetime(deployment.lease)
         .join(move || heartbeat(&status, &models, slots))
@@ -136,7 +131,9 @@ fn heartbeat(status: &RunnerStatus, models: &ModelStorage, capacity: u32) -> Hea
     };
     let mut heartbeat = Heartbeat::new(what, active.min(capacity));
     heartbeat.loaded_model = status.model().map(|model| model.to_string());
+    // Both come later than the registration: a driver may take seconds for its first answer.
     heartbeat.gpu_memory_used_mib = status.gpu_memory().map(|memory| memory.used >> 20);
+    heartbeat.gpu_memory_total_mib = status.gpu_memory().map(|memory| memory.total >> 20);
     heartbeat
 }
 
