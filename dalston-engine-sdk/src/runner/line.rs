@@ -26,8 +26,8 @@ struct State {
     waiting: VecDeque<Waiting>,
     /// Threads that sleep; the one that worked last is the last.
     resting: Vec<Resting>,
-    /// Threads that were woken for a task and are not here yet.
-    called: Vec<Resting>,
+    /// Threads that were woken for a task, or are done with one, and are not here yet.
+    coming: Vec<Resting>,
     closed: bool,
 }
 
@@ -39,6 +39,8 @@ struct Waiting {
 struct Resting {
     seat: Arc<Seat>,
     loaded: Arc<[ModelId]>,
+    /// It was picked for the first task in line, or is new.
+    picked: bool,
     /// Models that were not used for long, seen from then, should go.
     sweep: Option<Instant>,
 }
@@ -114,15 +116,45 @@ impl Line {
         withdrawn.is_some()
     }
 
+    /// Says that a thread is done with its task and will be here in a moment. To be said before anyone hears of the task's end: a
+    /// task that follows at once should find the thread that has its model.
+    pub(super) fn comes(&self, seat: &Arc<Seat>, loaded: &Arc<[ModelId]>) {
+        self.state().coming.push(Resting {
+            seat: Arc::clone(seat),
+            loaded: Arc::clone(loaded),
+            picked: false,
+            sweep: None,
+        });
+    }
+
+    /// Says that a new thread will be here in a moment.
+    pub(super) fn expect(&self, seat: &Arc<Seat>) {
+        self.state().coming.push(Resting {
+            seat: Arc::clone(seat),
+            loaded: Arc::new([]),
+            picked: true,
+            sweep: None,
+        });
+    }
+
+    /// A thread that was expected could not be started.
+    pub(super) fn expect_no_more(&self, seat: &Arc<Seat>) {
+        self.state().rise(seat);
+    }
+
     /// Waits until there is something to do for a thread that has these models.
     pub(super) fn next(&self, seat: &Arc<Seat>, loaded: &Arc<[ModelId]>) -> Next {
         let mut state = self.state();
-        let mut sweep = None;
+        let (mut picked, mut sweep) = state.rise(seat);
         loop {
             if state.closed || seat.given_up.load(Ordering::Relaxed) {
+                // Nobody waits for this one any more.
+                let called = state.call();
+                drop(state);
+                ring(called);
                 return Next::End;
             }
-            if let Some(Waiting { ticket, work }) = state.take(loaded) {
+            if let Some(Waiting { ticket, work }) = state.take(loaded, picked) {
                 let _ = ticket.begun.set(Arc::clone(seat));
                 let called = state.call();
                 drop(state);
@@ -138,21 +170,23 @@ impl Line {
             state.resting.push(Resting {
                 seat: Arc::clone(seat),
                 loaded: Arc::clone(loaded),
+                picked: false,
                 sweep: None,
             });
             // What is left in line is for others.
             ring(state.call());
             state = seat.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
-            sweep = state.rise(seat);
+            (picked, sweep) = state.rise(seat);
         }
     }
 
     /// Lets the threads that sleep drop the models that nobody has used for long.
     pub(super) fn sweep(&self, now: Instant) {
         let mut state = self.state();
-        for resting in &mut state.resting {
-            resting.sweep = Some(now);
-            resting.seat.bell.notify_one();
+        let State { resting, coming, .. } = &mut *state;
+        for thread in resting.iter_mut().chain(coming) {
+            thread.sweep = Some(now);
+            thread.seat.bell.notify_one();
         }
     }
 
@@ -193,50 +227,54 @@ impl fmt::Debug for Line {
 }
 
 impl State {
-    /// The first task for a thread that has these models. One whose model another thread has that does nothing is left to that.
-    fn take(&mut self, loaded: &[ModelId]) -> Option<Waiting> {
+    /// The first task for a thread that has these models. One with another model is left to a thread that does nothing and has
+    /// it, and else to the one that is picked for it, so that no thread gives up a model while one that was idle for longer has room.
+    fn take(&mut self, loaded: &[ModelId], picked: bool) -> Option<Waiting> {
         let Self {
             waiting,
             resting,
-            called,
+            coming,
             ..
         } = self;
         let has_other = |model: &ModelId| {
-            let mut others = resting.iter().chain(&*called);
+            let mut others = resting.iter().chain(&*coming);
             others.any(|other| other.loaded.contains(model))
         };
+        let may_load = picked || resting.is_empty() && coming.is_empty();
         let at = waiting.iter().position(|waiting| {
             let model = &waiting.work.cx.info().model;
-            loaded.contains(model) || !has_other(model)
+            loaded.contains(model) || may_load && !has_other(model)
         })?;
         waiting.remove(at)
     }
 
     /// Picks a thread to wake for the first task in line, unless one is on its way already: one that has the model, and of
-    /// several the one that worked last, because it is most likely still awake.
+    /// several the one that worked last, because it is most likely still awake; else one without a model, else the one that was
+    /// idle for longest.
     fn call(&mut self) -> Option<Arc<Seat>> {
-        if !self.called.is_empty() || self.resting.is_empty() {
+        if !self.coming.is_empty() || self.resting.is_empty() {
             return None;
         }
         let model = &self.waiting.front()?.work.cx.info().model;
-        let has_it = self
-            .resting
-            .iter()
-            .rposition(|resting| resting.loaded.contains(model));
-        let called = self.resting.remove(has_it.unwrap_or(0));
+        let resting = &mut self.resting;
+        let has_it = resting.iter().rposition(|thread| thread.loaded.contains(model));
+        let has_none = || resting.iter().position(|thread| thread.loaded.is_empty());
+        let mut called = resting.remove(has_it.or_else(has_none).unwrap_or(0));
+        called.picked = true;
         let seat = Arc::clone(&called.seat);
-        self.called.push(called);
+        self.coming.push(called);
         Some(seat)
     }
 
-    /// Takes a thread that woke up off the lists. Returns what it was told.
-    fn rise(&mut self, seat: &Arc<Seat>) -> Option<Instant> {
-        [&mut self.called, &mut self.resting]
+    /// Takes a thread that is here off the lists. Returns whether it was picked, and what it was told.
+    fn rise(&mut self, seat: &Arc<Seat>) -> (bool, Option<Instant>) {
+        let found = [&mut self.coming, &mut self.resting]
             .into_iter()
             .find_map(|list| {
                 let at = list.iter().position(|other| Arc::ptr_eq(&other.seat, seat))?;
-                list.remove(at).sweep
-            })
+                Some(list.remove(at))
+            });
+        found.map_or((false, None), |thread| (thread.picked, thread.sweep))
     }
 }
 

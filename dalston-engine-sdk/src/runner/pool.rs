@@ -144,7 +144,12 @@ impl SlotPool {
 
     fn spawn(&self, index: usize, preload: Option<Preload>) -> io::Result<()> {
         let seat = Seat::new(index);
-        let ended = (self.shared.spawn)(Arc::clone(&self.shared.line), Arc::clone(&seat), preload)?;
+        let line = &self.shared.line;
+        if preload.is_none() {
+            line.expect(&seat);
+        }
+        let started = (self.shared.spawn)(Arc::clone(line), Arc::clone(&seat), preload);
+        let ended = started.inspect_err(|_| line.expect_no_more(&seat))?;
         self.threads().push(Thread {
             seat,
             ended,

@@ -157,7 +157,7 @@ pub(super) fn spawn<E: Engine>(
             let next = line.next(&seat, &thread.loaded);
             let _busy = metrics.busy();
             match next {
-                Next::Work(work) => thread.process(work),
+                Next::Work(work) => thread.process(work, |loaded| line.comes(&seat, loaded)),
                 Next::Sweep(now) => thread.sweep(now),
                 Next::End => break,
             }
@@ -255,7 +255,8 @@ impl<E: Engine> InferenceThread<E> {
         }
     }
 
-    fn process(&mut self, work: Work) {
+    /// `done` is called before anyone hears of the end of the task.
+    fn process(&mut self, work: Work, done: impl FnOnce(&Arc<[ModelId]>)) {
         let Work {
             request,
             cx,
@@ -297,6 +298,7 @@ impl<E: Engine> InferenceThread<E> {
         drop(request);
         drop(cx);
         self.show_models();
+        done(&self.loaded);
         // Nobody listens any more if the task was given up meanwhile: then the result is of no use to anyone.
         let _ = answer.send(Answer {
             result,
