@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use dalston_telemetry::metrics::{
     AudioPipelineMetrics, DirectMetrics, EngineLabels, EngineMetrics, FamilyDescription, GatewayMetrics,
-    Metrics, OrchestratorMetrics, QueueMetrics, RealtimeMetrics, SessionRouterMetrics, TelemetryMetrics,
-    WebhookMetrics,
+    GpuMetrics, Metrics, OrchestratorMetrics, QueueMetrics, RealtimeMetrics, SessionRouterMetrics,
+    TelemetryMetrics, WebhookMetrics,
 };
 use dalston_telemetry::{Env, Telemetry};
 use serde_json::{Value, json};
@@ -53,6 +53,7 @@ fn register(metrics: &Metrics) {
     let _ = DirectMetrics::register(metrics, "");
     let _ = EngineMetrics::register(metrics, &EngineLabels::new("", ""));
     let _ = GatewayMetrics::register(metrics);
+    let _ = GpuMetrics::register(metrics);
     let _ = OrchestratorMetrics::register(metrics);
     let _ = QueueMetrics::register(metrics, Duration::ZERO);
     let _ = RealtimeMetrics::register(metrics, "", "");

@@ -5,7 +5,6 @@
 //! answers also when an engine cannot use the GPU, which is when one wants to know, and it counts the memory of all processes.
 //! It is only ever called on a thread of its own, so a driver that hangs stops nothing else.
 
-mod metrics;
 mod monitor;
 mod nvml;
 

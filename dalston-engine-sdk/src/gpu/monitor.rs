@@ -7,11 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dalston_telemetry::metrics::Metrics;
+use dalston_telemetry::metrics::{GpuMetrics, GpuSeen, Metrics};
 
-use super::metrics::Gauges;
 use super::nvml::Driver;
-use super::{GpuError, GpuMemory, PATIENCE, nvidia_driver_present, present};
+use super::{Gpu, GpuError, GpuMemory, PATIENCE, nvidia_driver_present, present};
 
 /// How often memory is looked at while a task runs whose peak is wanted.
 const SAMPLE: Duration = Duration::from_millis(250);
@@ -20,16 +19,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 
 /// Keeps gauges of the GPUs up to date while it lives.
 ///
-/// | Metric | Label | Meaning |
-/// |---|---|---|
-/// | `dalston_engine_gpu_memory_used_bytes` | `gpu` | Memory in use by all processes |
-/// | `dalston_engine_gpu_memory_total_bytes` | `gpu` | Memory of the device |
-/// | `dalston_engine_gpu_utilization_ratio` | `gpu` | Share of the driver's last sample period in which a kernel ran |
-/// | `dalston_engine_gpu_power_watts` | `gpu` | What the device draws |
-/// | `dalston_engine_gpu_temperature_celsius` | `gpu` | Temperature of the chip |
-///
-/// The label is the driver's number for the GPU. While the driver does not answer there are no series, nor are there any of a GPU
-/// that it has lost: an old value would look like a new one.
+/// They are [`GpuMetrics`]. While the driver does not answer there are no series.
 pub struct GpuMonitor {
     reading: GpuReading,
 }
@@ -61,11 +51,10 @@ impl GpuMonitor {
         reading.watched().wake = Some(wake);
         let watch = Watch {
             driver,
-            gauges: metrics.set(Gauges::register),
+            gauges: GpuMetrics::register(metrics),
             interval,
             patience,
             reading: reading.clone(),
-            shown: Vec::new(),
             complaint: None,
         };
         match thread::Builder::new()
@@ -97,12 +86,10 @@ impl fmt::Debug for GpuMonitor {
 /// The thread of a monitor.
 struct Watch {
     driver: Driver,
-    gauges: Gauges,
+    gauges: GpuMetrics,
     interval: Duration,
     patience: Duration,
     reading: GpuReading,
-    /// Which series there are.
-    shown: Vec<[usize; 4]>,
     /// What was last said against the driver.
     complaint: Option<GpuError>,
 }
@@ -128,7 +115,7 @@ impl Watch {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        self.gauges.show(&[], &mut self.shown);
+        self.gauges.seen([]);
         self.reading.set(None);
     }
 
@@ -146,7 +133,7 @@ impl Watch {
         }
         self.complaint = lost;
         let gpus = each.and_then(present).unwrap_or_default();
-        self.gauges.show(&gpus, &mut self.shown);
+        self.gauges.seen(gpus.iter().map(shown));
         match gpus.is_empty() {
             true => self.reading.set(None),
             false => self.sample(),
@@ -156,6 +143,17 @@ impl Watch {
     /// Only the memory, for the tasks.
     fn sample(&self) {
         self.reading.set(self.driver.memory(self.patience).ok());
+    }
+}
+
+fn shown(gpu: &Gpu) -> GpuSeen {
+    GpuSeen {
+        index: gpu.index,
+        memory_used: gpu.memory_used,
+        memory_total: gpu.memory_total,
+        utilization: gpu.utilization,
+        power_watts: gpu.power_watts,
+        temperature_celsius: gpu.temperature_celsius,
     }
 }
 

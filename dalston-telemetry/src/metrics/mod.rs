@@ -30,7 +30,8 @@
 //!
 //! Each has a set of metrics with the names that its dashboards ask for: [`GatewayMetrics`], [`OrchestratorMetrics`],
 //! [`SessionRouterMetrics`], [`RealtimeMetrics`], [`WebhookMetrics`], [`EngineMetrics`], [`DirectMetrics`] and
-//! [`AudioPipelineMetrics`]. A process registers those of all services that it is, as often as it likes.
+//! [`AudioPipelineMetrics`]. A process registers those of all services that it is, as often as it likes. What somebody looks up from
+//! time to time has a set of its own, too: [`QueueMetrics`] and [`GpuMetrics`].
 //!
 //! # Being scraped
 //!
@@ -52,6 +53,7 @@ mod exemplar;
 mod family;
 mod foreign;
 mod gateway;
+mod gpu;
 mod label;
 mod meter;
 mod orchestrator;
@@ -95,6 +97,7 @@ pub use engine::{
 pub use exemplar::Exemplar;
 pub use family::{BoundedFamily, DenseFamily};
 pub use gateway::{GatewayMetrics, HttpMethod, RouteMetrics, WebSocketGuard};
+pub use gpu::{GpuMetrics, GpuSeen};
 pub use label::{Label, LabelSet, OTHER, OpenLabel};
 pub use orchestrator::{
     EventDecision, EventType, ExecutionProfile, FailureReason, JobMetrics, JobStatus, OrchestratorMetrics,
