@@ -298,6 +298,8 @@ impl<E: Engine> InferenceThread<E> {
         drop(request);
         drop(cx);
         self.show_models();
+        // Ends code of others, which should not run once the thread has said that it comes.
+        drop(scene);
         done(&self.loaded);
         // Nobody listens any more if the task was given up meanwhile: then the result is of no use to anyone.
         let _ = answer.send(Answer {
