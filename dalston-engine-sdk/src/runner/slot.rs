@@ -298,7 +298,7 @@ impl<E: Engine> InferenceThread<E> {
         drop(request);
         drop(cx);
         self.show_models();
-        // Ends code of others, which should not run once the thread has said that it comes.
+        // This may close a span, which is code of others. None should run once the thread has said that it comes.
         drop(scene);
         done(&self.loaded);
         // Nobody listens any more if the task was given up meanwhile: then the result is of no use to anyone.
