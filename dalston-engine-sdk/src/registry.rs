@@ -138,7 +138,7 @@ impl Registry {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             ticks.tick().await;
             // Who died is known when its record ends.
-            let mut burials = interval(self.lifetime);
+            let mut burials = interval(self.lifetime.max(Duration::from_millis(1)));
             burials.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut looks = interval(NOTICE);
             looks.set_missed_tick_behavior(MissedTickBehavior::Delay);

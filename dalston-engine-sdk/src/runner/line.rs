@@ -16,14 +16,18 @@ use super::slot::Work;
 use crate::engine::ModelId;
 
 /// Tasks that no thread has begun, first come first served, and threads that have none.
-#[derive(Default)]
-pub(super) struct Line {
-    state: Mutex<State>,
+pub(super) struct Line<W = Work> {
+    state: Mutex<State<W>>,
 }
 
-#[derive(Default)]
-struct State {
-    waiting: VecDeque<Waiting>,
+/// What waits in a line.
+pub(super) trait ForModel {
+    /// The model that it needs.
+    fn model(&self) -> &ModelId;
+}
+
+struct State<W> {
+    waiting: VecDeque<Waiting<W>>,
     /// Threads that sleep; the one that worked last is the last.
     resting: Vec<Resting>,
     /// Threads that were woken for a task, or are done with one, and are not here yet.
@@ -31,9 +35,9 @@ struct State {
     closed: bool,
 }
 
-struct Waiting {
+struct Waiting<W> {
     ticket: Arc<Ticket>,
-    work: Work,
+    work: W,
 }
 
 struct Resting {
@@ -77,18 +81,31 @@ impl Ticket {
 }
 
 /// What an inference thread is to do.
-pub(super) enum Next {
+pub(super) enum Next<W = Work> {
     /// Process a task.
-    Work(Work),
+    Work(W),
     /// Drop the models that nobody has used for long, seen from then.
     Sweep(Instant),
     /// End.
     End,
 }
 
-impl Line {
+impl<W> Default for Line<W> {
+    fn default() -> Self {
+        Self {
+            state: Mutex::new(State {
+                waiting: VecDeque::new(),
+                resting: Vec::new(),
+                coming: Vec::new(),
+                closed: false,
+            }),
+        }
+    }
+}
+
+impl<W: ForModel> Line<W> {
     /// Adds a task at the end.
-    pub(super) fn join(&self, work: Work) -> Arc<Ticket> {
+    pub(super) fn join(&self, work: W) -> Arc<Ticket> {
         let ticket = Arc::<Ticket>::default();
         let mut state = self.state();
         // It is dropped, and with it the sender of its answer.
@@ -143,7 +160,7 @@ impl Line {
     }
 
     /// Waits until there is something to do for a thread that has these models.
-    pub(super) fn next(&self, seat: &Arc<Seat>, loaded: &Arc<[ModelId]>) -> Next {
+    pub(super) fn next(&self, seat: &Arc<Seat>, loaded: &Arc<[ModelId]>) -> Next<W> {
         let mut state = self.state();
         let (mut picked, mut sweep) = state.rise(seat);
         loop {
@@ -174,7 +191,13 @@ impl Line {
                 sweep: None,
             });
             // What is left in line is for others.
-            ring(state.call());
+            let called = state.call();
+            if called.as_ref().is_some_and(|called| Arc::ptr_eq(called, seat)) {
+                // Nobody sleeps beside our bell yet, so it would ring in vain.
+                (picked, sweep) = state.rise(seat);
+                continue;
+            }
+            ring(called);
             state = seat.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
             (picked, sweep) = state.rise(seat);
         }
@@ -211,12 +234,12 @@ impl Line {
         drop(waiting);
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State<W>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl fmt::Debug for Line {
+impl<W: ForModel> fmt::Debug for Line<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.state();
         f.debug_struct("Line")
@@ -226,10 +249,10 @@ impl fmt::Debug for Line {
     }
 }
 
-impl State {
+impl<W: ForModel> State<W> {
     /// The first task for a thread that has these models. One with another model is left to a thread that does nothing and has
     /// it, and else to the one that is picked for it, so that no thread gives up a model while one that was idle for longer has room.
-    fn take(&mut self, loaded: &[ModelId], picked: bool) -> Option<Waiting> {
+    fn take(&mut self, loaded: &[ModelId], picked: bool) -> Option<Waiting<W>> {
         let Self {
             waiting,
             resting,
@@ -242,7 +265,7 @@ impl State {
         };
         let may_load = picked || resting.is_empty() && coming.is_empty();
         let at = waiting.iter().position(|waiting| {
-            let model = &waiting.work.cx.info().model;
+            let model = waiting.work.model();
             loaded.contains(model) || may_load && !has_other(model)
         })?;
         waiting.remove(at)
@@ -255,7 +278,7 @@ impl State {
         if !self.coming.is_empty() || self.resting.is_empty() {
             return None;
         }
-        let model = &self.waiting.front()?.work.cx.info().model;
+        let model = self.waiting.front()?.work.model();
         let resting = &mut self.resting;
         let has_it = resting.iter().rposition(|thread| thread.loaded.contains(model));
         let has_none = || resting.iter().position(|thread| thread.loaded.is_empty());
@@ -281,5 +304,53 @@ impl State {
 fn ring(called: Option<Arc<Seat>>) {
     if let Some(seat) = called {
         seat.bell.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    impl ForModel for ModelId {
+        fn model(&self) -> &ModelId {
+            self
+        }
+    }
+
+    /// Lets a thread ask for something to do.
+    fn ask(line: &Arc<Line<ModelId>>, seat: &Arc<Seat>, loaded: &[&str]) -> mpsc::Receiver<Next<ModelId>> {
+        let (line, seat) = (Arc::clone(line), Arc::clone(seat));
+        let loaded: Arc<[ModelId]> = loaded.iter().map(|model| ModelId::from(*model)).collect();
+        let (sender, told) = mpsc::channel();
+        thread::spawn(move || sender.send(line.next(&seat, &loaded)));
+        told
+    }
+
+    fn until_resting(line: &Line<ModelId>, threads: usize) {
+        while line.state().resting.len() != threads {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_thread_that_is_picked_by_itself_does_not_sleep_over_it() {
+        const LONG: Duration = Duration::from_secs(30);
+        let line = Arc::<Line<ModelId>>::default();
+        let (other, spoiled) = (Seat::new(0), Seat::new(1));
+        let rests = ask(&line, &other, &["a"]);
+        until_resting(&line, 1);
+        // It has lost its model over its task, and before it is here somebody wants one that nobody has.
+        let nothing: Arc<[ModelId]> = Arc::new([]);
+        line.comes(&spoiled, &nothing);
+        let _ticket = line.join(ModelId::from("b"));
+        let told = ask(&line, &spoiled, &[]).recv_timeout(LONG).unwrap();
+        assert!(matches!(told, Next::Work(model) if model.as_str() == "b"));
+        let _ticket = line.join(ModelId::from("a"));
+        let told = rests.recv_timeout(LONG).unwrap();
+        assert!(matches!(told, Next::Work(model) if model.as_str() == "a"));
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dalston_telemetry::metrics::Device;
 use futures_util::future::join_all;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -80,7 +81,8 @@ impl SlotPool {
         scene: Scene,
     ) -> Result<(), RunError> {
         if preload.is_empty() {
-            return self.spawn(index, None).map_err(RunError::Thread);
+            self.spawn(index, None).map_err(RunError::Thread)?;
+            return Ok(());
         }
         let (done, ready) = oneshot::channel();
         let preload = Preload {
@@ -88,8 +90,11 @@ impl SlotPool {
             scene,
             done,
         };
-        self.spawn(index, Some(preload)).map_err(RunError::Thread)?;
-        let _ = ready.await;
+        let seat = self.spawn(index, Some(preload)).map_err(RunError::Thread)?;
+        if ready.await.is_err() {
+            // It has died over that.
+            self.replace(&seat);
+        }
         Ok(())
     }
 
@@ -142,7 +147,7 @@ impl SlotPool {
         join_all(threads.into_iter().map(|thread| thread.ended)).await;
     }
 
-    fn spawn(&self, index: usize, preload: Option<Preload>) -> io::Result<()> {
+    fn spawn(&self, index: usize, preload: Option<Preload>) -> io::Result<Arc<Seat>> {
         let seat = Seat::new(index);
         let line = &self.shared.line;
         if preload.is_none() {
@@ -151,11 +156,11 @@ impl SlotPool {
         let started = (self.shared.spawn)(Arc::clone(line), Arc::clone(&seat), preload);
         let ended = started.inspect_err(|_| line.expect_no_more(&seat))?;
         self.threads().push(Thread {
-            seat,
+            seat: Arc::clone(&seat),
             ended,
             late: false,
         });
-        Ok(())
+        Ok(seat)
     }
 
     fn threads(&self) -> MutexGuard<'_, Vec<Thread>> {
@@ -285,9 +290,17 @@ impl Running {
                 () = closed.cancelled() => return,
             }
             drop(files);
+            let mut told = Err(TryRecvError::Empty);
             // With this the thread ends by itself, should it ever return.
-            if !pool.shared.line.give_up(&seat, || answer.try_recv().is_ok()) {
-                pool.mark_late(&seat, false);
+            let given_up = pool.shared.line.give_up(&seat, || {
+                told = answer.try_recv();
+                !matches!(told, Err(TryRecvError::Empty))
+            });
+            if !given_up {
+                match told {
+                    Ok(_) => pool.mark_late(&seat, false),
+                    Err(_) => pool.replace(&seat),
+                }
                 return;
             }
             pool.abandon(&seat);

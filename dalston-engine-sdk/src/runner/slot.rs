@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Dispatch, Span, dispatcher};
 
-use super::line::{Line, Next, Seat};
+use super::line::{ForModel, Line, Next, Seat};
 use super::models::Models;
 use super::status::{TaskMark, TaskPhase, ThreadGuard};
 use crate::context::{CancelFlag, TaskContext};
@@ -45,6 +45,12 @@ pub(super) struct Work {
     pub(super) gpu: GpuReading,
     pub(super) mark: TaskMark,
     pub(super) answer: oneshot::Sender<Answer>,
+}
+
+impl ForModel for Work {
+    fn model(&self) -> &ModelId {
+        &self.cx.info().model
+    }
 }
 
 /// The telemetry that surrounds a piece of work and has to come along to the thread that does it.
@@ -301,13 +307,16 @@ impl<E: Engine> InferenceThread<E> {
         // This may close a span, which is code of others. None should run once the thread has said that it comes.
         drop(scene);
         done(&self.loaded);
-        // Nobody listens any more if the task was given up meanwhile: then the result is of no use to anyone.
-        let _ = answer.send(Answer {
+        let answered = answer.send(Answer {
             result,
             model,
             device,
             process,
         });
+        // Nobody listens any more if the task was given up meanwhile: then the result is of no use to anyone.
+        if let Err(unheard) = answered {
+            drop_quietly(unheard);
+        }
     }
 
     /// Loads the model if it is not here.

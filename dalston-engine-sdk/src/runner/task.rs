@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dalston_telemetry::context::{LogContext, WithLogContext};
-use dalston_telemetry::metrics::{self, ModelMetrics, Outcome as Status};
+use dalston_telemetry::metrics::{self, InMemory, ModelMetrics, Outcome as Status};
 use dalston_telemetry::opentelemetry::Context;
 use dalston_telemetry::{propagate, redact};
 use tokio::sync::OwnedSemaphorePermit;
@@ -479,8 +479,14 @@ impl<'a> Attempt<'a> {
         } = answer;
         let metrics = self.worker.model_metrics(&info.model);
         match model {
-            ModelUse::Loaded(took) => metrics.model_load(took),
-            ModelUse::Kept => metrics.model_cache_hit(),
+            ModelUse::Loaded(took) => {
+                metrics.model_load(took);
+                metrics.model_acquire(InMemory::No, took);
+            }
+            ModelUse::Kept => {
+                metrics.model_cache_hit();
+                metrics.model_acquire(InMemory::Yes, Duration::ZERO);
+            }
             ModelUse::None => {}
         }
         let said = cx.take_said();
@@ -583,6 +589,7 @@ impl<'a> Attempt<'a> {
         let metrics = done.metrics;
         metrics.task_processed(Status::Success);
         metrics.task_duration(done.process);
+        metrics.recognize(done.device, done.process);
         if let Some(seconds) = done.info.audio_seconds {
             let audio = bounded_seconds(seconds);
             self.worker.metrics.audio_duration(audio);

@@ -15,6 +15,18 @@ use crate::error::chain;
 /// whether the first one was done.
 const TRIES: u32 = 4;
 
+/// What a storage may have against a request besides its condition, and answers with 400, too.
+const OTHER_REFUSALS: [&str; 6] = [
+    CUT_OFF,
+    "BadDigest",
+    "ExpiredToken",
+    "IncompleteBody",
+    "InvalidToken",
+    "TokenRefreshRequired",
+];
+/// The request took too long to arrive.
+const CUT_OFF: &str = "RequestTimeout";
+
 /// What was at a key when its writer looked.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum Seen {
@@ -60,6 +72,7 @@ impl Store {
             let Err(error) = put.await else {
                 if refused {
                     self.conditions.store(false, Ordering::Relaxed);
+                    tracing::warn!(bucket = %self.bucket, "storage_knows_no_conditions");
                 }
                 return Ok(Written::Done(locator));
             };
@@ -68,7 +81,7 @@ impl Store {
                     return self.look(&locator, &object).await.map(Written::Not);
                 }
                 // If it was done after all, the next one finds it there.
-                error if is_lost(&error) && tries < TRIES => {
+                error if (is_lost(&error) || is_cut_off(&error)) && tries < TRIES => {
                     sleep(Duration::from_millis(50) * 2_u32.pow(tries)).await;
                     tries += 1;
                 }
@@ -114,15 +127,18 @@ fn is_lost(_: &StorageError) -> bool {
     false
 }
 
+fn is_cut_off(error: &StorageError) -> bool {
+    chain(error).contains(CUT_OFF)
+}
+
 /// Whether the storage may have stumbled over the condition. Only the text of the answer has its status.
 fn is_refused(error: &StorageError) -> bool {
     match error {
         StorageError::NotImplemented { .. } => true,
         error => {
             let text = chain(error);
-            ["status code: 400", "status code: 501"]
-                .iter()
-                .any(|status| text.contains(status))
+            let says = |word: &&str| text.contains(*word);
+            ["status code: 400", "status code: 501"].iter().any(says) && !OTHER_REFUSALS.iter().any(says)
         }
     }
 }

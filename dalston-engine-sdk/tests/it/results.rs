@@ -161,3 +161,31 @@ async fn a_write_whose_answer_is_lost_or_whose_connection_is_cut_is_made_again()
         assert_eq!(read(&rig.store, &notes("t1")).await, "ours");
     }
 }
+
+#[tokio::test]
+async fn a_write_that_took_too_long_to_arrive_is_made_again_under_its_condition() {
+    let server = TestS3::start();
+    let rig = rig(s3(&server));
+    rig.store
+        .write(&notes("t2"), "of an earlier attempt")
+        .await
+        .unwrap();
+    let slow = Fault::Answer {
+        status: 400,
+        code: "RequestTimeout",
+    };
+    server.trouble(Trouble::new(slow).method("PUT").path("notes.txt").times(1));
+    let act = async {
+        rig.submit("t1").await;
+        rig.outcome("t1").await.unwrap();
+        rig.submit("t2").await;
+        let before = server.requests();
+        rig.outcome("t2").await.unwrap();
+        server.requests() - before
+    };
+    let (requests, _) = rig.run(rig.runner(engine()), act).await;
+    // One more to see what is there, and one to replace that.
+    assert_eq!(requests, 6);
+    assert_eq!(read(&rig.store, &notes("t1")).await, "ours");
+    assert_eq!(read(&rig.store, &notes("t2")).await, "ours");
+}

@@ -132,10 +132,13 @@ async fn exactly_the_series_of_a_task_move() {
     let expected = [
         r#"dalston_engine_audio_duration_seconds_count{engine_id="test-asr",instance_type="unknown"}: 0 -> 2"#.to_owned(),
         r#"dalston_engine_inference_busy_ratio{engine_id="test-asr",slot="0"}"#.to_owned(),
+        r#"dalston_engine_model_acquire_seconds_count{engine_id="test-asr",in_memory="false",model="tiny"}: 0 -> 1"#.to_owned(),
+        r#"dalston_engine_model_acquire_seconds_count{engine_id="test-asr",in_memory="true",model="tiny"}: 0 -> 1"#.to_owned(),
         r#"dalston_engine_model_cache_hits_total{engine_id="test-asr",model="tiny"}: 0 -> 1"#.to_owned(),
         format!("dalston_engine_model_load_seconds_count{{{model}}}: 0 -> 1"),
         format!("dalston_engine_queue_wait_seconds_count{{{engine}}}: 0 -> 2"),
         r#"dalston_engine_realtime_factor_ratio_count{device="unknown",engine_id="test-asr",model="tiny"}: 0 -> 2"#.to_owned(),
+        r#"dalston_engine_recognize_seconds_count{device="unknown",engine_id="test-asr",model="tiny"}: 0 -> 2"#.to_owned(),
         format!("dalston_engine_s3_download_seconds_count{{{engine}}}: 0 -> 2"),
         format!("dalston_engine_s3_upload_seconds_count{{{engine}}}: 0 -> 2"),
         format!("dalston_engine_task_duration_seconds_count{{{model}}}: 0 -> 2"),

@@ -34,6 +34,16 @@ pub const REALTIME_FACTOR: &[f64] = &[
 /// Loading a model, in seconds: from the page cache up to gigabytes over a slow disk.
 pub const MODEL_LOAD: &[f64] = &[0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
 
+/// Waiting for a model, in seconds: it is there, or comes from the disk or over the network.
+pub const MODEL_ACQUIRE: &[f64] = &[
+    0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+];
+
+/// Stretches of speech in a recording: a command up to hours of conversation.
+pub const VAD_SEGMENTS: &[f64] = &[
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0,
+];
+
 /// Answering a request at the gateway, in seconds: from a look-up to the upload of an hour of audio.
 pub const REQUEST_DURATION: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
@@ -80,7 +90,7 @@ mod tests {
 
     #[test]
     fn bounds_ascend_and_contain_those_of_the_platform_and_of_published_queries() {
-        let sets: [(&[f64], &[&[f64]]); 16] = [
+        let sets: [(&[f64], &[&[f64]]); 18] = [
             (
                 TASK_DURATION,
                 &[
@@ -117,6 +127,11 @@ mod tests {
                 MODEL_LOAD,
                 &[&[0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0]],
             ),
+            (
+                MODEL_ACQUIRE,
+                &[&[0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]],
+            ),
+            (VAD_SEGMENTS, &[&[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0]]),
             (
                 REQUEST_DURATION,
                 &[&[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]],

@@ -31,6 +31,14 @@ crate::label! {
 }
 
 crate::label! {
+    /// Whether a task found its model in memory.
+    pub enum InMemory = "in_memory" {
+        No => "false",
+        Yes => "true",
+    }
+}
+
+crate::label! {
     /// Why a task was delivered again.
     pub enum RedeliveryReason = "reason" {
         /// The engine that had it died.
@@ -90,6 +98,7 @@ pub struct EngineMetrics {
     s3_download: DenseFamily<(), Histogram>,
     s3_upload: DenseFamily<(), Histogram>,
     audio_duration: DenseFamily<(), Histogram>,
+    vad_segments: DenseFamily<(), Histogram>,
     redelivery: DenseFamily<RedeliveryReason, Counter>,
     skipped_cancelled: DenseFamily<(), Counter>,
 }
@@ -112,6 +121,7 @@ impl EngineMetrics {
             s3_download: families.s3_download.with(engine),
             s3_upload: families.s3_upload.with(engine),
             audio_duration: families.audio_duration.with([engine_id, instance_type]),
+            vad_segments: families.vad_segments.with([engine_id]),
             redelivery: families.redelivery.with([stage]),
             skipped_cancelled: families.skipped_cancelled.with([stage]),
             labels: Arc::new(labels.clone()),
@@ -135,6 +145,8 @@ impl EngineMetrics {
             task_duration: self.families.task_duration.with(labels),
             model_load: self.families.model_load.with(labels),
             model_cache_hits: self.families.model_cache_hits.with([engine_id, model]),
+            model_acquire: self.families.model_acquire.with([engine_id, model]),
+            recognize: self.families.recognize.with([engine_id, model]),
             realtime_factor: self.families.realtime_factor.with([engine_id, model]),
         }
     }
@@ -174,6 +186,12 @@ impl EngineMetrics {
         self.audio_duration.with(()).observe_duration(length);
     }
 
+    /// Records in how many stretches of speech voice activity detection has cut a task's audio
+    /// (`dalston_engine_vad_segment_count`): for engines that do so.
+    pub fn vad_segments(&self, segments: usize) {
+        self.vad_segments.with(()).observe(segments as f64);
+    }
+
     /// Counts a task that was delivered before.
     pub fn task_redelivery(&self, reason: RedeliveryReason) {
         self.redelivery.with(reason).inc_in(Exemplar::current());
@@ -200,6 +218,8 @@ pub struct ModelMetrics {
     task_duration: DenseFamily<(), Histogram>,
     model_load: DenseFamily<(), Histogram>,
     model_cache_hits: DenseFamily<(), Counter>,
+    model_acquire: DenseFamily<InMemory, Histogram>,
+    recognize: DenseFamily<Device, Histogram>,
     realtime_factor: DenseFamily<Device, Histogram>,
 }
 
@@ -214,6 +234,16 @@ impl ModelMetrics {
         self.task_duration
             .with(())
             .observe_duration_in(time, Exemplar::current());
+    }
+
+    /// Records the same by what inference ran on.
+    pub fn recognize(&self, device: Device, time: Duration) {
+        self.recognize.with(device).observe_duration(time);
+    }
+
+    /// Records how long a task waited for its model on its inference thread: no time at all if it was there.
+    pub fn model_acquire(&self, in_memory: InMemory, time: Duration) {
+        self.model_acquire.with(in_memory).observe_duration(time);
     }
 
     /// Records how long loading the model took.
@@ -283,6 +313,9 @@ struct Families {
     task_duration: BoundedFamily<4, (), Histogram>,
     model_load: BoundedFamily<4, (), Histogram>,
     model_cache_hits: BoundedFamily<2, (), Counter>,
+    model_acquire: BoundedFamily<2, InMemory, Histogram>,
+    recognize: BoundedFamily<2, Device, Histogram>,
+    vad_segments: BoundedFamily<1, (), Histogram>,
     realtime_factor: BoundedFamily<2, Device, Histogram>,
     queue_wait: BoundedFamily<3, (), Histogram>,
     s3_download: BoundedFamily<3, (), Histogram>,
@@ -338,6 +371,17 @@ impl Families {
             task_duration: BoundedFamily::with_room_for(room, per_model, traced(buckets::TASK_DURATION)),
             model_load: BoundedFamily::with_room_for(room, per_model, traced(buckets::MODEL_LOAD)),
             model_cache_hits: BoundedFamily::with_room_for(room, [engine_id, model], Counter::default),
+            model_acquire: BoundedFamily::with_room_for(
+                room,
+                [engine_id, model],
+                histogram(buckets::MODEL_ACQUIRE),
+            ),
+            recognize: BoundedFamily::with_room_for(
+                room,
+                [engine_id, model],
+                histogram(buckets::TASK_DURATION),
+            ),
+            vad_segments: BoundedFamily::with_room_for(room, [engine_id], histogram(buckets::VAD_SEGMENTS)),
             realtime_factor: BoundedFamily::with_room_for(
                 room,
                 [engine_id, model],
@@ -406,6 +450,23 @@ impl Families {
             "model_cache_hits",
             "Tasks that found their model loaded",
             this.model_cache_hits.clone(),
+        );
+        registry.register_with_unit(
+            "model_acquire",
+            "Time that a task waited for its model on its inference thread",
+            Unit::Seconds,
+            this.model_acquire.clone(),
+        );
+        registry.register_with_unit(
+            "recognize",
+            "Time that inference took, by what it ran on",
+            Unit::Seconds,
+            this.recognize.clone(),
+        );
+        registry.register(
+            "vad_segment_count",
+            "Stretches of speech in which the audio of a task was cut",
+            this.vad_segments.clone(),
         );
         registry.register(
             "task_redelivery",

@@ -237,9 +237,16 @@ impl<const N: usize, L: LabelSet, M> Inner<N, L, M> {
     /// `None` if there are as many children as there is room for.
     fn insert(&self, places: [u32; N], room: usize) -> Option<DenseFamily<L, M>> {
         let is_full = |children: &Children<N, L, M>| children.by_places.len() >= room;
-        // Whoever is turned away keeps nobody waiting.
-        if is_full(&self.children.read().unwrap_or_else(PoisonError::into_inner)) {
-            return None;
+        {
+            let children = self.children.read().unwrap_or_else(PoisonError::into_inner);
+            // Somebody may have been faster, and have taken the last place for it.
+            if let Some(cells) = children.by_places.get(&places) {
+                return Some(cells.clone());
+            }
+            // Whoever is turned away keeps nobody waiting.
+            if is_full(&children) {
+                return None;
+            }
         }
         let mut text = String::new();
         for (label, place) in self.labels.iter().zip(places) {

@@ -241,7 +241,12 @@ impl OpenLabel {
 
     /// The place of [`OTHER`] instead of a value's own, unless all values are known beforehand: of those there are few.
     pub(super) fn fold_place(&self, place: u32) -> u32 {
-        if self.inner.is_closed { place } else { self.fold() }
+        // What is at 0 is `OTHER` already.
+        if self.inner.is_closed || place == 0 {
+            place
+        } else {
+            self.fold()
+        }
     }
 
     /// Counts a value for which there was no room.

@@ -92,7 +92,8 @@ pub use cells::{Counter, DurationCounter, Gauge, Histogram};
 pub use describe::{FamilyDescription, LabelDescription};
 pub use direct::{DirectEndpoint, DirectMetrics, DirectStatus};
 pub use engine::{
-    BusyGuard, Device, EngineLabels, EngineMetrics, ModelMetrics, Outcome, RedeliveryReason, SlotMetrics,
+    BusyGuard, Device, EngineLabels, EngineMetrics, InMemory, ModelMetrics, Outcome, RedeliveryReason,
+    SlotMetrics,
 };
 pub use exemplar::Exemplar;
 pub use family::{BoundedFamily, DenseFamily};

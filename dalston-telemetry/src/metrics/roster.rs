@@ -25,7 +25,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     named: BTreeMap<Arc<str>, Weak<Entry>>,
-    /// How many have no place of their own, and what they add up to.
+    /// Those that have no place of their own, how many these are, and what they add up to.
+    unplaced: BTreeMap<Arc<str>, Weak<Entry>>,
     others: usize,
     of_others: i64,
 }
@@ -52,7 +53,9 @@ impl Roster {
     /// The series of this name, at zero if it is new.
     pub(super) fn entry(&self, name: &str) -> Arc<Entry> {
         let mut state = lock(&self.shared.state);
-        if let Some(entry) = state.named.get(name).and_then(Weak::upgrade) {
+        let known = [&state.named, &state.unplaced];
+        let known = known.into_iter().find_map(|entries| entries.get(name)?.upgrade());
+        if let Some(entry) = known {
             return entry;
         }
         let is_new = !state.named.contains_key(name);
@@ -67,6 +70,7 @@ impl Roster {
         if has_place {
             state.named.insert(entry.name.clone(), Arc::downgrade(&entry));
         } else {
+            state.unplaced.insert(entry.name.clone(), Arc::downgrade(&entry));
             state.others += 1;
             self.shared.label.fold();
         }
@@ -91,13 +95,17 @@ impl Drop for Entry {
         if !self.has_place {
             state.others -= 1;
             state.of_others -= self.value.get();
-        } else if state
-            .named
+        }
+        let entries = match self.has_place {
+            true => &mut state.named,
+            false => &mut state.unplaced,
+        };
+        // Unless somebody has come back under this name meanwhile.
+        if entries
             .get(&self.name)
             .is_some_and(|entry| std::ptr::eq(entry.as_ptr(), self))
         {
-            // Unless somebody has come back under this name meanwhile.
-            state.named.remove(&self.name);
+            entries.remove(&self.name);
         }
     }
 }

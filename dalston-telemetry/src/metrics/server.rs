@@ -5,7 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,6 +20,8 @@ const CONNECTIONS: usize = 16;
 const CONNECTION_LIFE: Duration = Duration::from_secs(30);
 /// How long a client that has its answer may take to hang up.
 const LONGEST_FAREWELL: Duration = Duration::from_secs(1);
+/// How long the thread is waited for when the server ends.
+const LONGEST_END: Duration = Duration::from_secs(1);
 /// The longest request line with all headers.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 
@@ -117,10 +119,17 @@ impl MetricsServer {
 impl Drop for MetricsServer {
     fn drop(&mut self) {
         drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic over there has been reported where it happened.
-            let _ = thread.join();
+        let Some(thread) = self.thread.take() else { return };
+        // It may be stuck in what an instrument or `/health` asks for, which must not keep the process from ending.
+        let given_up = Instant::now() + LONGEST_END;
+        while !thread.is_finished() {
+            if Instant::now() >= given_up {
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
         }
+        // A panic over there has been reported where it happened.
+        let _ = thread.join();
     }
 }
 
@@ -301,6 +310,22 @@ mod tests {
         assert!(ill.starts_with("HTTP/1.1 503 Service Unavailable\r\n") && ill.ends_with("\r\n\r\n"));
         assert!(ask(&with, "GET /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
         assert!(ask(&server(), "GET /health HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
+    }
+
+    #[test]
+    fn a_question_that_is_never_answered_does_not_keep_the_program_from_ending() {
+        let (asked, is_asked) = std::sync::mpsc::channel();
+        let health = move || {
+            let _ = asked.send(());
+            loop {
+                thread::park();
+            }
+        };
+        let server = MetricsServer::start_with_health("127.0.0.1:0", Metrics::new(), health).unwrap();
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.write_all(b"GET /health HTTP/1.1\r\n\r\n").unwrap();
+        is_asked.recv().unwrap();
+        drop(server);
     }
 
     #[test]

@@ -160,6 +160,11 @@ mod tests {
             &[("label", "worker_id")],
         );
         assert_eq!(folded, Some(3.0));
+        // The same one, whoever else holds it.
+        let again = router.worker("worker-4");
+        again.set(3);
+        assert_eq!(other(), Some(7.0));
+        drop(again);
         drop(workers);
         assert_eq!(other(), None);
     }

@@ -28,7 +28,7 @@ pub struct QueueExporterConfig {
     pub dead_letters: String,
     /// How many queues are shown. Those that were found first stay; how many are left out is a metric.
     pub max_queues: usize,
-    /// How long the figures of the queues are shown while Redis can't be read.
+    /// How long the figures of the queues are shown while Redis can't be read, from when they should have been read anew.
     pub keep: Duration,
 }
 

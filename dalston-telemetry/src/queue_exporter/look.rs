@@ -292,6 +292,9 @@ impl Entries {
         let unexpected = || LookError::unexpected("XRANGE");
         let entries = match &answer {
             Value::Array(entries) => entries,
+            Value::ServerError(error) if error.code() != "WRONGTYPE" => {
+                return Err(LookError::at("reading queues")(error.clone().into()));
+            }
             // Gone since we were told of it.
             Value::Nil | Value::ServerError(_) => &Vec::new(),
             _ => return Err(unexpected()),

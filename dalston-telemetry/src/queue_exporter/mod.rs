@@ -79,7 +79,8 @@ impl QueueExporter {
     ///
     /// Outside of a tokio runtime.
     pub fn spawn(config: QueueExporterConfig, metrics: &Metrics) -> Self {
-        let metrics = QueueMetrics::register(metrics, config.keep);
+        // Figures outlive the pause before the next look, too.
+        let metrics = QueueMetrics::register(metrics, config.keep + config.interval);
         metrics.unreachable();
         let shown = Shown(metrics.clone());
         let task = tokio::spawn(async move { shown.keep_up_to_date(config).await });

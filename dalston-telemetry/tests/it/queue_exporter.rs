@@ -469,8 +469,10 @@ async fn a_user_who_may_only_read_is_enough_and_one_who_may_not_is_told() {
         "+xrange",
         "%R~dalston:*",
     ];
+    let all_but_one: Vec<&str> = rights.into_iter().filter(|right| *right != "+xrange").collect();
     for words in [
         user("reader", &rights),
+        user("blind", &all_but_one),
         user("nobody", &["+@connection", "%R~dalston:*"]),
     ] {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -481,6 +483,22 @@ async fn a_user_who_may_only_read_is_enough_and_one_who_may_not_is_told() {
     reader.until_depth("asr", Some(3.0)).await;
     let nobody = Watched::start(&url("nobody"));
     nobody.until_connected(false).await;
+    let blind = Watched::start(&url("blind"));
+    blind.until_connected(false).await;
+    assert_eq!(depth_of(&blind.metrics.snapshot(), "asr"), None);
+}
+
+#[tokio::test]
+async fn figures_stay_from_one_look_to_the_next_however_far_apart() {
+    let redis = TestRedis::start().await;
+    queue(&redis, "asr", 3, 10).await;
+    let watched = Watched::with(&redis.url(), |config| {
+        config.interval = Duration::from_secs(3600);
+        config.keep = Duration::from_millis(1);
+    });
+    watched.until_depth("asr", Some(3.0)).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(depth_of(&watched.metrics.snapshot(), "asr"), Some(3.0));
 }
 
 /// The program, with what it says.

@@ -32,6 +32,9 @@ pub(in crate::otlp) struct Points {
     round: u64,
 }
 
+/// How long an instrument may observe nothing before it is forgotten what it came to.
+const ROUNDS_OF_SILENCE: u64 = 20;
+
 /// A series: who made it, its name, its labels.
 type Key = (String, String, String);
 
@@ -77,9 +80,13 @@ impl Source<ExportMetricsServiceRequest> for Points {
         };
         self.metrics.visit(&mut builder);
         let requests = builder.finish();
-        // Series come and go, and a process may run for a year.
+        // Series come and go, and a process may run for a year. What an instrument observes may be silent for a while, and goes on
+        // from where it was.
         let round = self.round;
-        self.known.retain(|_, known| known.seen.get() == round);
+        self.known.retain(|(scope, ..), known| {
+            let patience = if scope.is_empty() { 0 } else { ROUNDS_OF_SILENCE };
+            round - known.seen.get() <= patience
+        });
         requests
     }
 
