@@ -10,13 +10,13 @@
 
 use std::fs;
 use std::hint::black_box;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::routing::post;
+use bench::Server;
 use dalston_telemetry::{Env, LogWriter, Telemetry};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
@@ -102,7 +102,7 @@ fn report() {
 
 /// Nanoseconds for a span: of the thread that makes it, of all threads.
 fn run(case: &str, work: usize) -> [f64; 2] {
-    let receiver = Receiver::start();
+    let receiver = Server::start(&["--serve"]);
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--measure", case, &work.to_string(), &receiver.url])
         .stderr(Stdio::inherit())
@@ -260,33 +260,6 @@ fn nanoseconds(file: &str) -> u64 {
 }
 
 /// Takes spans and does nothing with them.
-struct Receiver {
-    process: Child,
-    url: String,
-}
-
-impl Receiver {
-    fn start() -> Self {
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .arg("--serve")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut url = String::new();
-        let output = process.stdout.take().unwrap();
-        BufReader::new(output).read_line(&mut url).unwrap();
-        let url = url.trim().to_owned();
-        Self { process, url }
-    }
-}
-
-impl Drop for Receiver {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 fn serve() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -20,11 +20,11 @@ mod wire;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bench::Server;
 use serde_json::Value;
 use testbed::TestRedis;
 
 use self::figures::{Figures, median};
-use self::servers::Server;
 
 /// The figures of the platform's own runner in Python, by the issue that asked for this benchmark. Not measured here.
 const PYTHON: (f64, f64) = (10.0, 33_000.0);
@@ -142,7 +142,7 @@ fn throughput(extent: &Extent) {
             ours.push(Figures::from(run("ours", &[&tasks, concurrency, "off"])));
             locked.push(Figures::from(run("peer", &[&tasks, concurrency, "locked"])));
             bare.push(Figures::from(run("peer", &[&tasks, concurrency, "bare"])));
-            let collector = Server::start("collector");
+            let collector = Server::start(&["--serve", "collector"]);
             traced.push(Figures::from(run("ours", &[&tasks, concurrency, &collector.url])));
         }
         let (ours, traced) = (median(ours), median(traced));
@@ -193,7 +193,7 @@ fn latencies(extent: &Extent) {
         extent.latencies
     );
     let tasks = extent.latencies.to_string();
-    let collector = Server::start("collector");
+    let collector = Server::start(&["--serve", "collector"]);
     for (name, answer) in [
         ("a minimal blocking reader", run("blocking", &[&tasks])),
         ("ours", run("latency", &[&tasks, "off"])),
@@ -217,7 +217,7 @@ fn s3(extent: &Extent) {
     println!("{}", Figures::HEAD);
     let tasks = extent.s3_tasks.to_string();
     let rounds = (0..extent.rounds).map(|_| {
-        let store = Server::start("s3");
+        let store = Server::start(&["--serve", "s3"]);
         Figures::from(run("s3", &[&tasks, "16", &store.url]))
     });
     let ours = median(rounds.collect());

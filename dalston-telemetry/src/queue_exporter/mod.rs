@@ -35,7 +35,7 @@
 //! # When Redis is away
 //!
 //! Then `dalston_redis_connected` is 0, and it is asked again every second. What was known of the queues stays for a minute
-//! ([`QueueExporterConfig::keep`]), in which a restart or a fail-over should be over, and then goes: it is neither zero, which
+//! ([`QueueExporterConfig::keep`]) after it should have been read anew, in which a restart or a fail-over should be over, and then goes: it is neither zero, which
 //! would have workers removed, nor a number that was true an hour ago. So pair every alert on a queue
 //! with one on `dalston_redis_connected == 0`. Each look is a connection of its own, so that the exporter is always where the name
 //! in the URL leads to.

@@ -105,15 +105,19 @@ impl Files {
         content_type: Option<String>,
         content: Bytes,
     ) -> Option<StoredObject> {
-        let object = StoredObject {
+        let object = self.object(content_type, content);
+        let mut buckets = self.buckets.lock().unwrap();
+        buckets.get_mut(bucket)?.insert(key.to_owned(), object.clone());
+        Some(object)
+    }
+
+    fn object(&self, content_type: Option<String>, content: Bytes) -> StoredObject {
+        StoredObject {
             content,
             content_type,
             modified: SystemTime::now(),
             version: self.next(),
-        };
-        let mut buckets = self.buckets.lock().unwrap();
-        buckets.get_mut(bucket)?.insert(key.to_owned(), object.clone());
-        Some(object)
+        }
     }
 
     pub(super) fn get(&self, bucket: &str, key: &str) -> Option<StoredObject> {
@@ -161,12 +165,7 @@ impl Files {
         content: Bytes,
         condition: &Condition,
     ) -> S3Result<StoredObject> {
-        let object = StoredObject {
-            content,
-            content_type,
-            modified: SystemTime::now(),
-            version: self.next(),
-        };
+        let object = self.object(content_type, content);
         let mut buckets = self.buckets.lock().unwrap();
         let objects = buckets.get_mut(bucket).ok_or_else(|| s3_error!(NoSuchBucket))?;
         condition.check(objects.get(key))?;
