@@ -18,6 +18,7 @@ use crate::collect::SpanCollector;
 use crate::env::{Env, EnvError};
 use crate::error::InitError;
 use crate::format::{LogFormat, LogLayer, LogSettings, LogWriter, SpanFields};
+use crate::ids::Ids;
 use crate::limits::{Limits, Processors};
 use crate::metrics::{self, Metrics, TelemetryMetrics};
 use crate::otlp::{
@@ -464,6 +465,7 @@ impl TelemetryBuilder {
         let provider = SdkTracerProvider::builder()
             .with_resource(resource.clone())
             .with_sampler(sampler)
+            .with_id_generator(Ids)
             .with_span_limits(limits.counts)
             .with_span_processor(Processors {
                 all: processors,
@@ -478,6 +480,7 @@ impl TelemetryBuilder {
             provider,
             tracer,
             pipeline,
+            can_reserve: sampler::follows_parents_alone(env),
         })
     }
 }

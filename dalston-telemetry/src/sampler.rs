@@ -30,6 +30,12 @@ pub(crate) fn from_env(env: &Env) -> Result<Sampler, EnvError> {
     })
 }
 
+/// Whether a span's context can be told before the span starts: it follows from its parent's alone, and from nothing but it.
+pub(crate) fn follows_parents_alone(env: &Env) -> bool {
+    env.get(SAMPLER)
+        .is_none_or(|name| name.eq_ignore_ascii_case("parentbased_always_on"))
+}
+
 fn parent_based(root: Sampler) -> Sampler {
     Sampler::ParentBased(Box::new(root))
 }

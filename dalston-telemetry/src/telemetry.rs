@@ -13,6 +13,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use crate::builder::TelemetryBuilder;
 use crate::error::ShutdownError;
 use crate::format::{FilterError, LogFilter};
+use crate::ids::ReservedSpan;
 use crate::metrics::{Metrics, MetricsServer};
 use crate::otlp::{ExportStats, Pipeline, Push};
 
@@ -269,6 +270,16 @@ impl TelemetryHandle {
         Some(span.span_context().clone())
     }
 
+    /// Gives ids to a span that is started later, so that others can be told of it before.
+    ///
+    /// `None` when tracing is off, and with any sampler but `parentbased_always_on`, the default: only with that does the
+    /// context of a span follow from its parent's alone.
+    #[must_use]
+    pub fn reserve_span(&self) -> Option<ReservedSpan> {
+        let tracing = self.tracing.as_ref()?;
+        tracing.can_reserve.then(ReservedSpan::new)
+    }
+
     /// [`Telemetry::flush`] for code that has only the handle, such as a panic hook.
     ///
     /// # Errors
@@ -367,4 +378,6 @@ pub(crate) struct Tracing {
     pub(crate) tracer: SdkTracer,
     /// What sends spans away, if anything does.
     pub(crate) pipeline: Option<Pipeline>,
+    /// Whether it is known before a span starts what its context will be.
+    pub(crate) can_reserve: bool,
 }
