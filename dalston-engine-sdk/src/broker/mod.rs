@@ -66,7 +66,9 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     }
 
     /// Finds out what is known about a task, as [`lookup`](Self::lookup), and if it should be done reports that work on it
-    /// begins, as [`started`](Self::started) with the request id and the trace context of the task's own metadata.
+    /// begins, as [`started`](Self::started) with the request id and the trace context of the task's own metadata. With
+    /// `span`, it is the context of that span, as a child of the metadata's context or, if there is none, as the first
+    /// span of a sampled trace.
     ///
     /// A broker may leave the report to a later call of [`started`](Self::started); the answer says so. Unless it has a better
     /// way, it does.
@@ -74,7 +76,7 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     ///
     /// If the broker can't be reached.
-    async fn begin(&self, claim: &Claim) -> Result<Begin, BrokerError> {
+    async fn begin(&self, claim: &Claim, _span: Option<NextSpan>) -> Result<Begin, BrokerError> {
         Ok(Begin {
             lookup: self.lookup(claim).await?,
             reported: false,
@@ -252,6 +254,27 @@ pub struct Begin {
     pub lookup: Lookup,
     /// Whether the start was reported.
     pub reported: bool,
+}
+
+/// The span in which a task will be done, before there is one.
+///
+/// Its context is what goes on as `traceparent` if every sampler and propagator along the way is the usual one: a child has the
+/// trace of its parent and is sampled if that is, and a first span is sampled. Who does not know that gives none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NextSpan {
+    /// Its trace, unless it has a parent.
+    pub trace_id: u128,
+    /// The span itself.
+    pub span_id: u64,
+}
+
+impl NextSpan {
+    /// A span with these ids, neither of which may be zero.
+    #[must_use]
+    pub const fn new(trace_id: u128, span_id: u64) -> Self {
+        Self { trace_id, span_id }
+    }
 }
 
 /// What the platform says about a task outside of `request.json`.

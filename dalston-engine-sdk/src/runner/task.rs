@@ -78,7 +78,7 @@ pub(super) async fn handle(
                 reported: false,
             });
         }
-        origin.broker.begin(claim).await
+        origin.broker.begin(claim, None).await
     });
     let Ok(Begin { lookup, reported }) = begin.with_log_context(log.clone()).await else {
         // The task comes back when its lease ends.

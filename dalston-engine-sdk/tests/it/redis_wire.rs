@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dalston_engine_sdk::broker::{
-    Broker, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason,
+    Broker, Claim, Consumer, Delivery, EventContext, Lookup, NextSpan, Outcome, Ownership, RedeliveryReason,
     RedisBroker, RedisServer,
 };
 use dalston_engine_sdk::protocol::ArtifactReference;
@@ -1080,7 +1080,7 @@ async fn what_begins_in_one_step_is_reported_like_what_is_reported_on_its_own() 
         trace_context: Some(TRACE.to_owned()),
     };
 
-    let begin = broker.begin(&claim).await.unwrap();
+    let begin = broker.begin(&claim, None).await.unwrap();
     let _ = broker.started(&claim, &context).await.unwrap();
 
     assert!(begin.reported);
@@ -1119,13 +1119,126 @@ async fn a_start_that_is_not_plain_is_left_to_its_own_report() {
         let () = server.send(&["HSET", METADATA, field, text]).await;
         let broker = broker(&server);
         let claim = receive(&broker, "a").await.claim;
-        let begin = broker.begin(&claim).await.unwrap();
+        let begin = broker.begin(&claim, None).await.unwrap();
         assert!(matches!(begin.lookup, Lookup::Task(_)), "{text}");
         assert_eq!(
             (begin.reported, events(&server).await.len()),
             (false, 0),
             "{text}"
         );
+    }
+}
+
+/// The trace and the span that are to come.
+const NEXT: NextSpan = NextSpan::new(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef, 0x00c0_ffee_00c0_ffee);
+
+/// What begins under `NEXT` with this context in its metadata: the contexts of its durable and its published event, or nothing if it
+/// was not reported.
+async fn begun_below(server: &TestRedis, context: Option<&str>) -> Option<(String, Value)> {
+    let () = server.send(&["FLUSHALL"]).await;
+    enqueue(server).await;
+    let () = match context {
+        Some(context) => server.send(&["HSET", METADATA, "_trace_context", context]).await,
+        None => server.send(&["HDEL", METADATA, "_trace_context"]).await,
+    };
+    let client = redis::Client::open(server.url()).unwrap();
+    let (mut sink, mut published) = client.get_async_pubsub().await.unwrap().split();
+    sink.subscribe("dalston:events").await.unwrap();
+    let broker = broker(server);
+    let claim = receive(&broker, "a").await.claim;
+    let begin = broker.begin(&claim, Some(NEXT)).await.unwrap();
+    let Lookup::Task(metadata) = begin.lookup else {
+        panic!("not to be done: {begin:?}");
+    };
+    assert_eq!(
+        metadata.trace_context.as_deref(),
+        context,
+        "what came is untouched"
+    );
+    let events = events(server).await;
+    assert_eq!(events.len(), usize::from(begin.reported));
+    let durable = events.first()?["_trace_context"].clone();
+    let message = futures_util::StreamExt::next(&mut published).await.unwrap();
+    let copy = value(&message.get_payload::<String>().unwrap());
+    Some((durable, copy["_trace_context"].clone()))
+}
+
+#[tokio::test]
+async fn a_start_under_a_span_that_is_to_come_carries_the_context_of_that_span() {
+    let server = TestRedis::start().await;
+    let ours = |flags: &str| {
+        let parent = format!("00-4bf92f3577b34da6a3ce929d0e0e4736-00c0ffee00c0ffee-{flags}");
+        format!(r#"{{"traceparent":"{parent}"}}"#)
+    };
+    let parent = |flags: &str| {
+        format!(r#"{{"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-{flags}"}}"#)
+    };
+    let first = r#"{"traceparent":"00-0123456789abcdef0123456789abcdef-00c0ffee00c0ffee-01"}"#.to_owned();
+    let cases = [
+        (None, first),
+        (Some(parent("01")), ours("01")),
+        (Some(parent("03")), ours("03")),
+        (Some(parent("00")), ours("00")),
+        (Some(parent("02")), ours("00")),
+        (Some(parent("01").replace(':', ": ")), ours("01")),
+    ];
+    for (context, expected) in cases {
+        let (durable, published) = begun_below(&server, context.as_deref())
+            .await
+            .unwrap_or_else(|| panic!("not reported: {context:?}"));
+        assert_eq!(durable, expected, "{context:?}");
+        assert_eq!(published, value(&expected), "{context:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_start_under_a_span_is_left_to_the_worker_unless_its_parent_is_plain() {
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let server = TestRedis::start().await;
+    let damaged = [
+        PARENT.replacen("00", "01", 1),
+        PARENT.replacen("00", "ff", 1),
+        PARENT.replace("-01", "-04"),
+        PARENT.replace("-01", "-0a"),
+        PARENT.replace("-01", "-11"),
+        PARENT.replace("-01", "-ff"),
+        PARENT.replace("-01", "-1"),
+        PARENT.replace("-01", "-001"),
+        PARENT.replace("-01", ""),
+        format!("{PARENT}-01"),
+        format!(" {PARENT}"),
+        format!("{PARENT}\n"),
+        PARENT.to_uppercase(),
+        PARENT.replace("4bf92f", "4BF92F"),
+        PARENT.replace("00f067", "00F067"),
+        PARENT.replace("00f067", "00g067"),
+        PARENT.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
+        PARENT.replace("00f067aa0ba902b7", &"0".repeat(16)),
+        PARENT.replace("4bf92f", "4bf92"),
+        PARENT.replace("4bf92f", "4bf92ff"),
+        PARENT.replace("00f067", "0f067"),
+        PARENT.replace("00f067", "000f067"),
+        // As long as it should be, but cut in the wrong place.
+        PARENT.replace("e4736-00", "e-473600"),
+        String::new(),
+    ];
+    let mut contexts: Vec<String> = damaged
+        .iter()
+        .map(|parent| format!(r#"{{"traceparent":"{parent}"}}"#))
+        .collect();
+    contexts.extend([
+        format!(r#"{{"traceparent":"{PARENT}","tracestate":"a=b"}}"#),
+        format!(r#"{{"traceparent":"{PARENT}","baggage":"a=b"}}"#),
+        format!(r#"{{"traceparent":"{PARENT}","traceparent":"{PARENT}"}}"#),
+        format!(r#"{{"Traceparent":"{PARENT}"}}"#),
+        format!(r#"{{"traceparent":"{PARENT}"}} "#),
+        format!(r#""{PARENT}""#),
+        PARENT.to_owned(),
+        "{}".to_owned(),
+        "not JSON".to_owned(),
+    ]);
+    for context in contexts {
+        assert_eq!(begun_below(&server, Some(&context)).await, None, "{context}");
     }
 }
 
@@ -1138,18 +1251,18 @@ async fn what_should_not_be_done_does_not_begin() {
     let () = server
         .send(&["HSET", METADATA, "blocked_reason", "waited too long"])
         .await;
-    let begin = worker.begin(&claim).await.unwrap();
+    let begin = worker.begin(&claim, None).await.unwrap();
     assert!(matches!(begin.lookup, Lookup::Blocked(reason) if reason == "waited too long"));
     let () = server
         .send(&["SET", &format!("dalston:job:cancelled:{JOB}"), "1"])
         .await;
-    let begin = worker.begin(&claim).await.unwrap();
+    let begin = worker.begin(&claim, None).await.unwrap();
     assert!(matches!(begin.lookup, Lookup::Cancelled));
     // Another one has it by now.
     let () = server
         .send(&["XCLAIM", STREAM, "engines", "b", "0", &claim.message_id, "JUSTID"])
         .await;
-    let begin = worker.begin(&claim).await.unwrap();
+    let begin = worker.begin(&claim, None).await.unwrap();
     assert!(matches!(begin.lookup, Lookup::Lost));
     assert_eq!(events(&server).await.len(), 0);
 }
@@ -1354,9 +1467,9 @@ async fn each_of_the_tasks_that_are_asked_about_together_gets_the_answer_to_its_
     let context = EventContext::default();
 
     let (first, cancelled, second, finished, not_cancelled, third) = tokio::join!(
-        broker.begin(&claims[0]),
+        broker.begin(&claims[0], None),
         broker.is_cancelled(&claims[3]),
-        broker.begin(&claims[1]),
+        broker.begin(&claims[1], None),
         broker.finish(&claims[4], &outcome, &context),
         broker.is_cancelled(&claims[0]),
         broker.lookup(&claims[2]),

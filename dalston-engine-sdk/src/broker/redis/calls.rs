@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::scripts::CALLS;
 use super::server::RedisServer;
-use crate::broker::{Claim, Consumer};
+use crate::broker::{Claim, Consumer, NextSpan};
 use crate::protocol::{Timestamp, keys};
 
 /// How many calls go into one script call. Nobody else is served meanwhile.
@@ -34,8 +34,11 @@ pub(super) enum Operation {
     },
     IsCancelled,
     Lookup,
-    /// With the payload of the event.
-    Begin(String),
+    Begin {
+        /// Of the event.
+        payload: String,
+        span: Option<NextSpan>,
+    },
     Started(Event),
     Finish {
         event: Option<Event>,
@@ -349,7 +352,7 @@ fn range(calls: &[Call]) -> (&str, &str, usize) {
 
 impl Operation {
     fn looks_up(&self) -> bool {
-        matches!(self, Self::Lookup | Self::Begin(_))
+        matches!(self, Self::Lookup | Self::Begin { .. })
     }
 
     /// How many keys it has of its own.
@@ -357,7 +360,7 @@ impl Operation {
         match self {
             Self::Renew | Self::Release { .. } | Self::Started(_) => 0,
             Self::IsCancelled => 1,
-            Self::Lookup | Self::Begin(_) => 2,
+            Self::Lookup | Self::Begin { .. } => 2,
             Self::Finish { artifacts, .. } if artifacts.is_empty() => 0,
             Self::Finish { .. } => 2,
         }
@@ -386,7 +389,7 @@ impl Call {
             Operation::Release { .. } => "release",
             Operation::IsCancelled => "cancelled",
             Operation::Lookup => "lookup",
-            Operation::Begin(_) => "begin",
+            Operation::Begin { .. } => "begin",
             Operation::Started(_) => "started",
             Operation::Finish { .. } => "finish",
         };
@@ -399,8 +402,16 @@ impl Call {
             Operation::Lookup => {
                 command.arg(&self.task_id);
             }
-            Operation::Begin(payload) => {
+            Operation::Begin { payload, span } => {
                 command.arg(&self.task_id).arg(fields(payload));
+                match span {
+                    Some(NextSpan { trace_id, span_id }) => {
+                        command.arg(format!("{trace_id:032x}-{span_id:016x}"));
+                    }
+                    None => {
+                        command.arg("");
+                    }
+                }
             }
             Operation::Started(event) => add_event(command, event),
             Operation::Finish {

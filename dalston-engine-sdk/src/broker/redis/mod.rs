@@ -22,8 +22,8 @@ use self::reader::Reader;
 use self::scripts::{GONE, HANDED_BACK, HELD};
 pub use self::server::{InvalidRedisUrl, RedisServer};
 use super::{
-    Begin, Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership,
-    TaskMetadata,
+    Begin, Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, NextSpan, Outcome,
+    Ownership, TaskMetadata,
 };
 use crate::protocol::{Payload, RequestBinding, TaskEventKind, Timestamp, trace_context_json};
 
@@ -202,9 +202,13 @@ impl Broker for RedisBroker {
         reader.next(self, consumer, most, wait).await
     }
 
-    async fn begin(&self, claim: &Claim) -> Result<Begin, BrokerError> {
+    async fn begin(&self, claim: &Claim, span: Option<NextSpan>) -> Result<Begin, BrokerError> {
         let event = task_event(claim, &TaskEventKind::Started, &EventContext::default());
-        self.look(claim, Operation::Begin(event.payload)).await
+        let operation = Operation::Begin {
+            payload: event.payload,
+            span,
+        };
+        self.look(claim, operation).await
     }
 
     async fn lookup(&self, claim: &Claim) -> Result<Lookup, BrokerError> {

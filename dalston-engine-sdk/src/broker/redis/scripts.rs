@@ -179,10 +179,23 @@ function calls.lookup(id, deliveries, at)
   return said or why_not
 end
 
+-- The context of a span, a trace id and its own id, below this context. Where we can't know what a reader would make of the
+-- context, nothing.
+local function below(context, span)
+  if context == '' then return '{"traceparent":"00-' .. span .. '-01"}' end
+  local trace, parent, flags =
+    string.match(context, '^{"traceparent": ?"00%-([0-9a-f]+)%-([0-9a-f]+)%-(0[0-3])"}$')
+  if not trace or #trace ~= 32 or #parent ~= 16 then return nil end
+  if not string.find(trace, '[^0]') or not string.find(parent, '[^0]') then return nil end
+  -- What is not sampled passes none of its flags on.
+  if flags == '02' then flags = '00' end
+  return '{"traceparent":"00-' .. trace .. string.sub(span, 33) .. '-' .. flags .. '"}'
+end
+
 -- The lookup, and the report of the start with what the metadata adds to it: only where that is so plain that it can be
 -- put into JSON as it is. Otherwise the caller has to.
 function calls.begin(id, deliveries, at)
-  next_argument = at + 2
+  next_argument = at + 3
   local said, why_not = look(id, deliveries, ARGV[at])
   if why_not then return why_not end
   local fields, request_id, context = ARGV[at + 1], said[5] or '', said[6] or ''
@@ -190,7 +203,14 @@ function calls.begin(id, deliveries, at)
     if string.find(request_id, '[^%w%._%-]') then return said end
     fields = string.sub(fields, 1, -2) .. ',"request_id":"' .. request_id .. '"}'
   end
-  if context ~= '' and not string.find(context, '^{"traceparent": ?"00%-%x+%-%x+%-%x%x"}$') then return said end
+  local span = ARGV[at + 2]
+  if span ~= '' then
+    -- Metadata without a stage is no parent either.
+    context = (said[2] or '') ~= '' and below(context, span)
+    if not context then return said end
+  elseif context ~= '' and not string.find(context, '^{"traceparent": ?"00%-%x+%-%x+%-%x%x"}$') then
+    return said
+  end
   report('task.started', fields, context)
   said[1] = 1
   return said
