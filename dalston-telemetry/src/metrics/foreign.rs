@@ -129,9 +129,19 @@ struct OwnedSeries {
     value: OwnedValue,
 }
 
-enum OwnedValue {
+pub(super) enum OwnedValue {
     Number(Number),
     Histogram(OwnedHistogram),
+}
+
+impl OwnedValue {
+    pub(super) fn shown_as(&self, kind: Kind) -> Value<'_> {
+        match self {
+            Self::Number(number) if kind == Kind::Counter => Value::Counter(*number, None),
+            Self::Number(number) => Value::Gauge(*number),
+            Self::Histogram(histogram) => Value::Histogram(histogram),
+        }
+    }
 }
 
 /// A histogram at one moment.
@@ -222,11 +232,6 @@ impl Reading {
                 visitor.family(&head);
                 has_begun = true;
             }
-            let value = match &value {
-                OwnedValue::Number(number) if self.kind == Kind::Counter => Value::Counter(*number, None),
-                OwnedValue::Number(number) => Value::Gauge(*number),
-                OwnedValue::Histogram(histogram) => Value::Histogram(histogram),
-            };
             let mut text = String::new();
             for (name, value) in &labels {
                 push_label(&mut text, name, value);
@@ -235,7 +240,7 @@ impl Reading {
                 open: "",
                 closed: &text,
                 attributes: Some(&labels),
-                value,
+                value: value.shown_as(self.kind),
             };
             visitor.series(&head, &series);
         }

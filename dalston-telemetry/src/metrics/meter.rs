@@ -1,6 +1,6 @@
 //! Instruments of OpenTelemetry beside ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use opentelemetry_sdk::metrics::data::{AggregatedMetrics, Metric, MetricData, Re
 use opentelemetry_sdk::metrics::reader::MetricReader;
 use opentelemetry_sdk::metrics::{InstrumentKind, ManualReader, Pipeline, SdkMeterProvider, Temporality};
 
-use super::foreign::OwnedHistogram;
-use super::series::{Head, Kind, Number, Original, Series, Value, Visitor, push_label};
+use super::foreign::{OwnedHistogram, OwnedValue};
+use super::series::{Head, Kind, Number, Original, Series, Visitor, push_label};
 
 /// The instruments of a process, and what reads them.
 pub(super) struct Meters {
@@ -54,8 +54,9 @@ impl Meters {
         }
         for (name, mut instruments) in families {
             // The SDK lists them in any order.
-            instruments.sort_by_key(|(scope, ..)| *scope);
+            instruments.sort_by_key(|(scope, metric, ..)| (*scope, metric.name()));
             let first = instruments[0].2;
+            let mut shown = BTreeSet::new();
             for (scope, metric, kind, unit) in instruments {
                 if kind != first {
                     // Prometheus would refuse the whole text.
@@ -75,12 +76,14 @@ impl Meters {
                 };
                 visitor.family(&head);
                 match metric.data() {
-                    AggregatedMetrics::F64(data) => show(visitor, &head, data, Number::Real, |sum| sum),
+                    AggregatedMetrics::F64(data) => {
+                        show(visitor, &mut shown, &head, data, Number::Real, |sum| sum)
+                    }
                     AggregatedMetrics::U64(data) => {
-                        show(visitor, &head, data, Number::Whole, |sum| sum as f64)
+                        show(visitor, &mut shown, &head, data, Number::Whole, |sum| sum as f64)
                     }
                     AggregatedMetrics::I64(data) => {
-                        show(visitor, &head, data, Number::Signed, |sum| sum as f64)
+                        show(visitor, &mut shown, &head, data, Number::Signed, |sum| sum as f64)
                     }
                 }
             }
@@ -88,14 +91,48 @@ impl Meters {
     }
 }
 
+/// A point as it is shown.
+struct Point {
+    labels: String,
+    attributes: Vec<(String, String)>,
+    value: OwnedValue,
+}
+
+/// Shows the points of an instrument. Two instruments of a scope, or two sets of attributes, may have the same labels: nobody takes
+/// a text in which a series stands twice, so `shown` are the labels that have been there.
 fn show<T: Copy>(
     visitor: &mut dyn Visitor,
+    shown: &mut BTreeSet<String>,
     head: &Head<'_>,
     data: &MetricData<T>,
     number: fn(T) -> Number,
     real: fn(T) -> f64,
 ) {
-    let mut show = |attributes: &mut dyn Iterator<Item = &opentelemetry::KeyValue>, value: Value<'_>| {
+    let mut points = points(head, data, number, real);
+    // The SDK has them in any order, and of two that become one it must always be the same that is shown.
+    points.sort_by(|a, b| (&a.labels, &a.attributes).cmp(&(&b.labels, &b.attributes)));
+    for point in points {
+        if shown.contains(&point.labels) && !visitor.knows_originals() {
+            continue;
+        }
+        let series = Series {
+            open: "",
+            closed: &point.labels,
+            attributes: Some(&point.attributes),
+            value: point.value.shown_as(head.kind),
+        };
+        visitor.series(head, &series);
+        shown.insert(point.labels);
+    }
+}
+
+fn points<T: Copy>(
+    head: &Head<'_>,
+    data: &MetricData<T>,
+    number: fn(T) -> Number,
+    real: fn(T) -> f64,
+) -> Vec<Point> {
+    let point = |attributes: &mut dyn Iterator<Item = &opentelemetry::KeyValue>, value| {
         let attributes: Vec<_> = attributes
             .map(|attribute| (attribute.key.to_string(), attribute.value.to_string()))
             .collect();
@@ -106,37 +143,34 @@ fn show<T: Copy>(
         if let Some(original) = head.original {
             push_label(&mut text, "otel_scope_name", original.scope);
         }
-        visitor.series(
-            head,
-            &Series {
-                open: "",
-                closed: &text,
-                attributes: Some(&attributes),
-                value,
-            },
-        );
+        Point {
+            labels: text,
+            attributes,
+            value,
+        }
     };
+    let number = |value| OwnedValue::Number(number(value));
     match data {
         MetricData::Gauge(gauge) => gauge
             .data_points()
-            .for_each(|point| show(&mut point.attributes(), Value::Gauge(number(point.value())))),
-        MetricData::Sum(sum) => sum.data_points().for_each(|point| {
-            let value = number(point.value());
-            let value = match head.kind {
-                Kind::Counter => Value::Counter(value, None),
-                _ => Value::Gauge(value),
-            };
-            show(&mut point.attributes(), value);
-        }),
-        MetricData::Histogram(histogram) => histogram.data_points().for_each(|point| {
-            let buckets = OwnedHistogram {
-                bounds: point.bounds().collect(),
-                counts: point.bucket_counts().collect(),
-                sum: real(point.sum()),
-            };
-            show(&mut point.attributes(), Value::Histogram(&buckets));
-        }),
-        MetricData::ExponentialHistogram(_) => {}
+            .map(|each| point(&mut each.attributes(), number(each.value())))
+            .collect(),
+        MetricData::Sum(sum) => sum
+            .data_points()
+            .map(|each| point(&mut each.attributes(), number(each.value())))
+            .collect(),
+        MetricData::Histogram(histogram) => histogram
+            .data_points()
+            .map(|each| {
+                let buckets = OwnedHistogram {
+                    bounds: each.bounds().collect(),
+                    counts: each.bucket_counts().collect(),
+                    sum: real(each.sum()),
+                };
+                point(&mut each.attributes(), OwnedValue::Histogram(buckets))
+            })
+            .collect(),
+        MetricData::ExponentialHistogram(_) => Vec::new(),
     }
 }
 
@@ -382,6 +416,28 @@ mod tests {
         ] {
             assert!(text.contains(&line), "{line}{text}");
         }
+    }
+
+    #[test]
+    fn what_becomes_one_series_stands_there_once() {
+        let metrics = Metrics::new();
+        let meter = metrics.meter("mine");
+        meter.u64_counter("jobs.done").build().add(1, &[]);
+        meter.u64_counter("jobs_done").build().add(2, &[]);
+        let gauge = meter.u64_gauge("open").build();
+        for (key, route) in [("http_route", "/a"), ("http.route", "/a"), ("http_route", "/b")] {
+            gauge.record(3, &[KeyValue::new(key, route)]);
+        }
+        let text = metrics.encode_as(TextFormat::Prometheus);
+        let series: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            series,
+            [
+                "jobs_done_total{otel_scope_name=\"mine\"} 1",
+                "open{http_route=\"/a\",otel_scope_name=\"mine\"} 3",
+                "open{http_route=\"/b\",otel_scope_name=\"mine\"} 3",
+            ]
+        );
     }
 
     #[test]

@@ -124,6 +124,12 @@ pub(crate) trait Visitor {
     /// Called before the first series of a family; again for each scope of OpenTelemetry that has some.
     fn family(&mut self, head: &Head<'_>);
     fn series(&mut self, head: &Head<'_>, series: &Series<'_>);
+
+    /// Whether instruments of OpenTelemetry are told apart by their original names and attributes. If not, those that are one to
+    /// Prometheus are shown once.
+    fn knows_originals(&self) -> bool {
+        false
+    }
 }
 
 /// Writes a label as it stands between the braces of a line.

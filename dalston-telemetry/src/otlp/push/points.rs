@@ -112,6 +112,10 @@ enum Point {
 }
 
 impl Visitor for Builder<'_> {
+    fn knows_originals(&self) -> bool {
+        true
+    }
+
     fn family(&mut self, head: &Head<'_>) {
         self.begin(head);
     }
