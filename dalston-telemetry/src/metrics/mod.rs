@@ -45,6 +45,7 @@
 
 mod audio_pipeline;
 pub mod buckets;
+mod busy;
 mod cells;
 mod describe;
 mod direct;

@@ -1,0 +1,392 @@
+//! Carrying the trace from one process to the next.
+//!
+//! [W3C trace context](https://www.w3.org/TR/trace-context/) and [W3C baggage](https://www.w3.org/TR/baggage/)
+//! in the three carriers that the platform has: HTTP headers, string maps (queue entries) and JSON (the
+//! `_trace_context` field of tasks and events).
+//!
+//! Extraction never fails: what can't be understood is left out, and a carrier without a usable `traceparent`
+//! starts a new trace. Nothing here needs tracing to be on. With tracing off the ids go from the incoming
+//! carrier to the outgoing one untouched, so a service without an exporter does not cut the trace in two.
+//!
+//! ```
+//! use dalston_telemetry::propagate;
+//!
+//! let task = r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
+//! let context = propagate::extract_json(task);
+//! let headers = propagate::inject_map(&context);
+//! assert_eq!(headers["traceparent"], "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+//! ```
+
+mod w3c;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::Context;
+use opentelemetry::baggage::BaggageExt;
+use opentelemetry::propagation::text_map_propagator::FieldIter;
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
+use opentelemetry::trace::TraceContextExt;
+use serde_json::Value;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use self::w3c::{
+    BAGGAGE, Fields, TRACEPARENT, TRACESTATE, format_baggage, format_traceparent, join, parse_baggage,
+};
+use crate::context::LogContext;
+use crate::env::{Env, EnvError};
+
+/// The name of the JSON field that holds a trace context in tasks and events.
+pub const TRACE_CONTEXT_FIELD: &str = "_trace_context";
+
+/// Longer texts are not looked at.
+const MAX_JSON_LENGTH: usize = 64 * 1024;
+
+/// Extracts a context from HTTP headers. Starts a new trace if they carry none.
+#[must_use]
+pub fn extract_headers(headers: &HeaderMap) -> Context {
+    Propagator::installed().extract_headers(headers)
+}
+
+/// Extracts a context from a string map: a queue entry that carries the fields themselves, or a task's hash with
+/// a `_trace_context` field. Names are compared without regard to case.
+#[must_use]
+pub fn extract_map(map: &HashMap<String, String>) -> Context {
+    Propagator::installed().extract_map(map)
+}
+
+/// Extracts a context from JSON text: the content of a `_trace_context` field, as an object or as a JSON string
+/// that holds the object, or a whole entry with such a field.
+#[must_use]
+pub fn extract_json(json: &str) -> Context {
+    Propagator::installed().extract_json(json)
+}
+
+/// As [`extract_json`], for JSON that is already parsed.
+#[must_use]
+pub fn extract_value(value: &Value) -> Context {
+    Propagator::installed().extract_value(value)
+}
+
+/// Writes a context into HTTP headers, replacing what they carried before.
+pub fn inject_headers(context: &Context, headers: &mut HeaderMap) {
+    Propagator::installed().inject_headers(context, headers);
+}
+
+/// The fields that carry a context; empty if there is nothing to carry.
+#[must_use]
+pub fn inject_map(context: &Context) -> BTreeMap<String, String> {
+    Propagator::installed().inject_map(context)
+}
+
+/// The fields that carry a context, as JSON text for a `_trace_context` field; `None` if there is nothing to
+/// carry.
+#[must_use]
+pub fn inject_json(context: &Context) -> Option<String> {
+    Propagator::installed().inject_json(context)
+}
+
+/// As [`inject_json`], as a JSON object to nest in another one.
+#[must_use]
+pub fn inject_value(context: &Context) -> Option<Value> {
+    Propagator::installed().inject_value(context)
+}
+
+/// The context to hand on from here: that of the current span, else the context that came with the current
+/// task or request ([`LogContext::carrier`]), else an empty one.
+#[must_use]
+pub fn current_context() -> Context {
+    let ambient = Context::current();
+    if ambient.span().span_context().is_valid() {
+        return ambient;
+    }
+    // Reached with an OpenTelemetry layer that does not activate contexts, as other people's may not.
+    let span = tracing::Span::current().context();
+    if span.span().span_context().is_valid() {
+        return span;
+    }
+    LogContext::with_current(|context| context.carrier_context().cloned()).unwrap_or(ambient)
+}
+
+/// Which formats are read and written; chosen by `OTEL_PROPAGATORS`.
+///
+/// The functions of this module use the one that was installed for the process, which is both formats unless
+/// `OTEL_PROPAGATORS` said otherwise. Use a value of this type to decide for yourself.
+///
+/// ```
+/// use dalston_telemetry::propagate::Propagator;
+///
+/// let none = Propagator::from_list("none")?;
+/// let headers = [("traceparent".into(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into())];
+/// assert!(none.inject_map(&none.extract_map(&headers.into())).is_empty());
+/// # Ok::<(), dalston_telemetry::propagate::UnknownPropagator>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Propagator {
+    trace_context: bool,
+    baggage: bool,
+}
+
+/// An entry of `OTEL_PROPAGATORS` that names no propagator of ours.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown propagator \"{name}\": expected a list of tracecontext and baggage, or none")]
+#[non_exhaustive]
+pub struct UnknownPropagator {
+    /// The entry as it was written.
+    pub name: String,
+}
+
+impl Default for Propagator {
+    /// Trace context and baggage.
+    fn default() -> Self {
+        Self {
+            trace_context: true,
+            baggage: true,
+        }
+    }
+}
+
+/// The choice of the process, as bits, set by the one call that may touch globals.
+static INSTALLED: AtomicU8 = AtomicU8::new(TRACE_CONTEXT_BIT | BAGGAGE_BIT);
+const TRACE_CONTEXT_BIT: u8 = 1;
+const BAGGAGE_BIT: u8 = 2;
+
+impl Propagator {
+    /// What `OTEL_PROPAGATORS` takes: a comma-separated list of `tracecontext` and `baggage`, or `none`.
+    ///
+    /// # Errors
+    ///
+    /// If an entry is neither. Formats of other vendors (`b3`, `jaeger`, `xray`) are not silently ignored: a
+    /// service that was told to use them would otherwise cut every trace.
+    pub fn from_list(list: &str) -> Result<Self, UnknownPropagator> {
+        let mut chosen = Self {
+            trace_context: false,
+            baggage: false,
+        };
+        for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            match entry.to_ascii_lowercase().as_str() {
+                "tracecontext" => chosen.trace_context = true,
+                "baggage" => chosen.baggage = true,
+                // The specification: no automatically configured propagator, whatever else is listed.
+                "none" => {
+                    return Ok(Self {
+                        trace_context: false,
+                        baggage: false,
+                    });
+                }
+                _ => {
+                    return Err(UnknownPropagator {
+                        name: entry.to_owned(),
+                    });
+                }
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// Reads `OTEL_PROPAGATORS`; both formats if it is unset.
+    ///
+    /// # Errors
+    ///
+    /// If an entry is unknown, see [`from_list`](Self::from_list).
+    pub fn from_env(env: &Env) -> Result<Self, EnvError> {
+        const VARIABLE: &str = "OTEL_PROPAGATORS";
+        match env.get(VARIABLE) {
+            None => Ok(Self::default()),
+            Some(list) => Self::from_list(list)
+                .map_err(|_| EnvError::new(VARIABLE, list, "a list of tracecontext and baggage, or none")),
+        }
+    }
+
+    /// Makes this the propagator that the functions of this module use in the whole process.
+    pub(crate) fn install(self) {
+        let bits = if self.trace_context { TRACE_CONTEXT_BIT } else { 0 }
+            | if self.baggage { BAGGAGE_BIT } else { 0 };
+        INSTALLED.store(bits, Ordering::Relaxed);
+    }
+
+    fn installed() -> Self {
+        let bits = INSTALLED.load(Ordering::Relaxed);
+        Self {
+            trace_context: bits & TRACE_CONTEXT_BIT != 0,
+            baggage: bits & BAGGAGE_BIT != 0,
+        }
+    }
+
+    /// See [`extract_headers`].
+    #[must_use]
+    pub fn extract_headers(&self, headers: &HeaderMap) -> Context {
+        self.read(&Fields::from_headers(headers), Context::new())
+    }
+
+    /// See [`extract_map`].
+    #[must_use]
+    pub fn extract_map(&self, map: &HashMap<String, String>) -> Context {
+        match map.get(TRACE_CONTEXT_FIELD) {
+            Some(json) => self.extract_json(json),
+            None => {
+                let pairs = map.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+                self.read(&Fields::from_pairs(pairs), Context::new())
+            }
+        }
+    }
+
+    /// See [`extract_json`].
+    #[must_use]
+    pub fn extract_json(&self, json: &str) -> Context {
+        if json.len() > MAX_JSON_LENGTH {
+            return Context::new();
+        }
+        serde_json::from_str(json).map_or_else(|_| Context::new(), |value| self.extract_value(&value))
+    }
+
+    /// See [`extract_value`].
+    #[must_use]
+    pub fn extract_value(&self, value: &Value) -> Context {
+        self.extract_nested(value, 0)
+    }
+
+    /// See [`inject_headers`].
+    pub fn inject_headers(&self, context: &Context, headers: &mut HeaderMap) {
+        for name in [TRACEPARENT, TRACESTATE, BAGGAGE] {
+            headers.remove(name);
+        }
+        self.write(context, |name, value| {
+            // Both formats are printable ASCII by construction, except for a tracestate that came from outside.
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        });
+    }
+
+    /// See [`inject_map`].
+    #[must_use]
+    pub fn inject_map(&self, context: &Context) -> BTreeMap<String, String> {
+        let mut map = BTreeMap::new();
+        self.write(context, |name, value| {
+            map.insert(name.to_owned(), value);
+        });
+        map
+    }
+
+    /// See [`inject_json`].
+    #[must_use]
+    pub fn inject_json(&self, context: &Context) -> Option<String> {
+        self.inject_value(context).map(|value| value.to_string())
+    }
+
+    /// See [`inject_value`].
+    #[must_use]
+    pub fn inject_value(&self, context: &Context) -> Option<Value> {
+        let mut object = serde_json::Map::new();
+        self.write(context, |name, value| {
+            object.insert(name.to_owned(), Value::String(value));
+        });
+        (!object.is_empty()).then_some(Value::Object(object))
+    }
+
+    fn extract_nested(&self, value: &Value, depth: u8) -> Context {
+        // An entry, in it a string, in that the object: no carrier of the platform is nested deeper.
+        const MAX_DEPTH: u8 = 3;
+        match value {
+            Value::String(text) if depth < MAX_DEPTH && text.len() <= MAX_JSON_LENGTH => {
+                match serde_json::from_str::<Value>(text) {
+                    Ok(inner) => self.extract_nested(&inner, depth + 1),
+                    Err(_) => Context::new(),
+                }
+            }
+            Value::Object(object) => match object.get(TRACE_CONTEXT_FIELD) {
+                Some(inner) if depth < MAX_DEPTH => self.extract_nested(inner, depth + 1),
+                _ => {
+                    let pairs = object
+                        .iter()
+                        .filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
+                    self.read(&Fields::from_pairs(pairs), Context::new())
+                }
+            },
+            _ => Context::new(),
+        }
+    }
+
+    fn read(&self, fields: &Fields<'_>, base: Context) -> Context {
+        let mut context = base;
+        if self.trace_context
+            && let Some(span_context) = fields.span_context()
+        {
+            context = context.with_remote_span_context(span_context);
+        }
+        if self.baggage
+            && let Some(baggage) = fields.baggage.as_deref().and_then(parse_baggage)
+        {
+            context = context.with_baggage(baggage);
+        }
+        context
+    }
+
+    fn write(&self, context: &Context, mut set: impl FnMut(&'static str, String)) {
+        if self.trace_context {
+            let span = context.span();
+            let span_context = span.span_context();
+            if span_context.is_valid() {
+                set(TRACEPARENT, format_traceparent(span_context));
+                let state = span_context.trace_state().header();
+                if !state.is_empty() {
+                    set(TRACESTATE, state);
+                }
+            }
+        }
+        if self.baggage {
+            let baggage = context.baggage();
+            if !baggage.is_empty() {
+                set(BAGGAGE, format_baggage(baggage));
+            }
+        }
+    }
+}
+
+impl FromStr for Propagator {
+    type Err = UnknownPropagator;
+
+    fn from_str(list: &str) -> Result<Self, Self::Err> {
+        Self::from_list(list)
+    }
+}
+
+/// So that libraries which ask for OpenTelemetry's global propagator get the same behaviour.
+impl TextMapPropagator for Propagator {
+    fn inject_context(&self, context: &Context, injector: &mut dyn Injector) {
+        self.write(context, |name, value| injector.set(name, value));
+    }
+
+    fn extract_with_context(&self, context: &Context, extractor: &dyn Extractor) -> Context {
+        let joined = |name| {
+            extractor
+                .get_all(name)
+                .map(|values| join(values.into_iter().map(Cow::Borrowed)))
+        };
+        let fields = Fields {
+            traceparent: extractor.get(TRACEPARENT).map(Cow::Borrowed),
+            tracestate: joined(TRACESTATE).flatten(),
+            baggage: joined(BAGGAGE).flatten(),
+        };
+        self.read(&fields, context.clone())
+    }
+
+    fn fields(&self) -> FieldIter<'_> {
+        static NAMES: std::sync::LazyLock<[String; 3]> =
+            std::sync::LazyLock::new(|| [TRACEPARENT.into(), TRACESTATE.into(), BAGGAGE.into()]);
+        let names = match (self.trace_context, self.baggage) {
+            (true, true) => &NAMES[..],
+            (true, false) => &NAMES[..2],
+            (false, true) => &NAMES[2..],
+            (false, false) => &[],
+        };
+        FieldIter::new(names)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! The fields and formats of [W3C trace context](https://www.w3.org/TR/trace-context/) and
+//! [W3C baggage](https://www.w3.org/TR/baggage/).
+
+use std::borrow::Cow;
+use std::str::FromStr;
+
+use http::HeaderMap;
+use opentelemetry::baggage::{Baggage, BaggageMetadata};
+use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+
+pub(super) const TRACEPARENT: &str = "traceparent";
+pub(super) const TRACESTATE: &str = "tracestate";
+pub(super) const BAGGAGE: &str = "baggage";
+
+/// Longer values are not looked at: the specifications ask for 512 characters of `tracestate` and 8192 bytes of
+/// `baggage`, and a carrier must not make us work for longer than that.
+const MAX_FIELD_LENGTH: usize = 8192;
+const MAX_BAGGAGE_MEMBERS: usize = 64;
+
+/// What a baggage value may not contain as it is; `%` included, or a value that looks encoded changes on its way.
+const BAGGAGE_VALUE: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'%')
+    .add(b',')
+    .add(b';')
+    .add(b'=')
+    .add(b'\\');
+
+/// The three fields of a carrier, whatever it was.
+#[derive(Default)]
+pub(super) struct Fields<'a> {
+    pub(super) traceparent: Option<Cow<'a, str>>,
+    pub(super) tracestate: Option<Cow<'a, str>>,
+    pub(super) baggage: Option<Cow<'a, str>>,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn from_headers(headers: &'a HeaderMap) -> Self {
+        let all = |name: &'static str| {
+            headers
+                .get_all(name)
+                .into_iter()
+                .map(|value| String::from_utf8_lossy(value.as_bytes()))
+        };
+        let mut parents = all(TRACEPARENT);
+        let traceparent = match (parents.next(), parents.next()) {
+            // Two of them contradict each other; the specification says to trust neither.
+            (Some(parent), None) => Some(parent),
+            _ => None,
+        };
+        Self {
+            traceparent,
+            tracestate: join(all(TRACESTATE)),
+            baggage: join(all(BAGGAGE)),
+        }
+    }
+
+    pub(super) fn from_pairs(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut fields = Self::default();
+        for (name, value) in pairs {
+            let slot = match name {
+                _ if name.eq_ignore_ascii_case(TRACEPARENT) => &mut fields.traceparent,
+                _ if name.eq_ignore_ascii_case(TRACESTATE) => &mut fields.tracestate,
+                _ if name.eq_ignore_ascii_case(BAGGAGE) => &mut fields.baggage,
+                _ => continue,
+            };
+            *slot = Some(Cow::Borrowed(value));
+        }
+        fields
+    }
+
+    pub(super) fn span_context(&self) -> Option<SpanContext> {
+        let (trace_id, span_id, flags) = parse_traceparent(self.traceparent.as_deref()?)?;
+        let state = self
+            .tracestate
+            .as_deref()
+            .filter(|state| state.len() <= MAX_FIELD_LENGTH)
+            .and_then(|state| TraceState::from_str(state).ok())
+            .unwrap_or_default();
+        let span_context = SpanContext::new(trace_id, span_id, flags, true, state);
+        span_context.is_valid().then_some(span_context)
+    }
+}
+
+/// Repeated header fields are one list.
+pub(super) fn join<'a>(mut values: impl Iterator<Item = Cow<'a, str>>) -> Option<Cow<'a, str>> {
+    let first = values.next()?;
+    Some(values.fold(first, |mut joined, value| {
+        let text = joined.to_mut();
+        text.push(',');
+        text.push_str(&value);
+        joined
+    }))
+}
+
+/// `version-traceid-spanid-flags`, of exact lengths and in lower case; later versions may append more.
+fn parse_traceparent(text: &str) -> Option<(TraceId, SpanId, TraceFlags)> {
+    const LENGTH: usize = 55;
+    let bytes = text.trim_matches([' ', '\t']).as_bytes();
+    let (known, rest) = bytes.split_at_checked(LENGTH)?;
+    let version = hex(&known[..2])?;
+    let separators = [known[2], known[35], known[52]];
+    if version == 0xff || separators != [b'-'; 3] {
+        return None;
+    }
+    match (version, rest.first()) {
+        (_, None) => {}
+        (0, Some(_)) => return None,
+        (_, Some(byte)) if *byte != b'-' => return None,
+        _ => {}
+    }
+    let trace_id = TraceId::from(hex(&known[3..35])?);
+    let span_id = SpanId::from(u64::try_from(hex(&known[36..52])?).ok()?);
+    // Bits that the two levels of the specification do not define are cleared, as they ask.
+    let flags = TraceFlags::new(u8::try_from(hex(&known[53..55])?).ok()? & KNOWN_FLAGS);
+    Some((trace_id, span_id, flags))
+}
+
+/// `sampled`, and `random` of level 2.
+const KNOWN_FLAGS: u8 = 0x03;
+
+fn hex(digits: &[u8]) -> Option<u128> {
+    digits.iter().try_fold(0, |value: u128, digit| {
+        let digit = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            _ => return None,
+        };
+        Some(value << 4 | u128::from(digit))
+    })
+}
+
+pub(super) fn format_traceparent(span_context: &SpanContext) -> String {
+    let flags = span_context.trace_flags().to_u8() & KNOWN_FLAGS;
+    format!(
+        "00-{:032x}-{:016x}-{flags:02x}",
+        span_context.trace_id(),
+        span_context.span_id()
+    )
+}
+
+/// `None` if no member could be read, so that garbage does not become an empty baggage.
+pub(super) fn parse_baggage(text: &str) -> Option<Baggage> {
+    if text.len() > MAX_FIELD_LENGTH {
+        return None;
+    }
+    let decoded = |part: &str| Some(percent_decode_str(part.trim()).decode_utf8().ok()?.into_owned());
+    let mut baggage = Baggage::new();
+    for member in text.split(',').take(MAX_BAGGAGE_MEMBERS) {
+        let (pair, properties) = member.split_once(';').unwrap_or((member, ""));
+        // A value may contain `=`, a name may not.
+        let Some((name, value)) = pair.split_once('=') else {
+            continue;
+        };
+        if let (Some(name), Some(value)) = (decoded(name), decoded(value)) {
+            baggage.insert_with_metadata(name, value, BaggageMetadata::from(properties.trim()));
+        }
+    }
+    (!baggage.is_empty()).then_some(baggage)
+}
+
+pub(super) fn format_baggage(baggage: &Baggage) -> String {
+    let mut members: Vec<_> = baggage.iter().collect();
+    members.sort_by_key(|(name, _)| name.as_str());
+    let mut text = String::new();
+    for (name, (value, properties)) in members {
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.extend(utf8_percent_encode(name.as_str(), BAGGAGE_VALUE));
+        text.push('=');
+        text.extend(utf8_percent_encode(value.as_str(), BAGGAGE_VALUE));
+        if !properties.as_str().is_empty() {
+            text.push(';');
+            text.push_str(properties.as_str());
+        }
+    }
+    text
+}
