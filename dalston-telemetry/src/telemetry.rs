@@ -16,6 +16,7 @@ use crate::format::{FilterError, LogFilter};
 use crate::ids::ReservedSpan;
 use crate::metrics::{Metrics, MetricsServer};
 use crate::otlp::{ExportStats, Pipeline, Push};
+use crate::propagate;
 
 /// The log target of what this crate says about itself. Never exported.
 pub(crate) const REPORTS: &str = "dalston_telemetry::export";
@@ -272,12 +273,12 @@ impl TelemetryHandle {
 
     /// Gives ids to a span that is started later, so that others can be told of it before.
     ///
-    /// `None` when tracing is off, and with any sampler but `parentbased_always_on`, the default: only with that does the
-    /// context of a span follow from its parent's alone.
+    /// `None` when tracing is off, with any sampler but `parentbased_always_on`, the default, and when `OTEL_PROPAGATORS` leaves
+    /// out `tracecontext`: only then does what others are told of a span follow from its parent alone.
     #[must_use]
     pub fn reserve_span(&self) -> Option<ReservedSpan> {
         let tracing = self.tracing.as_ref()?;
-        tracing.can_reserve.then(ReservedSpan::new)
+        (tracing.can_reserve && propagate::carries_traces()).then(ReservedSpan::new)
     }
 
     /// [`Telemetry::flush`] for code that has only the handle, such as a panic hook.

@@ -51,6 +51,22 @@ const SCENARIOS: &[Scenario] = &[
         outside: NOTHING,
     },
     Scenario {
+        name: "where_traces_are_not_carried_on_no_span_is_promised",
+        variables: &[
+            ("OTEL_ENABLED", "true"),
+            ("OTEL_TRACES_EXPORTER", "none"),
+            ("OTEL_PROPAGATORS", "baggage"),
+        ],
+        inside: || assert!(reserves_no_span()),
+        outside: NOTHING,
+    },
+    Scenario {
+        name: "where_traces_are_carried_on_a_span_may_be_promised",
+        variables: &[("OTEL_ENABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")],
+        inside: || assert!(!reserves_no_span()),
+        outside: NOTHING,
+    },
+    Scenario {
         name: "pushing_metrics_takes_one_thread",
         variables: &[
             ("OTEL_METRICS_EXPORTER", "otlp"),
@@ -199,6 +215,11 @@ fn off_costs_nothing() {
     telemetry.flush(std::time::Duration::from_secs(5)).unwrap();
     assert_eq!((threads(), sockets()), before);
     telemetry.shutdown_blocking().unwrap();
+}
+
+fn reserves_no_span() -> bool {
+    let telemetry = configure_tracing("engine-test").unwrap();
+    telemetry.handle().reserve_span().is_none()
 }
 
 fn on_takes_one_thread() {

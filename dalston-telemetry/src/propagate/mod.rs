@@ -111,6 +111,11 @@ pub fn current_context() -> Context {
     LogContext::with_current(|context| context.carrier_context().cloned()).unwrap_or(ambient)
 }
 
+/// Whether trace contexts are read and written in this process.
+pub(crate) fn carries_traces() -> bool {
+    Propagator::installed().trace_context
+}
+
 /// Which formats are read and written; chosen by `OTEL_PROPAGATORS`.
 ///
 /// The functions of this module use the one that was installed for the process, which is both formats unless
