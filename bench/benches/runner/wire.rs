@@ -56,7 +56,7 @@ async fn take_all(broker: RedisBroker, turns: Arc<Semaphore>, tasks: usize) {
             let turn = Arc::clone(&turns).try_acquire_owned().unwrap();
             let broker = broker.clone();
             tokio::spawn(async move {
-                let begin = broker.begin(&delivery.claim).await.unwrap();
+                let begin = broker.begin(&delivery.claim, None).await.unwrap();
                 assert!(matches!(begin.lookup, Lookup::Task(_)) && begin.reported);
                 let outcome = Outcome::Completed {
                     artifacts: Vec::new(),
