@@ -56,13 +56,20 @@ pub mod span {
     /// [`HTTP_REQUEST`] of this engine.
     #[must_use]
     pub fn http_request(engine_id: &str) -> String {
-        HTTP_REQUEST.replace("{engine_id}", engine_id)
+        of_engine(HTTP_REQUEST, engine_id)
     }
 
     /// [`TASK`] of this engine.
     #[must_use]
     pub fn task(engine_id: &str) -> String {
-        TASK.replace("{engine_id}", engine_id)
+        of_engine(TASK, engine_id)
+    }
+
+    /// For each task and each request, so without a search for more than a character.
+    fn of_engine(name: &str, engine_id: &str) -> String {
+        let (before, rest) = name.split_once('{').unwrap_or((name, ""));
+        let (_, after) = rest.split_once('}').unwrap_or_default();
+        [before, engine_id, after].concat()
     }
 }
 

@@ -29,7 +29,7 @@ use opentelemetry::Context;
 use opentelemetry::baggage::BaggageExt;
 use opentelemetry::propagation::text_map_propagator::FieldIter;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
-use opentelemetry::trace::TraceContextExt;
+use opentelemetry::trace::{TraceContextExt, TraceState};
 use serde_json::Value;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -280,6 +280,15 @@ impl Propagator {
     /// See [`inject_json`].
     #[must_use]
     pub fn inject_json(&self, context: &Context) -> Option<String> {
+        // Most contexts are a trace and nothing else.
+        if self.trace_context && (!self.baggage || context.baggage().is_empty()) {
+            let span = context.span();
+            let span_context = span.span_context();
+            if span_context.is_valid() && *span_context.trace_state() == TraceState::NONE {
+                let traceparent = format_traceparent(span_context);
+                return Some(["{\"traceparent\":\"", &traceparent, "\"}"].concat());
+            }
+        }
         self.inject_value(context).map(|value| value.to_string())
     }
 

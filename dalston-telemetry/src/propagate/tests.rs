@@ -38,6 +38,29 @@ fn ids_pass_through_every_carrier_untouched() {
 }
 
 #[test]
+fn json_says_the_same_in_short_as_at_length() {
+    let parent = ("traceparent", PARENT);
+    let unsampled = (
+        "traceparent",
+        "00-00000000000000000000000000000001-000000000000000a-02",
+    );
+    for pairs in [
+        &[parent][..],
+        &[unsampled],
+        &[parent, ("tracestate", "vendor=1")],
+        &[parent, ("baggage", "tenant=acme")],
+        &[("baggage", "tenant=acme")],
+        &[],
+    ] {
+        let context = extract_map(&map(pairs));
+        let at_length = inject_value(&context).map(|value| value.to_string());
+        assert_eq!(inject_json(&context), at_length, "{pairs:?}");
+        let expected: BTreeMap<_, _> = map(pairs).into_iter().collect();
+        assert_eq!(inject_map(&context), expected);
+    }
+}
+
+#[test]
 fn a_json_carrier_may_be_an_object_a_string_or_a_whole_entry() {
     let object = format!(r#"{{"traceparent":"{PARENT}"}}"#);
     let string = serde_json::to_string(&object).unwrap();

@@ -95,9 +95,11 @@ pub(super) fn join<'a>(mut values: impl Iterator<Item = Cow<'a, str>>) -> Option
     }))
 }
 
+/// That of a `traceparent`, without what later versions may append.
+const LENGTH: usize = 55;
+
 /// `version-traceid-spanid-flags`, of exact lengths and in lower case; later versions may append more.
 fn parse_traceparent(text: &str) -> Option<(TraceId, SpanId, TraceFlags)> {
-    const LENGTH: usize = 55;
     let bytes = text.trim_matches([' ', '\t']).as_bytes();
     let (known, rest) = bytes.split_at_checked(LENGTH)?;
     let version = hex(&known[..2])?;
@@ -133,12 +135,23 @@ fn hex(digits: &[u8]) -> Option<u128> {
 }
 
 pub(super) fn format_traceparent(span_context: &SpanContext) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let flags = span_context.trace_flags().to_u8() & KNOWN_FLAGS;
-    format!(
-        "00-{:032x}-{:016x}-{flags:02x}",
-        span_context.trace_id(),
-        span_context.span_id()
-    )
+    let mut text = String::with_capacity(LENGTH);
+    text.push_str("00");
+    // Formatting takes several times as long, and this is done for each task and for each request.
+    for part in [
+        &span_context.trace_id().to_bytes()[..],
+        &span_context.span_id().to_bytes(),
+        &[flags],
+    ] {
+        text.push('-');
+        for byte in part {
+            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            text.push(char::from(DIGITS[usize::from(byte & 0xf)]));
+        }
+    }
+    text
 }
 
 /// `None` if no member could be read, so that garbage does not become an empty baggage.
