@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::json::{self, Object, Wrong};
@@ -66,6 +66,10 @@ impl TaskRequestData {
     ///
     /// If it is not JSON, has no `task_id` or `job_id`, or has a value of the wrong type; the error names the path.
     pub fn from_slice(bytes: &[u8]) -> Result<Self, ProtocolError> {
+        // A document of known keys alone needs no map of them. What is wrong with another one, or strange, is found out below.
+        if let Some(request) = Parts::of(bytes).and_then(Parts::read) {
+            return Ok(request);
+        }
         let value = serde_json::from_slice(bytes).map_err(|source| ProtocolError::Syntax {
             document: DOCUMENT,
             source,
@@ -83,25 +87,116 @@ impl TaskRequestData {
         let mut object = Object::new("", value)?;
         let mut request = Self::new(object.name("task_id")?, object.name("job_id")?);
         request.payload = object.object("payload")?;
-        for (index, binding) in object.list("request_bindings")?.into_iter().flatten().enumerate() {
-            request.request_bindings.push(RequestBinding::read(
-                format!("request_bindings[{index}]"),
-                binding,
-            )?);
-        }
-        for (slot, id) in object.object("resolved_artifact_ids")?.into_iter().flatten() {
-            // An optional slot that nothing fills may be there without an id.
-            if !id.is_null() {
-                let id = json::string(&json::join("resolved_artifact_ids", &slot), id)?;
-                request.resolved_artifact_ids.insert(slot, id);
-            }
-        }
-        for (id, reference) in object.object("artifact_index")?.into_iter().flatten() {
-            let reference = ArtifactReference::read(json::join("artifact_index", &id), reference)?;
-            request.artifact_index.insert(id, reference);
-        }
+        request.request_bindings = read_bindings(object.list("request_bindings")?)?;
+        request.resolved_artifact_ids = read_artifact_ids(object.object("resolved_artifact_ids")?)?;
+        request.artifact_index = read_artifacts(object.object("artifact_index")?)?;
         request.previous_responses = object.object("previous_responses")?.unwrap_or_default();
         request.config = object.object("config")?.unwrap_or_default();
         Ok(request)
+    }
+}
+
+/// The keys of a document.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parts {
+    task_id: String,
+    job_id: String,
+    payload: Option<Map<String, Value>>,
+    request_bindings: Option<Vec<Value>>,
+    resolved_artifact_ids: Option<Map<String, Value>>,
+    artifact_index: Option<Map<String, Value>>,
+    previous_responses: Option<Map<String, Value>>,
+    config: Option<Map<String, Value>>,
+}
+
+impl Parts {
+    fn of(bytes: &[u8]) -> Option<Self> {
+        // A list of the values would do otherwise.
+        let is_object = bytes.trim_ascii_start().first() == Some(&b'{');
+        is_object.then(|| serde_json::from_slice(bytes).ok())?
+    }
+
+    fn read(self) -> Option<TaskRequestData> {
+        let are_named = !self.task_id.is_empty() && !self.job_id.is_empty();
+        are_named.then_some(TaskRequestData {
+            task_id: self.task_id,
+            job_id: self.job_id,
+            payload: self.payload,
+            request_bindings: read_bindings(self.request_bindings).ok()?,
+            resolved_artifact_ids: read_artifact_ids(self.resolved_artifact_ids).ok()?,
+            artifact_index: read_artifacts(self.artifact_index).ok()?,
+            previous_responses: self.previous_responses.unwrap_or_default(),
+            config: self.config.unwrap_or_default(),
+        })
+    }
+}
+
+fn read_bindings(list: Option<Vec<Value>>) -> Result<Vec<RequestBinding>, Wrong> {
+    let bindings = list.into_iter().flatten().enumerate();
+    bindings
+        .map(|(index, binding)| RequestBinding::read(format!("request_bindings[{index}]"), binding))
+        .collect()
+}
+
+fn read_artifact_ids(object: Option<Map<String, Value>>) -> Result<BTreeMap<String, String>, Wrong> {
+    let mut ids = BTreeMap::new();
+    for (slot, id) in object.into_iter().flatten() {
+        // An optional slot that nothing fills may be there without an id.
+        if !id.is_null() {
+            let id = json::string(&json::join("resolved_artifact_ids", &slot), id)?;
+            ids.insert(slot, id);
+        }
+    }
+    Ok(ids)
+}
+
+fn read_artifacts(object: Option<Map<String, Value>>) -> Result<BTreeMap<String, ArtifactReference>, Wrong> {
+    let mut artifacts = BTreeMap::new();
+    for (id, reference) in object.into_iter().flatten() {
+        let reference = ArtifactReference::read(json::join("artifact_index", &id), reference)?;
+        artifacts.insert(id, reference);
+    }
+    Ok(artifacts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_reads_the_same_with_keys_that_nobody_knows_and_without() {
+        let known = r#""task_id": "T", "job_id": "J", "payload": {"media": null}, "config": {"beam_size": 5},
+            "request_bindings": [{"slot": "a", "selector": {"producer_stage": "prepare", "kind": "audio"}}],
+            "resolved_artifact_ids": {"a": "A", "b": null}, "previous_responses": {"prepare": {"warnings": []}},
+            "artifact_index": {"A": {"artifact_id": "A", "kind": "audio", "storage_locator": "s3://b/k", "size": 7.0}}"#;
+        let document = format!(" {{{known}}} ");
+        let direct = Parts::of(document.as_bytes()).and_then(Parts::read).unwrap();
+        for more in [
+            "",
+            r#", "priority": [1, {}]"#,
+            r#", "config": 7, "config": {"beam_size": 5}"#,
+        ] {
+            let document = format!("{{{known}{more}}}");
+            assert_eq!(TaskRequestData::from_slice(document.as_bytes()).unwrap(), direct);
+        }
+    }
+
+    #[test]
+    fn no_document_is_read_that_would_not_be_by_way_of_its_values() {
+        for document in [
+            r#"["T", "J", null, null, null, null, null, null]"#,
+            r#"{"task_id": "", "job_id": "J"}"#,
+            r#"{"task_id": "T", "job_id": "J", "unknown": 1e999}"#,
+            r#"{"task_id": "T", "job_id": "J", "config": 7}"#,
+            r#"{"task_id": "T", "job_id": "J", "artifact_index": {"A": {"artifact_id": "A"}}}"#,
+            r#"{"task_id": "T", "task_id": null, "job_id": "J"}"#,
+            r#"{"task_id": "T", "job_id": "J"} {}"#,
+        ] {
+            assert!(
+                TaskRequestData::from_slice(document.as_bytes()).is_err(),
+                "{document}"
+            );
+        }
     }
 }
