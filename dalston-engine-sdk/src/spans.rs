@@ -22,49 +22,68 @@
 //!       └─ …
 //! ```
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::poll_fn;
+use std::ops::Deref;
+use std::pin::{Pin, pin};
+use std::task::{Context as PollContext, Poll};
 
 use dalston_telemetry::names::{attr, event, span};
 use dalston_telemetry::opentelemetry::trace::{Status, TraceContextExt};
-use dalston_telemetry::opentelemetry::{Context, KeyValue};
-use dalston_telemetry::{TelemetryHandle, TimedSpan, propagate};
+use dalston_telemetry::opentelemetry::{Context, KeyValue, Value};
+use dalston_telemetry::{ReservedSpan, TelemetryHandle, TimedSpan, propagate};
 use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::error::TaskError;
 use crate::protocol::Timestamp;
+use crate::runner::Interruption;
 use crate::task::TaskInfo;
 
 /// The spans of one task, and the context that they stand in.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct TaskSpans {
     telemetry: TelemetryHandle,
     /// What the producer sent along.
     carried: Context,
-    task: Span,
-    open: OpenSpans,
+    task: OpenSpan,
+    /// That of the task's span: what is said on a span through its context needs no look into the subscriber.
+    context: Context,
+    opener: SpanOpener,
+}
+
+/// Where the span around a task belongs.
+#[derive(Debug)]
+pub(crate) struct SpanPlace {
+    /// The context that holds its parent, if it has one.
+    pub(crate) carried: Context,
+    /// The ids that were promised to others.
+    pub(crate) reserved: Option<ReservedSpan>,
 }
 
 impl TaskSpans {
-    /// Opens `engine.{engine_id}.process` as a child of the carried context. `queue` is the kind of queue that the task came
-    /// from, if it came from one.
+    /// Opens `engine.{engine_id}.process`. `queue` is the kind of queue that the task came from, if it came from one.
     pub(crate) fn open(
         telemetry: &TelemetryHandle,
-        carried: Context,
+        interruption: &Interruption,
+        place: SpanPlace,
         info: &TaskInfo,
         queue: Option<&'static str>,
     ) -> Self {
-        let task = if telemetry.traces_enabled() {
-            open_task_span(&carried, info, queue)
+        let SpanPlace { carried, reserved } = place;
+        let (task, context) = if telemetry.traces_enabled() {
+            open_task_span(reserved, &carried, info, queue)
         } else {
-            Span::none()
+            (Span::none(), Context::new())
         };
-        let open = OpenSpans::default();
+        let opener = SpanOpener {
+            interruption: Some(interruption.clone()),
+        };
         Self {
             telemetry: telemetry.clone(),
             carried,
-            task: open.list(task),
-            open,
+            task: opener.opened(task),
+            context,
+            opener,
         }
     }
 
@@ -73,23 +92,17 @@ impl TaskSpans {
         &self.task
     }
 
-    /// The spans of the task.
-    pub(crate) fn open_spans(&self) -> &OpenSpans {
-        &self.open
-    }
-
-    /// Says on all spans of the task that are open, and on those that open later, what happens to the machine.
-    pub(crate) fn interrupted(&self, action: &Arc<str>) {
-        self.open.mark(action);
+    /// What opens the spans of the task.
+    pub(crate) fn opener(&self) -> &SpanOpener {
+        &self.opener
     }
 
     /// Ends the span around the task, and with that exports it.
     ///
     /// It would end by itself when its last handle is gone, but an engine that does not return keeps one.
     pub(crate) fn end(&self) {
-        if !self.task.is_disabled() {
-            self.task.context().span().end();
-        }
+        self.task.note_interruption();
+        self.context.span().end();
     }
 
     /// The JSON that carries the context on, in events. With tracing off the producer's context passes through.
@@ -97,7 +110,7 @@ impl TaskSpans {
         if self.task.is_disabled() {
             return propagate::inject_json(&self.carried);
         }
-        propagate::inject_json(&self.task.context())
+        propagate::inject_json(&self.context)
     }
 
     /// Records `engine.queue_wait` beside the task's span.
@@ -117,38 +130,44 @@ impl TaskSpans {
             .push(KeyValue::new(attr::TASK_ID, info.task_id.clone()));
         span.attributes
             .push(KeyValue::new(attr::QUEUE_WAIT_SECONDS, wait.seconds));
-        self.task.set_attribute(attr::QUEUE_WAIT_SECONDS, wait.seconds);
+        self.say(attr::QUEUE_WAIT_SECONDS, wait.seconds);
         if let Some(raw) = wait.skew {
             span.attributes.push(KeyValue::new(attr::CLOCK_SKEW_SECONDS, raw));
-            self.task.set_attribute(attr::CLOCK_SKEW_SECONDS, raw);
+            self.say(attr::CLOCK_SKEW_SECONDS, raw);
         }
         self.telemetry.record_span(span);
     }
 
-    pub(crate) fn download_input(&self) -> Span {
-        self.open
-            .list(info_span!(parent: &self.task, span::DOWNLOAD_INPUT))
+    /// `engine.download_input`, below the current span.
+    pub(crate) fn download_input(&self) -> OpenSpan {
+        self.opener.opened(info_span!(span::DOWNLOAD_INPUT))
     }
 
-    pub(crate) fn upload_output(&self) -> Span {
-        self.open
-            .list(info_span!(parent: &self.task, span::UPLOAD_OUTPUT))
+    /// `engine.upload_output`, below the current span.
+    pub(crate) fn upload_output(&self) -> OpenSpan {
+        self.opener.opened(info_span!(span::UPLOAD_OUTPUT))
     }
 
     pub(crate) fn audio_seconds(&self, seconds: f64) {
-        self.task.set_attribute(attr::AUDIO_DURATION_SECONDS, seconds);
+        self.say(attr::AUDIO_DURATION_SECONDS, seconds);
     }
 
-    pub(crate) fn language(&self, language: &str) {
-        self.task.set_attribute(attr::LANGUAGE, language.to_owned());
+    pub(crate) fn language(&self, language: String) {
+        self.say(attr::LANGUAGE, language);
     }
 
     pub(crate) fn model(&self, model: &str) {
-        self.task.set_attribute(attr::MODEL, model.to_owned());
+        if !self.task.is_disabled() {
+            self.say(attr::MODEL, model.to_owned());
+        }
     }
 
     pub(crate) fn realtime_factor(&self, factor: f64) {
-        self.task.set_attribute(attr::REALTIME_FACTOR, factor);
+        self.say(attr::REALTIME_FACTOR, factor);
+    }
+
+    fn say(&self, name: &'static str, value: impl Into<Value>) {
+        self.context.span().set_attribute(KeyValue::new(name, value));
     }
 }
 
@@ -183,8 +202,8 @@ pub(crate) fn receive_input() -> Span {
 }
 
 /// `engine.model_load`, below the current span.
-pub(crate) fn model_load(model: &str, open: &OpenSpans) -> Span {
-    let span = open.list(info_span!(span::MODEL_LOAD));
+pub(crate) fn model_load(model: &str, opener: &SpanOpener) -> OpenSpan {
+    let span = opener.opened(info_span!(span::MODEL_LOAD));
     span.set_attribute(attr::MODEL, model.to_owned());
     span
 }
@@ -211,42 +230,97 @@ pub(crate) fn gpu_memory_peak(task: &Span, bytes: u64) {
 }
 
 /// `engine.process`, below the current span.
-pub(crate) fn process(open: &OpenSpans) -> Span {
-    open.list(info_span!(span::PROCESS))
+pub(crate) fn process(opener: &SpanOpener) -> OpenSpan {
+    opener.opened(info_span!(span::PROCESS))
 }
 
-/// The spans of a task, so that what happens to the machine can be said on all of them. Shared with the inference thread.
+/// What opens the spans of a task. Shared with the inference thread.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct OpenSpans {
-    shared: Arc<Mutex<Listed>>,
+pub(crate) struct SpanOpener {
+    /// What may happen to the machine, for spans that are to say it.
+    interruption: Option<Interruption>,
 }
 
-#[derive(Debug, Default)]
-struct Listed {
-    /// Contexts, because a span stays open for as long as somebody has a handle to it. Never more than the five kinds of spans
-    /// that a task has; saying something on one that has ended does nothing.
-    spans: Vec<Context>,
-    interruption: Option<Arc<str>>,
-}
-
-impl OpenSpans {
-    fn list(&self, span: Span) -> Span {
-        if !span.is_disabled() {
-            let mut listed = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(action) = &listed.interruption {
-                span.set_attribute(attr::SPOT_INTERRUPTION, action.to_string());
-            }
-            listed.spans.push(span.context());
-        }
-        span
+impl SpanOpener {
+    /// No span.
+    pub(crate) fn none(&self) -> OpenSpan {
+        self.opened(Span::none())
     }
 
-    fn mark(&self, action: &Arc<str>) {
-        let mut listed = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        listed.interruption = Some(Arc::clone(action));
-        for span in &listed.spans {
-            span.span()
-                .set_attribute(KeyValue::new(attr::SPOT_INTERRUPTION, action.to_string()));
+    fn opened(&self, span: Span) -> OpenSpan {
+        let interruption = match span.is_disabled() {
+            true => None,
+            false => self.interruption.clone(),
+        };
+        OpenSpan { span, interruption }
+    }
+}
+
+/// A span of a task. When it ends it says what has happened to the machine by then.
+#[derive(Debug)]
+pub(crate) struct OpenSpan {
+    span: Span,
+    interruption: Option<Interruption>,
+}
+
+impl OpenSpan {
+    fn note_interruption(&self) {
+        if let Some(action) = self.interruption.as_ref().and_then(Interruption::action) {
+            self.span
+                .set_attribute(attr::SPOT_INTERRUPTION, action.to_string());
+        }
+    }
+}
+
+impl Deref for OpenSpan {
+    type Target = Span;
+
+    fn deref(&self) -> &Span {
+        &self.span
+    }
+}
+
+impl Drop for OpenSpan {
+    fn drop(&mut self) {
+        self.note_interruption();
+    }
+}
+
+/// Runs `work` inside of a span: whenever it is polled, and when it is dropped before its end.
+///
+/// As [`Instrument`](tracing::Instrument) does, which enters the span once more for what is already done.
+pub(crate) async fn within<F: Future>(span: &Span, work: F) -> F::Output {
+    let work = pin!(Some(work));
+    let mut inside = Inside { span, work };
+    poll_fn(|cx| inside.poll(cx)).await
+}
+
+struct Inside<'a, F> {
+    span: &'a Span,
+    /// `None` when it is done.
+    work: Pin<&'a mut Option<F>>,
+}
+
+impl<F: Future> Inside<'_, F> {
+    fn poll(&mut self, cx: &mut PollContext<'_>) -> Poll<F::Output> {
+        let _entered = self.span.enter();
+        let Some(work) = self.work.as_mut().as_pin_mut() else {
+            // Nobody polls what is done.
+            return Poll::Pending;
+        };
+        let polled = work.poll(cx);
+        if polled.is_ready() {
+            self.work.set(None);
+        }
+        polled
+    }
+}
+
+impl<F> Drop for Inside<'_, F> {
+    fn drop(&mut self) {
+        if self.work.is_some() {
+            let _entered = self.span.enter();
+            self.work.set(None);
         }
     }
 }
@@ -303,36 +377,49 @@ impl QueueWait {
     }
 }
 
-fn open_task_span(carried: &Context, info: &TaskInfo, queue: Option<&'static str>) -> Span {
+/// Gives the span and its context.
+fn open_task_span(
+    reserved: Option<ReservedSpan>,
+    carried: &Context,
+    info: &TaskInfo,
+    queue: Option<&'static str>,
+) -> (Span, Context) {
     let name = span::task(&info.engine_id);
     let kind = if queue.is_some() { "consumer" } else { "internal" };
-    let span = info_span!(parent: None, "engine.task", otel.name = name, otel.kind = kind);
-    // Fails only where no OpenTelemetry layer listens; then there is nothing to be a child of.
-    let _ = span.set_parent(carried.clone());
-    for (name, value) in [
-        (attr::TASK_ID, info.task_id.as_str()),
-        (attr::JOB_ID, info.job_id.as_str()),
-        (attr::ENGINE_ID, info.engine_id.as_str()),
-        (attr::INSTANCE, info.instance.as_str()),
-    ] {
-        span.set_attribute(name, value.to_owned());
-    }
-    if let Some(request_id) = &info.request_id {
-        span.set_attribute(attr::REQUEST_ID, request_id.clone());
-    }
-    span.set_attribute(attr::STAGE, info.stage.to_string());
-    span.set_attribute(attr::DELIVERY_COUNT, i64::from(info.attempt));
-    if let Some(system) = queue {
-        for (name, value) in [
-            (attr::MESSAGING_DESTINATION_NAME, info.engine_id.as_str()),
-            (attr::MESSAGING_MESSAGE_ID, info.task_id.as_str()),
-            (attr::MESSAGING_CONVERSATION_ID, info.job_id.as_str()),
-        ] {
-            span.set_attribute(name, value.to_owned());
+    let make = || info_span!(parent: None, "engine.task", otel.name = name, otel.kind = kind);
+    let span = match reserved {
+        Some(reserved) => reserved.start(carried.clone(), make),
+        None => {
+            let span = make();
+            // Fails only where no OpenTelemetry layer listens; then there is nothing to be a child of.
+            let _ = span.set_parent(carried.clone());
+            span
         }
-        span.set_attribute(attr::MESSAGING_SYSTEM, system);
-        span.set_attribute(attr::MESSAGING_OPERATION_TYPE, "process");
-        span.set_attribute(attr::MESSAGING_OPERATION_NAME, "process");
+    };
+    let context = span.context();
+    // All at once, because each look for a span costs more than what is said on it.
+    let text = |name: &'static str, value: &str| KeyValue::new(name, value.to_owned());
+    let mut attributes = vec![
+        text(attr::TASK_ID, &info.task_id),
+        text(attr::JOB_ID, &info.job_id),
+        text(attr::ENGINE_ID, &info.engine_id),
+        text(attr::INSTANCE, &info.instance),
+        KeyValue::new(attr::STAGE, info.stage.to_string()),
+        KeyValue::new(attr::DELIVERY_COUNT, i64::from(info.attempt)),
+    ];
+    if let Some(request_id) = &info.request_id {
+        attributes.push(text(attr::REQUEST_ID, request_id));
     }
-    span
+    if let Some(system) = queue {
+        attributes.extend([
+            text(attr::MESSAGING_DESTINATION_NAME, &info.engine_id),
+            text(attr::MESSAGING_MESSAGE_ID, &info.task_id),
+            text(attr::MESSAGING_CONVERSATION_ID, &info.job_id),
+            KeyValue::new(attr::MESSAGING_SYSTEM, system),
+            KeyValue::new(attr::MESSAGING_OPERATION_TYPE, "process"),
+            KeyValue::new(attr::MESSAGING_OPERATION_NAME, "process"),
+        ]);
+    }
+    context.span().set_attributes(attributes);
+    (span, context)
 }

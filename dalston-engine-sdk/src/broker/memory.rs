@@ -386,7 +386,6 @@ impl State {
             requeued_at: entry.requeued_at,
             timeout_at: task.timeout_at,
             redelivery: entry.redelivery,
-            begun: None,
         })
     }
 

@@ -40,13 +40,13 @@ pub(super) async fn fetch_inputs(
     store: &Store,
     stage: StageName,
     mut data: TaskRequestData,
-    metadata: &TaskMetadata,
+    metadata: Option<&TaskMetadata>,
     files: &TaskFiles,
 ) -> Result<TaskRequest, TaskError> {
-    if let Some(bindings) = &metadata.bindings {
+    if let Some(bindings) = metadata.and_then(|metadata| metadata.bindings.as_ref()) {
         data.request_bindings.clone_from(bindings);
     }
-    if let Some(ids) = &metadata.resolved_artifact_ids {
+    if let Some(ids) = metadata.and_then(|metadata| metadata.resolved_artifact_ids.as_ref()) {
         data.resolved_artifact_ids.clone_from(ids);
     }
     let wanted = wanted_inputs(&data)?;

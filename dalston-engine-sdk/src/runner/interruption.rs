@@ -1,8 +1,6 @@
 //! The machine will be taken away: [`Interruption`].
 
-use std::convert::Infallible;
 use std::fmt;
-use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +15,8 @@ pub struct Interruption {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Notice {
-    pub(super) action: Arc<str>,
+struct Notice {
+    action: Arc<str>,
     /// By when the drain must be over.
     end: Option<Instant>,
 }
@@ -49,17 +47,10 @@ impl Interruption {
         let _ = self.notices.subscribe().wait_for(Option::is_some).await;
     }
 
-    /// Calls `note` with every announcement, the present one included.
-    pub(super) async fn each(&self, note: impl Fn(&Notice)) -> Infallible {
-        let mut notices = self.notices.subscribe();
-        loop {
-            if let Some(notice) = &*notices.borrow_and_update() {
-                note(notice);
-            }
-            if notices.changed().await.is_err() {
-                return pending().await;
-            }
-        }
+    /// What happens to the machine, as it was announced last.
+    pub(crate) fn action(&self) -> Option<Arc<str>> {
+        let notice = self.notices.borrow();
+        notice.as_ref().map(|notice| Arc::clone(&notice.action))
     }
 
     /// Waits until `limit`, or until an announcement says that there is no more time.

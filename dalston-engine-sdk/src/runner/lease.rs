@@ -123,6 +123,8 @@ pub(super) async fn keep(
     stop: &Stop,
     drain: &Drain,
 ) -> Infallible {
+    let begun = Instant::now();
+    let period = (broker.lease() / 3).max(Duration::from_millis(1));
     let watch_deadline = async {
         sleep_until(deadline).await;
         stop.set(CancelReason::DeadlineExceeded);
@@ -131,19 +133,29 @@ pub(super) async fn keep(
         drain.over.cancelled().await;
         stop.set(CancelReason::Shutdown);
     };
-    // Each on its own: a broker that hangs in one call must not hold up the deadline.
-    tokio::join!(
-        watch_deadline,
-        watch_drain,
-        renew(broker, claim, confirmed, stop),
-        watch_cancel(broker, claim, stop)
-    );
+    let watch_time = async {
+        // Most tasks are over before anything of it is due: until then one timer does for all.
+        sleep_until(deadline.min(begun + period.min(CANCEL_POLL))).await;
+        // Each on its own: a broker that hangs in one call must not hold up the deadline.
+        tokio::join!(
+            watch_deadline,
+            renew(broker, claim, confirmed, stop, begun, period),
+            watch_cancel(broker, claim, stop, begun)
+        );
+    };
+    tokio::join!(watch_drain, watch_time);
     pending().await
 }
 
-async fn renew(broker: &dyn Broker, claim: &Claim, confirmed: &Confirmed, stop: &Stop) {
-    let period = (broker.lease() / 3).max(Duration::from_millis(1));
-    let mut ticks = interval_at(Instant::now() + period, period);
+async fn renew(
+    broker: &dyn Broker,
+    claim: &Claim,
+    confirmed: &Confirmed,
+    stop: &Stop,
+    begun: Instant,
+    period: Duration,
+) {
+    let mut ticks = interval_at(begun + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -161,8 +173,8 @@ async fn renew(broker: &dyn Broker, claim: &Claim, confirmed: &Confirmed, stop: 
     }
 }
 
-async fn watch_cancel(broker: &dyn Broker, claim: &Claim, stop: &Stop) {
-    let mut ticks = interval_at(Instant::now() + CANCEL_POLL, CANCEL_POLL);
+async fn watch_cancel(broker: &dyn Broker, claim: &Claim, stop: &Stop, begun: Instant) {
+    let mut ticks = interval_at(begun + CANCEL_POLL, CANCEL_POLL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;

@@ -26,7 +26,7 @@ use crate::engine::{Engine, LoadContext, ModelId};
 use crate::error::{TaskError, TaskErrorKind, says_out_of_memory};
 use crate::gpu::GpuReading;
 use crate::models::{Held, LoadStop};
-use crate::spans::{self, OpenSpans, TaskSpans};
+use crate::spans::{self, SpanOpener, TaskSpans};
 use crate::stage::{OutputDefaults, StageOutput};
 use crate::task::TaskRequest;
 
@@ -58,8 +58,7 @@ impl ForModel for Work {
 pub(super) struct Scene {
     dispatch: Dispatch,
     span: Span,
-    /// Spans that are opened for the task are listed there.
-    open: OpenSpans,
+    opener: SpanOpener,
     log: LogContext,
 }
 
@@ -69,7 +68,7 @@ impl Scene {
         Self {
             dispatch: dispatcher::get_default(Dispatch::clone),
             span: Span::none(),
-            open: OpenSpans::default(),
+            opener: SpanOpener::default(),
             log: LogContext::current(),
         }
     }
@@ -78,7 +77,7 @@ impl Scene {
     pub(super) fn of(task: &TaskSpans) -> Self {
         Self {
             span: task.task().clone(),
-            open: task.open_spans().clone(),
+            opener: task.opener().clone(),
             ..Self::here()
         }
     }
@@ -232,7 +231,7 @@ impl<E: Engine> InferenceThread<E> {
             let now = self.clock.now();
             if let Err(error) = scene.play(|| {
                 let never = CancelFlag::default();
-                self.ensure_loaded(model, now, WhenFull::GiveUp, &scene.open, never)
+                self.ensure_loaded(model, now, WhenFull::GiveUp, &scene.opener, never)
             }) {
                 scene.play(|| tracing::warn!(%model, error = %error, "model_preload_failed"));
             }
@@ -287,11 +286,11 @@ impl<E: Engine> InferenceThread<E> {
                 &cx.info().model,
                 now,
                 WhenFull::DropOthers,
-                &scene.open,
+                &scene.opener,
                 cancelled,
             )?;
             cx.check_cancelled()?;
-            self.run_engine(&request, &cx, now, &scene.open, &mut process)
+            self.run_engine(&request, &cx, now, &scene.opener, &mut process)
         });
         // Its time without use begins now.
         self.models.hit(&cx.info().model, self.clock.now());
@@ -325,7 +324,7 @@ impl<E: Engine> InferenceThread<E> {
         id: &ModelId,
         now: Instant,
         when_full: WhenFull,
-        open: &OpenSpans,
+        opener: &SpanOpener,
         cancelled: CancelFlag,
     ) -> Result<ModelUse, TaskError> {
         let is_nothing = TypeId::of::<E::Model>() == TypeId::of::<()>();
@@ -341,9 +340,9 @@ impl<E: Engine> InferenceThread<E> {
             drop_quietly(model);
         }
         let span = if is_nothing {
-            Span::none()
+            opener.none()
         } else {
-            spans::model_load(id.as_str(), open)
+            spans::model_load(id.as_str(), opener)
         };
         self.shown.loading(Some(id));
         let begun = ThreadInstant::now();
@@ -389,7 +388,7 @@ impl<E: Engine> InferenceThread<E> {
         request: &TaskRequest,
         cx: &TaskContext,
         now: Instant,
-        open: &OpenSpans,
+        opener: &SpanOpener,
         took: &mut Option<Duration>,
     ) -> Result<Processed, TaskError> {
         let id = &cx.info().model;
@@ -400,7 +399,7 @@ impl<E: Engine> InferenceThread<E> {
             ));
         };
         let engine = &*self.engine;
-        let span = spans::process(open);
+        let span = spans::process(opener);
         let begun = ThreadInstant::now();
         let output = span.in_scope(|| catch(|| engine.process(&mut model.model, request, cx)));
         *took = Some(begun.elapsed());

@@ -13,7 +13,6 @@ use dalston_telemetry::{propagate, redact};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
-use tracing::Instrument;
 
 use super::files;
 use super::lease::{Confirmed, Stop, StopOnDrop, keep};
@@ -22,14 +21,14 @@ use super::status::{TaskGuard, TaskPhase};
 use super::sweep;
 use super::{Origin, Worker};
 use crate::broker::{
-    Begin, BrokerError, Claim, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason,
-    TaskMetadata,
+    Begin, BrokerError, Claim, Delivery, EventContext, Lookup, NextSpan, Outcome, Ownership,
+    RedeliveryReason, TaskMetadata,
 };
 use crate::context::{CancelReason, OutputFile, TaskContext};
 use crate::engine::ModelId;
 use crate::error::{TaskError, TaskErrorKind, chain, shorten};
 use crate::protocol::{TaskResponseData, Timestamp};
-use crate::spans::{QueueWait, TaskSpans, record_failure};
+use crate::spans::{QueueWait, SpanPlace, TaskSpans, record_failure, within};
 use crate::stage::StageName;
 use crate::store::key;
 use crate::task::{TaskInfo, TaskRequest};
@@ -57,35 +56,35 @@ pub(super) type Turn = OwnedSemaphorePermit;
 pub(super) async fn handle(
     worker: Arc<Worker>,
     origin: Arc<Origin>,
-    mut delivery: Delivery,
+    delivery: Delivery,
     turn: Turn,
     hand: TaskGuard,
 ) {
     fault_point!(Received);
     let read_at = Timestamp::now();
-    let begun = delivery.begun.take();
     let claim = &delivery.claim;
     let log = LogContext::new()
         .task_id(&*claim.task_id)
         .job_id(&*claim.job_id)
         .engine_id(&*claim.consumer.engine_id);
-    // With traces, what is reported carries the context of our span, which needs that of the metadata first.
+    // What is reported carries the context of our span. Where that can't be known beforehand, the span comes first.
     let traced = worker.telemetry.traces_enabled();
+    let reserved = worker.telemetry.reserve_span();
+    let next = reserved.as_ref().map(|span| {
+        let span_id = u64::from_be_bytes(span.span_id().to_bytes());
+        NextSpan::new(u128::from_be_bytes(span.trace_id().to_bytes()), span_id)
+    });
     let begin = retry("looking up a task", || async {
-        if traced {
+        if traced && next.is_none() {
             let lookup = origin.broker.lookup(claim).await?;
             return Ok(Begin {
                 lookup,
                 reported: false,
             });
         }
-        origin.broker.begin(claim, None).await
+        origin.broker.begin(claim, next).await
     });
-    let begin = match begun {
-        Some(begun) => Ok(begun.begin),
-        None => begin.with_log_context(log.clone()).await,
-    };
-    let Ok(Begin { lookup, reported }) = begin else {
+    let Ok(Begin { lookup, reported }) = begin.with_log_context(log.clone()).await else {
         // The task comes back when its lease ends.
         return;
     };
@@ -117,23 +116,21 @@ pub(super) async fn handle(
         .request_id(request_id.unwrap_or_default())
         .carrier(carried.clone());
 
-    let attempt = Attempt::new(&worker, &origin, &hand, &delivery, metadata, carried, read_at);
-    let span = attempt.spans.task().clone();
+    let place = SpanPlace { carried, reserved };
+    let attempt = Attempt::new(&worker, &origin, &hand, &delivery, metadata, place, read_at);
     // Boxed, here and below: a future is moved with everything that it will ever hold, and those of a task are large.
     let work = Box::pin(async {
         attempt.note_arrival(&delivery, read_at);
         let stop_the_engine = StopOnDrop(attempt.stop.clone());
         tokio::select! {
             biased;
-            // Before the task, which may end in the very moment that it hears of the drain.
-            never = worker.interruption.each(|notice| attempt.spans.interrupted(&notice.action)) => match never {},
             () = attempt.run(ignorance, reported, turn) => {}
             never = keep(&*origin.broker, claim, attempt.deadline, &attempt.confirmed, &attempt.stop, &worker.drain) => match never {},
         }
         drop(stop_the_engine);
         attempt.spans.end();
     });
-    work.instrument(span).with_log_context(log).await;
+    within(attempt.spans.task(), work).with_log_context(log).await;
 }
 
 /// Removes a task that nobody wants from the queue.
@@ -193,7 +190,7 @@ struct Done {
     processed: Processed,
     files: TaskFiles,
     outputs: Vec<OutputFile>,
-    info: TaskInfo,
+    audio_seconds: Option<f64>,
     process: Duration,
     device: metrics::Device,
     /// Those of its model.
@@ -207,7 +204,7 @@ impl<'a> Attempt<'a> {
         hand: &'a TaskGuard,
         delivery: &'a Delivery,
         metadata: Option<TaskMetadata>,
-        carried: Context,
+        place: SpanPlace,
         read_at: Timestamp,
     ) -> Self {
         let claim = &delivery.claim;
@@ -227,7 +224,13 @@ impl<'a> Attempt<'a> {
             enqueued_at: delivery.enqueued_at.or_else(|| metadata.as_ref()?.enqueued_at),
             audio_seconds: None,
         };
-        let spans = TaskSpans::open(&worker.telemetry, carried, &info, origin.queue);
+        let spans = TaskSpans::open(
+            &worker.telemetry,
+            &worker.interruption,
+            place,
+            &info,
+            origin.queue,
+        );
         let event = EventContext {
             request_id: info.request_id.clone(),
             trace_context: spans.carrier(),
@@ -383,7 +386,7 @@ impl<'a> Attempt<'a> {
     async fn download(&self) -> Result<Prepared, TaskError> {
         let span = self.spans.download_input();
         let begun = Instant::now();
-        let result = self.fetch().instrument(span.clone()).await;
+        let result = within(&span, self.fetch()).await;
         self.worker.metrics.s3_download(begun.elapsed());
         let prepared = result.inspect_err(|error| record_failure(&span, error))?;
         if let Some(seconds) = prepared.info.audio_seconds {
@@ -394,10 +397,11 @@ impl<'a> Attempt<'a> {
 
     async fn fetch(&self) -> Result<Prepared, TaskError> {
         let worker = self.worker;
-        let metadata = self.metadata.clone().unwrap_or_default();
+        let metadata = self.metadata.as_ref();
         let data = files::read_request(&self.origin.store, self.claim).await?;
         fault_point!(RequestRead);
-        let model = metadata.model.clone().map(ModelId::from);
+        let model = metadata.and_then(|metadata| metadata.model.clone());
+        let model = model.map(ModelId::from);
         let model = model.or_else(|| Some(ModelId::from(data.config.get("loaded_model_id")?.as_str()?)));
         let model = model.or_else(|| worker.default_model.clone()).unwrap_or_default();
         self.spans.model(model.as_str());
@@ -410,7 +414,7 @@ impl<'a> Attempt<'a> {
             &self.origin.store,
             stage,
             data,
-            &metadata,
+            metadata,
             &files,
         ))
         .await?;
@@ -430,7 +434,7 @@ impl<'a> Attempt<'a> {
     async fn infer(&self, prepared: Prepared) -> Result<Done, TaskError> {
         let Prepared { request, info, files } = prepared;
         let cx = TaskContext::new(
-            info.clone(),
+            info,
             self.deadline.into_std(),
             Arc::clone(&files.dir),
             self.stop.flag(),
@@ -482,6 +486,7 @@ impl<'a> Attempt<'a> {
             device,
             ..
         } = answer;
+        let info = cx.info();
         let metrics = self.worker.model_metrics(&info.model);
         match model {
             ModelUse::Loaded(took) => {
@@ -505,7 +510,7 @@ impl<'a> Attempt<'a> {
             .or(request.requested_language())
             .and_then(language_tag)
         {
-            self.spans.language(&language);
+            self.spans.language(language);
         }
         let processed = result?;
         self.worker.status.worked(&info.model);
@@ -518,7 +523,7 @@ impl<'a> Attempt<'a> {
             processed,
             files,
             outputs: said.artifacts,
-            info,
+            audio_seconds: info.audio_seconds,
             process: process.unwrap_or_default(),
             device,
             metrics,
@@ -543,7 +548,7 @@ impl<'a> Attempt<'a> {
             response,
             self,
         );
-        let result = upload.instrument(span.clone()).await;
+        let result = within(&span, upload).await;
         self.worker.metrics.s3_upload(begun.elapsed());
         result.inspect_err(|error| record_failure(&span, error))
     }
@@ -574,7 +579,7 @@ impl<'a> Attempt<'a> {
     }
 
     async fn completed(&self, done: Done, outcome: Outcome) {
-        let factor = done.info.audio_seconds.filter(|audio| *audio > 0.0);
+        let factor = done.audio_seconds.filter(|audio| *audio > 0.0);
         let factor = factor.map(|audio| done.process.as_secs_f64() / audio);
         if let Some(factor) = factor {
             self.spans.realtime_factor(factor);
@@ -595,7 +600,7 @@ impl<'a> Attempt<'a> {
         metrics.task_processed(Status::Success);
         metrics.task_duration(done.process);
         metrics.recognize(done.device, done.process);
-        if let Some(seconds) = done.info.audio_seconds {
+        if let Some(seconds) = done.audio_seconds {
             let audio = bounded_seconds(seconds);
             self.worker.metrics.audio_duration(audio);
             metrics.realtime_factor(done.device, done.process, audio);

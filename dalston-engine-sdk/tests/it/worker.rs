@@ -289,6 +289,77 @@ fn request(task: &str, config: Value) -> Vec<u8> {
         .into_bytes()
 }
 
+/// The contexts that the two events of a task carry, and the span of the task.
+async fn contexts_of(deployment: &Deployment, task: &str, carried: Option<&str>) -> ([String; 2], String) {
+    let telemetry = TestTelemetry::new();
+    let mut worker = deployment.worker_on(Cloud::unknown(), task, &[], Some(&telemetry));
+    deployment.prepare(task, request(task, json!({}))).await;
+    if let Some(carried) = carried {
+        let key = format!("dalston:task:{task}");
+        let () = deployment
+            .redis
+            .send(&["HSET", &key, "_trace_context", carried])
+            .await;
+    }
+    let () = deployment
+        .redis
+        .send(&["XADD", STREAM, "*", "task_id", task, "job_id", JOB])
+        .await;
+    deployment.until_event("task.completed", task).await;
+    worker.stop().await;
+    worker.running.await.unwrap().unwrap();
+    let entries: Vec<(String, BTreeMap<String, String>)> = deployment
+        .redis
+        .send(&["XRANGE", "dalston:events:stream", "-", "+"])
+        .await;
+    let of_task = entries
+        .into_iter()
+        .filter(|(_, fields)| fields["payload"].contains(task));
+    let contexts: Vec<_> = of_task
+        .map(|(_, fields)| fields["_trace_context"].clone())
+        .collect();
+    let spans = telemetry.spans();
+    let exported = spans.iter().find(|span| span.name == "engine.echo.process");
+    let exported = exported.map_or_else(
+        || "none".to_owned(),
+        |span| {
+            let parent = span.parent_span_id;
+            format!("{} {} {parent:?}", span.trace_id, span.span_id)
+        },
+    );
+    (contexts.try_into().unwrap(), exported)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_is_reported_at_once_carries_the_context_of_the_span_that_follows() {
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let deployment = Deployment::start().await;
+
+    let parent = format!(r#"{{"traceparent": "00-{TRACE}-00f067aa0ba902b7-01"}}"#);
+    let ([started, completed], span) = contexts_of(&deployment, "sampled", Some(&parent)).await;
+    assert_eq!(started, completed);
+    let (trace_id, rest) = span.split_once(' ').unwrap();
+    let (span_id, parent) = rest.split_once(' ').unwrap();
+    assert_eq!((trace_id, parent), (TRACE, "Some(00f067aa0ba902b7)"));
+    assert_eq!(started, format!(r#"{{"traceparent":"00-{TRACE}-{span_id}-01"}}"#));
+
+    let ([started, completed], span) = contexts_of(&deployment, "first", None).await;
+    assert_eq!(started, completed);
+    let (ids, parent) = span.rsplit_once(' ').unwrap();
+    let expected = format!(r#"{{"traceparent":"00-{}-01"}}"#, ids.replace(' ', "-"));
+    assert_eq!((&*started, parent), (&*expected, "None"));
+
+    // What nobody exports has a context, too.
+    let parent = format!(r#"{{"traceparent": "00-{TRACE}-00f067aa0ba902b7-00"}}"#);
+    let ([started, completed], span) = contexts_of(&deployment, "unsampled", Some(&parent)).await;
+    assert_eq!((started.as_str(), span.as_str()), (completed.as_str(), "none"));
+    assert!(
+        started.starts_with(&format!(r#"{{"traceparent":"00-{TRACE}-"#)) && started.ends_with(r#"-00"}"#),
+        "{started}"
+    );
+    assert!(!started.contains("00f067aa0ba902b7"), "{started}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_joins_works_and_leaves() {
     let deployment = Deployment::start().await;
