@@ -9,6 +9,8 @@ use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 
+use crate::limits;
+
 /// A bounded store of finished spans in memory.
 ///
 /// It is a span processor without a thread, a queue or a socket: a span is in the store when the code that ended it
@@ -263,7 +265,9 @@ impl CollectedSpan {
 }
 
 impl From<SpanData> for CollectedSpan {
-    fn from(data: SpanData) -> Self {
+    fn from(mut data: SpanData) -> Self {
+        // For a provider of the program's own; ours has done so.
+        limits::keep_last_values(&mut data.attributes);
         Self {
             trace_id: data.span_context.trace_id(),
             span_id: data.span_context.span_id(),
@@ -273,7 +277,7 @@ impl From<SpanData> for CollectedSpan {
             kind: data.span_kind,
             start: data.start_time,
             end: data.end_time,
-            attributes: last_value_of_each_key(data.attributes),
+            attributes: data.attributes,
             events: data.events.events,
             links: data.links.links,
             status: data.status,
@@ -290,18 +294,6 @@ struct Store {
 /// By start time. Spans end from the inside out, so of two that start together the one that ends later is the parent.
 fn sort_by_start(spans: &mut [CollectedSpan]) {
     spans.sort_by(|a, b| a.start.cmp(&b.start).then(b.end.cmp(&a.end)));
-}
-
-/// OpenTelemetry's span keeps every value that was ever set for a key; readers are meant to take the last one.
-fn last_value_of_each_key(attributes: Vec<KeyValue>) -> Vec<KeyValue> {
-    let mut unique: Vec<KeyValue> = Vec::with_capacity(attributes.len());
-    for attribute in attributes {
-        match unique.iter_mut().find(|known| known.key == attribute.key) {
-            Some(known) => known.value = attribute.value,
-            None => unique.push(attribute),
-        }
-    }
-    unique
 }
 
 #[cfg(test)]

@@ -77,6 +77,7 @@ impl SpanProcessor for Processors {
     }
 
     fn on_end(&self, mut span: SpanData) {
+        keep_last_values(&mut span.attributes);
         // First, because half of a secret may not look like one.
         mask_all(&mut span);
         if let Some(limit) = self.value_length {
@@ -111,6 +112,38 @@ impl SpanProcessor for Processors {
             processor.set_resource(resource);
         }
     }
+}
+
+/// Leaves each key once, with the value that was set last, in the order in which they were first set.
+///
+/// OpenTelemetry's span keeps every value that was ever set; in what is exported a key may stand only once.
+pub(crate) fn keep_last_values(attributes: &mut Vec<KeyValue>) {
+    // Which kinds of keys there are so far, by what can be seen at a glance: a key of a new kind is new.
+    let mut kinds = 0_u64;
+    let mut kept = 0;
+    for at in 0..attributes.len() {
+        let (before, rest) = attributes.split_at_mut(at);
+        let attribute = &mut rest[0];
+        let kind = 1 << kind(attribute.key.as_str());
+        if kinds & kind != 0
+            && let Some(known) = before[..kept].iter_mut().find(|known| known.key == attribute.key)
+        {
+            std::mem::swap(&mut known.value, &mut attribute.value);
+            continue;
+        }
+        kinds |= kind;
+        if kept < at {
+            std::mem::swap(&mut before[kept], attribute);
+        }
+        kept += 1;
+    }
+    attributes.truncate(kept);
+}
+
+/// One of 64.
+fn kind(key: &str) -> usize {
+    let last = key.as_bytes().last().map_or(0, |last| usize::from(*last));
+    (key.len() * 3 + last * 5) % 64
 }
 
 fn mask_all(span: &mut SpanData) {
@@ -184,4 +217,32 @@ fn shorten(attributes: &mut [KeyValue], limit: usize) {
 fn shortened(text: &str, limit: usize) -> Option<String> {
     let (end, _) = text.char_indices().nth(limit)?;
     Some(text[..end].to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_is_set_again_keeps_its_place_and_has_the_last_value() {
+        let kept = |keys: &[usize]| {
+            let all = keys.iter().zip(0_i64..);
+            let mut attributes: Vec<_> = all
+                .map(|(key, number)| KeyValue::new(format!("key.{key}"), number))
+                .collect();
+            keep_last_values(&mut attributes);
+            attributes
+                .iter()
+                .map(|attribute| format!("{}={}", attribute.key, attribute.value))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(kept(&[]), [""; 0]);
+        assert_eq!(kept(&[1]), ["key.1=0"]);
+        assert_eq!(kept(&[1, 2, 1, 1, 3, 2]), ["key.1=3", "key.2=5", "key.3=4"]);
+        assert_eq!(kept(&[7; 5]), ["key.7=4"]);
+        // Far more than there are kinds.
+        let many: Vec<_> = (0..300).chain(0..300).collect();
+        let expected: Vec<_> = (0..300).map(|key| format!("key.{key}={}", key + 300)).collect();
+        assert_eq!(kept(&many), expected);
+    }
 }

@@ -6,8 +6,10 @@ use dalston_telemetry::opentelemetry::trace::{SpanKind, TraceContextExt};
 use dalston_telemetry::opentelemetry::{Context, KeyValue};
 use dalston_telemetry::propagate;
 use dalston_telemetry::{OtlpConfig, OtlpProtocol, SpanCollector, TimedSpan};
+use opentelemetry_proto::tonic::common::v1::{AnyValue, any_value};
 use testbed::collector::{Collector, Protocol, env};
 use tracing::info_span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::service::{Caller, Service};
 
@@ -256,6 +258,34 @@ fn long_texts_are_cut_to_the_limit_for_the_collector_and_in_memory() {
         assert!(value.contains("\"äöüäö\""), "{value}");
     }
     assert_eq!(spans.spans()[0].attributes.len(), 4);
+}
+
+#[test]
+fn an_attribute_that_was_set_twice_is_exported_once_with_its_last_value() {
+    let collector = Collector::start(Protocol::Http);
+    let service = Service::start(collector.env());
+    service.in_scope(|| {
+        let span = tracing::info_span!("work", language = "auto", task = "t-1");
+        span.record("language", "de");
+        span.set_attribute("task", "t-2");
+    });
+    service.telemetry.flush(Duration::from_secs(30)).unwrap();
+
+    let request = collector.next();
+    let attributes = &request.request.resource_spans[0].scope_spans[0].spans[0].attributes;
+    let text = |value: &Option<AnyValue>| match value.as_ref().unwrap().value.as_ref().unwrap() {
+        any_value::Value::StringValue(text) => text.clone(),
+        other => panic!("{other:?}"),
+    };
+    let attributes: Vec<_> = attributes
+        .iter()
+        .map(|attribute| (attribute.key.clone(), text(&attribute.value)))
+        .collect();
+    let expected = [("language", "de"), ("task", "t-2")];
+    assert_eq!(
+        attributes,
+        expected.map(|(key, value)| (key.into(), value.into()))
+    );
 }
 
 #[test]
