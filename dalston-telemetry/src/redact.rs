@@ -71,16 +71,30 @@ pub fn is_secret_name(name: &str) -> bool {
         })
 }
 
-/// Bytes without which [`text`] has nothing to do: every pattern contains one of them.
-pub(crate) const fn is_trigger(byte: u8) -> bool {
-    matches!(byte, b':' | b'=')
+/// Whether [`text`] has anything to do: every pattern contains one of these.
+fn has_trigger(text: &[u8]) -> bool {
+    has_any([b':', b'='], text)
 }
 
-/// Whether one of them is in a text. Without branches within a chunk, so that the compiler can look at a chunk at once.
-fn has_trigger(text: &[u8]) -> bool {
-    let in_chunk = |chunk: &[u8]| chunk.iter().fold(false, |found, byte| found | is_trigger(*byte));
-    let (chunks, rest) = text.as_chunks::<16>();
-    chunks.iter().any(|chunk| in_chunk(chunk)) || in_chunk(rest)
+/// Whether one of the wanted bytes is in a text: eight bytes at a time and, within them, without branches.
+fn has_any<const N: usize>(wanted: [u8; N], text: &[u8]) -> bool {
+    let (words, rest) = text.as_chunks();
+    words.iter().any(|word| is_in_word(wanted, *word))
+        || match text.last_chunk() {
+            // Some are looked at twice, which is cheaper than one by one.
+            Some(last) => is_in_word(wanted, *last),
+            None => rest.iter().any(|byte| wanted.contains(byte)),
+        }
+}
+
+fn is_in_word<const N: usize>(wanted: [u8; N], word: [u8; 8]) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGHEST_BITS: u64 = ONES << 7;
+    let word = u64::from_ne_bytes(word);
+    // Of a byte that is zero, the highest bit is borrowed from, which it did not have.
+    let zeroes = wanted.map(|byte| word ^ (ONES * u64::from(byte)));
+    let zeroes = zeroes.map(|word| word.wrapping_sub(ONES) & !word & HIGHEST_BITS);
+    zeroes.iter().any(|zeroes| *zeroes != 0)
 }
 
 /// Names are compared in lower case without separators.
@@ -129,28 +143,40 @@ const SECRET_ENDINGS: &[&str] = &[
 
 /// By the last three letters of all these names. What ends otherwise needs no closer look, and most names of fields do.
 fn may_end_like_a_secret(name: &[u8]) -> bool {
-    let mut letters = name.iter().rev().filter(|byte| byte.is_ascii_alphanumeric());
-    let mut next = || letters.next().map_or(0, u8::to_ascii_lowercase);
-    let (last, middle, first) = (next(), next(), next());
-    let is_like_one = matches!(
-        &[first, middle, last],
-        b"als"
-            | b"ase"
-            | b"ial"
-            | b"ion"
-            | b"ken"
-            | b"key"
-            | b"kie"
-            | b"ord"
-            | b"pwd"
-            | b"ret"
-            | b"swd"
-            | b"ure"
-            | b"uth"
-            | b"yid"
-    );
+    let is_like_one = match name.last_chunk::<3>() {
+        Some(last) if last.iter().all(u8::is_ascii_alphanumeric) => ends_a_secret(*last),
+        _ => {
+            let mut letters = name.iter().rev().filter(|byte| byte.is_ascii_alphanumeric());
+            let mut next = || letters.next().map_or(0, |letter| *letter);
+            let (last, middle, first) = (next(), next(), next());
+            ends_a_secret([first, middle, last])
+        }
+    };
     // An escaped letter does not look like one.
-    is_like_one || name.contains(&b'%')
+    is_like_one || has_any([b'%'], name)
+}
+
+fn ends_a_secret(letters: [u8; 3]) -> bool {
+    let letters = letters.map(|letter| letter.to_ascii_lowercase());
+    // Most names are told by their last letter alone.
+    matches!(letters[2], b'd' | b'e' | b'h' | b'l' | b'n' | b's' | b't' | b'y')
+        && matches!(
+            &letters,
+            b"als"
+                | b"ase"
+                | b"ial"
+                | b"ion"
+                | b"ken"
+                | b"key"
+                | b"kie"
+                | b"ord"
+                | b"pwd"
+                | b"ret"
+                | b"swd"
+                | b"ure"
+                | b"uth"
+                | b"yid"
+        )
 }
 
 /// In a query string these are secrets as well; as names of log fields they may be anything.
@@ -377,6 +403,21 @@ mod tests {
                 format!("{start}%{:x}", last.as_bytes()[0]),
             ];
             assert!(written.iter().all(|name| is_secret_name(name)), "{written:?}");
+        }
+    }
+
+    #[test]
+    fn a_trigger_is_found_wherever_it_stands() {
+        for length in 0..40 {
+            for other in ["a", "9", ";", "<", ">", "é", "\u{ba}", "\u{bd}"] {
+                let text = other.repeat(length);
+                assert!(!has_trigger(text.as_bytes()), "{text}");
+                for (at, trigger) in (0..text.len()).flat_map(|at| [(at, b':'), (at, b'=')]) {
+                    let mut text = text.clone().into_bytes();
+                    text[at] = trigger;
+                    assert!(has_trigger(&text), "{text:?}");
+                }
+            }
         }
     }
 

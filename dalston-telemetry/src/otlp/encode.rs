@@ -5,7 +5,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use opentelemetry::trace::{Event, Link, SpanId, SpanKind, Status, TraceState};
+use opentelemetry::trace::{Event, Link, SpanContext, SpanId, SpanKind, Status, TraceState};
 use opentelemetry::{Array, KeyValue, Value};
 use opentelemetry_sdk::trace::SpanData;
 
@@ -19,38 +19,37 @@ pub(super) fn span(span: &SpanData, limit: usize, to: &mut Vec<u8>) -> bool {
         fits: true,
     };
     // Most spans take two bytes to say their length.
-    message.message(2, 2, |message| fields_of_span(message, span));
+    message.message::<2>(2, |message| fields_of_span(message, span));
     message.fits && to.len() <= limit
 }
 
 /// Appends a field that holds bytes, or a message that was encoded before.
-pub(super) fn bytes(field: u32, bytes: &[u8], to: &mut Vec<u8>) {
+pub(super) fn bytes(field: u8, bytes: &[u8], to: &mut Vec<u8>) {
     length_of_bytes(field, bytes.len(), to);
     to.extend_from_slice(bytes);
 }
 
 /// Appends the key and the length of such a field, when its bytes come in parts.
-pub(super) fn length_of_bytes(field: u32, length: usize, to: &mut Vec<u8>) {
-    varint(key(field, LENGTH_DELIMITED), to);
+pub(super) fn length_of_bytes(field: u8, length: usize, to: &mut Vec<u8>) {
+    to.push(key(field, LENGTH_DELIMITED));
     varint(length as u64, to);
 }
 
 /// How many bytes [`bytes`] appends for so many.
 #[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
-pub(super) fn size_of_bytes(field: u32, length: usize) -> usize {
-    size_of_varint(key(field, LENGTH_DELIMITED)) + size_of_varint(length as u64) + length
+pub(super) fn size_of_bytes(length: usize) -> usize {
+    1 + size_of_varint(length as u64) + length
 }
 
 fn fields_of_span(message: &mut Message<'_>, span: &SpanData) {
     let context = &span.span_context;
-    message.bytes(1, &context.trace_id().to_bytes());
-    message.bytes(2, &context.span_id().to_bytes());
+    message.ids(context);
     message.trace_state(3, context.trace_state());
     if span.parent_span_id != SpanId::INVALID {
-        message.bytes(4, &span.parent_span_id.to_bytes());
+        message.fixed(&id(4, span.parent_span_id));
     }
     message.text(5, &span.name);
-    message.number(
+    message.small(
         6,
         match span.span_kind {
             SpanKind::Internal => 1,
@@ -65,25 +64,24 @@ fn fields_of_span(message: &mut Message<'_>, span: &SpanData) {
     message.attributes(9, &span.attributes);
     message.number(10, u64::from(span.dropped_attributes_count));
     for event in &span.events.events {
-        message.message(11, 1, |message| fields_of_event(message, event));
+        message.message::<1>(11, |message| fields_of_event(message, event));
     }
     message.number(12, u64::from(span.events.dropped_count));
     for link in &span.links.links {
-        message.message(13, 1, |message| fields_of_link(message, link));
+        message.message::<1>(13, |message| fields_of_link(message, link));
     }
     message.number(14, u64::from(span.links.dropped_count));
-    message.message(15, 1, |message| match &span.status {
-        Status::Unset => {}
-        Status::Ok => message.number(3, 1),
-        Status::Error { description } => {
+    match &span.status {
+        Status::Unset => message.fixed(&[key(15, LENGTH_DELIMITED), 0]),
+        Status::Ok => message.fixed(&[key(15, LENGTH_DELIMITED), 2, key(3, VARINT), 1]),
+        Status::Error { description } => message.message::<1>(15, |message| {
             message.text(2, description);
-            message.number(3, 2);
-        }
-    });
-    message.fixed32(
-        16,
-        flags(context.trace_flags().to_u8(), span.parent_span_is_remote),
-    );
+            message.small(3, 2);
+        }),
+    }
+    let [a, b, c, d] = flags(context.trace_flags().to_u8(), span.parent_span_is_remote).to_le_bytes();
+    // Field 16, the only one here whose key takes two bytes.
+    message.fixed(&[FIXED32 | 0x80, 1, a, b, c, d]);
 }
 
 fn fields_of_event(message: &mut Message<'_>, event: &Event) {
@@ -95,8 +93,7 @@ fn fields_of_event(message: &mut Message<'_>, event: &Event) {
 
 fn fields_of_link(message: &mut Message<'_>, link: &Link) {
     let context = &link.span_context;
-    message.bytes(1, &context.trace_id().to_bytes());
-    message.bytes(2, &context.span_id().to_bytes());
+    message.ids(context);
     message.trace_state(3, context.trace_state());
     message.attributes(4, &link.attributes);
     message.number(5, u64::from(link.dropped_attributes_count));
@@ -107,10 +104,10 @@ fn fields_of_link(message: &mut Message<'_>, link: &Link) {
 fn fields_of_value(message: &mut Message<'_>, value: &Value) {
     match value {
         Value::String(text) => message.bytes(1, text.as_str().as_bytes()),
-        Value::Bool(value) => message.any_number(2, u64::from(*value)),
+        Value::Bool(value) => message.small(2, u8::from(*value)),
         Value::I64(value) => message.any_number(3, value.cast_unsigned()),
         Value::F64(value) => message.any_fixed64(4, value.to_bits()),
-        Value::Array(array) => message.message(5, 1, |message| match array {
+        Value::Array(array) => message.message::<1>(5, |message| match array {
             Array::String(texts) => message.values(texts.iter().cloned()),
             Array::Bool(values) => message.values(values.iter().copied()),
             Array::I64(values) => message.values(values.iter().copied()),
@@ -128,13 +125,23 @@ fn flags(of_trace: u8, is_remote: bool) -> u32 {
 
 fn nanoseconds(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    since.as_nanos() as u64
+    since
+        .as_secs()
+        .wrapping_mul(1_000_000_000)
+        .wrapping_add(u64::from(since.subsec_nanos()))
 }
 
-const VARINT: u32 = 0;
-const FIXED64: u32 = 1;
-const LENGTH_DELIMITED: u32 = 2;
-const FIXED32: u32 = 5;
+/// A field that holds the id of a span.
+fn id(field: u8, id: SpanId) -> [u8; 10] {
+    let mut bytes = [key(field, LENGTH_DELIMITED), 8, 0, 0, 0, 0, 0, 0, 0, 0];
+    bytes[2..].copy_from_slice(&id.to_bytes());
+    bytes
+}
+
+const VARINT: u8 = 0;
+const FIXED64: u8 = 1;
+const LENGTH_DELIMITED: u8 = 2;
+const FIXED32: u8 = 5;
 
 /// A message that is being written. Without the prefix `any_`, a field that is zero or empty is left out, as protobuf has it.
 struct Message<'a> {
@@ -144,46 +151,62 @@ struct Message<'a> {
 }
 
 impl Message<'_> {
-    fn key(&mut self, field: u32, kind: u32) {
-        varint(key(field, kind), self.to);
+    /// Bytes whose number the compiler knows.
+    fn fixed<const N: usize>(&mut self, bytes: &[u8; N]) {
+        self.to.extend_from_slice(bytes);
     }
 
-    fn number(&mut self, field: u32, number: u64) {
+    /// The ids of a span as the fields 1 and 2.
+    fn ids(&mut self, context: &SpanContext) {
+        let mut bytes = [0; 28];
+        bytes[..2].copy_from_slice(&[key(1, LENGTH_DELIMITED), 16]);
+        bytes[2..18].copy_from_slice(&context.trace_id().to_bytes());
+        bytes[18..].copy_from_slice(&id(2, context.span_id()));
+        self.fixed(&bytes);
+    }
+
+    /// A number that is left out nowhere and takes one byte.
+    fn small(&mut self, field: u8, number: u8) {
+        debug_assert!(number < 0x80, "takes two bytes");
+        self.fixed(&[key(field, VARINT), number]);
+    }
+
+    fn number(&mut self, field: u8, number: u64) {
         if number != 0 {
             self.any_number(field, number);
         }
     }
 
-    fn any_number(&mut self, field: u32, number: u64) {
-        self.key(field, VARINT);
+    fn any_number(&mut self, field: u8, number: u64) {
+        self.to.push(key(field, VARINT));
         varint(number, self.to);
     }
 
-    fn fixed32(&mut self, field: u32, number: u32) {
+    fn fixed32(&mut self, field: u8, number: u32) {
         if number != 0 {
-            self.key(field, FIXED32);
-            self.to.extend_from_slice(&number.to_le_bytes());
+            let [a, b, c, d] = number.to_le_bytes();
+            self.fixed(&[key(field, FIXED32), a, b, c, d]);
         }
     }
 
-    fn fixed64(&mut self, field: u32, number: u64) {
+    fn fixed64(&mut self, field: u8, number: u64) {
         if number != 0 {
             self.any_fixed64(field, number);
         }
     }
 
-    fn any_fixed64(&mut self, field: u32, number: u64) {
-        self.key(field, FIXED64);
-        self.to.extend_from_slice(&number.to_le_bytes());
+    fn any_fixed64(&mut self, field: u8, number: u64) {
+        let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
+        self.fixed(&[key(field, FIXED64), a, b, c, d, e, f, g, h]);
     }
 
-    fn text(&mut self, field: u32, text: &str) {
+    fn text(&mut self, field: u8, text: &str) {
         if !text.is_empty() {
             self.bytes(field, text.as_bytes());
         }
     }
 
-    fn bytes(&mut self, field: u32, content: &[u8]) {
+    fn bytes(&mut self, field: u8, content: &[u8]) {
         // Before it is copied: a text may have any size.
         if self.to.len() + content.len() > self.limit {
             self.fits = false;
@@ -192,43 +215,77 @@ impl Message<'_> {
         bytes(field, content, self.to);
     }
 
-    fn trace_state(&mut self, field: u32, state: &TraceState) {
+    fn trace_state(&mut self, field: u8, state: &TraceState) {
         if *state != TraceState::NONE {
             self.text(field, &state.header());
         }
     }
 
-    fn attributes(&mut self, field: u32, attributes: &[KeyValue]) {
+    fn attributes(&mut self, field: u8, attributes: &[KeyValue]) {
         for attribute in attributes {
-            self.message(field, 1, |message| {
-                message.text(1, attribute.key.as_str());
-                message.message(2, 1, |message| fields_of_value(message, &attribute.value));
+            let name = attribute.key.as_str();
+            if let Value::String(text) = &attribute.value
+                && !name.is_empty()
+                && self.short_text(field, name.as_bytes(), text.as_str().as_bytes())
+            {
+                continue;
+            }
+            self.message::<1>(field, |message| {
+                message.text(1, name);
+                message.message::<1>(2, |message| fields_of_value(message, &attribute.value));
             });
         }
     }
 
+    /// An attribute with a text, what most of them are, if all of its lengths take one byte.
+    fn short_text(&mut self, field: u8, name: &[u8], text: &[u8]) -> bool {
+        const LONGEST: usize = 0x7F - 6;
+        if name.len() + text.len() > LONGEST || self.to.len() > self.limit {
+            return false;
+        }
+        let (name_length, text_length) = (name.len() as u8, text.len() as u8);
+        let of_value = text_length + 2;
+        let of_attribute = name_length + of_value + 4;
+        self.to.reserve(2 + usize::from(of_attribute));
+        self.fixed(&[
+            key(field, LENGTH_DELIMITED),
+            of_attribute,
+            key(1, LENGTH_DELIMITED),
+            name_length,
+        ]);
+        self.to.extend_from_slice(name);
+        self.fixed(&[
+            key(2, LENGTH_DELIMITED),
+            of_value,
+            key(1, LENGTH_DELIMITED),
+            text_length,
+        ]);
+        self.to.extend_from_slice(text);
+        true
+    }
+
     fn values<T: Into<Value>>(&mut self, values: impl Iterator<Item = T>) {
         for value in values {
-            self.message(1, 1, |message| fields_of_value(message, &value.into()));
+            self.message::<1>(1, |message| fields_of_value(message, &value.into()));
         }
     }
 
-    /// A message within this one, whose length is known only afterwards: room is left for `expected` bytes of it.
-    fn message(&mut self, field: u32, expected: usize, write: impl FnOnce(&mut Self)) {
+    /// A message within this one, whose length is known only afterwards: room is left for `EXPECTED` bytes of it.
+    fn message<const EXPECTED: usize>(&mut self, field: u8, write: impl FnOnce(&mut Self)) {
         if self.to.len() > self.limit {
             self.fits = false;
             return;
         }
-        self.key(field, LENGTH_DELIMITED);
+        self.to.push(key(field, LENGTH_DELIMITED));
         let at = self.to.len();
-        self.to.resize(at + expected, 0);
+        self.fixed(&[0; EXPECTED]);
         write(self);
-        let start = at + expected;
+        let start = at + EXPECTED;
         let length = self.to.len() - start;
         let needed = size_of_varint(length as u64);
-        if needed != expected {
+        if needed != EXPECTED {
             self.to
-                .resize(start + length + needed.saturating_sub(expected), 0);
+                .resize(start + length + needed.saturating_sub(EXPECTED), 0);
             self.to.copy_within(start..start + length, at + needed);
             self.to.truncate(at + needed + length);
         }
@@ -241,8 +298,9 @@ impl Message<'_> {
     }
 }
 
-fn key(field: u32, kind: u32) -> u64 {
-    u64::from(field << 3 | kind)
+/// Of the fields up to 15, whose keys take one byte.
+const fn key(field: u8, kind: u8) -> u8 {
+    field << 3 | kind
 }
 
 fn varint(mut number: u64, to: &mut Vec<u8>) {
@@ -261,7 +319,7 @@ fn size_of_varint(number: u64) -> usize {
 mod tests {
     use std::time::Duration;
 
-    use opentelemetry::trace::{SpanContext, TraceFlags, TraceId};
+    use opentelemetry::trace::{TraceFlags, TraceId};
     use opentelemetry::{InstrumentationScope, StringValue};
     use opentelemetry_proto::tonic::trace::v1::{ScopeSpans, Span};
     use opentelemetry_sdk::trace::{SpanEvents, SpanLinks};
@@ -359,8 +417,9 @@ mod tests {
 
     #[test]
     fn a_span_is_written_as_the_generated_messages_write_it() {
-        let texts = [0, 1, 100, 126, 127, 128, 129, 16_383, 16_384, 20_000];
-        let spans = texts.into_iter().map(full);
+        let short = 110..130;
+        let texts = short.chain([0, 1, 16_383, 16_384, 20_000]);
+        let spans = texts.map(full);
         let kinds = [
             SpanKind::Client,
             SpanKind::Internal,
@@ -408,7 +467,7 @@ mod tests {
         for length in [0, 1, 127, 128, 16_383, 16_384, 3_000_000] {
             let mut to = Vec::new();
             bytes(2, &vec![0; length], &mut to);
-            assert_eq!(to.len(), size_of_bytes(2, length));
+            assert_eq!(to.len(), size_of_bytes(length));
         }
     }
 }

@@ -110,12 +110,10 @@ mod otlp {
                     (index, start, schema, length)
                 })
                 .collect();
-            let of_scopes = scopes
-                .iter()
-                .map(|(.., length)| encode::size_of_bytes(2, *length));
+            let of_scopes = scopes.iter().map(|(.., length)| encode::size_of_bytes(*length));
             let length = self.resource.len() + of_scopes.sum::<usize>() + self.schema.len();
 
-            let mut request = Vec::with_capacity(encode::size_of_bytes(1, length));
+            let mut request = Vec::with_capacity(encode::size_of_bytes(length));
             encode::length_of_bytes(1, length, &mut request);
             request.extend_from_slice(&self.resource);
             for (index, start, schema, length) in &scopes {
