@@ -6,10 +6,10 @@ use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{InstrumentationScope, Key, KeyValue, Value};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanProcessor};
+use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::NoSubscriber;
-use tracing::{Metadata, Subscriber};
-use tracing_subscriber::layer::{Context, Filter, Identity, Layer, SubscriberExt};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
 #[cfg(feature = "ec2")]
@@ -17,7 +17,7 @@ use crate::cloud::Cloud;
 use crate::collect::SpanCollector;
 use crate::env::{Env, EnvError};
 use crate::error::InitError;
-use crate::format::{LogFormat, LogLayer, LogSettings, LogWriter, SpanFields};
+use crate::format::{LogFormat, LogSettings, LogWriter};
 use crate::ids::Ids;
 use crate::limits::{Limits, Processors};
 use crate::metrics::{self, Metrics, TelemetryMetrics};
@@ -26,6 +26,7 @@ use crate::otlp::{
     ReportTo, TRACES,
 };
 use crate::propagate::Propagator;
+use crate::select::Parts;
 use crate::telemetry::{Telemetry, Tracing};
 use crate::{resource, sampler};
 
@@ -228,8 +229,8 @@ impl TelemetryBuilder {
         let panic_hook = self.panic_hook;
         #[cfg(feature = "ec2")]
         let cloud = self.cloud.clone();
-        let (layer, telemetry) = self.into_layer::<Registry>()?;
-        tracing::subscriber::set_global_default(Registry::default().with(layer))
+        let (parts, telemetry) = self.parts()?;
+        tracing::subscriber::set_global_default(Registry::default().with(parts.alone()))
             .map_err(|_| InitError::ForeignSubscriber)?;
         // OpenTelemetry would log that at INFO, as first lines that nobody asked for.
         tracing::subscriber::with_default(NoSubscriber::new(), || {
@@ -274,6 +275,11 @@ impl TelemetryBuilder {
     where
         S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
     {
+        let (parts, telemetry) = self.parts()?;
+        Ok((parts.beside_others(), telemetry))
+    }
+
+    fn parts(self) -> Result<(Parts, Telemetry), InitError> {
         let env = self.env.clone().unwrap_or_else(Env::from_process);
         let span_level = self.span_level;
         let shutdown_timeout = self.shutdown_timeout;
@@ -327,39 +333,14 @@ impl TelemetryBuilder {
             }
             _ => None,
         };
-        let span_layer = tracing.as_ref().map(|tracing| {
-            // Who reads a trace looks at names and times. Where in the source a span begins would alone be a sixth of what the
-            // span costs; its thread, and how long it was not entered, come on top of that.
-            tracing_opentelemetry::layer()
-                .with_tracer(tracing.tracer.clone())
-                .with_location(false)
-                .with_threads(false)
-                .with_tracked_inactivity(false)
-                .with_target(false)
-                .with_filter(ExportedSpans { level: span_level })
-        });
         let log_filter = logs.as_ref().map(|logs| logs.filter.clone());
-        let log_layer = logs.map(|logs| {
-            let layer = LogLayer::new(&logs, span_layer.is_some());
-            let beside = if span_layer.is_some() {
-                span_level
-            } else {
-                LevelFilter::OFF
-            };
-            Layer::<S>::with_filter(layer, logs.filter.beside(beside))
-        });
-        // Every part has a filter of its own, and none stands in an `Option`: only then is nobody interested in
-        // spans when tracing is off, and do the parts learn which subscriber they belong to.
-        let layer: TelemetryLayer<S> = match (span_layer, log_layer) {
-            (Some(spans), Some(logs)) => {
-                Box::new(spans.and_then(SpanFields::layer(span_level)).and_then(logs))
-            }
-            (Some(spans), None) => Box::new(spans),
-            (None, Some(logs)) => Box::new(logs),
-            (None, None) => Box::new(Layer::<S>::with_filter(Identity::new(), LevelFilter::OFF)),
+        let parts = Parts {
+            tracer: tracing.as_ref().map(|tracing| tracing.tracer.clone()),
+            span_level,
+            logs,
         };
         Ok((
-            layer,
+            parts,
             Telemetry::new(
                 tracing,
                 metrics,
@@ -482,54 +463,5 @@ impl TelemetryBuilder {
             pipeline,
             can_reserve: sampler::follows_parents_alone(env),
         })
-    }
-}
-
-/// Decides by the callsite alone which spans and span events reach OpenTelemetry.
-///
-/// Left out are the crates that an exporter is made of: what they do while they export would itself be exported.
-struct ExportedSpans {
-    level: LevelFilter,
-}
-
-impl ExportedSpans {
-    fn wants(&self, metadata: &Metadata<'_>) -> bool {
-        const EXPORTER_CRATES: [&str; 10] = [
-            "h2",
-            "hyper",
-            "hyper_util",
-            "hyper_rustls",
-            "reqwest",
-            "rustls",
-            "tokio_rustls",
-            "tonic",
-            "tower",
-            "tokio_util",
-        ];
-        let target = metadata.target();
-        let name = target.split("::").next().unwrap_or(target);
-        *metadata.level() <= self.level
-            && !EXPORTER_CRATES.contains(&name)
-            && !name.starts_with("opentelemetry")
-            && !target.starts_with(crate::telemetry::REPORTS)
-            && target != crate::panic::PANICS
-    }
-}
-
-impl<S> Filter<S> for ExportedSpans {
-    fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
-        self.wants(metadata)
-    }
-
-    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> tracing::subscriber::Interest {
-        if self.wants(metadata) {
-            tracing::subscriber::Interest::always()
-        } else {
-            tracing::subscriber::Interest::never()
-        }
-    }
-
-    fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.level)
     }
 }

@@ -131,6 +131,7 @@ pub mod queue_exporter;
 pub mod redact;
 mod resource;
 mod sampler;
+mod select;
 mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;

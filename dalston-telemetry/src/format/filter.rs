@@ -121,7 +121,7 @@ impl LogFilter {
     }
 
     /// To be called when the log layer has become part of a subscriber.
-    pub(super) fn belongs_to(&self, dispatch: &Dispatch) {
+    pub(crate) fn belongs_to(&self, dispatch: &Dispatch) {
         // A layer is part of one subscriber, and a subscriber becomes one dispatch.
         let _ = self.shared.dispatch.set(dispatch.downgrade());
     }
@@ -131,7 +131,7 @@ impl LogFilter {
         self.shared.dispatch.get()?.upgrade()
     }
 
-    fn enables(&self, metadata: &Metadata<'_>) -> bool {
+    pub(crate) fn enables(&self, metadata: &Metadata<'_>) -> bool {
         if metadata.is_span() {
             return false;
         }
@@ -141,6 +141,17 @@ impl LogFilter {
             }
             level => verbosity(*metadata.level()) <= level,
         }
+    }
+
+    /// The most verbose level that is logged anywhere.
+    pub(crate) fn most_verbose(&self) -> LevelFilter {
+        self.with_targets(|targets| {
+            let levels = targets.iter().map(|(_, level)| level);
+            levels
+                .chain(targets.default_level())
+                .max()
+                .unwrap_or(LevelFilter::OFF)
+        })
     }
 
     fn with_targets<R>(&self, f: impl FnOnce(&Targets) -> R) -> R {
@@ -168,10 +179,7 @@ impl<S> Filter<S> for LogFilter {
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        self.with_targets(|targets| {
-            let levels = targets.iter().map(|(_, level)| level);
-            levels.chain(targets.default_level()).chain([self.others]).max()
-        })
+        Some(self.most_verbose().max(self.others))
     }
 }
 

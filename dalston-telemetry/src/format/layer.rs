@@ -79,6 +79,28 @@ impl LogLayer {
         self
     }
 
+    pub(crate) fn filter(&self) -> &LogFilter {
+        &self.filter
+    }
+
+    /// Writes the line of an event that the filter enables.
+    pub(crate) fn write<S>(&self, event: &Event<'_>, cx: &Context<'_, S>)
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        const KEEP: usize = 16 * 1024;
+        let mut scratch = SCRATCH.try_with(Cell::take).ok().flatten().unwrap_or_default();
+        for buffer in [&mut scratch.line, &mut scratch.fields, &mut scratch.ids] {
+            buffer.clear();
+            buffer.shrink_to(KEEP);
+        }
+        scratch.names.clear();
+        self.make_line(event, cx, &mut scratch);
+        self.writer.write_line(&scratch.line);
+        // Fails only in a thread that is ending.
+        let _ = SCRATCH.try_with(|kept| kept.set(Some(scratch)));
+    }
+
     fn make_line<S>(&self, event: &Event<'_>, cx: &Context<'_, S>, scratch: &mut Scratch)
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
@@ -240,17 +262,7 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, cx: Context<'_, S>) {
-        const KEEP: usize = 16 * 1024;
-        let mut scratch = SCRATCH.try_with(Cell::take).ok().flatten().unwrap_or_default();
-        for buffer in [&mut scratch.line, &mut scratch.fields, &mut scratch.ids] {
-            buffer.clear();
-            buffer.shrink_to(KEEP);
-        }
-        scratch.names.clear();
-        self.make_line(event, &cx, &mut scratch);
-        self.writer.write_line(&scratch.line);
-        // Fails only in a thread that is ending.
-        let _ = SCRATCH.try_with(|kept| kept.set(Some(scratch)));
+        self.write(event, &cx);
     }
 }
 
@@ -376,13 +388,14 @@ impl Visit for SpanIds {
 
 impl WithIds {
     fn wants(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_span()
-            && *metadata.level() <= self.level
-            && metadata
-                .fields()
-                .iter()
-                .any(|field| id_of(field.name()).is_some())
+        metadata.is_span() && *metadata.level() <= self.level && has_ids(metadata)
     }
+}
+
+/// Whether a span that is made there may have such a field.
+pub(crate) fn has_ids(metadata: &Metadata<'_>) -> bool {
+    let mut fields = metadata.fields().iter();
+    fields.any(|field| id_of(field.name()).is_some())
 }
 
 impl<S> Filter<S> for WithIds {
