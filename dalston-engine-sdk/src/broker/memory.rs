@@ -386,6 +386,7 @@ impl State {
             requeued_at: entry.requeued_at,
             timeout_at: task.timeout_at,
             redelivery: entry.redelivery,
+            begun: None,
         })
     }
 

@@ -7,7 +7,7 @@
 //! The runner calls a broker in this order, per task: [`receive`](Broker::receive), [`lookup`](Broker::lookup),
 //! [`started`](Broker::started), [`renew`](Broker::renew) and [`is_cancelled`](Broker::is_cancelled) again and again, and then
 //! [`finish`](Broker::finish) or [`release`](Broker::release). Where a broker can do more in one step, there are
-//! [`receive_several`](Broker::receive_several) and [`begin`](Broker::begin).
+//! [`receive_several`](Broker::receive_several), [`begin`](Broker::begin) and [`receive_begun`](Broker::receive_begun).
 
 mod memory;
 #[cfg(feature = "redis")]
@@ -63,6 +63,23 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
         wait: Duration,
     ) -> Result<Vec<Delivery>, BrokerError> {
         Ok(self.receive(consumer, wait).await?.into_iter().collect())
+    }
+
+    /// Takes up to as many tasks as there are `spans`, as [`receive_several`](Self::receive_several), and may begin them in the
+    /// same step, as [`begin`](Self::begin) would under one of these spans. [`Delivery::begun`] says of each whether it did.
+    ///
+    /// Unless a broker has a better way, this begins none.
+    ///
+    /// # Errors
+    ///
+    /// As [`receive`](Self::receive).
+    async fn receive_begun(
+        &self,
+        consumer: &Consumer,
+        spans: &[Option<NextSpan>],
+        wait: Duration,
+    ) -> Result<Vec<Delivery>, BrokerError> {
+        self.receive_several(consumer, spans.len(), wait).await
     }
 
     /// Finds out what is known about a task, as [`lookup`](Self::lookup), and if it should be done reports that work on it
@@ -192,6 +209,8 @@ pub struct Delivery {
     pub timeout_at: Option<Timestamp>,
     /// Why it was delivered again, if it was.
     pub redelivery: Option<RedeliveryReason>,
+    /// What beginning it came to, if it was begun already.
+    pub begun: Option<Begun>,
 }
 
 impl Delivery {
@@ -204,6 +223,7 @@ impl Delivery {
             requeued_at: None,
             timeout_at: None,
             redelivery: None,
+            begun: None,
         }
     }
 }
@@ -254,6 +274,15 @@ pub struct Begin {
     pub lookup: Lookup,
     /// Whether the start was reported.
     pub reported: bool,
+}
+
+/// A task that was begun in the same step in which it was taken.
+#[derive(Debug, Clone)]
+pub struct Begun {
+    /// What that came to.
+    pub begin: Begin,
+    /// That of the given spans under which it was begun.
+    pub span: Option<NextSpan>,
 }
 
 /// The span in which a task will be done, before there is one.

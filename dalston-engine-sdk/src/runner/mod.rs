@@ -67,7 +67,7 @@ pub use self::status::{RunnerPhase, RunnerStatus, TaskPhase, TaskStatus};
 pub(crate) use self::task::TaskFiles;
 #[cfg(feature = "audio")]
 use crate::audio::AudioFormat;
-use crate::broker::{Broker, Consumer};
+use crate::broker::{Broker, Consumer, NextSpan};
 use crate::config::RunnerConfig;
 use crate::context::ProgressHook;
 use crate::engine::{Engine, ModelId};
@@ -290,6 +290,7 @@ impl Worker {
 
     async fn read_tasks(self: &Arc<Self>, turns: &Arc<Semaphore>, tasks: &mut JoinSet<()>) -> Infallible {
         let mut failures = 0_u32;
+        let mut spans: Vec<Option<NextSpan>> = Vec::new();
         loop {
             let Ok(first) = Arc::clone(turns).acquire_owned().await else {
                 return pending().await;
@@ -303,10 +304,14 @@ impl Worker {
                 free.merge(more);
             }
             let deliveries = loop {
-                let received =
-                    self.origin
-                        .broker
-                        .receive_several(&self.consumer, free.num_permits(), RECEIVE_WAIT);
+                let (broker, most) = (&self.origin.broker, free.num_permits());
+                // With traces, what is reported carries the context of our span.
+                let received = if self.telemetry.traces_enabled() {
+                    broker.receive_several(&self.consumer, most, RECEIVE_WAIT)
+                } else {
+                    spans.resize(most, None);
+                    broker.receive_begun(&self.consumer, &spans, RECEIVE_WAIT)
+                };
                 match received.await {
                     Ok(deliveries) if deliveries.is_empty() => failures = 0,
                     Ok(deliveries) => break deliveries,

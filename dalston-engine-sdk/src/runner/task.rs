@@ -56,12 +56,13 @@ pub(super) type Turn = OwnedSemaphorePermit;
 pub(super) async fn handle(
     worker: Arc<Worker>,
     origin: Arc<Origin>,
-    delivery: Delivery,
+    mut delivery: Delivery,
     turn: Turn,
     hand: TaskGuard,
 ) {
     fault_point!(Received);
     let read_at = Timestamp::now();
+    let begun = delivery.begun.take();
     let claim = &delivery.claim;
     let log = LogContext::new()
         .task_id(&*claim.task_id)
@@ -84,7 +85,11 @@ pub(super) async fn handle(
         }
         origin.broker.begin(claim, next).await
     });
-    let Ok(Begin { lookup, reported }) = begin.with_log_context(log.clone()).await else {
+    let begin = match begun {
+        Some(begun) => Ok(begun.begin),
+        None => begin.with_log_context(log.clone()).await,
+    };
+    let Ok(Begin { lookup, reported }) = begin else {
         // The task comes back when its lease ends.
         return;
     };

@@ -1267,6 +1267,211 @@ async fn what_should_not_be_done_does_not_begin() {
     assert_eq!(events(&server).await.len(), 0);
 }
 
+/// Queues tasks `task-0` and so on of a job each, and reads the first one, so that the next read finds that more are waiting.
+async fn with_a_backlog(server: &TestRedis, broker: &RedisBroker, tasks: usize) {
+    for number in 0..=tasks {
+        let number = number
+            .checked_sub(1)
+            .map_or("first".to_owned(), |number| number.to_string());
+        let (task, job) = (format!("task-{number}"), format!("job-{number}"));
+        let hash = format!("dalston:task:{task}");
+        let () = server.send(&["HSET", &hash, "stage", "transcribe"]).await;
+        let () = server
+            .send(&["XADD", STREAM, "*", "task_id", &task, "job_id", &job])
+            .await;
+    }
+    let first = broker.receive_begun(&consumer("a"), &[None], LONG).await.unwrap();
+    assert!(first[0].begun.is_none(), "a read that can wait begins nothing");
+}
+
+#[tokio::test]
+async fn tasks_that_wait_are_begun_as_they_are_read_each_under_its_span() {
+    let server = TestRedis::start().await;
+    let broker = broker(&server);
+    with_a_backlog(&server, &broker, 3).await;
+    let () = server
+        .send(&[
+            "HSET",
+            "dalston:task:task-1",
+            "_trace_context",
+            TRACE,
+            "request_id",
+            "req_5f",
+        ])
+        .await;
+    let () = server
+        .send(&["HSET", "dalston:task:task-1", "waiting_for_engine", "1"])
+        .await;
+    let () = server
+        .send(&["SADD", "dalston:waiting_engine_tasks", "task-1"])
+        .await;
+    let other = NextSpan::new(5, 7);
+    let spans = [Some(NEXT), Some(other), None, None];
+
+    let taken = broker.receive_begun(&consumer("a"), &spans, LONG).await.unwrap();
+
+    let begun: Vec<_> = taken
+        .iter()
+        .map(|delivery| {
+            let begun = delivery.begun.clone().expect("begun");
+            let Lookup::Task(metadata) = begun.begin.lookup else {
+                panic!("not to be done: {begun:?}");
+            };
+            assert!(begun.begin.reported);
+            assert_eq!(metadata.stage, "transcribe");
+            (&*delivery.claim.task_id, begun.span)
+        })
+        .collect();
+    assert_eq!(
+        begun,
+        [("task-0", Some(NEXT)), ("task-1", Some(other)), ("task-2", None)]
+    );
+    let events: Vec<_> = events(&server)
+        .await
+        .into_iter()
+        .map(|mut event| {
+            assert_eq!(event["type"], "task.started");
+            (value(&event["payload"]), event.remove("_trace_context"))
+        })
+        .collect();
+    let first = r#"{"traceparent":"00-0123456789abcdef0123456789abcdef-00c0ffee00c0ffee-01"}"#;
+    let child = r#"{"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000007-01"}"#;
+    assert_eq!(
+        events,
+        [
+            (
+                json!({"task_id": "task-0", "job_id": "job-0", "engine_id": "faster-whisper"}),
+                Some(first.to_owned()),
+            ),
+            (
+                json!({"task_id": "task-1", "job_id": "job-1", "engine_id": "faster-whisper", "request_id": "req_5f"}),
+                Some(child.to_owned()),
+            ),
+            (
+                json!({"task_id": "task-2", "job_id": "job-2", "engine_id": "faster-whisper"}),
+                None
+            ),
+        ]
+    );
+    let waiting: u64 = server.send(&["SCARD", "dalston:waiting_engine_tasks"]).await;
+    let markers: u64 = server
+        .send(&["HEXISTS", "dalston:task:task-1", "waiting_for_engine"])
+        .await;
+    assert_eq!((waiting, markers), (0, 0));
+    for delivery in &taken {
+        assert_eq!(delivery.claim.delivery_count, 1);
+        let nothing = EventContext::default();
+        let ended = broker.finish(&delivery.claim, &Outcome::Skipped, &nothing).await;
+        assert_eq!(ended.unwrap(), Ownership::Held);
+    }
+    assert_eq!(pending(&server).await.len(), 1, "the one of the first read");
+    let none = broker.receive_begun(&consumer("a"), &spans, SHORT).await;
+    assert!(none.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn of_tasks_that_are_read_and_begun_together_each_is_judged_on_its_own() {
+    let server = TestRedis::start().await;
+    let broker = broker(&server);
+    with_a_backlog(&server, &broker, 6).await;
+    for command in [
+        &["SET", "dalston:job:cancelled:job-0", "1"][..],
+        &["HSET", "dalston:task:task-1", "blocked_reason", "waited too long"],
+        &["DEL", "dalston:task:task-2"],
+        &["HSET", "dalston:task:task-3", "request_id", "a \"quoted\" id"],
+        &["HSET", "dalston:task:task-4", "request_bindings_json", "{"],
+        &["DEL", "dalston:task:task-5"],
+        &["SET", "dalston:task:task-5", "not a hash"],
+        &["XADD", STREAM, "*", "what", "is this"],
+        &["XADD", STREAM, "*", "task_id", "a/b", "job_id", "j"],
+        &["XADD", STREAM, "*", "task_id", "", "job_id", "j"],
+    ] {
+        let () = server.send(command).await;
+    }
+    let () = server
+        .send(&["XADD", STREAM, "*", "job_id", "job-last", "task_id", "task-last"])
+        .await;
+    let () = server
+        .send(&["HSET", "dalston:task:task-last", "stage", "align"])
+        .await;
+
+    let taken = broker
+        .receive_begun(&consumer("a"), &[None; 20], LONG)
+        .await
+        .unwrap();
+
+    let lookups: Vec<String> = taken
+        .iter()
+        .map(|delivery| {
+            let begun = delivery.begun.as_ref().expect("begun");
+            let lookup = match &begun.begin.lookup {
+                Lookup::Task(metadata) => metadata.stage.clone(),
+                Lookup::Malformed(_) => "malformed".to_owned(),
+                other => format!("{other:?}"),
+            };
+            format!("{} {lookup} {}", delivery.claim.task_id, begun.begin.reported)
+        })
+        .collect();
+    assert_eq!(
+        lookups,
+        [
+            "task-0 Cancelled false",
+            "task-1 Blocked(\"waited too long\") false",
+            "task-2 Missing false",
+            "task-3 transcribe false",
+            "task-4 malformed true",
+            "task-5 malformed false",
+            "task-last align true",
+        ]
+    );
+    assert_eq!(events(&server).await.len(), 2);
+    assert_eq!(
+        pending(&server).await.len(),
+        1 + 7,
+        "what names no task is removed"
+    );
+}
+
+#[tokio::test]
+async fn tasks_whose_beginning_was_not_heard_of_come_back_and_begin_again() {
+    let server = TestRedis::start().await;
+    let cable = Proxy::to(server.port()).await;
+    let url = format!("redis://127.0.0.1:{}", cable.port());
+    let broker = RedisBroker::with_lease(RedisServer::new(&url).unwrap(), LEASE);
+    with_a_backlog(&server, &broker, 4).await;
+    // The server knows the script only after the first use.
+    let first = broker
+        .receive_begun(&consumer("a"), &[None, None], LONG)
+        .await
+        .unwrap();
+    assert!(first.iter().all(|delivery| delivery.begun.is_some()));
+
+    cable.lose_answers(true);
+    let reader = broker.clone();
+    let lost = tokio::spawn(async move { reader.receive_begun(&consumer("a"), &[None, None], LONG).await });
+    while events(&server).await.len() < 4 {
+        tokio::task::yield_now().await;
+    }
+    lost.abort();
+    cable.lose_answers(false);
+
+    let mut missing = vec!["task-2", "task-3"];
+    while !missing.is_empty() {
+        // The connection may still have to find out that it is gone.
+        let Ok(again) = broker.receive_begun(&consumer("a"), &[None], LONG).await else {
+            continue;
+        };
+        let delivery = &again[0];
+        assert_eq!(delivery.redelivery, Some(RedeliveryReason::EngineCrash));
+        let begin = broker.begin(&delivery.claim, None).await.unwrap();
+        assert!(begin.reported);
+        let nothing = EventContext::default();
+        let ended = broker.finish(&delivery.claim, &Outcome::Skipped, &nothing).await;
+        assert_eq!(ended.unwrap(), Ownership::Held);
+        missing.retain(|task| *task != delivery.claim.task_id);
+    }
+}
+
 #[tokio::test]
 async fn several_tasks_come_at_once_but_never_more_than_were_asked_for() {
     let server = TestRedis::start().await;

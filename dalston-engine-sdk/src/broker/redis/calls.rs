@@ -11,9 +11,12 @@ use redis::{Cmd, RedisError, RedisResult, Value};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::answers::{self, Answer, Malformed};
+use super::json;
+use super::reader::Message;
 use super::scripts::CALLS;
 use super::server::RedisServer;
-use crate::broker::{Claim, Consumer, NextSpan};
+use crate::broker::{Begun, Claim, Consumer, NextSpan};
 use crate::protocol::{Timestamp, keys};
 
 /// How many calls go into one script call. Nobody else is served meanwhile.
@@ -38,6 +41,12 @@ pub(super) enum Operation {
         /// Of the event.
         payload: String,
         span: Option<NextSpan>,
+    },
+    /// New tasks, begun under these spans, and no more of them.
+    Take {
+        /// The engine id, as JSON.
+        engine: String,
+        spans: Vec<Option<NextSpan>>,
     },
     Started(Event),
     Finish {
@@ -83,6 +92,8 @@ pub(super) enum CallError {
     /// What the script said of this call.
     #[error("{0}")]
     Refused(String),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
     #[error("the connection was given up before there was an answer")]
     GivenUp,
 }
@@ -99,13 +110,13 @@ struct Call {
 /// A call of one who waits for the answer.
 struct Waiting {
     call: Call,
-    answer: oneshot::Sender<Answer>,
+    answer: oneshot::Sender<Answered>,
 }
 
-type Answer = Result<Value, CallError>;
+type Answered = Result<Answer, CallError>;
 
 impl Caller {
-    pub(super) async fn call(&self, server: &RedisServer, claim: &Claim, operation: Operation) -> Answer {
+    pub(super) async fn call(&self, server: &RedisServer, claim: &Claim, operation: Operation) -> Answered {
         if operation.looks_up() {
             let less = |expected: usize| expected.checked_sub(1);
             let _ = self.expected.fetch_update(Relaxed, Relaxed, less);
@@ -119,6 +130,36 @@ impl Caller {
             job_id: claim.job_id.clone(),
             operation,
         };
+        self.send(server, &queue, call).await
+    }
+
+    /// Reads new tasks and begins them. Whoever waits for the answer must not stop: it may hold tasks.
+    pub(super) async fn take(
+        &self,
+        server: &RedisServer,
+        consumer: &Consumer,
+        spans: &[Option<NextSpan>],
+    ) -> Result<Vec<(Message, Option<Begun>)>, CallError> {
+        let (queue, consumer) = self.queue(server, consumer);
+        let operation = Operation::Take {
+            engine: json(&consumer.engine_id),
+            spans: spans.to_vec(),
+        };
+        let call = Call {
+            consumer,
+            message_id: String::new(),
+            delivery_count: 0,
+            task_id: String::new(),
+            job_id: String::new(),
+            operation,
+        };
+        match self.send(server, &queue, call).await? {
+            Answer::Taken(taken) => Ok(taken),
+            _ => Err(Malformed.into()),
+        }
+    }
+
+    async fn send(&self, server: &RedisServer, queue: &mpsc::Sender<Waiting>, call: Call) -> Answered {
         // Alone it goes by the shortest way: each detour through the runtime may wake another thread.
         if self.expected.load(Relaxed) == 0
             && let Ok(_permit) = self.line.try_acquire()
@@ -235,27 +276,30 @@ async fn send(server: &RedisServer, waiting: Vec<Waiting>) {
 }
 
 /// Makes calls of one consumer, and returns an answer for each.
-async fn ask(server: &RedisServer, calls: &[Call]) -> Vec<Answer> {
+async fn ask(server: &RedisServer, calls: &[Call]) -> Vec<Answered> {
     let answers = match invoke(server, &command(calls)).await {
-        Ok(Value::Array(answers)) if answers.len() == calls.len() => answers,
-        Ok(_) => {
-            let short = || CallError::Refused("the server did not answer every call".to_owned());
-            return calls.iter().map(|_| Err(short())).collect();
-        }
+        Ok(Value::BulkString(text)) => answers::read(calls.iter().map(|call| &call.operation), &text),
+        Ok(_) => Err(Malformed),
         Err(error) => return calls.iter().map(|_| Err(error.clone().into())).collect(),
     };
-    let answers: Vec<Answer> = answers.into_iter().map(refused).collect();
+    let Ok(answers) = answers else {
+        return calls.iter().map(|_| Err(Malformed.into())).collect();
+    };
     // The script has caught it, so the connection did not hear of it. What is refused to one is refused to all.
     let refusal = answers.iter().find_map(|answer| match answer {
-        Err(CallError::Refused(text)) => text.split(' ').next(),
+        Answer::Refused(text) => text.split(' ').next(),
         _ => None,
     });
     refusal.into_iter().for_each(|code| server.heard(code));
-    answers
+    let answers = answers.into_iter().map(|answer| match answer {
+        Answer::Refused(text) => Err(CallError::Refused(text)),
+        answer => Ok(answer),
+    });
+    answers.collect()
 }
 
 /// Returns when nobody waits for any of the answers.
-async fn given_up(waiting: &mut [oneshot::Sender<Answer>]) {
+async fn given_up(waiting: &mut [oneshot::Sender<Answered>]) {
     for waiting in waiting {
         waiting.closed().await;
     }
@@ -270,20 +314,6 @@ async fn invoke(server: &RedisServer, command: &Cmd) -> RedisResult<Value> {
             command.query_async(&mut connection).await
         }
         other => other,
-    }
-}
-
-fn refused(answer: Value) -> Answer {
-    match answer {
-        Value::Array(mut parts) if matches!(parts.first(), Some(Value::BulkString(first)) if first == b"error") =>
-        {
-            let text = match parts.pop() {
-                Some(Value::BulkString(text)) => String::from_utf8_lossy(&text).into_owned(),
-                other => format!("{other:?}"),
-            };
-            Err(CallError::Refused(text))
-        }
-        answer => Ok(answer),
     }
 }
 
@@ -335,7 +365,7 @@ fn range(calls: &[Call]) -> (&str, &str, usize) {
     };
     let owned = calls
         .iter()
-        .filter(|call| !matches!(call.operation, Operation::IsCancelled));
+        .filter(|call| !matches!(call.operation, Operation::IsCancelled | Operation::Take { .. }));
     let ids = owned.filter_map(|call| Some((position(&call.message_id)?, &*call.message_id)));
     let (mut first, mut last, mut count) = (None, None, 0);
     for id in ids {
@@ -358,7 +388,7 @@ impl Operation {
     /// How many keys it has of its own.
     fn keys(&self) -> usize {
         match self {
-            Self::Renew | Self::Release { .. } | Self::Started(_) => 0,
+            Self::Renew | Self::Release { .. } | Self::Take { .. } | Self::Started(_) => 0,
             Self::IsCancelled => 1,
             Self::Lookup | Self::Begin { .. } => 2,
             Self::Finish { artifacts, .. } if artifacts.is_empty() => 0,
@@ -390,6 +420,7 @@ impl Call {
             Operation::IsCancelled => "cancelled",
             Operation::Lookup => "lookup",
             Operation::Begin { .. } => "begin",
+            Operation::Take { .. } => "take",
             Operation::Started(_) => "started",
             Operation::Finish { .. } => "finish",
         };
@@ -404,13 +435,15 @@ impl Call {
             }
             Operation::Begin { payload, span } => {
                 command.arg(&self.task_id).arg(fields(payload));
-                match span {
-                    Some(NextSpan { trace_id, span_id }) => {
-                        command.arg(format!("{trace_id:032x}-{span_id:016x}"));
-                    }
-                    None => {
-                        command.arg("");
-                    }
+                add_span(command, *span);
+            }
+            Operation::Take { engine, spans } => {
+                command.arg(spans.len()).arg(engine);
+                command.arg(keys::task("")).arg(keys::job_cancelled(""));
+                let any = spans.iter().any(Option::is_some);
+                command.arg(if any { spans.len() } else { 0 });
+                for span in spans.iter().filter(|_| any) {
+                    add_span(command, *span);
                 }
             }
             Operation::Started(event) => add_event(command, event),
@@ -435,6 +468,14 @@ impl Call {
             }
         }
     }
+}
+
+/// A trace id, a dash and the id of the span, or nothing.
+fn add_span(command: &mut Cmd, span: Option<NextSpan>) {
+    match span {
+        Some(NextSpan { trace_id, span_id }) => command.arg(format!("{trace_id:032x}-{span_id:016x}")),
+        None => command.arg(""),
+    };
 }
 
 fn add_event(command: &mut Cmd, event: &Event) {

@@ -2,30 +2,30 @@
 //!
 //! See sections 2.2 to 2.4 of the protocol, and 12 for the traps.
 
+mod answers;
 mod calls;
 mod reader;
 mod scripts;
 mod server;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use redis::RedisResult;
 use tokio::time::Instant;
 use tracing::warn;
 
+use self::answers::{Answer, Malformed};
 use self::calls::{CallError, Caller, Event, Operation};
-use self::reader::Reader;
+use self::reader::{Reader, Wanted};
 use self::scripts::{GONE, HANDED_BACK, HELD};
 pub use self::server::{InvalidRedisUrl, RedisServer};
 use super::{
-    Begin, Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, NextSpan, Outcome,
-    Ownership, TaskMetadata,
+    Begin, Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, NextSpan, Outcome, Ownership,
 };
-use crate::protocol::{Payload, RequestBinding, TaskEventKind, Timestamp, trace_context_json};
+use crate::protocol::{Payload, TaskEventKind, Timestamp, trace_context_json};
 
 pub(crate) use self::scripts::{BURY as BURY_SCRIPT, HEARTBEAT as HEARTBEAT_SCRIPT};
 
@@ -129,12 +129,7 @@ impl RedisBroker {
             .is_some_and(|task| task.seen.elapsed() < self.shared.lease)
     }
 
-    async fn call(
-        &self,
-        claim: &Claim,
-        doing: &str,
-        operation: Operation,
-    ) -> Result<redis::Value, BrokerError> {
+    async fn call(&self, claim: &Claim, doing: &str, operation: Operation) -> Result<Answer, BrokerError> {
         let Shared { caller, server, .. } = &*self.shared;
         let answer = caller.call(server, claim, operation).await;
         answer.map_err(|source| failed(claim, doing, source))
@@ -157,8 +152,8 @@ impl RedisBroker {
         }
         let owner = self.call(claim, doing, operation).await?;
         let ours = match owner {
-            redis::Value::Int(HELD) => true,
-            redis::Value::Int(GONE) => ended_before,
+            Answer::Number(HELD) => true,
+            Answer::Number(GONE) => ended_before,
             _ => false,
         };
         if ends || !ours {
@@ -169,8 +164,10 @@ impl RedisBroker {
 
     /// Makes a call that finds out what is known about a task.
     async fn look(&self, claim: &Claim, operation: Operation) -> Result<Begin, BrokerError> {
-        let answer = self.call(claim, "looking up", operation).await?;
-        let begin = read_begin(answer).map_err(|source| failed(claim, "looking up", source.into()))?;
+        let doing = "looking up";
+        let Answer::Begin(begin) = self.call(claim, doing, operation).await? else {
+            return Err(failed(claim, doing, Malformed.into()));
+        };
         if matches!(begin.lookup, Lookup::Lost) {
             self.held().remove(&claim.message_id);
         }
@@ -199,7 +196,17 @@ impl Broker for RedisBroker {
         wait: Duration,
     ) -> Result<Vec<Delivery>, BrokerError> {
         let mut reader = self.shared.reader.lock().await;
-        reader.next(self, consumer, most, wait).await
+        reader.next(self, consumer, Wanted::tasks(most), wait).await
+    }
+
+    async fn receive_begun(
+        &self,
+        consumer: &Consumer,
+        spans: &[Option<NextSpan>],
+        wait: Duration,
+    ) -> Result<Vec<Delivery>, BrokerError> {
+        let mut reader = self.shared.reader.lock().await;
+        reader.next(self, consumer, Wanted::begun(spans), wait).await
     }
 
     async fn begin(&self, claim: &Claim, span: Option<NextSpan>) -> Result<Begin, BrokerError> {
@@ -228,9 +235,10 @@ impl Broker for RedisBroker {
 
     async fn is_cancelled(&self, claim: &Claim) -> Result<bool, BrokerError> {
         let doing = "asking for the cancellation of";
-        let answer = self.call(claim, doing, Operation::IsCancelled).await?;
-        redis::from_redis_value(answer)
-            .map_err(|source: redis::ParsingError| failed(claim, doing, CallError::Redis(source.into())))
+        match self.call(claim, doing, Operation::IsCancelled).await? {
+            Answer::Number(there) => Ok(there != 0),
+            _ => Err(failed(claim, doing, Malformed.into())),
+        }
     }
 
     async fn finish(
@@ -307,104 +315,6 @@ fn milliseconds(duration: Duration) -> u64 {
 
 fn failed(claim: &Claim, doing: &str, source: CallError) -> BrokerError {
     BrokerError::new(format!("{doing} task {}", claim.task_id), source)
-}
-
-fn read_begin(answer: redis::Value) -> RedisResult<Begin> {
-    let mut answer = redis::from_redis_value::<Vec<redis::Value>>(answer)?.into_iter();
-    let state = match answer.next() {
-        Some(redis::Value::Int(reported)) => {
-            let lookup = match read_metadata(answer) {
-                Ok(metadata) => Lookup::Task(Box::new(metadata)),
-                Err(problem) => Lookup::Malformed(problem),
-            };
-            let reported = reported == 1;
-            return Ok(Begin { lookup, reported });
-        }
-        Some(redis::Value::BulkString(state)) => state,
-        _ => Vec::new(),
-    };
-    let mut reason = || match answer.next() {
-        Some(redis::Value::BulkString(bytes)) => String::from_utf8_lossy(&bytes).into_owned(),
-        _ => String::new(),
-    };
-    let lookup = match &*state {
-        b"cancelled" => Lookup::Cancelled,
-        b"blocked" => Lookup::Blocked(reason()),
-        b"malformed" => Lookup::Malformed(format!("its metadata can't be read: {}", reason())),
-        b"missing" => Lookup::Missing,
-        _ => Lookup::Lost,
-    };
-    let reported = false;
-    Ok(Begin { lookup, reported })
-}
-
-/// The fields of a task's metadata, section 2.3, in the order in which the script answers with them.
-#[derive(Clone, Copy)]
-enum Field {
-    Stage,
-    EnqueuedAt,
-    LoadedModelId,
-    RequestId,
-    TraceContext,
-    RequestBindings,
-    ResolvedArtifactIds,
-}
-
-impl Field {
-    const ALL: usize = 7;
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Stage => "stage",
-            Self::EnqueuedAt => "enqueued_at",
-            Self::LoadedModelId => "loaded_model_id",
-            Self::RequestId => "request_id",
-            Self::TraceContext => "_trace_context",
-            Self::RequestBindings => "request_bindings_json",
-            Self::ResolvedArtifactIds => "resolved_artifact_ids_json",
-        }
-    }
-}
-
-/// What is only for tracing or for the clock is left out when it makes no sense; what decides about the work must be right.
-fn read_metadata(fields: impl Iterator<Item = redis::Value>) -> Result<TaskMetadata, String> {
-    let mut values = [const { redis::Value::Nil }; Field::ALL];
-    for (place, value) in values.iter_mut().zip(fields) {
-        *place = value;
-    }
-    let mut text = |field: Field| -> Result<Option<String>, String> {
-        let value = match std::mem::replace(&mut values[field as usize], redis::Value::Nil) {
-            redis::Value::BulkString(value) if !value.is_empty() => value,
-            _ => return Ok(None),
-        };
-        let value = String::from_utf8(value);
-        value
-            .map(Some)
-            .map_err(|_| format!("the field {:?} of its metadata is not UTF-8", field.name()))
-    };
-    let stage = text(Field::Stage)?.ok_or_else(|| "its metadata has no stage".to_owned())?;
-    let mut metadata = TaskMetadata::new(stage);
-    if let Some(bindings) = text(Field::RequestBindings)? {
-        metadata.bindings = Some(read_bindings(&bindings)?);
-    }
-    if let Some(ids) = text(Field::ResolvedArtifactIds)? {
-        let name = Field::ResolvedArtifactIds.name();
-        let ids: BTreeMap<String, Option<String>> = serde_json::from_str(&ids)
-            .map_err(|error| format!("the field {name:?} of its metadata: {error}"))?;
-        let known = ids.into_iter().filter_map(|(slot, id)| id.map(|id| (slot, id)));
-        metadata.resolved_artifact_ids = Some(known.collect());
-    }
-    let mut lenient = |field: Field| text(field).unwrap_or(None);
-    metadata.enqueued_at =
-        lenient(Field::EnqueuedAt).and_then(|time| readable(Field::EnqueuedAt.name(), &time));
-    metadata.model = lenient(Field::LoadedModelId);
-    metadata.request_id = lenient(Field::RequestId);
-    metadata.trace_context = lenient(Field::TraceContext);
-    Ok(metadata)
-}
-
-fn read_bindings(text: &str) -> Result<Vec<RequestBinding>, String> {
-    RequestBinding::list_from_slice(text.as_bytes()).map_err(|error| error.to_string())
 }
 
 /// The time of a field, or nothing and a warning.

@@ -14,8 +14,8 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::scripts::{self, HANDED_BACK};
-use super::{RedisBroker, milliseconds, readable};
-use crate::broker::{Broker, BrokerError, Claim, Consumer, Delivery, RedeliveryReason};
+use super::{RedisBroker, Shared, milliseconds, readable};
+use crate::broker::{Broker, BrokerError, Claim, Consumer, Delivery, NextSpan, RedeliveryReason};
 use crate::protocol::{RECORD_TTL_SECONDS, Timestamp, keys};
 
 /// How often we look for tasks of silent workers, and so the longest that a read blocks.
@@ -24,6 +24,8 @@ const LOOK_AROUND: Duration = Duration::from_millis(500);
 const WINDOW: usize = 32;
 /// How often we remove what is acknowledged, and who is gone.
 const TRIM: Duration = Duration::from_secs(60);
+/// How long tasks are read and begun in two steps after the server has refused to do it in one.
+const TAKE_AGAIN: Duration = Duration::from_secs(60);
 /// After how many leases a consumer that did nothing is gone.
 const FORGOTTEN: u32 = 10;
 /// How long a task waits in the process for somebody to ask for it. After that it goes to whoever is not busy.
@@ -96,6 +98,34 @@ impl Parking {
     }
 }
 
+/// What is wanted of a read.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    /// How many tasks.
+    most: usize,
+    /// The spans under which they may be begun, if they may be.
+    begun: Option<Vec<Option<NextSpan>>>,
+}
+
+impl Wanted {
+    /// Up to so many tasks.
+    pub(super) fn tasks(most: usize) -> Self {
+        Self {
+            most: most.max(1),
+            begun: None,
+        }
+    }
+
+    /// A task for each of these spans, which may be begun under it.
+    pub(super) fn begun(spans: &[Option<NextSpan>]) -> Self {
+        let begun = (!spans.is_empty()).then(|| spans.to_vec());
+        Self {
+            begun,
+            ..Self::tasks(spans.len())
+        }
+    }
+}
+
 /// What is known from one read to the next.
 #[derive(Default)]
 struct State {
@@ -103,6 +133,10 @@ struct State {
     group_of: Option<String>,
     /// Whether entries from before this process started were looked for, and all were found.
     own_done: bool,
+    /// Whether the last read brought as many tasks as it asked for, so that more may be waiting.
+    more_wait: bool,
+    /// When a script may read again, after the server has refused that.
+    next_take: Option<Instant>,
     /// Where in the pending list the next look begins.
     cursor: Option<String>,
     next_look: Option<Instant>,
@@ -118,16 +152,16 @@ impl fmt::Debug for State {
 }
 
 impl Reader {
-    /// Up to `most` deliveries; none if there were none for as long as `wait`.
+    /// As many deliveries as are wanted, or fewer; none if there were none for as long as `wait`.
     pub(super) async fn next(
         &mut self,
         broker: &RedisBroker,
         consumer: &Consumer,
-        most: usize,
+        wanted: Wanted,
         wait: Duration,
     ) -> Result<Vec<Delivery>, BrokerError> {
         let give_up = Instant::now() + wait;
-        let most = most.max(1);
+        let most = wanted.most;
         // What was read before has something to ask first.
         tokio::task::yield_now().await;
         loop {
@@ -137,7 +171,13 @@ impl Reader {
                 .is_none_or(|under_way| under_way.consumer != *consumer)
             {
                 self.leave();
-                let reading = read(broker.clone(), consumer.clone(), most, give_up, &self.state);
+                let reading = read(
+                    broker.clone(),
+                    consumer.clone(),
+                    wanted.clone(),
+                    give_up,
+                    &self.state,
+                );
                 self.under_way = Some(UnderWay {
                     consumer: consumer.clone(),
                     read: Read::Attended((broker.clone(), reading)),
@@ -156,7 +196,7 @@ impl Reader {
                     attended.0.under_way = None;
                     let found = found?;
                     if !found.is_empty() || Instant::now() >= give_up {
-                        broker.shared.caller.expect(found.len());
+                        expect(broker, &found);
                         return Ok(found);
                     }
                 }
@@ -166,7 +206,7 @@ impl Reader {
                         if parking.is_empty() {
                             attended.0.under_way = None;
                         }
-                        broker.shared.caller.expect(parked.len());
+                        expect(broker, &parked);
                         return Ok(parked);
                     }
                     tokio::select! {
@@ -205,6 +245,12 @@ impl Reader {
     }
 }
 
+/// What was begun needs no lookup any more.
+fn expect(broker: &RedisBroker, deliveries: &[Delivery]) {
+    let not_begun = deliveries.iter().filter(|delivery| delivery.begun.is_none());
+    broker.shared.caller.expect(not_begun.count());
+}
+
 /// One who waits for a read may stop waiting at any time.
 struct LeaveOnDrop<'a>(&'a mut Reader);
 
@@ -217,14 +263,14 @@ impl Drop for LeaveOnDrop<'_> {
 fn read(
     broker: RedisBroker,
     consumer: Consumer,
-    most: usize,
+    wanted: Wanted,
     give_up: Instant,
     state: &Arc<Mutex<State>>,
 ) -> BoxFuture<'static, Result<Vec<Delivery>, BrokerError>> {
     let state = Arc::clone(state);
     Box::pin(async move {
         let mut state = state.lock().await;
-        state.read(&broker, &consumer, most, give_up).await
+        state.read(&broker, &consumer, &wanted, give_up).await
     })
 }
 
@@ -264,11 +310,11 @@ impl State {
         &mut self,
         broker: &RedisBroker,
         consumer: &Consumer,
-        most: usize,
+        wanted: &Wanted,
         give_up: Instant,
     ) -> Result<Vec<Delivery>, BrokerError> {
         let stream = keys::task_stream(&consumer.engine_id);
-        match self.step(broker, consumer, &stream, most, give_up).await {
+        match self.step(broker, consumer, &stream, wanted, give_up).await {
             Ok(deliveries) => {
                 for delivery in &deliveries {
                     fault_point!(Taken);
@@ -294,7 +340,7 @@ impl State {
         broker: &RedisBroker,
         consumer: &Consumer,
         stream: &str,
-        most: usize,
+        wanted: &Wanted,
         give_up: Instant,
     ) -> RedisResult<Vec<Delivery>> {
         if self.group_of.as_deref() != Some(stream) {
@@ -315,8 +361,50 @@ impl State {
             trim(broker, stream).await;
             forget_consumers(broker, stream).await;
         }
-        let until = self.next_look.map_or(give_up, |next| next.min(give_up));
-        self.read_new(broker, consumer, stream, most, until).await
+        let deliveries = match &wanted.begun {
+            Some(spans) if self.more_wait && self.next_take.is_none_or(|next| next <= now) => {
+                self.take(broker, consumer, stream, spans).await
+            }
+            _ => Vec::new(),
+        };
+        let deliveries = if deliveries.is_empty() {
+            let until = self.next_look.map_or(give_up, |next| next.min(give_up));
+            self.read_new(broker, consumer, stream, wanted.most, until)
+                .await?
+        } else {
+            deliveries
+        };
+        self.more_wait = deliveries.len() >= wanted.most;
+        Ok(deliveries)
+    }
+
+    /// Reads what is there and begins it in the same step. That saves the way there and back between the two, but can't wait for
+    /// tasks: a script never blocks. What goes wrong is left for the read that follows to find.
+    async fn take(
+        &mut self,
+        broker: &RedisBroker,
+        consumer: &Consumer,
+        stream: &str,
+        spans: &[Option<NextSpan>],
+    ) -> Vec<Delivery> {
+        let Shared { caller, server, .. } = &*broker.shared;
+        let taken = match caller.take(server, consumer, spans).await {
+            Ok(taken) => taken,
+            Err(error) => {
+                // An old server lets no script read from a group. If it is something else, it passes.
+                self.next_take = Some(Instant::now() + TAKE_AGAIN);
+                debug!(stream, %error, "tasks_not_taken_in_one_step");
+                return Vec::new();
+            }
+        };
+        let mut deliveries = Vec::with_capacity(taken.len());
+        for (message, begun) in taken {
+            if let Some(mut delivery) = message.into_delivery(broker, consumer, stream).await {
+                delivery.begun = begun;
+                deliveries.push(delivery);
+            }
+        }
+        deliveries
     }
 
     async fn look_around(
@@ -400,11 +488,15 @@ impl State {
     }
 }
 
-/// A message with its names and values, alternately.
-struct Message {
+/// A message, as far as its fields concern us.
+#[derive(Debug)]
+pub(super) struct Message {
     id: String,
-    fields: Vec<Value>,
     deliveries: u32,
+    task_id: Option<String>,
+    job_id: Option<String>,
+    enqueued_at: Option<String>,
+    timeout_at: Option<String>,
 }
 
 /// The answer to a read is a list of streams, of which we ask for one: its name, and a list of entries, which are their ids and
@@ -427,16 +519,49 @@ fn messages(answer: Value) -> RedisResult<Vec<Message>> {
     let (_, entries) = pair(stream)?;
     let entries = list(entries)?.into_iter().map(|entry| {
         let (id, fields) = pair(entry)?;
-        Ok(Message {
-            id: redis::from_redis_value(id)?,
-            fields: list(fields)?,
-            deliveries: 1,
-        })
+        Ok(Message::read(redis::from_redis_value(id)?, &list(fields)?, 1))
     });
     entries.collect()
 }
 
 impl Message {
+    /// One of which only the id is known.
+    pub(super) fn new(id: String, deliveries: u32) -> Self {
+        Self {
+            id,
+            deliveries,
+            task_id: None,
+            job_id: None,
+            enqueued_at: None,
+            timeout_at: None,
+        }
+    }
+
+    /// One with these names and values, alternately.
+    fn read(id: String, fields: &[Value], deliveries: u32) -> Self {
+        let mut message = Self::new(id, deliveries);
+        for field in fields.chunks_exact(2) {
+            if let [Value::BulkString(name), Value::BulkString(value)] = field {
+                message.add(name, value);
+            }
+        }
+        message
+    }
+
+    /// The first one of each name counts that is text.
+    pub(super) fn add(&mut self, name: &[u8], value: &[u8]) {
+        let place = match name {
+            b"task_id" => &mut self.task_id,
+            b"job_id" => &mut self.job_id,
+            b"enqueued_at" => &mut self.enqueued_at,
+            b"timeout_at" => &mut self.timeout_at,
+            _ => return,
+        };
+        if place.is_none() {
+            *place = std::str::from_utf8(value).ok().map(str::to_owned);
+        }
+    }
+
     /// A message that names no task can't even be reported: it is logged and removed.
     async fn into_delivery(
         self,
@@ -444,29 +569,9 @@ impl Message {
         consumer: &Consumer,
         stream: &str,
     ) -> Option<Delivery> {
-        let Self {
-            id,
-            fields,
-            deliveries,
-        } = self;
-        let (mut task_id, mut job_id, mut enqueued_at, mut timeout_at) = (None, None, None, None);
-        let mut fields = fields.into_iter();
-        while let (Some(Value::BulkString(name)), Some(Value::BulkString(value))) =
-            (fields.next(), fields.next())
-        {
-            let place = match &*name {
-                b"task_id" => &mut task_id,
-                b"job_id" => &mut job_id,
-                b"enqueued_at" => &mut enqueued_at,
-                b"timeout_at" => &mut timeout_at,
-                _ => continue,
-            };
-            if place.is_none() {
-                *place = String::from_utf8(value).ok();
-            }
-        }
+        let id = self.id;
         let valid = |id: Option<String>| id.filter(|id| is_id(id));
-        let (Some(task_id), Some(job_id)) = (valid(task_id), valid(job_id)) else {
+        let (Some(task_id), Some(job_id)) = (valid(self.task_id), valid(self.job_id)) else {
             error!(stream, message_id = %id, "task_message_unreadable: it names no task and job; removed");
             let mut command = redis::cmd("XACK");
             command.arg(stream).arg(keys::TASK_GROUP).arg(&id);
@@ -478,10 +583,10 @@ impl Message {
             return None;
         };
         let time = |name: &str, text: Option<String>| text.and_then(|text| readable(name, &text));
-        let claim = Claim::new(consumer.clone(), id, task_id, job_id, deliveries);
+        let claim = Claim::new(consumer.clone(), id, task_id, job_id, self.deliveries);
         let mut delivery = Delivery::new(claim);
-        delivery.enqueued_at = time("enqueued_at", enqueued_at);
-        delivery.timeout_at = time("timeout_at", timeout_at);
+        delivery.enqueued_at = time("enqueued_at", self.enqueued_at);
+        delivery.timeout_at = time("timeout_at", self.timeout_at);
         Some(delivery)
     }
 }
@@ -568,11 +673,7 @@ impl Stale {
             warn!(stream, message_id = %self.id, "pending_entry_without_message: removed");
             return Ok(None);
         }
-        let message = Message {
-            id: self.id,
-            fields,
-            deliveries: self.deliveries + 1,
-        };
+        let message = Message::read(self.id, &fields, self.deliveries + 1);
         let Some(mut delivery) = message.into_delivery(broker, consumer, stream).await else {
             return Ok(None);
         };

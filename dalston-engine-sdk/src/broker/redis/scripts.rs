@@ -73,7 +73,8 @@ return claimed[2]
 /// number of lookups: the keys of their cancellations follow the first three, and then those of their metadata. `ARGV[11..13]`
 /// are the smallest and the largest message id of the calls, and how many entries between them we look at in one go. Then come the
 /// calls: a name, message id, delivery count, and the call's own arguments. Further keys belong to the other calls in their
-/// order. Returns an answer for each.
+/// order. Returns an answer for each, all of them packed into one text: that costs the server less than to write them out, and the
+/// worker far less to read.
 ///
 /// A command costs more here than what it does, and a text costs by its length: Lua hashes it. So what can be asked or told
 /// about all tasks at once is one command, and what is the same in two texts comes once.
@@ -126,14 +127,10 @@ end
 
 local any_cancelled = lookups > 0 and redis.pcall('EXISTS', unpack(KEYS, 4, 3 + lookups)) ~= 0
 
--- Whether the task should be done: what its metadata says of it, in a fixed order after a place for a number, or nothing and why
--- not.
-local function look(id, deliveries, task)
-  local cancellation, hash = KEYS[3 + next_lookup], KEYS[3 + lookups + next_lookup]
-  next_lookup = next_lookup + 1
-  local owner = ownership(id, deliveries)
-  if owner ~= HELD then return nil, {'lost'} end
-  if any_cancelled and redis.call('EXISTS', cancellation) == 1 then return nil, {'cancelled'} end
+-- Whether a task that is ours should be done: what its metadata says of it, in a fixed order after a place for a number, or nothing
+-- and why not. `cancellation` is the key to look for, if there is one.
+local function describe(task, hash, cancellation)
+  if cancellation and redis.call('EXISTS', cancellation) == 1 then return nil, {'cancelled'} end
   local said = redis.pcall('HMGET', hash, 'blocked_reason', 'stage', 'enqueued_at', 'loaded_model_id', 'request_id',
     '_trace_context', 'request_bindings_json', 'resolved_artifact_ids_json', ARGV[6])
   if said.err then return nil, {'malformed', said.err} end
@@ -145,6 +142,46 @@ local function look(id, deliveries, task)
   end
   said[1], said[9] = 0, nil
   return said
+end
+
+local function look(id, deliveries, task)
+  local cancellation, hash = KEYS[3 + next_lookup], KEYS[3 + lookups + next_lookup]
+  next_lookup = next_lookup + 1
+  local owner = ownership(id, deliveries)
+  if owner ~= HELD then return nil, {'lost'} end
+  return describe(task, hash, any_cancelled and cancellation)
+end
+
+-- The context of a span, a trace id and its own id, below this context. Where we can't know what a reader would make of the
+-- context, nothing.
+local function below(context, span)
+  if context == '' then return '{"traceparent":"00-' .. span .. '-01"}' end
+  local trace, parent, flags =
+    string.match(context, '^{"traceparent": ?"00%-([0-9a-f]+)%-([0-9a-f]+)%-(0[0-3])"}$')
+  if not trace or #trace ~= 32 or #parent ~= 16 then return nil end
+  if not string.find(trace, '[^0]') or not string.find(parent, '[^0]') then return nil end
+  -- What is not sampled passes none of its flags on.
+  if flags == '02' then flags = '00' end
+  return '{"traceparent":"00-' .. trace .. string.sub(span, 33) .. '-' .. flags .. '"}'
+end
+
+-- Reports the start with what the metadata adds to it, under this span if there is one: only where that is so plain that it can be
+-- put into JSON as it is. Otherwise the caller has to.
+local function announce(said, fields, span)
+  local request_id, context = said[5] or '', said[6] or ''
+  if request_id ~= '' then
+    if string.find(request_id, '[^%w%._%-]') then return end
+    fields = string.sub(fields, 1, -2) .. ',"request_id":"' .. request_id .. '"}'
+  end
+  if span ~= '' then
+    -- Metadata without a stage is no parent either.
+    context = (said[2] or '') ~= '' and below(context, span)
+    if not context then return end
+  elseif context ~= '' and not string.find(context, '^{"traceparent": ?"00%-%x+%-%x+%-%x%x"}$') then
+    return
+  end
+  report('task.started', fields, context)
+  said[1] = 1
 end
 
 local calls = {}
@@ -179,41 +216,56 @@ function calls.lookup(id, deliveries, at)
   return said or why_not
 end
 
--- The context of a span, a trace id and its own id, below this context. Where we can't know what a reader would make of the
--- context, nothing.
-local function below(context, span)
-  if context == '' then return '{"traceparent":"00-' .. span .. '-01"}' end
-  local trace, parent, flags =
-    string.match(context, '^{"traceparent": ?"00%-([0-9a-f]+)%-([0-9a-f]+)%-(0[0-3])"}$')
-  if not trace or #trace ~= 32 or #parent ~= 16 then return nil end
-  if not string.find(trace, '[^0]') or not string.find(parent, '[^0]') then return nil end
-  -- What is not sampled passes none of its flags on.
-  if flags == '02' then flags = '00' end
-  return '{"traceparent":"00-' .. trace .. string.sub(span, 33) .. '-' .. flags .. '"}'
-end
-
--- The lookup, and the report of the start with what the metadata adds to it: only where that is so plain that it can be
--- put into JSON as it is. Otherwise the caller has to.
+-- The lookup, and the report of the start.
 function calls.begin(id, deliveries, at)
   next_argument = at + 3
   local said, why_not = look(id, deliveries, ARGV[at])
-  if why_not then return why_not end
-  local fields, request_id, context = ARGV[at + 1], said[5] or '', said[6] or ''
-  if request_id ~= '' then
-    if string.find(request_id, '[^%w%._%-]') then return said end
-    fields = string.sub(fields, 1, -2) .. ',"request_id":"' .. request_id .. '"}'
+  if said then announce(said, ARGV[at + 1], ARGV[at + 2]) end
+  return said or why_not
+end
+
+-- What may become part of keys, and of JSON as it is.
+local function is_id(text)
+  return text and #text > 0 and #text <= 128 and not string.find(text, '[^%w_%-]')
+end
+
+-- Reads new entries and begins them: nobody else can have them yet. An entry that is not plain is only read, and so is one with which
+-- something goes wrong. Answers with id, fields, and what `begin` would say.
+function calls.take(_, _, at)
+  local engine, hashes, cancellations, spans = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
+  next_argument = at + 5 + spans
+  local found = redis.call('XREADGROUP', 'GROUP', group, me, 'COUNT', ARGV[at], 'STREAMS', stream, '>')
+  if not found then return {} end
+  local taken, keys = {}, {}
+  for i, entry in ipairs(found[1][2]) do
+    local fields, task, job = entry[2], nil, nil
+    for j = 1, #fields, 2 do
+      if fields[j] == 'task_id' then
+        task = task or fields[j + 1]
+      elseif fields[j] == 'job_id' then
+        job = job or fields[j + 1]
+      end
+    end
+    taken[i] = {entry[1], fields, false}
+    if is_id(task) and is_id(job) then
+      taken[i].task, taken[i].job = task, job
+      keys[#keys + 1] = cancellations .. job
+    end
   end
-  local span = ARGV[at + 2]
-  if span ~= '' then
-    -- Metadata without a stage is no parent either.
-    context = (said[2] or '') ~= '' and below(context, span)
-    if not context then return said end
-  elseif context ~= '' and not string.find(context, '^{"traceparent": ?"00%-%x+%-%x+%-%x%x"}$') then
-    return said
+  local some_cancelled = #keys > 0 and redis.pcall('EXISTS', unpack(keys)) ~= 0
+  for i, entry in ipairs(taken) do
+    local task, job = entry.task, entry.job
+    entry.task, entry.job = nil, nil
+    if task then
+      local done, said, why_not = pcall(describe, task, hashes .. task, some_cancelled and cancellations .. job)
+      if done then
+        local fields = '"task_id":"' .. task .. '","job_id":"' .. job .. '","engine_id":' .. engine .. '}'
+        if said and not pcall(announce, said, fields, spans > 0 and ARGV[at + 4 + i] or '') then said = false end
+        entry[3] = said or why_not or false
+      end
+    end
   end
-  report('task.started', fields, context)
-  said[1] = 1
-  return said
+  return taken
 end
 
 function calls.started(id, deliveries, at)
@@ -261,7 +313,7 @@ if #ended_ids > 0 then
   end
 end
 if reported then redis.pcall('XTRIM', event_stream, 'MAXLEN', '~', longest) end
-return answers
+return cmsgpack.pack(answers)
 "#,
     ))
 });
