@@ -1,6 +1,7 @@
 //! Section 12, item 20: how the platform writes times.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
@@ -59,6 +60,9 @@ impl FromStr for Timestamp {
     type Err = InvalidTimestamp;
 
     fn from_str(text: &str) -> Result<Self, InvalidTimestamp> {
+        if let Some(time) = read_usual(text.as_bytes()) {
+            return Ok(Self(time));
+        }
         let text = text.trim();
         let with_offset = text.parse::<jiff::Timestamp>();
         let time = with_offset.or_else(|_| {
@@ -77,14 +81,70 @@ impl fmt::Display for Timestamp {
         let utc = jiff::tz::TimeZone::UTC.to_datetime(self.0);
         let (date, time) = (utc.date(), utc.time());
         let microseconds = time.subsec_nanosecond() / 1000;
-        write!(
-            f,
-            "{date}T{:02}:{:02}:{:02}.{microseconds:06}+00:00",
-            time.hour(),
-            time.minute(),
-            time.second()
-        )
+        if date.year() < 0 {
+            let (hour, minute, second) = (time.hour(), time.minute(), time.second());
+            return write!(
+                f,
+                "{date}T{hour:02}:{minute:02}:{second:02}.{microseconds:06}+00:00"
+            );
+        }
+        let mut text = *USUAL;
+        let mut put = |at: Range<usize>, number: i32| {
+            let mut rest = number.unsigned_abs();
+            for place in text[at].iter_mut().rev() {
+                *place = b'0' + (rest % 10) as u8;
+                rest /= 10;
+            }
+        };
+        put(YEAR, date.year().into());
+        put(MONTH, date.month().into());
+        put(DAY, date.day().into());
+        put(HOUR, time.hour().into());
+        put(MINUTE, time.minute().into());
+        put(SECOND, time.second().into());
+        put(MICROSECOND, microseconds);
+        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
+}
+
+/// The form in which the platform writes nearly all times, and where its parts stand. There are several in each task, so it is read and
+/// written without a general parser and formatter.
+const USUAL: &[u8; 32] = b"0000-00-00T00:00:00.000000+00:00";
+const YEAR: Range<usize> = 0..4;
+const MONTH: Range<usize> = 5..7;
+const DAY: Range<usize> = 8..10;
+const HOUR: Range<usize> = 11..13;
+const MINUTE: Range<usize> = 14..16;
+const SECOND: Range<usize> = 17..19;
+const MICROSECOND: Range<usize> = 20..26;
+
+/// A time in the usual form. Whatever is odd about it is left for the parser that can say so.
+fn read_usual(text: &[u8]) -> Option<jiff::Timestamp> {
+    let text: &[u8; 32] = text.try_into().ok()?;
+    let mut digits = text[..MICROSECOND.end].iter().zip(USUAL);
+    let usual = digits.all(|(byte, usual)| match usual {
+        b'0' => byte.is_ascii_digit(),
+        other => byte == other,
+    });
+    if !usual || text[MICROSECOND.end..] != USUAL[MICROSECOND.end..] {
+        return None;
+    }
+    let number = |at: Range<usize>| {
+        text[at]
+            .iter()
+            .fold(0, |sum, digit| sum * 10 + i32::from(digit - b'0'))
+    };
+    let small = |at: Range<usize>| i8::try_from(number(at)).ok();
+    let time = jiff::civil::DateTime::new(
+        i16::try_from(number(YEAR)).ok()?,
+        small(MONTH)?,
+        small(DAY)?,
+        small(HOUR)?,
+        small(MINUTE)?,
+        small(SECOND)?,
+        number(MICROSECOND) * 1000,
+    );
+    jiff::tz::Offset::UTC.to_timestamp(time.ok()?).ok()
 }
 
 impl Serialize for Timestamp {
@@ -162,6 +222,39 @@ mod tests {
             let kept = format!("{:0<6}", &digits[..count.min(6)]);
             assert_eq!(read(&text), format!("2026-01-31T12:00:00.{kept}+00:00"));
         }
+    }
+
+    #[test]
+    fn the_usual_form_is_read_and_written_as_every_other_one_is() {
+        for text in [
+            "0000-01-01T00:00:00.000000",
+            "0999-12-31T23:59:59.999999",
+            "1969-12-31T23:59:59.000001",
+            "2024-02-29T01:02:03.040506",
+            "9999-12-30T22:00:00.999999",
+        ] {
+            let usual: Timestamp = format!("{text}+00:00").parse().unwrap();
+            let other: Timestamp = format!("{text}Z").parse().unwrap();
+            assert_eq!(usual, other, "{text}");
+            assert_eq!(usual.to_string(), format!("{text}+00:00"));
+        }
+        for odd in [
+            "2023-02-29T01:02:03.040506+00:00",
+            "2026-00-31T01:02:03.040506+00:00",
+            "2026-01-31T24:02:03.040506+00:00",
+            "2026-01-31T01:60:03.040506+00:00",
+            "2026-01-31T01:02:03.04050x+00:00",
+            "2026-01-31x01:02:03.040506+00:00",
+        ] {
+            let error = odd.parse::<Timestamp>().unwrap_err().to_string();
+            assert!(error.contains(odd), "{error}");
+        }
+        assert_eq!(
+            read("2026-01-31T01:02:03.040506-00:30"),
+            "2026-01-31T01:32:03.040506+00:00"
+        );
+        let early = Timestamp::from(SystemTime::UNIX_EPOCH - Duration::from_secs(63_000_000_000));
+        assert_eq!(early.to_string(), "-000027-08-11T08:00:00.000000+00:00");
     }
 
     #[test]

@@ -34,6 +34,7 @@ mod lease;
 mod line;
 mod models;
 mod pool;
+mod promise;
 mod slot;
 mod status;
 mod sweep;
@@ -62,12 +63,13 @@ pub use self::direct::{Direct, DirectError, DirectTask};
 pub use self::interruption::Interruption;
 use self::lease::Drain;
 use self::pool::SlotPool;
+use self::promise::PromisedSpans;
 use self::slot::Scene;
 pub use self::status::{RunnerPhase, RunnerStatus, TaskPhase, TaskStatus};
 pub(crate) use self::task::TaskFiles;
 #[cfg(feature = "audio")]
 use crate::audio::AudioFormat;
-use crate::broker::{Broker, Consumer, NextSpan};
+use crate::broker::{Broker, Consumer};
 use crate::config::RunnerConfig;
 use crate::context::ProgressHook;
 use crate::engine::{Engine, ModelId};
@@ -290,7 +292,7 @@ impl Worker {
 
     async fn read_tasks(self: &Arc<Self>, turns: &Arc<Semaphore>, tasks: &mut JoinSet<()>) -> Infallible {
         let mut failures = 0_u32;
-        let mut spans: Vec<Option<NextSpan>> = Vec::new();
+        let mut promised = PromisedSpans::default();
         loop {
             let Ok(first) = Arc::clone(turns).acquire_owned().await else {
                 return pending().await;
@@ -305,12 +307,9 @@ impl Worker {
             }
             let deliveries = loop {
                 let (broker, most) = (&self.origin.broker, free.num_permits());
-                // With traces, what is reported carries the context of our span.
-                let received = if self.telemetry.traces_enabled() {
-                    broker.receive_several(&self.consumer, most, RECEIVE_WAIT)
-                } else {
-                    spans.resize(most, None);
-                    broker.receive_begun(&self.consumer, &spans, RECEIVE_WAIT)
+                let received = match promised.offer(&self.telemetry, most) {
+                    Some(spans) => broker.receive_begun(&self.consumer, spans, RECEIVE_WAIT),
+                    None => broker.receive_several(&self.consumer, most, RECEIVE_WAIT),
                 };
                 match received.await {
                     Ok(deliveries) if deliveries.is_empty() => failures = 0,
@@ -333,7 +332,15 @@ impl Worker {
                     break;
                 };
                 let hand = self.status.task(&delivery.claim.task_id);
-                let task = task::handle(Arc::clone(self), Arc::clone(&self.origin), delivery, turn, hand);
+                let span = promised.of(&delivery);
+                let task = task::handle(
+                    Arc::clone(self),
+                    Arc::clone(&self.origin),
+                    delivery,
+                    span,
+                    turn,
+                    hand,
+                );
                 tasks.spawn(Box::pin(task).with_current_subscriber());
             }
             // What these tasks have to ask goes first, before the question for more.

@@ -9,20 +9,21 @@ use std::time::Duration;
 use dalston_telemetry::context::{LogContext, WithLogContext};
 use dalston_telemetry::metrics::{self, InMemory, ModelMetrics, Outcome as Status};
 use dalston_telemetry::opentelemetry::Context;
-use dalston_telemetry::{propagate, redact};
+use dalston_telemetry::{ReservedSpan, propagate, redact};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::files;
 use super::lease::{Confirmed, Stop, StopOnDrop, keep};
+use super::promise::next_span;
 use super::slot::{Answer, ModelUse, Processed, Scene, Work};
 use super::status::{TaskGuard, TaskPhase};
 use super::sweep;
 use super::{Origin, Worker};
 use crate::broker::{
-    Begin, BrokerError, Claim, Delivery, EventContext, Lookup, NextSpan, Outcome, Ownership,
-    RedeliveryReason, TaskMetadata,
+    Begin, BrokerError, Claim, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason,
+    TaskMetadata,
 };
 use crate::context::{CancelReason, OutputFile, TaskContext};
 use crate::engine::ModelId;
@@ -52,11 +53,13 @@ const LONGEST_ERROR: usize = 2_000;
 /// The right to have a task before its inference ends: what bounds the tasks that are in hand.
 pub(super) type Turn = OwnedSemaphorePermit;
 
-/// Looks a delivered task up, and works on it if it should be worked on.
+/// Looks a delivered task up, and works on it if it should be worked on. `span` is what its own was promised to be, if it was begun
+/// already.
 pub(super) async fn handle(
     worker: Arc<Worker>,
     origin: Arc<Origin>,
     mut delivery: Delivery,
+    span: Option<ReservedSpan>,
     turn: Turn,
     hand: TaskGuard,
 ) {
@@ -70,11 +73,8 @@ pub(super) async fn handle(
         .engine_id(&*claim.consumer.engine_id);
     // What is reported carries the context of our span. Where that can't be known beforehand, the span comes first.
     let traced = worker.telemetry.traces_enabled();
-    let reserved = worker.telemetry.reserve_span();
-    let next = reserved.as_ref().map(|span| {
-        let span_id = u64::from_be_bytes(span.span_id().to_bytes());
-        NextSpan::new(u128::from_be_bytes(span.trace_id().to_bytes()), span_id)
-    });
+    let reserved = span.or_else(|| worker.telemetry.reserve_span());
+    let next = reserved.as_ref().map(next_span);
     let begin = retry("looking up a task", || async {
         if traced && next.is_none() {
             let lookup = origin.broker.lookup(claim).await?;

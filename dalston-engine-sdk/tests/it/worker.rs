@@ -15,6 +15,7 @@ use dalston_engine_sdk::{
     TaskError, TaskRequest,
 };
 use dalston_telemetry::cloud::Cloud;
+use dalston_telemetry::names::attr;
 use dalston_telemetry::testing::TestTelemetry;
 use dalston_telemetry::tracing::Dispatch;
 use dalston_telemetry::tracing::instrument::WithSubscriber;
@@ -328,6 +329,56 @@ async fn contexts_of(deployment: &Deployment, task: &str, carried: Option<&str>)
         },
     );
     (contexts.try_into().unwrap(), exported)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_that_waited_together_start_each_under_its_own_span() {
+    const TASKS: usize = 20;
+    let deployment = Deployment::start().await;
+    let telemetry = TestTelemetry::new();
+    let tasks: Vec<String> = (0..TASKS).map(|number| format!("waiting-{number}")).collect();
+    for task in &tasks {
+        deployment.prepare(task, request(task, json!({}))).await;
+        let () = deployment
+            .redis
+            .send(&["XADD", STREAM, "*", "task_id", task, "job_id", JOB])
+            .await;
+    }
+    let mut worker = deployment.worker_on(Cloud::unknown(), "together", &[], Some(&telemetry));
+    for task in &tasks {
+        deployment.until_event("task.completed", task).await;
+    }
+    worker.stop().await;
+    worker.running.await.unwrap().unwrap();
+
+    let entries: Vec<(String, BTreeMap<String, String>)> = deployment
+        .redis
+        .send(&["XRANGE", "dalston:events:stream", "-", "+"])
+        .await;
+    let mut said: Vec<String> = entries
+        .iter()
+        .map(|(_, fields)| {
+            let payload: Value = serde_json::from_str(&fields["payload"]).unwrap();
+            format!(
+                "{} {} {}",
+                payload["task_id"], fields["type"], fields["_trace_context"]
+            )
+        })
+        .collect();
+    let spans = telemetry.spans();
+    let mut expected: Vec<String> = spans
+        .iter()
+        .filter(|span| span.name == "engine.echo.process")
+        .flat_map(|span| {
+            let task = span.attribute(attr::TASK_ID).unwrap();
+            let context = format!(r#"{{"traceparent":"00-{}-{}-01"}}"#, span.trace_id, span.span_id);
+            ["task.started", "task.completed"].map(|kind| format!(r#""{task}" {kind} {context}"#))
+        })
+        .collect();
+    said.sort();
+    expected.sort();
+    assert_eq!(said.len(), 2 * TASKS);
+    assert_eq!(said, expected);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -67,20 +67,13 @@ fn answer(operation: &Operation, packed: &mut Packed<'_>) -> Result<Answer, Malf
     begin(head, length - 1, packed).map(Answer::Begin)
 }
 
-/// An entry that was read: its id, its fields, and what beginning it came to, if it was begun.
+/// An entry that was read: its id, what beginning it came to, if it was begun, and its fields, or of those only the values that
+/// are known to us.
 fn taken(span: Option<NextSpan>, packed: &mut Packed<'_>) -> Result<(Message, Option<Begun>), Malformed> {
-    if packed.list()? != 3 {
-        return Err(Malformed);
-    }
+    const KNOWN: [&[u8]; 4] = [b"task_id", b"job_id", b"enqueued_at", b"timeout_at"];
+    let length = packed.list()?;
     let id = packed.text()?.ok_or(Malformed)?;
     let mut message = Message::new(String::from_utf8_lossy(id).into_owned(), 1);
-    let fields = packed.list()?;
-    for _ in 0..fields / 2 {
-        let (name, value) = (packed.text()?, packed.text()?);
-        if let (Some(name), Some(value)) = (name, value) {
-            message.add(name, value);
-        }
-    }
     let begun = match packed.item()? {
         Item::Nothing => None,
         Item::List(length) if length > 0 => {
@@ -90,6 +83,21 @@ fn taken(span: Option<NextSpan>, packed: &mut Packed<'_>) -> Result<(Message, Op
         }
         _ => return Err(Malformed),
     };
+    if length == 2 + KNOWN.len() {
+        for name in KNOWN {
+            if let Some(value) = packed.text()? {
+                message.add(name, value);
+            }
+        }
+    } else if length == 3 {
+        for _ in 0..packed.list()? / 2 {
+            if let (Some(name), Some(value)) = (packed.text()?, packed.text()?) {
+                message.add(name, value);
+            }
+        }
+    } else {
+        return Err(Malformed);
+    }
     Ok((message, begun))
 }
 
@@ -370,8 +378,9 @@ mod tests {
     #[test]
     fn an_answer_that_is_damaged_anywhere_is_an_error_and_no_panic() {
         let taken = [
-            &b"\x91\x91\x93\xa31-0\x94\xa7task_id\xa1T\xa6job_id\xa1J"[..],
+            &b"\x91\x92\x96\xa31-0"[..],
             &TOLD[1..],
+            b"\xa1T\xa1J\xc2\xc0\x93\xa32-0\xc2\x94\xa7task_id\xa0\xa6job_id\xa1J",
         ]
         .concat();
         let take = Operation::Take {
