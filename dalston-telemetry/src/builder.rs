@@ -28,6 +28,7 @@ use crate::otlp::{
 use crate::propagate::Propagator;
 use crate::select::Parts;
 use crate::telemetry::{Telemetry, Tracing};
+use crate::tracer::{Export, SpanTracer, Tracer};
 use crate::{resource, sampler};
 
 /// What [`TelemetryBuilder::into_layer`] gives: a layer for a subscriber of your own.
@@ -335,7 +336,7 @@ impl TelemetryBuilder {
         };
         let log_filter = logs.as_ref().map(|logs| logs.filter.clone());
         let parts = Parts {
-            tracer: tracing.as_ref().map(|tracing| tracing.tracer.clone()),
+            tracer: tracing.as_ref().map(|tracing| tracing.spans.clone()),
             span_level,
             logs,
         };
@@ -440,12 +441,13 @@ impl TelemetryBuilder {
                 )?)
             }
         };
+        let only_exports = processors.is_empty();
         if let Some(pipeline) = &pipeline {
             processors.push(Box::new(pipeline.processor()));
         }
         let provider = SdkTracerProvider::builder()
             .with_resource(resource.clone())
-            .with_sampler(sampler)
+            .with_sampler(sampler.clone())
             .with_id_generator(Ids)
             .with_span_limits(limits.counts)
             .with_span_processor(Processors {
@@ -456,10 +458,21 @@ impl TelemetryBuilder {
         let scope = InstrumentationScope::builder("dalston-telemetry")
             .with_version(env!("CARGO_PKG_VERSION"))
             .build();
-        let tracer = provider.tracer_with_scope(scope);
+        let tracer = provider.tracer_with_scope(scope.clone());
+        let spans = match &pipeline {
+            Some(pipeline) if only_exports => {
+                let export = Export {
+                    pipeline: pipeline.clone(),
+                    value_length: limits.value_length,
+                };
+                SpanTracer::Direct(Tracer::new(scope, sampler, limits.counts, export))
+            }
+            _ => SpanTracer::Sdk(tracer.clone()),
+        };
         Ok(Tracing {
             provider,
             tracer,
+            spans,
             pipeline,
             can_reserve: sampler::follows_parents_alone(env),
         })

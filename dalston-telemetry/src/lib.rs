@@ -114,6 +114,7 @@ mod builder;
 pub mod cloud;
 mod collect;
 pub mod context;
+mod ended;
 mod env;
 mod error;
 mod format;
@@ -135,6 +136,7 @@ mod select;
 mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod tracer;
 pub mod variables;
 mod waterfall;
 

@@ -9,6 +9,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanLimits, SpanProcessor};
 
+use crate::ended::EndedSpan;
 use crate::env::{Env, EnvError};
 use crate::redact;
 
@@ -77,12 +78,7 @@ impl SpanProcessor for Processors {
     }
 
     fn on_end(&self, mut span: SpanData) {
-        keep_last_values(&mut span.attributes);
-        // First, because half of a secret may not look like one.
-        mask_all(&mut span);
-        if let Some(limit) = self.value_length {
-            shorten_all(&mut span, limit);
-        }
+        clean(&mut EndedSpan::from(&mut span), self.value_length);
         if let Some((last, others)) = self.all.split_last() {
             for processor in others {
                 processor.on_end(span.clone());
@@ -111,6 +107,16 @@ impl SpanProcessor for Processors {
         for processor in &mut self.all {
             processor.set_resource(resource);
         }
+    }
+}
+
+/// Makes of a span what others may see.
+pub(crate) fn clean(span: &mut EndedSpan<'_>, value_length: Option<usize>) {
+    keep_last_values(span.attributes);
+    // First, because half of a secret may not look like one.
+    mask_all(span);
+    if let Some(limit) = value_length {
+        shorten_all(span, limit);
     }
 }
 
@@ -146,19 +152,19 @@ fn kind(key: &str) -> usize {
     (key.len() * 3 + last * 5) % 64
 }
 
-fn mask_all(span: &mut SpanData) {
-    mask(&mut span.attributes);
-    for event in &mut span.events.events {
+fn mask_all(span: &mut EndedSpan<'_>) {
+    mask(span.attributes);
+    for event in &mut *span.events {
         mask(&mut event.attributes);
         // The message of a log event becomes the name of the span's event.
         if let Cow::Owned(masked) = redact::text(&event.name) {
             event.name = masked.into();
         }
     }
-    for link in &mut span.links.links {
+    for link in &mut *span.links {
         mask(&mut link.attributes);
     }
-    if let Status::Error { description } = &mut span.status
+    if let Status::Error { description } = &mut *span.status
         && let Cow::Owned(masked) = redact::text(description)
     {
         *description = masked.into();
@@ -183,12 +189,12 @@ fn mask(attributes: &mut [KeyValue]) {
     }
 }
 
-fn shorten_all(span: &mut SpanData, limit: usize) {
-    shorten(&mut span.attributes, limit);
-    for event in &mut span.events.events {
+fn shorten_all(span: &mut EndedSpan<'_>, limit: usize) {
+    shorten(span.attributes, limit);
+    for event in &mut *span.events {
         shorten(&mut event.attributes, limit);
     }
-    for link in &mut span.links.links {
+    for link in &mut *span.links {
         shorten(&mut link.attributes, limit);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use opentelemetry_sdk::trace::SdkTracer;
+use opentelemetry::trace::Tracer;
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
@@ -13,10 +13,11 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 
 use crate::builder::TelemetryLayer;
 use crate::format::{LogLayer, LogSettings, SpanFields, has_ids};
+use crate::tracer::SpanTracer;
 
 /// What a subscriber is made of.
 pub(crate) struct Parts {
-    pub(crate) tracer: Option<SdkTracer>,
+    pub(crate) tracer: Option<SpanTracer>,
     pub(crate) span_level: LevelFilter,
     pub(crate) logs: Option<LogSettings>,
 }
@@ -27,21 +28,12 @@ impl Parts {
     where
         S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
     {
-        let level = self.span_level;
-        let span_layer = self
-            .tracer
-            .map(|tracer| span_layer(tracer).with_filter(ExportedSpans { level }));
-        let log_layer = self.logs.map(|logs| {
-            let inherits = span_layer.is_some();
-            let beside = if inherits { level } else { LevelFilter::OFF };
-            Layer::<S>::with_filter(LogLayer::new(&logs, inherits), logs.filter.beside(beside))
-        });
         // Every part has a filter of its own, and none stands in an `Option`: only then is nobody interested in
         // spans when tracing is off, and do the parts learn which subscriber they belong to.
-        match (span_layer, log_layer) {
-            (Some(spans), Some(logs)) => Box::new(spans.and_then(SpanFields::layer(level)).and_then(logs)),
-            (Some(spans), None) => Box::new(spans),
-            (None, Some(logs)) => Box::new(logs),
+        match (self.tracer, self.logs) {
+            (Some(SpanTracer::Sdk(tracer)), logs) => filtered(tracer, self.span_level, logs),
+            (Some(SpanTracer::Direct(tracer)), logs) => filtered(tracer, self.span_level, logs),
+            (None, Some(logs)) => Box::new(filtered_logs(&logs, None)),
             (None, None) => Box::new(Layer::<S>::with_filter(Identity::new(), LevelFilter::OFF)),
         }
     }
@@ -50,23 +42,53 @@ impl Parts {
     /// whenever it is made, entered, left and closed.
     pub(crate) fn alone(self) -> TelemetryLayer<Registry> {
         match self.tracer {
-            Some(tracer) => {
-                let selection = Selection {
-                    spans: ExportedSpans {
-                        level: self.span_level,
-                    },
-                    logs: self.logs.map(|logs| LogLayer::new(&logs, true)),
-                };
-                Box::new(span_layer(tracer).and_then(selection))
-            }
+            Some(SpanTracer::Sdk(tracer)) => selected(tracer, self.span_level, self.logs),
+            Some(SpanTracer::Direct(tracer)) => selected(tracer, self.span_level, self.logs),
             None => self.beside_others(),
         }
     }
 }
 
-fn span_layer<S>(tracer: SdkTracer) -> OpenTelemetryLayer<S, SdkTracer>
+fn filtered<S, T>(tracer: T, level: LevelFilter, logs: Option<LogSettings>) -> TelemetryLayer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+    T: Tracer<Span: Send + Sync> + Send + Sync + 'static,
+{
+    let spans = span_layer(tracer).with_filter(ExportedSpans { level });
+    match logs {
+        Some(logs) => Box::new(
+            spans
+                .and_then(SpanFields::layer(level))
+                .and_then(filtered_logs(&logs, Some(level))),
+        ),
+        None => Box::new(spans),
+    }
+}
+
+/// With the level of the spans from which lines inherit, if there are any.
+fn filtered_logs<S>(logs: &LogSettings, spans: Option<LevelFilter>) -> impl Layer<S> + Send + Sync + 'static
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let filter = logs.filter.clone().beside(spans.unwrap_or(LevelFilter::OFF));
+    Layer::<S>::with_filter(LogLayer::new(logs, spans.is_some()), filter)
+}
+
+fn selected<T>(tracer: T, level: LevelFilter, logs: Option<LogSettings>) -> TelemetryLayer<Registry>
+where
+    T: Tracer<Span: Send + Sync> + Send + Sync + 'static,
+{
+    let selection = Selection {
+        spans: ExportedSpans { level },
+        logs: logs.map(|logs| LogLayer::new(&logs, true)),
+    };
+    Box::new(span_layer(tracer).and_then(selection))
+}
+
+fn span_layer<S, T>(tracer: T) -> OpenTelemetryLayer<S, T>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    T: Tracer<Span: Send + Sync> + 'static,
 {
     // Who reads a trace looks at names and times. Where in the source a span begins would alone be a sixth of what the
     // span costs; its thread, and how long it was not entered, come on top of that.
@@ -275,7 +297,7 @@ mod tests {
                     writer,
                 );
                 let parts = Parts {
-                    tracer: Some(provider.build().tracer("test")),
+                    tracer: Some(SpanTracer::Sdk(provider.build().tracer("test"))),
                     span_level: LevelFilter::INFO,
                     logs: logs.then(|| settings.unwrap()),
                 };

@@ -17,6 +17,7 @@ use crate::ids::ReservedSpan;
 use crate::metrics::{Metrics, MetricsServer};
 use crate::otlp::{ExportStats, Pipeline, Push};
 use crate::propagate;
+use crate::tracer::SpanTracer;
 
 /// The log target of what this crate says about itself. Never exported.
 pub(crate) const REPORTS: &str = "dalston_telemetry::export";
@@ -377,6 +378,8 @@ impl<'a> TimedSpan<'a> {
 pub(crate) struct Tracing {
     pub(crate) provider: SdkTracerProvider,
     pub(crate) tracer: SdkTracer,
+    /// Makes spans of those of `tracing`.
+    pub(crate) spans: SpanTracer,
     /// What sends spans away, if anything does.
     pub(crate) pipeline: Option<Pipeline>,
     /// Whether it is known before a span starts what its context will be.

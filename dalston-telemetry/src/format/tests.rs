@@ -15,6 +15,7 @@ use super::*;
 use crate::context::{LogContext, WithLogContext};
 use crate::propagate;
 use crate::select::Parts;
+use crate::tracer::SpanTracer;
 
 const CARRIER: &str = r#"{"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
 
@@ -68,7 +69,9 @@ impl Logs {
         let (settings, lines) = settings(Form::Json);
         let filter = settings.filter.clone();
         let parts = Parts {
-            tracer: Some(SdkTracerProvider::builder().build().tracer("test")),
+            tracer: Some(SpanTracer::Sdk(
+                SdkTracerProvider::builder().build().tracer("test"),
+            )),
             span_level: LevelFilter::INFO,
             logs: Some(settings),
         };

@@ -6,11 +6,12 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 use opentelemetry::trace::{SpanId, Status};
 use opentelemetry::{Array, KeyValue, Value};
-use opentelemetry_sdk::trace::SpanData;
 use serde_json::{Map, json};
 
+use crate::ended::EndedSpan;
+
 /// Appends the line of a span.
-pub(super) fn write_line(span: &SpanData, to: &mut Vec<u8>) {
+pub(super) fn write_line(span: &EndedSpan<'_>, to: &mut Vec<u8>) {
     // Writing to memory does not fail.
     let _ = writeln!(to, "{}", line(span));
 }
@@ -22,7 +23,7 @@ pub(super) fn print(lines: &[u8]) -> io::Result<()> {
     output.flush()
 }
 
-fn line(span: &SpanData) -> serde_json::Value {
+fn line(span: &EndedSpan<'_>) -> serde_json::Value {
     let parent = (span.parent_span_id != SpanId::INVALID).then(|| span.parent_span_id.to_string());
     let events: Vec<_> = span
         .events
@@ -51,7 +52,7 @@ fn line(span: &SpanData) -> serde_json::Value {
         "start": time(span.start_time),
         "end": time(span.end_time),
         "status": status,
-        "attributes": object(&span.attributes),
+        "attributes": object(span.attributes),
         "events": events,
         "links": links,
     })

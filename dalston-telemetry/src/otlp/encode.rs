@@ -7,12 +7,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use opentelemetry::trace::{Event, Link, SpanContext, SpanId, SpanKind, Status, TraceState};
 use opentelemetry::{Array, KeyValue, Value};
-use opentelemetry_sdk::trace::SpanData;
+
+use crate::ended::EndedSpan;
 
 /// Appends a span, as a field of the `ScopeSpans` that it will belong to.
 ///
 /// False if the text would grow beyond `limit` bytes; what was appended then makes no sense.
-pub(super) fn span(span: &SpanData, limit: usize, to: &mut Vec<u8>) -> bool {
+pub(super) fn span(span: &EndedSpan<'_>, limit: usize, to: &mut Vec<u8>) -> bool {
     let mut message = Message {
         to,
         limit,
@@ -41,17 +42,17 @@ pub(super) fn size_of_bytes(length: usize) -> usize {
     1 + size_of_varint(length as u64) + length
 }
 
-fn fields_of_span(message: &mut Message<'_>, span: &SpanData) {
-    let context = &span.span_context;
+fn fields_of_span(message: &mut Message<'_>, span: &EndedSpan<'_>) {
+    let context = span.span_context;
     message.ids(context);
     message.trace_state(3, context.trace_state());
     if span.parent_span_id != SpanId::INVALID {
         message.fixed(&id(4, span.parent_span_id));
     }
-    message.text(5, &span.name);
+    message.text(5, span.name);
     message.small(
         6,
-        match span.span_kind {
+        match *span.span_kind {
             SpanKind::Internal => 1,
             SpanKind::Server => 2,
             SpanKind::Client => 3,
@@ -61,17 +62,17 @@ fn fields_of_span(message: &mut Message<'_>, span: &SpanData) {
     );
     message.fixed64(7, nanoseconds(span.start_time));
     message.fixed64(8, nanoseconds(span.end_time));
-    message.attributes(9, &span.attributes);
+    message.attributes(9, span.attributes);
     message.number(10, u64::from(span.dropped_attributes_count));
-    for event in &span.events.events {
+    for event in &*span.events {
         message.message::<1>(11, |message| fields_of_event(message, event));
     }
-    message.number(12, u64::from(span.events.dropped_count));
-    for link in &span.links.links {
+    message.number(12, u64::from(span.dropped_events_count));
+    for link in &*span.links {
         message.message::<1>(13, |message| fields_of_link(message, link));
     }
-    message.number(14, u64::from(span.links.dropped_count));
-    match &span.status {
+    message.number(14, u64::from(span.dropped_links_count));
+    match &*span.status {
         Status::Unset => message.fixed(&[key(15, LENGTH_DELIMITED), 0]),
         Status::Ok => message.fixed(&[key(15, LENGTH_DELIMITED), 2, key(3, VARINT), 1]),
         Status::Error { description } => message.message::<1>(15, |message| {
@@ -322,7 +323,7 @@ mod tests {
     use opentelemetry::trace::{TraceFlags, TraceId};
     use opentelemetry::{InstrumentationScope, StringValue};
     use opentelemetry_proto::tonic::trace::v1::{ScopeSpans, Span};
-    use opentelemetry_sdk::trace::{SpanEvents, SpanLinks};
+    use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
     use prost::Message as _;
 
     use super::*;
@@ -437,9 +438,9 @@ mod tests {
             start_time: UNIX_EPOCH - Duration::from_secs(1),
             ..plain()
         };
-        for data in spans.chain([early]) {
+        for mut data in spans.chain([early]) {
             let mut ours = Vec::new();
-            assert!(span(&data, usize::MAX, &mut ours));
+            assert!(span(&(&mut data).into(), usize::MAX, &mut ours));
             let theirs = ScopeSpans {
                 spans: vec![Span::from(data)],
                 ..Default::default()
@@ -458,7 +459,7 @@ mod tests {
         )];
         data.attributes.push(KeyValue::new("text", "x".repeat(1 << 20)));
         let mut to = Vec::new();
-        assert!(!span(&data, 10_000, &mut to));
+        assert!(!span(&(&mut data).into(), 10_000, &mut to));
         assert!(to.capacity() < 100_000, "{}", to.capacity());
     }
 

@@ -49,6 +49,7 @@ pub use config::{OtlpCompression, OtlpConfig, OtlpProtocol};
 pub(crate) use settings::{BatchSettings, Exporters, METRICS, NO_LIMIT, OtlpSettings, PushSettings, TRACES};
 pub use stats::ExportStats;
 
+use crate::ended::EndedSpan;
 use crate::error::{InitError, ShutdownError};
 use crate::metrics::{Metrics, TelemetryMetrics};
 use control::Control;
@@ -116,6 +117,18 @@ impl Pipeline {
 
     pub(crate) fn processor(&self) -> impl SpanProcessor + 'static {
         ExportProcessor(self.clone())
+    }
+
+    /// Takes a span that is sampled and has ended.
+    pub(crate) fn take(&self, span: &EndedSpan<'_>) {
+        report::learn(&self.report_to);
+        let Shared { queue, stats, .. } = &*self.shared;
+        queue.push(span, stats);
+    }
+
+    /// Whether spans are no longer taken.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.shared.queue.is_closed()
     }
 
     pub(crate) fn stats(&self) -> ExportStats {
@@ -381,11 +394,9 @@ struct ExportProcessor(Pipeline);
 impl SpanProcessor for ExportProcessor {
     fn on_start(&self, _: &mut Span, _: &Context) {}
 
-    fn on_end(&self, span: SpanData) {
+    fn on_end(&self, mut span: SpanData) {
         if span.span_context.is_sampled() {
-            report::learn(&self.0.report_to);
-            let Shared { queue, stats, .. } = &*self.0.shared;
-            queue.push(&span, stats);
+            self.0.take(&EndedSpan::from(&mut span));
         }
     }
 

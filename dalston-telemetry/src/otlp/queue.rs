@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use opentelemetry::InstrumentationScope;
-use opentelemetry_sdk::trace::SpanData;
 use tokio::sync::Notify;
 
 use super::stats::Stats;
 use super::{console, encode};
+use crate::ended::EndedSpan;
 use crate::metrics::DropReason;
 
 /// The largest request. Collectors refuse gRPC messages of more than 4 MiB unless told otherwise.
@@ -80,11 +80,11 @@ impl Queue {
     }
 
     /// Takes a span or counts it as dropped. Never waits for the exporter.
-    pub(super) fn push(&self, span: &SpanData, stats: &Stats) {
+    pub(super) fn push(&self, span: &EndedSpan<'_>, stats: &Stats) {
         thread_local! {
             static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
         }
-        if self.closed.load(Ordering::Acquire) {
+        if self.is_closed() {
             return stats.dropped(DropReason::Shutdown, 1);
         }
         // Before the work is done. Whether there is room is decided under the lock.
@@ -102,7 +102,7 @@ impl Queue {
         }
     }
 
-    fn push_encoded(&self, span: &SpanData, buffer: &mut Vec<u8>) -> Result<(), DropReason> {
+    fn push_encoded(&self, span: &EndedSpan<'_>, buffer: &mut Vec<u8>) -> Result<(), DropReason> {
         if self.forms.otlp && !encode::span(span, MAX_SPAN_BYTES, buffer) {
             return Err(DropReason::TooLarge);
         }
@@ -112,13 +112,13 @@ impl Queue {
         }
         let mut state = self.state();
         // Asked again: the exporter may have looked into the queue for the last time since.
-        if self.closed.load(Ordering::Acquire) {
+        if self.is_closed() {
             return Err(DropReason::Shutdown);
         }
         if state.spans >= self.max_spans || state.bytes + buffer.len() > MAX_QUEUE_BYTES {
             return Err(DropReason::QueueFull);
         }
-        state.incoming.push(&span.instrumentation_scope, buffer, otlp);
+        state.incoming.push(span.instrumentation_scope, buffer, otlp);
         state.bytes += buffer.len();
         state.spans += 1;
         let waiting = state.spans;
@@ -133,6 +133,10 @@ impl Queue {
     /// How many spans wait.
     pub(super) fn len(&self) -> usize {
         self.spans.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Takes no more spans from now on: what is exchanged after this is all there will be.

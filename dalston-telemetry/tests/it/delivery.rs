@@ -235,29 +235,73 @@ fn the_exporters_own_crates_are_not_exported_and_users_are() {
 
 #[test]
 fn long_texts_are_cut_to_the_limit_for_the_collector_and_in_memory() {
+    for in_memory in [true, false] {
+        let collector = Collector::start(Protocol::Http);
+        let mut env = collector.env();
+        env.push(("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT".into(), "5".into()));
+        env.push(("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT".into(), "4".into()));
+        let spans = SpanCollector::new();
+        let service = Service::with(env, |builder| match in_memory {
+            true => builder.span_collector(spans.clone()),
+            false => builder,
+        });
+        let attributes = || (0..6).map(|number| KeyValue::new(format!("key-{number}"), "äöüäöüäöü"));
+        let now = SystemTime::now();
+        let root = Context::new();
+        let mut span = TimedSpan::new("work", &root, now, now);
+        span.attributes = attributes().collect();
+        service.telemetry.handle().record_span(span);
+        service.in_scope(|| {
+            let span = info_span!("work");
+            for KeyValue { key, value, .. } in attributes() {
+                span.set_attribute(key, value);
+            }
+        });
+        service.telemetry.flush(Duration::from_secs(30)).unwrap();
+
+        let request = collector.next();
+        let exported = &request.request.resource_spans[0].scope_spans[0].spans;
+        assert_eq!(exported.len(), 2);
+        for span in exported {
+            assert_eq!((span.attributes.len(), span.dropped_attributes_count), (4, 2));
+            for attribute in &span.attributes {
+                let value = format!("{:?}", attribute.value);
+                assert!(value.contains("\"äöüäö\""), "{value}");
+            }
+        }
+        let kept: Vec<_> = spans.spans().iter().map(|span| span.attributes.len()).collect();
+        assert_eq!(kept, vec![4; if in_memory { 2 } else { 0 }]);
+    }
+}
+
+#[test]
+fn a_span_arrives_with_the_ids_and_the_parent_that_it_was_given() {
     let collector = Collector::start(Protocol::Http);
-    let mut env = collector.env();
-    env.push(("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT".into(), "5".into()));
-    env.push(("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT".into(), "4".into()));
-    let spans = SpanCollector::new();
-    let service = Service::with(env, |builder| builder.span_collector(spans.clone()));
-    let now = SystemTime::now();
-    let root = Context::new();
-    let mut span = TimedSpan::new("work", &root, now, now);
-    span.attributes = (0..6)
-        .map(|number| KeyValue::new(format!("key-{number}"), "äöüäöüäöü"))
-        .collect();
-    service.telemetry.handle().record_span(span);
+    let service = Service::start(collector.env());
+    let carried = propagate::extract_json(
+        r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#,
+    );
+    let reserved = service.telemetry.handle().reserve_span().unwrap();
+    let promised = reserved.span_context(&carried);
+    service.in_scope(|| {
+        let span = reserved.start(carried.clone(), || info_span!("reserved"));
+        span.in_scope(|| info_span!("inner").in_scope(|| {}));
+    });
     service.telemetry.flush(Duration::from_secs(30)).unwrap();
 
     let request = collector.next();
-    let attributes = &request.request.resource_spans[0].scope_spans[0].spans[0].attributes;
-    assert_eq!(attributes.len(), 4);
-    for attribute in attributes {
-        let value = format!("{:?}", attribute.value);
-        assert!(value.contains("\"äöüäö\""), "{value}");
+    let [inner, outer] = &request.request.resource_spans[0].scope_spans[0].spans[..] else {
+        panic!("{request:?}");
+    };
+    assert_eq!(inner.parent_span_id, promised.span_id().to_bytes());
+    assert_eq!(outer.span_id, promised.span_id().to_bytes());
+    assert_eq!(
+        outer.parent_span_id,
+        carried.span().span_context().span_id().to_bytes()
+    );
+    for span in [inner, outer] {
+        assert_eq!(span.trace_id, carried.span().span_context().trace_id().to_bytes());
     }
-    assert_eq!(spans.spans()[0].attributes.len(), 4);
 }
 
 #[test]

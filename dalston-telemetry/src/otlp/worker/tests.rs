@@ -9,6 +9,7 @@ use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
+use crate::ended::EndedSpan;
 use crate::metrics::{Metrics, TelemetryMetrics};
 use crate::otlp::delivery::ATTEMPTS_WHILE_CLOSING;
 use crate::otlp::queue::{Batch, Forms};
@@ -92,7 +93,9 @@ impl Running {
 
     fn push(&self, spans: usize) {
         for _ in 0..spans {
-            self.shared.queue.push(&span(0), &self.shared.stats);
+            self.shared
+                .queue
+                .push(&EndedSpan::from(&mut span(0)), &self.shared.stats);
         }
     }
 
@@ -261,12 +264,15 @@ async fn a_request_is_cut_at_the_size_that_collectors_take() {
     let running = Running::start([]);
     // Three fit, four do not; and one that fits nowhere.
     for size in [1, 1, 1, 1, 1].map(|mebibytes| mebibytes * 1024 * 1024) {
-        running.shared.queue.push(&span(size), &running.shared.stats);
+        running
+            .shared
+            .queue
+            .push(&EndedSpan::from(&mut span(size)), &running.shared.stats);
     }
-    running
-        .shared
-        .queue
-        .push(&span(5 * 1024 * 1024), &running.shared.stats);
+    running.shared.queue.push(
+        &EndedSpan::from(&mut span(5 * 1024 * 1024)),
+        &running.shared.stats,
+    );
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(running.sent(), [(0, 3), (0, 2)]);
     assert_eq!(running.dropped(DropReason::TooLarge), 1);
@@ -281,7 +287,7 @@ async fn few_large_spans_are_bounded_like_many_small_ones() {
         running
             .shared
             .queue
-            .push(&span(1024 * 1024), &running.shared.stats);
+            .push(&EndedSpan::from(&mut span(1024 * 1024)), &running.shared.stats);
     }
     assert!(
         running.shared.queue.len() < 64,
@@ -473,7 +479,7 @@ fn no_span_slips_into_a_queue_that_is_being_closed() {
             for _ in 0..4 {
                 scope.spawn(|| {
                     while stats.read(0).dropped_total() == 0 {
-                        queue.push(&span(0), &stats);
+                        queue.push(&EndedSpan::from(&mut span(0)), &stats);
                     }
                 });
             }

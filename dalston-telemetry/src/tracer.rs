@@ -1,0 +1,582 @@
+//! Spans that only the exporter wants to see.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use opentelemetry::trace::{
+    Event, Link, Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags,
+};
+use opentelemetry::{Context, InstrumentationScope, KeyValue};
+use opentelemetry_sdk::trace::{IdGenerator, Sampler, SamplingDecision, SdkTracer, ShouldSample, SpanLimits};
+
+use crate::ended::EndedSpan;
+use crate::ids::Ids;
+use crate::limits;
+use crate::otlp::Pipeline;
+
+/// A tracer that does what the SDK's does, where no processor has to be shown a span of the SDK when it starts.
+///
+/// The SDK moves some 400 bytes of a span several times and copies what its end needs. Here they are put in their place once,
+/// and the exporter looks at them there.
+pub(crate) struct Tracer<E> {
+    shared: Arc<Shared<E>>,
+}
+
+/// The tracer behind the layer that makes spans of those of `tracing`.
+#[derive(Clone, Debug)]
+pub(crate) enum SpanTracer {
+    Sdk(SdkTracer),
+    Direct(Tracer<Export>),
+}
+
+/// To the exporter, as [`Processors`](crate::limits::Processors) would show them to it.
+pub(crate) struct Export {
+    pub(crate) pipeline: Pipeline,
+    pub(crate) value_length: Option<usize>,
+}
+
+impl End for Export {
+    fn is_over(&self) -> bool {
+        self.pipeline.is_closed()
+    }
+
+    fn span(&self, mut span: EndedSpan<'_>) {
+        limits::clean(&mut span, self.value_length);
+        self.pipeline.take(&span);
+    }
+}
+
+/// What becomes of spans that have ended.
+pub(crate) trait End: Send + Sync + 'static {
+    /// Whether nothing becomes of them any more, so that none needs to be recorded.
+    fn is_over(&self) -> bool;
+    /// Takes what it wants of a span.
+    fn span(&self, span: EndedSpan<'_>);
+}
+
+struct Shared<E> {
+    scope: InstrumentationScope,
+    sampler: Sampler,
+    limits: SpanLimits,
+    end: E,
+}
+
+impl<E> Tracer<E> {
+    pub(crate) fn new(scope: InstrumentationScope, sampler: Sampler, limits: SpanLimits, end: E) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                scope,
+                sampler,
+                limits,
+                end,
+            }),
+        }
+    }
+}
+
+impl<E> Clone for Tracer<E> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<E> fmt::Debug for Tracer<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracer").finish_non_exhaustive()
+    }
+}
+
+impl<E: End> opentelemetry::trace::Tracer for Tracer<E> {
+    type Span = Span<E>;
+
+    fn build_with_context(&self, builder: SpanBuilder, parent: &Context) -> Span<E> {
+        let shared = &*self.shared;
+        if parent.is_telemetry_suppressed() || shared.end.is_over() {
+            return Span {
+                context: SpanContext::NONE,
+                recorded: None,
+            };
+        }
+        // In the order in which the SDK asks for them, see `ids`.
+        let span_id = Ids.new_span_id();
+        let parent_span = parent.span();
+        let above = Some(parent_span.span_context()).filter(|above| above.is_valid());
+        let trace_id = above.map_or_else(|| Ids.new_trace_id(), SpanContext::trace_id);
+        let sampled = shared.sampler.should_sample(
+            Some(parent),
+            trace_id,
+            &builder.name,
+            builder.span_kind.as_ref().unwrap_or(&SpanKind::Internal),
+            builder.attributes.as_deref().unwrap_or_default(),
+            builder.links.as_deref().unwrap_or_default(),
+        );
+        if sampled.decision != SamplingDecision::RecordAndSample {
+            let flags = TraceFlags::default();
+            return Span {
+                context: SpanContext::new(trace_id, span_id, flags, false, sampled.trace_state),
+                recorded: None,
+            };
+        }
+        let flags = above.map(SpanContext::trace_flags).unwrap_or_default();
+        Span {
+            context: SpanContext::new(
+                trace_id,
+                span_id,
+                flags.with_sampled(true),
+                false,
+                sampled.trace_state,
+            ),
+            recorded: Some(Recorded::new(&self.shared, above, builder, sampled.attributes)),
+        }
+    }
+}
+
+/// A span, until its context is dropped.
+pub(crate) struct Span<E: End> {
+    context: SpanContext,
+    /// Until it ends, and only if it is sampled.
+    recorded: Option<Recorded<E>>,
+}
+
+struct Recorded<E> {
+    parent_span_id: SpanId,
+    parent_span_is_remote: bool,
+    kind: SpanKind,
+    name: Cow<'static, str>,
+    start_time: SystemTime,
+    attributes: Vec<KeyValue>,
+    dropped_attributes: u32,
+    events: Vec<Event>,
+    dropped_events: u32,
+    links: Vec<Link>,
+    dropped_links: u32,
+    status: Status,
+    shared: Arc<Shared<E>>,
+}
+
+impl<E> Recorded<E> {
+    fn new(
+        shared: &Arc<Shared<E>>,
+        parent: Option<&SpanContext>,
+        builder: SpanBuilder,
+        of_sampler: Vec<KeyValue>,
+    ) -> Self {
+        let SpanBuilder {
+            name,
+            start_time,
+            span_kind,
+            attributes,
+            events,
+            links,
+            ..
+        } = builder;
+        let limits = &shared.limits;
+        let mut attributes = attributes.unwrap_or_default();
+        attributes.extend(of_sampler);
+        let dropped_attributes = limit(&mut attributes, limits.max_attributes_per_span);
+        let mut events = events.unwrap_or_default();
+        let dropped_events = limit(&mut events, limits.max_events_per_span);
+        for event in &mut events {
+            event.dropped_attributes_count = limit(&mut event.attributes, limits.max_attributes_per_event);
+        }
+        let mut links = links.unwrap_or_default();
+        let dropped_links = limit(&mut links, limits.max_links_per_span);
+        for link in &mut links {
+            link.dropped_attributes_count = limit(&mut link.attributes, limits.max_attributes_per_link);
+        }
+        Self {
+            parent_span_id: parent.map_or(SpanId::INVALID, SpanContext::span_id),
+            parent_span_is_remote: parent.is_some_and(SpanContext::is_remote),
+            kind: span_kind.unwrap_or(SpanKind::Internal),
+            name,
+            start_time: start_time.unwrap_or_else(SystemTime::now),
+            attributes,
+            dropped_attributes,
+            events,
+            dropped_events,
+            links,
+            dropped_links,
+            status: Status::Unset,
+            shared: Arc::clone(shared),
+        }
+    }
+}
+
+/// Shortens a list, and tells by how much.
+fn limit<T>(list: &mut Vec<T>, most: u32) -> u32 {
+    let most = most as usize;
+    let dropped = list.len().saturating_sub(most);
+    list.truncate(most);
+    dropped as u32
+}
+
+impl<E: End> Span<E> {
+    fn recorded(&mut self) -> Option<(&mut Recorded<E>, SpanLimits)> {
+        let recorded = self.recorded.as_mut()?;
+        let limits = recorded.shared.limits;
+        Some((recorded, limits))
+    }
+}
+
+impl<E: End> opentelemetry::trace::Span for Span<E> {
+    fn add_event_with_timestamp<T>(&mut self, name: T, timestamp: SystemTime, mut attributes: Vec<KeyValue>)
+    where
+        T: Into<Cow<'static, str>>,
+    {
+        let Some((recorded, limits)) = self.recorded() else {
+            return;
+        };
+        if recorded.events.len() < limits.max_events_per_span as usize {
+            let dropped = limit(&mut attributes, limits.max_attributes_per_event);
+            let event = Event::new(name, timestamp, attributes, dropped);
+            recorded.events.push(event);
+        } else {
+            recorded.dropped_events += 1;
+        }
+    }
+
+    fn span_context(&self) -> &SpanContext {
+        &self.context
+    }
+
+    fn is_recording(&self) -> bool {
+        self.recorded.is_some()
+    }
+
+    fn set_attribute(&mut self, attribute: KeyValue) {
+        let Some((recorded, limits)) = self.recorded() else {
+            return;
+        };
+        if recorded.attributes.len() < limits.max_attributes_per_span as usize {
+            recorded.attributes.push(attribute);
+        } else {
+            recorded.dropped_attributes += 1;
+        }
+    }
+
+    fn set_status(&mut self, status: Status) {
+        if let Some(recorded) = &mut self.recorded
+            // Their order says which of two counts.
+            && status > recorded.status
+        {
+            recorded.status = status;
+        }
+    }
+
+    fn update_name<T>(&mut self, new_name: T)
+    where
+        T: Into<Cow<'static, str>>,
+    {
+        if let Some(recorded) = &mut self.recorded {
+            recorded.name = new_name.into();
+        }
+    }
+
+    fn add_link(&mut self, span_context: SpanContext, mut attributes: Vec<KeyValue>) {
+        let Some((recorded, limits)) = self.recorded() else {
+            return;
+        };
+        if recorded.links.len() < limits.max_links_per_span as usize {
+            let dropped = limit(&mut attributes, limits.max_attributes_per_link);
+            recorded.links.push(Link::new(span_context, attributes, dropped));
+        } else {
+            recorded.dropped_links += 1;
+        }
+    }
+
+    fn end_with_timestamp(&mut self, timestamp: SystemTime) {
+        let Some(recorded) = &mut self.recorded else {
+            return;
+        };
+        let shared = &recorded.shared;
+        shared.end.span(EndedSpan {
+            span_context: &self.context,
+            parent_span_id: recorded.parent_span_id,
+            parent_span_is_remote: recorded.parent_span_is_remote,
+            span_kind: &recorded.kind,
+            name: &recorded.name,
+            start_time: recorded.start_time,
+            end_time: timestamp,
+            attributes: &mut recorded.attributes,
+            dropped_attributes_count: recorded.dropped_attributes,
+            events: &mut recorded.events,
+            dropped_events_count: recorded.dropped_events,
+            links: &mut recorded.links,
+            dropped_links_count: recorded.dropped_links,
+            status: &mut recorded.status,
+            instrumentation_scope: &shared.scope,
+        });
+        self.recorded = None;
+    }
+}
+
+impl<E: End> Drop for Span<E> {
+    fn drop(&mut self) {
+        if self.is_recording() {
+            self.end();
+        }
+    }
+}
+
+impl<E: End> fmt::Debug for Span<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Span")
+            .field("context", &self.context)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use opentelemetry::trace::{TraceId, TraceState, Tracer as _, TracerProvider as _};
+    use opentelemetry_sdk::error::OTelSdkResult;
+    use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanEvents, SpanLinks, SpanProcessor};
+
+    use super::*;
+
+    /// Keeps what it is shown, as the SDK would have it.
+    #[derive(Clone, Debug, Default)]
+    struct Kept {
+        spans: Arc<Mutex<Vec<SpanData>>>,
+        is_over: Arc<AtomicBool>,
+    }
+
+    impl End for Kept {
+        fn is_over(&self) -> bool {
+            self.is_over.load(Ordering::Relaxed)
+        }
+
+        fn span(&self, span: EndedSpan<'_>) {
+            let mut events = SpanEvents::default();
+            events.events = span.events.to_vec();
+            events.dropped_count = span.dropped_events_count;
+            let mut links = SpanLinks::default();
+            links.links = span.links.to_vec();
+            links.dropped_count = span.dropped_links_count;
+            self.spans.lock().unwrap().push(SpanData {
+                span_context: span.span_context.clone(),
+                parent_span_id: span.parent_span_id,
+                parent_span_is_remote: span.parent_span_is_remote,
+                span_kind: span.span_kind.clone(),
+                name: span.name.to_owned().into(),
+                start_time: span.start_time,
+                end_time: span.end_time,
+                attributes: span.attributes.clone(),
+                dropped_attributes_count: span.dropped_attributes_count,
+                events,
+                links,
+                status: span.status.clone(),
+                instrumentation_scope: span.instrumentation_scope.clone(),
+            });
+        }
+    }
+
+    impl SpanProcessor for Kept {
+        fn on_start(&self, _: &mut opentelemetry_sdk::trace::Span, _: &Context) {}
+
+        fn on_end(&self, span: SpanData) {
+            self.spans.lock().unwrap().push(span);
+        }
+
+        fn force_flush(&self) -> OTelSdkResult {
+            Ok(())
+        }
+
+        fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+            Ok(())
+        }
+    }
+
+    fn samplers() -> [Sampler; 4] {
+        [
+            Sampler::AlwaysOn,
+            Sampler::AlwaysOff,
+            Sampler::ParentBased(Box::new(Sampler::AlwaysOn)),
+            Sampler::ParentBased(Box::new(Sampler::AlwaysOff)),
+        ]
+    }
+
+    /// Few of each.
+    fn limits() -> SpanLimits {
+        SpanLimits {
+            max_attributes_per_span: 3,
+            max_events_per_span: 2,
+            max_links_per_span: 2,
+            max_attributes_per_event: 1,
+            max_attributes_per_link: 1,
+        }
+    }
+
+    fn parents() -> Vec<Context> {
+        let remote = |id: u64, flags: u8| {
+            Context::new().with_remote_span_context(SpanContext::new(
+                TraceId::from(7),
+                SpanId::from(id),
+                TraceFlags::new(flags),
+                true,
+                TraceState::from_key_value([("vendor", "x")]).unwrap(),
+            ))
+        };
+        vec![
+            Context::new(),
+            remote(8, 0b00),
+            remote(8, 0b01),
+            remote(8, 0b11),
+            // As wrong as it gets.
+            remote(0, 0b01),
+            Context::new().with_remote_span_context(SpanContext::NONE),
+            Context::new().with_telemetry_suppressed(),
+        ]
+    }
+
+    fn attributes(count: i64) -> Vec<KeyValue> {
+        (0..count).map(|number| KeyValue::new("key", number)).collect()
+    }
+
+    fn time(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    /// Everything that can be done to a span, with what its caller sees.
+    fn work<T: opentelemetry::trace::Tracer>(tracer: &T) -> Vec<(SpanContext, [bool; 2])> {
+        let link = |id: u64| {
+            SpanContext::new(
+                TraceId::from(1),
+                SpanId::from(id),
+                TraceFlags::SAMPLED,
+                true,
+                TraceState::NONE,
+            )
+        };
+        let mut seen = Vec::new();
+        for parent in parents() {
+            for many in [0, 1, 5] {
+                let event = || Event::new("first", time(2), attributes(many), 0);
+                let linked = || Link::new(link(1), attributes(many), 0);
+                let builder = tracer
+                    .span_builder("early")
+                    .with_start_time(time(1))
+                    .with_attributes(attributes(many))
+                    .with_events((0..many).map(|_| event()).collect())
+                    .with_links((0..many).map(|_| linked()).collect())
+                    .with_kind(SpanKind::Consumer);
+                let mut span = builder.start_with_context(tracer, &parent);
+                let was_recording = span.is_recording();
+                for number in 0..many {
+                    span.set_attribute(KeyValue::new("late", number));
+                    span.add_event_with_timestamp("late", time(3), attributes(many));
+                    span.add_link(link(2), attributes(many));
+                }
+                span.set_status(Status::Unset);
+                if many > 0 {
+                    span.update_name("late");
+                    span.set_status(Status::error("first"));
+                    span.set_status(Status::Unset);
+                }
+                if many > 1 {
+                    span.set_status(Status::Ok);
+                    span.set_status(Status::error("later"));
+                }
+                span.end_with_timestamp(time(4));
+                span.update_name("too late");
+                span.end_with_timestamp(time(5));
+                seen.push((span.span_context().clone(), [was_recording, span.is_recording()]));
+            }
+        }
+        seen
+    }
+
+    /// Without what is random.
+    fn without_ids(context: &SpanContext) -> (bool, TraceId, TraceFlags, bool, String) {
+        let trace_id = match context.trace_id() {
+            known if known == TraceId::from(7) => known,
+            random => TraceId::from(u128::from(random != TraceId::INVALID)),
+        };
+        (
+            context.span_id() != SpanId::INVALID,
+            trace_id,
+            context.trace_flags(),
+            context.is_remote(),
+            context.trace_state().header(),
+        )
+    }
+
+    #[test]
+    fn spans_are_those_of_the_sdk() {
+        for sampler in samplers() {
+            let (of_sdk, direct) = (Kept::default(), Kept::default());
+            let scope = InstrumentationScope::builder("scope").with_version("1").build();
+            let provider = SdkTracerProvider::builder()
+                .with_sampler(sampler.clone())
+                .with_span_limits(limits())
+                .with_span_processor(of_sdk.clone())
+                .build();
+            let expected = work(&provider.tracer_with_scope(scope.clone()));
+            let seen = work(&Tracer::new(scope, sampler.clone(), limits(), direct.clone()));
+            let plain = |seen: Vec<(SpanContext, _)>| -> Vec<_> {
+                seen.into_iter()
+                    .map(|(context, recording)| (without_ids(&context), recording))
+                    .collect()
+            };
+            assert_eq!(plain(seen), plain(expected), "{sampler:?}");
+            let plain = |kept: &Kept| -> Vec<_> {
+                let spans = kept.spans.lock().unwrap().clone();
+                spans
+                    .into_iter()
+                    .map(|mut span| {
+                        let context = without_ids(&span.span_context);
+                        span.span_context = SpanContext::NONE;
+                        (context, format!("{span:?}"))
+                    })
+                    .collect()
+            };
+            assert_eq!(plain(&direct), plain(&of_sdk), "{sampler:?}");
+        }
+    }
+
+    #[test]
+    fn a_span_that_is_dropped_ends_now() {
+        let kept = Kept::default();
+        let tracer = Tracer::new(
+            InstrumentationScope::default(),
+            Sampler::AlwaysOn,
+            SpanLimits::default(),
+            kept.clone(),
+        );
+        let before = SystemTime::now();
+        drop(
+            tracer
+                .span_builder("dropped")
+                .start_with_context(&tracer, &Context::new()),
+        );
+        let span = kept.spans.lock().unwrap().pop().unwrap();
+        assert!(before <= span.start_time && span.start_time <= span.end_time);
+        assert!(kept.spans.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn nothing_is_recorded_when_it_is_over() {
+        let kept = Kept::default();
+        kept.is_over.store(true, Ordering::Relaxed);
+        let tracer = Tracer::new(
+            InstrumentationScope::default(),
+            Sampler::AlwaysOn,
+            SpanLimits::default(),
+            kept.clone(),
+        );
+        let span = tracer
+            .span_builder("late")
+            .start_with_context(&tracer, &Context::new());
+        assert!(!span.is_recording() && !span.span_context().is_valid());
+        drop(span);
+        assert!(kept.spans.lock().unwrap().is_empty());
+    }
+}
