@@ -82,6 +82,7 @@ pub(super) static CALLS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "local HELD, GONE, LOST = {HELD}, {GONE}, {LOST}\n{}",
         r#"
+local call, try = redis.call, redis.pcall
 local stream, event_stream, waiting = KEYS[1], KEYS[2], KEYS[3]
 local group, me, longest, channel, timestamp = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local lookups, first, last, most = tonumber(ARGV[10]), ARGV[11], ARGV[12], ARGV[13]
@@ -91,7 +92,7 @@ local next_lookup, next_key, next_argument = 1, 4 + 2 * lookups, 14
 -- Deliveries of the entries that are ours, by id: of most, so that few have to be looked for one by one.
 local ours = {}
 if most ~= '0' then
-  local found = redis.pcall('XPENDING', stream, group, first, last, most, me)
+  local found = try('XPENDING', stream, group, first, last, most, me)
   for i = 1, #found do ours[found[i][1]] = found[i][4] end
 end
 -- What a call of this script ended is to be acknowledged together in the end.
@@ -100,7 +101,7 @@ local ended, ended_ids, ended_by = {}, {}, {}
 local function ownership(id, deliveries)
   if ended[id] then return GONE end
   if ours[id] then return ours[id] == tonumber(deliveries) and HELD or LOST end
-  local found = redis.pcall('XPENDING', stream, group, id, id, 1)
+  local found = try('XPENDING', stream, group, id, id, 1)
   if found.err then
     if string.find(found.err, 'NOGROUP', 1, true) then return GONE end
     error(found)
@@ -115,30 +116,30 @@ end
 local reported = false
 local function report(kind, fields, context)
   if context == '' then
-    redis.call('XADD', event_stream, '*', 'type', kind, 'timestamp', timestamp, 'payload', '{' .. fields)
+    call('XADD', event_stream, '*', 'type', kind, 'timestamp', timestamp, 'payload', '{' .. fields)
   else
-    redis.call('XADD', event_stream, '*', 'type', kind, 'timestamp', timestamp, 'payload', '{' .. fields,
+    call('XADD', event_stream, '*', 'type', kind, 'timestamp', timestamp, 'payload', '{' .. fields,
       '_trace_context', context)
     fields = string.sub(fields, 1, -2) .. ',"_trace_context":' .. context .. '}'
   end
   reported = true
-  redis.call('PUBLISH', channel, '{"type":"' .. kind .. '","timestamp":"' .. timestamp .. '",' .. fields)
+  call('PUBLISH', channel, '{"type":"' .. kind .. '","timestamp":"' .. timestamp .. '",' .. fields)
 end
 
-local any_cancelled = lookups > 0 and redis.pcall('EXISTS', unpack(KEYS, 4, 3 + lookups)) ~= 0
+local any_cancelled = lookups > 0 and try('EXISTS', unpack(KEYS, 4, 3 + lookups)) ~= 0
 
 -- Whether a task that is ours should be done: what its metadata says of it, in a fixed order after a place for a number, or nothing
 -- and why not. `cancellation` is the key to look for, if there is one.
 local function describe(task, hash, cancellation)
-  if cancellation and redis.call('EXISTS', cancellation) == 1 then return nil, {'cancelled'} end
-  local said = redis.pcall('HMGET', hash, 'blocked_reason', 'stage', 'enqueued_at', 'loaded_model_id', 'request_id',
+  if cancellation and call('EXISTS', cancellation) == 1 then return nil, {'cancelled'} end
+  local said = try('HMGET', hash, 'blocked_reason', 'stage', 'enqueued_at', 'loaded_model_id', 'request_id',
     '_trace_context', 'request_bindings_json', 'resolved_artifact_ids_json', ARGV[6])
   if said.err then return nil, {'malformed', said.err} end
   if said[1] then return nil, {'blocked', said[1]} end
-  if not said[2] and redis.call('EXISTS', hash) == 0 then return nil, {'missing'} end
+  if not said[2] and call('EXISTS', hash) == 0 then return nil, {'missing'} end
   if said[9] then
-    redis.call('HDEL', hash, ARGV[6], ARGV[7], ARGV[8], ARGV[9])
-    redis.call('SREM', waiting, task)
+    call('HDEL', hash, ARGV[6], ARGV[7], ARGV[8], ARGV[9])
+    call('SREM', waiting, task)
   end
   said[1], said[9] = 0, nil
   return said
@@ -188,7 +189,7 @@ local calls = {}
 -- Begins the lease anew: the idle time is set to zero, the delivery count stays.
 function calls.renew(id, deliveries)
   local owner = ownership(id, deliveries)
-  if owner == HELD and #redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID') == 0 then return GONE end
+  if owner == HELD and #call('XCLAIM', stream, group, me, 0, id, 'JUSTID') == 0 then return GONE end
   return owner
 end
 
@@ -197,7 +198,7 @@ function calls.release(id, deliveries, at)
   next_argument = at + 2
   local owner = ownership(id, deliveries)
   if owner == HELD then
-    redis.call('XCLAIM', stream, group, ARGV[at], 0, id, 'IDLE', ARGV[at + 1], 'JUSTID')
+    call('XCLAIM', stream, group, ARGV[at], 0, id, 'IDLE', ARGV[at + 1], 'JUSTID')
     ours[id] = nil
   end
   return owner
@@ -205,7 +206,7 @@ end
 
 function calls.cancelled()
   next_key = next_key + 1
-  return redis.call('EXISTS', KEYS[next_key - 1])
+  return call('EXISTS', KEYS[next_key - 1])
 end
 
 -- A number before what the metadata says: whether the start was reported.
@@ -236,24 +237,31 @@ end
 function calls.take(_, _, at)
   local engine, hashes, cancellations, spans = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
   next_argument = at + 5 + spans
-  local found = redis.call('XREADGROUP', 'GROUP', group, me, 'COUNT', ARGV[at], 'STREAMS', stream, '>')
+  local found = call('XREADGROUP', 'GROUP', group, me, 'COUNT', ARGV[at], 'STREAMS', stream, '>')
   if not found then return {} end
   local taken, keys = {}, {}
   for i, entry in ipairs(found[1][2]) do
-    local fields, known = entry[2], {}
+    local fields, task, job, enqueued_at, timeout_at = entry[2], nil, nil, nil, nil
     for j = 1, #fields, 2 do
-      local name = fields[j]
-      if not known[name] then known[name] = fields[j + 1] end
+      local name, value = fields[j], fields[j + 1]
+      if name == 'task_id' then
+        task = task or value
+      elseif name == 'job_id' then
+        job = job or value
+      elseif name == 'enqueued_at' then
+        enqueued_at = enqueued_at or value
+      elseif name == 'timeout_at' then
+        timeout_at = timeout_at or value
+      end
     end
-    local task, job = known.task_id, known.job_id
     if is_id(task) and is_id(job) then
-      taken[i] = {entry[1], false, task, job, known.enqueued_at or false, known.timeout_at or false}
+      taken[i] = {entry[1], false, task, job, enqueued_at or false, timeout_at or false}
       keys[#keys + 1] = cancellations .. job
     else
       taken[i] = {entry[1], false, fields}
     end
   end
-  local some_cancelled = #keys > 0 and redis.pcall('EXISTS', unpack(keys)) ~= 0
+  local some_cancelled = #keys > 0 and try('EXISTS', unpack(keys)) ~= 0
   for i, entry in ipairs(taken) do
     local task, job = entry[3], entry[4]
     if job then
@@ -287,9 +295,9 @@ function calls.finish(id, deliveries, at, place)
   end
   local owner = ownership(id, deliveries)
   if owner ~= HELD then return owner end
-  for i = at + 5, next_argument - 2, 2 do redis.call('HSET', index, ARGV[i], ARGV[i + 1]) end
-  if artifacts > 0 and redis.call('EXISTS', hash) == 1 then
-    redis.call('HSET', hash, 'produced_artifact_ids_json', ARGV[at + 4])
+  for i = at + 5, next_argument - 2, 2 do call('HSET', index, ARGV[i], ARGV[i + 1]) end
+  if artifacts > 0 and call('EXISTS', hash) == 1 then
+    call('HSET', hash, 'produced_artifact_ids_json', ARGV[at + 4])
   end
   if kind ~= '' then report(kind, ARGV[at + 1], ARGV[at + 2]) end
   ended[id] = true
@@ -307,12 +315,12 @@ while next_argument <= #ARGV do
   answers[place] = answer
 end
 if #ended_ids > 0 then
-  local acknowledged = redis.pcall('XACK', stream, group, unpack(ended_ids))
+  local acknowledged = try('XACK', stream, group, unpack(ended_ids))
   if type(acknowledged) == 'table' and acknowledged.err then
     for _, place in ipairs(ended_by) do answers[place] = {'error', acknowledged.err} end
   end
 end
-if reported then redis.pcall('XTRIM', event_stream, 'MAXLEN', '~', longest) end
+if reported then try('XTRIM', event_stream, 'MAXLEN', '~', longest) end
 return cmsgpack.pack(answers)
 "#,
     ))
