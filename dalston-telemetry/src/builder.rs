@@ -418,6 +418,7 @@ impl TelemetryBuilder {
     ) -> Result<Tracing, InitError> {
         let mut processors = self.processors;
         let sampler = sampler::from_env(env)?;
+        let can_reserve = sampler::follows_parents_alone(&sampler);
         let limits = Limits::read(env)?;
         let exporters = if export {
             Exporters::read(env)?
@@ -474,7 +475,7 @@ impl TelemetryBuilder {
             tracer,
             spans,
             pipeline,
-            can_reserve: sampler::follows_parents_alone(env),
+            can_reserve,
         })
     }
 }

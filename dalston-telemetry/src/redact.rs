@@ -71,30 +71,28 @@ pub fn is_secret_name(name: &str) -> bool {
         })
 }
 
-/// Whether [`text`] has anything to do: every pattern contains one of these.
+/// Whether [`text`] has anything to do: every pattern contains `:` or `=`.
 fn has_trigger(text: &[u8]) -> bool {
-    has_any([b':', b'='], text)
-}
-
-/// Whether one of the wanted bytes is in a text: eight bytes at a time and, within them, without branches.
-fn has_any<const N: usize>(wanted: [u8; N], text: &[u8]) -> bool {
     let (words, rest) = text.as_chunks();
-    words.iter().any(|word| is_in_word(wanted, *word))
+    words.iter().any(|word| has_trigger_in(*word))
         || match text.last_chunk() {
-            // Some are looked at twice, which is cheaper than one by one.
-            Some(last) => is_in_word(wanted, *last),
-            None => rest.iter().any(|byte| wanted.contains(byte)),
+            // Some bytes are looked at twice, which is cheaper than one by one.
+            Some(last) => has_trigger_in(*last),
+            None => rest.iter().any(|byte| matches!(byte, b':' | b'=')),
         }
 }
 
-fn is_in_word<const N: usize>(wanted: [u8; N], word: [u8; 8]) -> bool {
+/// Without branches, for eight bytes at once.
+fn has_trigger_in(word: [u8; 8]) -> bool {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGHEST_BITS: u64 = ONES << 7;
     let word = u64::from_ne_bytes(word);
-    // Of a byte that is zero, the highest bit is borrowed from, which it did not have.
-    let zeroes = wanted.map(|byte| word ^ (ONES * u64::from(byte)));
-    let zeroes = zeroes.map(|word| word.wrapping_sub(ONES) & !word & HIGHEST_BITS);
-    zeroes.iter().any(|zeroes| *zeroes != 0)
+    let has = |byte: u8| {
+        // Of a byte that is zero, the highest bit is borrowed from, which it did not have.
+        let differs = word ^ (ONES * u64::from(byte));
+        differs.wrapping_sub(ONES) & !differs & HIGHEST_BITS
+    };
+    has(b':') | has(b'=') != 0
 }
 
 /// Names are compared in lower case without separators.
@@ -143,21 +141,26 @@ const SECRET_ENDINGS: &[&str] = &[
 
 /// By the last three letters of all these names. What ends otherwise needs no closer look, and most names of fields do.
 fn may_end_like_a_secret(name: &[u8]) -> bool {
-    let is_like_one = match name.last_chunk::<3>() {
-        Some(last) if last.iter().all(u8::is_ascii_alphanumeric) => ends_a_secret(*last),
+    // As far as an escape may reach that stands for one of the three.
+    let end = &name[name.len().saturating_sub(5)..];
+    match *end {
+        [.., first, middle, last]
+            if !end.contains(&b'%') && [first, middle, last].iter().all(u8::is_ascii_alphanumeric) =>
+        {
+            ends_a_secret([first, middle, last])
+        }
         _ => {
             let mut letters = name.iter().rev().filter(|byte| byte.is_ascii_alphanumeric());
             let mut next = || letters.next().map_or(0, |letter| *letter);
             let (last, middle, first) = (next(), next(), next());
-            ends_a_secret([first, middle, last])
+            // An escaped letter does not look like one.
+            ends_a_secret([first, middle, last]) || name.contains(&b'%')
         }
-    };
-    // An escaped letter does not look like one.
-    is_like_one || has_any([b'%'], name)
+    }
 }
 
 fn ends_a_secret(letters: [u8; 3]) -> bool {
-    let letters = letters.map(|letter| letter.to_ascii_lowercase());
+    let letters = letters.map(|letter| letter | 0x20);
     // Most names are told by their last letter alone.
     matches!(letters[2], b'd' | b'e' | b'h' | b'l' | b'n' | b's' | b't' | b'y')
         && matches!(
@@ -403,6 +406,32 @@ mod tests {
                 format!("{start}%{:x}", last.as_bytes()[0]),
             ];
             assert!(written.iter().all(|name| is_secret_name(name)), "{written:?}");
+            // One letter escaped, or followed by separators.
+            for at in 0..name.len() {
+                let (start, end) = (&name[..at], &name[at + 1..]);
+                let escaped = format!("{start}%{:x}{end}", name.as_bytes()[at]);
+                let apart = format!("{}{}{end}", &name[..=at], "_-.".repeat(at % 3));
+                assert!(
+                    is_secret_name(&escaped) && is_secret_name(&apart),
+                    "{escaped} {apart}"
+                );
+            }
+        }
+        for name in [
+            "",
+            "e",
+            "%",
+            "%%%",
+            "%6",
+            "t%6",
+            "ok",
+            "name",
+            "number",
+            "dalston.task_id",
+            "tokens",
+            "n%6fname",
+        ] {
+            assert!(!is_secret_name(name), "{name}");
         }
     }
 

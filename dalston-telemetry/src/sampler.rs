@@ -30,10 +30,11 @@ pub(crate) fn from_env(env: &Env) -> Result<Sampler, EnvError> {
     })
 }
 
-/// Whether a span's context can be told before the span starts: it follows from its parent's alone, and from nothing but it.
-pub(crate) fn follows_parents_alone(env: &Env) -> bool {
-    env.get(SAMPLER)
-        .is_none_or(|name| name.eq_ignore_ascii_case("parentbased_always_on"))
+/// Whether what becomes of a span follows from its parent alone, so that its context can be told before it starts: with
+/// parent-based always-on.
+pub(crate) fn follows_parents_alone(sampler: &Sampler) -> bool {
+    // What is in the box is known by its text alone.
+    matches!(sampler, Sampler::ParentBased(root) if format!("{root:?}") == "AlwaysOn")
 }
 
 fn parent_based(root: Sampler) -> Sampler {

@@ -9,12 +9,14 @@ use opentelemetry::trace::{
     Event, Link, Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags,
 };
 use opentelemetry::{Context, InstrumentationScope, KeyValue};
-use opentelemetry_sdk::trace::{IdGenerator, Sampler, SamplingDecision, SdkTracer, ShouldSample, SpanLimits};
+use opentelemetry_sdk::trace::{
+    IdGenerator, Sampler, SamplingDecision, SamplingResult, SdkTracer, ShouldSample, SpanLimits,
+};
 
 use crate::ended::EndedSpan;
 use crate::ids::Ids;
-use crate::limits;
 use crate::otlp::Pipeline;
+use crate::{limits, sampler};
 
 /// A tracer that does what the SDK's does, where no processor has to be shown a span of the SDK when it starts.
 ///
@@ -59,6 +61,8 @@ pub(crate) trait End: Send + Sync + 'static {
 struct Shared<E> {
     scope: InstrumentationScope,
     sampler: Sampler,
+    /// Whether the sampler is the default one: then it need not be asked.
+    follows_parents: bool,
     limits: SpanLimits,
     end: E,
 }
@@ -68,6 +72,7 @@ impl<E> Tracer<E> {
         Self {
             shared: Arc::new(Shared {
                 scope,
+                follows_parents: sampler::follows_parents_alone(&sampler),
                 sampler,
                 limits,
                 end,
@@ -106,14 +111,24 @@ impl<E: End> opentelemetry::trace::Tracer for Tracer<E> {
         let parent_span = parent.span();
         let above = Some(parent_span.span_context()).filter(|above| above.is_valid());
         let trace_id = above.map_or_else(|| Ids.new_trace_id(), SpanContext::trace_id);
-        let sampled = shared.sampler.should_sample(
-            Some(parent),
-            trace_id,
-            &builder.name,
-            builder.span_kind.as_ref().unwrap_or(&SpanKind::Internal),
-            builder.attributes.as_deref().unwrap_or_default(),
-            builder.links.as_deref().unwrap_or_default(),
-        );
+        let sampled = match shared.follows_parents {
+            true => SamplingResult {
+                decision: match !parent.has_active_span() || parent_span.span_context().is_sampled() {
+                    true => SamplingDecision::RecordAndSample,
+                    false => SamplingDecision::Drop,
+                },
+                attributes: Vec::new(),
+                trace_state: parent_span.span_context().trace_state().clone(),
+            },
+            false => shared.sampler.should_sample(
+                Some(parent),
+                trace_id,
+                &builder.name,
+                builder.span_kind.as_ref().unwrap_or(&SpanKind::Internal),
+                builder.attributes.as_deref().unwrap_or_default(),
+                builder.links.as_deref().unwrap_or_default(),
+            ),
+        };
         if sampled.decision != SamplingDecision::RecordAndSample {
             let flags = TraceFlags::default();
             return Span {
