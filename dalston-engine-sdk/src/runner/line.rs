@@ -80,6 +80,16 @@ impl Ticket {
     }
 }
 
+/// Wakes a thread that was called, when it is dropped: until then it sleeps, and no other one is called.
+#[must_use = "it rings at once"]
+pub(super) struct Bell(Arc<Seat>);
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        self.0.bell.notify_one();
+    }
+}
+
 /// What an inference thread is to do.
 pub(super) enum Next<W = Work> {
     /// Process a task.
@@ -104,8 +114,8 @@ impl<W> Default for Line<W> {
 }
 
 impl<W: ForModel> Line<W> {
-    /// Adds a task at the end.
-    pub(super) fn join(&self, work: W) -> Arc<Ticket> {
+    /// Adds a task at the end. The bell is for the thread that is to come for it, if one sleeps.
+    pub(super) fn join(&self, work: W) -> (Arc<Ticket>, Option<Bell>) {
         let ticket = Arc::<Ticket>::default();
         let mut state = self.state();
         // It is dropped, and with it the sender of its answer.
@@ -115,10 +125,7 @@ impl<W: ForModel> Line<W> {
                 work,
             });
         }
-        let called = state.call();
-        drop(state);
-        ring(called);
-        ticket
+        (ticket, state.call().map(Bell))
     }
 
     /// Takes a task out again. Returns whether it was still there: no thread has begun it then, and none will.
@@ -302,9 +309,7 @@ impl<W: ForModel> State<W> {
 }
 
 fn ring(called: Option<Arc<Seat>>) {
-    if let Some(seat) = called {
-        seat.bell.notify_one();
-    }
+    drop(called.map(Bell));
 }
 
 #[cfg(test)]
@@ -346,11 +351,25 @@ mod tests {
         // It has lost its model over its task, and before it is here somebody wants one that nobody has.
         let nothing: Arc<[ModelId]> = Arc::new([]);
         line.comes(&spoiled, &nothing);
-        let _ticket = line.join(ModelId::from("b"));
+        let (_ticket, _) = line.join(ModelId::from("b"));
         let told = ask(&line, &spoiled, &[]).recv_timeout(LONG).unwrap();
         assert!(matches!(told, Next::Work(model) if model.as_str() == "b"));
-        let _ticket = line.join(ModelId::from("a"));
+        let (_ticket, _) = line.join(ModelId::from("a"));
         let told = rests.recv_timeout(LONG).unwrap();
         assert!(matches!(told, Next::Work(model) if model.as_str() == "a"));
+    }
+    #[test]
+    fn a_thread_is_called_once_for_the_tasks_that_join_before_its_bell_rings() {
+        const LONG: Duration = Duration::from_secs(30);
+        let line = Arc::<Line<ModelId>>::default();
+        let seat = Seat::new(0);
+        let told = ask(&line, &seat, &["a"]);
+        until_resting(&line, 1);
+        let (first, bell) = line.join(ModelId::from("a"));
+        let (_second, no_bell) = line.join(ModelId::from("a"));
+        assert!(bell.is_some() && no_bell.is_none());
+        drop(bell);
+        assert!(matches!(told.recv_timeout(LONG).unwrap(), Next::Work(_)));
+        assert!(first.seat().is_some_and(|begun| Arc::ptr_eq(begun, &seat)));
     }
 }

@@ -2,10 +2,12 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::mem;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 
 use dalston_telemetry::metrics::Device;
 use futures_util::future::join_all;
@@ -15,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber;
 
-use super::line::{Line, Seat, Ticket};
+use super::line::{Bell, Line, Seat, Ticket};
 use super::slot::{Answer, ModelUse, Preload, Scene, Work};
 use super::task::TaskFiles;
 use crate::engine::ModelId;
@@ -101,13 +103,14 @@ impl SlotPool {
     /// Has a thread process a task as soon as one is free, first come first served.
     pub(super) fn process(&self, work: impl FnOnce(oneshot::Sender<Answer>) -> Work) -> Running {
         let (sender, answer) = oneshot::channel();
-        let ticket = self.shared.line.join(work(sender));
+        let (ticket, bell) = self.shared.line.join(work(sender));
         Running {
             place: Place {
                 pool: self.clone(),
                 ticket,
             },
             answer,
+            bell,
         }
     }
 
@@ -220,6 +223,8 @@ impl Drop for Shared {
 pub(super) struct Running {
     place: Place,
     answer: oneshot::Receiver<Answer>,
+    /// Of the thread that is to come for it.
+    bell: Option<Bell>,
 }
 
 /// Where a task is that nobody may be waiting for any more.
@@ -239,6 +244,12 @@ impl Drop for Place {
 impl Running {
     /// Waits for a thread to have done the task.
     pub(super) async fn answer(&mut self) -> Answer {
+        if self.bell.is_some() {
+            // The tasks that are about to join the line do so first: a thread that is woken for each of them only to sleep again
+            // costs more than what many an engine does.
+            step_back().await;
+            self.bell = None;
+        }
         match (&mut self.answer).await {
             Ok(answer) => answer,
             Err(_) => {
@@ -270,7 +281,12 @@ impl Running {
     ///
     /// Whatever it answers is thrown away. `files` are kept until then, as it may be using them.
     pub(super) fn leave(self, patience: Instant, files: TaskFiles) {
-        let Self { place, mut answer } = self;
+        let Self {
+            place,
+            mut answer,
+            bell,
+        } = self;
+        drop(bell);
         let (Some(seat), pool) = (place.ticket.seat().cloned(), place.pool.clone()) else {
             return;
         };
@@ -314,4 +330,17 @@ impl Running {
         };
         tokio::spawn(wait.with_current_subscriber());
     }
+}
+
+/// Lets what is ready to run go first. Unlike `yield_now` of tokio, not what is to be heard from outside, too.
+async fn step_back() {
+    let mut has_stepped = false;
+    poll_fn(|cx| {
+        if mem::replace(&mut has_stepped, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
