@@ -291,7 +291,7 @@ impl TelemetryBuilder {
         let service = self.service_name(&env);
         metrics::register_build_info(&metrics, &service, &self.service_version());
         // Asked for again by whoever exports. Here so that they are there at zero, whatever is on or off.
-        let _ = TelemetryMetrics::register(&metrics);
+        let telemetry_metrics = TelemetryMetrics::register(&metrics);
         let serves_metrics = metrics::are_enabled(&env)?;
         Propagator::from_env(&env)?;
         // A wrong variable is an error where the resource is made, as with the service's name.
@@ -305,6 +305,7 @@ impl TelemetryBuilder {
                 self.log_format,
                 self.log_level,
                 writer.clone(),
+                telemetry_metrics,
             )?),
             None => None,
         };

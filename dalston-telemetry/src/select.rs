@@ -272,6 +272,7 @@ mod tests {
     use super::*;
     use crate::collect::SpanCollector;
     use crate::format::{LogBuffer, LogFormat, LogWriter};
+    use crate::metrics::{Metrics, TelemetryMetrics};
     use crate::{CollectedSpan, Env};
 
     struct Program {
@@ -279,12 +280,14 @@ mod tests {
         most_verbose: Option<LevelFilter>,
         spans: SpanCollector,
         lines: LogBuffer,
+        metrics: Metrics,
     }
 
     impl Program {
         /// With layers of others in its subscriber, and with none.
         fn of_both_kinds(logs: bool) -> [Self; 2] {
             [true, false].map(|others| {
+                let metrics = Metrics::new();
                 let spans = SpanCollector::new();
                 let provider = SdkTracerProvider::builder().with_span_processor(spans.clone());
                 let (writer, lines) = LogWriter::buffer();
@@ -295,6 +298,7 @@ mod tests {
                     Some(LogFormat::Json),
                     LevelFilter::DEBUG,
                     writer,
+                    TelemetryMetrics::register(&metrics),
                 );
                 let parts = Parts {
                     tracer: Some(SpanTracer::Sdk(provider.build().tracer("test"))),
@@ -310,6 +314,7 @@ mod tests {
                     dispatch: Dispatch::new(subscriber),
                     spans,
                     lines,
+                    metrics,
                 }
             })
         }
@@ -344,6 +349,11 @@ mod tests {
             assert_eq!(events, ["told to both", "within it"]);
             assert_eq!(span.status, Status::Unset);
             assert_eq!(program.lines.lines().len(), 5);
+            let counts = program.metrics.encode();
+            for (level, count) in [("error", 2), ("warning", 0), ("info", 2), ("debug", 1)] {
+                let series = format!("dalston_log_messages_total{{level=\"{level}\"}} {count}\n");
+                assert!(counts.contains(&series), "{counts}");
+            }
         }
     }
 

@@ -20,6 +20,7 @@ use super::time::TimeCache;
 use super::writer::LogWriter;
 use super::{Form, LogFilter, LogSettings};
 use crate::context::LogContext;
+use crate::metrics::TelemetryMetrics;
 use crate::redact;
 
 /// Writes a line for every event. To be added with a [`LogFilter`](super::LogFilter), which keeps spans away from it.
@@ -30,6 +31,7 @@ pub(crate) struct LogLayer {
     /// Whether [`SpanFields`] is there to inherit from.
     inherits: bool,
     filter: LogFilter,
+    metrics: TelemetryMetrics,
     clock: fn() -> SystemTime,
 }
 
@@ -69,6 +71,7 @@ impl LogLayer {
             writer: settings.writer.clone(),
             inherits,
             filter: settings.filter.clone(),
+            metrics: settings.metrics.clone(),
             clock: SystemTime::now,
         }
     }
@@ -97,6 +100,7 @@ impl LogLayer {
         scratch.names.clear();
         self.make_line(event, cx, &mut scratch);
         self.writer.write_line(&scratch.line);
+        self.metrics.log_message((*event.metadata().level()).into());
         // Fails only in a thread that is ending.
         let _ = SCRATCH.try_with(|kept| kept.set(Some(scratch)));
     }

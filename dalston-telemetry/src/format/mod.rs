@@ -24,6 +24,7 @@ pub(crate) use json::member as json_member;
 pub(crate) use layer::{LogLayer, SpanFields, has_ids};
 
 use crate::env::{Env, EnvError};
+use crate::metrics::TelemetryMetrics;
 
 /// How log lines are written.
 ///
@@ -107,6 +108,7 @@ pub(crate) struct LogSettings {
     pub(crate) form: Form,
     pub(crate) writer: LogWriter,
     pub(crate) filter: LogFilter,
+    pub(crate) metrics: TelemetryMetrics,
 }
 
 /// A [`LogFormat`] after it was decided.
@@ -126,6 +128,7 @@ impl LogSettings {
         format: Option<LogFormat>,
         level: LevelFilter,
         writer: LogWriter,
+        metrics: TelemetryMetrics,
     ) -> Result<Self, EnvError> {
         let wanted = match format {
             Some(format) => format,
@@ -146,6 +149,7 @@ impl LogSettings {
             form,
             writer,
             filter: LogFilter::from_env(env, level)?,
+            metrics,
         })
     }
 }
@@ -156,6 +160,11 @@ mod tests;
 #[cfg(test)]
 mod settings_tests {
     use super::*;
+    use crate::metrics::Metrics;
+
+    fn metrics() -> TelemetryMetrics {
+        TelemetryMetrics::register(&Metrics::new())
+    }
 
     fn form(env: &[(&str, &str)], format: Option<LogFormat>) -> Form {
         let (writer, _lines) = LogWriter::buffer();
@@ -166,6 +175,7 @@ mod settings_tests {
             format,
             LevelFilter::INFO,
             writer,
+            metrics(),
         )
         .unwrap()
         .form
@@ -184,7 +194,7 @@ mod settings_tests {
     fn a_wrong_format_is_named() {
         let (writer, _lines) = LogWriter::buffer();
         let env = Env::from_pairs([("DALSTON_LOG_FORMAT", "xml")]);
-        let error = LogSettings::read(&env, "s", None, None, LevelFilter::INFO, writer)
+        let error = LogSettings::read(&env, "s", None, None, LevelFilter::INFO, writer, metrics())
             .err()
             .unwrap();
         assert_eq!(

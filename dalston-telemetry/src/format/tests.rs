@@ -13,6 +13,7 @@ use tracing_subscriber::registry::Registry;
 
 use super::*;
 use crate::context::{LogContext, WithLogContext};
+use crate::metrics::{Metrics, TelemetryMetrics};
 use crate::propagate;
 use crate::select::Parts;
 use crate::tracer::SpanTracer;
@@ -104,6 +105,7 @@ fn settings(form: Form) -> (LogSettings, LogBuffer) {
         form,
         writer,
         filter: LogFilter::new("trace").unwrap(),
+        metrics: TelemetryMetrics::register(&Metrics::new()),
     };
     (settings, lines)
 }
@@ -516,6 +518,7 @@ fn each_line_is_one_write() {
         form: Form::Json,
         writer: LogWriter::new(writes.clone()),
         filter: LogFilter::new("info").unwrap(),
+        metrics: TelemetryMetrics::register(&Metrics::new()),
     };
     let layer = Layer::<Registry>::with_filter(LogLayer::new(&settings, false), settings.filter);
     tracing::subscriber::with_default(Registry::default().with(layer), || {

@@ -113,7 +113,7 @@ pub use series::{Family, Metric};
 pub use server::MetricsServer;
 pub use session_router::{SessionRouterMetrics, SessionStatus, WorkerSessions};
 pub use snapshot::{MetricChange, MetricsSnapshot};
-pub use telemetry::{DropReason, Signal, TelemetryMetrics};
+pub use telemetry::{DropReason, LogLevel, Signal, TelemetryMetrics};
 pub use text::TextFormat;
 pub use webhook::{DeliveryStatus, WebhookMetrics};
 

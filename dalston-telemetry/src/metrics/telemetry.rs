@@ -1,3 +1,5 @@
+use tracing::Level;
+
 use super::{Counter, DenseFamily, Metrics};
 
 crate::label! {
@@ -25,13 +27,40 @@ crate::label! {
     }
 }
 
-/// Telemetry about telemetry: what did not arrive.
+crate::label! {
+    /// How serious a log line is.
+    pub enum LogLevel = "level" {
+        Error => "error",
+        Warning => "warning",
+        Info => "info",
+        Debug => "debug",
+        Trace => "trace",
+    }
+}
+
+impl From<Level> for LogLevel {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::ERROR => Self::Error,
+            Level::WARN => Self::Warning,
+            Level::INFO => Self::Info,
+            Level::DEBUG => Self::Debug,
+            Level::TRACE => Self::Trace,
+        }
+    }
+}
+
+/// Telemetry about telemetry: what did not arrive, and how much is logged.
 ///
-/// `dalston_telemetry_spans_dropped_total` and `dalston_telemetry_export_failures_total`. Cheap to clone.
+/// `dalston_telemetry_spans_dropped_total`, `dalston_telemetry_export_failures_total` and `dalston_log_messages_total`. Cheap to
+/// clone.
+///
+/// Errors a second of a service: `sum(rate(dalston_log_messages_total{level="error"}[5m]))`.
 #[derive(Clone, Debug)]
 pub struct TelemetryMetrics {
     spans_dropped: DenseFamily<DropReason, Counter>,
     export_failures: DenseFamily<Signal, Counter>,
+    log_messages: DenseFamily<LogLevel, Counter>,
 }
 
 impl TelemetryMetrics {
@@ -42,6 +71,7 @@ impl TelemetryMetrics {
             let this = Self {
                 spans_dropped: DenseFamily::default(),
                 export_failures: DenseFamily::default(),
+                log_messages: DenseFamily::default(),
             };
             registry.register(
                 "dalston_telemetry_spans_dropped",
@@ -52,6 +82,11 @@ impl TelemetryMetrics {
                 "dalston_telemetry_export_failures",
                 "Attempts to deliver a batch that failed",
                 this.export_failures.clone(),
+            );
+            registry.register(
+                "dalston_log_messages",
+                "Log lines that were written",
+                this.log_messages.clone(),
             );
             this
         })
@@ -66,6 +101,11 @@ impl TelemetryMetrics {
     pub fn export_failed(&self, signal: Signal) {
         self.export_failures.with(signal).inc();
     }
+
+    /// Counts a log line. For a program that writes its lines by other means; ours are counted.
+    pub fn log_message(&self, level: LogLevel) {
+        self.log_messages.with(level).inc();
+    }
 }
 
 #[cfg(test)]
@@ -73,11 +113,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn drops_and_failures_are_counted_from_zero() {
+    fn drops_failures_and_lines_are_counted_from_zero() {
         let metrics = Metrics::new();
         let telemetry = TelemetryMetrics::register(&metrics);
         TelemetryMetrics::register(&metrics).spans_dropped(DropReason::QueueFull, 3);
         telemetry.export_failed(Signal::Traces);
+        telemetry.log_message(LogLevel::Warning);
         let text = metrics.encode();
         let series: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(
@@ -91,6 +132,11 @@ mod tests {
                 r#"dalston_telemetry_export_failures_total{signal="traces"} 1"#,
                 r#"dalston_telemetry_export_failures_total{signal="metrics"} 0"#,
                 r#"dalston_telemetry_export_failures_total{signal="logs"} 0"#,
+                r#"dalston_log_messages_total{level="error"} 0"#,
+                r#"dalston_log_messages_total{level="warning"} 1"#,
+                r#"dalston_log_messages_total{level="info"} 0"#,
+                r#"dalston_log_messages_total{level="debug"} 0"#,
+                r#"dalston_log_messages_total{level="trace"} 0"#,
             ]
         );
     }
