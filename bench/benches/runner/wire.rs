@@ -49,14 +49,18 @@ async fn take_all(broker: RedisBroker, turns: Arc<Semaphore>, tasks: usize) {
     while taken < tasks {
         let first = Arc::clone(&turns).acquire_owned().await.unwrap();
         let most = (turns.available_permits() + 1).min(READ_AT_ONCE);
-        let deliveries = broker.receive_several(&consumer, most, LONG).await.unwrap();
+        let spans = vec![None; most];
+        let deliveries = broker.receive_begun(&consumer, &spans, LONG).await.unwrap();
         taken += deliveries.len();
         drop(first);
         for delivery in deliveries {
             let turn = Arc::clone(&turns).try_acquire_owned().unwrap();
             let broker = broker.clone();
             tokio::spawn(async move {
-                let begin = broker.begin(&delivery.claim, None).await.unwrap();
+                let begin = match delivery.begun {
+                    Some(begun) => begun.begin,
+                    None => broker.begin(&delivery.claim, None).await.unwrap(),
+                };
                 assert!(matches!(begin.lookup, Lookup::Task(_)) && begin.reported);
                 let outcome = Outcome::Completed {
                     artifacts: Vec::new(),
