@@ -126,6 +126,17 @@ pub(crate) fn clean(span: &mut EndedSpan<'_>, value_length: Option<usize>) {
 pub(crate) fn keep_last_values(attributes: &mut Vec<KeyValue>) {
     // Which kinds of keys there are so far, by what can be seen at a glance: a key of a new kind is new.
     let mut kinds = 0_u64;
+    let is_new = |attribute: &KeyValue| {
+        let kind = 1 << kind(attribute.key.as_str());
+        let is_new = kinds & kind == 0;
+        kinds |= kind;
+        is_new
+    };
+    // Nearly always.
+    if attributes.iter().all(is_new) {
+        return;
+    }
+    kinds = 0;
     let mut kept = 0;
     for at in 0..attributes.len() {
         let (before, rest) = attributes.split_at_mut(at);
