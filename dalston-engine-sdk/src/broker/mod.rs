@@ -261,8 +261,13 @@ pub enum Lookup {
     Blocked(String),
     /// Nothing is known about it: fail it.
     Missing,
-    /// What is known about it makes no sense, for this reason: fail it.
-    Malformed(String),
+    /// What is known about it makes no sense: fail it.
+    Malformed {
+        /// What could be read of it.
+        metadata: Box<TaskMetadata>,
+        /// What is wrong.
+        problem: String,
+    },
     /// Someone else owns it by now.
     Lost,
 }

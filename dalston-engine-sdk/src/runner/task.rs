@@ -93,13 +93,16 @@ pub(super) async fn handle(
         // The task comes back when its lease ends.
         return;
     };
-    let metadata = match lookup {
-        Lookup::Task(metadata) => Ok(*metadata),
-        Lookup::Missing => Err(TaskError::retryable(
-            "metadata_missing",
-            "nothing is known about the task: its metadata is gone",
-        )),
-        Lookup::Malformed(problem) => Err(TaskError::permanent("invalid_metadata", problem)),
+    let (metadata, ignorance) = match lookup {
+        Lookup::Task(metadata) => (Some(*metadata), None),
+        Lookup::Missing => {
+            let nothing = "nothing is known about the task: its metadata is gone";
+            (None, Some(TaskError::retryable("metadata_missing", nothing)))
+        }
+        Lookup::Malformed { metadata, problem } => {
+            let problem = TaskError::permanent("invalid_metadata", problem);
+            (Some(*metadata), Some(problem))
+        }
         Lookup::Lost => return,
         skipped @ (Lookup::Cancelled | Lookup::Blocked(_)) => {
             return skip(&worker, &origin, &delivery, skipped)
@@ -108,10 +111,6 @@ pub(super) async fn handle(
         }
     };
     fault_point!(LookedUp);
-    let (metadata, ignorance) = match metadata {
-        Ok(metadata) => (Some(metadata), None),
-        Err(ignorance) => (None, Some(ignorance)),
-    };
     let carried = metadata
         .as_ref()
         .and_then(|metadata| metadata.trace_context.as_deref());

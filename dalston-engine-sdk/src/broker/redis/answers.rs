@@ -117,10 +117,7 @@ fn begin(head: Item<'_>, length: usize, packed: &mut Packed<'_>) -> Result<Begin
     for value in &mut values {
         *value = packed.text()?;
     }
-    let lookup = match read_metadata(values) {
-        Ok(metadata) => Lookup::Task(Box::new(metadata)),
-        Err(problem) => Lookup::Malformed(problem),
-    };
+    let lookup = read_metadata(values);
     Ok(Begin { lookup, reported })
 }
 
@@ -132,7 +129,10 @@ fn why_not(state: &[u8], length: usize, packed: &mut Packed<'_>) -> Result<Looku
         b"cancelled" => Ok(Lookup::Cancelled),
         b"missing" => Ok(Lookup::Missing),
         b"blocked" => Ok(Lookup::Blocked(reason)),
-        b"malformed" => Ok(Lookup::Malformed(format!("its metadata can't be read: {reason}"))),
+        b"malformed" => Ok(Lookup::Malformed {
+            metadata: Box::default(),
+            problem: format!("its metadata can't be read: {reason}"),
+        }),
         _ => Err(Malformed),
     }
 }
@@ -174,8 +174,40 @@ impl Field {
 }
 
 /// What is only for tracing or for the clock is left out when it makes no sense; what decides about the work must be right.
-fn read_metadata(values: [Option<&[u8]>; Field::ALL]) -> Result<TaskMetadata, String> {
-    let text = |field: Field| match values[field as usize] {
+fn read_metadata(values: [Option<&[u8]>; Field::ALL]) -> Lookup {
+    let lenient = |field| text(values, field).unwrap_or(None);
+    let owned = |field| lenient(field).map(str::to_owned);
+    let mut metadata = Box::new(TaskMetadata::default());
+    metadata.enqueued_at =
+        lenient(Field::EnqueuedAt).and_then(|time| readable(Field::EnqueuedAt.name(), time));
+    metadata.model = owned(Field::LoadedModelId);
+    metadata.request_id = owned(Field::RequestId);
+    metadata.trace_context = owned(Field::TraceContext);
+    match read_work(values, &mut metadata) {
+        Ok(()) => Lookup::Task(metadata),
+        Err(problem) => Lookup::Malformed { metadata, problem },
+    }
+}
+
+fn read_work(values: [Option<&[u8]>; Field::ALL], metadata: &mut TaskMetadata) -> Result<(), String> {
+    let stage = text(values, Field::Stage)?.ok_or_else(|| "its metadata has no stage".to_owned())?;
+    stage.clone_into(&mut metadata.stage);
+    if let Some(bindings) = text(values, Field::RequestBindings)? {
+        let bindings = RequestBinding::list_from_slice(bindings.as_bytes());
+        metadata.bindings = Some(bindings.map_err(|error| error.to_string())?);
+    }
+    if let Some(ids) = text(values, Field::ResolvedArtifactIds)? {
+        let name = Field::ResolvedArtifactIds.name();
+        let ids: BTreeMap<String, Option<String>> = serde_json::from_str(ids)
+            .map_err(|error| format!("the field {name:?} of its metadata: {error}"))?;
+        let known = ids.into_iter().filter_map(|(slot, id)| id.map(|id| (slot, id)));
+        metadata.resolved_artifact_ids = Some(known.collect());
+    }
+    Ok(())
+}
+
+fn text(values: [Option<&[u8]>; Field::ALL], field: Field) -> Result<Option<&str>, String> {
+    match values[field as usize] {
         None | Some([]) => Ok(None),
         Some(value) => match std::str::from_utf8(value) {
             Ok(value) => Ok(Some(value)),
@@ -184,28 +216,7 @@ fn read_metadata(values: [Option<&[u8]>; Field::ALL]) -> Result<TaskMetadata, St
                 field.name()
             )),
         },
-    };
-    let stage = text(Field::Stage)?.ok_or_else(|| "its metadata has no stage".to_owned())?;
-    let mut metadata = TaskMetadata::new(stage);
-    if let Some(bindings) = text(Field::RequestBindings)? {
-        let bindings = RequestBinding::list_from_slice(bindings.as_bytes());
-        metadata.bindings = Some(bindings.map_err(|error| error.to_string())?);
     }
-    if let Some(ids) = text(Field::ResolvedArtifactIds)? {
-        let name = Field::ResolvedArtifactIds.name();
-        let ids: BTreeMap<String, Option<String>> = serde_json::from_str(ids)
-            .map_err(|error| format!("the field {name:?} of its metadata: {error}"))?;
-        let known = ids.into_iter().filter_map(|(slot, id)| id.map(|id| (slot, id)));
-        metadata.resolved_artifact_ids = Some(known.collect());
-    }
-    let lenient = |field: Field| text(field).unwrap_or(None);
-    let owned = |field: Field| lenient(field).map(str::to_owned);
-    metadata.enqueued_at =
-        lenient(Field::EnqueuedAt).and_then(|time| readable(Field::EnqueuedAt.name(), time));
-    metadata.model = owned(Field::LoadedModelId);
-    metadata.request_id = owned(Field::RequestId);
-    metadata.trace_context = owned(Field::TraceContext);
-    Ok(metadata)
 }
 
 /// The part of MessagePack that `cmsgpack` makes of numbers, texts, and lists of them. What else there is, the script has no use for.

@@ -174,8 +174,7 @@ local function announce(said, fields, span)
     fields = string.sub(fields, 1, -2) .. ',"request_id":"' .. request_id .. '"}'
   end
   if span ~= '' then
-    -- Metadata without a stage is no parent either.
-    context = (said[2] or '') ~= '' and below(context, span)
+    context = below(context, span)
     if not context then return end
   elseif context ~= '' and not string.find(context, '^{"traceparent": ?"00%-%x+%-%x+%-%x%x"}$') then
     return

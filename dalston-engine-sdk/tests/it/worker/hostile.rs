@@ -160,6 +160,7 @@ async fn metadata_of_the_wrong_kind_fails_the_task() {
     for (task, field, value, _) in table {
         deployment.enqueue(task, request(task, json!({}))).await;
         deployment.set_metadata(task, field, value).await;
+        deployment.set_metadata(task, b"request_id", b"req-7").await;
     }
     deployment.enqueue("no-hash", request("no-hash", json!({}))).await;
     let () = deployment
@@ -170,6 +171,8 @@ async fn metadata_of_the_wrong_kind_fails_the_task() {
     for (task, _, _, expected) in table {
         let error = deployment.error_of(task).await;
         assert!(error.contains(expected), "{task}: {error}");
+        let failure = deployment.until_event("task.failed", task).await;
+        assert_eq!(failure["request_id"], "req-7", "what can be read is passed on");
     }
     let error = deployment.error_of("no-hash").await;
     assert!(error.contains("metadata can't be read"), "{error}");
