@@ -161,6 +161,10 @@ async fn tasks_of_the_queue_and_direct_ones_take_turns() {
             for _ in 1..24 {
                 go_on.open();
                 told.recv().await.unwrap();
+                // What ended meanwhile has given its turn to the next of its kind.
+                for _ in 0..200 {
+                    tokio::task::yield_now().await;
+                }
             }
             go_on.open();
         };
