@@ -120,16 +120,20 @@ impl LogContext {
         if let Some(id) = id {
             name = Cow::Borrowed(crate::format::IDS[usize::from(id)]);
         }
-        if name.is_empty() || crate::format::is_reserved(&name) {
+        if id.is_none() && (name.is_empty() || crate::format::is_reserved(&name)) {
             return self;
         }
         let fields = &mut self.inner_mut().fields;
         fields.retain(|field| field.name != name);
         if !value.is_empty() {
-            let value = match crate::redact::is_secret_name(&name) {
-                true => crate::redact::MASK.to_owned(),
-                false => crate::redact::text(&value).into_owned(),
+            let masked = match id.is_none() && crate::redact::is_secret_name(&name) {
+                true => Some(crate::redact::MASK.to_owned()),
+                false => match crate::redact::text(&value) {
+                    Cow::Owned(masked) => Some(masked),
+                    Cow::Borrowed(_) => None,
+                },
             };
+            let value = masked.unwrap_or(value);
             let json = crate::format::json_member(&name, &value);
             fields.push(ContextField {
                 name,

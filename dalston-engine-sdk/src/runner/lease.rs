@@ -1,8 +1,10 @@
 //! What goes on beside a task while it is worked on: the lease is renewed, and whatever ends the task early is noticed.
 
 use std::convert::Infallible;
-use std::future::{Future, pending};
+use std::future::{Future, pending, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::{Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
@@ -62,6 +64,12 @@ impl Stop {
         grace: Duration,
         work: F,
     ) -> Result<F::Output, CancelReason> {
+        let mut work = pin!(work);
+        if self.reason().is_none()
+            && let Some(output) = at_once(work.as_mut()).await
+        {
+            return Ok(output);
+        }
         let unwanted = async {
             let reason = self.stopped().await;
             if reason == CancelReason::Shutdown {
@@ -75,6 +83,15 @@ impl Stop {
             output = work => Ok(output),
         }
     }
+}
+
+/// What `work` comes to if it need not wait: much does not, and then nothing has to be set up beside it.
+pub(super) async fn at_once<F: Future>(mut work: Pin<&mut F>) -> Option<F::Output> {
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }
 
 /// The engine has to stop also when the task's future is dropped, with the whole runner.

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::files;
-use super::lease::{Confirmed, Stop, StopOnDrop, keep};
+use super::lease::{Confirmed, Stop, StopOnDrop, at_once, keep};
 use super::promise::next_span;
 use super::slot::{Answer, ModelUse, Processed, Scene, Work};
 use super::status::{TaskGuard, TaskPhase};
@@ -373,6 +374,13 @@ impl<'a> Attempt<'a> {
 
     /// Runs a step that comes before inference. When the worker drains, the task goes back instead.
     async fn before_inference<F: Future>(&self, step: F) -> Result<F::Output, TaskError> {
+        let mut step = pin!(step);
+        if self.stop.reason().is_none()
+            && !self.worker.drain.begun.is_cancelled()
+            && let Some(output) = at_once(step.as_mut()).await
+        {
+            return Ok(output);
+        }
         let drained = async {
             self.worker.drain.begun.cancelled().await;
             self.stop.set(CancelReason::Shutdown);
