@@ -48,7 +48,9 @@ fn measure(what: &[&str]) -> Value {
         ["ours", redis, tasks, slots, traces] => {
             ours::throughput(redis, number(tasks), number(slots), traces)
         }
-        ["s3", redis, tasks, slots, s3] => ours::with_s3(redis, number(tasks), number(slots), s3),
+        ["s3", redis, tasks, slots, s3, traces] => {
+            ours::with_s3(redis, number(tasks), number(slots), s3, traces)
+        }
         ["memory", redis, tasks] => ours::memory(redis, number(tasks)),
         ["peer", redis, tasks, concurrency, kind] => {
             peer::throughput(redis, number(tasks), number(concurrency), kind)
@@ -216,12 +218,17 @@ fn s3(extent: &Extent) {
     );
     println!("{}", Figures::HEAD);
     let tasks = extent.s3_tasks.to_string();
-    let rounds = (0..extent.rounds).map(|_| {
-        let store = Server::start(&["--serve", "s3"]);
-        Figures::from(run("s3", &[&tasks, "16", &store.url]))
-    });
-    let ours = median(rounds.collect());
+    let (mut ours, mut traced) = (Vec::new(), Vec::new());
+    for _ in 0..extent.rounds {
+        let collector = Server::start(&["--serve", "collector"]);
+        for (traces, rounds) in [("off", &mut ours), (&*collector.url, &mut traced)] {
+            let store = Server::start(&["--serve", "s3"]);
+            rounds.push(Figures::from(run("s3", &[&tasks, "16", &store.url, traces])));
+        }
+    }
+    let (ours, traced) = (median(ours), median(traced));
     println!("{}", ours.row("ours, 16 slots", &ours));
+    println!("{}", traced.row("ours, 16 slots, traces exported", &ours));
     println!(
         "  {:<40} {:>9.0} {:>12.0}   (the platform's runner, as quoted in the issue; not measured here)\n",
         "Python", PYTHON.0, PYTHON.1

@@ -69,7 +69,8 @@ pub(crate) fn throughput(redis: &str, tasks: usize, slots: usize, collector: &st
     measure(redis, tasks, slots, &store, telemetry.as_ref())
 }
 
-pub(crate) fn with_s3(redis: &str, tasks: usize, slots: usize, s3: &str) -> Value {
+pub(crate) fn with_s3(redis: &str, tasks: usize, slots: usize, s3: &str, collector: &str) -> Value {
+    let telemetry = telemetry(collector);
     let mut settings = S3Settings::default();
     settings.endpoint = Some(s3.to_owned());
     settings.credentials = [
@@ -81,7 +82,7 @@ pub(crate) fn with_s3(redis: &str, tasks: usize, slots: usize, s3: &str) -> Valu
     let store = Store::s3(settings).unwrap();
     let artifact = "RIFF".repeat(1_000);
     runtime().block_on(write_requests(&store, 0..tasks, Some(&artifact)));
-    measure(redis, tasks, slots, &store, None)
+    measure(redis, tasks, slots, &store, telemetry.as_ref())
 }
 
 /// Has a runner do tasks that are all queued before it starts.
