@@ -72,7 +72,7 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     ///
-    /// As [`receive`](Self::receive).
+    /// As [`receive`](Self::receive). Tasks may have been begun all the same, so none of these spans may be given again.
     async fn receive_begun(
         &self,
         consumer: &Consumer,

@@ -1480,6 +1480,121 @@ async fn tasks_whose_beginning_was_not_heard_of_come_back_and_begin_again() {
 }
 
 #[tokio::test]
+async fn no_task_is_taken_while_the_server_has_no_memory_for_its_result() {
+    let server = TestRedis::start().await;
+    let broker = broker(&server);
+    with_a_backlog(&server, &broker, 3).await;
+    let before = pending(&server).await;
+    let () = server.send(&["CONFIG", "SET", "maxmemory", "1"]).await;
+
+    for _ in 0..2 {
+        let refused = broker.receive_begun(&consumer("a"), &[None; 2], LONG).await;
+        let error = refused.expect_err("no memory");
+        let cause = std::error::Error::source(&error).expect("a cause").to_string();
+        assert!(cause.contains("OOM"), "{cause}");
+    }
+    let now: Vec<_> = pending(&server).await;
+    assert_eq!((now, events(&server).await.len()), (before, 0));
+
+    let () = server.send(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    let taken = broker.receive_begun(&consumer("a"), &[None; 2], LONG).await;
+    let begun = taken.unwrap().iter().filter(|task| task.begun.is_some()).count();
+    assert_eq!((begun, events(&server).await.len()), (2, 2));
+}
+
+#[tokio::test]
+async fn tasks_are_taken_also_by_a_user_who_may_not_write_where_memory_is_asked_for() {
+    let server = TestRedis::start().await;
+    let broker = broker(&server);
+    with_a_backlog(&server, &broker, 1).await;
+    let rights = "resetkeys ~dalston:stream:* ~dalston:task:* ~dalston:job:* ~dalston:events:stream \
+                  ~dalston:waiting_engine_tasks ~dalston:instance:*";
+    let user: Vec<&str> = ["ACL", "SETUSER", "worker", "on", "nopass", "+@all", "allchannels"]
+        .into_iter()
+        .chain(rights.split_whitespace())
+        .collect();
+    let () = server.send(&user).await;
+    let url = format!("redis://worker:any@127.0.0.1:{}", server.port());
+    let narrow = RedisBroker::with_lease(RedisServer::new(&url).unwrap(), LEASE);
+    let first = message(&server).await;
+    let ids = [
+        narrow.receive_begun(&consumer("b"), &[None], LONG).await.unwrap(),
+        narrow.receive_begun(&consumer("b"), &[None], LONG).await.unwrap(),
+    ];
+    assert!(ids[0][0].begun.is_none(), "a read that can wait begins nothing");
+    assert!(ids[1][0].begun.is_some());
+    assert_eq!(ids[1][0].claim.message_id, first);
+}
+
+#[tokio::test]
+async fn however_many_tasks_are_asked_for_all_that_come_are_begun() {
+    let server = TestRedis::start().await;
+    let broker = broker(&server);
+    with_a_backlog(&server, &broker, 0).await;
+    let queue = "for i = 1, 8100 do redis.call('XADD', KEYS[1], '*', 'task_id', 't' .. i, 'job_id', 'j') end";
+    let () = server.send(&["EVAL", queue, "1", STREAM]).await;
+
+    let taken = broker.receive_begun(&consumer("a"), &[None; 8100], LONG).await;
+
+    let taken = taken.unwrap();
+    assert!(!taken.is_empty());
+    assert!(taken.iter().all(|delivery| delivery.begun.is_some()));
+    assert_eq!(
+        pending(&server).await.len(),
+        (1 + taken.len()).min(100),
+        "the server shows a hundred"
+    );
+}
+
+#[tokio::test]
+async fn tasks_come_over_either_version_of_the_protocol() {
+    for query in ["", "?protocol=resp3"] {
+        let server = TestRedis::start().await;
+        let url = format!("{}/{query}", server.url());
+        let broker = RedisBroker::with_lease(RedisServer::new(&url).unwrap(), LEASE);
+        with_a_backlog(&server, &broker, 1).await;
+        let second = broker.receive_begun(&consumer("a"), &[None], LONG).await.unwrap();
+        assert!(second[0].begun.is_some(), "{query}");
+        let nothing = EventContext::default();
+        let ended = broker.finish(&second[0].claim, &Outcome::Skipped, &nothing).await;
+        assert_eq!(ended.unwrap(), Ownership::Held);
+        let none = broker.receive_begun(&consumer("a"), &[None], SHORT).await;
+        assert!(none.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn after_an_answer_that_was_lost_tasks_are_begun_as_they_are_read_again() {
+    let server = TestRedis::start().await;
+    let cable = Proxy::to(server.port()).await;
+    let url = format!("redis://127.0.0.1:{}", cable.port());
+    let broker = RedisBroker::with_lease(RedisServer::new(&url).unwrap(), Duration::from_secs(60));
+    with_a_backlog(&server, &broker, 8).await;
+    let first = broker.receive_begun(&consumer("a"), &[None], LONG).await.unwrap();
+    assert!(first[0].begun.is_some());
+
+    cable.lose_answers(true);
+    let reader = broker.clone();
+    let lost = tokio::spawn(async move { reader.receive_begun(&consumer("a"), &[None], LONG).await });
+    while events(&server).await.len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert!(lost.await.unwrap().is_err());
+    cable.lose_answers(false);
+
+    let (mut read, mut begun) = (0, 0);
+    while read < 5 {
+        // The connection may still have to find out that it is gone.
+        let Ok(taken) = broker.receive_begun(&consumer("a"), &[None], LONG).await else {
+            continue;
+        };
+        read += taken.len();
+        begun += taken.iter().filter(|task| task.begun.is_some()).count();
+    }
+    assert!(begun > 0);
+}
+
+#[tokio::test]
 async fn several_tasks_come_at_once_but_never_more_than_were_asked_for() {
     let server = TestRedis::start().await;
     let mut queued = Vec::new();

@@ -20,7 +20,7 @@ use crate::broker::{Begun, Claim, Consumer, NextSpan};
 use crate::protocol::{Timestamp, keys};
 
 /// How many calls go into one script call. Nobody else is served meanwhile.
-const MOST: usize = 64;
+pub(super) const MOST: usize = 64;
 /// How many calls may wait to be sent. Each task in hand has at most a few.
 const WAITING: usize = 1024;
 
@@ -96,6 +96,33 @@ pub(super) enum CallError {
     Malformed(#[from] Malformed),
     #[error("the connection was given up before there was an answer")]
     GivenUp,
+}
+
+impl CallError {
+    /// What the server said, if it said no. Then it did nothing.
+    pub(super) fn code(&self) -> Option<&str> {
+        match self {
+            Self::Redis(error) => error.code(),
+            Self::Refused(text) => Some(code(text)),
+            Self::Malformed(_) | Self::GivenUp => None,
+        }
+    }
+
+    pub(super) fn is_out_of_memory(&self) -> bool {
+        self.code() == Some("OOM")
+    }
+
+    /// Whether the server lets no script do what this one does, however often it is asked.
+    pub(super) fn is_for_good(&self) -> bool {
+        const WORDS: [&str; 4] = [
+            "not allowed from script",
+            "unknown redis command",
+            "unknown command",
+            "undeclared key",
+        ];
+        let text = self.to_string().to_ascii_lowercase();
+        self.code().is_some() && WORDS.iter().any(|words| text.contains(words))
+    }
 }
 
 struct Call {
@@ -287,7 +314,7 @@ async fn ask(server: &RedisServer, calls: &[Call]) -> Vec<Answered> {
     };
     // The script has caught it, so the connection did not hear of it. What is refused to one is refused to all.
     let refusal = answers.iter().find_map(|answer| match answer {
-        Answer::Refused(text) => text.split(' ').next(),
+        Answer::Refused(text) => Some(code(text)),
         _ => None,
     });
     refusal.into_iter().for_each(|code| server.heard(code));
@@ -296,6 +323,17 @@ async fn ask(server: &RedisServer, calls: &[Call]) -> Vec<Answered> {
         answer => Ok(answer),
     });
     answers.collect()
+}
+
+/// The word that an error of the server begins with. Up to Redis 6.2 what a script says of it has more before that:
+/// `@user_script: 7: -READONLY You can't write`.
+fn code(refusal: &str) -> &str {
+    let of_script = refusal.strip_prefix("@user_script");
+    let text = of_script
+        .and_then(|text| text.split_once(": -"))
+        .map_or(refusal, |(_, text)| text);
+    let text = text.strip_prefix('-').unwrap_or(text);
+    text.split_whitespace().next().unwrap_or_default()
 }
 
 /// Returns when nobody waits for any of the answers.
@@ -350,6 +388,10 @@ fn command(calls: &[Call]) -> Cmd {
     command.arg(lookups().count());
     let (first, last, most) = range(calls);
     command.arg(first).arg(last).arg(most);
+    let takes = calls
+        .iter()
+        .filter(|call| matches!(call.operation, Operation::Take { .. }));
+    command.arg(takes.count());
     for call in calls {
         call.add_arguments(&mut command);
     }
@@ -488,4 +530,45 @@ fn add_event(command: &mut Cmd, event: &Event) {
 /// An object without the brace that opens it.
 fn fields(payload: &str) -> &str {
     payload.strip_prefix('{').unwrap_or(payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_code_of_an_error_is_found_behind_what_older_servers_put_before_it() {
+        for (text, expected) in [
+            (
+                "READONLY You can't write against a read only replica.",
+                "READONLY",
+            ),
+            (
+                "@user_script: 7: -READONLY You can't write against a read only replica.",
+                "READONLY",
+            ),
+            (
+                "@user_script:12: -OOM command not allowed when used memory > 'maxmemory'.\r\n",
+                "OOM",
+            ),
+            ("-NOREPLICAS Not enough good replicas to write.", "NOREPLICAS"),
+            ("@user_script: 7: attempt to index a nil value", "@user_script:"),
+            ("", ""),
+        ] {
+            assert_eq!(code(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_lets_no_script_read_from_a_group_is_told_from_one_that_is_busy_or_away() {
+        let refused = |text: &str| CallError::Refused(text.to_owned());
+        let never = refused("@user_script: 118: This Redis command is not allowed from scripts");
+        assert!(never.is_for_good());
+        let now = refused("NOGROUP No such key 'dalston:stream:a' or consumer group 'engines'");
+        assert_eq!((now.code(), now.is_for_good()), (Some("NOGROUP"), false));
+        assert_eq!(
+            (CallError::GivenUp.code(), CallError::GivenUp.is_for_good()),
+            (None, false)
+        );
+    }
 }

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use redis::aio::MultiplexedConnection;
-use redis::{RedisResult, Value};
+use redis::{ErrorKind, RedisResult, Value};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
+use super::calls::{CallError, MOST};
 use super::scripts::{self, HANDED_BACK};
 use super::{RedisBroker, Shared, milliseconds, readable};
 use crate::broker::{Broker, BrokerError, Claim, Consumer, Delivery, NextSpan, RedeliveryReason};
@@ -24,7 +25,8 @@ const LOOK_AROUND: Duration = Duration::from_millis(500);
 const WINDOW: usize = 32;
 /// How often we remove what is acknowledged, and who is gone.
 const TRIM: Duration = Duration::from_secs(60);
-/// How long tasks are read and begun in two steps after the server has refused to do it in one.
+/// How long tasks are read and begun in two steps after the server has said that it lets no script do it in one. Redis has let
+/// them since 6.2, which other scripts need, too; some that look like it don't.
 const TAKE_AGAIN: Duration = Duration::from_secs(60);
 /// After how many leases a consumer that did nothing is gone.
 const FORGOTTEN: u32 = 10;
@@ -116,8 +118,9 @@ impl Wanted {
         }
     }
 
-    /// A task for each of these spans, which may be begun under it.
+    /// A task for each of these spans, which may be begun under it. Not more than one script call has room for.
     pub(super) fn begun(spans: &[Option<NextSpan>]) -> Self {
+        let spans = spans.get(..MOST).unwrap_or(spans);
         let begun = (!spans.is_empty()).then(|| spans.to_vec());
         Self {
             begun,
@@ -328,7 +331,9 @@ impl State {
                 Ok(Vec::new())
             }
             Err(error) => {
-                self.connection = None;
+                if !error.is_out_of_memory() {
+                    self.connection = None;
+                }
                 Err(BrokerError::new(format!("reading from {stream}"), error))
             }
         }
@@ -342,7 +347,7 @@ impl State {
         stream: &str,
         wanted: &Wanted,
         give_up: Instant,
-    ) -> RedisResult<Vec<Delivery>> {
+    ) -> Result<Vec<Delivery>, CallError> {
         if self.group_of.as_deref() != Some(stream) {
             make_group(broker, stream).await?;
             self.group_of = Some(stream.to_owned());
@@ -363,7 +368,7 @@ impl State {
         }
         let deliveries = match &wanted.begun {
             Some(spans) if self.more_wait && self.next_take.is_none_or(|next| next <= now) => {
-                self.take(broker, consumer, stream, spans).await
+                self.take(broker, consumer, stream, spans).await?
             }
             _ => Vec::new(),
         };
@@ -379,22 +384,30 @@ impl State {
     }
 
     /// Reads what is there and begins it in the same step. That saves the way there and back between the two, but can't wait for
-    /// tasks: a script never blocks. What goes wrong is left for the read that follows to find.
+    /// tasks: a script never blocks. What is refused is left for the read that follows to find, unless that would take tasks whose
+    /// results can't be written.
     async fn take(
         &mut self,
         broker: &RedisBroker,
         consumer: &Consumer,
         stream: &str,
         spans: &[Option<NextSpan>],
-    ) -> Vec<Delivery> {
+    ) -> Result<Vec<Delivery>, CallError> {
         let Shared { caller, server, .. } = &*broker.shared;
         let taken = match caller.take(server, consumer, spans).await {
             Ok(taken) => taken,
-            Err(error) => {
-                // An old server lets no script read from a group. If it is something else, it passes.
-                self.next_take = Some(Instant::now() + TAKE_AGAIN);
+            Err(error) if error.is_out_of_memory() => return Err(error),
+            Err(error) if error.code().is_some() => {
+                if error.is_for_good() {
+                    self.next_take = Some(Instant::now() + TAKE_AGAIN);
+                }
                 debug!(stream, %error, "tasks_not_taken_in_one_step");
-                return Vec::new();
+                return Ok(Vec::new());
+            }
+            Err(error) => {
+                // Whoever gave the spans must know that they may have been used.
+                warn!(stream, %error, "tasks_perhaps_taken: what was taken comes back when its lease ends");
+                return Err(error);
             }
         };
         let mut deliveries = Vec::with_capacity(taken.len());
@@ -404,7 +417,7 @@ impl State {
                 deliveries.push(delivery);
             }
         }
-        deliveries
+        Ok(deliveries)
     }
 
     async fn look_around(
@@ -510,13 +523,23 @@ fn messages(answer: Value) -> RedisResult<Vec<Message>> {
             list.next().unwrap_or(Value::Nil),
         ))
     };
-    let Value::Array(streams) = answer else {
+    let entries = match answer {
+        Value::Nil => None,
+        Value::Array(streams) => streams
+            .into_iter()
+            .next()
+            .map(|stream| RedisResult::Ok(pair(stream)?.1))
+            .transpose()?,
+        // So says RESP3.
+        Value::Map(streams) => streams.into_iter().next().map(|(_, entries)| entries),
+        _ => {
+            let expected = "expected streams and their entries in the answer to XREADGROUP";
+            return Err((ErrorKind::UnexpectedReturnType, expected).into());
+        }
+    };
+    let Some(entries) = entries else {
         return Ok(Vec::new());
     };
-    let Some(stream) = streams.into_iter().next() else {
-        return Ok(Vec::new());
-    };
-    let (_, entries) = pair(stream)?;
     let entries = list(entries)?.into_iter().map(|entry| {
         let (id, fields) = pair(entry)?;
         Ok(Message::read(redis::from_redis_value(id)?, &list(fields)?, 1))

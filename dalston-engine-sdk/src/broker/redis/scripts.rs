@@ -71,8 +71,8 @@ return claimed[2]
 /// `KEYS[1]` is the task stream, `KEYS[2]` the event stream, `KEYS[3]` the set of waiting tasks. `ARGV[1..5]` are group,
 /// instance, the length of the event stream, the channel, and the time of all events; `ARGV[6..9]` the wait markers. `ARGV[10]` is the
 /// number of lookups: the keys of their cancellations follow the first three, and then those of their metadata. `ARGV[11..13]`
-/// are the smallest and the largest message id of the calls, and how many entries between them we look at in one go. Then come the
-/// calls: a name, message id, delivery count, and the call's own arguments. Further keys belong to the other calls in their
+/// are the smallest and the largest message id of the calls, and how many entries between them we look at in one go. `ARGV[14]` is
+/// the number of calls that take tasks. Then come the calls: a name, message id, delivery count, and the call's own arguments. Further keys belong to the other calls in their
 /// order. Returns an answer for each, all of them packed into one text: that costs the server less than to write them out, and the
 /// worker far less to read.
 ///
@@ -87,7 +87,16 @@ local stream, event_stream, waiting = KEYS[1], KEYS[2], KEYS[3]
 local group, me, longest, channel, timestamp = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local lookups, first, last, most = tonumber(ARGV[10]), ARGV[11], ARGV[12], ARGV[13]
 -- The numbers of the lookup, of the key and of the argument that come next.
-local next_lookup, next_key, next_argument = 1, 4 + 2 * lookups, 14
+local next_lookup, next_key, next_argument = 1, 4 + 2 * lookups, 15
+
+-- A server without memory refuses what needs some, but no longer after the script has written something, and to read from a group is
+-- always allowed. So before all else we ask for a write that needs memory and comes to nothing: otherwise a whole backlog would
+-- be taken and announced, and then no result of it could be reported.
+local no_memory = nil
+if ARGV[14] ~= '0' then
+  local written = try('XADD', event_stream .. ':none', 'NOMKSTREAM', '*', 'type', 'none')
+  if type(written) == 'table' and written.err and string.find(written.err, 'OOM', 1, true) then no_memory = written end
+end
 
 -- Deliveries of the entries that are ours, by id: of most, so that few have to be looked for one by one.
 local ours = {}
@@ -236,6 +245,7 @@ end
 function calls.take(_, _, at)
   local engine, hashes, cancellations, spans = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
   next_argument = at + 5 + spans
+  if no_memory then error(no_memory) end
   local found = call('XREADGROUP', 'GROUP', group, me, 'COUNT', ARGV[at], 'STREAMS', stream, '>')
   if not found then return {} end
   local taken, keys = {}, {}
