@@ -232,10 +232,11 @@ fn hex_pair(digits: &[u8]) -> Option<u8> {
 fn find_secrets(text: &str) -> Vec<(usize, usize)> {
     let bytes = text.as_bytes();
     let mut found = Vec::new();
+    let mut word = Word::default();
     let mut at = 0;
     while at < bytes.len() {
         let next = match bytes[at] {
-            b':' if bytes[at + 1..].starts_with(b"//") => user_info(bytes, at + 3),
+            b':' if bytes[at + 1..].starts_with(b"//") => user_info(bytes, at + 3, &mut word),
             b':' => header_value(text, at),
             b'=' => parameter_value(text, at),
             _ => None,
@@ -252,17 +253,38 @@ fn find_secrets(text: &str) -> Vec<(usize, usize)> {
     found
 }
 
+/// What stands between two spaces, looked at once however many URLs are in it.
+#[derive(Default)]
+struct Word {
+    end: usize,
+    last_at_sign: Option<usize>,
+}
+
+impl Word {
+    /// Goes on to the word that `start` is in, which is this one or a later one.
+    fn reach(&mut self, bytes: &[u8], start: usize) {
+        if start < self.end {
+            return;
+        }
+        let rest = &bytes[start..];
+        let length = rest
+            .iter()
+            .position(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control())
+            .unwrap_or(rest.len());
+        self.end = start + length;
+        let at_sign = rest[..length].iter().rposition(|byte| *byte == b'@');
+        self.last_at_sign = at_sign.map(|at_sign| start + at_sign);
+    }
+}
+
 /// `user:password` between `://` and `@`.
-fn user_info(bytes: &[u8], start: usize) -> Option<(usize, usize)> {
-    let rest = &bytes[start..];
-    let word = rest
-        .iter()
-        .position(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control())
-        .unwrap_or(rest.len());
-    let authority = rest[..word]
+fn user_info(bytes: &[u8], start: usize, word: &mut Word) -> Option<(usize, usize)> {
+    word.reach(bytes, start);
+    let rest = &bytes[start..word.end];
+    let authority = rest
         .iter()
         .position(|byte| matches!(byte, b'/' | b'?' | b'#'))
-        .unwrap_or(word);
+        .unwrap_or(rest.len());
     if let Some(at_sign) = rest[..authority].iter().rposition(|byte| *byte == b'@') {
         return Some((start, start + at_sign));
     }
@@ -274,8 +296,8 @@ fn user_info(bytes: &[u8], start: usize) -> Option<(usize, usize)> {
     if is_bracketed || port.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let at_sign = rest[..word].iter().rposition(|byte| *byte == b'@')?;
-    Some((start, start + at_sign))
+    let at_sign = word.last_at_sign.filter(|at_sign| *at_sign >= start)?;
+    Some((start, at_sign))
 }
 
 /// The value in `Authorization: Bearer abc` and in `"authorization": "Bearer abc"`.
@@ -608,6 +630,18 @@ mod tests {
         ] {
             assert!(!is_secret_name(name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_text_of_a_megabyte_is_no_work_for_minutes() {
+        const LENGTH: usize = 1024 * 1024;
+        let started = std::time::Instant::now();
+        for part in [
+            "://", "://a:b", "://a:b/", "://a:1/", "://@", "://a:b ", ":", "=", "a=\"", "token=\\",
+        ] {
+            let _ = text(&part.repeat(LENGTH / part.len()));
+        }
+        assert!(started.elapsed() < std::time::Duration::from_secs(30));
     }
 
     #[test]
