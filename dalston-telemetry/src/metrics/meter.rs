@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use opentelemetry::InstrumentationScope;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::metrics::data::{AggregatedMetrics, Metric, MetricData, ResourceMetrics};
@@ -40,25 +41,29 @@ impl Meters {
             return;
         }
         // Instruments of one name from several scopes are one family.
-        let mut families: BTreeMap<String, Vec<(&str, &Metric, Kind, &'static str)>> = BTreeMap::new();
+        let mut families: BTreeMap<String, Vec<(&InstrumentationScope, &Metric, Kind, &'static str)>> =
+            BTreeMap::new();
         for scope in read.scope_metrics() {
             for metric in scope.metrics() {
                 if let Some(kind) = kind(metric) {
                     let (name, unit) = exposed_name(metric, kind);
                     if !is_taken(&name) {
                         let family = families.entry(name).or_default();
-                        family.push((scope.scope().name(), metric, kind, unit));
+                        family.push((scope.scope(), metric, kind, unit));
                     }
                 }
             }
         }
         for (name, mut instruments) in families {
             // The SDK lists them in any order.
-            instruments.sort_by_key(|(scope, metric, ..)| (*scope, metric.name()));
+            instruments.sort_by_key(|(scope, metric, ..)| {
+                let of_scope = (scope.name(), scope.version(), scope.schema_url());
+                (of_scope, metric.name(), metric.description(), metric.unit())
+            });
             let first = instruments[0].2;
             let mut shown = BTreeSet::new();
             for (scope, metric, kind, unit) in instruments {
-                if kind != first {
+                if kind != first && !visitor.knows_originals() {
                     // Prometheus would refuse the whole text.
                     continue;
                 }
@@ -68,7 +73,7 @@ impl Meters {
                     unit,
                     kind,
                     original: Some(Original {
-                        scope,
+                        scope: scope.name(),
                         name: metric.name(),
                         unit: metric.unit(),
                         is_sum: is_sum(metric),
@@ -297,7 +302,8 @@ impl MetricReader for Reader {
 
 #[cfg(test)]
 mod tests {
-    use opentelemetry::KeyValue;
+    use opentelemetry::metrics::MeterProvider as _;
+    use opentelemetry::{InstrumentationScope, KeyValue};
 
     use super::super::{Counter, DenseFamily, Metrics, TextFormat};
 
@@ -453,5 +459,19 @@ mod tests {
         let text = metrics.encode_as(TextFormat::Prometheus);
         let types: Vec<_> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
         assert_eq!(types, ["# TYPE busy_ratio gauge", "# TYPE open gauge"]);
+    }
+    #[test]
+    fn of_two_versions_of_a_scope_it_is_always_the_same_that_is_shown() {
+        for _ in 0..20 {
+            let metrics = Metrics::new();
+            for (version, count) in [("2", 2), ("1", 1)] {
+                let scope = InstrumentationScope::builder("mine").with_version(version);
+                let meter = metrics.meter_provider().meter_with_scope(scope.build());
+                meter.u64_counter("jobs").build().add(count, &[]);
+            }
+            let text = metrics.encode_as(TextFormat::Prometheus);
+            let series: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+            assert_eq!(series, ["jobs_total{otel_scope_name=\"mine\"} 1"]);
+        }
     }
 }

@@ -39,7 +39,7 @@ pub trait Family: Send + Sync + 'static {
     fn visit(&self, each: &mut dyn FnMut(&Series<'_>));
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     Counter,
     Gauge,

@@ -486,6 +486,35 @@ fn differences_of_instruments_that_are_one_to_prometheus_are_told_apart() {
 }
 
 #[test]
+fn instruments_of_one_name_and_two_kinds_are_all_pushed_and_told_apart() {
+    let collector = Collector::start(Protocol::Http);
+    let delta = [("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")];
+    let service = Service::start(pushing(collector.env(), &delta));
+    let meter = service.telemetry.meter("mine");
+    let counter = meter.u64_counter("jobs").build();
+    let histogram = meter.f64_histogram("jobs").build();
+    for _ in 0..2 {
+        counter.add(10, &[]);
+        histogram.record(1.0, &[]);
+        service.telemetry.flush(LONG).unwrap();
+    }
+    for request in collector.rest_of_metrics() {
+        let jobs = metrics(&request.request)
+            .into_iter()
+            .filter(|metric| metric.name == "jobs");
+        let mut added: Vec<_> = jobs
+            .map(|metric| match metric.data.as_ref().unwrap() {
+                Data::Sum(sum) => ("sum", number(&sum.data_points[0].value)),
+                Data::Histogram(histogram) => ("histogram", histogram.data_points[0].count as f64),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        added.sort_by_key(|(kind, _)| *kind);
+        assert_eq!(added, [("histogram", 1.0), ("sum", 10.0)]);
+    }
+}
+
+#[test]
 fn metrics_are_served_unless_the_environment_says_no() {
     let serve = |pairs: &[(&str, &str)]| {
         let env = pairs

@@ -35,8 +35,8 @@ pub(in crate::otlp) struct Points {
 /// How long an instrument may observe nothing before it is forgotten what it came to.
 const ROUNDS_OF_SILENCE: u64 = 20;
 
-/// A series: who made it, its name, its labels.
-type Key = (String, String, String);
+/// A series: who made it, its name, its kind, its labels.
+type Key = (String, String, Kind, String);
 
 pub(in crate::otlp) struct Known {
     /// The last round in which there was this series.
@@ -354,7 +354,7 @@ fn key(head: &Head<'_>, series: &Series<'_>) -> Key {
     let labels = series
         .attributes
         .map_or_else(|| series.text(), |attributes| format!("{attributes:?}"));
-    (scope.to_owned(), name.to_owned(), labels)
+    (scope.to_owned(), name.to_owned(), head.kind, labels)
 }
 
 fn attributes(series: &Series<'_>) -> Vec<KeyValue> {
@@ -466,7 +466,7 @@ mod tests {
 
         // Only the first one arrives.
         let (first, receipt) = requests.into_iter().next().unwrap();
-        let arrived = receipt.iter().filter(|((_, name, _), _)| name == "many").count();
+        let arrived = receipt.iter().filter(|((_, name, ..), _)| name == "many").count();
         points.taken(receipt);
         drop(first);
         let again = points.requests();
