@@ -23,7 +23,7 @@ use crate::context::LogContext;
 use crate::metrics::TelemetryMetrics;
 use crate::redact;
 
-/// Writes a line for every event. To be added with a [`LogFilter`](super::LogFilter), which keeps spans away from it.
+/// Writes a line for every event that it is given: as a layer behind its [`LogFilter`], or by whoever has asked that filter.
 pub(crate) struct LogLayer {
     form: Form,
     head: JsonHead,
@@ -63,7 +63,7 @@ thread_local! {
 }
 
 impl LogLayer {
-    /// `inherits` tells whether [`SpanFields`] is part of the subscriber too.
+    /// `inherits` tells whether somebody has [`SpanFields`] remember what lines can inherit.
     pub(crate) fn new(settings: &LogSettings, inherits: bool) -> Self {
         Self {
             form: settings.form,
@@ -99,8 +99,9 @@ impl LogLayer {
         }
         scratch.names.clear();
         self.make_line(event, cx, &mut scratch);
-        self.writer.write_line(&scratch.line);
-        self.metrics.log_message((*event.metadata().level()).into());
+        if self.writer.write_line(&scratch.line) {
+            self.metrics.log_message((*event.metadata().level()).into());
+        }
         // Fails only in a thread that is ending.
         let _ = SCRATCH.try_with(|kept| kept.set(Some(scratch)));
     }
@@ -317,7 +318,7 @@ where
 
 /// Remembers the ids among a span's fields, for the lines of events within it.
 ///
-/// Part of the subscriber only when tracing is on: spans are then recorded anyway.
+/// Used only when tracing is on, when spans are recorded anyway.
 pub(crate) struct SpanFields;
 
 /// Lets only those spans through that have such a field.

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use opentelemetry::trace::TracerProvider as _;
@@ -568,4 +569,32 @@ fn a_filter_is_read_from_the_first_variable_that_is_set() {
          info, warn, error or off, which \"my_crate=loud\" is not"
     );
     assert!(error(&[("RUST_LOG", "a[span]=debug")]).contains("\"a[span]=debug\" is not"));
+}
+
+#[test]
+fn a_line_that_could_not_be_written_is_not_counted() {
+    struct Full(bool);
+    impl io::Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = !self.0;
+            match self.0 {
+                true => Err(io::ErrorKind::StorageFull.into()),
+                false => Ok(bytes.len()),
+            }
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let metrics = Metrics::new();
+    let (mut settings, _) = settings(Form::Json);
+    settings.writer = LogWriter::new(Full(false));
+    settings.metrics = TelemetryMetrics::register(&metrics);
+    let layer = LogLayer::new(&settings, false).with_filter(settings.filter.clone());
+    with_default(&Dispatch::new(Registry::default().with(layer)), || {
+        info!("lost");
+        info!("written");
+    });
+    let count = "dalston_log_messages_total{level=\"info\"} 1\n";
+    assert!(metrics.encode().contains(count), "{}", metrics.encode());
 }

@@ -68,16 +68,18 @@ impl LogWriter {
         }
     }
 
-    pub(crate) fn write_line(&self, line: &[u8]) {
-        let _ = match &self.target {
+    /// Whether it was written.
+    pub(crate) fn write_line(&self, line: &[u8]) -> bool {
+        let written = match &self.target {
             // Its line buffering passes a whole line straight on, in one write.
             Target::Stdout => io::stdout().lock().write_all(line),
             Target::Stderr => io::stderr().lock().write_all(line),
             Target::Custom(writer) => match lock_to_write(writer) {
                 Some(mut writer) => writer.write_all(line),
-                None => return,
+                None => return false,
             },
         };
+        written.is_ok()
     }
 }
 
