@@ -9,6 +9,7 @@ use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 
+use crate::ended::EndedSpan;
 use crate::limits;
 
 /// A bounded store of finished spans in memory.
@@ -267,7 +268,7 @@ impl CollectedSpan {
 impl From<SpanData> for CollectedSpan {
     fn from(mut data: SpanData) -> Self {
         // For a provider of the program's own; ours has done so.
-        limits::keep_last_values(&mut data.attributes);
+        limits::make_unique(&mut EndedSpan::from(&mut data));
         Self {
             trace_id: data.span_context.trace_id(),
             span_id: data.span_context.span_id(),

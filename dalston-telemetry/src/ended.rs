@@ -1,17 +1,19 @@
+use std::borrow::Cow;
 use std::time::SystemTime;
 
 use opentelemetry::trace::{Event, Link, SpanContext, SpanId, SpanKind, Status};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::SpanData;
+#[cfg(test)]
+use opentelemetry_sdk::trace::{SpanEvents, SpanLinks};
 
-/// A span that has ended, wherever its parts lie.
-#[derive(Debug)]
+/// A span that has ended, wherever its parts lie. Not for `Debug`: secrets in it are not masked yet.
 pub(crate) struct EndedSpan<'a> {
     pub(crate) span_context: &'a SpanContext,
     pub(crate) parent_span_id: SpanId,
     pub(crate) parent_span_is_remote: bool,
     pub(crate) span_kind: &'a SpanKind,
-    pub(crate) name: &'a str,
+    pub(crate) name: &'a mut Cow<'static, str>,
     pub(crate) start_time: SystemTime,
     pub(crate) end_time: SystemTime,
     pub(crate) attributes: &'a mut Vec<KeyValue>,
@@ -31,7 +33,7 @@ impl<'a> From<&'a mut SpanData> for EndedSpan<'a> {
             parent_span_id: span.parent_span_id,
             parent_span_is_remote: span.parent_span_is_remote,
             span_kind: &span.span_kind,
-            name: &span.name,
+            name: &mut span.name,
             start_time: span.start_time,
             end_time: span.end_time,
             attributes: &mut span.attributes,
@@ -42,6 +44,34 @@ impl<'a> From<&'a mut SpanData> for EndedSpan<'a> {
             dropped_links_count: span.links.dropped_count,
             status: &mut span.status,
             instrumentation_scope: &span.instrumentation_scope,
+        }
+    }
+}
+
+#[cfg(test)]
+impl EndedSpan<'_> {
+    /// As the SDK would have it.
+    pub(crate) fn data(&self) -> SpanData {
+        let mut events = SpanEvents::default();
+        events.events = self.events.to_vec();
+        events.dropped_count = self.dropped_events_count;
+        let mut links = SpanLinks::default();
+        links.links = self.links.to_vec();
+        links.dropped_count = self.dropped_links_count;
+        SpanData {
+            span_context: self.span_context.clone(),
+            parent_span_id: self.parent_span_id,
+            parent_span_is_remote: self.parent_span_is_remote,
+            span_kind: self.span_kind.clone(),
+            name: self.name.clone(),
+            start_time: self.start_time,
+            end_time: self.end_time,
+            attributes: self.attributes.clone(),
+            dropped_attributes_count: self.dropped_attributes_count,
+            events,
+            links,
+            status: self.status.clone(),
+            instrumentation_scope: self.instrumentation_scope.clone(),
         }
     }
 }

@@ -123,7 +123,7 @@ thread_local! {
 
 /// The ids of the next span that this thread starts, for as long as this lives.
 ///
-/// The SDK takes them before it shows the span to anyone. A trace id is given only where it will be taken: else a
+/// A tracer, ours or the SDK's, takes them before it shows the span to anyone. A trace id is given only where it will be taken: else a
 /// span that a processor starts then would have it.
 struct NextIds;
 

@@ -15,9 +15,9 @@ use crate::redact;
 
 #[derive(Debug)]
 pub(crate) struct Limits {
-    /// How many attributes, events and links; the SDK sees to these.
+    /// How many attributes, events and links. The tracer of a span sees to these, ours or the SDK's.
     pub(crate) counts: SpanLimits,
-    /// The longest text of an attribute, in characters. The SDK has no such limit, [`Processors`] sees to it.
+    /// The longest text of an attribute, in characters. No tracer has such a limit, [`clean`] sees to it.
     pub(crate) value_length: Option<usize>,
 }
 
@@ -112,7 +112,7 @@ impl SpanProcessor for Processors {
 
 /// Makes of a span what others may see.
 pub(crate) fn clean(span: &mut EndedSpan<'_>, value_length: Option<usize>) {
-    keep_last_values(span.attributes);
+    make_unique(span);
     // First, because half of a secret may not look like one.
     mask_all(span);
     if let Some(limit) = value_length {
@@ -120,35 +120,60 @@ pub(crate) fn clean(span: &mut EndedSpan<'_>, value_length: Option<usize>) {
     }
 }
 
-/// Leaves each key once, with the value that was set last, in the order in which they were first set.
+/// Leaves each key of a span, of each of its events and of each of its links once.
 ///
 /// OpenTelemetry's span keeps every value that was ever set; in what is exported a key may stand only once.
+pub(crate) fn make_unique(span: &mut EndedSpan<'_>) {
+    keep_last_values(span.attributes);
+    for event in &mut *span.events {
+        // Those of `tracing` begin with its own level and target, by which others know them.
+        keep(Keep::First, &mut event.attributes);
+    }
+    for link in &mut *span.links {
+        keep_last_values(&mut link.attributes);
+    }
+}
+
+/// Leaves each key once, with the value that was set last, in the order in which they were first set.
 pub(crate) fn keep_last_values(attributes: &mut Vec<KeyValue>) {
-    // Which kinds of keys there are so far, by what can be seen at a glance: a key of a new kind is new.
-    let mut kinds = 0_u64;
+    keep(Keep::Last, attributes);
+}
+
+/// Which of the values of a key.
+#[derive(Clone, Copy, PartialEq)]
+enum Keep {
+    First,
+    Last,
+}
+
+fn keep(which: Keep, attributes: &mut Vec<KeyValue>) {
+    // In which buckets there are keys so far: a key in a new bucket is new.
+    let mut seen = 0_u64;
     let is_new = |attribute: &KeyValue| {
-        let kind = 1 << kind(attribute.key.as_str());
-        let is_new = kinds & kind == 0;
-        kinds |= kind;
+        let bucket = 1 << bucket(attribute.key.as_str());
+        let is_new = seen & bucket == 0;
+        seen |= bucket;
         is_new
     };
     // Nearly always.
     if attributes.iter().all(is_new) {
         return;
     }
-    kinds = 0;
+    seen = 0;
     let mut kept = 0;
     for at in 0..attributes.len() {
         let (before, rest) = attributes.split_at_mut(at);
         let attribute = &mut rest[0];
-        let kind = 1 << kind(attribute.key.as_str());
-        if kinds & kind != 0
+        let bucket = 1 << bucket(attribute.key.as_str());
+        if seen & bucket != 0
             && let Some(known) = before[..kept].iter_mut().find(|known| known.key == attribute.key)
         {
-            std::mem::swap(&mut known.value, &mut attribute.value);
+            if which == Keep::Last {
+                std::mem::swap(&mut known.value, &mut attribute.value);
+            }
             continue;
         }
-        kinds |= kind;
+        seen |= bucket;
         if kept < at {
             std::mem::swap(&mut before[kept], attribute);
         }
@@ -157,13 +182,16 @@ pub(crate) fn keep_last_values(attributes: &mut Vec<KeyValue>) {
     attributes.truncate(kept);
 }
 
-/// One of 64.
-fn kind(key: &str) -> usize {
+/// One of 64, by what can be seen of a key at a glance.
+fn bucket(key: &str) -> usize {
     let last = key.as_bytes().last().map_or(0, |last| usize::from(*last));
     (key.len() * 3 + last * 5) % 64
 }
 
 fn mask_all(span: &mut EndedSpan<'_>) {
+    if let Cow::Owned(masked) = redact::text(span.name) {
+        *span.name = masked.into();
+    }
     mask(span.attributes);
     for event in &mut *span.events {
         mask(&mut event.attributes);
@@ -238,7 +266,15 @@ fn shortened(text: &str, limit: usize) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use opentelemetry::trace::{
+        Event, Link, SpanBuilder, SpanContext, SpanId, TraceFlags, TraceId, TraceState, TracerProvider as _,
+    };
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+
     use super::*;
+    use crate::{CollectedSpan, SpanCollector};
 
     #[test]
     fn a_key_that_is_set_again_keeps_its_place_and_has_the_last_value() {
@@ -257,9 +293,58 @@ mod tests {
         assert_eq!(kept(&[1]), ["key.1=0"]);
         assert_eq!(kept(&[1, 2, 1, 1, 3, 2]), ["key.1=3", "key.2=5", "key.3=4"]);
         assert_eq!(kept(&[7; 5]), ["key.7=4"]);
-        // Far more than there are kinds.
+        // Far more than there are buckets.
         let many: Vec<_> = (0..300).chain(0..300).collect();
         let expected: Vec<_> = (0..300).map(|key| format!("key.{key}={}", key + 300)).collect();
         assert_eq!(kept(&many), expected);
+    }
+    fn cleaned(span: SpanBuilder) -> CollectedSpan {
+        let spans = SpanCollector::new();
+        let processors = Processors {
+            all: vec![Box::new(spans.clone())],
+            value_length: None,
+        };
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(processors)
+            .build();
+        drop(span.start_with_context(&provider.tracer("test"), &Context::new()));
+        spans.spans().remove(0)
+    }
+
+    fn texts(attributes: &[KeyValue]) -> Vec<String> {
+        let attributes = attributes.iter();
+        attributes
+            .map(|attribute| format!("{}={}", attribute.key, attribute.value))
+            .collect()
+    }
+
+    #[test]
+    fn an_event_keeps_its_own_level_and_a_link_the_last_value() {
+        let context = SpanContext::new(
+            TraceId::from(1),
+            SpanId::from(1),
+            TraceFlags::SAMPLED,
+            true,
+            TraceState::NONE,
+        );
+        let twice = vec![
+            KeyValue::new("level", "INFO"),
+            KeyValue::new("target", "here"),
+            KeyValue::new("level", "loud"),
+        ];
+        let span = SpanBuilder::from_name("work")
+            .with_events(vec![Event::new("said", UNIX_EPOCH, twice.clone(), 0)])
+            .with_links(vec![Link::new(context, twice, 0)]);
+        let span = cleaned(span);
+        assert_eq!(texts(&span.events[0].attributes), ["level=INFO", "target=here"]);
+        assert_eq!(texts(&span.links[0].attributes), ["level=loud", "target=here"]);
+    }
+
+    #[test]
+    fn the_name_of_a_span_tells_no_secret() {
+        let span = cleaned(SpanBuilder::from_name(
+            "GET https://user:hunter2@host/a?token=hunter2",
+        ));
+        assert_eq!(span.name, "GET https://***@host/a?token=***");
     }
 }

@@ -181,7 +181,8 @@ impl Telemetry {
             None => Ok(()),
         };
         if let Some(tracing) = self.tracing() {
-            // For the processors that are not ours; what ours would say is in `result`.
+            tracing.spans.end();
+            // For the processors that are not ours; what ours would say is in `spans`.
             let _ = tracing.provider.shutdown_with_timeout(self.time_left(started));
         }
         spans.and(metrics)

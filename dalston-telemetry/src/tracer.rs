@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use opentelemetry::trace::{
@@ -33,6 +34,15 @@ pub(crate) enum SpanTracer {
     Direct(Tracer<Export>),
 }
 
+impl SpanTracer {
+    /// Makes no spans from now on. The SDK's tracer hears of it from its provider.
+    pub(crate) fn end(&self) {
+        if let Self::Direct(tracer) = self {
+            tracer.end();
+        }
+    }
+}
+
 /// To the exporter, as [`Processors`](crate::limits::Processors) would show them to it.
 pub(crate) struct Export {
     pub(crate) pipeline: Pipeline,
@@ -40,10 +50,6 @@ pub(crate) struct Export {
 }
 
 impl End for Export {
-    fn is_over(&self) -> bool {
-        self.pipeline.is_closed()
-    }
-
     fn span(&self, mut span: EndedSpan<'_>) {
         limits::clean(&mut span, self.value_length);
         self.pipeline.take(&span);
@@ -52,8 +58,6 @@ impl End for Export {
 
 /// What becomes of spans that have ended.
 pub(crate) trait End: Send + Sync + 'static {
-    /// Whether nothing becomes of them any more, so that none needs to be recorded.
-    fn is_over(&self) -> bool;
     /// Takes what it wants of a span.
     fn span(&self, span: EndedSpan<'_>);
 }
@@ -64,6 +68,8 @@ struct Shared<E> {
     /// Whether the sampler is the default one: then it need not be asked.
     follows_parents: bool,
     limits: SpanLimits,
+    /// As that of a provider that is shut down. Until then spans have ids, whether or not the exporter still takes them.
+    is_over: AtomicBool,
     end: E,
 }
 
@@ -75,9 +81,15 @@ impl<E> Tracer<E> {
                 follows_parents: sampler::follows_parents_alone(&sampler),
                 sampler,
                 limits,
+                is_over: AtomicBool::new(false),
                 end,
             }),
         }
+    }
+
+    /// Makes no spans from now on; those that there are can end.
+    fn end(&self) {
+        self.shared.is_over.store(true, Ordering::Relaxed);
     }
 }
 
@@ -100,7 +112,7 @@ impl<E: End> opentelemetry::trace::Tracer for Tracer<E> {
 
     fn build_with_context(&self, builder: SpanBuilder, parent: &Context) -> Span<E> {
         let shared = &*self.shared;
-        if parent.is_telemetry_suppressed() || shared.end.is_over() {
+        if parent.is_telemetry_suppressed() || shared.is_over.load(Ordering::Relaxed) {
             return Span {
                 context: SpanContext::NONE,
                 recorded: None,
@@ -165,6 +177,8 @@ struct Recorded<E> {
     start_time: SystemTime,
     attributes: Vec<KeyValue>,
     dropped_attributes: u32,
+    /// Whether there were as many as there may be: from then on each key stands there once.
+    is_full: bool,
     events: Vec<Event>,
     dropped_events: u32,
     links: Vec<Link>,
@@ -192,6 +206,10 @@ impl<E> Recorded<E> {
         let limits = &shared.limits;
         let mut attributes = attributes.unwrap_or_default();
         attributes.extend(of_sampler);
+        let is_full = attributes.len() > limits.max_attributes_per_span as usize;
+        if is_full {
+            limits::keep_last_values(&mut attributes);
+        }
         let dropped_attributes = limit(&mut attributes, limits.max_attributes_per_span);
         let mut events = events.unwrap_or_default();
         let dropped_events = limit(&mut events, limits.max_events_per_span);
@@ -211,6 +229,7 @@ impl<E> Recorded<E> {
             start_time: start_time.unwrap_or_else(SystemTime::now),
             attributes,
             dropped_attributes,
+            is_full,
             events,
             dropped_events,
             links,
@@ -266,7 +285,18 @@ impl<E: End> opentelemetry::trace::Span for Span<E> {
         let Some((recorded, limits)) = self.recorded() else {
             return;
         };
-        if recorded.attributes.len() < limits.max_attributes_per_span as usize {
+        let has_room =
+            |recorded: &Recorded<E>| recorded.attributes.len() < limits.max_attributes_per_span as usize;
+        if !recorded.is_full && !has_room(recorded) {
+            recorded.is_full = true;
+            limits::keep_last_values(&mut recorded.attributes);
+        }
+        // A value that is set again takes no room. The SDK keeps what was set first, and loses what counts.
+        if recorded.is_full
+            && let Some(known) = (recorded.attributes.iter_mut()).find(|known| known.key == attribute.key)
+        {
+            known.value = attribute.value;
+        } else if has_room(recorded) {
             recorded.attributes.push(attribute);
         } else {
             recorded.dropped_attributes += 1;
@@ -304,7 +334,9 @@ impl<E: End> opentelemetry::trace::Span for Span<E> {
     }
 
     fn end_with_timestamp(&mut self, timestamp: SystemTime) {
-        let Some(recorded) = &mut self.recorded else {
+        // Also if what looks at the span panics: it has ended then.
+        let ending = Ending(&mut self.recorded);
+        let Some(recorded) = ending.0 else {
             return;
         };
         let shared = &recorded.shared;
@@ -313,7 +345,7 @@ impl<E: End> opentelemetry::trace::Span for Span<E> {
             parent_span_id: recorded.parent_span_id,
             parent_span_is_remote: recorded.parent_span_is_remote,
             span_kind: &recorded.kind,
-            name: &recorded.name,
+            name: &mut recorded.name,
             start_time: recorded.start_time,
             end_time: timestamp,
             attributes: &mut recorded.attributes,
@@ -325,7 +357,14 @@ impl<E: End> opentelemetry::trace::Span for Span<E> {
             status: &mut recorded.status,
             instrumentation_scope: &shared.scope,
         });
-        self.recorded = None;
+    }
+}
+
+struct Ending<'a, E>(&'a mut Option<Recorded<E>>);
+
+impl<E> Drop for Ending<'_, E> {
+    fn drop(&mut self) {
+        *self.0 = None;
     }
 }
 
@@ -347,50 +386,33 @@ impl<E: End> fmt::Debug for Span<E> {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Mutex;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::AtomicUsize;
     use std::time::{Duration, UNIX_EPOCH};
 
     use opentelemetry::trace::{TraceId, TraceState, Tracer as _, TracerProvider as _};
     use opentelemetry_sdk::error::OTelSdkResult;
-    use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanEvents, SpanLinks, SpanProcessor};
+    use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanProcessor};
+
+    use tracing::info_span;
+    use tracing_opentelemetry::OpenTelemetrySpanExt;
+    use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
+    use crate::metrics::DropReason;
+    use crate::telemetry::Tracing;
+    use crate::{Env, Telemetry};
 
     /// Keeps what it is shown, as the SDK would have it.
     #[derive(Clone, Debug, Default)]
     struct Kept {
         spans: Arc<Mutex<Vec<SpanData>>>,
-        is_over: Arc<AtomicBool>,
     }
 
     impl End for Kept {
-        fn is_over(&self) -> bool {
-            self.is_over.load(Ordering::Relaxed)
-        }
-
         fn span(&self, span: EndedSpan<'_>) {
-            let mut events = SpanEvents::default();
-            events.events = span.events.to_vec();
-            events.dropped_count = span.dropped_events_count;
-            let mut links = SpanLinks::default();
-            links.links = span.links.to_vec();
-            links.dropped_count = span.dropped_links_count;
-            self.spans.lock().unwrap().push(SpanData {
-                span_context: span.span_context.clone(),
-                parent_span_id: span.parent_span_id,
-                parent_span_is_remote: span.parent_span_is_remote,
-                span_kind: span.span_kind.clone(),
-                name: span.name.to_owned().into(),
-                start_time: span.start_time,
-                end_time: span.end_time,
-                attributes: span.attributes.clone(),
-                dropped_attributes_count: span.dropped_attributes_count,
-                events,
-                links,
-                status: span.status.clone(),
-                instrumentation_scope: span.instrumentation_scope.clone(),
-            });
+            self.spans.lock().unwrap().push(span.data());
         }
     }
 
@@ -410,41 +432,69 @@ mod tests {
         }
     }
 
-    fn samplers() -> [Sampler; 4] {
-        [
+    fn samplers() -> Vec<Sampler> {
+        let plain = [
             Sampler::AlwaysOn,
             Sampler::AlwaysOff,
-            Sampler::ParentBased(Box::new(Sampler::AlwaysOn)),
-            Sampler::ParentBased(Box::new(Sampler::AlwaysOff)),
+            Sampler::TraceIdRatioBased(0.0),
+            HALF,
+            Sampler::TraceIdRatioBased(1.0),
+        ];
+        let of_parents = |sampler: &Sampler| Sampler::ParentBased(Box::new(sampler.clone()));
+        plain
+            .iter()
+            .cloned()
+            .chain(plain.iter().map(of_parents))
+            .collect()
+    }
+
+    /// Tosses a coin for a trace that begins.
+    const HALF: Sampler = Sampler::TraceIdRatioBased(0.5);
+
+    fn tosses_coins(sampler: &Sampler) -> bool {
+        format!("{sampler:?}").contains(&format!("{HALF:?}"))
+    }
+
+    /// Few of each, and none.
+    fn limits() -> [SpanLimits; 2] {
+        [
+            SpanLimits {
+                max_attributes_per_span: 3,
+                max_events_per_span: 2,
+                max_links_per_span: 2,
+                max_attributes_per_event: 1,
+                max_attributes_per_link: 1,
+            },
+            SpanLimits {
+                max_attributes_per_span: 0,
+                max_events_per_span: 0,
+                max_links_per_span: 0,
+                max_attributes_per_event: 0,
+                max_attributes_per_link: 0,
+            },
         ]
     }
 
-    /// Few of each.
-    fn limits() -> SpanLimits {
-        SpanLimits {
-            max_attributes_per_span: 3,
-            max_events_per_span: 2,
-            max_links_per_span: 2,
-            max_attributes_per_event: 1,
-            max_attributes_per_link: 1,
-        }
-    }
-
     fn parents() -> Vec<Context> {
-        let remote = |id: u64, flags: u8| {
+        let parent = |trace_id: u128, id: u64, flags: u8, is_remote: bool| {
             Context::new().with_remote_span_context(SpanContext::new(
-                TraceId::from(7),
+                TraceId::from(trace_id),
                 SpanId::from(id),
                 TraceFlags::new(flags),
-                true,
+                is_remote,
                 TraceState::from_key_value([("vendor", "x")]).unwrap(),
             ))
         };
+        let remote = |id, flags| parent(7, id, flags, true);
         vec![
             Context::new(),
             remote(8, 0b00),
             remote(8, 0b01),
             remote(8, 0b11),
+            parent(7, 8, 0b00, false),
+            parent(7, 8, 0b01, false),
+            // On the other side of a half.
+            parent(u128::MAX, 8, 0b01, true),
             // As wrong as it gets.
             remote(0, 0b01),
             Context::new().with_remote_span_context(SpanContext::NONE),
@@ -453,7 +503,9 @@ mod tests {
     }
 
     fn attributes(count: i64) -> Vec<KeyValue> {
-        (0..count).map(|number| KeyValue::new("key", number)).collect()
+        (0..count)
+            .map(|number| KeyValue::new(format!("key.{number}"), number))
+            .collect()
     }
 
     fn time(seconds: u64) -> SystemTime {
@@ -461,7 +513,10 @@ mod tests {
     }
 
     /// Everything that can be done to a span, with what its caller sees.
-    fn work<T: opentelemetry::trace::Tracer>(tracer: &T) -> Vec<(SpanContext, [bool; 2])> {
+    fn work<T: opentelemetry::trace::Tracer>(
+        tracer: &T,
+        parents: &[Context],
+    ) -> Vec<(SpanContext, [bool; 2])> {
         let link = |id: u64| {
             SpanContext::new(
                 TraceId::from(1),
@@ -472,7 +527,7 @@ mod tests {
             )
         };
         let mut seen = Vec::new();
-        for parent in parents() {
+        for parent in parents {
             for many in [0, 1, 5] {
                 let event = || Event::new("first", time(2), attributes(many), 0);
                 let linked = || Link::new(link(1), attributes(many), 0);
@@ -483,12 +538,15 @@ mod tests {
                     .with_events((0..many).map(|_| event()).collect())
                     .with_links((0..many).map(|_| linked()).collect())
                     .with_kind(SpanKind::Consumer);
-                let mut span = builder.start_with_context(tracer, &parent);
+                let mut span = builder.start_with_context(tracer, parent);
                 let was_recording = span.is_recording();
                 for number in 0..many {
-                    span.set_attribute(KeyValue::new("late", number));
+                    span.set_attribute(KeyValue::new(format!("late.{number}"), number));
                     span.add_event_with_timestamp("late", time(3), attributes(many));
                     span.add_link(link(2), attributes(many));
+                }
+                if many == 1 {
+                    span.set_attribute(KeyValue::new("late.0", "again"));
                 }
                 span.set_status(Status::Unset);
                 if many > 0 {
@@ -512,7 +570,7 @@ mod tests {
     /// Without what is random.
     fn without_ids(context: &SpanContext) -> (bool, TraceId, TraceFlags, bool, String) {
         let trace_id = match context.trace_id() {
-            known if known == TraceId::from(7) => known,
+            known if [7, u128::MAX].map(TraceId::from).contains(&known) => known,
             random => TraceId::from(u128::from(random != TraceId::INVALID)),
         };
         (
@@ -524,18 +582,28 @@ mod tests {
         )
     }
 
+    /// But for attributes that are set again at the limit.
     #[test]
     fn spans_are_those_of_the_sdk() {
-        for sampler in samplers() {
+        for (sampler, limits) in samplers()
+            .into_iter()
+            .flat_map(|sampler| limits().map(|limits| (sampler.clone(), limits)))
+        {
             let (of_sdk, direct) = (Kept::default(), Kept::default());
             let scope = InstrumentationScope::builder("scope").with_version("1").build();
             let provider = SdkTracerProvider::builder()
                 .with_sampler(sampler.clone())
-                .with_span_limits(limits())
+                .with_span_limits(limits)
                 .with_span_processor(of_sdk.clone())
                 .build();
-            let expected = work(&provider.tracer_with_scope(scope.clone()));
-            let seen = work(&Tracer::new(scope, sampler.clone(), limits(), direct.clone()));
+            let is_certain =
+                |parent: &Context| parent.span().span_context().is_valid() || !tosses_coins(&sampler);
+            let parents: Vec<_> = parents().into_iter().filter(is_certain).collect();
+            let expected = work(&provider.tracer_with_scope(scope.clone()), &parents);
+            let seen = work(
+                &Tracer::new(scope, sampler.clone(), limits, direct.clone()),
+                &parents,
+            );
             let plain = |seen: Vec<(SpanContext, _)>| -> Vec<_> {
                 seen.into_iter()
                     .map(|(context, recording)| (without_ids(&context), recording))
@@ -555,6 +623,74 @@ mod tests {
             };
             assert_eq!(plain(&direct), plain(&of_sdk), "{sampler:?}");
         }
+    }
+
+    fn tracer<E: End>(limits: SpanLimits, end: E) -> Tracer<E> {
+        Tracer::new(InstrumentationScope::default(), Sampler::AlwaysOn, limits, end)
+    }
+
+    fn start<E: End>(tracer: &Tracer<E>, attributes: Vec<KeyValue>) -> Span<E> {
+        let builder = tracer.span_builder("work").with_attributes(attributes);
+        builder.start_with_context(tracer, &Context::new())
+    }
+
+    #[test]
+    fn at_the_limit_of_attributes_the_last_value_of_each_counts() {
+        let kept = Kept::default();
+        let [limits, _] = limits();
+        let tracer = tracer(limits, kept.clone());
+        let text = |values: &[(&str, i64)]| -> Vec<_> {
+            let attributes = values.iter().map(|(key, value)| format!("{key}={value}"));
+            attributes.collect()
+        };
+        let ended = |span: Span<Kept>| {
+            drop(span);
+            let span = kept.spans.lock().unwrap().pop().unwrap();
+            let attributes = span.attributes.iter();
+            let attributes: Vec<_> = attributes
+                .map(|attribute| format!("{}={}", attribute.key, attribute.value))
+                .collect();
+            (attributes, span.dropped_attributes_count)
+        };
+
+        let mut progress = start(&tracer, Vec::new());
+        for number in 0..200 {
+            progress.set_attribute(KeyValue::new("progress", number));
+        }
+        progress.set_attribute(KeyValue::new("result", 1));
+        assert_eq!(ended(progress), (text(&[("progress", 199), ("result", 1)]), 0));
+
+        let mut others = start(&tracer, attributes(3));
+        for number in 0..5 {
+            others.set_attribute(KeyValue::new("key.1", 10 + number));
+            others.set_attribute(KeyValue::new("other", number));
+        }
+        assert_eq!(
+            ended(others),
+            (text(&[("key.0", 0), ("key.1", 14), ("key.2", 2)]), 5)
+        );
+
+        let of_builder = (0..9).map(|number| KeyValue::new(format!("key.{}", number % 2), number));
+        let of_builder = start(&tracer, of_builder.collect());
+        assert_eq!(ended(of_builder), (text(&[("key.0", 8), ("key.1", 7)]), 0));
+    }
+
+    #[test]
+    fn a_span_ends_once_though_what_looks_at_it_panics() {
+        #[derive(Clone, Default)]
+        struct Panics(Arc<AtomicUsize>);
+        impl End for Panics {
+            fn span(&self, _: EndedSpan<'_>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+                panic!("on purpose");
+            }
+        }
+        let panics = Panics::default();
+        let tracer = tracer(SpanLimits::default(), panics.clone());
+        let ends = || start(&tracer, Vec::new()).end();
+        // A second panic while the first one unwinds would end the process.
+        catch_unwind(AssertUnwindSafe(ends)).unwrap_err();
+        assert_eq!(panics.0.load(Ordering::Relaxed), 1);
     }
 
     #[test]
@@ -580,18 +716,45 @@ mod tests {
     #[test]
     fn nothing_is_recorded_when_it_is_over() {
         let kept = Kept::default();
-        kept.is_over.store(true, Ordering::Relaxed);
-        let tracer = Tracer::new(
-            InstrumentationScope::default(),
-            Sampler::AlwaysOn,
-            SpanLimits::default(),
-            kept.clone(),
-        );
-        let span = tracer
-            .span_builder("late")
-            .start_with_context(&tracer, &Context::new());
+        let tracer = tracer(SpanLimits::default(), kept.clone());
+        let before = start(&tracer, Vec::new());
+        tracer.end();
+        let span = start(&tracer, Vec::new());
         assert!(!span.is_recording() && !span.span_context().is_valid());
         drop(span);
         assert!(kept.spans.lock().unwrap().is_empty());
+        drop(before);
+        assert_eq!(kept.spans.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn spans_have_ids_and_are_counted_until_telemetry_has_ended() {
+        // Nobody listens there.
+        let env = [
+            ("OTEL_ENABLED", "true"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1"),
+        ];
+        let builder = Telemetry::builder("test")
+            .env(Env::from_pairs(env))
+            .without_logs();
+        let (layer, telemetry) = builder.into_layer().unwrap();
+        let Tracing { spans, pipeline, .. } = telemetry.tracing().unwrap();
+        assert!(matches!(spans, SpanTracer::Direct(_)));
+        let pipeline = pipeline.clone().unwrap();
+        let handle = telemetry.handle();
+        let dropped = || handle.export_stats().dropped(DropReason::Shutdown);
+        let is_valid = || {
+            let span = info_span!("work");
+            span.context().span().span_context().is_valid()
+        };
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            // The exporter ends first, be it because it was told to or because it panicked.
+            pipeline.shutdown_blocking(Duration::ZERO).unwrap();
+            assert!(is_valid());
+            assert_eq!(dropped(), 1);
+            telemetry.shutdown_blocking().unwrap_err();
+            assert!(!is_valid());
+            assert_eq!(dropped(), 1);
+        });
     }
 }

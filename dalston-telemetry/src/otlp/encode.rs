@@ -49,7 +49,7 @@ fn fields_of_span(message: &mut Message<'_>, span: &EndedSpan<'_>) {
     if span.parent_span_id != SpanId::INVALID {
         message.fixed(&id(4, span.parent_span_id));
     }
-    message.text(5, span.name);
+    message.text(5, &*span.name);
     message.small(
         6,
         match *span.span_kind {
@@ -301,6 +301,7 @@ impl Message<'_> {
 
 /// Of the fields up to 15, whose keys take one byte.
 const fn key(field: u8, kind: u8) -> u8 {
+    debug_assert!(field <= 15, "takes two bytes");
     field << 3 | kind
 }
 

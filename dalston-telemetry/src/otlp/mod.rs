@@ -126,11 +126,6 @@ impl Pipeline {
         queue.push(span, stats);
     }
 
-    /// Whether spans are no longer taken.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.shared.queue.is_closed()
-    }
-
     pub(crate) fn stats(&self) -> ExportStats {
         self.shared.stats.read(self.shared.queue.len())
     }
