@@ -1,8 +1,11 @@
 //! Which spans and events go where: to OpenTelemetry, into log lines, or nowhere.
 
+use std::borrow::Cow;
 use std::cell::Cell;
+use std::fmt;
 
 use opentelemetry::trace::Tracer;
+use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
@@ -109,7 +112,7 @@ struct ExportedSpans {
 
 impl ExportedSpans {
     fn wants(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= self.level && !is_exporters(metadata)
+        *metadata.level() <= self.level && !is_exporters(metadata.target())
     }
 }
 
@@ -131,7 +134,7 @@ impl<S> Filter<S> for ExportedSpans {
     }
 }
 
-fn is_exporters(metadata: &Metadata<'_>) -> bool {
+fn is_exporters(target: &str) -> bool {
     const EXPORTER_CRATES: [&str; 10] = [
         "h2",
         "hyper",
@@ -144,7 +147,6 @@ fn is_exporters(metadata: &Metadata<'_>) -> bool {
         "tower",
         "tokio_util",
     ];
-    let target = metadata.target();
     let name = target.split("::").next().unwrap_or(target);
     EXPORTER_CRATES.contains(&name)
         || name.starts_with("opentelemetry")
@@ -155,7 +157,8 @@ fn is_exporters(metadata: &Metadata<'_>) -> bool {
 /// Stands above OpenTelemetry's layer, decides for the whole subscriber what there is, and writes the log lines.
 ///
 /// What is only a log line is written where it is asked whether there is such an event, and then there is none: that
-/// keeps it from OpenTelemetry's layer, which without a filter of its own would add it to the span.
+/// keeps it from OpenTelemetry's layer, which without a filter of its own would add it to the span. What is both becomes
+/// a line after it has its time in the span: whoever reads the lines may let us wait.
 struct Selection {
     spans: ExportedSpans,
     logs: Option<LogLayer>,
@@ -166,6 +169,17 @@ impl Selection {
         self.logs
             .as_ref()
             .is_some_and(|logs| logs.filter().enables(metadata))
+    }
+
+    fn write_line<S>(&self, event: &Event<'_>, target: &str, cx: &Context<'_, S>)
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        if let Some(logs) = &self.logs
+            && logs.filter().enables_event(event.metadata().level(), target)
+        {
+            logs.write(event, cx);
+        }
     }
 }
 
@@ -198,12 +212,20 @@ where
 
     fn event_enabled(&self, event: &Event<'_>, cx: Context<'_, S>) -> bool {
         let metadata = event.metadata();
-        if let Some(logs) = &self.logs
-            && logs.filter().enables(metadata)
-        {
-            logs.write(event, &cx);
+        let target = target_of(event);
+        let is_for_spans = *metadata.level() <= self.spans.level
+            && !match &target {
+                Cow::Borrowed(_) => Callsite::of(metadata).is_exporters,
+                Cow::Owned(target) => is_exporters(target),
+            };
+        if !is_for_spans {
+            self.write_line(event, &target, &cx);
         }
-        *metadata.level() <= self.spans.level && !Callsite::of(metadata).is_exporters
+        is_for_spans
+    }
+
+    fn on_event(&self, event: &Event<'_>, cx: Context<'_, S>) {
+        self.write_line(event, &target_of(event), &cx);
     }
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, cx: Context<'_, S>) {
@@ -221,6 +243,29 @@ where
             SpanFields.on_record(id, values, cx);
         }
     }
+}
+
+/// Where an event comes from. All records of `log` have one target, and their own in a field.
+fn target_of(event: &Event<'_>) -> Cow<'static, str> {
+    let target = event.metadata().target();
+    if target != "log" {
+        return Cow::Borrowed(target);
+    }
+    let mut own = TargetOfRecord(None);
+    event.record(&mut own);
+    own.0.map_or(Cow::Borrowed(target), Cow::Owned)
+}
+
+struct TargetOfRecord(Option<String>);
+
+impl Visit for TargetOfRecord {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "log.target" {
+            self.0 = Some(value.to_owned());
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
 }
 
 /// What can be told of a place in the program, whatever the settings.
@@ -252,7 +297,7 @@ impl Callsite {
             }
             let callsite = Self {
                 metadata: Some(metadata),
-                is_exporters: is_exporters(metadata),
+                is_exporters: is_exporters(metadata.target()),
                 has_ids: has_ids(metadata),
             };
             callsites[place].set(callsite);
@@ -263,16 +308,26 @@ impl Callsite {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Write};
+    use std::sync::{Arc, Mutex};
+    use std::time::SystemTime;
+
+    use opentelemetry::InstrumentationScope;
     use opentelemetry::trace::{Status, TracerProvider as _};
-    use opentelemetry_sdk::trace::SdkTracerProvider;
-    use tracing::{debug, debug_span, error, info, info_span};
+    use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, SpanLimits, SpanProcessor as _};
+    use tracing::callsite::{self, Identifier};
+    use tracing::field::{FieldSet, Value};
+    use tracing::metadata::Kind;
+    use tracing::{Level, debug, debug_span, dispatcher, error, info, info_span};
     use tracing_opentelemetry::OpenTelemetrySpanExt;
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
     use crate::collect::SpanCollector;
+    use crate::ended::EndedSpan;
     use crate::format::{LogBuffer, LogFormat, LogWriter};
     use crate::metrics::{Metrics, TelemetryMetrics};
+    use crate::tracer::{End, Tracer};
     use crate::{CollectedSpan, Env};
 
     struct Program {
@@ -283,40 +338,99 @@ mod tests {
         metrics: Metrics,
     }
 
+    #[derive(Clone, Copy)]
+    struct Setup {
+        others: bool,
+        direct: bool,
+    }
+
+    const SETUPS: [Setup; 4] = [
+        Setup {
+            others: true,
+            direct: true,
+        },
+        Setup {
+            others: true,
+            direct: false,
+        },
+        Setup {
+            others: false,
+            direct: true,
+        },
+        Setup {
+            others: false,
+            direct: false,
+        },
+    ];
+
+    impl End for SpanCollector {
+        fn span(&self, span: EndedSpan<'_>) {
+            self.on_end(span.data());
+        }
+    }
+
     impl Program {
-        /// With layers of others in its subscriber, and with none.
-        fn of_both_kinds(logs: bool) -> [Self; 2] {
-            [true, false].map(|others| {
-                let metrics = Metrics::new();
-                let spans = SpanCollector::new();
-                let provider = SdkTracerProvider::builder().with_span_processor(spans.clone());
+        /// With layers of others in its subscriber and with none, each with the SDK's tracer and with ours.
+        fn of_all_kinds(log_filter: Option<&str>) -> [Self; 4] {
+            SETUPS.map(|kind| {
                 let (writer, lines) = LogWriter::buffer();
-                let settings = LogSettings::read(
-                    &Env::default(),
+                Self::new(kind, log_filter, writer, lines)
+            })
+        }
+
+        fn new(kind: Setup, log_filter: Option<&str>, writer: LogWriter, lines: LogBuffer) -> Self {
+            let metrics = Metrics::new();
+            let spans = SpanCollector::new();
+            let logs = log_filter.map(|filter| {
+                LogSettings::read(
+                    &Env::from_pairs([("RUST_LOG", filter)]),
                     "test",
                     None,
                     Some(LogFormat::Json),
-                    LevelFilter::DEBUG,
+                    LevelFilter::INFO,
                     writer,
                     TelemetryMetrics::register(&metrics),
-                );
-                let parts = Parts {
-                    tracer: Some(SpanTracer::Sdk(provider.build().tracer("test"))),
-                    span_level: LevelFilter::INFO,
-                    logs: logs.then(|| settings.unwrap()),
-                };
-                let subscriber = Registry::default().with(match others {
-                    true => parts.beside_others(),
-                    false => parts.alone(),
-                });
-                Self {
-                    most_verbose: subscriber.max_level_hint(),
-                    dispatch: Dispatch::new(subscriber),
-                    spans,
-                    lines,
-                    metrics,
+                )
+                .unwrap()
+            });
+            let span_level = LevelFilter::INFO;
+            let layer = match kind {
+                Setup {
+                    direct: false,
+                    others,
+                } => {
+                    let provider = SdkTracerProvider::builder().with_span_processor(spans.clone());
+                    let parts = Parts {
+                        tracer: Some(SpanTracer::Sdk(provider.build().tracer("test"))),
+                        span_level,
+                        logs,
+                    };
+                    match others {
+                        true => parts.beside_others(),
+                        false => parts.alone(),
+                    }
                 }
-            })
+                Setup { direct: true, others } => {
+                    let tracer = Tracer::new(
+                        InstrumentationScope::default(),
+                        Sampler::ParentBased(Box::new(Sampler::AlwaysOn)),
+                        SpanLimits::default(),
+                        spans.clone(),
+                    );
+                    match others {
+                        true => filtered(tracer, span_level, logs),
+                        false => selected(tracer, span_level, logs),
+                    }
+                }
+            };
+            let subscriber = Registry::default().with(layer);
+            Self {
+                most_verbose: subscriber.max_level_hint(),
+                dispatch: Dispatch::new(subscriber),
+                spans,
+                lines,
+                metrics,
+            }
         }
 
         fn run(&self, work: impl FnOnce()) {
@@ -342,7 +456,7 @@ mod tests {
 
     #[test]
     fn what_is_only_logged_does_not_get_into_a_span() {
-        for program in Program::of_both_kinds(true) {
+        for program in Program::of_all_kinds(Some("debug")) {
             program.run(work);
             let span = program.only_span();
             let events: Vec<_> = span.events.iter().map(|event| event.name.as_ref()).collect();
@@ -359,7 +473,7 @@ mod tests {
 
     #[test]
     fn without_log_lines_spans_are_the_same() {
-        for program in Program::of_both_kinds(false) {
+        for program in Program::of_all_kinds(None) {
             program.run(work);
             let span = program.only_span();
             assert_eq!((span.name.as_ref(), span.events.len()), ("work", 2));
@@ -369,8 +483,8 @@ mod tests {
 
     #[test]
     fn nobody_is_asked_about_what_nobody_wants() {
-        for (logs, level) in [(true, LevelFilter::DEBUG), (false, LevelFilter::INFO)] {
-            for program in Program::of_both_kinds(logs) {
+        for (logs, level) in [(Some("debug"), LevelFilter::DEBUG), (None, LevelFilter::INFO)] {
+            for program in Program::of_all_kinds(logs) {
                 program.run(|| {
                     let is_wanted = |metadata| !program.dispatch.register_callsite(metadata).is_never();
                     // Asked directly, because what other tests of this process do has a say in whether a span exists.
@@ -386,7 +500,7 @@ mod tests {
 
     #[test]
     fn spans_can_be_changed_from_outside_and_ids_recorded_late_are_in_the_lines() {
-        for program in Program::of_both_kinds(true) {
+        for program in Program::of_all_kinds(Some("debug")) {
             program.run(|| {
                 let span = info_span!("work", task_id = tracing::field::Empty, other = 1);
                 span.record("task_id", "t-1");
@@ -400,6 +514,114 @@ mod tests {
                 "{}",
                 program.lines.text()
             );
+        }
+    }
+    #[test]
+    fn a_line_has_the_ids_of_the_span_that_its_event_names() {
+        for program in Program::of_all_kinds(Some("debug")) {
+            program.run(|| {
+                let span = info_span!("work", task_id = "t-1");
+                let within = info_span!(parent: &span, "within");
+                info_span!("other", task_id = "t-2").in_scope(|| info!(parent: &within, "named"));
+            });
+            let spans = program.spans.spans();
+            let within = spans.iter().find(|span| span.name == "within").unwrap();
+            let text = program.lines.text();
+            for part in [
+                format!(r#""trace_id":"{}""#, within.trace_id),
+                format!(r#""span_id":"{}""#, within.span_id),
+                r#""task_id":"t-1""#.to_owned(),
+            ] {
+                assert!(text.contains(&part), "{part} {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_of_log_goes_where_its_own_target_belongs() {
+        for program in Program::of_all_kinds(Some("warn,sqlx=info,rustls=info")) {
+            program.run(|| {
+                info_span!("work").in_scope(|| {
+                    log("sqlx::query", "asked");
+                    log("rustls::client", "shook hands");
+                    log("somebody", "is quiet");
+                });
+            });
+            let span = program.only_span();
+            let events: Vec<_> = span.events.iter().map(|event| event.name.as_ref()).collect();
+            assert_eq!(events, ["asked", "is quiet"]);
+            let lines = program.lines.lines();
+            assert_eq!(lines.len(), 2, "{lines:?}");
+            assert!(
+                lines[0].contains("asked") && lines[1].contains("shook hands"),
+                "{lines:?}"
+            );
+        }
+    }
+
+    /// As `tracing_log` passes on a record: it asks with the target of the record, and sends an event with that of all records.
+    fn log(target: &str, text: &str) {
+        struct Records;
+        static RECORDS: Records = Records;
+        static RECORD: Metadata<'static> = Metadata::new(
+            "log event",
+            "log",
+            Level::INFO,
+            None,
+            None,
+            None,
+            FieldSet::new(&["message", "log.target"], Identifier(&RECORDS)),
+            Kind::EVENT,
+        );
+        impl callsite::Callsite for Records {
+            fn set_interest(&self, _: Interest) {}
+            fn metadata(&self) -> &Metadata<'_> {
+                &RECORD
+            }
+        }
+        let fields = FieldSet::new(&["message", "log.target"], Identifier(&RECORDS));
+        let own = Metadata::new(
+            "log record",
+            target,
+            Level::INFO,
+            None,
+            None,
+            None,
+            fields,
+            Kind::EVENT,
+        );
+        dispatcher::get_default(|dispatch| {
+            if dispatch.enabled(&own) {
+                let field = |name| RECORD.fields().field(name).unwrap();
+                let values = [
+                    (&field("message"), Some(&text as &dyn Value)),
+                    (&field("log.target"), Some(&target as &dyn Value)),
+                ];
+                dispatch.event(&Event::new(&RECORD, &RECORD.fields().value_set(&values)));
+            }
+        });
+    }
+
+    #[test]
+    fn an_event_has_its_time_before_anybody_has_to_take_its_line() {
+        #[derive(Clone, Default)]
+        struct Times(Arc<Mutex<Vec<SystemTime>>>);
+        impl Write for Times {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().push(SystemTime::now());
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        for kind in SETUPS {
+            let times = Times::default();
+            let writer = LogWriter::new(times.clone());
+            let program = Program::new(kind, Some("info"), writer, LogBuffer::default());
+            program.run(|| info_span!("work").in_scope(|| info!("told to both")));
+            let written = times.0.lock().unwrap()[0];
+            assert!(program.only_span().events[0].timestamp <= written);
         }
     }
 }

@@ -135,11 +135,13 @@ impl LogFilter {
         if metadata.is_span() {
             return false;
         }
+        self.enables_event(metadata.level(), metadata.target())
+    }
+
+    pub(crate) fn enables_event(&self, level: &Level, target: &str) -> bool {
         match self.shared.level.load(Ordering::Relaxed) {
-            BY_TARGET => {
-                self.with_targets(|targets| targets.would_enable(metadata.target(), metadata.level()))
-            }
-            level => verbosity(*metadata.level()) <= level,
+            BY_TARGET => self.with_targets(|targets| targets.would_enable(target, level)),
+            most => verbosity(*level) <= most,
         }
     }
 
