@@ -92,6 +92,11 @@ impl TaskSpans {
         &self.task
     }
 
+    /// Whether the span around the task has ids: tracing is on, and no filter leaves it out.
+    pub(crate) fn is_made(&self) -> bool {
+        self.context.span().span_context().is_valid()
+    }
+
     /// What opens the spans of the task.
     pub(crate) fn opener(&self) -> &SpanOpener {
         &self.opener
@@ -105,9 +110,9 @@ impl TaskSpans {
         self.context.span().end();
     }
 
-    /// The JSON that carries the context on, in events. With tracing off the producer's context passes through.
+    /// The JSON that carries the context on, in events. Without a span of our own the producer's context passes through.
     pub(crate) fn carrier(&self) -> Option<String> {
-        if self.task.is_disabled() {
+        if !self.is_made() {
             return propagate::inject_json(&self.carried);
         }
         propagate::inject_json(&self.context)

@@ -387,6 +387,7 @@ impl State {
             timeout_at: task.timeout_at,
             redelivery: entry.redelivery,
             begun: None,
+            asked_at: None,
         })
     }
 

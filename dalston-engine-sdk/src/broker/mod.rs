@@ -16,7 +16,7 @@ mod redis;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
@@ -211,6 +211,9 @@ pub struct Delivery {
     pub redelivery: Option<RedeliveryReason>,
     /// What beginning it came to, if it was begun already.
     pub begun: Option<Begun>,
+    /// When the broker was asked for it, if it was begun already: its lease may have begun then, and whoever has it may have
+    /// stood still since.
+    pub asked_at: Option<Instant>,
 }
 
 impl Delivery {
@@ -224,6 +227,7 @@ impl Delivery {
             timeout_at: None,
             redelivery: None,
             begun: None,
+            asked_at: None,
         }
     }
 }

@@ -17,6 +17,7 @@ use super::direct;
 use super::interruption::Interruption;
 use super::lease::Drain;
 use super::pool::SlotPool;
+use super::promise::SpansMade;
 use super::slot::{self, Keeping, Setting};
 use super::{Origin, Runner, RunnerStatus, UPLOADS_PER_SLOT, Worker};
 use crate::broker::{Broker, Consumer};
@@ -235,6 +236,7 @@ impl<E: Engine> RunnerBuilder<E> {
                 telemetry,
                 registry,
                 metrics,
+                spans_made: SpansMade::default(),
                 last_model: Mutex::default(),
                 on_progress,
                 pool,

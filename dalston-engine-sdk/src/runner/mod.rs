@@ -63,7 +63,7 @@ pub use self::direct::{Direct, DirectError, DirectTask};
 pub use self::interruption::Interruption;
 use self::lease::Drain;
 use self::pool::SlotPool;
-use self::promise::PromisedSpans;
+use self::promise::{PromisedSpans, SpansMade};
 use self::slot::Scene;
 pub use self::status::{RunnerPhase, RunnerStatus, TaskPhase, TaskStatus};
 pub(crate) use self::task::TaskFiles;
@@ -128,6 +128,7 @@ struct Worker {
     /// The deployment.
     origin: Arc<Origin>,
     telemetry: TelemetryHandle,
+    spans_made: SpansMade,
     registry: Metrics,
     metrics: EngineMetrics,
     /// Those of the model that worked last: to find them by its name costs as much as much else of a task.
@@ -307,7 +308,7 @@ impl Worker {
             }
             let deliveries = loop {
                 let (broker, most) = (&self.origin.broker, free.num_permits());
-                let received = match promised.offer(&self.telemetry, most) {
+                let received = match promised.offer(&self.telemetry, &self.spans_made, most) {
                     Some(spans) => broker.receive_begun(&self.consumer, spans, RECEIVE_WAIT),
                     None => broker.receive_several(&self.consumer, most, RECEIVE_WAIT),
                 };
@@ -315,6 +316,7 @@ impl Worker {
                     Ok(deliveries) if deliveries.is_empty() => failures = 0,
                     Ok(deliveries) => break deliveries,
                     Err(error) => {
+                        promised.forget();
                         failures = failures.saturating_add(1);
                         tracing::warn!(error = chain(&error), failures, "broker_read_failed");
                         sleep(read_pause(failures)).await;

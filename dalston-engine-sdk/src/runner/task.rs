@@ -74,7 +74,7 @@ pub(super) async fn handle(
         .engine_id(&*claim.consumer.engine_id);
     // What is reported carries the context of our span. Where that can't be known beforehand, the span comes first.
     let traced = worker.telemetry.traces_enabled();
-    let reserved = span.or_else(|| worker.telemetry.reserve_span());
+    let reserved = span.or_else(|| worker.spans_made.reserve(&worker.telemetry));
     let next = reserved.as_ref().map(next_span);
     let begin = retry("looking up a task", || async {
         if traced && next.is_none() {
@@ -236,6 +236,7 @@ impl<'a> Attempt<'a> {
             &info,
             origin.queue,
         );
+        worker.spans_made.note(spans.is_made());
         let event = EventContext {
             request_id: info.request_id.clone(),
             trace_context: spans.carrier(),
@@ -251,7 +252,7 @@ impl<'a> Attempt<'a> {
             event,
             spans,
             stop: Stop::default(),
-            confirmed: Confirmed::at(begun),
+            confirmed: Confirmed::at(delivery.asked_at.map_or(begun, Instant::from_std)),
             model: OnceLock::new(),
             begun,
             deadline: begun + bounded_seconds(left_or_default),

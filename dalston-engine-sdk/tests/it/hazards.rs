@@ -483,6 +483,7 @@ async fn a_worker_that_loses_its_lease_stops_and_says_nothing_more_about_the_tas
     let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(10), 100));
     let broker = AwkwardBroker {
         broker: rig.broker.clone(),
+        stood_still: Duration::ZERO,
         given: AtomicBool::new(false),
         announcing: Duration::ZERO,
         away: Arc::default(),
@@ -537,6 +538,7 @@ async fn a_worker_that_was_cut_off_does_not_write_over_the_result_of_its_success
     let away = Arc::new(AtomicBool::new(false));
     let broker = AwkwardBroker {
         broker: rig.broker.clone(),
+        stood_still: Duration::ZERO,
         given: AtomicBool::new(false),
         announcing: Duration::ZERO,
         away: Arc::clone(&away),
@@ -575,11 +577,45 @@ async fn a_worker_that_was_cut_off_does_not_write_over_the_result_of_its_success
 }
 
 #[tokio::test]
+async fn a_worker_that_stood_still_while_it_got_a_task_writes_nothing_once_a_peer_has_it() {
+    // The peer gets the task as soon as it asks.
+    let rig = Rig::with_broker(MemoryBroker::with(Duration::from_millis(100), 100));
+    let broker = AwkwardBroker {
+        broker: rig.broker.clone(),
+        stood_still: Duration::from_secs(61),
+        given: AtomicBool::new(false),
+        announcing: Duration::ZERO,
+        away: Arc::default(),
+        finishing: None,
+    };
+    let (long, go_on) = gate();
+    let (tell, mut told) = begun();
+    let engine = Closures::new(move |_, _| {
+        tell.send(String::new()).unwrap();
+        long.wait();
+        answer()
+    });
+    let act = async {
+        rig.submit("t1").await;
+        told.recv().await.unwrap();
+        let peer = rig.broker.receive(&other_worker(), Duration::from_secs(20)).await;
+        assert!(peer.unwrap().is_some());
+        go_on.open();
+    };
+    let builder = rig.runner(engine).broker(broker);
+    rig.run(builder, act).await.1.unwrap();
+    let place = rig.store.locator(&key::task_response(&job_of("t1"), "t1"));
+    assert!(rig.store.read(&place, 1 << 20).await.is_err(), "no response");
+    assert_eq!(rig.events(), ["t1 started"]);
+}
+
+#[tokio::test]
 async fn a_result_waits_for_a_broker_that_fails_over_and_is_not_computed_again() {
     tokio::time::pause();
     let rig = Rig::new();
     let broker = AwkwardBroker {
         broker: rig.broker.clone(),
+        stood_still: Duration::ZERO,
         given: AtomicBool::new(false),
         announcing: Duration::ZERO,
         away: Arc::default(),
@@ -666,6 +702,7 @@ async fn what_makes_a_task_hopeless_is_reported_even_if_its_deadline_passes_mean
         rig.broker.enqueue(task.metadata(metadata)).unwrap();
         let broker = AwkwardBroker {
             broker: rig.broker.clone(),
+            stood_still: Duration::ZERO,
             given: AtomicBool::new(false),
             announcing: Duration::from_secs(1),
             away: Arc::default(),
@@ -704,6 +741,8 @@ async fn an_engine_stops_when_the_whole_worker_is_dropped() {
 #[derive(Debug)]
 pub(crate) struct AwkwardBroker {
     pub(crate) broker: MemoryBroker,
+    /// For how long the process did, when a task was on its way to it.
+    pub(crate) stood_still: Duration,
     pub(crate) given: AtomicBool,
     pub(crate) announcing: Duration,
     /// Renewals don't reach it.
@@ -726,7 +765,12 @@ impl Broker for AwkwardBroker {
         if self.given.load(Ordering::SeqCst) {
             return std::future::pending().await;
         }
-        let delivery = self.broker.receive(consumer, wait).await?;
+        let mut delivery = self.broker.receive(consumer, wait).await?;
+        if let Some(delivery) = &mut delivery
+            && !self.stood_still.is_zero()
+        {
+            delivery.asked_at = Instant::now().into_std().checked_sub(self.stood_still);
+        }
         self.given.store(delivery.is_some(), Ordering::SeqCst);
         Ok(delivery)
     }

@@ -9,6 +9,7 @@ use dalston_engine_sdk::broker::{
     RedisBroker, RedisServer,
 };
 use dalston_engine_sdk::protocol::ArtifactReference;
+use dalston_telemetry::testing::TestTelemetry;
 use serde_json::{Value, json};
 use testbed::{Proxy, TestRedis};
 
@@ -755,6 +756,39 @@ async fn odd_values_that_decide_nothing_are_passed_over() {
     assert_eq!(
         (metadata.enqueued_at, metadata.request_id, metadata.trace_context),
         (None, None, None)
+    );
+}
+
+#[tokio::test]
+async fn a_time_that_can_not_be_read_is_told_with_the_task_that_has_it() {
+    let server = TestRedis::start().await;
+    let telemetry = TestTelemetry::new();
+    let broker = broker(&server);
+    telemetry
+        .attach(async {
+            with_a_backlog(&server, &broker, 3).await;
+            for task in ["task-1", "task-2"] {
+                let hash = format!("dalston:task:{task}");
+                let () = server.send(&["HSET", &hash, "enqueued_at", "now"]).await;
+            }
+            let begun = broker.receive_begun(&consumer("a"), &[None; 3], LONG).await;
+            let begun = begun.unwrap();
+            assert!(begun.iter().all(|delivery| delivery.begun.is_some()));
+            let all = begun.iter().map(|delivery| broker.lookup(&delivery.claim));
+            futures_util::future::join_all(all).await;
+        })
+        .await;
+    let lines = telemetry.logs();
+    let mut told: Vec<String> = lines
+        .iter()
+        .filter(|line| line.event() == "task_time_unreadable")
+        .map(|line| line.field("task_id").map(ToString::to_string).unwrap_or_default())
+        .collect();
+    told.sort();
+    let expected = [r#""task-1""#, r#""task-1""#, r#""task-2""#, r#""task-2""#];
+    assert_eq!(
+        told, expected,
+        "each as it was begun and as it was looked up: {lines:?}"
     );
 }
 

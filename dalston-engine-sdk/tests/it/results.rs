@@ -62,6 +62,7 @@ async fn a_request_that_is_still_on_its_way_when_a_peer_ends_the_task_changes_no
         rig.store = s3(&server);
         let broker = AwkwardBroker {
             broker: rig.broker.clone(),
+            stood_still: Duration::ZERO,
             given: AtomicBool::new(false),
             announcing: Duration::ZERO,
             away: Arc::default(),

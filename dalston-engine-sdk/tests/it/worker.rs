@@ -19,6 +19,7 @@ use dalston_telemetry::names::attr;
 use dalston_telemetry::testing::TestTelemetry;
 use dalston_telemetry::tracing::Dispatch;
 use dalston_telemetry::tracing::instrument::WithSubscriber;
+use dalston_telemetry::tracing::level_filters::LevelFilter;
 use dalston_telemetry::{Env, TelemetryHandle};
 use serde_json::{Value, json};
 use testbed::{Fault, TestRedis, TestS3, Trouble};
@@ -292,8 +293,19 @@ fn request(task: &str, config: Value) -> Vec<u8> {
 
 /// The contexts that the two events of a task carry, and the span of the task.
 async fn contexts_of(deployment: &Deployment, task: &str, carried: Option<&str>) -> ([String; 2], String) {
-    let telemetry = TestTelemetry::new();
-    let mut worker = deployment.worker_on(Cloud::unknown(), task, &[], Some(&telemetry));
+    contexts_with(&TestTelemetry::new(), deployment, task, carried).await
+}
+
+async fn contexts_with(
+    telemetry: &TestTelemetry,
+    deployment: &Deployment,
+    task: &str,
+    carried: Option<&str>,
+) -> ([String; 2], String) {
+    let mut worker = deployment.worker_on(Cloud::unknown(), task, &[], Some(telemetry));
+    // After the first one it is known whether the spans of tasks are made.
+    deployment.enqueue("0", request("0", json!({}))).await;
+    deployment.until_event("task.completed", "0").await;
     deployment.prepare(task, request(task, json!({}))).await;
     if let Some(carried) = carried {
         let key = format!("dalston:task:{task}");
@@ -315,12 +327,15 @@ async fn contexts_of(deployment: &Deployment, task: &str, carried: Option<&str>)
         .await;
     let of_task = entries
         .into_iter()
-        .filter(|(_, fields)| fields["payload"].contains(task));
+        .filter(|(_, fields)| fields["payload"].contains(&format!("\"{task}\"")));
     let contexts: Vec<_> = of_task
-        .map(|(_, fields)| fields["_trace_context"].clone())
+        .map(|(_, mut fields)| fields.remove("_trace_context").unwrap_or_default())
         .collect();
     let spans = telemetry.spans();
-    let exported = spans.iter().find(|span| span.name == "engine.echo.process");
+    let exported = spans.iter().find(|span| {
+        let of = span.attribute(attr::TASK_ID).map(ToString::to_string);
+        span.name == "engine.echo.process" && of.as_deref() == Some(task)
+    });
     let exported = exported.map_or_else(
         || "none".to_owned(),
         |span| {
@@ -329,6 +344,22 @@ async fn contexts_of(deployment: &Deployment, task: &str, carried: Option<&str>)
         },
     );
     (contexts.try_into().unwrap(), exported)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_told_of_the_span_of_a_task_that_a_filter_leaves_out() {
+    let deployment = Deployment::start().await;
+    let telemetry = TestTelemetry::with(|builder| builder.span_level(LevelFilter::WARN));
+    let parent = r#"{"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}"#;
+
+    let (contexts, span) = contexts_with(&telemetry, &deployment, "child", Some(parent)).await;
+    assert_eq!(
+        (contexts, &*span),
+        ([parent.to_owned(), parent.to_owned()], "none")
+    );
+
+    let (contexts, span) = contexts_with(&telemetry, &deployment, "first", None).await;
+    assert_eq!((contexts, &*span), ([String::new(), String::new()], "none"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -26,9 +26,9 @@ pub(super) enum Answer {
 #[error("the answer of the server is not what the script makes")]
 pub(super) struct Malformed;
 
-/// The answers to these operations.
+/// The answers to these operations on these tasks.
 pub(super) fn read<'a>(
-    operations: impl ExactSizeIterator<Item = &'a Operation>,
+    operations: impl ExactSizeIterator<Item = (&'a Operation, &'a str)>,
     text: &[u8],
 ) -> Result<Vec<Answer>, Malformed> {
     let mut packed = Packed { rest: text };
@@ -36,7 +36,7 @@ pub(super) fn read<'a>(
         return Err(Malformed);
     }
     let answers: Result<_, _> = operations
-        .map(|operation| answer(operation, &mut packed))
+        .map(|(operation, task_id)| answer(operation, task_id, &mut packed))
         .collect();
     if packed.rest.is_empty() {
         answers
@@ -45,7 +45,7 @@ pub(super) fn read<'a>(
     }
 }
 
-fn answer(operation: &Operation, packed: &mut Packed<'_>) -> Result<Answer, Malformed> {
+fn answer(operation: &Operation, task_id: &str, packed: &mut Packed<'_>) -> Result<Answer, Malformed> {
     let length = match packed.item()? {
         Item::Number(number) => return Ok(Answer::Number(number)),
         Item::List(length) => length,
@@ -64,25 +64,16 @@ fn answer(operation: &Operation, packed: &mut Packed<'_>) -> Result<Answer, Malf
     if head == Item::Text(b"error") {
         return Ok(Answer::Refused(reason(length - 1, packed)?));
     }
-    begin(head, length - 1, packed).map(Answer::Begin)
+    begin(head, length - 1, task_id, packed).map(Answer::Begin)
 }
 
-/// An entry that was read: its id, what beginning it came to, if it was begun, and its fields, or of those only the values that
-/// are known to us.
+/// An entry that was read: its id, its fields, or of those only the values that are known to us, and what beginning it came to, if it
+/// was begun.
 fn taken(span: Option<NextSpan>, packed: &mut Packed<'_>) -> Result<(Message, Option<Begun>), Malformed> {
     const KNOWN: [&[u8]; 4] = [b"task_id", b"job_id", b"enqueued_at", b"timeout_at"];
     let length = packed.list()?;
     let id = packed.text()?.ok_or(Malformed)?;
     let mut message = Message::new(String::from_utf8_lossy(id).into_owned(), 1);
-    let begun = match packed.item()? {
-        Item::Nothing => None,
-        Item::List(length) if length > 0 => {
-            let head = packed.item()?;
-            let begin = begin(head, length - 1, packed)?;
-            Some(Begun { begin, span })
-        }
-        _ => return Err(Malformed),
-    };
     if length == 2 + KNOWN.len() {
         for name in KNOWN {
             if let Some(value) = packed.text()? {
@@ -98,12 +89,21 @@ fn taken(span: Option<NextSpan>, packed: &mut Packed<'_>) -> Result<(Message, Op
     } else {
         return Err(Malformed);
     }
+    let begun = match packed.item()? {
+        Item::Nothing => None,
+        Item::List(length) if length > 0 => {
+            let head = packed.item()?;
+            let begin = begin(head, length - 1, message.task_id().unwrap_or_default(), packed)?;
+            Some(Begun { begin, span })
+        }
+        _ => return Err(Malformed),
+    };
     Ok((message, begun))
 }
 
 /// What is known about a task: whether its start was reported and what its metadata says, or why it should not be done. So much
 /// follows the first item.
-fn begin(head: Item<'_>, length: usize, packed: &mut Packed<'_>) -> Result<Begin, Malformed> {
+fn begin(head: Item<'_>, length: usize, task_id: &str, packed: &mut Packed<'_>) -> Result<Begin, Malformed> {
     let reported = match head {
         Item::Number(reported) if length == Field::ALL => reported == 1,
         Item::Text(state) => {
@@ -117,7 +117,7 @@ fn begin(head: Item<'_>, length: usize, packed: &mut Packed<'_>) -> Result<Begin
     for value in &mut values {
         *value = packed.text()?;
     }
-    let lookup = read_metadata(values);
+    let lookup = read_metadata(task_id, values);
     Ok(Begin { lookup, reported })
 }
 
@@ -174,12 +174,12 @@ impl Field {
 }
 
 /// What is only for tracing or for the clock is left out when it makes no sense; what decides about the work must be right.
-fn read_metadata(values: [Option<&[u8]>; Field::ALL]) -> Lookup {
+fn read_metadata(task_id: &str, values: [Option<&[u8]>; Field::ALL]) -> Lookup {
     let lenient = |field| text(values, field).unwrap_or(None);
     let owned = |field| lenient(field).map(str::to_owned);
     let mut metadata = Box::new(TaskMetadata::default());
     metadata.enqueued_at =
-        lenient(Field::EnqueuedAt).and_then(|time| readable(Field::EnqueuedAt.name(), time));
+        lenient(Field::EnqueuedAt).and_then(|time| readable(task_id, Field::EnqueuedAt.name(), time));
     metadata.model = owned(Field::LoadedModelId);
     metadata.request_id = owned(Field::RequestId);
     metadata.trace_context = owned(Field::TraceContext);
@@ -389,9 +389,9 @@ mod tests {
     #[test]
     fn an_answer_that_is_damaged_anywhere_is_an_error_and_no_panic() {
         let taken = [
-            &b"\x91\x92\x96\xa31-0"[..],
+            &b"\x91\x92\x96\xa31-0\xa1T\xa1J\xc2\xc0"[..],
             &TOLD[1..],
-            b"\xa1T\xa1J\xc2\xc0\x93\xa32-0\xc2\x94\xa7task_id\xa0\xa6job_id\xa1J",
+            b"\x93\xa32-0\x94\xa7task_id\xa0\xa6job_id\xa1J\xc2",
         ]
         .concat();
         let take = Operation::Take {
@@ -399,7 +399,7 @@ mod tests {
             spans: vec![None],
         };
         for (operation, whole) in [(begin_operation(), TOLD), (take, &taken)] {
-            let read = |bytes: &[u8]| read([&operation].into_iter(), bytes);
+            let read = |bytes: &[u8]| read([(&operation, "T")].into_iter(), bytes);
             assert!(read(whole).is_ok());
             assert!(read(&[whole, b"\x00"].concat()).is_err(), "something follows");
             for end in 0..whole.len() {
@@ -417,7 +417,7 @@ mod tests {
 
     #[test]
     fn an_answer_to_something_else_is_an_error() {
-        let read = |bytes| read([&begin_operation()].into_iter(), bytes);
+        let read = |bytes| read([(&begin_operation(), "T")].into_iter(), bytes);
         for bytes in [
             &b"\x90"[..],
             b"\x92\x01\x01",

@@ -10,6 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use redis::{Cmd, RedisError, RedisResult, Value};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
+use tracing::instrument::WithSubscriber;
 
 use super::answers::{self, Answer, Malformed};
 use super::json;
@@ -215,7 +216,8 @@ impl Caller {
             none => {
                 let (sender, calls) = mpsc::channel(WAITING);
                 let (line, expected) = (Arc::clone(&self.line), Arc::clone(&self.expected));
-                tokio::spawn(send_all(server.clone(), calls, line, expected));
+                let sending = send_all(server.clone(), calls, line, expected);
+                tokio::spawn(sending.with_current_subscriber());
                 let consumer = Arc::new(consumer.clone());
                 none.insert(Queue { sender, consumer })
             }
@@ -305,7 +307,9 @@ async fn send(server: &RedisServer, waiting: Vec<Waiting>) {
 /// Makes calls of one consumer, and returns an answer for each.
 async fn ask(server: &RedisServer, calls: &[Call]) -> Vec<Answered> {
     let answers = match invoke(server, &command(calls)).await {
-        Ok(Value::BulkString(text)) => answers::read(calls.iter().map(|call| &call.operation), &text),
+        Ok(Value::BulkString(text)) => {
+            answers::read(calls.iter().map(|call| (&call.operation, &*call.task_id)), &text)
+        }
         Ok(_) => Err(Malformed),
         Err(error) => return calls.iter().map(|_| Err(error.clone().into())).collect(),
     };

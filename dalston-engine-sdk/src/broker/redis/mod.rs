@@ -318,8 +318,8 @@ fn failed(claim: &Claim, doing: &str, source: CallError) -> BrokerError {
 }
 
 /// The time of a field, or nothing and a warning.
-fn readable(field: &str, text: &str) -> Option<Timestamp> {
+fn readable(task_id: &str, field: &str, text: &str) -> Option<Timestamp> {
     text.parse()
-        .inspect_err(|error| warn!(field, %error, "task_time_unreadable"))
+        .inspect_err(|error| warn!(task_id, field, %error, "task_time_unreadable"))
         .ok()
 }

@@ -394,6 +394,7 @@ impl State {
         spans: &[Option<NextSpan>],
     ) -> Result<Vec<Delivery>, CallError> {
         let Shared { caller, server, .. } = &*broker.shared;
+        let asked_at = Instant::now().into_std();
         let taken = match caller.take(server, consumer, spans).await {
             Ok(taken) => taken,
             Err(error) if error.is_out_of_memory() => return Err(error),
@@ -413,6 +414,7 @@ impl State {
         let mut deliveries = Vec::with_capacity(taken.len());
         for (message, begun) in taken {
             if let Some(mut delivery) = message.into_delivery(broker, consumer, stream).await {
+                delivery.asked_at = begun.is_some().then_some(asked_at);
                 delivery.begun = begun;
                 deliveries.push(delivery);
             }
@@ -560,6 +562,10 @@ impl Message {
         }
     }
 
+    pub(super) fn task_id(&self) -> Option<&str> {
+        self.task_id.as_deref()
+    }
+
     /// One with these names and values, alternately.
     fn read(id: String, fields: &[Value], deliveries: u32) -> Self {
         let mut message = Self::new(id, deliveries);
@@ -605,11 +611,14 @@ impl Message {
             }
             return None;
         };
-        let time = |name: &str, text: Option<String>| text.and_then(|text| readable(name, &text));
+        let time = |name: &str, text: Option<String>| text.and_then(|text| readable(&task_id, name, &text));
+        let (enqueued_at, timeout_at) = (
+            time("enqueued_at", self.enqueued_at),
+            time("timeout_at", self.timeout_at),
+        );
         let claim = Claim::new(consumer.clone(), id, task_id, job_id, self.deliveries);
         let mut delivery = Delivery::new(claim);
-        delivery.enqueued_at = time("enqueued_at", self.enqueued_at);
-        delivery.timeout_at = time("timeout_at", self.timeout_at);
+        (delivery.enqueued_at, delivery.timeout_at) = (enqueued_at, timeout_at);
         Some(delivery)
     }
 }

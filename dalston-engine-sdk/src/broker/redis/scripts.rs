@@ -240,8 +240,8 @@ local function is_id(text)
 end
 
 -- Reads new entries and begins them: nobody else can have them yet. An entry that is not plain is only read, and so is one with which
--- something goes wrong. Answers with the id, what `begin` would say, and the fields; of a plain entry, with those values that are known
--- to us.
+-- something goes wrong. Answers with the id, the fields, of a plain entry those values that are known to us, and what `begin` would
+-- say.
 function calls.take(_, _, at)
   local engine, hashes, cancellations, spans = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
   next_argument = at + 5 + spans
@@ -264,21 +264,21 @@ function calls.take(_, _, at)
       end
     end
     if is_id(task) and is_id(job) then
-      taken[i] = {entry[1], false, task, job, enqueued_at or false, timeout_at or false}
+      taken[i] = {entry[1], task, job, enqueued_at or false, timeout_at or false, false}
       keys[#keys + 1] = cancellations .. job
     else
-      taken[i] = {entry[1], false, fields}
+      taken[i] = {entry[1], fields, false}
     end
   end
   local some_cancelled = #keys > 0 and try('EXISTS', unpack(keys)) ~= 0
   for i, entry in ipairs(taken) do
-    local task, job = entry[3], entry[4]
+    local task, job = entry[2], entry[3]
     if job then
       local done, said, why_not = pcall(describe, task, hashes .. task, some_cancelled and cancellations .. job)
       if done then
         local fields = '"task_id":"' .. task .. '","job_id":"' .. job .. '","engine_id":' .. engine .. '}'
         if said and not pcall(announce, said, fields, spans > 0 and ARGV[at + 4 + i] or '') then said = false end
-        entry[2] = said or why_not or false
+        entry[6] = said or why_not or false
       end
     end
   end
