@@ -42,6 +42,7 @@ impl<F: Fn(&TaskContext) + Send + Sync + 'static> Engine for NoOp<F> {
 /// As the command `run` makes it.
 pub(crate) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .thread_name("runner")
         .enable_all()
         .build()

@@ -29,7 +29,10 @@ pub(super) fn run<E: Engine>(engine: E, args: &EngineArgs, env: &Env) -> Result<
         .cloud(cloud)
         .install()
         .map_err(|error| Failure::Usage(error.to_string()))?;
+    // One thread, because what a task asks of it takes microseconds, and two would hand these to each other at every step: that costs
+    // half as much again. What takes longer has threads of its own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .thread_name("runner")
         .enable_all()
         .build()
@@ -51,8 +54,11 @@ pub(super) fn run<E: Engine>(engine: E, args: &EngineArgs, env: &Env) -> Result<
             let _ = stopped.await;
         };
         let handle = telemetry.handle();
-        worker::run(engine, config, deployment, handle, shutdown)
+        // Not on this thread, which would be a second one.
+        let worker = tokio::spawn(worker::run(engine, config, deployment, handle, shutdown));
+        worker
             .await
+            .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
             .map_err(|error| match error {
                 WorkerError::Run(_) => Failure::Failed(error.to_string()),
                 _ => Failure::Usage(error.to_string()),
