@@ -11,7 +11,8 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
 use tracing::{Dispatch, Event, Metadata, Subscriber};
 use tracing_opentelemetry::OpenTelemetryLayer;
-use tracing_subscriber::layer::{Context, Filter, Identity, Layer};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::{Context, Identity, Layer};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
 use crate::builder::TelemetryLayer;
@@ -57,7 +58,9 @@ where
     S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
     T: Tracer<Span: Send + Sync> + Send + Sync + 'static,
 {
-    let spans = span_layer(tracer).with_filter(ExportedSpans { level });
+    let exported = ExportedSpans { level };
+    let filter = filter_fn(move |metadata| exported.wants(metadata)).with_max_level_hint(level);
+    let spans = span_layer(tracer).with_filter(filter);
     match logs {
         Some(logs) => Box::new(
             spans
@@ -113,24 +116,6 @@ struct ExportedSpans {
 impl ExportedSpans {
     fn wants(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() <= self.level && !is_exporters(metadata.target())
-    }
-}
-
-impl<S> Filter<S> for ExportedSpans {
-    fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
-        self.wants(metadata)
-    }
-
-    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if self.wants(metadata) {
-            Interest::always()
-        } else {
-            Interest::never()
-        }
-    }
-
-    fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.level)
     }
 }
 

@@ -7,10 +7,10 @@ use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceId};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
-use tracing::subscriber::Interest;
 use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
-use tracing_subscriber::layer::{Context, Filter};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::{LookupSpan, SpanRef};
 
 use super::fields::{FieldForm, FieldScratch, FieldVisitor, IDS, id_of};
@@ -321,11 +321,6 @@ where
 /// Used only when tracing is on, when spans are recorded anyway.
 pub(crate) struct SpanFields;
 
-/// Lets only those spans through that have such a field.
-pub(crate) struct WithIds {
-    level: LevelFilter,
-}
-
 /// In the order of [`IDS`].
 #[derive(Default)]
 struct SpanIds([Option<Box<str>>; IDS.len()]);
@@ -336,7 +331,10 @@ impl SpanFields {
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        Self.with_filter(WithIds { level })
+        let wants = move |metadata: &Metadata<'_>| {
+            metadata.is_span() && *metadata.level() <= level && has_ids(metadata)
+        };
+        Self.with_filter(filter_fn(wants).with_max_level_hint(level))
     }
 }
 
@@ -391,32 +389,8 @@ impl Visit for SpanIds {
     }
 }
 
-impl WithIds {
-    fn wants(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_span() && *metadata.level() <= self.level && has_ids(metadata)
-    }
-}
-
 /// Whether a span that is made there may have such a field.
 pub(crate) fn has_ids(metadata: &Metadata<'_>) -> bool {
     let mut fields = metadata.fields().iter();
     fields.any(|field| id_of(field.name()).is_some())
-}
-
-impl<S> Filter<S> for WithIds {
-    fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
-        self.wants(metadata)
-    }
-
-    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if self.wants(metadata) {
-            Interest::always()
-        } else {
-            Interest::never()
-        }
-    }
-
-    fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.level)
-    }
 }
