@@ -109,50 +109,41 @@
 
 #[cfg(feature = "axum")]
 pub mod axum;
-mod builder;
 #[cfg(feature = "ec2")]
 pub mod cloud;
-mod collect;
 pub mod context;
-mod ended;
 mod env;
 mod error;
-mod format;
-mod ids;
-mod limits;
-pub mod metrics;
-pub mod names;
 // With one transport left out, what only that one needs is left over.
 #[cfg_attr(not(all(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]
-mod otlp;
-mod panic;
-pub mod propagate;
+mod export;
+mod format;
+pub mod metrics;
+pub mod names;
 #[cfg(feature = "queue-exporter")]
 pub mod queue_exporter;
 pub mod redact;
 mod resource;
-mod sampler;
-mod select;
-mod telemetry;
+mod setup;
 #[cfg(feature = "testing")]
 pub mod testing;
-mod tracer;
+mod traces;
 pub mod variables;
-mod waterfall;
 
 pub use opentelemetry;
 pub use opentelemetry_sdk;
 pub use tracing;
 
-pub use builder::{TelemetryBuilder, TelemetryLayer};
-pub use collect::{CollectedSpan, SpanCollector};
 pub use env::{Env, EnvError};
 pub use error::{InitError, ShutdownError};
+pub use export::{ExportStats, OtlpCompression, OtlpConfig, OtlpProtocol};
 pub use format::{FilterError, LogBuffer, LogFormat, LogWriter};
-pub use ids::ReservedSpan;
-pub use otlp::{ExportStats, OtlpCompression, OtlpConfig, OtlpProtocol};
-pub use telemetry::{Telemetry, TelemetryHandle, TimedSpan};
-pub use waterfall::Waterfall;
+pub use setup::builder::{TelemetryBuilder, TelemetryLayer};
+pub use setup::telemetry::{Telemetry, TelemetryHandle, TimedSpan};
+pub use traces::collector::{CollectedSpan, SpanCollector};
+pub use traces::ids::ReservedSpan;
+pub use traces::propagate;
+pub use traces::waterfall::Waterfall;
 
 /// Sets up telemetry for the whole process, as the environment says: traces, metrics and log lines.
 ///

@@ -15,9 +15,9 @@ use tracing_subscriber::registry::Registry;
 use super::*;
 use crate::context::{LogContext, WithLogContext};
 use crate::metrics::{Metrics, TelemetryMetrics};
-use crate::propagate;
-use crate::select::Parts;
-use crate::tracer::SpanTracer;
+use crate::setup::select::Parts;
+use crate::traces::propagate;
+use crate::traces::tracer::SpanTracer;
 
 const CARRIER: &str = r#"{"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
 

@@ -5,12 +5,12 @@ use tracing::instrument::{WithDispatch, WithSubscriber};
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::{LogLine, SpanTree};
-use crate::builder::TelemetryBuilder;
-use crate::collect::{CollectedSpan, SpanCollector};
 use crate::env::Env;
 use crate::format::{LogBuffer, LogFormat, LogWriter};
 use crate::metrics::{MetricChange, Metrics, MetricsSnapshot};
-use crate::telemetry::{Telemetry, TelemetryHandle};
+use crate::setup::builder::TelemetryBuilder;
+use crate::setup::telemetry::{Telemetry, TelemetryHandle};
+use crate::traces::collector::{CollectedSpan, SpanCollector};
 
 /// Telemetry that keeps everything in memory and belongs to one test.
 ///

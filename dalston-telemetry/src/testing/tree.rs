@@ -3,7 +3,7 @@ use std::fmt::{self, Write as _};
 use std::iter::Peekable;
 use std::str::FromStr;
 
-use crate::collect::CollectedSpan;
+use crate::traces::collector::CollectedSpan;
 
 /// Spans as a tree that can be written down as text and compared as a whole.
 ///

@@ -14,7 +14,7 @@ use opentelemetry::trace::{Status, TraceContextExt};
 use opentelemetry::{Context, KeyValue};
 
 use crate::redact;
-use crate::telemetry::TelemetryHandle;
+use crate::setup::telemetry::TelemetryHandle;
 
 /// The log target of panics. Never exported as a span event: the span gets an `exception` instead.
 pub(crate) const PANICS: &str = "dalston_telemetry::panic";

@@ -11,8 +11,8 @@ use tokio::sync::Notify;
 
 use super::stats::Stats;
 use super::{console, encode};
-use crate::ended::EndedSpan;
 use crate::metrics::DropReason;
+use crate::traces::ended::EndedSpan;
 
 /// The largest request. Collectors refuse gRPC messages of more than 4 MiB unless told otherwise.
 pub(super) const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024 - 64 * 1024;

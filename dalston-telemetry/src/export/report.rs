@@ -11,7 +11,7 @@ use tracing::subscriber::NoSubscriber;
 use super::stats::ExportStats;
 use crate::metrics::DropReason;
 use crate::redact;
-use crate::telemetry::REPORTS;
+use crate::setup::telemetry::REPORTS;
 
 /// The time between two log lines about failures.
 const INTERVAL: Duration = Duration::from_secs(60);

@@ -8,7 +8,7 @@ use opentelemetry::trace::{SpanId, Status};
 use opentelemetry::{Array, KeyValue, Value};
 use serde_json::{Map, json};
 
-use crate::ended::EndedSpan;
+use crate::traces::ended::EndedSpan;
 
 /// Appends the line of a span.
 pub(super) fn write_line(span: &EndedSpan<'_>, to: &mut Vec<u8>) {

@@ -43,14 +43,14 @@ mod otlp {
     use prost::Message;
 
     use super::*;
-    use crate::otlp::encode;
+    use crate::export::encode;
 
     /// One of the transports of OTLP.
-    pub(in crate::otlp) enum Wire {
+    pub(in crate::export) enum Wire {
         #[cfg(feature = "otlp-grpc")]
-        Grpc(crate::otlp::grpc::Grpc),
+        Grpc(crate::export::grpc::Grpc),
         #[cfg(feature = "otlp-http")]
-        Http(crate::otlp::http::Http),
+        Http(crate::export::http::Http),
     }
 
     impl Wire {
@@ -72,7 +72,7 @@ mod otlp {
         }
     }
 
-    pub(in crate::otlp) struct SpansOtlp {
+    pub(in crate::export) struct SpansOtlp {
         /// The start and the end of each `ResourceSpans`: its resource, and the resource's schema.
         resource: Vec<u8>,
         schema: Vec<u8>,
@@ -80,7 +80,7 @@ mod otlp {
     }
 
     impl SpansOtlp {
-        pub(in crate::otlp) fn new(resource: &Resource, wire: Wire) -> Self {
+        pub(in crate::export) fn new(resource: &Resource, wire: Wire) -> Self {
             let (mut start, mut schema) = (Vec::new(), Vec::new());
             encode::bytes(1, &ProtoResource::from(resource).encode_to_vec(), &mut start);
             if let Some(url) = resource.schema_url() {
@@ -140,7 +140,7 @@ mod otlp {
         }
     }
 
-    pub(in crate::otlp) struct MetricsOtlp(pub(in crate::otlp) Wire);
+    pub(in crate::export) struct MetricsOtlp(pub(in crate::export) Wire);
 
     impl Transport for MetricsOtlp {
         type Request = ExportMetricsServiceRequest;

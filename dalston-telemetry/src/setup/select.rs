@@ -15,9 +15,9 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Context, Identity, Layer};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
-use crate::builder::TelemetryLayer;
 use crate::format::{LogLayer, LogSettings, SpanFields, has_ids};
-use crate::tracer::SpanTracer;
+use crate::setup::builder::TelemetryLayer;
+use crate::traces::tracer::SpanTracer;
 
 /// What a subscriber is made of.
 pub(crate) struct Parts {
@@ -135,8 +135,8 @@ fn is_exporters(target: &str) -> bool {
     let name = target.split("::").next().unwrap_or(target);
     EXPORTER_CRATES.contains(&name)
         || name.starts_with("opentelemetry")
-        || target.starts_with(crate::telemetry::REPORTS)
-        || target == crate::panic::PANICS
+        || target.starts_with(crate::setup::telemetry::REPORTS)
+        || target == crate::setup::panic::PANICS
 }
 
 /// Stands above OpenTelemetry's layer, decides for the whole subscriber what there is, and writes the log lines.
@@ -308,11 +308,11 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
-    use crate::collect::SpanCollector;
-    use crate::ended::EndedSpan;
     use crate::format::{LogBuffer, LogFormat, LogWriter};
     use crate::metrics::{Metrics, TelemetryMetrics};
-    use crate::tracer::{End, Tracer};
+    use crate::traces::collector::SpanCollector;
+    use crate::traces::ended::EndedSpan;
+    use crate::traces::tracer::{End, Tracer};
     use crate::{CollectedSpan, Env};
 
     struct Program {
@@ -433,7 +433,7 @@ mod tests {
             info!("told to both");
             debug!("too detailed for a span");
             error!(target: "hyper::client", "of a crate that exports");
-            error!(target: crate::telemetry::REPORTS, "of the exporter");
+            error!(target: crate::setup::telemetry::REPORTS, "of the exporter");
             debug_span!("too detailed").in_scope(|| info!("within it"));
             info_span!(target: "h2", "of a crate that exports").in_scope(|| {});
         });

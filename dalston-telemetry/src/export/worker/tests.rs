@@ -9,13 +9,13 @@ use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
-use crate::ended::EndedSpan;
+use crate::export::delivery::ATTEMPTS_WHILE_CLOSING;
+use crate::export::queue::{Batch, Forms};
+use crate::export::report::ReportTo;
+use crate::export::retry::{Failure, Retry};
+use crate::export::transport::Transport;
 use crate::metrics::{Metrics, TelemetryMetrics};
-use crate::otlp::delivery::ATTEMPTS_WHILE_CLOSING;
-use crate::otlp::queue::{Batch, Forms};
-use crate::otlp::report::ReportTo;
-use crate::otlp::retry::{Failure, Retry};
-use crate::otlp::transport::Transport;
+use crate::traces::ended::EndedSpan;
 
 const OTLP: Forms = Forms {
     otlp: true,
@@ -462,7 +462,7 @@ fn a_loss_is_explained_by_its_own_reason() {
     let full = stats.read(0);
     stats.dropped(DropReason::TooLarge, 1);
     let too_large = stats.read(0);
-    let why = |before, now| crate::otlp::report::why(before, now);
+    let why = |before, now| crate::export::report::why(before, now);
     assert_eq!(why(&before, &full), "more spans ended than the queue holds");
     assert_eq!(
         why(&full, &too_large),

@@ -14,22 +14,23 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 
 #[cfg(feature = "ec2")]
 use crate::cloud::Cloud;
-use crate::collect::SpanCollector;
 use crate::env::{Env, EnvError};
 use crate::error::InitError;
-use crate::format::{LogFormat, LogSettings, LogWriter};
-use crate::ids::Ids;
-use crate::limits::{Limits, Processors};
-use crate::metrics::{self, Metrics, TelemetryMetrics};
-use crate::otlp::{
+use crate::export::{
     BatchSettings, Exporters, METRICS, NO_LIMIT, OtlpConfig, OtlpSettings, Pipeline, Push, PushSettings,
     ReportTo, TRACES,
 };
-use crate::propagate::Propagator;
-use crate::select::Parts;
-use crate::telemetry::{Telemetry, Tracing};
-use crate::tracer::{Export, SpanTracer, Tracer};
-use crate::{resource, sampler};
+use crate::format::{LogFormat, LogSettings, LogWriter};
+use crate::metrics::{self, Metrics, TelemetryMetrics};
+use crate::resource;
+use crate::setup::select::Parts;
+use crate::setup::telemetry::{Telemetry, Tracing};
+use crate::traces::collector::SpanCollector;
+use crate::traces::ids::Ids;
+use crate::traces::limits::{Limits, Processors};
+use crate::traces::propagate::Propagator;
+use crate::traces::sampler;
+use crate::traces::tracer::{Export, SpanTracer, Tracer};
 
 /// What [`TelemetryBuilder::into_layer`] gives: a layer for a subscriber of your own.
 ///
@@ -244,7 +245,7 @@ impl TelemetryBuilder {
         propagator.install();
         opentelemetry::global::set_text_map_propagator(propagator);
         if panic_hook {
-            crate::panic::install(telemetry.handle());
+            crate::setup::panic::install(telemetry.handle());
         }
         #[cfg(feature = "ec2")]
         cloud.log();

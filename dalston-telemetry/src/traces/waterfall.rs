@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use opentelemetry::Value;
 use opentelemetry::trace::SpanId;
 
-use crate::collect::CollectedSpan;
+use crate::traces::collector::CollectedSpan;
 
 /// Draws a trace as a waterfall: one line per span, indented under its parent, with a bar on the trace's time line.
 ///

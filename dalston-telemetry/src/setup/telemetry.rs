@@ -10,14 +10,14 @@ use opentelemetry::trace::{Link, Span as _, SpanBuilder, SpanContext, SpanKind, 
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
-use crate::builder::TelemetryBuilder;
 use crate::error::ShutdownError;
+use crate::export::{ExportStats, Pipeline, Push};
 use crate::format::{FilterError, LogFilter};
-use crate::ids::ReservedSpan;
 use crate::metrics::{Metrics, MetricsServer};
-use crate::otlp::{ExportStats, Pipeline, Push};
-use crate::propagate;
-use crate::tracer::SpanTracer;
+use crate::setup::builder::TelemetryBuilder;
+use crate::traces::ids::ReservedSpan;
+use crate::traces::propagate;
+use crate::traces::tracer::SpanTracer;
 
 /// The log target of what this crate says about itself. Never exported.
 pub(crate) const REPORTS: &str = "dalston_telemetry::export";

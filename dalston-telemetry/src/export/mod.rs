@@ -49,9 +49,9 @@ pub use config::{OtlpCompression, OtlpConfig, OtlpProtocol};
 pub(crate) use settings::{BatchSettings, Exporters, METRICS, NO_LIMIT, OtlpSettings, PushSettings, TRACES};
 pub use stats::ExportStats;
 
-use crate::ended::EndedSpan;
 use crate::error::{InitError, ShutdownError};
 use crate::metrics::{Metrics, TelemetryMetrics};
+use crate::traces::ended::EndedSpan;
 use control::Control;
 use queue::{Forms, Queue};
 pub(crate) use report::ReportTo;

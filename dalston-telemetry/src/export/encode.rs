@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use opentelemetry::trace::{Event, Link, SpanContext, SpanId, SpanKind, Status, TraceState};
 use opentelemetry::{Array, KeyValue, Value};
 
-use crate::ended::EndedSpan;
+use crate::traces::ended::EndedSpan;
 
 /// Appends a span, as a field of the `ScopeSpans` that it will belong to.
 ///

@@ -9,8 +9,8 @@ use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 
-use crate::ended::EndedSpan;
-use crate::limits;
+use crate::traces::ended::EndedSpan;
+use crate::traces::limits;
 
 /// A bounded store of finished spans in memory.
 ///

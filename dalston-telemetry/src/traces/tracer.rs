@@ -14,10 +14,10 @@ use opentelemetry_sdk::trace::{
     IdGenerator, Sampler, SamplingDecision, SamplingResult, SdkTracer, ShouldSample, SpanLimits,
 };
 
-use crate::ended::EndedSpan;
-use crate::ids::Ids;
-use crate::otlp::Pipeline;
-use crate::{limits, sampler};
+use crate::export::Pipeline;
+use crate::traces::ended::EndedSpan;
+use crate::traces::ids::Ids;
+use crate::traces::{limits, sampler};
 
 /// A tracer that does what the SDK's does, where no processor has to be shown a span of the SDK when it starts.
 ///
@@ -43,7 +43,7 @@ impl SpanTracer {
     }
 }
 
-/// To the exporter, as [`Processors`](crate::limits::Processors) would show them to it.
+/// To the exporter, as [`Processors`](crate::traces::limits::Processors) would show them to it.
 pub(crate) struct Export {
     pub(crate) pipeline: Pipeline,
     pub(crate) value_length: Option<usize>,
@@ -401,7 +401,7 @@ mod tests {
 
     use super::*;
     use crate::metrics::DropReason;
-    use crate::telemetry::Tracing;
+    use crate::setup::telemetry::Tracing;
     use crate::{Env, Telemetry};
 
     /// Keeps what it is shown, as the SDK would have it.

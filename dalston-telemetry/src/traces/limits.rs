@@ -9,9 +9,9 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanLimits, SpanProcessor};
 
-use crate::ended::EndedSpan;
 use crate::env::{Env, EnvError};
 use crate::redact;
+use crate::traces::ended::EndedSpan;
 
 #[derive(Debug)]
 pub(crate) struct Limits {

@@ -16,12 +16,12 @@ use opentelemetry_sdk::Resource;
 use prost::Message;
 
 use super::Source;
+use crate::export::queue::MAX_REQUEST_BYTES;
 use crate::metrics::Metrics;
 use crate::metrics::series::{Buckets, Head, Kind, Measured, Number, Series, Value, Visitor};
-use crate::otlp::queue::MAX_REQUEST_BYTES;
 
 /// What points are made of.
-pub(in crate::otlp) struct Points {
+pub(in crate::export) struct Points {
     metrics: Metrics,
     resource: ProtoResource,
     /// Whether counters and histograms tell what was added since the collector last heard of them.
@@ -38,7 +38,7 @@ const ROUNDS_OF_SILENCE: u64 = 20;
 /// A series: who made it, its name, its kind, its labels.
 type Key = (String, String, Kind, String);
 
-pub(in crate::otlp) struct Known {
+pub(in crate::export) struct Known {
     /// The last round in which there was this series.
     seen: Cell<u64>,
     at: u64,
@@ -53,7 +53,7 @@ enum Total {
 }
 
 impl Points {
-    pub(in crate::otlp) fn new(metrics: Metrics, resource: &Resource, delta: bool) -> Self {
+    pub(in crate::export) fn new(metrics: Metrics, resource: &Resource, delta: bool) -> Self {
         Self {
             metrics,
             resource: resource.into(),
