@@ -34,6 +34,7 @@ mod error;
 #[cfg(feature = "fault-points")]
 pub mod fault;
 pub mod gpu;
+mod interruption;
 pub mod local;
 pub mod models;
 mod options;
@@ -65,10 +66,10 @@ pub use crate::config::{DeploymentConfig, SpotDrain};
 pub use crate::context::{CancelReason, OutputFile, TaskContext};
 pub use crate::engine::{Check, CheckStatus, Engine, EngineInfo, LoadContext, ModelId};
 pub use crate::error::{BuildError, RunError, TaskError, TaskErrorKind};
+pub use crate::interruption::Interruption;
 pub use crate::options::{DeviceChoice, EngineOptions, OptionError, PrecisionChoice};
 pub use crate::runner::{
-    Direct, DirectError, DirectTask, Interruption, Runner, RunnerBuilder, RunnerPhase, RunnerStatus,
-    TaskPhase, TaskStatus,
+    Direct, DirectError, DirectTask, Runner, RunnerBuilder, RunnerPhase, RunnerStatus, TaskPhase, TaskStatus,
 };
 pub use crate::stage::{Segment, Stage, StageName, StageOutput, TranscribeRequest, Transcript, Word};
 pub use crate::task::{Input, TaskInfo, TaskRequest};

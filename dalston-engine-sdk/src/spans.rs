@@ -35,8 +35,8 @@ use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::error::TaskError;
+use crate::interruption::Interruption;
 use crate::protocol::Timestamp;
-use crate::runner::Interruption;
 use crate::task::TaskInfo;
 
 /// The spans of one task, and the context that they stand in.

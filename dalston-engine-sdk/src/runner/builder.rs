@@ -14,7 +14,6 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::direct;
-use super::interruption::Interruption;
 use super::lease::Drain;
 use super::pool::SlotPool;
 use super::promise::SpansMade;
@@ -25,6 +24,7 @@ use crate::config::{MAX_SLOTS, RunnerConfig, SLOTS_ACCEPTED};
 use crate::context::ProgressHook;
 use crate::engine::{Engine, EngineInfo, LoadContext, ModelId};
 use crate::error::BuildError;
+use crate::interruption::Interruption;
 use crate::models::ModelStorage;
 use crate::options::EngineOptions;
 use crate::store::Store;

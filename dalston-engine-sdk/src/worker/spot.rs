@@ -10,8 +10,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
 use crate::config::SpotDrain;
+use crate::interruption::Interruption;
 use crate::protocol::Timestamp;
-use crate::runner::Interruption;
 
 /// As often as Amazon advises.
 const PERIOD: Duration = Duration::from_secs(5);

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-/// Tells a [`Runner`](super::Runner) that its machine will be taken away. Made by
-/// [`Runner::interruption`](super::Runner::interruption); cheap to clone.
+/// Tells a [`Runner`](crate::Runner) that its machine will be taken away. Made by
+/// [`Runner::interruption`](crate::Runner::interruption); cheap to clone.
 #[derive(Clone)]
 pub struct Interruption {
     notices: watch::Sender<Option<Notice>>,
@@ -22,7 +22,7 @@ struct Notice {
 }
 
 impl Interruption {
-    pub(super) fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self {
             notices: watch::Sender::new(None),
         }
@@ -42,7 +42,7 @@ impl Interruption {
     }
 
     /// Waits until there was an announcement.
-    pub(super) async fn announced(&self) {
+    pub(crate) async fn announced(&self) {
         // Fails only without a sender, which we are.
         let _ = self.notices.subscribe().wait_for(Option::is_some).await;
     }
@@ -54,7 +54,7 @@ impl Interruption {
     }
 
     /// Waits until `limit`, or until an announcement says that there is no more time.
-    pub(super) async fn time_is_up(&self, limit: Instant) {
+    pub(crate) async fn time_is_up(&self, limit: Instant) {
         let mut notices = self.notices.subscribe();
         loop {
             let end = notices.borrow_and_update().as_ref().and_then(|notice| notice.end);
