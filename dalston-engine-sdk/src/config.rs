@@ -13,7 +13,7 @@ use dalston_telemetry::{Env, EnvError};
 #[cfg(feature = "worker")]
 pub use self::deployment::{DeploymentConfig, SpotDrain};
 pub use self::models::{ModelSettings, ModelSource};
-use crate::engine::ModelId;
+use crate::model_id::ModelId;
 use crate::options::EngineOptions;
 
 /// More inference threads than any machine has use for.

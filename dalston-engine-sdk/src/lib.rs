@@ -36,6 +36,7 @@ pub mod fault;
 pub mod gpu;
 mod interruption;
 pub mod local;
+mod model_id;
 pub mod models;
 mod options;
 pub mod protocol;
@@ -64,9 +65,10 @@ pub use crate::config::RunnerConfig;
 #[cfg(feature = "worker")]
 pub use crate::config::{DeploymentConfig, SpotDrain};
 pub use crate::context::{CancelReason, OutputFile, TaskContext};
-pub use crate::engine::{Check, CheckStatus, Engine, EngineInfo, LoadContext, ModelId};
+pub use crate::engine::{Check, CheckStatus, Engine, EngineInfo, LoadContext};
 pub use crate::error::{BuildError, RunError, TaskError, TaskErrorKind};
 pub use crate::interruption::Interruption;
+pub use crate::model_id::ModelId;
 pub use crate::options::{DeviceChoice, EngineOptions, OptionError, PrecisionChoice};
 pub use crate::runner::{
     Direct, DirectError, DirectTask, Runner, RunnerBuilder, RunnerPhase, RunnerStatus, TaskPhase, TaskStatus,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::engine::ModelId;
+use crate::model_id::ModelId;
 
 /// The choices of whoever started the worker, from the command line or the environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 #[cfg(feature = "audio")]
 use crate::audio::Audio;
-use crate::engine::ModelId;
 use crate::error::TaskError;
+use crate::model_id::ModelId;
 use crate::protocol::{ArtifactReference, TaskRequestData, Timestamp};
 use crate::stage::{StageName, TranscribeRequest};
 

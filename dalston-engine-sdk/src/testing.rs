@@ -550,8 +550,9 @@ mod tests {
 
     use super::*;
     use crate::context::TaskContext;
-    use crate::engine::{EngineInfo, LoadContext, ModelId};
+    use crate::engine::{EngineInfo, LoadContext};
     use crate::error::TaskError;
+    use crate::model_id::ModelId;
     use crate::task::TaskRequest;
 
     /// Answers with the size of its input and the model's name, and fails if it is told to.

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
-use crate::engine::{EngineInfo, ModelId};
+use crate::engine::EngineInfo;
+use crate::model_id::ModelId;
 use crate::options::{DeviceChoice, EngineOptions, PrecisionChoice};
 use crate::stage::Stage;
 

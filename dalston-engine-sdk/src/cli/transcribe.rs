@@ -29,9 +29,10 @@ use super::terminal::Style;
 use super::{FAILED, Failure, complain, print, quiet_telemetry, remark, to_stderr};
 use crate::config::RunnerConfig;
 use crate::context::TaskContext;
-use crate::engine::{Check, Engine, EngineInfo, LoadContext, ModelId};
+use crate::engine::{Check, Engine, EngineInfo, LoadContext};
 use crate::error::TaskError;
 use crate::local::{LocalOutcome, LocalPlatform, LocalTask};
+use crate::model_id::ModelId;
 use crate::runner::Runner;
 use crate::task::{TaskInfo, TaskRequest};
 

@@ -15,8 +15,8 @@ use tokio::time::sleep;
 use super::cache::{COMPLETE, LAST_ACCESSED};
 use super::error::{Kind, ModelError};
 use super::{FILES_AT_ONCE, MOST_FILES, sync};
-use crate::engine::ModelId;
 use crate::error::chain;
+use crate::model_id::ModelId;
 use crate::store::{Store, key};
 
 /// One connection alone does not fill the line of a server.

@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::sleep;
 
 use super::error::ModelError;
-use crate::engine::ModelId;
+use crate::model_id::ModelId;
 
 pub(super) const COMPLETE: &str = ".complete";
 pub(super) const LAST_ACCESSED: &str = ".last_accessed";

@@ -4,8 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-use crate::engine::ModelId;
 use crate::error::TaskError;
+use crate::model_id::ModelId;
 
 /// Why a model could not be brought here. All that wait for the same download get the same one.
 #[derive(Debug, Clone)]

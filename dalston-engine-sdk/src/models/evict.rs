@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::Shared;
 use super::cache::{Cache, Name};
-use crate::engine::ModelId;
+use crate::model_id::ModelId;
 
 /// Directories that are deeper than any model's are not followed.
 const DEEPEST: usize = 16;

@@ -20,8 +20,8 @@ use super::cache::{COMPLETE, LAST_ACCESSED};
 use super::error::{Kind, ModelError};
 use super::{FILES_AT_ONCE, MOST_FILES, sync};
 use crate::config::ModelSettings;
-use crate::engine::ModelId;
 use crate::error::chain;
+use crate::model_id::ModelId;
 
 const CONNECT: Duration = Duration::from_secs(10);
 /// Of each read, not of the whole file: models are large.

@@ -31,8 +31,8 @@ use self::cache::{Cache, Claimed, Name};
 use self::error::{Kind, ModelError};
 pub use crate::config::{ModelSettings, ModelSource};
 use crate::context::{CancelFlag, CancelReason};
-use crate::engine::ModelId;
 use crate::error::TaskError;
+use crate::model_id::ModelId;
 use crate::spans;
 use crate::store::Store;
 

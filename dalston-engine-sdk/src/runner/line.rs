@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::time::Instant;
 
 use super::slot::Work;
-use crate::engine::ModelId;
+use crate::model_id::ModelId;
 
 /// Tasks that no thread has begun, first come first served, and threads that have none.
 pub(super) struct Line<W = Work> {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::engine::ModelId;
 use crate::error::{TaskError, TaskErrorKind};
+use crate::model_id::ModelId;
 
 /// How long a model that could not be loaded is left alone, at first; doubled with every further failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);

@@ -20,8 +20,8 @@ use tracing::instrument::WithSubscriber;
 use super::line::{Bell, Line, Seat, Ticket};
 use super::slot::{Answer, ModelUse, Preload, Scene, Work};
 use super::task::TaskFiles;
-use crate::engine::ModelId;
 use crate::error::{RunError, TaskError, TaskErrorKind};
+use crate::model_id::ModelId;
 
 /// The threads of a worker. Clones share them.
 #[derive(Clone)]

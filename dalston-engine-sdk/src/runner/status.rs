@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::engine::ModelId;
 use crate::gpu::{GpuMemory, GpuReading};
+use crate::model_id::ModelId;
 
 /// A view of a [`Runner`](super::Runner) that outlives it. Cheap to clone.
 #[derive(Clone)]

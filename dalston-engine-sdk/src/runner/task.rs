@@ -27,8 +27,8 @@ use crate::broker::{
     TaskMetadata,
 };
 use crate::context::{CancelReason, OutputFile, TaskContext};
-use crate::engine::ModelId;
 use crate::error::{TaskError, TaskErrorKind, chain, shorten};
+use crate::model_id::ModelId;
 use crate::protocol::{TaskResponseData, Timestamp};
 use crate::spans::{QueueWait, SpanPlace, TaskSpans, record_failure, within};
 use crate::stage::StageName;
