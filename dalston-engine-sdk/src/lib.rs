@@ -35,6 +35,7 @@ mod error;
 pub mod fault;
 pub mod gpu;
 mod interruption;
+mod load;
 pub mod local;
 mod model_id;
 pub mod models;
@@ -65,9 +66,10 @@ pub use crate::config::RunnerConfig;
 #[cfg(feature = "worker")]
 pub use crate::config::{DeploymentConfig, SpotDrain};
 pub use crate::context::{CancelReason, OutputFile, TaskContext};
-pub use crate::engine::{Check, CheckStatus, Engine, EngineInfo, LoadContext};
+pub use crate::engine::{Check, CheckStatus, Engine, EngineInfo};
 pub use crate::error::{BuildError, RunError, TaskError, TaskErrorKind};
 pub use crate::interruption::Interruption;
+pub use crate::load::LoadContext;
 pub use crate::model_id::ModelId;
 pub use crate::options::{DeviceChoice, EngineOptions, OptionError, PrecisionChoice};
 pub use crate::runner::{

@@ -550,8 +550,9 @@ mod tests {
 
     use super::*;
     use crate::context::TaskContext;
-    use crate::engine::{EngineInfo, LoadContext};
+    use crate::engine::EngineInfo;
     use crate::error::TaskError;
+    use crate::load::LoadContext;
     use crate::model_id::ModelId;
     use crate::task::TaskRequest;
 

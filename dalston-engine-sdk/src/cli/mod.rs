@@ -24,7 +24,8 @@ use dalston_telemetry::{Env, LogWriter, Telemetry, TelemetryBuilder};
 use self::args::{Command, EngineArgs};
 use self::terminal::Style;
 use crate::config::RunnerConfig;
-use crate::engine::{Check, Engine, EngineInfo, LoadContext};
+use crate::engine::{Check, Engine, EngineInfo};
+use crate::load::LoadContext;
 
 /// The whole `main` of an engine's binary.
 ///
