@@ -19,7 +19,7 @@ use crate::engine::EngineInfo;
 use crate::protocol::{
     ArtifactReference, ArtifactSelector, ProtocolError, RequestBinding, TaskRequestData, TaskResponseData,
 };
-use crate::stage::{Stage, StageName};
+use crate::stage::{Stage, StageName, input_slot};
 use crate::store::{Store, StoreError, key};
 
 /// There is no peer that a task could be lost to, and a process that was stopped for a while, with Ctrl-Z or by a laptop that
@@ -144,15 +144,6 @@ impl LocalPlatform {
                 )?)))
             }
         }
-    }
-}
-
-/// The slot that holds the file: `audio` for the stages that work on audio, else `input`.
-#[must_use]
-pub fn input_slot(stage: &Stage) -> &'static str {
-    match stage {
-        Stage::PiiDetect | Stage::Other(_) => "input",
-        _ => "audio",
     }
 }
 
@@ -366,11 +357,5 @@ mod tests {
         assert!(receive().await.is_none(), "the task was delivered again");
         let renewed = platform.broker().renew(&delivery.claim).await.unwrap();
         assert_eq!(renewed, Ownership::Held);
-    }
-
-    #[test]
-    fn only_stages_on_audio_have_an_audio_slot() {
-        assert_eq!(input_slot(&Stage::Transcribe), "audio");
-        assert_eq!(input_slot(&"count".parse().unwrap()), "input");
     }
 }

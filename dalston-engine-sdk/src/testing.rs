@@ -105,9 +105,9 @@ impl<E: Engine> EngineHarness<E> {
         self
     }
 
-    /// Gives the task a file, in the slot that engines of this stage read (see [`local::input_slot`](crate::local::input_slot)).
+    /// Gives the task a file, in the slot that engines of this stage read (see [`stage::input_slot`](crate::stage::input_slot)).
     pub fn input_file(self, path: impl Into<PathBuf>) -> Self {
-        let slot = crate::local::input_slot(&self.stage());
+        let slot = crate::stage::input_slot(&self.stage());
         self.input(slot, path)
     }
 

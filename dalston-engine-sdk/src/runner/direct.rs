@@ -26,12 +26,11 @@ use super::{Origin, RunnerPhase, Worker, report_panic};
 use crate::broker::{
     Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership, TaskMetadata,
 };
-use crate::local::input_slot;
 use crate::protocol::{
     ArtifactReference, ArtifactSelector, ProtocolError, RequestBinding, TaskRequestData, TaskResponseData,
     Timestamp,
 };
-use crate::stage::Stage;
+use crate::stage::{Stage, input_slot};
 use crate::store::{Store, StoreError, key};
 
 /// The job of all direct tasks.

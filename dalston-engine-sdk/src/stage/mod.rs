@@ -5,6 +5,7 @@
 
 mod check;
 mod confined;
+mod input_slot;
 mod metadata;
 mod name;
 mod output;
@@ -12,6 +13,7 @@ mod segment;
 mod transcribe;
 mod transcript;
 
+pub use input_slot::input_slot;
 pub use metadata::Metadata;
 pub use name::{InvalidStage, OtherStage, Stage, StageName};
 pub use output::{OutputDefaults, StageOutput, ValidationError};
