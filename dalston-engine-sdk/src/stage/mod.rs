@@ -12,13 +12,15 @@ mod output;
 mod segment;
 mod transcribe;
 mod transcript;
+mod validation;
 
 pub use input_slot::input_slot;
 pub use metadata::Metadata;
 pub use name::{InvalidStage, OtherStage, Stage, StageName};
-pub use output::{OutputDefaults, StageOutput, ValidationError};
+pub use output::{OutputDefaults, StageOutput};
 pub use segment::{Character, Phoneme, Segment, Word};
 pub use transcribe::{ConfigError, TranscribeRequest, TranscribeTask, audio_duration};
 pub use transcript::{
     AlignmentMethod, LanguageShare, LanguageSource, SchemaVersion, TimestampGranularity, Transcript,
 };
+pub use validation::ValidationError;
