@@ -10,6 +10,7 @@ mod metadata;
 mod name;
 mod output;
 mod segment;
+mod timing;
 mod transcribe;
 mod transcript;
 mod validation;
@@ -19,8 +20,7 @@ pub use metadata::Metadata;
 pub use name::{InvalidStage, OtherStage, Stage, StageName};
 pub use output::{OutputDefaults, StageOutput};
 pub use segment::{Character, Phoneme, Segment, Word};
+pub use timing::{AlignmentMethod, TimestampGranularity};
 pub use transcribe::{ConfigError, TranscribeRequest, TranscribeTask, audio_duration};
-pub use transcript::{
-    AlignmentMethod, LanguageShare, LanguageSource, SchemaVersion, TimestampGranularity, Transcript,
-};
+pub use transcript::{LanguageShare, LanguageSource, SchemaVersion, Transcript};
 pub use validation::ValidationError;

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::check::{each, optional_probability, probability, rounded_into_range, seconds};
-use super::{Metadata, OutputDefaults, Segment, StageOutput, ValidationError};
+use super::{
+    AlignmentMethod, Metadata, OutputDefaults, Segment, StageOutput, TimestampGranularity, ValidationError,
+};
 
 /// What was said: the answer of the `transcribe` stage.
 ///
@@ -324,66 +326,6 @@ pub enum LanguageSource {
     Requested,
     /// The engine heard it.
     Detected,
-}
-
-/// The finest pieces of a transcript that have times.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum TimestampGranularity {
-    /// Nothing has.
-    None,
-    /// Segments have.
-    #[default]
-    Segment,
-    /// Words have, too.
-    Word,
-    /// Characters have, too.
-    Character,
-    /// Phonemes have, too.
-    Phoneme,
-}
-
-impl TimestampGranularity {
-    /// The name that stands in the platform's documents.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Segment => "segment",
-            Self::Word => "word",
-            Self::Character => "character",
-            Self::Phoneme => "phoneme",
-        }
-    }
-}
-
-/// How times were found.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum AlignmentMethod {
-    /// From the attention of an encoder-decoder model.
-    Attention,
-    /// From a CTC model.
-    Ctc,
-    /// From an RNN transducer.
-    Rnnt,
-    /// From a token-and-duration transducer.
-    Tdt,
-    /// By a wav2vec model on phonemes.
-    #[serde(rename = "phoneme_wav2vec")]
-    PhonemeWav2vec,
-    /// By an MMS model on phonemes.
-    PhonemeMms,
-    /// By the Montreal Forced Aligner.
-    Mfa,
-    /// By a weighted finite-state transducer.
-    Wfst,
-    /// Not known, or by a method that has no name here.
-    #[default]
-    #[serde(other)]
-    Unknown,
 }
 
 /// The code of a language that is not known.
