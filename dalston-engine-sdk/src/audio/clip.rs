@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::{AudioError, AudioErrorKind};
+use super::format::{AudioFormat, HIGHEST_SAMPLE_RATE};
 use super::store::Store;
-use super::{AudioFormat, HIGHEST_SAMPLE_RATE};
 
 /// Decoded audio in the format that was asked for. Cheap to clone, and safe to share between threads.
 ///

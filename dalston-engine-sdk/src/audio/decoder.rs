@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::clip::Audio;
 use super::error::{AudioError, AudioErrorKind, one_line};
+use super::format::AudioFormat;
 use super::mix::mix;
+use super::open::open;
 use super::resample::Resampler;
-use super::source::{self, Block, Source, check_shape};
+use super::source::{Block, Source, check_shape};
 use super::store::Writer;
-use super::{Audio, AudioFormat};
 
 /// Decodes a file to `format`. Audio of more than ten minutes is kept in a file in `temp_dir`.
 ///
@@ -49,7 +51,7 @@ pub struct AudioInfo {
 /// If the file can't be read or its header is not that of audio that [`decode_file`] could decode.
 pub fn probe(path: impl AsRef<Path>) -> Result<AudioInfo, AudioError> {
     let path = path.as_ref();
-    let source = source::open(path).map_err(|kind| AudioError::new(one_line(path), kind))?;
+    let source = open(path).map_err(|kind| AudioError::new(one_line(path), kind))?;
     let header = source.header();
     let duration = header
         .frames
@@ -162,7 +164,7 @@ impl Decoder {
         name: &str,
         go_on: &mut dyn FnMut(Duration) -> bool,
     ) -> Result<Audio, AudioErrorKind> {
-        let mut source = source::open(path)?;
+        let mut source = open(path)?;
         let channels = usize::from(self.format.channels);
         let mut writer = Writer::new(self.samples_in(self.in_memory, channels), &self.temp_dir);
         let mut block = Block::default();

@@ -1,13 +1,9 @@
 //! A file as a sequence of blocks of samples.
 
-use std::fs::File;
-use std::io::{self, Read, Seek};
-use std::path::Path;
+use std::io::{self, Read};
 
-use super::compressed::Compressed;
 use super::error::AudioErrorKind;
-use super::wav::Wav;
-use super::{HIGHEST_SAMPLE_RATE, LOWEST_SAMPLE_RATE, MOST_CHANNELS};
+use super::format::{HIGHEST_SAMPLE_RATE, LOWEST_SAMPLE_RATE, MOST_CHANNELS};
 
 /// What a file is decoded from, one block after the other.
 pub(super) trait Source {
@@ -41,33 +37,6 @@ pub(super) struct Header {
     pub(super) channels: Option<usize>,
     /// Frames, by the file's own sample rate.
     pub(super) frames: Option<u64>,
-}
-
-/// Opens a file and finds out what it is from its content. Its name does not matter.
-pub(super) fn open(path: &Path) -> Result<Box<dyn Source>, AudioErrorKind> {
-    let mut file = File::open(path).map_err(AudioErrorKind::Unreadable)?;
-    let metadata = file.metadata().map_err(AudioErrorKind::Unreadable)?;
-    if metadata.is_dir() {
-        return Err(AudioErrorKind::Directory);
-    }
-    if !metadata.is_file() {
-        let message = "it is not a regular file";
-        return Err(AudioErrorKind::Unreadable(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            message,
-        )));
-    }
-    if metadata.len() == 0 {
-        return Err(AudioErrorKind::Empty);
-    }
-    let mut start = [0; 12];
-    let length = read_up_to(&mut file, &mut start).map_err(AudioErrorKind::Unreadable)?;
-    file.rewind().map_err(AudioErrorKind::Unreadable)?;
-    if Wav::is_start_of(&start[..length]) {
-        Ok(Box::new(Wav::open(file, metadata.len())?))
-    } else {
-        Ok(Box::new(Compressed::open(file)?))
-    }
 }
 
 /// Fills `buffer` as far as the file goes.
