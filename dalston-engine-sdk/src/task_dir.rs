@@ -2,10 +2,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tempfile::TempDir;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
+
+use crate::error::TaskError;
 
 /// A directory that is made when somebody asks where it is. Many tasks never need one.
 #[derive(Debug)]
@@ -79,6 +82,53 @@ impl TaskDir {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The directory of a task. It is removed on a thread that may block.
+#[derive(Debug)]
+pub(crate) struct TaskFiles {
+    dir: Arc<TaskDir>,
+    removals: TaskTracker,
+    /// Another one that has the input, and is needed as long.
+    input: Option<Arc<Self>>,
+}
+
+impl TaskFiles {
+    pub(crate) fn new(prefix: &'static str, root: &Path, removals: &TaskTracker) -> Self {
+        Self {
+            dir: Arc::new(TaskDir::new(prefix, root)),
+            removals: removals.clone(),
+            input: None,
+        }
+    }
+
+    /// Keeps the files of another task, which hold the input, for as long as these.
+    pub(crate) fn with_input(mut self, input: Option<Arc<Self>>) -> Self {
+        self.input = input;
+        self
+    }
+
+    pub(crate) fn dir(&self) -> Arc<TaskDir> {
+        Arc::clone(&self.dir)
+    }
+
+    /// Makes the directory if it is not there yet.
+    pub(crate) fn path(&self) -> Result<&Path, TaskError> {
+        self.dir
+            .path()
+            .map_err(|error| TaskError::from(error).context("making a directory for the task"))
+    }
+}
+
+impl Drop for TaskFiles {
+    fn drop(&mut self) {
+        // Where there is no runtime any more it is removed here and now.
+        if let Some(dir) = self.dir.close()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            self.removals.spawn_blocking_on(move || drop(dir), &runtime);
+        }
     }
 }
 

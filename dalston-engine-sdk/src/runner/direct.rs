@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 #[cfg(feature = "worker")]
 use super::sweep;
-use super::task::{self, TaskFiles};
+use super::task;
 use super::{Origin, RunnerPhase, Worker, report_panic};
 use crate::broker::{
     Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership, TaskMetadata,
@@ -32,6 +32,7 @@ use crate::protocol::{
 };
 use crate::stage::{Stage, input_slot};
 use crate::store::{Store, StoreError, key};
+use crate::task_dir::TaskFiles;
 
 /// The job of all direct tasks.
 pub(crate) const JOB: &str = "http";

@@ -5,7 +5,7 @@ use std::path::Path;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use super::task::{Attempt, TaskFiles};
+use super::task::Attempt;
 use crate::broker::{Claim, TaskMetadata};
 use crate::context::OutputFile;
 use crate::error::{TaskError, TaskErrorKind};
@@ -13,6 +13,7 @@ use crate::protocol::{ArtifactReference, RequestBinding, TaskRequestData, TaskRe
 use crate::stage::StageName;
 use crate::store::{Seen, Store, StoreError, Written, key};
 use crate::task::{Input, TaskRequest};
+use crate::task_dir::TaskFiles;
 
 /// `request.json` holds the answers of earlier stages; a day of speech with word times stays below this.
 const MAX_REQUEST_BYTES: usize = 256 * 1024 * 1024;

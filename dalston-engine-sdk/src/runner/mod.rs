@@ -64,7 +64,6 @@ use self::pool::SlotPool;
 use self::promise::{PromisedSpans, SpansMade};
 use self::slot::Scene;
 pub use self::status::{RunnerPhase, RunnerStatus, TaskPhase, TaskStatus};
-pub(crate) use self::task::TaskFiles;
 #[cfg(feature = "audio")]
 use crate::audio::AudioFormat;
 use crate::broker::{Broker, Consumer};
@@ -78,6 +77,7 @@ use crate::model_id::ModelId;
 use crate::models::ModelStorage;
 use crate::stage::Stage;
 use crate::store::Store;
+use crate::task_dir::TaskFiles;
 
 /// Per slot: one task that runs and one that is ready to.
 const TURNS_PER_SLOT: usize = 2;

@@ -19,9 +19,9 @@ use tracing::instrument::WithSubscriber;
 
 use super::line::{Bell, Line, Seat, Ticket};
 use super::slot::{Answer, ModelUse, Preload, Scene, Work};
-use super::task::TaskFiles;
 use crate::error::{RunError, TaskError, TaskErrorKind};
 use crate::model_id::ModelId;
+use crate::task_dir::TaskFiles;
 
 /// The threads of a worker. Clones share them.
 #[derive(Clone)]

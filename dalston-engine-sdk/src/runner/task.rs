@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::path::Path;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -13,7 +12,6 @@ use dalston_telemetry::opentelemetry::Context;
 use dalston_telemetry::{ReservedSpan, propagate, redact};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
-use tokio_util::task::TaskTracker;
 
 use super::files;
 use super::lease::{Confirmed, Stop, StopOnDrop, at_once, keep};
@@ -34,7 +32,7 @@ use crate::spans::{QueueWait, SpanPlace, TaskSpans, record_failure, within};
 use crate::stage::StageName;
 use crate::store::key;
 use crate::task::{TaskInfo, TaskRequest};
-use crate::task_dir::TaskDir;
+use crate::task_dir::TaskFiles;
 
 /// How long a cancelled engine gets to return before its task is closed without it.
 const CANCEL_GRACE: Duration = Duration::from_secs(1);
@@ -420,8 +418,8 @@ impl<'a> Attempt<'a> {
         self.spans.model(model.as_str());
         let _ = self.model.set(model.clone());
 
-        let mut files = TaskFiles::new(sweep::TASK, &worker.config.temp_root, &worker.removals);
-        files.input.clone_from(&self.origin.files);
+        let files = TaskFiles::new(sweep::TASK, &worker.config.temp_root, &worker.removals)
+            .with_input(self.origin.files.clone());
         let stage = self.info.stage.clone();
         let request = Box::pin(files::fetch_inputs(
             &self.origin.store,
@@ -449,7 +447,7 @@ impl<'a> Attempt<'a> {
         let cx = TaskContext::new(
             info,
             self.deadline.into_std(),
-            Arc::clone(&files.dir),
+            files.dir(),
             self.stop.flag(),
             self.worker.on_progress.clone(),
             self.worker.registry.clone(),
@@ -698,43 +696,6 @@ impl<'a> Attempt<'a> {
         let text = chain(error);
         record_failure(self.spans.task(), &TaskError::retryable("broker", text.clone()));
         tracing::error!(error = text, "critical_event_may_be_lost");
-    }
-}
-
-/// The directory of a task. It is removed on a thread that may block.
-#[derive(Debug)]
-pub(crate) struct TaskFiles {
-    dir: Arc<TaskDir>,
-    removals: TaskTracker,
-    /// Another one that has the input, and is needed as long.
-    input: Option<Arc<Self>>,
-}
-
-impl TaskFiles {
-    pub(super) fn new(prefix: &'static str, root: &Path, removals: &TaskTracker) -> Self {
-        Self {
-            dir: Arc::new(TaskDir::new(prefix, root)),
-            removals: removals.clone(),
-            input: None,
-        }
-    }
-
-    /// Makes the directory if it is not there yet.
-    pub(crate) fn path(&self) -> Result<&Path, TaskError> {
-        self.dir
-            .path()
-            .map_err(|error| TaskError::from(error).context("making a directory for the task"))
-    }
-}
-
-impl Drop for TaskFiles {
-    fn drop(&mut self) {
-        // Where there is no runtime any more it is removed here and now.
-        if let Some(dir) = self.dir.close()
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            self.removals.spawn_blocking_on(move || drop(dir), &runtime);
-        }
     }
 }
 

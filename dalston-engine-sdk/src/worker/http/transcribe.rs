@@ -174,7 +174,7 @@ struct Received<W> {
     wishes: W,
     order: Order,
     recording: Recording,
-    files: Arc<crate::runner::TaskFiles>,
+    files: Arc<crate::task_dir::TaskFiles>,
 }
 
 async fn receive<C: Contract>(
