@@ -27,6 +27,8 @@
 //! place, and when too many are lost like this the runner ends with an error, because only a new process helps.
 
 mod builder;
+#[cfg(feature = "audio")]
+mod decode;
 mod direct;
 mod files;
 mod lease;
@@ -34,6 +36,7 @@ mod line;
 mod models;
 mod pool;
 mod promise;
+mod retry;
 mod slot;
 mod status;
 mod sweep;

@@ -13,9 +13,12 @@ use dalston_telemetry::{ReservedSpan, propagate, redact};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 
+#[cfg(feature = "audio")]
+use super::decode::decode;
 use super::files;
 use super::lease::{Confirmed, Stop, StopOnDrop, at_once, keep};
 use super::promise::next_span;
+use super::retry::{BROKER_CALL, retry};
 use super::slot::{Answer, ModelUse, Processed, Scene, Work};
 use super::status::{TaskGuard, TaskPhase};
 use super::sweep;
@@ -29,7 +32,7 @@ use crate::error::{TaskError, TaskErrorKind, chain, shorten};
 use crate::model_id::ModelId;
 use crate::protocol::{TaskResponseData, Timestamp};
 use crate::spans::{QueueWait, SpanPlace, TaskSpans, record_failure, within};
-use crate::stage::StageName;
+use crate::stage::{StageName, language_tag};
 use crate::store::key;
 use crate::task::{TaskInfo, TaskRequest};
 use crate::task_dir::TaskFiles;
@@ -41,11 +44,6 @@ const CANCEL_GRACE: Duration = Duration::from_secs(1);
 const SAVE_GRACE: Duration = Duration::from_millis(1_500);
 /// How long an inference thread may go on after the end of its task before another one takes its place.
 const STUCK_PATIENCE: Duration = Duration::from_secs(10);
-/// Nobody waits longer for one call to the broker.
-const BROKER_CALL: Duration = Duration::from_secs(10);
-/// How long a broker that fails is asked again, and the longest pause between two calls.
-const BROKER_PATIENCE: Duration = Duration::from_secs(60);
-const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// Errors become part of events and documents.
 const LONGEST_ERROR: usize = 2_000;
 
@@ -699,88 +697,8 @@ impl<'a> Attempt<'a> {
     }
 }
 
-#[cfg(feature = "audio")]
-async fn decode(
-    mut request: TaskRequest,
-    format: Option<crate::audio::AudioFormat>,
-    files: &TaskFiles,
-) -> Result<TaskRequest, TaskError> {
-    let input = request.input("audio").or_else(|| {
-        request
-            .inputs()
-            .iter()
-            .find(|input| input.artifact().kind == "audio")
-    });
-    let (Some(format), Some(input)) = (format, input) else {
-        return Ok(request);
-    };
-    let path = input.path().to_owned();
-    let decoder = crate::audio::Decoder::new(format)
-        .temp_dir(files.path()?)
-        .name(shown_name(&input.artifact().storage_locator));
-    // A thread can't be stopped from outside. When nobody waits for it any more, this one stops by itself.
-    let wanted = Arc::new(());
-    let still_wanted = Arc::downgrade(&wanted);
-    let decoded =
-        tokio::task::spawn_blocking(move || decoder.decode_while(&path, |_| still_wanted.strong_count() > 0))
-            .await;
-    drop(wanted);
-    let audio = match decoded {
-        Ok(decoded) => decoded.map_err(crate::audio::AudioError::into_task_error)?,
-        Err(panic) => {
-            return Err(TaskError::new(TaskErrorKind::Panic, "panic", panic).context("decoding the audio"));
-        }
-    };
-    request.set_audio(audio);
-    Ok(request)
-}
-
-/// The name of an input in an error: its path if it is a file of this machine, else where it came from. Never the copy in
-/// our temporary directory, which means nothing to anyone.
-#[cfg(feature = "audio")]
-fn shown_name(locator: &str) -> String {
-    let path = url::Url::parse(locator)
-        .ok()
-        .filter(|url| url.scheme() == "file")
-        .and_then(|url| url.to_file_path().ok());
-    path.map_or_else(|| locator.to_owned(), |path| path.display().to_string())
-}
-
-/// A language as it may stand in an attribute: short and in lower case.
-fn language_tag(language: &str) -> Option<String> {
-    const LONGEST: usize = 35;
-    let fine = language.len() <= LONGEST
-        && language
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    (fine && !language.is_empty()).then(|| language.to_ascii_lowercase())
-}
-
 /// Seconds that came from outside, as a duration that can be added to the clock.
 fn bounded_seconds(seconds: f64) -> Duration {
     const LONGEST: f64 = 30.0 * 86_400.0;
     Duration::try_from_secs_f64(seconds.clamp(0.0, LONGEST)).unwrap_or_default()
-}
-
-/// Calls the broker until it answers, for a minute at most: then its tasks are free for others anyway. What a task is worth may
-/// be hours of a GPU, and a broker that fails over is back in seconds.
-async fn retry<T, F>(doing: &'static str, mut call: impl FnMut() -> F) -> Result<T, BrokerError>
-where
-    F: Future<Output = Result<T, BrokerError>>,
-{
-    let give_up = Instant::now() + BROKER_PATIENCE;
-    let mut pause = Duration::from_millis(100);
-    loop {
-        let error = match timeout(BROKER_CALL, call()).await {
-            Ok(Ok(value)) => return Ok(value),
-            Ok(Err(error)) => error,
-            Err(elapsed) => BrokerError::new(doing, elapsed),
-        };
-        tracing::warn!(doing, error = chain(&error), "broker_call_failed");
-        if Instant::now() + pause > give_up {
-            return Err(error);
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
 }

@@ -6,6 +6,7 @@
 mod check;
 mod confined;
 mod input_slot;
+mod language;
 mod metadata;
 mod name;
 mod output;
@@ -16,6 +17,7 @@ mod transcript;
 mod validation;
 
 pub use input_slot::input_slot;
+pub(crate) use language::language_tag;
 pub use metadata::Metadata;
 pub use name::{InvalidStage, OtherStage, Stage, StageName};
 pub use output::{OutputDefaults, StageOutput};
