@@ -109,21 +109,17 @@
 
 #[cfg(feature = "axum")]
 pub mod axum;
-#[cfg(feature = "ec2")]
-pub mod cloud;
-pub mod context;
 mod env;
 mod error;
 // With one transport left out, what only that one needs is left over.
 #[cfg_attr(not(all(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]
 mod export;
-mod format;
+mod logs;
 pub mod metrics;
 pub mod names;
-#[cfg(feature = "queue-exporter")]
-pub mod queue_exporter;
 pub mod redact;
 mod resource;
+pub mod services;
 mod setup;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -137,7 +133,12 @@ pub use tracing;
 pub use env::{Env, EnvError};
 pub use error::{InitError, ShutdownError};
 pub use export::{ExportStats, OtlpCompression, OtlpConfig, OtlpProtocol};
-pub use format::{FilterError, LogBuffer, LogFormat, LogWriter};
+pub use logs::context;
+pub use logs::{FilterError, LogBuffer, LogFormat, LogWriter};
+#[cfg(feature = "ec2")]
+pub use resource::cloud;
+#[cfg(feature = "queue-exporter")]
+pub use services::queue::exporter as queue_exporter;
 pub use setup::builder::{TelemetryBuilder, TelemetryLayer};
 pub use setup::telemetry::{Telemetry, TelemetryHandle, TimedSpan};
 pub use traces::collector::{CollectedSpan, SpanCollector};

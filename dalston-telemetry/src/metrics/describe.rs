@@ -31,11 +31,11 @@ pub struct LabelDescription {
 }
 
 impl LabelDescription {
-    pub(super) fn open(name: &'static str) -> Self {
+    pub(crate) fn open(name: &'static str) -> Self {
         Self { name, values: None }
     }
 
-    pub(super) fn closed(name: &'static str, values: Vec<String>) -> Self {
+    pub(crate) fn closed(name: &'static str, values: Vec<String>) -> Self {
         Self {
             name,
             values: Some(values),
@@ -51,7 +51,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    pub(super) fn with_labels(labels: Vec<LabelDescription>) -> Self {
+    pub(crate) fn with_labels(labels: Vec<LabelDescription>) -> Self {
         Self {
             labels,
             buckets: Vec::new(),
@@ -59,7 +59,7 @@ impl Shape {
     }
 }
 
-pub(super) fn describe(head: &Head<'_>, shape: Shape) -> FamilyDescription {
+pub(crate) fn describe(head: &Head<'_>, shape: Shape) -> FamilyDescription {
     let (kind, suffix) = match head.kind {
         Kind::Counter => ("counter", "_total"),
         Kind::Gauge => ("gauge", ""),

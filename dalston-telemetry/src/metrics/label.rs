@@ -175,12 +175,12 @@ impl OpenLabel {
 
     /// A label with exactly these values, for families in which most combinations of closed labels never occur: what is not
     /// seen takes no series.
-    pub(super) fn closed(name: &'static str, values: &[&'static str]) -> Self {
+    pub(crate) fn closed(name: &'static str, values: &[&'static str]) -> Self {
         Self::made(name, values.len(), true, values)
     }
 
     /// As [`closed`](Self::closed), with the values of a type.
-    pub(super) fn of<L: Label>() -> Self {
+    pub(crate) fn of<L: Label>() -> Self {
         Self::closed(L::NAME, L::VALUES)
     }
 
@@ -209,7 +209,7 @@ impl OpenLabel {
     }
 
     /// The place of a value: its own, if there is one left, else that of [`OTHER`].
-    pub(super) fn place(&self, value: &str) -> u32 {
+    pub(crate) fn place(&self, value: &str) -> u32 {
         let inner = &*self.inner;
         let values = inner.values.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = values.by_name.get(value) {
@@ -240,7 +240,7 @@ impl OpenLabel {
     }
 
     /// The place of [`OTHER`] instead of a value's own, unless all values are known beforehand: of those there are few.
-    pub(super) fn fold_place(&self, place: u32) -> u32 {
+    pub(crate) fn fold_place(&self, place: u32) -> u32 {
         // What is at 0 is `OTHER` already.
         if self.inner.is_closed || place == 0 {
             place
@@ -250,20 +250,20 @@ impl OpenLabel {
     }
 
     /// Counts a value for which there was no room.
-    pub(super) fn fold(&self) -> u32 {
+    pub(crate) fn fold(&self) -> u32 {
         self.inner.folded.inc();
         0
     }
 
-    pub(super) fn is_fit(value: &str) -> bool {
+    pub(crate) fn is_fit(value: &str) -> bool {
         value.len() <= Self::LONGEST_VALUE && !value.contains(char::is_control)
     }
 
-    pub(super) fn cap(&self) -> usize {
+    pub(crate) fn cap(&self) -> usize {
         self.inner.cap
     }
 
-    pub(super) fn describe(&self) -> LabelDescription {
+    pub(crate) fn describe(&self) -> LabelDescription {
         if !self.inner.is_closed {
             return LabelDescription::open(self.inner.name);
         }
@@ -274,7 +274,7 @@ impl OpenLabel {
     }
 
     /// The value at a place.
-    pub(super) fn value_at(&self, place: u32) -> Arc<str> {
+    pub(crate) fn value_at(&self, place: u32) -> Arc<str> {
         let values = self.inner.values.read().unwrap_or_else(PoisonError::into_inner);
         values
             .names
@@ -295,12 +295,12 @@ impl fmt::Debug for OpenLabel {
 
 /// The open labels of a registry. As a metric, it counts the values that were folded, by label.
 #[derive(Clone, Debug, Default)]
-pub(super) struct OpenLabels {
+pub(crate) struct OpenLabels {
     labels: Arc<Mutex<Vec<OpenLabel>>>,
 }
 
 impl OpenLabels {
-    pub(super) fn get(&self, name: &'static str, cap: usize) -> OpenLabel {
+    pub(crate) fn get(&self, name: &'static str, cap: usize) -> OpenLabel {
         let mut labels = lock(&self.labels);
         if let Some(label) = labels.iter().find(|label| label.name() == name) {
             return label.clone();

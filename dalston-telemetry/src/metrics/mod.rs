@@ -43,34 +43,22 @@
 //! newest span that each of their values came from, so that a slow bucket leads to a slow trace. Only sampled spans are
 //! shown. Times of creation (`_created`) are not: all series are there from the start.
 
-mod audio_pipeline;
 pub mod buckets;
-mod busy;
 mod cells;
-mod describe;
-mod direct;
-mod engine;
+pub(crate) mod describe;
 mod exemplar;
 mod family;
 mod foreign;
-mod gateway;
-mod gpu;
 mod label;
 mod meter;
-mod orchestrator;
-mod queue;
-mod realtime;
 mod registry;
-mod roster;
 // Without a transport nobody pushes.
 #[cfg_attr(not(any(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]
 pub(crate) mod series;
 mod server;
-mod session_router;
 mod snapshot;
 mod telemetry;
 mod text;
-mod webhook;
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
@@ -88,34 +76,28 @@ use meter::Meters;
 use series::{Kind, Number, Series, Value, Visitor, push_label};
 use text::TextWriter;
 
-pub use audio_pipeline::AudioPipelineMetrics;
 pub use cells::{Counter, DurationCounter, Gauge, Histogram};
 pub use describe::{FamilyDescription, LabelDescription};
-pub use direct::{DirectEndpoint, DirectMetrics, DirectStatus};
-pub use engine::{
-    BusyGuard, Device, EngineLabels, EngineMetrics, InMemory, ModelMetrics, Outcome, RedeliveryReason,
-    SlotMetrics,
-};
 pub use exemplar::Exemplar;
 pub use family::{BoundedFamily, DenseFamily};
-pub use gateway::{GatewayMetrics, HttpMethod, RouteMetrics, WebSocketGuard};
-pub use gpu::{GpuMetrics, GpuSeen};
 pub use label::{Label, LabelSet, OTHER, OpenLabel};
-pub use orchestrator::{
-    EventDecision, EventType, ExecutionProfile, FailureReason, JobMetrics, JobStatus, OrchestratorMetrics,
-    ScanStatus, ScheduleMetrics, StageMetrics,
-};
-pub use queue::{QueueMetrics, QueueSeen, QueuesSeen};
-pub use realtime::{RealtimeMetrics, RealtimeModelMetrics, RealtimeSession, TranscriptType};
 use registry::Foreign;
 pub use registry::{PrefixedRegistry, Registry, Unit};
 pub use series::{Family, Metric};
 pub use server::MetricsServer;
-pub use session_router::{SessionRouterMetrics, SessionStatus, WorkerSessions};
 pub use snapshot::{MetricChange, MetricsSnapshot};
 pub use telemetry::{DropReason, LogLevel, Signal, TelemetryMetrics};
 pub use text::TextFormat;
-pub use webhook::{DeliveryStatus, WebhookMetrics};
+
+pub use crate::services::Outcome;
+pub use crate::services::audio_pipeline::*;
+pub use crate::services::engine::*;
+pub use crate::services::gateway::*;
+pub use crate::services::orchestrator::*;
+pub use crate::services::queue::{QueueMetrics, QueueSeen, QueuesSeen};
+pub use crate::services::realtime::*;
+pub use crate::services::session_router::*;
+pub use crate::services::webhook::*;
 
 /// For metrics that are made with this crate; see [`Registry::prometheus`].
 pub use prometheus_client;
@@ -339,12 +321,12 @@ impl Metrics {
     }
 
     /// An open label of the platform's metrics.
-    fn label(&self, name: &'static str) -> OpenLabel {
+    pub(crate) fn label(&self, name: &'static str) -> OpenLabel {
         self.open_label(name, self.inner.label_values)
     }
 
     /// How many combinations of such labels a family tells apart.
-    fn combinations(&self) -> usize {
+    pub(crate) fn combinations(&self) -> usize {
         self.inner.label_values.saturating_mul(10)
     }
 }
@@ -421,7 +403,7 @@ impl Family for BuildInfo {
 }
 
 /// A panic while the lock was held leaves counters behind, not broken invariants.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

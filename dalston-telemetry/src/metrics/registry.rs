@@ -113,12 +113,12 @@ impl Registry {
         }
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.families.iter().any(|family| family.name == name)
     }
 
     /// What families there are that are ours.
-    pub(super) fn families(&self) -> Vec<FamilyDescription> {
+    pub(crate) fn families(&self) -> Vec<FamilyDescription> {
         let families = self.families.iter();
         families
             .map(|registered| describe(&registered.head(), registered.family.shape()))
@@ -126,7 +126,7 @@ impl Registry {
     }
 
     /// Shows all families that are ours.
-    pub(super) fn visit(&self, visitor: &mut dyn Visitor) {
+    pub(crate) fn visit(&self, visitor: &mut dyn Visitor) {
         for registered in &self.families {
             let (head, family) = (registered.head(), &registered.family);
             let mut has_begun = false;
@@ -142,7 +142,7 @@ impl Registry {
 
     /// What is in [`prometheus`](Self::prometheus), as OpenMetrics text without its last line. That crate takes any name, and
     /// one that is taken would cost the whole scrape: it belongs to the first here as well, and families of ours come first.
-    pub(super) fn foreign(&self) -> Foreign {
+    pub(crate) fn foreign(&self) -> Foreign {
         let mut foreign = Foreign::default();
         let Some(registry) = &self.foreign else {
             return foreign;
@@ -171,17 +171,17 @@ impl Registry {
 
 /// What was made with `prometheus_client`.
 #[derive(Default)]
-pub(super) struct Foreign {
-    pub(super) text: String,
+pub(crate) struct Foreign {
+    pub(crate) text: String,
     names: HashSet<String>,
 }
 
 impl Foreign {
-    pub(super) fn visit(&self, visitor: &mut dyn Visitor) {
+    pub(crate) fn visit(&self, visitor: &mut dyn Visitor) {
         foreign::visit(&self.text, visitor);
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.names.contains(name)
     }
 }
@@ -202,13 +202,13 @@ pub struct PrefixedRegistry<'a> {
 
 impl PrefixedRegistry<'_> {
     /// Registers a family and gives it back.
-    pub(super) fn keep<F: Family + Clone>(&mut self, name: &str, help: &'static str, family: F) -> F {
+    pub(crate) fn keep<F: Family + Clone>(&mut self, name: &str, help: &'static str, family: F) -> F {
         self.register(name, help, family.clone());
         family
     }
 
     /// As [`keep`](Self::keep), with a unit.
-    pub(super) fn keep_with_unit<F: Family + Clone>(
+    pub(crate) fn keep_with_unit<F: Family + Clone>(
         &mut self,
         name: &str,
         help: &'static str,

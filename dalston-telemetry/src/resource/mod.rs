@@ -10,6 +10,9 @@
 //! 5. `OTEL_SERVICE_NAME` and `INSTANCE_TYPE` (`host.type`)
 //! 6. explicit calls on the builder: `version`, `resource_attribute`
 
+#[cfg(feature = "ec2")]
+pub mod cloud;
+
 use opentelemetry::{Key, KeyValue, Value};
 use opentelemetry_resource_detectors::{
     ContainerResourceDetector, HostResourceDetector, K8sResourceDetector, OsResourceDetector,

@@ -12,17 +12,17 @@ use tracing::subscriber::NoSubscriber;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
-#[cfg(feature = "ec2")]
-use crate::cloud::Cloud;
 use crate::env::{Env, EnvError};
 use crate::error::InitError;
 use crate::export::{
     BatchSettings, Exporters, METRICS, NO_LIMIT, OtlpConfig, OtlpSettings, Pipeline, Push, PushSettings,
     ReportTo, TRACES,
 };
-use crate::format::{LogFormat, LogSettings, LogWriter};
+use crate::logs::{LogFormat, LogSettings, LogWriter};
 use crate::metrics::{self, Metrics, TelemetryMetrics};
 use crate::resource;
+#[cfg(feature = "ec2")]
+use crate::resource::cloud::Cloud;
 use crate::setup::select::Parts;
 use crate::setup::telemetry::{Telemetry, Tracing};
 use crate::traces::collector::SpanCollector;

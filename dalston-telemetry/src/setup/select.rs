@@ -15,7 +15,7 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Context, Identity, Layer};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
-use crate::format::{LogLayer, LogSettings, SpanFields, has_ids};
+use crate::logs::{LogLayer, LogSettings, SpanFields, has_ids};
 use crate::setup::builder::TelemetryLayer;
 use crate::traces::tracer::SpanTracer;
 
@@ -308,7 +308,7 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
-    use crate::format::{LogBuffer, LogFormat, LogWriter};
+    use crate::logs::{LogBuffer, LogFormat, LogWriter};
     use crate::metrics::{Metrics, TelemetryMetrics};
     use crate::traces::collector::SpanCollector;
     use crate::traces::ended::EndedSpan;

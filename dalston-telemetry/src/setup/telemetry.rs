@@ -12,7 +12,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 use crate::error::ShutdownError;
 use crate::export::{ExportStats, Pipeline, Push};
-use crate::format::{FilterError, LogFilter};
+use crate::logs::{FilterError, LogFilter};
 use crate::metrics::{Metrics, MetricsServer};
 use crate::setup::builder::TelemetryBuilder;
 use crate::traces::ids::ReservedSpan;

@@ -6,7 +6,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use super::{LogLine, SpanTree};
 use crate::env::Env;
-use crate::format::{LogBuffer, LogFormat, LogWriter};
+use crate::logs::{LogBuffer, LogFormat, LogWriter};
 use crate::metrics::{MetricChange, Metrics, MetricsSnapshot};
 use crate::setup::builder::TelemetryBuilder;
 use crate::setup::telemetry::{Telemetry, TelemetryHandle};

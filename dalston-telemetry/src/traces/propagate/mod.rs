@@ -36,8 +36,8 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use self::w3c::{
     BAGGAGE, Fields, TRACEPARENT, TRACESTATE, format_baggage, format_traceparent, join, parse_baggage,
 };
-use crate::context::LogContext;
 use crate::env::{Env, EnvError};
+use crate::logs::context::LogContext;
 
 /// The name of the JSON field that holds a trace context in tasks and events.
 pub const TRACE_CONTEXT_FIELD: &str = "_trace_context";

@@ -1,11 +1,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::label::LabelSet;
-use super::{
-    BoundedFamily, Counter, DenseFamily, Exemplar, Gauge, Histogram, Label, Metrics, OTHER, OpenLabel,
-    Outcome, Unit, buckets,
+use crate::metrics::{
+    BoundedFamily, Counter, DenseFamily, Exemplar, Gauge, Histogram, Label, LabelSet, Metrics, OTHER,
+    OpenLabel, Unit, buckets,
 };
+use crate::services::Outcome;
 
 crate::label! {
     /// How a job ended.

@@ -1,7 +1,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, Outcome, Unit, buckets};
+use crate::metrics::{BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, Unit, buckets};
+use crate::services::Outcome;
 
 /// The metrics of a pipeline from a voice to its answer: what listens, what understands, and how long it takes altogether.
 ///

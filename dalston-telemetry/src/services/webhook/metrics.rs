@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{Counter, DenseFamily, Exemplar, Histogram, Metrics, Unit, buckets};
+use crate::metrics::{Counter, DenseFamily, Exemplar, Histogram, Metrics, Unit, buckets};
 
 crate::label! {
     /// What became of an attempt to deliver a webhook.

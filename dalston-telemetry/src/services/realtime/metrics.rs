@@ -1,7 +1,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::{
+use crate::metrics::{
     BoundedFamily, Counter, DenseFamily, DurationCounter, Exemplar, Histogram, Metrics, OTHER, OpenLabel,
     Unit, buckets,
 };

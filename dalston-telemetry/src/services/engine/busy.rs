@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::lock;
-use super::series::{Kind, Metric, Number, Value};
+use crate::metrics::lock;
+use crate::metrics::series::{Kind, Metric, Number, Value};
 
 /// In seconds.
 const WINDOW: usize = 60;

@@ -56,8 +56,9 @@ use tracing::{info, warn};
 
 pub use self::config::{InvalidRedisUrl, QueueExporterConfig};
 use self::look::{Look, LookError};
-use crate::metrics::{Metrics, QueueMetrics};
+use crate::metrics::Metrics;
 use crate::redact;
+use crate::services::queue::QueueMetrics;
 
 /// The longest that one look at all queues may take.
 const LONGEST_LOOK: Duration = Duration::from_secs(30);

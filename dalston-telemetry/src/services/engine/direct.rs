@@ -1,7 +1,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, OpenLabel, Unit, buckets};
+use crate::metrics::{
+    BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, OpenLabel, Unit, buckets,
+};
 
 crate::label! {
     /// Which route of an engine was asked.

@@ -3,6 +3,7 @@
 //! Made by a layer of our own that takes events only: with tracing off nobody is interested in spans, and a span
 //! costs what a disabled span costs.
 
+pub mod context;
 mod fields;
 mod filter;
 mod json;

@@ -2,9 +2,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::describe::{LabelDescription, Shape};
-use super::series::{Family, Kind, Number, Series, Value, push_label};
-use super::{Metrics, Unit};
+use crate::metrics::describe::{LabelDescription, Shape};
+use crate::metrics::series::{Family, Kind, Number, Series, Value, push_label};
+use crate::metrics::{Metrics, Unit};
 
 /// The queues of a deployment, as somebody found them in Redis: the feature `queue-exporter` has who looks.
 ///

@@ -116,11 +116,11 @@ impl LogContext {
     #[must_use]
     pub fn field(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
         let (mut name, value) = (name.into(), value.into());
-        let id = crate::format::id_of(&name);
+        let id = crate::logs::id_of(&name);
         if let Some(id) = id {
-            name = Cow::Borrowed(crate::format::IDS[usize::from(id)]);
+            name = Cow::Borrowed(crate::logs::IDS[usize::from(id)]);
         }
-        if id.is_none() && (name.is_empty() || crate::format::is_reserved(&name)) {
+        if id.is_none() && (name.is_empty() || crate::logs::is_reserved(&name)) {
             return self;
         }
         let fields = &mut self.inner_mut().fields;
@@ -134,7 +134,7 @@ impl LogContext {
                 },
             };
             let value = masked.unwrap_or(value);
-            let json = crate::format::json_member(&name, &value);
+            let json = crate::logs::json_member(&name, &value);
             fields.push(ContextField {
                 name,
                 value,

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, Weak};
 
-use super::describe::Shape;
-use super::series::{Family, Kind, Number, Series, Value, push_label};
-use super::{Gauge, OTHER, OpenLabel, lock};
+use crate::metrics::describe::Shape;
+use crate::metrics::series::{Family, Kind, Number, Series, Value, push_label};
+use crate::metrics::{Gauge, OTHER, OpenLabel, lock};
 
 /// A gauge with one open label, whose series are there for as long as somebody holds them.
 ///

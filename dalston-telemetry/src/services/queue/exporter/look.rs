@@ -7,7 +7,7 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Client, Pipeline, RedisError, Value};
 
 use super::QueueExporterConfig;
-use crate::metrics::{QueueSeen, QueuesSeen};
+use crate::services::queue::{QueueSeen, QueuesSeen};
 
 const PREFIX: &str = "dalston:stream:";
 const GROUP: &[u8] = b"engines";

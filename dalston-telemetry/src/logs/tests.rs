@@ -13,7 +13,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::Registry;
 
 use super::*;
-use crate::context::{LogContext, WithLogContext};
+use crate::logs::context::{LogContext, WithLogContext};
 use crate::metrics::{Metrics, TelemetryMetrics};
 use crate::setup::select::Parts;
 use crate::traces::propagate;
@@ -166,7 +166,7 @@ fn a_json_line_is_exactly_this() {
         concat!(
             r#"{"timestamp":"2024-02-29T12:00:00.123456Z","level":"info","service":"engine-test","#,
             r#""event":"task_received","stream":"a\"b\n","attempt":2,"factor":0.5,"done":true,"#,
-            r#""instance_type":"g5.xlarge","target":"dalston_telemetry::format::tests"}"#,
+            r#""instance_type":"g5.xlarge","target":"dalston_telemetry::logs::tests"}"#,
             "\n",
             r#"{"timestamp":"2024-02-29T12:00:00.123456Z","level":"warning","service":"engine-test","#,
             r#""event":"slow disk","trace_id":"0af7651916cd43dd8448eb211c80319c","request_id":"r-1","#,

@@ -3,20 +3,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::busy::BusyRatio;
-use super::{
+use crate::metrics::{
     BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, OpenLabel, Registry, Unit, buckets,
 };
+use crate::services::Outcome;
 
 /// Inference threads of one engine.
 const MAX_SLOTS: usize = 64;
-
-crate::label! {
-    /// How a task ended.
-    pub enum Outcome = "status" {
-        Success => "success",
-        Failure => "failure",
-    }
-}
 
 crate::label! {
     /// What inference ran on.
@@ -129,7 +122,7 @@ impl EngineMetrics {
     }
 
     /// The metrics that have a model. Its counters exist at zero from now on; of more than 100 models the later
-    /// ones share [`OTHER`](super::OTHER).
+    /// ones share [`OTHER`](crate::metrics::OTHER).
     #[must_use]
     pub fn model(&self, model: &str) -> ModelMetrics {
         let EngineLabels {
@@ -488,8 +481,8 @@ impl Families {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Label;
     use super::*;
+    use crate::metrics::Label;
 
     fn engine(metrics: &Metrics) -> EngineMetrics {
         EngineMetrics::register(
@@ -615,7 +608,7 @@ mod tests {
                 .task_processed(Outcome::Success);
         }
         let snapshot = metrics.snapshot();
-        let other = [("model", super::super::OTHER), ("status", "success")];
+        let other = [("model", crate::metrics::OTHER), ("status", "success")];
         assert_eq!(snapshot.sum("dalston_engine_tasks_processed_total", &other), 50.0);
         assert_eq!(snapshot.sum("dalston_engine_tasks_processed_total", &[]), 150.0);
         assert!(

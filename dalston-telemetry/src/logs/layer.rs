@@ -19,7 +19,7 @@ use super::readable::ReadableLine;
 use super::time::TimeCache;
 use super::writer::LogWriter;
 use super::{Form, LogFilter, LogSettings};
-use crate::context::LogContext;
+use crate::logs::context::LogContext;
 use crate::metrics::TelemetryMetrics;
 use crate::redact;
 

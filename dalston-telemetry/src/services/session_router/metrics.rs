@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::roster::{Entry, Roster};
-use super::{Counter, DenseFamily, Exemplar, Gauge, Histogram, Metrics, Unit, buckets};
+use crate::metrics::{Counter, DenseFamily, Exemplar, Gauge, Histogram, Metrics, Unit, buckets};
 
 crate::label! {
     /// How a session ended.
@@ -117,8 +117,8 @@ impl WorkerSessions {
 
 #[cfg(test)]
 mod tests {
-    use super::super::OTHER;
     use super::*;
+    use crate::metrics::OTHER;
 
     const ACTIVE: &str = "dalston_session_router_sessions_active";
 

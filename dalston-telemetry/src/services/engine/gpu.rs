@@ -1,9 +1,9 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::describe::{LabelDescription, Shape};
-use super::series::{Family, Kind, Number, Series, Value, push_label};
-use super::{Metrics, Unit};
+use crate::metrics::describe::{LabelDescription, Shape};
+use crate::metrics::series::{Family, Kind, Number, Series, Value, push_label};
+use crate::metrics::{Metrics, Unit};
 
 /// The GPUs of a machine, as somebody found them: the SDK's `GpuMonitor` is who looks.
 ///

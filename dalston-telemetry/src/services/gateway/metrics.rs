@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 
-use super::{
+use crate::metrics::{
     BoundedFamily, Counter, DenseFamily, Exemplar, Gauge, Histogram, Metrics, OTHER, OpenLabel, Unit, buckets,
 };
 

@@ -1,0 +1,5 @@
+//! The gateway: metrics of its HTTP API and of WebSocket connections.
+
+mod metrics;
+
+pub use metrics::*;

@@ -1,0 +1,13 @@
+//! The services of the platform: each has a folder with its metrics and the names of its spans.
+
+pub mod audio_pipeline;
+pub mod engine;
+pub mod gateway;
+pub mod orchestrator;
+mod outcome;
+pub mod queue;
+pub mod realtime;
+pub mod session_router;
+pub mod webhook;
+
+pub use outcome::Outcome;

@@ -1,0 +1,6 @@
+//! The router of realtime sessions: metrics of workers and allocations.
+
+mod metrics;
+mod roster;
+
+pub use metrics::*;

@@ -1,0 +1,5 @@
+//! Webhooks: metrics of deliveries.
+
+mod metrics;
+
+pub use metrics::*;
