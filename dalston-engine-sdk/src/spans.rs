@@ -30,7 +30,7 @@ use std::task::{Context as PollContext, Poll};
 use dalston_telemetry::names::{attr, event, span};
 use dalston_telemetry::opentelemetry::trace::{Status, TraceContextExt};
 use dalston_telemetry::opentelemetry::{Context, KeyValue, Value};
-use dalston_telemetry::{ReservedSpan, TelemetryHandle, TimedSpan, propagate};
+use dalston_telemetry::{TelemetryHandle, TimedSpan, propagate};
 use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -51,27 +51,17 @@ pub(crate) struct TaskSpans {
     opener: SpanOpener,
 }
 
-/// Where the span around a task belongs.
-#[derive(Debug)]
-pub(crate) struct SpanPlace {
-    /// The context that holds its parent, if it has one.
-    pub(crate) carried: Context,
-    /// The ids that were promised to others.
-    pub(crate) reserved: Option<ReservedSpan>,
-}
-
 impl TaskSpans {
     /// Opens `engine.{engine_id}.process`. `queue` is the kind of queue that the task came from, if it came from one.
     pub(crate) fn open(
         telemetry: &TelemetryHandle,
         interruption: &Interruption,
-        place: SpanPlace,
+        carried: Context,
         info: &TaskInfo,
         queue: Option<&'static str>,
     ) -> Self {
-        let SpanPlace { carried, reserved } = place;
         let (task, context) = if telemetry.traces_enabled() {
-            open_task_span(reserved, &carried, info, queue)
+            open_task_span(&carried, info, queue)
         } else {
             (Span::none(), Context::new())
         };
@@ -92,11 +82,6 @@ impl TaskSpans {
         &self.task
     }
 
-    /// Whether the span around the task has ids: tracing is on, and no filter leaves it out.
-    pub(crate) fn is_made(&self) -> bool {
-        self.context.span().span_context().is_valid()
-    }
-
     /// What opens the spans of the task.
     pub(crate) fn opener(&self) -> &SpanOpener {
         &self.opener
@@ -112,7 +97,7 @@ impl TaskSpans {
 
     /// The JSON that carries the context on, in events. Without a span of our own the producer's context passes through.
     pub(crate) fn carrier(&self) -> Option<String> {
-        if !self.is_made() {
+        if !self.context.span().span_context().is_valid() {
             return propagate::inject_json(&self.carried);
         }
         propagate::inject_json(&self.context)
@@ -383,24 +368,12 @@ impl QueueWait {
 }
 
 /// Gives the span and its context.
-fn open_task_span(
-    reserved: Option<ReservedSpan>,
-    carried: &Context,
-    info: &TaskInfo,
-    queue: Option<&'static str>,
-) -> (Span, Context) {
+fn open_task_span(carried: &Context, info: &TaskInfo, queue: Option<&'static str>) -> (Span, Context) {
     let name = span::task(&info.engine_id);
     let kind = if queue.is_some() { "consumer" } else { "internal" };
-    let make = || info_span!(parent: None, "engine.task", otel.name = name, otel.kind = kind);
-    let span = match reserved {
-        Some(reserved) => reserved.start(carried.clone(), make),
-        None => {
-            let span = make();
-            // Fails only where no OpenTelemetry layer listens; then there is nothing to be a child of.
-            let _ = span.set_parent(carried.clone());
-            span
-        }
-    };
+    let span = info_span!(parent: None, "engine.task", otel.name = name, otel.kind = kind);
+    // Fails only where no OpenTelemetry layer listens; then there is nothing to be a child of.
+    let _ = span.set_parent(carried.clone());
     let context = span.context();
     // All at once, because each look for a span costs more than what is said on it.
     let text = |name: &'static str, value: &str| KeyValue::new(name, value.to_owned());

@@ -17,7 +17,7 @@ use crate::platform::{Address, ENGINE, Platform};
 const READ_AT_ONCE: usize = 32;
 const LONG: Duration = Duration::from_secs(60);
 
-/// Takes, begins and finishes tasks, with so many of them in hand.
+/// Takes, starts and finishes tasks, with so many of them held.
 pub(crate) fn throughput(redis: &str, tasks: usize, in_hand: usize) -> Value {
     let redis = Address::parse(redis);
     let mut platform = Platform::connect(redis.url, false);
@@ -49,24 +49,21 @@ async fn take_all(broker: RedisBroker, turns: Arc<Semaphore>, tasks: usize) {
     while taken < tasks {
         let first = Arc::clone(&turns).acquire_owned().await.unwrap();
         let most = (turns.available_permits() + 1).min(READ_AT_ONCE);
-        let spans = vec![None; most];
-        let deliveries = broker.receive_begun(&consumer, &spans, LONG).await.unwrap();
+        let deliveries = broker.receive_several(&consumer, most, LONG).await.unwrap();
         taken += deliveries.len();
         drop(first);
         for delivery in deliveries {
             let turn = Arc::clone(&turns).try_acquire_owned().unwrap();
             let broker = broker.clone();
             tokio::spawn(async move {
-                let begin = match delivery.begun {
-                    Some(begun) => begun.begin,
-                    None => broker.begin(&delivery.claim, None).await.unwrap(),
-                };
-                assert!(matches!(begin.lookup, Lookup::Task(_)) && begin.reported);
+                let claim = &delivery.claim;
+                assert!(matches!(broker.lookup(claim).await.unwrap(), Lookup::Task(_)));
+                let context = EventContext::default();
+                assert_eq!(broker.started(claim, &context).await.unwrap(), Ownership::Held);
                 let outcome = Outcome::Completed {
                     artifacts: Vec::new(),
                 };
-                let context = EventContext::default();
-                let owner = broker.finish(&delivery.claim, &outcome, &context).await;
+                let owner = broker.finish(claim, &outcome, &context).await;
                 assert_eq!(owner.unwrap(), Ownership::Held);
                 drop(turn);
             });

@@ -386,8 +386,7 @@ impl State {
             requeued_at: entry.requeued_at,
             timeout_at: task.timeout_at,
             redelivery: entry.redelivery,
-            begun: None,
-            asked_at: None,
+            asked_at: Some(Instant::now().into_std()),
         })
     }
 

@@ -6,8 +6,8 @@
 //!
 //! The runner calls a broker in this order, per task: [`receive`](Broker::receive), [`lookup`](Broker::lookup),
 //! [`started`](Broker::started), [`renew`](Broker::renew) and [`is_cancelled`](Broker::is_cancelled) again and again, and then
-//! [`finish`](Broker::finish) or [`release`](Broker::release). Where a broker can do more in one step, there are
-//! [`receive_several`](Broker::receive_several), [`begin`](Broker::begin) and [`receive_begun`](Broker::receive_begun).
+//! [`finish`](Broker::finish) or [`release`](Broker::release). A broker that can read several tasks at once overrides
+//! [`receive_several`](Broker::receive_several).
 
 mod memory;
 #[cfg(feature = "redis")]
@@ -63,41 +63,6 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
         wait: Duration,
     ) -> Result<Vec<Delivery>, BrokerError> {
         Ok(self.receive(consumer, wait).await?.into_iter().collect())
-    }
-
-    /// Takes up to as many tasks as there are `spans`, as [`receive_several`](Self::receive_several), and may begin them in the
-    /// same step, as [`begin`](Self::begin) would under one of these spans. [`Delivery::begun`] says of each whether it did.
-    ///
-    /// Unless a broker has a better way, this begins none.
-    ///
-    /// # Errors
-    ///
-    /// As [`receive`](Self::receive). Tasks may have been begun all the same, so none of these spans may be given again.
-    async fn receive_begun(
-        &self,
-        consumer: &Consumer,
-        spans: &[Option<NextSpan>],
-        wait: Duration,
-    ) -> Result<Vec<Delivery>, BrokerError> {
-        self.receive_several(consumer, spans.len(), wait).await
-    }
-
-    /// Finds out what is known about a task, as [`lookup`](Self::lookup), and if it should be done reports that work on it
-    /// begins, as [`started`](Self::started) with the request id and the trace context of the task's own metadata. With
-    /// `span`, it is the context of that span, as a child of the metadata's context or, if there is none, as the first
-    /// span of a sampled trace.
-    ///
-    /// A broker may leave the report to a later call of [`started`](Self::started); the answer says so. Unless it has a better
-    /// way, it does.
-    ///
-    /// # Errors
-    ///
-    /// If the broker can't be reached.
-    async fn begin(&self, claim: &Claim, _span: Option<NextSpan>) -> Result<Begin, BrokerError> {
-        Ok(Begin {
-            lookup: self.lookup(claim).await?,
-            reported: false,
-        })
     }
 
     /// Finds out what is known about a task and whether it should be done at all.
@@ -209,10 +174,8 @@ pub struct Delivery {
     pub timeout_at: Option<Timestamp>,
     /// Why it was delivered again, if it was.
     pub redelivery: Option<RedeliveryReason>,
-    /// What beginning it came to, if it was begun already.
-    pub begun: Option<Begun>,
-    /// When the broker was asked for it, if it was begun already: its lease may have begun then, and whoever has it may have
-    /// stood still since.
+    /// When the broker was asked for it: its lease began no earlier. The process may have stood still since then. Without
+    /// this time, the lease is counted from the moment at which the runner sees the delivery.
     pub asked_at: Option<Instant>,
 }
 
@@ -226,7 +189,6 @@ impl Delivery {
             requeued_at: None,
             timeout_at: None,
             redelivery: None,
-            begun: None,
             asked_at: None,
         }
     }
@@ -274,45 +236,6 @@ pub enum Lookup {
     },
     /// Someone else owns it by now.
     Lost,
-}
-
-/// What [`Broker::begin`] found and did.
-#[derive(Debug, Clone)]
-pub struct Begin {
-    /// What is known about the task.
-    pub lookup: Lookup,
-    /// Whether the start was reported.
-    pub reported: bool,
-}
-
-/// A task that was begun in the same step in which it was taken.
-#[derive(Debug, Clone)]
-pub struct Begun {
-    /// What that came to.
-    pub begin: Begin,
-    /// That of the given spans under which it was begun.
-    pub span: Option<NextSpan>,
-}
-
-/// The span in which a task will be done, before there is one.
-///
-/// Its context is what goes on as `traceparent` if every sampler and propagator along the way is the usual one: a child has the
-/// trace of its parent and is sampled if that is, and a first span is sampled. Who does not know that gives none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct NextSpan {
-    /// Its trace, unless it has a parent.
-    pub trace_id: u128,
-    /// The span itself.
-    pub span_id: u64,
-}
-
-impl NextSpan {
-    /// A span with these ids, neither of which may be zero.
-    #[must_use]
-    pub const fn new(trace_id: u128, span_id: u64) -> Self {
-        Self { trace_id, span_id }
-    }
 }
 
 /// What the platform says about a task outside of `request.json`.

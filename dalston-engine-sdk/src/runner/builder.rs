@@ -16,7 +16,6 @@ use uuid::Uuid;
 use super::direct;
 use super::lease::Drain;
 use super::pool::SlotPool;
-use super::promise::SpansMade;
 use super::slot::{self, Keeping, Setting};
 use super::{Origin, Runner, RunnerStatus, UPLOADS_PER_SLOT, Worker};
 use crate::broker::{Broker, Consumer};
@@ -238,7 +237,6 @@ impl<E: Engine> RunnerBuilder<E> {
                 telemetry,
                 registry,
                 metrics,
-                spans_made: SpansMade::default(),
                 last_model: Mutex::default(),
                 on_progress,
                 pool,

@@ -372,7 +372,7 @@ pub(super) async fn serve(
             queue: None,
             files,
         });
-        let task = task::handle(Arc::clone(worker), origin, delivery, None, turn, hand);
+        let task = task::handle(Arc::clone(worker), origin, delivery, turn, hand);
         tasks.spawn(task.with_current_subscriber());
     }
 }

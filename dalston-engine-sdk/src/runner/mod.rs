@@ -6,7 +6,7 @@
 //!            control loop (asynchronous)                        inference thread (one per slot)
 //!  ┌──────────────────────────────────────────────────┐
 //!  │ read: a turn is free, the broker gives a task    │
-//!  │   └─ look up, open the spans, announce the start │
+//!  │   └─ look up, open the spans, report the start   │
 //!  │ download: request.json, inputs, decoded audio    │
 //!  │ wait for a free inference thread                 │ ───▶ load the model, if it is not here
 //!  │                                                  │      process
@@ -35,7 +35,6 @@ mod lease;
 mod line;
 mod models;
 mod pool;
-mod promise;
 mod retry;
 mod slot;
 mod status;
@@ -64,7 +63,6 @@ use self::direct::Submission;
 pub use self::direct::{Direct, DirectError, DirectTask};
 use self::lease::Drain;
 use self::pool::SlotPool;
-use self::promise::{PromisedSpans, SpansMade};
 use self::slot::Scene;
 pub use self::status::{RunnerPhase, RunnerStatus, TaskPhase, TaskStatus};
 #[cfg(feature = "audio")]
@@ -131,7 +129,6 @@ struct Worker {
     /// The deployment.
     origin: Arc<Origin>,
     telemetry: TelemetryHandle,
-    spans_made: SpansMade,
     registry: Metrics,
     metrics: EngineMetrics,
     /// Those of the model that worked last: to find them by its name costs as much as much else of a task.
@@ -296,7 +293,6 @@ impl Worker {
 
     async fn read_tasks(self: &Arc<Self>, turns: &Arc<Semaphore>, tasks: &mut JoinSet<()>) -> Infallible {
         let mut failures = 0_u32;
-        let mut promised = PromisedSpans::default();
         loop {
             let Ok(first) = Arc::clone(turns).acquire_owned().await else {
                 return pending().await;
@@ -310,16 +306,15 @@ impl Worker {
                 free.merge(more);
             }
             let deliveries = loop {
-                let (broker, most) = (&self.origin.broker, free.num_permits());
-                let received = match promised.offer(&self.telemetry, &self.spans_made, most) {
-                    Some(spans) => broker.receive_begun(&self.consumer, spans, RECEIVE_WAIT),
-                    None => broker.receive_several(&self.consumer, most, RECEIVE_WAIT),
-                };
+                let most = free.num_permits();
+                let received = self
+                    .origin
+                    .broker
+                    .receive_several(&self.consumer, most, RECEIVE_WAIT);
                 match received.await {
                     Ok(deliveries) if deliveries.is_empty() => failures = 0,
                     Ok(deliveries) => break deliveries,
                     Err(error) => {
-                        promised.forget();
                         failures = failures.saturating_add(1);
                         tracing::warn!(error = chain(&error), failures, "broker_read_failed");
                         sleep(read_pause(failures)).await;
@@ -337,15 +332,7 @@ impl Worker {
                     break;
                 };
                 let hand = self.status.task(&delivery.claim.task_id);
-                let span = promised.of(&delivery);
-                let task = task::handle(
-                    Arc::clone(self),
-                    Arc::clone(&self.origin),
-                    delivery,
-                    span,
-                    turn,
-                    hand,
-                );
+                let task = task::handle(Arc::clone(self), Arc::clone(&self.origin), delivery, turn, hand);
                 tasks.spawn(Box::pin(task).with_current_subscriber());
             }
             // What these tasks have to ask goes first, before the question for more.

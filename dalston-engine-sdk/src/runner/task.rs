@@ -9,7 +9,7 @@ use std::time::Duration;
 use dalston_telemetry::context::{LogContext, WithLogContext};
 use dalston_telemetry::metrics::{self, InMemory, ModelMetrics, Outcome as Status};
 use dalston_telemetry::opentelemetry::Context;
-use dalston_telemetry::{ReservedSpan, propagate, redact};
+use dalston_telemetry::{propagate, redact};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 
@@ -17,21 +17,19 @@ use tokio::time::{Instant, timeout};
 use super::decode::decode;
 use super::files;
 use super::lease::{Confirmed, Stop, StopOnDrop, at_once, keep};
-use super::promise::next_span;
 use super::retry::{BROKER_CALL, retry};
 use super::slot::{Answer, ModelUse, Processed, Scene, Work};
 use super::status::{TaskGuard, TaskPhase};
 use super::sweep;
 use super::{Origin, Worker};
 use crate::broker::{
-    Begin, BrokerError, Claim, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason,
-    TaskMetadata,
+    BrokerError, Claim, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason, TaskMetadata,
 };
 use crate::context::{CancelReason, OutputFile, TaskContext};
 use crate::error::{TaskError, TaskErrorKind, chain, shorten};
 use crate::model_id::ModelId;
 use crate::protocol::{TaskResponseData, Timestamp};
-use crate::spans::{QueueWait, SpanPlace, TaskSpans, record_failure, within};
+use crate::spans::{QueueWait, TaskSpans, record_failure, within};
 use crate::stage::{StageName, language_tag};
 use crate::store::key;
 use crate::task::{TaskInfo, TaskRequest};
@@ -50,43 +48,23 @@ const LONGEST_ERROR: usize = 2_000;
 /// The right to have a task before its inference ends: what bounds the tasks that are in hand.
 pub(super) type Turn = OwnedSemaphorePermit;
 
-/// Looks a delivered task up, and works on it if it should be worked on. `span` is what its own was promised to be, if it was begun
-/// already.
+/// Looks a delivered task up, and works on it if it should be worked on.
 pub(super) async fn handle(
     worker: Arc<Worker>,
     origin: Arc<Origin>,
-    mut delivery: Delivery,
-    span: Option<ReservedSpan>,
+    delivery: Delivery,
     turn: Turn,
     hand: TaskGuard,
 ) {
     fault_point!(Received);
     let read_at = Timestamp::now();
-    let begun = delivery.begun.take();
     let claim = &delivery.claim;
     let log = LogContext::new()
         .task_id(&*claim.task_id)
         .job_id(&*claim.job_id)
         .engine_id(&*claim.consumer.engine_id);
-    // What is reported carries the context of our span. Where that can't be known beforehand, the span comes first.
-    let traced = worker.telemetry.traces_enabled();
-    let reserved = span.or_else(|| worker.spans_made.reserve(&worker.telemetry));
-    let next = reserved.as_ref().map(next_span);
-    let begin = retry("looking up a task", || async {
-        if traced && next.is_none() {
-            let lookup = origin.broker.lookup(claim).await?;
-            return Ok(Begin {
-                lookup,
-                reported: false,
-            });
-        }
-        origin.broker.begin(claim, next).await
-    });
-    let begin = match begun {
-        Some(begun) => Ok(begun.begin),
-        None => begin.with_log_context(log.clone()).await,
-    };
-    let Ok(Begin { lookup, reported }) = begin else {
+    let lookup = retry("looking up a task", || origin.broker.lookup(claim));
+    let Ok(lookup) = lookup.with_log_context(log.clone()).await else {
         // The task comes back when its lease ends.
         return;
     };
@@ -117,15 +95,14 @@ pub(super) async fn handle(
         .request_id(request_id.unwrap_or_default())
         .carrier(carried.clone());
 
-    let place = SpanPlace { carried, reserved };
-    let attempt = Attempt::new(&worker, &origin, &hand, &delivery, metadata, place, read_at);
+    let attempt = Attempt::new(&worker, &origin, &hand, &delivery, metadata, carried, read_at);
     // Boxed, here and below: a future is moved with everything that it will ever hold, and those of a task are large.
     let work = Box::pin(async {
         attempt.note_arrival(&delivery, read_at);
         let stop_the_engine = StopOnDrop(attempt.stop.clone());
         tokio::select! {
             biased;
-            () = attempt.run(ignorance, reported, turn) => {}
+            () = attempt.run(ignorance, turn) => {}
             never = keep(&*origin.broker, claim, attempt.deadline, &attempt.confirmed, &attempt.stop, &worker.drain) => match never {},
         }
         drop(stop_the_engine);
@@ -205,7 +182,7 @@ impl<'a> Attempt<'a> {
         hand: &'a TaskGuard,
         delivery: &'a Delivery,
         metadata: Option<TaskMetadata>,
-        place: SpanPlace,
+        carried: Context,
         read_at: Timestamp,
     ) -> Self {
         let claim = &delivery.claim;
@@ -228,11 +205,10 @@ impl<'a> Attempt<'a> {
         let spans = TaskSpans::open(
             &worker.telemetry,
             &worker.interruption,
-            place,
+            carried,
             &info,
             origin.queue,
         );
-        worker.spans_made.note(spans.is_made());
         let event = EventContext {
             request_id: info.request_id.clone(),
             trace_context: spans.carrier(),
@@ -274,20 +250,18 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Announces the task unless that is done, does it, and reports what came of it. With `ignorance`, nothing can be done
-    /// but to say so.
-    async fn run(&self, ignorance: Option<TaskError>, announced: bool, turn: Turn) {
+    /// Reports the start of the task, does it, and reports what came of it. With `ignorance`, nothing can be done but to
+    /// say so.
+    async fn run(&self, ignorance: Option<TaskError>, turn: Turn) {
         // A failure without a start before it is taken for a replay by the orchestrator, and the job would hang.
-        if !announced {
-            match retry("announcing a task", || {
-                self.origin.broker.started(self.claim, &self.event)
-            })
-            .await
-            {
-                Ok(Ownership::Held) => {}
-                Ok(Ownership::Lost) => return self.lost(),
-                Err(_) => return self.hand_back().await,
-            }
+        match retry("reporting the start of a task", || {
+            self.origin.broker.started(self.claim, &self.event)
+        })
+        .await
+        {
+            Ok(Ownership::Held) => {}
+            Ok(Ownership::Lost) => return self.lost(),
+            Err(_) => return self.hand_back().await,
         }
         fault_point!(Started);
         // What makes a task hopeless says more than a reason to stop that came up meanwhile.

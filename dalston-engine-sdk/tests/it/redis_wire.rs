@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dalston_engine_sdk::broker::{
-    Broker, Claim, Consumer, Delivery, EventContext, Lookup, NextSpan, Outcome, Ownership, RedeliveryReason,
+    Broker, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason,
     RedisBroker, RedisServer,
 };
 use dalston_engine_sdk::protocol::ArtifactReference;
@@ -760,39 +760,6 @@ async fn odd_values_that_decide_nothing_are_passed_over() {
 }
 
 #[tokio::test]
-async fn a_time_that_can_not_be_read_is_told_with_the_task_that_has_it() {
-    let server = TestRedis::start().await;
-    let telemetry = TestTelemetry::new();
-    let broker = broker(&server);
-    telemetry
-        .attach(async {
-            with_a_backlog(&server, &broker, 3).await;
-            for task in ["task-1", "task-2"] {
-                let hash = format!("dalston:task:{task}");
-                let () = server.send(&["HSET", &hash, "enqueued_at", "now"]).await;
-            }
-            let begun = broker.receive_begun(&consumer("a"), &[None; 3], LONG).await;
-            let begun = begun.unwrap();
-            assert!(begun.iter().all(|delivery| delivery.begun.is_some()));
-            let all = begun.iter().map(|delivery| broker.lookup(&delivery.claim));
-            futures_util::future::join_all(all).await;
-        })
-        .await;
-    let lines = telemetry.logs();
-    let mut told: Vec<String> = lines
-        .iter()
-        .filter(|line| line.event() == "task_time_unreadable")
-        .map(|line| line.field("task_id").map(ToString::to_string).unwrap_or_default())
-        .collect();
-    told.sort();
-    let expected = [r#""task-1""#, r#""task-1""#, r#""task-2""#, r#""task-2""#];
-    assert_eq!(
-        told, expected,
-        "each as it was begun and as it was looked up: {lines:?}"
-    );
-}
-
-#[tokio::test]
 async fn a_worker_survives_the_loss_of_everything_that_redis_knew() {
     let server = TestRedis::start().await;
     let broker = broker(&server);
@@ -1107,440 +1074,177 @@ async fn neither_debug_nor_errors_show_the_password() {
 }
 
 #[tokio::test]
-async fn what_begins_in_one_step_is_reported_like_what_is_reported_on_its_own() {
+async fn invalid_trace_contexts_are_left_out_of_events() {
     let server = TestRedis::start().await;
     enqueue(&server).await;
-    let client = redis::Client::open(server.url()).unwrap();
-    let (mut sink, mut published) = client.get_async_pubsub().await.unwrap().split();
-    sink.subscribe("dalston:events").await.unwrap();
     let broker = broker(&server);
     let claim = receive(&broker, "a").await.claim;
-    let context = EventContext {
-        request_id: Some("req_5f".to_owned()),
-        trace_context: Some(TRACE.to_owned()),
-    };
-
-    let begin = broker.begin(&claim, None).await.unwrap();
-    let _ = broker.started(&claim, &context).await.unwrap();
-
-    assert!(begin.reported);
-    assert!(matches!(begin.lookup, Lookup::Task(metadata) if metadata.stage == "transcribe_ch0"));
-    let durable: Vec<_> = events(&server)
-        .await
-        .into_iter()
-        .map(|mut event| {
-            let payload = value(&event.remove("payload").unwrap());
-            event.remove("timestamp");
-            (event, payload)
-        })
-        .collect();
-    assert_eq!(durable.len(), 2);
-    assert_eq!(durable[0], durable[1]);
-    let mut copies = Vec::new();
-    for _ in 0..2 {
-        let message = futures_util::StreamExt::next(&mut published).await.unwrap();
-        let mut copy = value(&message.get_payload::<String>().unwrap());
-        copy["timestamp"] = json!(null);
-        copies.push(copy);
-    }
-    assert_eq!(copies[0], copies[1]);
-}
-
-#[tokio::test]
-async fn a_start_that_is_not_plain_is_left_to_its_own_report() {
-    let odd = [
-        ("request_id", "a \"quoted\" id"),
-        ("_trace_context", r#"{"traceparent": "x", "tracestate": "y=z"}"#),
-        ("_trace_context", "not JSON"),
-    ];
-    for (field, text) in odd {
-        let server = TestRedis::start().await;
-        enqueue(&server).await;
-        let () = server.send(&["HSET", METADATA, field, text]).await;
-        let broker = broker(&server);
-        let claim = receive(&broker, "a").await.claim;
-        let begin = broker.begin(&claim, None).await.unwrap();
-        assert!(matches!(begin.lookup, Lookup::Task(_)), "{text}");
-        assert_eq!(
-            (begin.reported, events(&server).await.len()),
-            (false, 0),
-            "{text}"
-        );
-    }
-}
-
-/// The trace and the span that are to come.
-const NEXT: NextSpan = NextSpan::new(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef, 0x00c0_ffee_00c0_ffee);
-
-/// What begins under `NEXT` with this context in its metadata: the contexts of its durable and its published event, or nothing if it
-/// was not reported.
-async fn begun_below(server: &TestRedis, context: Option<&str>) -> Option<(String, Value)> {
-    let () = server.send(&["FLUSHALL"]).await;
-    enqueue(server).await;
-    let () = match context {
-        Some(context) => server.send(&["HSET", METADATA, "_trace_context", context]).await,
-        None => server.send(&["HDEL", METADATA, "_trace_context"]).await,
-    };
-    let client = redis::Client::open(server.url()).unwrap();
-    let (mut sink, mut published) = client.get_async_pubsub().await.unwrap().split();
-    sink.subscribe("dalston:events").await.unwrap();
-    let broker = broker(server);
-    let claim = receive(&broker, "a").await.claim;
-    let begin = broker.begin(&claim, Some(NEXT)).await.unwrap();
-    let Lookup::Task(metadata) = begin.lookup else {
-        panic!("not to be done: {begin:?}");
-    };
-    assert_eq!(
-        metadata.trace_context.as_deref(),
-        context,
-        "what came is untouched"
-    );
-    let events = events(server).await;
-    assert_eq!(events.len(), usize::from(begin.reported));
-    let durable = events.first()?["_trace_context"].clone();
-    let message = futures_util::StreamExt::next(&mut published).await.unwrap();
-    let copy = value(&message.get_payload::<String>().unwrap());
-    Some((durable, copy["_trace_context"].clone()))
-}
-
-#[tokio::test]
-async fn a_start_under_a_span_that_is_to_come_carries_the_context_of_that_span() {
-    let server = TestRedis::start().await;
-    let ours = |flags: &str| {
-        let parent = format!("00-4bf92f3577b34da6a3ce929d0e0e4736-00c0ffee00c0ffee-{flags}");
-        format!(r#"{{"traceparent":"{parent}"}}"#)
-    };
-    let parent = |flags: &str| {
-        format!(r#"{{"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-{flags}"}}"#)
-    };
-    let first = r#"{"traceparent":"00-0123456789abcdef0123456789abcdef-00c0ffee00c0ffee-01"}"#.to_owned();
-    let cases = [
-        (None, first),
-        (Some(parent("01")), ours("01")),
-        (Some(parent("03")), ours("03")),
-        (Some(parent("00")), ours("00")),
-        (Some(parent("02")), ours("00")),
-        (Some(parent("01").replace(':', ": ")), ours("01")),
-    ];
-    for (context, expected) in cases {
-        let (durable, published) = begun_below(&server, context.as_deref())
-            .await
-            .unwrap_or_else(|| panic!("not reported: {context:?}"));
-        assert_eq!(durable, expected, "{context:?}");
-        assert_eq!(published, value(&expected), "{context:?}");
+    let with_state = r#"{"traceparent": "x", "tracestate": "y=z"}"#;
+    for (context, expected) in [("not JSON", None), (with_state, Some(value(with_state)))] {
+        let context = EventContext {
+            request_id: Some("a \"quoted\" id".to_owned()),
+            trace_context: Some(context.to_owned()),
+        };
+        assert_eq!(broker.started(&claim, &context).await.unwrap(), Ownership::Held);
+        let event = events(&server).await.pop().unwrap();
+        assert_eq!(value(&event["payload"])["request_id"], "a \"quoted\" id");
+        assert_eq!(event.get("_trace_context").map(|text| value(text)), expected);
     }
 }
 
 #[tokio::test]
-async fn a_start_under_a_span_is_left_to_the_worker_unless_its_parent_is_plain() {
-    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    let server = TestRedis::start().await;
-    let damaged = [
-        PARENT.replacen("00", "01", 1),
-        PARENT.replacen("00", "ff", 1),
-        PARENT.replace("-01", "-04"),
-        PARENT.replace("-01", "-0a"),
-        PARENT.replace("-01", "-11"),
-        PARENT.replace("-01", "-ff"),
-        PARENT.replace("-01", "-1"),
-        PARENT.replace("-01", "-001"),
-        PARENT.replace("-01", ""),
-        format!("{PARENT}-01"),
-        format!(" {PARENT}"),
-        format!("{PARENT}\n"),
-        PARENT.to_uppercase(),
-        PARENT.replace("4bf92f", "4BF92F"),
-        PARENT.replace("00f067", "00F067"),
-        PARENT.replace("00f067", "00g067"),
-        PARENT.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
-        PARENT.replace("00f067aa0ba902b7", &"0".repeat(16)),
-        PARENT.replace("4bf92f", "4bf92"),
-        PARENT.replace("4bf92f", "4bf92ff"),
-        PARENT.replace("00f067", "0f067"),
-        PARENT.replace("00f067", "000f067"),
-        // As long as it should be, but cut in the wrong place.
-        PARENT.replace("e4736-00", "e-473600"),
-        String::new(),
-    ];
-    let mut contexts: Vec<String> = damaged
-        .iter()
-        .map(|parent| format!(r#"{{"traceparent":"{parent}"}}"#))
-        .collect();
-    contexts.extend([
-        format!(r#"{{"traceparent":"{PARENT}","tracestate":"a=b"}}"#),
-        format!(r#"{{"traceparent":"{PARENT}","baggage":"a=b"}}"#),
-        format!(r#"{{"traceparent":"{PARENT}","traceparent":"{PARENT}"}}"#),
-        format!(r#"{{"Traceparent":"{PARENT}"}}"#),
-        format!(r#"{{"traceparent":"{PARENT}"}} "#),
-        format!(r#""{PARENT}""#),
-        PARENT.to_owned(),
-        "{}".to_owned(),
-        "not JSON".to_owned(),
-    ]);
-    for context in contexts {
-        assert_eq!(begun_below(&server, Some(&context)).await, None, "{context}");
-    }
-}
-
-#[tokio::test]
-async fn what_should_not_be_done_does_not_begin() {
-    let server = TestRedis::start().await;
-    enqueue(&server).await;
-    let worker = broker(&server);
-    let claim = receive(&worker, "a").await.claim;
-    let () = server
-        .send(&["HSET", METADATA, "blocked_reason", "waited too long"])
-        .await;
-    let begin = worker.begin(&claim, None).await.unwrap();
-    assert!(matches!(begin.lookup, Lookup::Blocked(reason) if reason == "waited too long"));
-    let () = server
-        .send(&["SET", &format!("dalston:job:cancelled:{JOB}"), "1"])
-        .await;
-    let begin = worker.begin(&claim, None).await.unwrap();
-    assert!(matches!(begin.lookup, Lookup::Cancelled));
-    // Another one has it by now.
-    let () = server
-        .send(&["XCLAIM", STREAM, "engines", "b", "0", &claim.message_id, "JUSTID"])
-        .await;
-    let begin = worker.begin(&claim, None).await.unwrap();
-    assert!(matches!(begin.lookup, Lookup::Lost));
-    assert_eq!(events(&server).await.len(), 0);
-}
-
-/// Queues tasks `task-0` and so on of a job each, and reads the first one, so that the next read finds that more are waiting.
-async fn with_a_backlog(server: &TestRedis, broker: &RedisBroker, tasks: usize) {
-    for number in 0..=tasks {
-        let number = number
-            .checked_sub(1)
-            .map_or("first".to_owned(), |number| number.to_string());
-        let (task, job) = (format!("task-{number}"), format!("job-{number}"));
-        let hash = format!("dalston:task:{task}");
-        let () = server.send(&["HSET", &hash, "stage", "transcribe"]).await;
-        let () = server
-            .send(&["XADD", STREAM, "*", "task_id", &task, "job_id", &job])
-            .await;
-    }
-    let first = broker.receive_begun(&consumer("a"), &[None], LONG).await.unwrap();
-    assert!(first[0].begun.is_none(), "a read that can wait begins nothing");
-}
-
-#[tokio::test]
-async fn tasks_that_wait_are_begun_as_they_are_read_each_under_its_span() {
+async fn tasks_that_are_looked_up_together_are_judged_one_by_one() {
     let server = TestRedis::start().await;
     let broker = broker(&server);
-    with_a_backlog(&server, &broker, 3).await;
-    let () = server
-        .send(&[
-            "HSET",
-            "dalston:task:task-1",
-            "_trace_context",
-            TRACE,
-            "request_id",
-            "req_5f",
-        ])
-        .await;
-    let () = server
-        .send(&["HSET", "dalston:task:task-1", "waiting_for_engine", "1"])
-        .await;
-    let () = server
-        .send(&["SADD", "dalston:waiting_engine_tasks", "task-1"])
-        .await;
-    let other = NextSpan::new(5, 7);
-    let spans = [Some(NEXT), Some(other), None, None];
-
-    let taken = broker.receive_begun(&consumer("a"), &spans, LONG).await.unwrap();
-
-    let begun: Vec<_> = taken
-        .iter()
-        .map(|delivery| {
-            let begun = delivery.begun.clone().expect("begun");
-            let Lookup::Task(metadata) = begun.begin.lookup else {
-                panic!("not to be done: {begun:?}");
-            };
-            assert!(begun.begin.reported);
-            assert_eq!(metadata.stage, "transcribe");
-            (&*delivery.claim.task_id, begun.span)
-        })
-        .collect();
-    assert_eq!(
-        begun,
-        [("task-0", Some(NEXT)), ("task-1", Some(other)), ("task-2", None)]
-    );
-    let events: Vec<_> = events(&server)
-        .await
-        .into_iter()
-        .map(|mut event| {
-            assert_eq!(event["type"], "task.started");
-            (value(&event["payload"]), event.remove("_trace_context"))
-        })
-        .collect();
-    let first = r#"{"traceparent":"00-0123456789abcdef0123456789abcdef-00c0ffee00c0ffee-01"}"#;
-    let child = r#"{"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000007-01"}"#;
-    assert_eq!(
-        events,
-        [
-            (
-                json!({"task_id": "task-0", "job_id": "job-0", "engine_id": "faster-whisper"}),
-                Some(first.to_owned()),
-            ),
-            (
-                json!({"task_id": "task-1", "job_id": "job-1", "engine_id": "faster-whisper", "request_id": "req_5f"}),
-                Some(child.to_owned()),
-            ),
-            (
-                json!({"task_id": "task-2", "job_id": "job-2", "engine_id": "faster-whisper"}),
-                None
-            ),
-        ]
-    );
-    let waiting: u64 = server.send(&["SCARD", "dalston:waiting_engine_tasks"]).await;
-    let markers: u64 = server
-        .send(&["HEXISTS", "dalston:task:task-1", "waiting_for_engine"])
-        .await;
-    assert_eq!((waiting, markers), (0, 0));
-    for delivery in &taken {
-        assert_eq!(delivery.claim.delivery_count, 1);
-        let nothing = EventContext::default();
-        let ended = broker.finish(&delivery.claim, &Outcome::Skipped, &nothing).await;
-        assert_eq!(ended.unwrap(), Ownership::Held);
-    }
-    assert_eq!(pending(&server).await.len(), 1, "the one of the first read");
-    let none = broker.receive_begun(&consumer("a"), &spans, SHORT).await;
-    assert!(none.unwrap().is_empty());
-}
-
-#[tokio::test]
-async fn of_tasks_that_are_read_and_begun_together_each_is_judged_on_its_own() {
-    let server = TestRedis::start().await;
-    let broker = broker(&server);
-    with_a_backlog(&server, &broker, 6).await;
+    let claims = take(&server, &broker, 8).await;
     for command in [
         &["SET", "dalston:job:cancelled:job-0", "1"][..],
         &["HSET", "dalston:task:task-1", "blocked_reason", "waited too long"],
         &["DEL", "dalston:task:task-2"],
-        &["HSET", "dalston:task:task-3", "request_id", "a \"quoted\" id"],
-        &["HSET", "dalston:task:task-4", "request_bindings_json", "{"],
-        &["DEL", "dalston:task:task-5"],
-        &["SET", "dalston:task:task-5", "not a hash"],
-        &["XADD", STREAM, "*", "what", "is this"],
-        &["XADD", STREAM, "*", "task_id", "a/b", "job_id", "j"],
-        &["XADD", STREAM, "*", "task_id", "", "job_id", "j"],
+        &["HSET", "dalston:task:task-3", "request_bindings_json", "{"],
+        &["DEL", "dalston:task:task-4"],
+        &["SET", "dalston:task:task-4", "not a hash"],
+        &[
+            "XCLAIM",
+            STREAM,
+            "engines",
+            "b",
+            "0",
+            &claims[5].message_id,
+            "JUSTID",
+        ],
+        // Both are true: a cancellation says more.
+        &["SET", "dalston:job:cancelled:job-6", "1"],
+        &["HSET", "dalston:task:task-6", "blocked_reason", "waited too long"],
     ] {
-        let () = server.send(command).await;
+        let _: redis::Value = server.send(command).await;
     }
-    let () = server
-        .send(&["XADD", STREAM, "*", "job_id", "job-last", "task_id", "task-last"])
-        .await;
-    let () = server
-        .send(&["HSET", "dalston:task:task-last", "stage", "align"])
-        .await;
 
-    let taken = broker
-        .receive_begun(&consumer("a"), &[None; 20], LONG)
-        .await
-        .unwrap();
+    let lookups = claims.iter().map(|claim| async {
+        match broker.lookup(claim).await.unwrap() {
+            Lookup::Task(metadata) => metadata.stage,
+            Lookup::Malformed { .. } => "malformed".to_owned(),
+            other => format!("{other:?}"),
+        }
+    });
 
-    let lookups: Vec<String> = taken
-        .iter()
-        .map(|delivery| {
-            let begun = delivery.begun.as_ref().expect("begun");
-            let lookup = match &begun.begin.lookup {
-                Lookup::Task(metadata) => metadata.stage.clone(),
-                Lookup::Malformed { .. } => "malformed".to_owned(),
-                other => format!("{other:?}"),
-            };
-            format!("{} {lookup} {}", delivery.claim.task_id, begun.begin.reported)
-        })
-        .collect();
     assert_eq!(
-        lookups,
+        futures_util::future::join_all(lookups).await,
         [
-            "task-0 Cancelled false",
-            "task-1 Blocked(\"waited too long\") false",
-            "task-2 Missing false",
-            "task-3 transcribe false",
-            "task-4 malformed true",
-            "task-5 malformed false",
-            "task-last align true",
+            "Cancelled",
+            "Blocked(\"waited too long\")",
+            "Missing",
+            "malformed",
+            "malformed",
+            "Lost",
+            "Cancelled",
+            "transcribe_ch7"
         ]
     );
-    assert_eq!(events(&server).await.len(), 2);
-    assert_eq!(
-        pending(&server).await.len(),
-        1 + 7,
-        "what names no task is removed"
-    );
+    assert_eq!(events(&server).await.len(), 0);
 }
 
 #[tokio::test]
-async fn tasks_whose_beginning_was_not_heard_of_come_back_and_begin_again() {
+async fn tasks_whose_read_was_not_answered_come_back() {
     let server = TestRedis::start().await;
     let cable = Proxy::to(server.port()).await;
     let url = format!("redis://127.0.0.1:{}", cable.port());
     let broker = RedisBroker::with_lease(RedisServer::new(&url).unwrap(), LEASE);
-    with_a_backlog(&server, &broker, 4).await;
-    // The server knows the script only after the first use.
-    let first = broker
-        .receive_begun(&consumer("a"), &[None, None], LONG)
-        .await
-        .unwrap();
-    assert!(first.iter().all(|delivery| delivery.begun.is_some()));
+    nothing_for(&broker, "a", SHORT).await;
 
-    cable.lose_answers(true);
     let reader = broker.clone();
-    let lost = tokio::spawn(async move { reader.receive_begun(&consumer("a"), &[None, None], LONG).await });
-    while events(&server).await.len() < 4 {
+    let lost = tokio::spawn(async move { reader.receive_several(&consumer("a"), 2, LONG).await });
+    cable.lose_answers(true);
+    let mut missing = [message(&server).await, message(&server).await].to_vec();
+    while pending(&server).await.is_empty() {
         tokio::task::yield_now().await;
     }
-    // It ends when its answer is lost: before that, one that is on its way might still come.
-    assert!(lost.await.unwrap().is_err());
     cable.lose_answers(false);
+    cable.cut();
 
-    let mut missing = vec!["task-2", "task-3"];
+    lost.abort();
     while !missing.is_empty() {
         // The connection may still have to find out that it is gone.
-        let Ok(again) = broker.receive_begun(&consumer("a"), &[None], LONG).await else {
+        let Ok(again) = broker.receive_several(&consumer("a"), 2, LONG).await else {
             continue;
         };
-        let delivery = &again[0];
-        assert_eq!(delivery.redelivery, Some(RedeliveryReason::EngineCrash));
-        let begin = broker.begin(&delivery.claim, None).await.unwrap();
-        assert!(begin.reported);
-        let nothing = EventContext::default();
-        let ended = broker.finish(&delivery.claim, &Outcome::Skipped, &nothing).await;
-        assert_eq!(ended.unwrap(), Ownership::Held);
-        missing.retain(|task| *task != delivery.claim.task_id);
+        for delivery in again {
+            let nothing = EventContext::default();
+            let ended = broker.finish(&delivery.claim, &Outcome::Skipped, &nothing).await;
+            assert_eq!(ended.unwrap(), Ownership::Held);
+            missing.retain(|id| *id != delivery.claim.message_id);
+        }
     }
 }
 
-#[tokio::test]
-async fn no_task_is_taken_while_the_server_has_no_memory_for_its_result() {
-    let server = TestRedis::start().await;
-    let broker = broker(&server);
-    with_a_backlog(&server, &broker, 3).await;
-    let before = pending(&server).await;
-    let () = server.send(&["CONFIG", "SET", "maxmemory", "1"]).await;
+async fn memory_limit(server: &TestRedis, bytes: &str) {
+    let () = server.send(&["CONFIG", "SET", "maxmemory", bytes]).await;
+}
 
-    for _ in 0..2 {
-        let refused = broker.receive_begun(&consumer("a"), &[None; 2], LONG).await;
-        let error = refused.expect_err("no memory");
-        let cause = std::error::Error::source(&error).expect("a cause").to_string();
-        assert!(cause.contains("OOM"), "{cause}");
-    }
-    let now: Vec<_> = pending(&server).await;
-    assert_eq!((now, events(&server).await.len()), (before, 0));
-
-    let () = server.send(&["CONFIG", "SET", "maxmemory", "0"]).await;
-    let taken = broker.receive_begun(&consumer("a"), &[None; 2], LONG).await;
-    let begun = taken.unwrap().iter().filter(|task| task.begun.is_some()).count();
-    assert_eq!((begun, events(&server).await.len()), (2, 2));
+/// A read fails because the server is full, and takes nothing.
+async fn read_is_refused(server: &TestRedis, broker: &RedisBroker) {
+    let before = pending(server).await;
+    let refused = broker.receive_several(&consumer("a"), 2, LONG).await;
+    let error = refused.expect_err("no memory");
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(cause.contains("OOM"), "{cause}");
+    assert_eq!(pending(server).await, before);
 }
 
 #[tokio::test]
-async fn tasks_are_taken_also_by_a_user_who_may_not_write_where_memory_is_asked_for() {
+async fn nothing_is_read_while_the_server_is_out_of_memory() {
     let server = TestRedis::start().await;
+    for _ in 0..3 {
+        message(&server).await;
+    }
+    // The group is there already, so making it is not what is refused.
+    let () = server.send(&["XGROUP", "CREATE", STREAM, "engines", "0"]).await;
     let broker = broker(&server);
-    with_a_backlog(&server, &broker, 1).await;
+
+    memory_limit(&server, "1").await;
+    read_is_refused(&server, &broker).await;
+    read_is_refused(&server, &broker).await;
+    memory_limit(&server, "0").await;
+    assert_eq!(receive(&broker, "a").await.claim.delivery_count, 1);
+    // More tasks are waiting.
+    memory_limit(&server, "1").await;
+    read_is_refused(&server, &broker).await;
+    memory_limit(&server, "0").await;
+    let rest = broker.receive_several(&consumer("a"), 9, LONG).await.unwrap();
+    assert_eq!(rest.len(), 2);
+}
+
+#[tokio::test]
+async fn full_server_is_not_read_after_an_idle_time() {
+    let server = TestRedis::start().await;
+    let broker = RedisBroker::new(RedisServer::new(&server.url()).unwrap());
+    nothing_for(&broker, "a", SHORT).await;
+    nothing_for(&broker, "a", Duration::from_millis(700)).await;
+    message(&server).await;
+    memory_limit(&server, "1").await;
+    // One blocking read was under way and was allowed to take the task; the next one is not.
+    let _ = broker.receive(&consumer("a"), LONG).await;
+    read_is_refused(&server, &broker).await;
+    assert_eq!(events(&server).await, []);
+}
+
+#[tokio::test]
+async fn full_server_gives_up_no_task_of_a_dead_worker() {
+    let server = TestRedis::start().await;
+    message(&server).await;
+    let _ = receive(&broker(&server), "dead").await;
+    tokio::time::sleep(LEASE).await;
+
+    memory_limit(&server, "1").await;
+    let peer = broker(&server);
+    read_is_refused(&server, &peer).await;
+    memory_limit(&server, "0").await;
+    assert_eq!(receive(&peer, "a").await.claim.delivery_count, 2);
+}
+
+#[tokio::test]
+async fn user_without_access_to_the_memory_probe_gets_tasks() {
+    let server = TestRedis::start().await;
     let rights = "resetkeys ~dalston:stream:* ~dalston:task:* ~dalston:job:* ~dalston:events:stream \
                   ~dalston:waiting_engine_tasks ~dalston:instance:*";
     let user: Vec<&str> = ["ACL", "SETUSER", "worker", "on", "nopass", "+@all", "allchannels"]
@@ -1550,34 +1254,8 @@ async fn tasks_are_taken_also_by_a_user_who_may_not_write_where_memory_is_asked_
     let () = server.send(&user).await;
     let url = format!("redis://worker:any@127.0.0.1:{}", server.port());
     let narrow = RedisBroker::with_lease(RedisServer::new(&url).unwrap(), LEASE);
-    let first = message(&server).await;
-    let ids = [
-        narrow.receive_begun(&consumer("b"), &[None], LONG).await.unwrap(),
-        narrow.receive_begun(&consumer("b"), &[None], LONG).await.unwrap(),
-    ];
-    assert!(ids[0][0].begun.is_none(), "a read that can wait begins nothing");
-    assert!(ids[1][0].begun.is_some());
-    assert_eq!(ids[1][0].claim.message_id, first);
-}
-
-#[tokio::test]
-async fn however_many_tasks_are_asked_for_all_that_come_are_begun() {
-    let server = TestRedis::start().await;
-    let broker = broker(&server);
-    with_a_backlog(&server, &broker, 0).await;
-    let queue = "for i = 1, 8100 do redis.call('XADD', KEYS[1], '*', 'task_id', 't' .. i, 'job_id', 'j') end";
-    let () = server.send(&["EVAL", queue, "1", STREAM]).await;
-
-    let taken = broker.receive_begun(&consumer("a"), &[None; 8100], LONG).await;
-
-    let taken = taken.unwrap();
-    assert!(!taken.is_empty());
-    assert!(taken.iter().all(|delivery| delivery.begun.is_some()));
-    assert_eq!(
-        pending(&server).await.len(),
-        (1 + taken.len()).min(100),
-        "the server shows a hundred"
-    );
+    let id = message(&server).await;
+    assert_eq!(receive(&narrow, "b").await.claim.message_id, id);
 }
 
 #[tokio::test]
@@ -1586,46 +1264,41 @@ async fn tasks_come_over_either_version_of_the_protocol() {
         let server = TestRedis::start().await;
         let url = format!("{}/{query}", server.url());
         let broker = RedisBroker::with_lease(RedisServer::new(&url).unwrap(), LEASE);
-        with_a_backlog(&server, &broker, 1).await;
-        let second = broker.receive_begun(&consumer("a"), &[None], LONG).await.unwrap();
-        assert!(second[0].begun.is_some(), "{query}");
+        enqueue(&server).await;
+        let claim = receive(&broker, "a").await.claim;
+        let lookup = broker.lookup(&claim).await.unwrap();
+        assert!(matches!(lookup, Lookup::Task(_)), "{query}: {lookup:?}");
         let nothing = EventContext::default();
-        let ended = broker.finish(&second[0].claim, &Outcome::Skipped, &nothing).await;
+        let ended = broker.finish(&claim, &Outcome::Skipped, &nothing).await;
         assert_eq!(ended.unwrap(), Ownership::Held);
-        let none = broker.receive_begun(&consumer("a"), &[None], SHORT).await;
-        assert!(none.unwrap().is_empty());
+        nothing_for(&broker, "a", SHORT).await;
     }
 }
 
 #[tokio::test]
-async fn after_an_answer_that_was_lost_tasks_are_begun_as_they_are_read_again() {
+async fn unreadable_time_is_logged_with_its_task() {
     let server = TestRedis::start().await;
-    let cable = Proxy::to(server.port()).await;
-    let url = format!("redis://127.0.0.1:{}", cable.port());
-    let broker = RedisBroker::with_lease(RedisServer::new(&url).unwrap(), Duration::from_secs(60));
-    with_a_backlog(&server, &broker, 8).await;
-    let first = broker.receive_begun(&consumer("a"), &[None], LONG).await.unwrap();
-    assert!(first[0].begun.is_some());
-
-    cable.lose_answers(true);
-    let reader = broker.clone();
-    let lost = tokio::spawn(async move { reader.receive_begun(&consumer("a"), &[None], LONG).await });
-    while events(&server).await.len() < 2 {
-        tokio::task::yield_now().await;
-    }
-    assert!(lost.await.unwrap().is_err());
-    cable.lose_answers(false);
-
-    let (mut read, mut begun) = (0, 0);
-    while read < 5 {
-        // The connection may still have to find out that it is gone.
-        let Ok(taken) = broker.receive_begun(&consumer("a"), &[None], LONG).await else {
-            continue;
-        };
-        read += taken.len();
-        begun += taken.iter().filter(|task| task.begun.is_some()).count();
-    }
-    assert!(begun > 0);
+    let telemetry = TestTelemetry::new();
+    let broker = broker(&server);
+    telemetry
+        .attach(async {
+            let claims = take(&server, &broker, 3).await;
+            for task in ["task-1", "task-2"] {
+                let hash = format!("dalston:task:{task}");
+                let () = server.send(&["HSET", &hash, "enqueued_at", "now"]).await;
+            }
+            let all = claims.iter().map(|claim| broker.lookup(claim));
+            futures_util::future::join_all(all).await;
+        })
+        .await;
+    let lines = telemetry.logs();
+    let mut tasks: Vec<String> = lines
+        .iter()
+        .filter(|line| line.event() == "task_time_unreadable")
+        .map(|line| line.field("task_id").map(ToString::to_string).unwrap_or_default())
+        .collect();
+    tasks.sort();
+    assert_eq!(tasks, [r#""task-1""#, r#""task-2""#], "{lines:?}");
 }
 
 #[tokio::test]
@@ -1828,9 +1501,9 @@ async fn each_of_the_tasks_that_are_asked_about_together_gets_the_answer_to_its_
     let context = EventContext::default();
 
     let (first, cancelled, second, finished, not_cancelled, third) = tokio::join!(
-        broker.begin(&claims[0], None),
+        broker.lookup(&claims[0]),
         broker.is_cancelled(&claims[3]),
-        broker.begin(&claims[1], None),
+        broker.lookup(&claims[1]),
         broker.finish(&claims[4], &outcome, &context),
         broker.is_cancelled(&claims[0]),
         broker.lookup(&claims[2]),
@@ -1840,7 +1513,7 @@ async fn each_of_the_tasks_that_are_asked_about_together_gets_the_answer_to_its_
         Lookup::Task(metadata) => metadata.stage,
         other => format!("{other:?}"),
     };
-    let stages = [first.unwrap().lookup, second.unwrap().lookup, third.unwrap()].map(stage);
+    let stages = [first.unwrap(), second.unwrap(), third.unwrap()].map(stage);
     assert_eq!(stages, ["transcribe_ch0", "Cancelled", "transcribe_ch2"]);
     assert_eq!((cancelled.unwrap(), not_cancelled.unwrap()), (true, false));
     assert_eq!(finished.unwrap(), Ownership::Held);

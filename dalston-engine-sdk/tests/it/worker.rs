@@ -303,9 +303,6 @@ async fn contexts_with(
     carried: Option<&str>,
 ) -> ([String; 2], String) {
     let mut worker = deployment.worker_on(Cloud::unknown(), task, &[], Some(telemetry));
-    // After the first one it is known whether the spans of tasks are made.
-    deployment.enqueue("0", request("0", json!({}))).await;
-    deployment.until_event("task.completed", "0").await;
     deployment.prepare(task, request(task, json!({}))).await;
     if let Some(carried) = carried {
         let key = format!("dalston:task:{task}");
@@ -347,7 +344,7 @@ async fn contexts_with(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_is_told_of_the_span_of_a_task_that_a_filter_leaves_out() {
+async fn events_pass_the_producers_context_if_the_span_is_filtered() {
     let deployment = Deployment::start().await;
     let telemetry = TestTelemetry::with(|builder| builder.span_level(LevelFilter::WARN));
     let parent = r#"{"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}"#;
@@ -363,7 +360,7 @@ async fn nobody_is_told_of_the_span_of_a_task_that_a_filter_leaves_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tasks_that_waited_together_start_each_under_its_own_span() {
+async fn tasks_that_waited_together_start_under_own_spans() {
     const TASKS: usize = 20;
     let deployment = Deployment::start().await;
     let telemetry = TestTelemetry::new();
@@ -413,7 +410,7 @@ async fn tasks_that_waited_together_start_each_under_its_own_span() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_start_that_is_reported_at_once_carries_the_context_of_the_span_that_follows() {
+async fn both_events_of_a_task_carry_the_context_of_its_span() {
     const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
     let deployment = Deployment::start().await;
 

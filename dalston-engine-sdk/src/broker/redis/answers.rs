@@ -5,10 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use super::calls::Operation;
 use super::readable;
-use super::reader::Message;
-use crate::broker::{Begin, Begun, Lookup, NextSpan, TaskMetadata};
+use crate::broker::{Lookup, TaskMetadata};
 use crate::protocol::RequestBinding;
 
 /// What the script answers to one call.
@@ -16,8 +14,7 @@ use crate::protocol::RequestBinding;
 pub(super) enum Answer {
     /// Who owns the entry, or whether something is there.
     Number(i64),
-    Begin(Begin),
-    Taken(Vec<(Message, Option<Begun>)>),
+    Lookup(Lookup),
     /// It went wrong, with this error of the server.
     Refused(String),
 }
@@ -26,18 +23,16 @@ pub(super) enum Answer {
 #[error("the answer of the server is not what the script makes")]
 pub(super) struct Malformed;
 
-/// The answers to these operations on these tasks.
+/// The answers to calls about these tasks.
 pub(super) fn read<'a>(
-    operations: impl ExactSizeIterator<Item = (&'a Operation, &'a str)>,
+    task_ids: impl ExactSizeIterator<Item = &'a str>,
     text: &[u8],
 ) -> Result<Vec<Answer>, Malformed> {
     let mut packed = Packed { rest: text };
-    if packed.list()? != operations.len() {
+    if packed.list()? != task_ids.len() {
         return Err(Malformed);
     }
-    let answers: Result<_, _> = operations
-        .map(|(operation, task_id)| answer(operation, task_id, &mut packed))
-        .collect();
+    let answers: Result<_, _> = task_ids.map(|task_id| answer(task_id, &mut packed)).collect();
     if packed.rest.is_empty() {
         answers
     } else {
@@ -45,80 +40,24 @@ pub(super) fn read<'a>(
     }
 }
 
-fn answer(operation: &Operation, task_id: &str, packed: &mut Packed<'_>) -> Result<Answer, Malformed> {
+fn answer(task_id: &str, packed: &mut Packed<'_>) -> Result<Answer, Malformed> {
     let length = match packed.item()? {
         Item::Number(number) => return Ok(Answer::Number(number)),
-        Item::List(length) => length,
-        Item::Nothing | Item::Text(_) => return Err(Malformed),
+        Item::List(length) if length > 0 => length - 1,
+        Item::List(_) | Item::Nothing | Item::Text(_) => return Err(Malformed),
     };
-    if let Operation::Take { spans, .. } = operation
-        && !packed.is_at_text()
-    {
-        let taken = (0..length).map(|place| taken(spans.get(place).copied().flatten(), packed));
-        return taken.collect::<Result<_, _>>().map(Answer::Taken);
-    }
-    if length == 0 {
-        return Err(Malformed);
-    }
-    let head = packed.item()?;
-    if head == Item::Text(b"error") {
-        return Ok(Answer::Refused(reason(length - 1, packed)?));
-    }
-    begin(head, length - 1, task_id, packed).map(Answer::Begin)
-}
-
-/// An entry that was read: its id, its fields, or of those only the values that are known to us, and what beginning it came to, if it
-/// was begun.
-fn taken(span: Option<NextSpan>, packed: &mut Packed<'_>) -> Result<(Message, Option<Begun>), Malformed> {
-    const KNOWN: [&[u8]; 4] = [b"task_id", b"job_id", b"enqueued_at", b"timeout_at"];
-    let length = packed.list()?;
-    let id = packed.text()?.ok_or(Malformed)?;
-    let mut message = Message::new(String::from_utf8_lossy(id).into_owned(), 1);
-    if length == 2 + KNOWN.len() {
-        for name in KNOWN {
-            if let Some(value) = packed.text()? {
-                message.add(name, value);
+    match packed.item()? {
+        Item::Text(b"error") => Ok(Answer::Refused(reason(length, packed)?)),
+        Item::Text(state) => Ok(Answer::Lookup(why_not(state, length, packed)?)),
+        Item::Number(_) if length == Field::ALL => {
+            let mut values = [None; Field::ALL];
+            for value in &mut values {
+                *value = packed.text()?;
             }
+            Ok(Answer::Lookup(read_metadata(task_id, values)))
         }
-    } else if length == 3 {
-        for _ in 0..packed.list()? / 2 {
-            if let (Some(name), Some(value)) = (packed.text()?, packed.text()?) {
-                message.add(name, value);
-            }
-        }
-    } else {
-        return Err(Malformed);
+        _ => Err(Malformed),
     }
-    let begun = match packed.item()? {
-        Item::Nothing => None,
-        Item::List(length) if length > 0 => {
-            let head = packed.item()?;
-            let begin = begin(head, length - 1, message.task_id().unwrap_or_default(), packed)?;
-            Some(Begun { begin, span })
-        }
-        _ => return Err(Malformed),
-    };
-    Ok((message, begun))
-}
-
-/// What is known about a task: whether its start was reported and what its metadata says, or why it should not be done. So much
-/// follows the first item.
-fn begin(head: Item<'_>, length: usize, task_id: &str, packed: &mut Packed<'_>) -> Result<Begin, Malformed> {
-    let reported = match head {
-        Item::Number(reported) if length == Field::ALL => reported == 1,
-        Item::Text(state) => {
-            let lookup = why_not(state, length, packed)?;
-            let reported = false;
-            return Ok(Begin { lookup, reported });
-        }
-        _ => return Err(Malformed),
-    };
-    let mut values = [None; Field::ALL];
-    for value in &mut values {
-        *value = packed.text()?;
-    }
-    let lookup = read_metadata(task_id, values);
-    Ok(Begin { lookup, reported })
 }
 
 /// Why a task should not be done.
@@ -278,10 +217,6 @@ impl<'a> Packed<'a> {
         }
     }
 
-    fn is_at_text(mut self) -> bool {
-        matches!(self.item(), Ok(Item::Text(_)))
-    }
-
     fn long_text(&mut self, length: usize) -> Result<Item<'a>, Malformed> {
         let length = usize::try_from(self.number(length)?).map_err(|_| Malformed)?;
         self.bytes(length).map(Item::Text)
@@ -322,15 +257,8 @@ mod tests {
         Ok(items)
     }
 
-    fn begin_operation() -> Operation {
-        Operation::Begin {
-            payload: String::new(),
-            span: None,
-        }
-    }
-
-    /// An answer to a begin: the number and the stage, and nothing else known.
-    const TOLD: &[u8] = b"\x91\x98\x01\xa1s\xc2\xc2\xc2\xc2\xc2\xc2";
+    /// The answer to one lookup: a zero and the stage, and no other field is known.
+    const LOOKED_UP: &[u8] = b"\x91\x98\x00\xa1s\xc2\xc2\xc2\xc2\xc2\xc2";
 
     #[test]
     fn numbers_and_texts_of_every_length_are_read() {
@@ -388,36 +316,24 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_damaged_anywhere_is_an_error_and_no_panic() {
-        let taken = [
-            &b"\x91\x92\x96\xa31-0\xa1T\xa1J\xc2\xc0"[..],
-            &TOLD[1..],
-            b"\x93\xa32-0\x94\xa7task_id\xa0\xa6job_id\xa1J\xc2",
-        ]
-        .concat();
-        let take = Operation::Take {
-            engine: String::new(),
-            spans: vec![None],
-        };
-        for (operation, whole) in [(begin_operation(), TOLD), (take, &taken)] {
-            let read = |bytes: &[u8]| read([(&operation, "T")].into_iter(), bytes);
-            assert!(read(whole).is_ok());
-            assert!(read(&[whole, b"\x00"].concat()).is_err(), "something follows");
-            for end in 0..whole.len() {
-                assert!(read(&whole[..end]).is_err(), "cut at {end}");
-            }
-            for at in 0..whole.len() {
-                for byte in 0..=u8::MAX {
-                    let mut damaged = whole.to_vec();
-                    damaged[at] = byte;
-                    let _ = read(&damaged);
-                }
+        let read = |bytes: &[u8]| read(["T"].into_iter(), bytes);
+        assert!(read(LOOKED_UP).is_ok());
+        assert!(read(&[LOOKED_UP, b"\x00"].concat()).is_err(), "something follows");
+        for end in 0..LOOKED_UP.len() {
+            assert!(read(&LOOKED_UP[..end]).is_err(), "cut at {end}");
+        }
+        for at in 0..LOOKED_UP.len() {
+            for byte in 0..=u8::MAX {
+                let mut damaged = LOOKED_UP.to_vec();
+                damaged[at] = byte;
+                let _ = read(&damaged);
             }
         }
     }
 
     #[test]
     fn an_answer_to_something_else_is_an_error() {
-        let read = |bytes| read([(&begin_operation(), "T")].into_iter(), bytes);
+        let read = |bytes| read(["T"].into_iter(), bytes);
         for bytes in [
             &b"\x90"[..],
             b"\x92\x01\x01",

@@ -13,15 +13,13 @@ use tokio::time::timeout;
 use tracing::instrument::WithSubscriber;
 
 use super::answers::{self, Answer, Malformed};
-use super::json;
-use super::reader::Message;
 use super::scripts::CALLS;
 use super::server::RedisServer;
-use crate::broker::{Begun, Claim, Consumer, NextSpan};
+use crate::broker::{Claim, Consumer};
 use crate::protocol::{Timestamp, keys};
 
 /// How many calls go into one script call. Nobody else is served meanwhile.
-pub(super) const MOST: usize = 64;
+const MOST: usize = 64;
 /// How many calls may wait to be sent. Each task in hand has at most a few.
 const WAITING: usize = 1024;
 
@@ -38,17 +36,6 @@ pub(super) enum Operation {
     },
     IsCancelled,
     Lookup,
-    Begin {
-        /// Of the event.
-        payload: String,
-        span: Option<NextSpan>,
-    },
-    /// New tasks, begun under these spans, and no more of them.
-    Take {
-        /// The engine id, as JSON.
-        engine: String,
-        spans: Vec<Option<NextSpan>>,
-    },
     Started(Event),
     Finish {
         event: Option<Event>,
@@ -112,18 +99,6 @@ impl CallError {
     pub(super) fn is_out_of_memory(&self) -> bool {
         self.code() == Some("OOM")
     }
-
-    /// Whether the server lets no script do what this one does, however often it is asked.
-    pub(super) fn is_for_good(&self) -> bool {
-        const WORDS: [&str; 4] = [
-            "not allowed from script",
-            "unknown redis command",
-            "unknown command",
-            "undeclared key",
-        ];
-        let text = self.to_string().to_ascii_lowercase();
-        self.code().is_some() && WORDS.iter().any(|words| text.contains(words))
-    }
 }
 
 struct Call {
@@ -145,7 +120,7 @@ type Answered = Result<Answer, CallError>;
 
 impl Caller {
     pub(super) async fn call(&self, server: &RedisServer, claim: &Claim, operation: Operation) -> Answered {
-        if operation.looks_up() {
+        if matches!(operation, Operation::Lookup) {
             let less = |expected: usize| expected.checked_sub(1);
             let _ = self.expected.fetch_update(Relaxed, Relaxed, less);
         }
@@ -159,32 +134,6 @@ impl Caller {
             operation,
         };
         self.send(server, &queue, call).await
-    }
-
-    /// Reads new tasks and begins them. Whoever waits for the answer must not stop: it may hold tasks.
-    pub(super) async fn take(
-        &self,
-        server: &RedisServer,
-        consumer: &Consumer,
-        spans: &[Option<NextSpan>],
-    ) -> Result<Vec<(Message, Option<Begun>)>, CallError> {
-        let (queue, consumer) = self.queue(server, consumer);
-        let operation = Operation::Take {
-            engine: json(&consumer.engine_id),
-            spans: spans.to_vec(),
-        };
-        let call = Call {
-            consumer,
-            message_id: String::new(),
-            delivery_count: 0,
-            task_id: String::new(),
-            job_id: String::new(),
-            operation,
-        };
-        match self.send(server, &queue, call).await? {
-            Answer::Taken(taken) => Ok(taken),
-            _ => Err(Malformed.into()),
-        }
     }
 
     async fn send(&self, server: &RedisServer, queue: &mpsc::Sender<Waiting>, call: Call) -> Answered {
@@ -307,9 +256,7 @@ async fn send(server: &RedisServer, waiting: Vec<Waiting>) {
 /// Makes calls of one consumer, and returns an answer for each.
 async fn ask(server: &RedisServer, calls: &[Call]) -> Vec<Answered> {
     let answers = match invoke(server, &command(calls)).await {
-        Ok(Value::BulkString(text)) => {
-            answers::read(calls.iter().map(|call| (&call.operation, &*call.task_id)), &text)
-        }
+        Ok(Value::BulkString(text)) => answers::read(calls.iter().map(|call| &*call.task_id), &text),
         Ok(_) => Err(Malformed),
         Err(error) => return calls.iter().map(|_| Err(error.clone().into())).collect(),
     };
@@ -365,7 +312,11 @@ fn command(calls: &[Call]) -> Cmd {
     const BYTES: usize = 384;
     let mut command = Cmd::with_capacity(ARGUMENTS * (calls.len() + 2), BYTES * (calls.len() + 2));
     command.arg("EVALSHA");
-    let lookups = || calls.iter().filter(|call| call.operation.looks_up());
+    let lookups = || {
+        calls
+            .iter()
+            .filter(|call| matches!(call.operation, Operation::Lookup))
+    };
     let further: usize = calls.iter().map(|call| call.operation.keys()).sum();
     command.arg(CALLS.get_hash()).arg(3 + further);
     let (engine_id, instance) = calls
@@ -382,7 +333,7 @@ fn command(calls: &[Call]) -> Cmd {
     for call in lookups() {
         command.arg(keys::task(&call.task_id));
     }
-    for call in calls.iter().filter(|call| !call.operation.looks_up()) {
+    for call in calls {
         call.add_keys(&mut command);
     }
     command.arg(keys::TASK_GROUP).arg(instance);
@@ -392,10 +343,6 @@ fn command(calls: &[Call]) -> Cmd {
     command.arg(lookups().count());
     let (first, last, most) = range(calls);
     command.arg(first).arg(last).arg(most);
-    let takes = calls
-        .iter()
-        .filter(|call| matches!(call.operation, Operation::Take { .. }));
-    command.arg(takes.count());
     for call in calls {
         call.add_arguments(&mut command);
     }
@@ -411,7 +358,7 @@ fn range(calls: &[Call]) -> (&str, &str, usize) {
     };
     let owned = calls
         .iter()
-        .filter(|call| !matches!(call.operation, Operation::IsCancelled | Operation::Take { .. }));
+        .filter(|call| !matches!(call.operation, Operation::IsCancelled));
     let ids = owned.filter_map(|call| Some((position(&call.message_id)?, &*call.message_id)));
     let (mut first, mut last, mut count) = (None, None, 0);
     for id in ids {
@@ -427,16 +374,12 @@ fn range(calls: &[Call]) -> (&str, &str, usize) {
 }
 
 impl Operation {
-    fn looks_up(&self) -> bool {
-        matches!(self, Self::Lookup | Self::Begin { .. })
-    }
-
     /// How many keys it has of its own.
     fn keys(&self) -> usize {
         match self {
-            Self::Renew | Self::Release { .. } | Self::Take { .. } | Self::Started(_) => 0,
+            Self::Renew | Self::Release { .. } | Self::Started(_) => 0,
             Self::IsCancelled => 1,
-            Self::Lookup | Self::Begin { .. } => 2,
+            Self::Lookup => 2,
             Self::Finish { artifacts, .. } if artifacts.is_empty() => 0,
             Self::Finish { .. } => 2,
         }
@@ -465,8 +408,6 @@ impl Call {
             Operation::Release { .. } => "release",
             Operation::IsCancelled => "cancelled",
             Operation::Lookup => "lookup",
-            Operation::Begin { .. } => "begin",
-            Operation::Take { .. } => "take",
             Operation::Started(_) => "started",
             Operation::Finish { .. } => "finish",
         };
@@ -478,19 +419,6 @@ impl Call {
             }
             Operation::Lookup => {
                 command.arg(&self.task_id);
-            }
-            Operation::Begin { payload, span } => {
-                command.arg(&self.task_id).arg(fields(payload));
-                add_span(command, *span);
-            }
-            Operation::Take { engine, spans } => {
-                command.arg(spans.len()).arg(engine);
-                command.arg(keys::task("")).arg(keys::job_cancelled(""));
-                let any = spans.iter().any(Option::is_some);
-                command.arg(if any { spans.len() } else { 0 });
-                for span in spans.iter().filter(|_| any) {
-                    add_span(command, *span);
-                }
             }
             Operation::Started(event) => add_event(command, event),
             Operation::Finish {
@@ -514,14 +442,6 @@ impl Call {
             }
         }
     }
-}
-
-/// A trace id, a dash and the id of the span, or nothing.
-fn add_span(command: &mut Cmd, span: Option<NextSpan>) {
-    match span {
-        Some(NextSpan { trace_id, span_id }) => command.arg(format!("{trace_id:032x}-{span_id:016x}")),
-        None => command.arg(""),
-    };
 }
 
 fn add_event(command: &mut Cmd, event: &Event) {
@@ -561,18 +481,5 @@ mod tests {
         ] {
             assert_eq!(code(text), expected, "{text}");
         }
-    }
-
-    #[test]
-    fn a_server_that_lets_no_script_read_from_a_group_is_told_from_one_that_is_busy_or_away() {
-        let refused = |text: &str| CallError::Refused(text.to_owned());
-        let never = refused("@user_script: 118: This Redis command is not allowed from scripts");
-        assert!(never.is_for_good());
-        let now = refused("NOGROUP No such key 'dalston:stream:a' or consumer group 'engines'");
-        assert_eq!((now.code(), now.is_for_good()), (Some("NOGROUP"), false));
-        assert_eq!(
-            (CallError::GivenUp.code(), CallError::GivenUp.is_for_good()),
-            (None, false)
-        );
     }
 }

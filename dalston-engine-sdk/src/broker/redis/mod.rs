@@ -19,12 +19,10 @@ use tracing::warn;
 
 use self::answers::{Answer, Malformed};
 use self::calls::{CallError, Caller, Event, Operation};
-use self::reader::{Reader, Wanted};
+use self::reader::Reader;
 use self::scripts::{GONE, HANDED_BACK, HELD};
 pub use self::server::{InvalidRedisUrl, RedisServer};
-use super::{
-    Begin, Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, NextSpan, Outcome, Ownership,
-};
+use super::{Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership};
 use crate::protocol::{Payload, TaskEventKind, Timestamp, trace_context_json};
 
 pub(crate) use self::scripts::{BURY as BURY_SCRIPT, HEARTBEAT as HEARTBEAT_SCRIPT};
@@ -161,18 +159,6 @@ impl RedisBroker {
         }
         Ok(if ours { Ownership::Held } else { Ownership::Lost })
     }
-
-    /// Makes a call that finds out what is known about a task.
-    async fn look(&self, claim: &Claim, operation: Operation) -> Result<Begin, BrokerError> {
-        let doing = "looking up";
-        let Answer::Begin(begin) = self.call(claim, doing, operation).await? else {
-            return Err(failed(claim, doing, Malformed.into()));
-        };
-        if matches!(begin.lookup, Lookup::Lost) {
-            self.held().remove(&claim.message_id);
-        }
-        Ok(begin)
-    }
 }
 
 #[async_trait]
@@ -196,30 +182,18 @@ impl Broker for RedisBroker {
         wait: Duration,
     ) -> Result<Vec<Delivery>, BrokerError> {
         let mut reader = self.shared.reader.lock().await;
-        reader.next(self, consumer, Wanted::tasks(most), wait).await
-    }
-
-    async fn receive_begun(
-        &self,
-        consumer: &Consumer,
-        spans: &[Option<NextSpan>],
-        wait: Duration,
-    ) -> Result<Vec<Delivery>, BrokerError> {
-        let mut reader = self.shared.reader.lock().await;
-        reader.next(self, consumer, Wanted::begun(spans), wait).await
-    }
-
-    async fn begin(&self, claim: &Claim, span: Option<NextSpan>) -> Result<Begin, BrokerError> {
-        let event = task_event(claim, &TaskEventKind::Started, &EventContext::default());
-        let operation = Operation::Begin {
-            payload: event.payload,
-            span,
-        };
-        self.look(claim, operation).await
+        reader.next(self, consumer, most, wait).await
     }
 
     async fn lookup(&self, claim: &Claim) -> Result<Lookup, BrokerError> {
-        Ok(self.look(claim, Operation::Lookup).await?.lookup)
+        let doing = "looking up";
+        let Answer::Lookup(lookup) = self.call(claim, doing, Operation::Lookup).await? else {
+            return Err(failed(claim, doing, Malformed.into()));
+        };
+        if matches!(lookup, Lookup::Lost) {
+            self.held().remove(&claim.message_id);
+        }
+        Ok(lookup)
     }
 
     async fn started(&self, claim: &Claim, event: &EventContext) -> Result<Ownership, BrokerError> {

@@ -13,10 +13,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
-use super::calls::{CallError, MOST};
+use super::calls::CallError;
 use super::scripts::{self, HANDED_BACK};
-use super::{RedisBroker, Shared, milliseconds, readable};
-use crate::broker::{Broker, BrokerError, Claim, Consumer, Delivery, NextSpan, RedeliveryReason};
+use super::{RedisBroker, milliseconds, readable};
+use crate::broker::{Broker, BrokerError, Claim, Consumer, Delivery, RedeliveryReason};
 use crate::protocol::{RECORD_TTL_SECONDS, Timestamp, keys};
 
 /// How often we look for tasks of silent workers, and so the longest that a read blocks.
@@ -25,9 +25,6 @@ const LOOK_AROUND: Duration = Duration::from_millis(500);
 const WINDOW: usize = 32;
 /// How often we remove what is acknowledged, and who is gone.
 const TRIM: Duration = Duration::from_secs(60);
-/// How long tasks are read and begun in two steps after the server has said that it lets no script do it in one. Redis has let
-/// them since 6.2, which other scripts need, too; some that look like it don't.
-const TAKE_AGAIN: Duration = Duration::from_secs(60);
 /// After how many leases a consumer that did nothing is gone.
 const FORGOTTEN: u32 = 10;
 /// How long a task waits in the process for somebody to ask for it. After that it goes to whoever is not busy.
@@ -100,35 +97,6 @@ impl Parking {
     }
 }
 
-/// What is wanted of a read.
-#[derive(Debug, Clone)]
-pub(super) struct Wanted {
-    /// How many tasks.
-    most: usize,
-    /// The spans under which they may be begun, if they may be.
-    begun: Option<Vec<Option<NextSpan>>>,
-}
-
-impl Wanted {
-    /// Up to so many tasks.
-    pub(super) fn tasks(most: usize) -> Self {
-        Self {
-            most: most.max(1),
-            begun: None,
-        }
-    }
-
-    /// A task for each of these spans, which may be begun under it. Not more than one script call has room for.
-    pub(super) fn begun(spans: &[Option<NextSpan>]) -> Self {
-        let spans = spans.get(..MOST).unwrap_or(spans);
-        let begun = (!spans.is_empty()).then(|| spans.to_vec());
-        Self {
-            begun,
-            ..Self::tasks(spans.len())
-        }
-    }
-}
-
 /// What is known from one read to the next.
 #[derive(Default)]
 struct State {
@@ -136,10 +104,6 @@ struct State {
     group_of: Option<String>,
     /// Whether entries from before this process started were looked for, and all were found.
     own_done: bool,
-    /// Whether the last read brought as many tasks as it asked for, so that more may be waiting.
-    more_wait: bool,
-    /// When a script may read again, after the server has refused that.
-    next_take: Option<Instant>,
     /// Where in the pending list the next look begins.
     cursor: Option<String>,
     next_look: Option<Instant>,
@@ -160,11 +124,11 @@ impl Reader {
         &mut self,
         broker: &RedisBroker,
         consumer: &Consumer,
-        wanted: Wanted,
+        most: usize,
         wait: Duration,
     ) -> Result<Vec<Delivery>, BrokerError> {
         let give_up = Instant::now() + wait;
-        let most = wanted.most;
+        let most = most.max(1);
         // What was read before has something to ask first.
         tokio::task::yield_now().await;
         loop {
@@ -174,13 +138,7 @@ impl Reader {
                 .is_none_or(|under_way| under_way.consumer != *consumer)
             {
                 self.leave();
-                let reading = read(
-                    broker.clone(),
-                    consumer.clone(),
-                    wanted.clone(),
-                    give_up,
-                    &self.state,
-                );
+                let reading = read(broker.clone(), consumer.clone(), most, give_up, &self.state);
                 self.under_way = Some(UnderWay {
                     consumer: consumer.clone(),
                     read: Read::Attended((broker.clone(), reading)),
@@ -199,7 +157,7 @@ impl Reader {
                     attended.0.under_way = None;
                     let found = found?;
                     if !found.is_empty() || Instant::now() >= give_up {
-                        expect(broker, &found);
+                        broker.shared.caller.expect(found.len());
                         return Ok(found);
                     }
                 }
@@ -209,7 +167,7 @@ impl Reader {
                         if parking.is_empty() {
                             attended.0.under_way = None;
                         }
-                        expect(broker, &parked);
+                        broker.shared.caller.expect(parked.len());
                         return Ok(parked);
                     }
                     tokio::select! {
@@ -248,12 +206,6 @@ impl Reader {
     }
 }
 
-/// What was begun needs no lookup any more.
-fn expect(broker: &RedisBroker, deliveries: &[Delivery]) {
-    let not_begun = deliveries.iter().filter(|delivery| delivery.begun.is_none());
-    broker.shared.caller.expect(not_begun.count());
-}
-
 /// One who waits for a read may stop waiting at any time.
 struct LeaveOnDrop<'a>(&'a mut Reader);
 
@@ -266,14 +218,14 @@ impl Drop for LeaveOnDrop<'_> {
 fn read(
     broker: RedisBroker,
     consumer: Consumer,
-    wanted: Wanted,
+    most: usize,
     give_up: Instant,
     state: &Arc<Mutex<State>>,
 ) -> BoxFuture<'static, Result<Vec<Delivery>, BrokerError>> {
     let state = Arc::clone(state);
     Box::pin(async move {
         let mut state = state.lock().await;
-        state.read(&broker, &consumer, &wanted, give_up).await
+        state.read(&broker, &consumer, most, give_up).await
     })
 }
 
@@ -313,11 +265,11 @@ impl State {
         &mut self,
         broker: &RedisBroker,
         consumer: &Consumer,
-        wanted: &Wanted,
+        most: usize,
         give_up: Instant,
     ) -> Result<Vec<Delivery>, BrokerError> {
         let stream = keys::task_stream(&consumer.engine_id);
-        match self.step(broker, consumer, &stream, wanted, give_up).await {
+        match self.step(broker, consumer, &stream, most, give_up).await {
             Ok(deliveries) => {
                 for delivery in &deliveries {
                     fault_point!(Taken);
@@ -345,7 +297,7 @@ impl State {
         broker: &RedisBroker,
         consumer: &Consumer,
         stream: &str,
-        wanted: &Wanted,
+        most: usize,
         give_up: Instant,
     ) -> Result<Vec<Delivery>, CallError> {
         if self.group_of.as_deref() != Some(stream) {
@@ -353,6 +305,7 @@ impl State {
             self.group_of = Some(stream.to_owned());
             (self.own_done, self.cursor, self.next_look) = (false, None, None);
         }
+        check_memory(broker).await?;
         let now = Instant::now();
         if self.next_look.is_none_or(|next| next <= now) {
             broker.forget_abandoned();
@@ -366,60 +319,8 @@ impl State {
             trim(broker, stream).await;
             forget_consumers(broker, stream).await;
         }
-        let deliveries = match &wanted.begun {
-            Some(spans) if self.more_wait && self.next_take.is_none_or(|next| next <= now) => {
-                self.take(broker, consumer, stream, spans).await?
-            }
-            _ => Vec::new(),
-        };
-        let deliveries = if deliveries.is_empty() {
-            let until = self.next_look.map_or(give_up, |next| next.min(give_up));
-            self.read_new(broker, consumer, stream, wanted.most, until)
-                .await?
-        } else {
-            deliveries
-        };
-        self.more_wait = deliveries.len() >= wanted.most;
-        Ok(deliveries)
-    }
-
-    /// Reads what is there and begins it in the same step. That saves the way there and back between the two, but can't wait for
-    /// tasks: a script never blocks. What is refused is left for the read that follows to find, unless that would take tasks whose
-    /// results can't be written.
-    async fn take(
-        &mut self,
-        broker: &RedisBroker,
-        consumer: &Consumer,
-        stream: &str,
-        spans: &[Option<NextSpan>],
-    ) -> Result<Vec<Delivery>, CallError> {
-        let Shared { caller, server, .. } = &*broker.shared;
-        let asked_at = Instant::now().into_std();
-        let taken = match caller.take(server, consumer, spans).await {
-            Ok(taken) => taken,
-            Err(error) if error.is_out_of_memory() => return Err(error),
-            Err(error) if error.code().is_some() => {
-                if error.is_for_good() {
-                    self.next_take = Some(Instant::now() + TAKE_AGAIN);
-                }
-                debug!(stream, %error, "tasks_not_taken_in_one_step");
-                return Ok(Vec::new());
-            }
-            Err(error) => {
-                // Whoever gave the spans must know that they may have been used.
-                warn!(stream, %error, "tasks_perhaps_taken: what was taken comes back when its lease ends");
-                return Err(error);
-            }
-        };
-        let mut deliveries = Vec::with_capacity(taken.len());
-        for (message, begun) in taken {
-            if let Some(mut delivery) = message.into_delivery(broker, consumer, stream).await {
-                delivery.asked_at = begun.is_some().then_some(asked_at);
-                delivery.begun = begun;
-                deliveries.push(delivery);
-            }
-        }
-        Ok(deliveries)
+        let until = self.next_look.map_or(give_up, |next| next.min(give_up));
+        Ok(self.read_new(broker, consumer, stream, most, until).await?)
     }
 
     async fn look_around(
@@ -472,7 +373,8 @@ impl State {
             Some(connection) => connection,
             none => none.insert(broker.shared.server.blocking().await?),
         };
-        let block = until.saturating_duration_since(Instant::now());
+        let asked_at = Instant::now();
+        let block = until.saturating_duration_since(asked_at);
         let mut command = redis::cmd("XREADGROUP");
         command
             .arg("GROUP")
@@ -497,7 +399,7 @@ impl State {
         };
         let mut deliveries = Vec::new();
         for message in messages(answer?)? {
-            deliveries.extend(message.into_delivery(broker, consumer, stream).await);
+            deliveries.extend(message.into_delivery(broker, consumer, stream, asked_at).await);
         }
         Ok(deliveries)
     }
@@ -505,7 +407,7 @@ impl State {
 
 /// A message, as far as its fields concern us.
 #[derive(Debug)]
-pub(super) struct Message {
+struct Message {
     id: String,
     deliveries: u32,
     task_id: Option<String>,
@@ -550,25 +452,16 @@ fn messages(answer: Value) -> RedisResult<Vec<Message>> {
 }
 
 impl Message {
-    /// One of which only the id is known.
-    pub(super) fn new(id: String, deliveries: u32) -> Self {
-        Self {
+    /// One with these names and values, alternately.
+    fn read(id: String, fields: &[Value], deliveries: u32) -> Self {
+        let mut message = Self {
             id,
             deliveries,
             task_id: None,
             job_id: None,
             enqueued_at: None,
             timeout_at: None,
-        }
-    }
-
-    pub(super) fn task_id(&self) -> Option<&str> {
-        self.task_id.as_deref()
-    }
-
-    /// One with these names and values, alternately.
-    fn read(id: String, fields: &[Value], deliveries: u32) -> Self {
-        let mut message = Self::new(id, deliveries);
+        };
         for field in fields.chunks_exact(2) {
             if let [Value::BulkString(name), Value::BulkString(value)] = field {
                 message.add(name, value);
@@ -578,7 +471,7 @@ impl Message {
     }
 
     /// The first one of each name counts that is text.
-    pub(super) fn add(&mut self, name: &[u8], value: &[u8]) {
+    fn add(&mut self, name: &[u8], value: &[u8]) {
         let place = match name {
             b"task_id" => &mut self.task_id,
             b"job_id" => &mut self.job_id,
@@ -597,6 +490,7 @@ impl Message {
         broker: &RedisBroker,
         consumer: &Consumer,
         stream: &str,
+        asked_at: Instant,
     ) -> Option<Delivery> {
         let id = self.id;
         let valid = |id: Option<String>| id.filter(|id| is_id(id));
@@ -618,6 +512,7 @@ impl Message {
         );
         let claim = Claim::new(consumer.clone(), id, task_id, job_id, self.deliveries);
         let mut delivery = Delivery::new(claim);
+        delivery.asked_at = Some(asked_at.into_std());
         (delivery.enqueued_at, delivery.timeout_at) = (enqueued_at, timeout_at);
         Some(delivery)
     }
@@ -693,6 +588,7 @@ impl Stale {
         stream: &str,
         idle: Duration,
     ) -> RedisResult<Option<Delivery>> {
+        let asked_at = Instant::now();
         let mut script = scripts::CLAIM.key(stream);
         script.arg(keys::TASK_GROUP).arg(&self.id).arg(&consumer.instance);
         script
@@ -706,7 +602,8 @@ impl Stale {
             return Ok(None);
         }
         let message = Message::read(self.id, &fields, self.deliveries + 1);
-        let Some(mut delivery) = message.into_delivery(broker, consumer, stream).await else {
+        let delivery = message.into_delivery(broker, consumer, stream, asked_at);
+        let Some(mut delivery) = delivery.await else {
             return Ok(None);
         };
         let handed_back = self.consumer == HANDED_BACK;
@@ -730,6 +627,24 @@ impl Stale {
             "claimed_stale_task"
         );
         Ok(Some(delivery))
+    }
+}
+
+/// Fails while the server is full. Such a server still lets a group read, but refuses the events: a whole backlog would be
+/// taken, and no result of it could be reported. So before each read we ask for a write that needs memory and changes nothing:
+/// an entry for a stream that does not exist and is not made.
+async fn check_memory(broker: &RedisBroker) -> RedisResult<()> {
+    let mut command = redis::cmd("XADD");
+    command
+        .arg(format!("{}:none", keys::EVENT_STREAM))
+        .arg("NOMKSTREAM")
+        .arg("*")
+        .arg(&["type", "none"]);
+    let written: RedisResult<()> = command.query_async(&mut broker.shared.server.shared()).await;
+    match written {
+        // A user with narrow rights may be refused here; only a full server must stop the reads.
+        Err(error) if error.code().is_some_and(|code| code != "OOM") => Ok(()),
+        other => other,
     }
 }
 

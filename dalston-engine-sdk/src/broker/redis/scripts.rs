@@ -71,8 +71,8 @@ return claimed[2]
 /// `KEYS[1]` is the task stream, `KEYS[2]` the event stream, `KEYS[3]` the set of waiting tasks. `ARGV[1..5]` are group,
 /// instance, the length of the event stream, the channel, and the time of all events; `ARGV[6..9]` the wait markers. `ARGV[10]` is the
 /// number of lookups: the keys of their cancellations follow the first three, and then those of their metadata. `ARGV[11..13]`
-/// are the smallest and the largest message id of the calls, and how many entries between them we look at in one go. `ARGV[14]` is
-/// the number of calls that take tasks. Then come the calls: a name, message id, delivery count, and the call's own arguments. Further keys belong to the other calls in their
+/// are the smallest and the largest message id of the calls, and how many entries between them we look at in one go. Then come
+/// the calls: a name, message id, delivery count, and the call's own arguments. Further keys belong to the other calls in their
 /// order. Returns an answer for each, all of them packed into one text: that costs the server less than to write them out, and the
 /// worker far less to read.
 ///
@@ -87,16 +87,7 @@ local stream, event_stream, waiting = KEYS[1], KEYS[2], KEYS[3]
 local group, me, longest, channel, timestamp = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local lookups, first, last, most = tonumber(ARGV[10]), ARGV[11], ARGV[12], ARGV[13]
 -- The numbers of the lookup, of the key and of the argument that come next.
-local next_lookup, next_key, next_argument = 1, 4 + 2 * lookups, 15
-
--- A server without memory refuses what needs some, but no longer after the script has written something, and to read from a group is
--- always allowed. So before all else we ask for a write that needs memory and comes to nothing: otherwise a whole backlog would
--- be taken and announced, and then no result of it could be reported.
-local no_memory = nil
-if ARGV[14] ~= '0' then
-  local written = try('XADD', event_stream .. ':none', 'NOMKSTREAM', '*', 'type', 'none')
-  if type(written) == 'table' and written.err and string.find(written.err, 'OOM', 1, true) then no_memory = written end
-end
+local next_lookup, next_key, next_argument = 1, 4 + 2 * lookups, 14
 
 -- Deliveries of the entries that are ours, by id: of most, so that few have to be looked for one by one.
 local ours = {}
@@ -137,61 +128,6 @@ end
 
 local any_cancelled = lookups > 0 and try('EXISTS', unpack(KEYS, 4, 3 + lookups)) ~= 0
 
--- Whether a task that is ours should be done: what its metadata says of it, in a fixed order after a place for a number, or nothing
--- and why not. `cancellation` is the key to look for, if there is one.
-local function describe(task, hash, cancellation)
-  if cancellation and call('EXISTS', cancellation) == 1 then return nil, {'cancelled'} end
-  local said = try('HMGET', hash, 'blocked_reason', 'stage', 'enqueued_at', 'loaded_model_id', 'request_id',
-    '_trace_context', 'request_bindings_json', 'resolved_artifact_ids_json', ARGV[6])
-  if said.err then return nil, {'malformed', said.err} end
-  if said[1] then return nil, {'blocked', said[1]} end
-  if not said[2] and call('EXISTS', hash) == 0 then return nil, {'missing'} end
-  if said[9] then
-    call('HDEL', hash, ARGV[6], ARGV[7], ARGV[8], ARGV[9])
-    call('SREM', waiting, task)
-  end
-  said[1], said[9] = 0, nil
-  return said
-end
-
-local function look(id, deliveries, task)
-  local cancellation, hash = KEYS[3 + next_lookup], KEYS[3 + lookups + next_lookup]
-  next_lookup = next_lookup + 1
-  local owner = ownership(id, deliveries)
-  if owner ~= HELD then return nil, {'lost'} end
-  return describe(task, hash, any_cancelled and cancellation)
-end
-
--- The context of a span, a trace id and its own id, below this context. Where we can't know what a reader would make of the
--- context, nothing.
-local function below(context, span)
-  if context == '' then return '{"traceparent":"00-' .. span .. '-01"}' end
-  local trace, parent, flags = string.match(context, '^{"traceparent": ?"00%-(%x+)%-(%x+)%-(0[0-3])"}$')
-  if not trace or #trace ~= 32 or #parent ~= 16 or string.lower(context) ~= context then return nil end
-  if not string.find(trace, '[^0]') or not string.find(parent, '[^0]') then return nil end
-  -- What is not sampled passes none of its flags on.
-  if flags == '02' then flags = '00' end
-  return '{"traceparent":"00-' .. trace .. string.sub(span, 33) .. '-' .. flags .. '"}'
-end
-
--- Reports the start with what the metadata adds to it, under this span if there is one: only where that is so plain that it can be
--- put into JSON as it is. Otherwise the caller has to.
-local function announce(said, fields, span)
-  local request_id, context = said[5] or '', said[6] or ''
-  if request_id ~= '' then
-    if not string.find(request_id, '^[%w%._%-]+$') then return end
-    fields = string.sub(fields, 1, -2) .. ',"request_id":"' .. request_id .. '"}'
-  end
-  if span ~= '' then
-    context = below(context, span)
-    if not context then return end
-  elseif context ~= '' and not string.find(context, '^{"traceparent": ?"00%-%x+%-%x+%-%x%x"}$') then
-    return
-  end
-  report('task.started', fields, context)
-  said[1] = 1
-end
-
 local calls = {}
 
 -- Begins the lease anew: the idle time is set to zero, the delivery count stays.
@@ -217,72 +153,23 @@ function calls.cancelled()
   return call('EXISTS', KEYS[next_key - 1])
 end
 
--- A number before what the metadata says: whether the start was reported.
+-- Whether a task that is ours should be done: what its metadata says of it, in a fixed order after a zero, or why not.
 function calls.lookup(id, deliveries, at)
-  next_argument = at + 1
-  local said, why_not = look(id, deliveries, ARGV[at])
-  return said or why_not
-end
-
--- The lookup, and the report of the start.
-function calls.begin(id, deliveries, at)
-  next_argument = at + 3
-  local said, why_not = look(id, deliveries, ARGV[at])
-  if said then announce(said, ARGV[at + 1], ARGV[at + 2]) end
-  return said or why_not
-end
-
--- What may become part of keys, and of JSON as it is. A set of characters costs three times what a class does, so what is written like
--- a UUID is looked at first.
-local function is_id(text)
-  return text and #text <= 128
-    and (string.find(text, '^%w+%-%w+%-%w+%-%w+%-%w+$') or string.find(text, '^[%w_%-]+$'))
-end
-
--- Reads new entries and begins them: nobody else can have them yet. An entry that is not plain is only read, and so is one with which
--- something goes wrong. Answers with the id, the fields, of a plain entry those values that are known to us, and what `begin` would
--- say.
-function calls.take(_, _, at)
-  local engine, hashes, cancellations, spans = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
-  next_argument = at + 5 + spans
-  if no_memory then error(no_memory) end
-  local found = call('XREADGROUP', 'GROUP', group, me, 'COUNT', ARGV[at], 'STREAMS', stream, '>')
-  if not found then return {} end
-  local taken, keys = {}, {}
-  for i, entry in ipairs(found[1][2]) do
-    local fields, task, job, enqueued_at, timeout_at = entry[2], nil, nil, nil, nil
-    for j = 1, #fields, 2 do
-      local name, value = fields[j], fields[j + 1]
-      if name == 'task_id' then
-        task = task or value
-      elseif name == 'job_id' then
-        job = job or value
-      elseif name == 'enqueued_at' then
-        enqueued_at = enqueued_at or value
-      elseif name == 'timeout_at' then
-        timeout_at = timeout_at or value
-      end
-    end
-    if is_id(task) and is_id(job) then
-      taken[i] = {entry[1], task, job, enqueued_at or false, timeout_at or false, false}
-      keys[#keys + 1] = cancellations .. job
-    else
-      taken[i] = {entry[1], fields, false}
-    end
+  local cancellation, hash, task = KEYS[3 + next_lookup], KEYS[3 + lookups + next_lookup], ARGV[at]
+  next_lookup, next_argument = next_lookup + 1, at + 1
+  if ownership(id, deliveries) ~= HELD then return {'lost'} end
+  if any_cancelled and call('EXISTS', cancellation) == 1 then return {'cancelled'} end
+  local said = try('HMGET', hash, 'blocked_reason', 'stage', 'enqueued_at', 'loaded_model_id', 'request_id',
+    '_trace_context', 'request_bindings_json', 'resolved_artifact_ids_json', ARGV[6])
+  if said.err then return {'malformed', said.err} end
+  if said[1] then return {'blocked', said[1]} end
+  if not said[2] and call('EXISTS', hash) == 0 then return {'missing'} end
+  if said[9] then
+    call('HDEL', hash, ARGV[6], ARGV[7], ARGV[8], ARGV[9])
+    call('SREM', waiting, task)
   end
-  local some_cancelled = #keys > 0 and try('EXISTS', unpack(keys)) ~= 0
-  for i, entry in ipairs(taken) do
-    local task, job = entry[2], entry[3]
-    if job then
-      local done, said, why_not = pcall(describe, task, hashes .. task, some_cancelled and cancellations .. job)
-      if done then
-        local fields = '"task_id":"' .. task .. '","job_id":"' .. job .. '","engine_id":' .. engine .. '}'
-        if said and not pcall(announce, said, fields, spans > 0 and ARGV[at + 4 + i] or '') then said = false end
-        entry[6] = said or why_not or false
-      end
-    end
-  end
-  return taken
+  said[1], said[9] = 0, nil
+  return said
 end
 
 function calls.started(id, deliveries, at)
