@@ -9,6 +9,7 @@ use std::time::Instant;
 use dalston_telemetry::metrics::Metrics;
 
 use crate::error::{TaskError, TaskErrorKind};
+use crate::store::key::is_plain_name;
 use crate::task::TaskInfo;
 use crate::task_dir::TaskDir;
 
@@ -301,10 +302,4 @@ impl OutputFile {
         self.channel = Some(channel);
         self
     }
-}
-
-/// Whether a name can be part of a key and of a file name without leading anywhere else.
-pub(crate) fn is_plain_name(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    (1..=128).contains(&name.len()) && name.bytes().all(plain) && !name.bytes().all(|byte| byte == b'.')
 }

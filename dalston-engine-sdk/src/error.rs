@@ -200,17 +200,15 @@ impl fmt::Debug for TaskError {
 
 /// The message of an error with the messages of its causes, on one line.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut last = one_line(&error.to_string());
-    let mut text = last.clone();
+    let mut text = one_line(&error.to_string());
     let mut cause = error.source();
     while let Some(error) = cause {
         let message = one_line(&error.to_string());
-        // Many libraries repeat the cause in their own message.
-        if !last.ends_with(&message) {
+        // Many errors repeat the cause in their own message.
+        if !text.contains(&message) {
             text.push_str(": ");
             text.push_str(&message);
         }
-        last = message;
         cause = error.source();
     }
     text

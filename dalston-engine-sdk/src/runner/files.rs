@@ -153,7 +153,7 @@ async fn write(store: &Store, key: &str, content: Bytes, attempt: &Attempt<'_>) 
             .map_err(storage_error)?
         {
             Written::Done(locator) => return Ok(locator),
-            Written::Not(other) => seen = other,
+            Written::Conflict(other) => seen = other,
         }
         // In this order: what a peer writes after it got the task is not what was seen.
         attempt.ask_whether_ours().await?;
@@ -170,10 +170,8 @@ async fn read_whole(path: &Path) -> Result<Option<Bytes>, StoreError> {
         }
         tokio::fs::read(path).await.map(|content| Some(content.into()))
     };
-    read.await.map_err(|source| StoreError::File {
-        path: path.display().to_string(),
-        source,
-    })
+    read.await
+        .map_err(|source| StoreError::file("reading", path, source))
 }
 
 /// Which artifact goes into which slot: the slots of the bindings in their order, then any others.

@@ -325,7 +325,7 @@ impl<'a> Attempt<'a> {
             return Err(TaskError::permanent("invalid_stage", error));
         }
         for id in [&self.claim.job_id, &self.claim.task_id] {
-            if !key::is_safe_id(id) {
+            if !key::is_plain_name(id) {
                 return Err(TaskError::permanent(
                     "invalid_id",
                     format!("{id:?} can't be the id of a task or a job"),

@@ -1,20 +1,21 @@
-//! Where the platform keeps what, inside its bucket.
+//! The names of the platform's bucket and of the files in it.
 
-use crate::context::is_plain_name;
+/// The name of the platform's bucket unless it is configured.
+pub const DEFAULT_BUCKET: &str = "dalston-artifacts";
 
-/// `jobs/{job_id}/tasks/{task_id}/request.json`: what a task is asked to do.
+/// `jobs/{job_id}/tasks/{task_id}/request.json`: the request of a task.
 #[must_use]
 pub fn task_request(job_id: &str, task_id: &str) -> String {
-    ["jobs/", job_id, "/tasks/", task_id, "/request.json"].concat()
+    format!("jobs/{job_id}/tasks/{task_id}/request.json")
 }
 
-/// `jobs/{job_id}/tasks/{task_id}/response.json`: what a task answered.
+/// `jobs/{job_id}/tasks/{task_id}/response.json`: the response of a task.
 #[must_use]
 pub fn task_response(job_id: &str, task_id: &str) -> String {
-    ["jobs/", job_id, "/tasks/", task_id, "/response.json"].concat()
+    format!("jobs/{job_id}/tasks/{task_id}/response.json")
 }
 
-/// `jobs/{job_id}/tasks/{task_id}/{name}{suffix}`: a file that a task produced. Without a suffix of its own it gets `.bin`.
+/// `jobs/{job_id}/tasks/{task_id}/{name}.{suffix}`: a file that a task produced. The default suffix is `bin`.
 #[must_use]
 pub fn task_artifact(job_id: &str, task_id: &str, name: &str, suffix: Option<&str>) -> String {
     format!("jobs/{job_id}/tasks/{task_id}/{name}.{}", suffix.unwrap_or("bin"))
@@ -26,17 +27,18 @@ pub fn transcript(job_id: &str) -> String {
     format!("jobs/{job_id}/transcript.json")
 }
 
-/// `models/{model_id}`: below it are the files of a model.
+/// `models/{model_id}`: the prefix of the files of a model.
 pub(crate) fn model(model_id: &str) -> String {
     format!("models/{model_id}")
 }
 
-/// Whether an id that came from outside may become a part of a key.
-pub(crate) fn is_safe_id(id: &str) -> bool {
-    is_plain_name(id)
+/// Whether a name can be part of a key and of a file name without leading anywhere else.
+pub(crate) fn is_plain_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    (1..=128).contains(&name.len()) && name.bytes().all(plain) && !name.bytes().all(|byte| byte == b'.')
 }
 
-/// The extension of a file name or a locator, if it is a harmless one.
+/// The extension of a file name or a locator, if it is short and plain enough for a local file name.
 pub(crate) fn suffix(name: &str) -> Option<&str> {
     let file = name.rsplit('/').next()?;
     let (stem, suffix) = file.rsplit_once('.')?;

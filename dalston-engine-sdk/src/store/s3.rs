@@ -1,36 +1,37 @@
-//! S3 and what speaks its protocol.
+//! Clients of S3 and of servers that speak its protocol.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::aws::AmazonS3Builder;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
-use super::{Store, StoreError};
+use super::error::StoreError;
+use super::key::DEFAULT_BUCKET;
 
-/// Where the platform's files are, and how to get at them.
+/// The bucket with the platform's files, and how to reach it.
 ///
 /// `Debug` shows no keys.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct S3Settings {
-    /// The bucket for everything that this worker writes. Default `dalston-artifacts`.
+    /// The bucket that this worker writes to. Default `dalston-artifacts`.
     pub bucket: String,
-    /// Default `eu-west-2`.
+    /// The region of the bucket. Default `eu-west-2`.
     pub region: String,
-    /// The URL of a server that speaks the protocol. `None` is Amazon's. A plain `http://` URL is accepted here.
+    /// The URL of a server that speaks the protocol, `http://` included. Default `None`, which means Amazon's.
     pub endpoint: Option<String>,
-    /// Credentials and where to get them, by the names of the `AWS_*` variables. Without any, those of the machine are
-    /// asked for: the container's, or the EC2 instance's.
+    /// Credentials and their sources, by the names of the `AWS_*` variables. Without any, the client asks for those of
+    /// the machine: of the container, or of the EC2 instance.
     pub credentials: Vec<(String, String)>,
 }
 
 impl Default for S3Settings {
     fn default() -> Self {
         Self {
-            bucket: super::DEFAULT_BUCKET.to_owned(),
+            bucket: DEFAULT_BUCKET.to_owned(),
             region: "eu-west-2".to_owned(),
             endpoint: None,
             credentials: Vec::new(),
@@ -70,52 +71,39 @@ impl fmt::Debug for S3Settings {
     }
 }
 
-impl Store {
-    /// A store on S3. It writes to the bucket of the settings and follows locators into other buckets, too.
-    ///
-    /// Nothing is sent yet. There is one client per bucket, which keeps its connections and credentials.
-    ///
-    /// # Errors
-    ///
-    /// If the settings make no sense.
-    pub fn s3(settings: S3Settings) -> Result<Self, StoreError> {
-        crate::tls::use_ring();
-        let objects = open(&settings, &settings.bucket)?;
-        let bucket = settings.bucket.clone();
-        let mut store = Self::new(objects, bucket);
-        store.others = Some(Arc::new(OtherBuckets {
-            settings,
-            known: Mutex::default(),
-        }));
-        Ok(store)
-    }
-}
-
-/// Clients of buckets that tasks named.
+/// Clients for the buckets that tasks name.
 pub(super) struct OtherBuckets {
     settings: S3Settings,
-    known: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+    clients: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
 }
 
-/// Names of buckets come from outside, so their clients must not gather for ever.
-const BUCKETS_KEPT: usize = 64;
+/// Names of buckets come from outside, so the number of clients must have a limit.
+const MAX_BUCKETS: usize = 64;
 
 impl OtherBuckets {
-    pub(super) fn get(&self, bucket: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(objects) = known.get(bucket) {
+    pub(super) fn new(settings: S3Settings) -> Self {
+        Self {
+            settings,
+            clients: Mutex::default(),
+        }
+    }
+
+    /// A client for the bucket of `locator`.
+    pub(super) fn open(&self, bucket: &str, locator: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(objects) = clients.get(bucket) {
             return Ok(Arc::clone(objects));
         }
-        let objects = open(&self.settings, bucket)?;
-        if known.len() >= BUCKETS_KEPT {
-            known.clear();
+        let objects = open(&self.settings, bucket, locator)?;
+        if clients.len() >= MAX_BUCKETS {
+            clients.clear();
         }
-        known.insert(bucket.to_owned(), Arc::clone(&objects));
+        clients.insert(bucket.to_owned(), Arc::clone(&objects));
         Ok(objects)
     }
 }
 
-/// Only what can be the name of a bucket becomes part of a host name or a path.
+/// The name of a bucket becomes part of a host name or a path, so it must not hold anything else.
 fn is_bucket(name: &str) -> bool {
     let plain =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_');
@@ -125,18 +113,18 @@ fn is_bucket(name: &str) -> bool {
         && !name.contains("..")
 }
 
-fn open(settings: &S3Settings, bucket: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
-    let locator = || format!("s3://{bucket}");
+/// A client for a bucket. Errors name `locator`.
+pub(super) fn open(
+    settings: &S3Settings,
+    bucket: &str,
+    locator: &str,
+) -> Result<Arc<dyn ObjectStore>, StoreError> {
     if !is_bucket(bucket) {
-        let problem = "that can't be the name of a bucket".to_owned();
-        return Err(StoreError::Locator {
-            locator: locator(),
-            problem,
-        });
+        return Err(StoreError::locator(locator, "that can't be the name of a bucket"));
     }
     let client = ClientOptions::new()
         .with_connect_timeout(Duration::from_secs(5))
-        // Of each read, not of the whole file: recordings may be large.
+        // Recordings may be large, so the time limit is for each read and not for the whole file.
         .with_timeout_disabled()
         .with_read_timeout(Duration::from_secs(30))
         .with_content_type_for_suffix("json", "application/json")
@@ -146,17 +134,12 @@ fn open(settings: &S3Settings, bucket: &str) -> Result<Arc<dyn ObjectStore>, Sto
         retry_timeout: Duration::from_secs(30),
         ..RetryConfig::default()
     };
+    let failed = |source: object_store::Error| StoreError::storage("opening", locator, source);
     let mut builder = AmazonS3Builder::new()
         .with_client_options(client)
         .with_retry(retry);
     for (name, value) in &settings.credentials {
-        let key: AmazonS3ConfigKey =
-            name.to_ascii_lowercase()
-                .parse()
-                .map_err(|source| StoreError::Storage {
-                    locator: locator(),
-                    source: Box::new(source),
-                })?;
+        let key = name.to_ascii_lowercase().parse().map_err(failed)?;
         builder = builder.with_config(key, value);
     }
     builder = builder.with_bucket_name(bucket).with_region(&settings.region);
@@ -165,14 +148,13 @@ fn open(settings: &S3Settings, bucket: &str) -> Result<Arc<dyn ObjectStore>, Sto
             .with_endpoint(endpoint.trim_end_matches('/'))
             .with_allow_http(endpoint.starts_with("http://"));
     }
-    let objects = builder
-        .build()
-        .map_err(|source| StoreError::storage(&locator(), source))?;
-    Ok(Arc::new(objects))
+    Ok(Arc::new(builder.build().map_err(failed)?))
 }
 
 #[cfg(test)]
 mod tests {
+    use object_store::aws::AmazonS3ConfigKey;
+
     use super::*;
 
     #[test]
@@ -190,20 +172,17 @@ mod tests {
     }
 
     #[test]
-    fn every_variable_for_credentials_is_one_that_the_client_knows() {
+    fn client_knows_every_credential_variable() {
         for name in S3Settings::CREDENTIALS {
             name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>().unwrap();
         }
     }
 
     #[test]
-    fn what_is_no_bucket_is_refused() {
+    fn invalid_bucket_name_is_refused() {
         for name in ["", "ab", "../x", "a/b", "Upper", "a..b", "user@host"] {
-            let settings = S3Settings {
-                bucket: name.to_owned(),
-                ..S3Settings::default()
-            };
-            assert!(Store::s3(settings).is_err(), "{name}");
+            let settings = S3Settings::default();
+            assert!(open(&settings, name, "s3://x").is_err(), "{name}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Writing where another process may write, too: a file replaces only what its writer has seen there.
+//! Conditional writes: [`Store::replace`] overwrites only the version of a file that its caller has seen.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,14 +8,15 @@ use object_store::path::Path as ObjectPath;
 use object_store::{Error as StorageError, ObjectStoreExt, PutMode, UpdateVersion};
 use tokio::time::sleep;
 
-use super::{Store, StoreError, parse_key};
+use super::bucket::{Store, parse_key};
+use super::error::StoreError;
 use crate::error::chain;
 
-/// How often a request is sent whose answer gets lost. The client below tries again by itself only where it makes no difference
-/// whether the first one was done.
+/// How often a request is sent when its response is lost. The client retries only requests that are idempotent,
+/// and a conditional write is not.
 const TRIES: u32 = 4;
 
-/// What a storage may have against a request besides its condition, and answers with 400, too.
+/// Codes of other errors that a storage also reports with status 400.
 const OTHER_REFUSALS: [&str; 6] = [
     CUT_OFF,
     "BadDigest",
@@ -27,28 +28,28 @@ const OTHER_REFUSALS: [&str; 6] = [
 /// The request took too long to arrive.
 const CUT_OFF: &str = "RequestTimeout";
 
-/// What was at a key when its writer looked.
+/// The version of a file that its writer has seen.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum Seen {
     #[default]
     Nothing,
     Version(UpdateVersion),
-    /// A storage that does not tell versions apart.
-    Something,
+    /// A file in a storage that does not tell versions apart.
+    Unversioned,
 }
 
 #[derive(Debug)]
 pub(crate) enum Written {
-    /// At this locator.
+    /// The locator of the file.
     Done(String),
-    /// Something else is there by now, and nothing was written.
-    Not(Seen),
+    /// The file has another version by now, and nothing was written.
+    Conflict(Seen),
 }
 
 impl Store {
-    /// Writes a small file, unless something else is there than what was seen.
+    /// Writes a small file, unless it has another version than the one that was seen.
     ///
-    /// A storage that knows no conditions just writes it.
+    /// A storage without conditional writes always writes it.
     pub(crate) async fn replace(
         &self,
         key: &str,
@@ -58,10 +59,10 @@ impl Store {
         let locator = self.locator(key);
         let object = parse_key(&locator, key)?;
         let mut mode = match seen {
-            _ if !self.conditions.load(Ordering::Relaxed) => PutMode::Overwrite,
+            _ if !self.conditional_writes.load(Ordering::Relaxed) => PutMode::Overwrite,
             Seen::Nothing => PutMode::Create,
             Seen::Version(version) => PutMode::Update(version.clone()),
-            Seen::Something => PutMode::Overwrite,
+            Seen::Unversioned => PutMode::Overwrite,
         };
         let mut refused = false;
         let mut tries = 1;
@@ -71,42 +72,42 @@ impl Store {
                 .put_opts(&object, content.clone().into(), mode.clone().into());
             let Err(error) = put.await else {
                 if refused {
-                    self.conditions.store(false, Ordering::Relaxed);
+                    self.conditional_writes.store(false, Ordering::Relaxed);
                     tracing::warn!(bucket = %self.bucket, "storage_knows_no_conditions");
                 }
                 return Ok(Written::Done(locator));
             };
             match error {
                 StorageError::AlreadyExists { .. } | StorageError::Precondition { .. } => {
-                    return self.look(&locator, &object).await.map(Written::Not);
+                    return self.version(&locator, &object).await.map(Written::Conflict);
                 }
-                // If it was done after all, the next one finds it there.
+                // If the write succeeded although its response was lost, the next one reports a conflict.
                 error if (is_lost(&error) || is_cut_off(&error)) && tries < TRIES => {
                     sleep(Duration::from_millis(50) * 2_u32.pow(tries)).await;
                     tries += 1;
                 }
-                error if mode != PutMode::Overwrite && is_refused(&error) => {
+                error if mode != PutMode::Overwrite && may_refuse_condition(&error) => {
                     (mode, refused) = (PutMode::Overwrite, true);
                 }
-                error => return Err(StoreError::storage(&locator, error)),
+                error => return Err(StoreError::storage("writing", &locator, error)),
             }
         }
     }
 
-    async fn look(&self, locator: &str, object: &ObjectPath) -> Result<Seen, StoreError> {
+    async fn version(&self, locator: &str, object: &ObjectPath) -> Result<Seen, StoreError> {
         match self.objects.head(object).await {
             Ok(found) if found.e_tag.is_some() => Ok(Seen::Version(UpdateVersion {
                 e_tag: found.e_tag,
                 version: found.version,
             })),
-            Ok(_) => Ok(Seen::Something),
+            Ok(_) => Ok(Seen::Unversioned),
             Err(StorageError::NotFound { .. }) => Ok(Seen::Nothing),
-            Err(error) => Err(StoreError::storage(locator, error)),
+            Err(error) => Err(StoreError::storage("reading", locator, error)),
         }
     }
 }
 
-/// Whether the connection ended before there was an answer.
+/// Whether the connection ended before the response arrived.
 #[cfg(feature = "s3")]
 fn is_lost(error: &StorageError) -> bool {
     use object_store::client::{HttpError, HttpErrorKind};
@@ -131,8 +132,8 @@ fn is_cut_off(error: &StorageError) -> bool {
     chain(error).contains(CUT_OFF)
 }
 
-/// Whether the storage may have stumbled over the condition. Only the text of the answer has its status.
-fn is_refused(error: &StorageError) -> bool {
+/// Whether the storage may have refused the request because of its condition. The status stands only in the text.
+fn may_refuse_condition(error: &StorageError) -> bool {
     match error {
         StorageError::NotImplemented { .. } => true,
         error => {
