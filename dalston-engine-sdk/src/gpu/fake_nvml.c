@@ -1,4 +1,4 @@
-/* A driver for tests: the functions of NVML that we call, on two GPUs that do what the file MODE says. */
+/* A driver for tests: the functions of NVML that the crate calls. The file MODE sets the behaviour of its two GPUs. */
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +13,7 @@ typedef struct { unsigned gpu, memory; } utilization;
 
 static const unsigned long long MIB = 1024ULL * 1024;
 
-/* What stands behind a word in MODE, or NULL if the word is not there. */
+/* The text after a word in MODE, or NULL without that word. */
 static const char *said(const char *word) {
     static __thread char text[256];
     memset(text, 0, sizeof text);
@@ -35,7 +35,7 @@ static int lost(size_t device) {
     return which && (which[0] == 'a' || (size_t)(which[0] - '0') == device - 1);
 }
 
-/* "since=" and a digit: another driver since then, of which a library that was loaded before knows nothing. */
+/* "since=" and a digit: the generation of the driver. A library of another generation does not work. */
 static char since(void) {
     const char *digit = said("since=");
     return digit ? *digit : 0;
@@ -104,7 +104,7 @@ int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) {
     return SUCCESS;
 }
 
-/* Somebody else, and this process if MODE says how many MiB it has on each GPU: "own=" and a number or "?". */
+/* Another process, and this one if MODE sets its MiB on each GPU: "own=" and a number or "?". */
 int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, process_v2 *processes) {
     const char *own = said("own=");
     unsigned room = *count;

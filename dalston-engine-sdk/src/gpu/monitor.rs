@@ -1,6 +1,5 @@
-//! Looking at the GPUs from time to time, and more often while tasks run.
+//! Reads the GPUs periodically, and more often while tasks run.
 
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
@@ -9,57 +8,58 @@ use std::time::{Duration, Instant};
 
 use dalston_telemetry::metrics::{GpuMetrics, GpuSeen, Metrics};
 
-use super::nvml::Driver;
-use super::{Gpu, GpuError, GpuMemory, PATIENCE, nvidia_driver_present, present};
+use super::device::{Gpu, GpuMemory};
+use super::error::GpuError;
+use super::nvml::{ANSWER_TIMEOUT, Driver, nvidia_driver_present};
 
-/// How often memory is looked at while a task runs whose peak is wanted.
-const SAMPLE: Duration = Duration::from_millis(250);
-/// Between two looks, however many tasks begin.
+/// How often memory is read while the peak of a task is measured.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
+/// The least time between two reads, however many tasks begin.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 
-/// Keeps gauges of the GPUs up to date while it lives.
-///
-/// They are [`GpuMetrics`]. While the driver does not answer there are no series.
-pub struct GpuMonitor {
+/// Keeps the [`GpuMetrics`] up to date while it lives. While the driver does not answer there are no series.
+pub(crate) struct GpuMonitor {
     reading: GpuReading,
 }
 
 impl GpuMonitor {
-    /// Asks the driver every `interval` from a thread of its own; `None` on a machine without one.
+    /// Reads the driver every `interval` on a thread of its own, and shares the results through `reading`.
+    ///
+    /// `None` on a machine without a driver, and if another monitor already writes to `reading`.
     #[must_use = "dropping the monitor stops it"]
-    pub fn start(metrics: &Metrics, interval: Duration) -> Option<Self> {
-        Self::start_reading(metrics, interval, GpuReading::default())
-    }
-
-    /// As [`start`](Self::start), and leaves what it found for whoever asks.
-    pub(crate) fn start_reading(metrics: &Metrics, interval: Duration, reading: GpuReading) -> Option<Self> {
-        // Whoever else looks at the same time does it for all.
-        if !nvidia_driver_present() || reading.watched().wake.is_some() {
+    pub(crate) fn start(metrics: &Metrics, interval: Duration, reading: GpuReading) -> Option<Self> {
+        if !nvidia_driver_present() || reading.state().wake_up.is_some() {
             return None;
         }
-        Self::start_with(Driver::of_the_machine(), metrics, interval, PATIENCE, reading)
+        Self::start_with(
+            Driver::of_the_machine(),
+            metrics,
+            interval,
+            ANSWER_TIMEOUT,
+            reading,
+        )
     }
 
     pub(super) fn start_with(
         driver: Driver,
         metrics: &Metrics,
         interval: Duration,
-        patience: Duration,
+        answer_timeout: Duration,
         reading: GpuReading,
     ) -> Option<Self> {
-        let (wake, woken) = mpsc::sync_channel(1);
-        reading.watched().wake = Some(wake);
-        let watch = Watch {
+        let (wake_up, wake_ups) = mpsc::sync_channel(1);
+        reading.state().wake_up = Some(wake_up);
+        let sampler = Sampler {
             driver,
             gauges: GpuMetrics::register(metrics),
             interval,
-            patience,
+            answer_timeout,
             reading: reading.clone(),
-            complaint: None,
+            last_error: None,
         };
         match thread::Builder::new()
             .name("dalston-gpu".to_owned())
-            .spawn(move || watch.until_left(&woken))
+            .spawn(move || sampler.run(&wake_ups))
         {
             Ok(_) => Some(Self { reading }),
             Err(error) => {
@@ -72,45 +72,40 @@ impl GpuMonitor {
 
 impl Drop for GpuMonitor {
     fn drop(&mut self) {
-        // Ends the thread, which may be waiting for the driver: it is not waited for.
-        self.reading.watched().wake = None;
-    }
-}
-
-impl fmt::Debug for GpuMonitor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GpuMonitor").finish_non_exhaustive()
+        // Ends the thread. It may wait for the driver, so it is not joined.
+        self.reading.state().wake_up = None;
     }
 }
 
 /// The thread of a monitor.
-struct Watch {
+struct Sampler {
     driver: Driver,
     gauges: GpuMetrics,
     interval: Duration,
-    patience: Duration,
+    answer_timeout: Duration,
     reading: GpuReading,
-    /// What was last said against the driver.
-    complaint: Option<GpuError>,
+    /// The error that was logged last.
+    last_error: Option<GpuError>,
 }
 
-impl Watch {
-    fn until_left(mut self, woken: &mpsc::Receiver<()>) {
-        let mut looked: Option<Instant> = None;
+impl Sampler {
+    /// Reads until the monitor is dropped.
+    fn run(mut self, wake_ups: &mpsc::Receiver<()>) {
+        let mut updated: Option<Instant> = None;
         loop {
-            let is_watched = self.reading.is_watched();
-            if looked.is_none_or(|looked| looked.elapsed() >= self.interval) {
-                self.look();
-                looked = Some(Instant::now());
-            } else if is_watched && self.reading.memory().is_some() {
-                self.sample();
+            let measures_peak = self.reading.measures_peak();
+            if updated.is_none_or(|updated| updated.elapsed() >= self.interval) {
+                self.update_gauges();
+                updated = Some(Instant::now());
+            } else if measures_peak && self.reading.memory().is_some() {
+                self.sample_memory();
             }
-            let pause = match is_watched {
-                true => self.interval.min(SAMPLE),
+            let pause = match measures_peak {
+                true => self.interval.min(SAMPLE_INTERVAL),
                 false => self.interval,
             };
             thread::sleep(SHORTEST_PAUSE.min(pause));
-            match woken.recv_timeout(pause.saturating_sub(SHORTEST_PAUSE)) {
+            match wake_ups.recv_timeout(pause.saturating_sub(SHORTEST_PAUSE)) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -119,34 +114,32 @@ impl Watch {
         self.reading.set(None);
     }
 
-    /// Everything, for the gauges.
-    fn look(&mut self) {
-        let each = self.driver.gpus(self.patience);
-        let lost = match &each {
+    fn update_gauges(&mut self) {
+        let each = self.driver.gpus(self.answer_timeout);
+        let error = match &each {
             Ok(each) => each.iter().find_map(|gpu| gpu.as_ref().err()).cloned(),
             Err(error) => Some(error.clone()),
         };
-        if let Some(error) = &lost
-            && self.complaint.as_ref() != Some(error)
+        if let Some(error) = &error
+            && self.last_error.as_ref() != Some(error)
         {
-            tracing::warn!(%error, "gpu_metrics_unavailable");
+            tracing::warn!(%error, advice = "look at the output of nvidia-smi", "gpu_metrics_unavailable");
         }
-        self.complaint = lost;
-        let gpus = each.and_then(present).unwrap_or_default();
-        self.gauges.seen(gpus.iter().map(shown));
+        self.last_error = error;
+        let gpus: Vec<Gpu> = each.into_iter().flatten().flatten().collect();
+        self.gauges.seen(gpus.iter().map(figures));
         match gpus.is_empty() {
             true => self.reading.set(None),
-            false => self.sample(),
+            false => self.sample_memory(),
         }
     }
 
-    /// Only the memory, for the tasks.
-    fn sample(&self) {
-        self.reading.set(self.driver.memory(self.patience).ok());
+    fn sample_memory(&self) {
+        self.reading.set(self.driver.memory(self.answer_timeout).ok());
     }
 }
 
-fn shown(gpu: &Gpu) -> GpuSeen {
+fn figures(gpu: &Gpu) -> GpuSeen {
     GpuSeen {
         index: gpu.index,
         memory_used: gpu.memory_used,
@@ -157,62 +150,61 @@ fn shown(gpu: &Gpu) -> GpuSeen {
     }
 }
 
-/// The last thing that a monitor saw. Clones share it.
+/// The memory that a monitor read last. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct GpuReading(Arc<Mutex<Watched>>);
+pub(crate) struct GpuReading(Arc<Mutex<ReadingState>>);
 
 #[derive(Debug, Default)]
-struct Watched {
+struct ReadingState {
     memory: Option<GpuMemory>,
-    /// Closing it ends the monitor; there is none without it.
-    wake: Option<mpsc::SyncSender<()>>,
-    /// Who wants to know the most that was seen since they came.
+    /// Wakes the monitor up. Dropping it ends the monitor; without a monitor it is `None`.
+    wake_up: Option<mpsc::SyncSender<()>>,
     peaks: Vec<Weak<AtomicU64>>,
 }
 
 impl GpuReading {
     pub(crate) fn memory(&self) -> Option<GpuMemory> {
-        self.watched().memory
+        self.state().memory
     }
 
-    /// Begins to look for the most memory that is in use, from now on. `None` if nobody looks at all.
+    /// Starts to measure the peak of the memory in use. `None` without a monitor.
     pub(crate) fn watch_peak(&self) -> Option<PeakMemory> {
-        let mut watched = self.watched();
-        let wake = watched.wake.clone()?;
+        let mut state = self.state();
+        let wake_up = state.wake_up.clone()?;
         let peak = Arc::new(AtomicU64::new(0));
-        watched.peaks.push(Arc::downgrade(&peak));
-        // It may be awake already.
-        let _ = wake.try_send(());
+        state.peaks.push(Arc::downgrade(&peak));
+        // A full channel already wakes it.
+        let _ = wake_up.try_send(());
         Some(PeakMemory(peak))
     }
 
-    pub(super) fn is_watched(&self) -> bool {
-        let mut watched = self.watched();
-        watched.peaks.retain(|peak| peak.strong_count() > 0);
-        !watched.peaks.is_empty()
+    pub(super) fn measures_peak(&self) -> bool {
+        let mut state = self.state();
+        state.peaks.retain(|peak| peak.strong_count() > 0);
+        !state.peaks.is_empty()
     }
 
     fn set(&self, memory: Option<GpuMemory>) {
-        let mut watched = self.watched();
-        watched.memory = memory;
+        let mut state = self.state();
+        state.memory = memory;
         if let Some(memory) = memory {
-            for peak in watched.peaks.iter().filter_map(Weak::upgrade) {
+            for peak in state.peaks.iter().filter_map(Weak::upgrade) {
                 peak.fetch_max(memory.used, Ordering::Relaxed);
             }
         }
     }
 
-    fn watched(&self) -> MutexGuard<'_, Watched> {
+    fn state(&self) -> MutexGuard<'_, ReadingState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The most GPU memory that was seen in use since somebody began to [watch](GpuReading::watch_peak).
+/// The peak of the GPU memory in use since [`GpuReading::watch_peak`].
 #[derive(Debug)]
 pub(crate) struct PeakMemory(Arc<AtomicU64>);
 
 impl PeakMemory {
-    /// In bytes, counted as [`GpuMemory::used`]; `None` if nobody could look in that time.
+    /// In bytes, counted as [`GpuMemory::used`]. `None` if there was no sample in that time.
     pub(crate) fn bytes(&self) -> Option<u64> {
         Some(self.0.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
     }

@@ -1,4 +1,4 @@
-//! The driver's library, on a thread of its own.
+//! The driver's library, called on a thread of its own.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -13,15 +13,52 @@ use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 
-use super::{Gpu, GpuError, GpuMemory};
+use super::device::{Gpu, GpuMemory};
+use super::error::GpuError;
 
-/// The second is where Windows puts it for Linux programs.
+/// How long a caller waits for the driver. A broken driver hangs rather than fails.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The second is the path in the Windows Subsystem for Linux.
 const LIBRARIES: [&str; 2] = ["libnvidia-ml.so.1", "/usr/lib/wsl/lib/libnvidia-ml.so.1"];
-/// Questions that may wait for a driver that is slow. It is stuck if there are more.
-const QUESTIONS: usize = 8;
+/// Requests that may wait for a slow driver. With more of them the driver counts as stuck.
+const MAX_REQUESTS: usize = 8;
 
-/// A driver that can be asked. Clones share its thread, which begins with the first question. It ends with the last clone,
-/// unless the driver has it.
+/// Reads the GPUs from the driver. One that the driver has lost is an error in its place.
+///
+/// Blocks for at most five seconds.
+///
+/// # Errors
+///
+/// If there is no driver, its library can't be loaded, or it does not answer or fails for all GPUs.
+pub fn gpus() -> Result<Vec<Result<Gpu, GpuError>>, GpuError> {
+    if nvidia_driver_present() {
+        Driver::of_the_machine().gpus(ANSWER_TIMEOUT)
+    } else {
+        Err(GpuError::NoDriver)
+    }
+}
+
+/// Whether an NVIDIA driver runs on this machine. Looks for its files and loads nothing.
+#[must_use]
+pub fn nvidia_driver_present() -> bool {
+    driver_present_under(Path::new("/"))
+}
+
+pub(super) fn driver_present_under(root: &Path) -> bool {
+    // The last two belong to the Windows Subsystem for Linux.
+    [
+        "dev/nvidiactl",
+        "dev/nvidia0",
+        "proc/driver/nvidia/version",
+        "dev/dxg",
+        "usr/lib/wsl/lib/libcuda.so.1",
+    ]
+    .iter()
+    .any(|path| root.join(path).exists())
+}
+
+/// The driver's library. Clones share its thread, which starts with the first request. The thread ends with the last
+/// clone, unless it is stuck in a call.
 #[derive(Clone)]
 pub(super) struct Driver {
     shared: Arc<Shared>,
@@ -29,19 +66,19 @@ pub(super) struct Driver {
 
 struct Shared {
     libraries: Vec<OsString>,
-    thread: Mutex<Option<SyncSender<Question>>>,
+    thread: Mutex<Option<SyncSender<Request>>>,
 }
 
-type Question = Box<dyn FnOnce(&mut Session) + Send>;
+type Request = Box<dyn FnOnce(&mut Session) + Send>;
 
 impl Driver {
-    /// That of this machine. There is one thread for it, however many ask.
+    /// The driver of this machine. All callers share one thread.
     pub(super) fn of_the_machine() -> Self {
         static DRIVER: OnceLock<Driver> = OnceLock::new();
         DRIVER.get_or_init(|| Self::in_libraries(LIBRARIES)).clone()
     }
 
-    /// One whose library is the first of these that can be loaded.
+    /// A driver whose library is the first of these that can be loaded.
     pub(super) fn in_libraries(libraries: impl IntoIterator<Item = impl AsRef<Path>>) -> Self {
         let libraries = libraries.into_iter();
         Self {
@@ -52,9 +89,9 @@ impl Driver {
         }
     }
 
-    /// All GPUs, each unless it can't be read.
-    pub(super) fn gpus(&self, patience: Duration) -> Result<Vec<Result<Gpu, GpuError>>, GpuError> {
-        self.ask(patience, |nvml| {
+    /// All GPUs. One that can't be read is an error in its place.
+    pub(super) fn gpus(&self, limit: Duration) -> Result<Vec<Result<Gpu, GpuError>>, GpuError> {
+        self.call(limit, |nvml| {
             let driver_version = nvml.sys_driver_version()?;
             let (mut each, mut any) = (Vec::new(), false);
             for index in 0..nvml.device_count()? {
@@ -63,7 +100,7 @@ impl Driver {
                 any |= gpu.is_ok();
                 each.push(gpu);
             }
-            // It is the driver then.
+            // With no readable GPU the error is the driver's.
             if !any && let Some(Err(error)) = each.pop() {
                 return Err(error);
             }
@@ -77,9 +114,9 @@ impl Driver {
         })
     }
 
-    /// The memory in use, by this process if the driver knows it.
-    pub(super) fn memory(&self, patience: Duration) -> Result<GpuMemory, GpuError> {
-        self.ask(patience, |nvml| {
+    /// The memory in use, by this process if the driver counts it separately.
+    pub(super) fn memory(&self, limit: Duration) -> Result<GpuMemory, GpuError> {
+        self.call(limit, |nvml| {
             let mut first = None;
             let mut own = Vec::new();
             for index in 0..nvml.device_count()? {
@@ -93,7 +130,7 @@ impl Driver {
                 own.extend(own_memory(&device));
             }
             let first = first.ok_or(NvmlError::GpuLost)?;
-            // One use that is not known makes the sum unknown.
+            // One unknown amount makes the sum unknown.
             let own = own.into_iter().reduce(|sum, used| sum?.checked_add(used?));
             Ok(GpuMemory {
                 used: own.flatten().unwrap_or(first.used),
@@ -102,55 +139,50 @@ impl Driver {
         })
     }
 
-    /// Waits for an answer, but no longer than `patience`, whatever the driver does.
-    fn ask<T: Send + 'static>(
+    /// Waits for the result of `request` on the driver's thread, but no longer than `limit`.
+    fn call<T: Send + 'static>(
         &self,
-        patience: Duration,
-        question: impl FnOnce(&Nvml) -> Result<T, NvmlError> + Send + 'static,
+        limit: Duration,
+        request: impl FnOnce(&Nvml) -> Result<T, NvmlError> + Send + 'static,
     ) -> Result<T, GpuError> {
         let (reply, answer) = mpsc::sync_channel(1);
-        let question: Question = Box::new(move |session| {
-            // Whoever asked may have given up meanwhile.
-            let _ = reply.send(session.answer(question));
+        let request: Request = Box::new(move |session| {
+            // The caller may have given up.
+            let _ = reply.send(session.run(request));
         });
-        match self.thread()?.try_send(question) {
+        match self.thread()?.try_send(request) {
             Ok(()) => {}
-            // Nothing was answered for long.
-            Err(TrySendError::Full(_)) => return Err(GpuError::Timeout(patience)),
+            // The driver has been stuck for several requests.
+            Err(TrySendError::Full(_)) => return Err(GpuError::Timeout(limit)),
             Err(TrySendError::Disconnected(_)) => return Err(self.thread_ended()),
         }
-        match answer.recv_timeout(patience) {
+        match answer.recv_timeout(limit) {
             Ok(answer) => answer,
-            Err(RecvTimeoutError::Timeout) => Err(GpuError::Timeout(patience)),
+            Err(RecvTimeoutError::Timeout) => Err(GpuError::Timeout(limit)),
             Err(RecvTimeoutError::Disconnected) => Err(self.thread_ended()),
         }
     }
 
-    /// Only a panic does that. The next question begins another one.
+    /// The thread ends early only by a panic. The next request starts another one.
     fn thread_ended(&self) -> GpuError {
         *self.shared.thread.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        GpuError::Failed("the thread that asks it has panicked".to_owned())
+        GpuError::Failed("the thread that calls it has panicked".to_owned())
     }
 
-    fn thread(&self) -> Result<SyncSender<Question>, GpuError> {
+    fn thread(&self) -> Result<SyncSender<Request>, GpuError> {
         let mut thread = self.shared.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(questions) = &*thread {
-            return Ok(questions.clone());
+        if let Some(requests) = &*thread {
+            return Ok(requests.clone());
         }
-        let (sender, questions) = mpsc::sync_channel::<Question>(QUESTIONS);
+        let (sender, requests) = mpsc::sync_channel::<Request>(MAX_REQUESTS);
         let mut session = Session {
             libraries: self.shared.libraries.clone(),
             nvml: None,
         };
-        let answer = move || {
-            while let Ok(question) = questions.recv() {
-                question(&mut session);
-            }
-        };
         thread::Builder::new()
             .name("dalston-nvml".to_owned())
-            .spawn(answer)
-            .map_err(|error| GpuError::Failed(format!("no thread can be started to ask it: {error}")))?;
+            .spawn(move || requests.into_iter().for_each(|request| request(&mut session)))
+            .map_err(|error| GpuError::Failed(format!("no thread can be started to call it: {error}")))?;
         *thread = Some(sender.clone());
         Ok(sender)
     }
@@ -169,13 +201,13 @@ struct Session {
 }
 
 impl Session {
-    fn answer<T>(&mut self, question: impl FnOnce(&Nvml) -> Result<T, NvmlError>) -> Result<T, GpuError> {
+    fn run<T>(&mut self, request: impl FnOnce(&Nvml) -> Result<T, NvmlError>) -> Result<T, GpuError> {
         let nvml = match self.nvml.take() {
             Some(nvml) => nvml,
             None => self.load()?,
         };
-        let answer = question(&nvml);
-        // After an error it is begun anew: the driver may have been replaced, and the library must fit to it.
+        let answer = request(&nvml);
+        // After an error the library is loaded again: the driver may have been replaced, and the two must match.
         if answer.is_ok() {
             self.nvml = Some(nvml);
         }
@@ -209,7 +241,7 @@ fn gpu(device: &Device<'_>, index: usize, driver_version: &str) -> Result<Gpu, N
         name: device.name()?,
         memory_used: memory.used,
         memory_total: memory.total,
-        // What a device does not tell is told by others.
+        // Not every device has these figures.
         utilization: device.utilization_rates().ok().map(|rates| percent(rates.gpu)),
         power_watts: device.power_usage().ok().map(watts),
         temperature_celsius: device.temperature(TemperatureSensor::Gpu).ok().map(f64::from),
@@ -218,7 +250,7 @@ fn gpu(device: &Device<'_>, index: usize, driver_version: &str) -> Result<Gpu, N
     })
 }
 
-/// What this process uses of the device, once for each part of it that it uses, or `None` for what the driver does not tell.
+/// The memory of this process, one value per partition of the device. `None` where the driver does not report it.
 fn own_memory(device: &Device<'_>) -> Vec<Option<u64>> {
     let processes = device.running_compute_processes().unwrap_or_default();
     let own = processes

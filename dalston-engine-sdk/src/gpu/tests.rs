@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dalston_telemetry::metrics::{Device, Metrics};
 use dalston_telemetry::names::attr;
@@ -10,6 +10,7 @@ use dalston_telemetry::testing::TestTelemetry;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::nvml::{Driver, driver_present_under};
 use super::*;
 use crate::local::{LocalPlatform, LocalTask};
 use crate::{Engine, EngineInfo, LoadContext, ModelId, Runner, Stage, TaskContext, TaskError, TaskRequest};
@@ -17,7 +18,7 @@ use crate::{Engine, EngineInfo, LoadContext, ModelId, Runner, Stage, TaskContext
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);
 
-/// A library as the driver brings it, made by a C compiler for this test.
+/// A library with the driver's functions, compiled from C for the test.
 struct FakeDriver {
     directory: TempDir,
 }
@@ -27,7 +28,7 @@ impl FakeDriver {
         let this = Self {
             directory: tempfile::tempdir().unwrap(),
         };
-        this.does("");
+        this.set_mode("");
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/gpu/fake_nvml.c");
         let status = Command::new("cc")
             .args(["-shared", "-fPIC", "-O1", "-w"])
@@ -39,7 +40,7 @@ impl FakeDriver {
             .arg(this.library())
             .arg(source)
             .status()
-            .expect("a C compiler, which Rust needs to link, too");
+            .expect("a C compiler, which Rust also needs to link");
         assert!(status.success());
         this
     }
@@ -48,8 +49,8 @@ impl FakeDriver {
         self.directory.path().join("libnvidia-ml.so.1")
     }
 
-    /// Tells it what to do from now on.
-    fn does(&self, mode: &str) {
+    /// Sets the behaviour from now on, see `fake_nvml.c`.
+    fn set_mode(&self, mode: &str) {
         let (new, mode_file) = (
             self.directory.path().join("new"),
             self.directory.path().join("mode"),
@@ -66,16 +67,16 @@ impl FakeDriver {
         &self,
         metrics: &Metrics,
         interval: Duration,
-        patience: Duration,
+        answer_timeout: Duration,
         reading: &GpuReading,
     ) -> GpuMonitor {
-        GpuMonitor::start_with(self.driver(), metrics, interval, patience, reading.clone()).unwrap()
+        GpuMonitor::start_with(self.driver(), metrics, interval, answer_timeout, reading.clone()).unwrap()
     }
 }
 
 impl Drop for FakeDriver {
     fn drop(&mut self) {
-        self.does("");
+        self.set_mode("");
     }
 }
 
@@ -109,12 +110,12 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
-fn gpus_are_what_the_drivers_library_says() {
+fn driver_library_lists_gpus() {
     let fake = FakeDriver::new();
     let driver = fake.driver();
     assert_eq!(driver.gpus(LONG), Ok(vec![Ok(l4(0)), Ok(l4(1))]));
 
-    fake.does("shy one");
+    fake.set_mode("shy one");
     let shy = Gpu {
         utilization: None,
         power_watts: None,
@@ -125,67 +126,67 @@ fn gpus_are_what_the_drivers_library_says() {
 }
 
 #[test]
-fn memory_is_that_of_this_process_where_the_driver_knows_it() {
+fn memory_of_own_process_is_preferred() {
     let fake = FakeDriver::new();
     let driver = fake.driver();
     assert_eq!(driver.memory(LONG), Ok(memory(1024)));
     // On both GPUs.
-    fake.does("own=300");
+    fake.set_mode("own=300");
     assert_eq!(driver.memory(LONG), Ok(memory(600)));
-    fake.does("own=?");
+    fake.set_mode("own=?");
     assert_eq!(driver.memory(LONG), Ok(memory(1024)));
 }
 
 #[test]
-fn a_lost_gpu_is_named_and_takes_no_other_with_it() {
+fn lost_gpu_is_named_and_others_stay() {
     let fake = FakeDriver::new();
     let driver = fake.driver();
-    fake.does("lost=0");
+    fake.set_mode("lost=0");
     let each = driver.gpus(LONG).unwrap();
     let lost = each[0].clone().unwrap_err().to_string();
     assert!(
-        lost.starts_with("GPU 0 cannot be read: device fell off the bus"),
+        lost.starts_with("GPU 0 can't be read: device fell off the bus"),
         "{lost}"
     );
-    assert_eq!(present(each), Ok(vec![l4(1)]));
+    assert_eq!(each[1], Ok(l4(1)));
 
-    fake.does("lost=all");
+    fake.set_mode("lost=all");
     let error = driver.gpus(LONG).unwrap_err().to_string();
     assert!(
         error.starts_with("the NVIDIA driver failed: device fell off the bus"),
         "{error}"
     );
     assert!(driver.memory(LONG).is_err());
-    fake.does("");
+    fake.set_mode("");
     assert_eq!(driver.memory(LONG), Ok(memory(1024)));
 }
 
 #[test]
-fn a_driver_that_does_not_fit_its_library_is_told_and_asked_anew() {
+fn mismatched_library_is_reported_and_loaded_again() {
     let fake = FakeDriver::new();
-    fake.does("mismatch");
+    fake.set_mode("mismatch");
     let driver = fake.driver();
     let error = driver.gpus(LONG).unwrap_err().to_string();
     assert_eq!(
         error,
         "the NVIDIA driver failed: RM detects a driver/library version mismatch"
     );
-    fake.does("one");
+    fake.set_mode("one");
     assert_eq!(driver.gpus(LONG), Ok(vec![Ok(l4(0))]));
 }
 
 #[test]
-fn a_driver_that_was_replaced_is_asked_through_its_new_library() {
+fn replaced_driver_gets_its_new_library() {
     let fake = FakeDriver::new();
     let driver = fake.driver();
     assert_eq!(driver.memory(LONG), Ok(memory(1024)));
-    fake.does("since=2");
+    fake.set_mode("since=2");
     driver.memory(LONG).unwrap_err();
     assert_eq!(driver.memory(LONG), Ok(memory(1024)));
 }
 
 #[test]
-fn a_library_that_is_missing_or_is_none_is_named() {
+fn missing_or_invalid_library_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let library = directory.path().join("libnvidia-ml.so.1");
     for content in [None, Some("not a library")] {
@@ -219,25 +220,25 @@ fn a_library_that_is_missing_or_is_none_is_named() {
 }
 
 #[test]
-fn a_driver_that_hangs_is_given_up_without_another_thread_and_heard_again_when_it_answers() {
+fn hanging_driver_times_out_and_recovers() {
     let fake = FakeDriver::new();
     let driver = fake.driver();
     assert_eq!(driver.memory(LONG), Ok(memory(1024)));
-    fake.does("hang");
-    let patience = Duration::from_millis(10);
-    let stuck = Err(GpuError::Timeout(patience));
-    // More often than questions may wait.
+    fake.set_mode("hang");
+    let limit = Duration::from_millis(10);
+    let stuck = Err(GpuError::Timeout(limit));
+    // More requests than may wait.
     for _ in 0..20 {
-        assert_eq!(driver.memory(patience), stuck);
+        assert_eq!(driver.memory(limit), stuck);
     }
-    fake.does("");
-    until("the driver is heard again", || {
+    fake.set_mode("");
+    until("the driver answers again", || {
         driver.memory(LONG) == Ok(memory(1024))
     });
 }
 
 #[test]
-fn gauges_follow_the_driver_and_vanish_when_it_falls_silent() {
+fn gauges_follow_driver_and_vanish_when_it_hangs() {
     let fake = FakeDriver::new();
     let (metrics, reading) = (Metrics::new(), GpuReading::default());
     let monitor = fake.monitor(
@@ -267,13 +268,13 @@ fn gauges_follow_the_driver_and_vanish_when_it_falls_silent() {
     until("both GPUs are shown", || shown() == both);
     until("memory is known", || reading.memory() == Some(memory(1024)));
 
-    fake.does("lost=1");
+    fake.set_mode("lost=1");
     until("only what is left is shown", || shown() == of_gpu(0));
-    fake.does("hang");
+    fake.set_mode("hang");
     until("nothing is shown", || {
         shown().is_empty() && reading.memory().is_none()
     });
-    fake.does("");
+    fake.set_mode("");
     until("both are shown again", || shown() == both);
 
     drop(monitor);
@@ -283,34 +284,34 @@ fn gauges_follow_the_driver_and_vanish_when_it_falls_silent() {
 }
 
 #[test]
-fn a_peak_is_the_most_that_was_seen_while_somebody_wanted_to_know() {
+fn peak_is_maximum_since_watch_began() {
     let fake = FakeDriver::new();
-    fake.does("own=5000");
+    fake.set_mode("own=5000");
     let (metrics, reading) = (Metrics::new(), GpuReading::default());
-    // Nobody looks.
+    // Without a monitor there is no peak.
     assert!(reading.watch_peak().is_none());
-    // It would never look again by itself.
+    // The interval is longer than the test, so only the peak causes further samples.
     let monitor = fake.monitor(&metrics, LONG * 60, LONG, &reading);
     until("memory is known", || reading.memory() == Some(memory(10_000)));
-    fake.does("own=100");
+    fake.set_mode("own=100");
     let peak = reading.watch_peak().unwrap();
-    until("somebody has looked", || peak.bytes() == Some(200 << 20));
-    fake.does("own=3000");
+    until("a sample was taken", || peak.bytes() == Some(200 << 20));
+    fake.set_mode("own=3000");
     until("more is seen", || peak.bytes() == Some(6000 << 20));
-    fake.does("own=100");
+    fake.set_mode("own=100");
     until("less is in use", || reading.memory() == Some(memory(200)));
     assert_eq!(peak.bytes(), Some(6000 << 20));
-    // What was before does not count.
+    // Earlier samples do not count.
     let later = reading.watch_peak().unwrap();
-    until("somebody has looked", || later.bytes() == Some(200 << 20));
+    until("a sample was taken", || later.bytes() == Some(200 << 20));
     drop((peak, later));
-    assert!(!reading.is_watched());
+    assert!(!reading.measures_peak());
     drop(monitor);
 }
 
-/// An engine that computes on a GPU until the GPU is told of.
+/// An engine on a GPU whose task runs until the monitor has sampled it.
 struct OnGpu {
-    /// That of its runner.
+    /// The reading of its runner.
     reading: Arc<OnceLock<GpuReading>>,
 }
 
@@ -336,7 +337,7 @@ impl Engine for OnGpu {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_on_a_gpu_says_in_its_span_how_much_memory_was_in_use() {
+async fn span_of_gpu_task_has_peak_memory() {
     let fake = FakeDriver::new();
     let shared = Arc::new(OnceLock::new());
     let engine = OnGpu {
@@ -354,7 +355,7 @@ async fn a_task_on_a_gpu_says_in_its_span_how_much_memory_was_in_use() {
     shared.set(reading.clone()).unwrap();
     let _monitor = fake.monitor(telemetry.metrics(), LONG * 60, LONG, &reading);
     until("memory is known", || reading.memory() == Some(memory(1024)));
-    fake.does("own=700");
+    fake.set_mode("own=700");
     let task_id = platform.submit(LocalTask::new()).await.unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = tokio::spawn(telemetry.attach(runner.run_until(async {
@@ -363,7 +364,6 @@ async fn a_task_on_a_gpu_says_in_its_span_how_much_memory_was_in_use() {
     platform.outcome(&task_id).await.unwrap();
     drop(stop);
     running.await.unwrap().unwrap();
-    // What the registry is told.
     assert_eq!(status.gpu_memory(), Some(memory(1400)));
     let task = telemetry.span("engine.on-gpu.process");
     let mut attributes = task.attributes.iter();
@@ -372,7 +372,7 @@ async fn a_task_on_a_gpu_says_in_its_span_how_much_memory_was_in_use() {
 }
 
 #[test]
-fn a_driver_shows_by_the_files_it_makes() {
+fn driver_is_detected_by_its_files() {
     let root = tempfile::tempdir().unwrap();
     assert!(!driver_present_under(root.path()));
 

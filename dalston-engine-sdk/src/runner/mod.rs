@@ -213,7 +213,7 @@ impl Runner {
         let Self {
             worker, submissions, ..
         } = self;
-        let _gpus = GpuMonitor::start_reading(
+        let _gpus = GpuMonitor::start(
             &worker.registry,
             GPU_INTERVAL,
             worker.status.gpu_reading().clone(),

@@ -5,7 +5,7 @@ use tch::Device;
 use super::libtorch::{Libtorch, WANTED_VERSION, libtorch};
 use super::placement::{Placement, probe};
 use crate::engine::Check;
-use crate::gpu::{Gpu, GpuError, each_gpu, nvidia_driver_present};
+use crate::gpu::{Gpu, GpuError, gpus, nvidia_driver_present};
 use crate::options::{DeviceChoice, EngineOptions};
 
 /// Looks at libtorch, the GPUs, and whether the device and precision of `options` can be had here.
@@ -26,7 +26,7 @@ pub fn checks(options: &EngineOptions) -> Vec<Check> {
     // Choosing comes before everything that asks libtorch about GPUs: it loads the CUDA back end.
     let placement = Placement::choose(options);
     let mut checks = vec![libtorch_check(&libtorch()), threads_check()];
-    checks.extend(gpu_checks(options.device, nvidia_driver_present(), each_gpu));
+    checks.extend(gpu_checks(options.device, nvidia_driver_present(), gpus));
     checks.push(match placement {
         Ok(placement) => placement_check(placement),
         Err(error) => Check::missing("device", error.to_string()).advice(
@@ -73,7 +73,7 @@ fn threads_check() -> Check {
 fn gpu_checks(
     choice: DeviceChoice,
     driver_present: bool,
-    each_gpu: impl FnOnce() -> Result<Vec<Result<Gpu, GpuError>>, GpuError>,
+    gpus: impl FnOnce() -> Result<Vec<Result<Gpu, GpuError>>, GpuError>,
 ) -> Vec<Check> {
     if !driver_present {
         let check = match choice {
@@ -84,7 +84,7 @@ fn gpu_checks(
         return vec![check];
     }
     let unknown = |problem: String| Check::warning("GPU", problem).advice("look at the output of nvidia-smi");
-    match each_gpu() {
+    match gpus() {
         Ok(each) if each.is_empty() => vec![unknown("the NVIDIA driver lists none".to_owned())],
         Ok(each) => {
             let rows = each.iter().map(|gpu| match gpu {
@@ -202,7 +202,7 @@ mod tests {
                     "GPU 0",
                     "NVIDIA L4, 1.5 of 24.0 GiB in use, compute capability 8.9, driver 550.54.15"
                 ),
-                Check::warning("GPU", "GPU 1 cannot be read: it fell off the bus")
+                Check::warning("GPU", "GPU 1 can't be read: it fell off the bus")
                     .advice("look at the output of nvidia-smi"),
                 Check::ok(
                     "GPU 2",
