@@ -77,4 +77,4 @@ pub use crate::runner::{
 };
 pub use crate::stage::{Segment, Stage, StageName, StageOutput, TranscribeRequest, Transcript, Word};
 pub use crate::task::{Input, TaskInfo, TaskRequest};
-pub use dalston_telemetry::metrics::Device;
+pub use dalston_telemetry::services::engine::Device;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use dalston_telemetry::metrics::Device;
+use dalston_telemetry::services::engine::Device;
 use tokio::runtime::Handle;
 
 use crate::error::TaskError;

@@ -27,9 +27,9 @@ use std::ops::Deref;
 use std::pin::{Pin, pin};
 use std::task::{Context as PollContext, Poll};
 
-use dalston_telemetry::names::{attr, event, span};
 use dalston_telemetry::opentelemetry::trace::{Status, TraceContextExt};
 use dalston_telemetry::opentelemetry::{Context, KeyValue, Value};
+use dalston_telemetry::services::engine::spans::{attr, event, span};
 use dalston_telemetry::{TelemetryHandle, TimedSpan, propagate};
 use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;

@@ -13,8 +13,9 @@ use dalston_telemetry::opentelemetry::Context;
 use dalston_telemetry::opentelemetry::trace::{
     SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState,
 };
+use dalston_telemetry::services::engine::spans;
 use dalston_telemetry::testing::{SpanTree, TestTelemetry};
-use dalston_telemetry::{CollectedSpan, Waterfall, names};
+use dalston_telemetry::{CollectedSpan, Waterfall};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -298,7 +299,7 @@ impl Worker {
 
     /// Waits until the span around the task has ended, which is a moment after its outcome is known.
     async fn last_span(&self, trace_id: TraceId) {
-        let name = names::span::task(self.platform.engine_id());
+        let name = spans::span::task(self.platform.engine_id());
         let began = Instant::now();
         let ended = || {
             self.telemetry

@@ -116,7 +116,6 @@ mod error;
 mod export;
 mod logs;
 pub mod metrics;
-pub mod names;
 pub mod redact;
 mod resource;
 pub mod services;

@@ -7,9 +7,8 @@
 use std::process::{Command, ExitCode, Output};
 use std::time::Duration;
 
-use dalston_telemetry::metrics::{
-    Counter, DenseFamily, Device, EngineLabels, EngineMetrics, Exemplar, Histogram, Outcome, buckets,
-};
+use dalston_telemetry::metrics::{Counter, DenseFamily, Exemplar, Histogram, Outcome, buckets};
+use dalston_telemetry::services::engine::{Device, EngineLabels, EngineMetrics};
 #[cfg(feature = "ec2")]
 use dalston_telemetry::{Env, cloud::Cloud};
 use dalston_telemetry::{InitError, Telemetry, configure_metrics, configure_tracing};

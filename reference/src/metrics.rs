@@ -2,11 +2,15 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::time::Duration;
 
-use dalston_telemetry::metrics::{
-    AudioPipelineMetrics, DirectMetrics, EngineLabels, EngineMetrics, FamilyDescription, GatewayMetrics,
-    GpuMetrics, Metrics, OrchestratorMetrics, QueueMetrics, RealtimeMetrics, SessionRouterMetrics,
-    TelemetryMetrics, WebhookMetrics,
-};
+use dalston_telemetry::metrics::{FamilyDescription, Metrics, TelemetryMetrics};
+use dalston_telemetry::services::audio_pipeline::AudioPipelineMetrics;
+use dalston_telemetry::services::engine::{DirectMetrics, EngineLabels, EngineMetrics, GpuMetrics};
+use dalston_telemetry::services::gateway::GatewayMetrics;
+use dalston_telemetry::services::orchestrator::OrchestratorMetrics;
+use dalston_telemetry::services::queue::QueueMetrics;
+use dalston_telemetry::services::realtime::RealtimeMetrics;
+use dalston_telemetry::services::session_router::SessionRouterMetrics;
+use dalston_telemetry::services::webhook::WebhookMetrics;
 use dalston_telemetry::{Env, Telemetry};
 use serde_json::{Value, json};
 use tracing_subscriber::Registry;

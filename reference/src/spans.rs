@@ -1,4 +1,5 @@
-use dalston_telemetry::names::{Name, attr, event, span};
+use dalston_telemetry::services::engine::spans;
+use dalston_telemetry::services::{Name, attr, event};
 
 use crate::markdown::{codes, one_line, page as head, section, table};
 
@@ -7,10 +8,11 @@ const ABOUT: &str =
 
 pub(crate) fn page() -> String {
     let mut page = head("Spans, attributes and events", ABOUT);
-    names(&mut page, "Spans", "", span::ALL);
+    names(&mut page, "Spans of an engine", "", spans::span::ALL);
+    names(&mut page, "Attributes of an engine's spans", "", spans::attr::ALL);
     names(
         &mut page,
-        "Attributes",
+        "Attributes of all services' spans",
         "Attributes of the whole service, such as `service.name` and `host.type`, stand in its resource.",
         attr::ALL,
     );

@@ -69,8 +69,10 @@ fn figure(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use dalston_telemetry::metrics::{EngineLabels, EngineMetrics, Metrics, Outcome};
     use std::time::Duration;
+
+    use dalston_telemetry::metrics::{Metrics, Outcome};
+    use dalston_telemetry::services::engine::{EngineLabels, EngineMetrics};
 
     use super::*;
 

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dalston_telemetry::metrics::{GpuMetrics, GpuSeen, Metrics};
+use dalston_telemetry::metrics::Metrics;
+use dalston_telemetry::services::engine::{GpuMetrics, GpuSeen};
 
 use super::device::{Gpu, GpuMemory};
 use super::error::GpuError;

@@ -4,8 +4,9 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dalston_telemetry::metrics::{Device, Metrics};
-use dalston_telemetry::names::attr;
+use dalston_telemetry::metrics::Metrics;
+use dalston_telemetry::services::engine::Device;
+use dalston_telemetry::services::engine::spans::attr;
 use dalston_telemetry::testing::TestTelemetry;
 use serde_json::{Value, json};
 use tempfile::TempDir;

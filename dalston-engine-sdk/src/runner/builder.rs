@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dalston_telemetry::TelemetryHandle;
-use dalston_telemetry::metrics::{EngineLabels, EngineMetrics, Metrics};
+use dalston_telemetry::metrics::Metrics;
+use dalston_telemetry::services::engine::{EngineLabels, EngineMetrics};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;

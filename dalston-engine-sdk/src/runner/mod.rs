@@ -48,7 +48,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dalston_telemetry::TelemetryHandle;
-use dalston_telemetry::metrics::{EngineMetrics, Metrics, ModelMetrics};
+use dalston_telemetry::metrics::Metrics;
+use dalston_telemetry::services::engine::{EngineMetrics, ModelMetrics};
 use futures_util::future::try_join_all;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;

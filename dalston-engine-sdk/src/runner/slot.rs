@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant as ThreadInstant};
 
 use dalston_telemetry::context::LogContext;
-use dalston_telemetry::metrics::{Device, SlotMetrics};
+use dalston_telemetry::services::engine::{Device, SlotMetrics};
 use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;

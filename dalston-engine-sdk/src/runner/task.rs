@@ -7,8 +7,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dalston_telemetry::context::{LogContext, WithLogContext};
-use dalston_telemetry::metrics::{self, InMemory, ModelMetrics, Outcome as Status};
+use dalston_telemetry::metrics::Outcome as Status;
 use dalston_telemetry::opentelemetry::Context;
+use dalston_telemetry::services::engine::{self, Device, InMemory, ModelMetrics};
 use dalston_telemetry::{propagate, redact};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
@@ -170,7 +171,7 @@ struct Done {
     outputs: Vec<OutputFile>,
     audio_seconds: Option<f64>,
     process: Duration,
-    device: metrics::Device,
+    device: Device,
     /// Those of its model.
     metrics: Arc<ModelMetrics>,
 }
@@ -244,8 +245,8 @@ impl<'a> Attempt<'a> {
         }
         if let Some(reason) = self.redelivery {
             self.worker.metrics.task_redelivery(match reason {
-                RedeliveryReason::EngineCrash => metrics::RedeliveryReason::EngineCrash,
-                RedeliveryReason::Deferred => metrics::RedeliveryReason::Deferred,
+                RedeliveryReason::EngineCrash => engine::RedeliveryReason::EngineCrash,
+                RedeliveryReason::Deferred => engine::RedeliveryReason::Deferred,
             });
         }
     }

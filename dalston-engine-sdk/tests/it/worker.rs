@@ -15,7 +15,7 @@ use dalston_engine_sdk::{
     TaskError, TaskRequest,
 };
 use dalston_telemetry::cloud::Cloud;
-use dalston_telemetry::names::attr;
+use dalston_telemetry::services::engine::spans::attr;
 use dalston_telemetry::testing::TestTelemetry;
 use dalston_telemetry::tracing::Dispatch;
 use dalston_telemetry::tracing::instrument::WithSubscriber;

@@ -80,8 +80,8 @@ pub(crate) fn describe(head: &Head<'_>, shape: Shape) -> FamilyDescription {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        BoundedFamily, Counter, DenseFamily, Histogram, Metrics, OpenLabel, Outcome, SessionRouterMetrics,
-        Unit, register_build_info,
+        BoundedFamily, Counter, DenseFamily, Histogram, Metrics, OpenLabel, Outcome, Unit,
+        register_build_info,
     };
     use super::*;
 
@@ -125,13 +125,12 @@ mod tests {
     fn what_is_no_ordinary_family_is_described_too() {
         let metrics = Metrics::new();
         register_build_info(&metrics, "engine-x", "1");
-        let _router = SessionRouterMetrics::register(&metrics);
+        let _model = metrics.open_label("model", 3);
         let labels = |name| {
             let labels = described(&metrics, name).labels;
             labels.iter().map(|label| label.name).collect::<Vec<_>>()
         };
         assert_eq!(labels("dalston_build_info"), ["service", "version"]);
-        assert_eq!(labels("dalston_session_router_sessions_active"), ["worker_id"]);
         assert_eq!(labels("dalston_telemetry_label_values_folded_total"), ["label"]);
     }
 }

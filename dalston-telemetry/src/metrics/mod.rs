@@ -2,7 +2,8 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use dalston_telemetry::metrics::{EngineLabels, EngineMetrics, Metrics, Outcome};
+//! use dalston_telemetry::metrics::{Metrics, Outcome};
+//! use dalston_telemetry::services::engine::{EngineLabels, EngineMetrics};
 //!
 //! let metrics = Metrics::new();
 //! let engine = EngineMetrics::register(&metrics, &EngineLabels::new("my-asr", "transcribe"));
@@ -28,10 +29,10 @@
 //!
 //! # The services of the platform
 //!
-//! Each has a set of metrics with the names that its dashboards ask for: [`GatewayMetrics`], [`OrchestratorMetrics`],
-//! [`SessionRouterMetrics`], [`RealtimeMetrics`], [`WebhookMetrics`], [`EngineMetrics`], [`DirectMetrics`] and
-//! [`AudioPipelineMetrics`]. A process registers those of all services that it is, as often as it likes. What somebody looks up from
-//! time to time has a set of its own, too: [`QueueMetrics`] and [`GpuMetrics`].
+//! Each has a set of metrics with the names that its dashboards ask for: [`GatewayMetrics`](crate::services::gateway::GatewayMetrics), [`OrchestratorMetrics`](crate::services::orchestrator::OrchestratorMetrics),
+//! [`SessionRouterMetrics`](crate::services::session_router::SessionRouterMetrics), [`RealtimeMetrics`](crate::services::realtime::RealtimeMetrics), [`WebhookMetrics`](crate::services::webhook::WebhookMetrics), [`EngineMetrics`](crate::services::engine::EngineMetrics), [`DirectMetrics`](crate::services::engine::DirectMetrics) and
+//! [`AudioPipelineMetrics`](crate::services::audio_pipeline::AudioPipelineMetrics). A process registers those of all services that it is, as often as it likes. What somebody looks up from
+//! time to time has a set of its own, too: [`QueueMetrics`](crate::services::queue::QueueMetrics) and [`GpuMetrics`](crate::services::engine::GpuMetrics).
 //!
 //! # Being scraped
 //!
@@ -51,6 +52,7 @@ mod family;
 mod foreign;
 mod label;
 mod meter;
+mod outcome;
 mod registry;
 // Without a transport nobody pushes.
 #[cfg_attr(not(any(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]
@@ -81,6 +83,7 @@ pub use describe::{FamilyDescription, LabelDescription};
 pub use exemplar::Exemplar;
 pub use family::{BoundedFamily, DenseFamily};
 pub use label::{Label, LabelSet, OTHER, OpenLabel};
+pub use outcome::Outcome;
 use registry::Foreign;
 pub use registry::{PrefixedRegistry, Registry, Unit};
 pub use series::{Family, Metric};
@@ -88,16 +91,6 @@ pub use server::MetricsServer;
 pub use snapshot::{MetricChange, MetricsSnapshot};
 pub use telemetry::{DropReason, LogLevel, Signal, TelemetryMetrics};
 pub use text::TextFormat;
-
-pub use crate::services::Outcome;
-pub use crate::services::audio_pipeline::*;
-pub use crate::services::engine::*;
-pub use crate::services::gateway::*;
-pub use crate::services::orchestrator::*;
-pub use crate::services::queue::{QueueMetrics, QueueSeen, QueuesSeen};
-pub use crate::services::realtime::*;
-pub use crate::services::session_router::*;
-pub use crate::services::webhook::*;
 
 /// For metrics that are made with this crate; see [`Registry::prometheus`].
 pub use prometheus_client;

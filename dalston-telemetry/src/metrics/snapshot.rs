@@ -132,7 +132,7 @@ fn series_name(name: &str, mut labels: Vec<(String, String)>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{BoundedFamily, Counter, DenseFamily, Device, Gauge, Histogram, Metrics, Outcome};
+    use super::super::{BoundedFamily, Counter, DenseFamily, Gauge, Histogram, LogLevel, Metrics, Outcome};
 
     #[test]
     fn the_difference_of_two_snapshots_is_what_moved() {
@@ -169,17 +169,17 @@ mod tests {
     #[test]
     fn a_value_is_found_by_its_labels_in_any_order() {
         let metrics = Metrics::new();
-        let x = DenseFamily::<(Outcome, Device), Counter>::default();
+        let x = DenseFamily::<(Outcome, LogLevel), Counter>::default();
         let y = DenseFamily::<(), Gauge>::default();
         metrics.register(|registry| {
             registry.register("x", "X", x.clone());
             registry.register("y", "Y", y.clone());
         });
-        x.with((Outcome::Failure, Device::Cpu)).inc_by(3);
+        x.with((Outcome::Failure, LogLevel::Error)).inc_by(3);
         y.with(()).set(4);
         let snapshot = metrics.snapshot();
         assert_eq!(
-            snapshot.value("x_total", &[("device", "cpu"), ("status", "failure")]),
+            snapshot.value("x_total", &[("level", "error"), ("status", "failure")]),
             Some(3.0)
         );
         assert_eq!(snapshot.value("x_total", &[("status", "failure")]), None);

@@ -3,11 +3,11 @@
 pub mod audio_pipeline;
 pub mod engine;
 pub mod gateway;
+mod names;
 pub mod orchestrator;
-mod outcome;
 pub mod queue;
 pub mod realtime;
 pub mod session_router;
 pub mod webhook;
 
-pub use outcome::Outcome;
+pub use names::{Name, attr, event};

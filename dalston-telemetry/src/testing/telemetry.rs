@@ -235,7 +235,8 @@ mod tests {
 
     #[test]
     fn what_moved_is_told_apart_from_what_is_there() {
-        use crate::metrics::{EngineLabels, EngineMetrics, Outcome};
+        use crate::metrics::Outcome;
+        use crate::services::engine::{EngineLabels, EngineMetrics};
 
         let telemetry = TestTelemetry::new();
         let engine = EngineMetrics::register(telemetry.metrics(), &EngineLabels::new("my-asr", "transcribe"));

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use dalston_telemetry::metrics::{
-    Counter, DenseFamily, EngineLabels, EngineMetrics, Histogram, MetricsSnapshot, Outcome, Unit,
-};
+use dalston_telemetry::metrics::{Counter, DenseFamily, Histogram, MetricsSnapshot, Outcome, Unit};
 use dalston_telemetry::opentelemetry::KeyValue;
+use dalston_telemetry::services::engine::{EngineLabels, EngineMetrics};
 use dalston_telemetry::{Env, ShutdownError, SpanCollector};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue as ProtoKeyValue, any_value};

@@ -1,12 +1,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use dalston_telemetry::metrics::{
-    AudioPipelineMetrics, DeliveryStatus, Device, DirectEndpoint, DirectMetrics, DirectStatus, EngineLabels,
-    EngineMetrics, EventDecision, EventType, ExecutionProfile, FailureReason, GatewayMetrics, HttpMethod,
-    JobStatus, Metrics, OrchestratorMetrics, Outcome, QueueMetrics, QueueSeen, QueuesSeen, RealtimeMetrics,
-    RedeliveryReason, ScanStatus, SessionRouterMetrics, SessionStatus, TranscriptType, WebhookMetrics,
+use dalston_telemetry::metrics::{Metrics, Outcome};
+use dalston_telemetry::services::audio_pipeline::AudioPipelineMetrics;
+use dalston_telemetry::services::engine::{
+    Device, DirectEndpoint, DirectMetrics, DirectStatus, EngineLabels, EngineMetrics, RedeliveryReason,
 };
+use dalston_telemetry::services::gateway::{GatewayMetrics, HttpMethod};
+use dalston_telemetry::services::orchestrator::{
+    EventDecision, EventType, ExecutionProfile, FailureReason, JobStatus, OrchestratorMetrics, ScanStatus,
+};
+use dalston_telemetry::services::queue::{QueueMetrics, QueueSeen, QueuesSeen};
+use dalston_telemetry::services::realtime::{RealtimeMetrics, TranscriptType};
+use dalston_telemetry::services::session_router::{SessionRouterMetrics, SessionStatus};
+use dalston_telemetry::services::webhook::{DeliveryStatus, WebhookMetrics};
 use dalston_telemetry::{Env, Telemetry};
 use http::StatusCode;
 

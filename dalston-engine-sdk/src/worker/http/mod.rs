@@ -38,7 +38,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use dalston_telemetry::TelemetryHandle;
-use dalston_telemetry::metrics::{DirectEndpoint, DirectMetrics};
+use dalston_telemetry::services::engine::{DirectEndpoint, DirectMetrics};
 use tokio::sync::Semaphore;
 
 use self::fetch::Fetcher;

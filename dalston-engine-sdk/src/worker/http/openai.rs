@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use dalston_telemetry::metrics::DirectEndpoint;
+use dalston_telemetry::services::engine::DirectEndpoint;
 use serde::Serialize;
 use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
 //! `POST /v1/transcribe`: the platform's own form, section 7 of the protocol.
 
 use axum::response::{IntoResponse, Response};
-use dalston_telemetry::metrics::DirectEndpoint;
+use dalston_telemetry::services::engine::DirectEndpoint;
 use serde_json::{Value, json};
 
 use super::form::{Fields, shown};

@@ -1,8 +1,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::metrics::{BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, Unit, buckets};
-use crate::services::Outcome;
+use crate::metrics::{
+    BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, Outcome, Unit, buckets,
+};
 
 /// The metrics of a pipeline from a voice to its answer: what listens, what understands, and how long it takes altogether.
 ///

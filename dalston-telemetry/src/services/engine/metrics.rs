@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::busy::BusyRatio;
 use crate::metrics::{
-    BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, OpenLabel, Registry, Unit, buckets,
+    BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, OpenLabel, Outcome, Registry, Unit,
+    buckets,
 };
-use crate::services::Outcome;
 
 /// Inference threads of one engine.
 const MAX_SLOTS: usize = 64;

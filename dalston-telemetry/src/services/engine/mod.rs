@@ -4,6 +4,7 @@ mod busy;
 mod direct;
 mod gpu;
 mod metrics;
+pub mod spans;
 
 pub use direct::*;
 pub use gpu::*;

@@ -46,7 +46,8 @@ impl From<&Method> for HttpMethod {
 ///
 /// ```
 /// use std::time::Duration;
-/// use dalston_telemetry::metrics::{GatewayMetrics, HttpMethod, Metrics};
+/// use dalston_telemetry::metrics::Metrics;
+/// use dalston_telemetry::services::gateway::{GatewayMetrics, HttpMethod};
 ///
 /// let metrics = Metrics::new();
 /// let gateway = GatewayMetrics::register(&metrics);

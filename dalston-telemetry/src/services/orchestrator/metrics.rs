@@ -3,9 +3,8 @@ use std::time::Duration;
 
 use crate::metrics::{
     BoundedFamily, Counter, DenseFamily, Exemplar, Gauge, Histogram, Label, LabelSet, Metrics, OTHER,
-    OpenLabel, Unit, buckets,
+    OpenLabel, Outcome, Unit, buckets,
 };
-use crate::services::Outcome;
 
 crate::label! {
     /// How a job ended.

@@ -18,7 +18,8 @@ crate::label! {
 ///
 /// ```
 /// use std::time::Duration;
-/// use dalston_telemetry::metrics::{Metrics, RealtimeMetrics, TranscriptType};
+/// use dalston_telemetry::metrics::Metrics;
+/// use dalston_telemetry::services::realtime::{RealtimeMetrics, TranscriptType};
 ///
 /// let metrics = Metrics::new();
 /// let realtime = RealtimeMetrics::register(&metrics, "my-asr", "my-asr-rt-1f2e");

@@ -170,6 +170,16 @@ mod tests {
     }
 
     #[test]
+    fn the_gauge_of_workers_is_described_without_a_worker() {
+        let metrics = Metrics::new();
+        let _router = SessionRouterMetrics::register(&metrics);
+        let families = metrics.families();
+        let active = families.iter().find(|family| family.name == ACTIVE).unwrap();
+        let labels: Vec<_> = active.labels.iter().map(|label| label.name).collect();
+        assert_eq!(labels, ["worker_id"]);
+    }
+
+    #[test]
     fn how_sessions_end_is_counted_from_zero() {
         let metrics = Metrics::new();
         let router = SessionRouterMetrics::register(&metrics);

@@ -1,32 +1,11 @@
-//! The names of all spans and attributes, in one place, so that dashboards and code can't drift apart.
-//!
-//! Names of metrics stand with the metrics.
+//! The names of an engine's spans, and of their attributes.
 
-/// A name, and what it stands for.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct Name {
-    /// As it is written; `{engine_id}` stands for the engine's id.
-    pub name: &'static str,
-    /// What it stands for, as Markdown.
-    pub meaning: &'static str,
-}
-
-/// Declares names, and lists them with their documentation for the reference.
-macro_rules! names {
-    ($($(#[doc = $meaning:literal])+ pub const $constant:ident: &str = $name:literal;)+) => {
-        $($(#[doc = $meaning])+ pub const $constant: &str = $name;)+
-
-        /// All of them.
-        pub const ALL: &[super::Name] = &[$(super::Name {
-            name: $name,
-            meaning: concat!($($meaning),+),
-        }),+];
-    };
-}
+pub use crate::services::event;
 
 /// Names of spans.
 pub mod span {
+    use crate::services::names::names;
+
     names! {
         /// The time from a task's `enqueued_at` until a worker read it.
         pub const QUEUE_WAIT: &str = "engine.queue_wait";
@@ -73,31 +52,20 @@ pub mod span {
     }
 }
 
-/// Names of attributes.
+/// Names of attributes: those of an engine, and those of all services.
 pub mod attr {
+    pub use crate::services::attr::*;
+    use crate::services::names::names;
+
     names! {
-        /// The task.
-        pub const TASK_ID: &str = "dalston.task_id";
-        /// The job that the task is a part of.
-        pub const JOB_ID: &str = "dalston.job_id";
-        /// The kind of engine.
-        pub const ENGINE_ID: &str = "dalston.engine_id";
-        /// The stage, with a channel suffix if the task has one.
-        pub const STAGE: &str = "dalston.stage";
-        /// The model; empty if none is named.
-        pub const MODEL: &str = "dalston.model";
         /// Where a model was downloaded from: `s3` or `hf`. Absent if another process of the machine did that.
         pub const MODEL_SOURCE: &str = "dalston.model_source";
         /// Bytes that were downloaded.
         pub const DOWNLOAD_BYTES: &str = "dalston.download_bytes";
         /// The process that worked on it.
         pub const INSTANCE: &str = "dalston.instance";
-        /// The id of the request at the gateway.
-        pub const REQUEST_ID: &str = "dalston.request_id";
         /// Seconds of input audio.
         pub const AUDIO_DURATION_SECONDS: &str = "dalston.audio_duration_seconds";
-        /// The language of the result, else the language that was asked for.
-        pub const LANGUAGE: &str = "dalston.language";
         /// Seconds in the queue, never negative.
         pub const QUEUE_WAIT_SECONDS: &str = "dalston.queue_wait_seconds";
         /// The negative number of seconds that was measured where the clocks of two machines differ.
@@ -106,49 +74,12 @@ pub mod attr {
         pub const DELIVERY_COUNT: &str = "dalston.delivery_count";
         /// Seconds of processing per second of audio: below 1 is faster than real time.
         pub const REALTIME_FACTOR: &str = "dalston.realtime_factor";
-
         /// The most GPU memory, in bytes, that was seen in use while the task had its inference thread: by the whole process where
         /// the driver tells it apart from others, else by all processes on the first GPU. Absent if nobody could look in that time.
         pub const GPU_MEMORY_PEAK_BYTES: &str = "dalston.gpu_memory_peak_bytes";
-
         /// How a task came to the engine, if not by its queue: `http`.
         pub const TRANSPORT: &str = "dalston.transport";
-
-        /// The method of a request over HTTP.
-        pub const HTTP_REQUEST_METHOD: &str = "http.request.method";
-        /// The route of a request over HTTP.
-        pub const HTTP_ROUTE: &str = "http.route";
-        /// The status of the answer over HTTP.
-        pub const HTTP_RESPONSE_STATUS_CODE: &str = "http.response.status_code";
         /// What happens to the machine while the span is open: `terminate`, `stop`, `hibernate`, or `rebalance` when only that is likely.
         pub const SPOT_INTERRUPTION: &str = "dalston.spot_interruption";
-
-        /// The kind of failure: a short static code.
-        pub const ERROR_TYPE: &str = "error.type";
-        /// The kind of failure, on the event that records it.
-        pub const EXCEPTION_TYPE: &str = "exception.type";
-        /// What went wrong, for people.
-        pub const EXCEPTION_MESSAGE: &str = "exception.message";
-
-        /// The kind of queue: `redis` or `memory`.
-        pub const MESSAGING_SYSTEM: &str = "messaging.system";
-        /// The queue.
-        pub const MESSAGING_DESTINATION_NAME: &str = "messaging.destination.name";
-        /// What is done with the message, of the kinds that OpenTelemetry knows.
-        pub const MESSAGING_OPERATION_TYPE: &str = "messaging.operation.type";
-        /// What is done with the message, in the words of the queue.
-        pub const MESSAGING_OPERATION_NAME: &str = "messaging.operation.name";
-        /// The message: the task's id.
-        pub const MESSAGING_MESSAGE_ID: &str = "messaging.message.id";
-        /// What the message belongs to: the job's id.
-        pub const MESSAGING_CONVERSATION_ID: &str = "messaging.message.conversation_id";
-    }
-}
-
-/// Names of events on spans.
-pub mod event {
-    names! {
-        /// Something went wrong.
-        pub const EXCEPTION: &str = "exception";
     }
 }
