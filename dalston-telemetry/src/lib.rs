@@ -138,7 +138,8 @@ pub use logs::{FilterError, LogBuffer, LogFormat, LogWriter};
 pub use resource::cloud;
 #[cfg(feature = "queue-exporter")]
 pub use services::queue::exporter as queue_exporter;
-pub use setup::builder::{TelemetryBuilder, TelemetryLayer};
+pub use setup::builder::TelemetryBuilder;
+pub use setup::layers::TelemetryLayer;
 pub use setup::telemetry::{Telemetry, TelemetryHandle, TimedSpan};
 pub use traces::collector::{CollectedSpan, SpanCollector};
 pub use traces::ids::ReservedSpan;

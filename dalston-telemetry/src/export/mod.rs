@@ -54,8 +54,8 @@ use crate::metrics::{Metrics, TelemetryMetrics};
 use crate::traces::ended::EndedSpan;
 use control::Control;
 use queue::{Forms, Queue};
-pub(crate) use report::ReportTo;
 use report::Reporter;
+pub(crate) use report::{REPORTS, ReportTo};
 use stats::Stats;
 use worker::{Shared, Worker};
 

@@ -11,7 +11,9 @@ use tracing::subscriber::NoSubscriber;
 use super::stats::ExportStats;
 use crate::metrics::DropReason;
 use crate::redact;
-use crate::setup::telemetry::REPORTS;
+
+/// The log target of what the exporter says about itself. It is never exported.
+pub(crate) const REPORTS: &str = "dalston_telemetry::export";
 
 /// The time between two log lines about failures.
 const INTERVAL: Duration = Duration::from_secs(60);

@@ -121,7 +121,7 @@ impl LogFilter {
     }
 
     /// To be called when the log layer has become part of a subscriber.
-    pub(crate) fn belongs_to(&self, dispatch: &Dispatch) {
+    pub(super) fn belongs_to(&self, dispatch: &Dispatch) {
         // A layer is part of one subscriber, and a subscriber becomes one dispatch.
         let _ = self.shared.dispatch.set(dispatch.downgrade());
     }
@@ -131,22 +131,19 @@ impl LogFilter {
         self.shared.dispatch.get()?.upgrade()
     }
 
-    pub(crate) fn enables(&self, metadata: &Metadata<'_>) -> bool {
+    fn enables(&self, metadata: &Metadata<'_>) -> bool {
         if metadata.is_span() {
             return false;
         }
-        self.enables_event(metadata.level(), metadata.target())
-    }
-
-    pub(crate) fn enables_event(&self, level: &Level, target: &str) -> bool {
+        let level = metadata.level();
         match self.shared.level.load(Ordering::Relaxed) {
-            BY_TARGET => self.with_targets(|targets| targets.would_enable(target, level)),
+            BY_TARGET => self.with_targets(|targets| targets.would_enable(metadata.target(), level)),
             most => verbosity(*level) <= most,
         }
     }
 
     /// The most verbose level that is logged anywhere.
-    pub(crate) fn most_verbose(&self) -> LevelFilter {
+    fn most_verbose(&self) -> LevelFilter {
         self.with_targets(|targets| {
             let levels = targets.iter().map(|(_, level)| level);
             levels

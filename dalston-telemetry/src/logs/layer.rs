@@ -23,7 +23,7 @@ use crate::logs::context::LogContext;
 use crate::metrics::TelemetryMetrics;
 use crate::redact;
 
-/// Writes a line for every event that it is given: as a layer behind its [`LogFilter`], or by whoever has asked that filter.
+/// Writes a line for every event that its [`LogFilter`] lets through.
 pub(crate) struct LogLayer {
     form: Form,
     head: JsonHead,
@@ -82,12 +82,7 @@ impl LogLayer {
         self
     }
 
-    pub(crate) fn filter(&self) -> &LogFilter {
-        &self.filter
-    }
-
-    /// Writes the line of an event that the filter enables.
-    pub(crate) fn write<S>(&self, event: &Event<'_>, cx: &Context<'_, S>)
+    fn write<S>(&self, event: &Event<'_>, cx: &Context<'_, S>)
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
@@ -390,7 +385,7 @@ impl Visit for SpanIds {
 }
 
 /// Whether a span that is made there may have such a field.
-pub(crate) fn has_ids(metadata: &Metadata<'_>) -> bool {
+fn has_ids(metadata: &Metadata<'_>) -> bool {
     let mut fields = metadata.fields().iter();
     fields.any(|field| id_of(field.name()).is_some())
 }

@@ -22,7 +22,7 @@ pub use writer::{LogBuffer, LogWriter};
 pub(crate) use fields::{IDS, id_of, is_reserved};
 pub(crate) use filter::LogFilter;
 pub(crate) use json::member as json_member;
-pub(crate) use layer::{LogLayer, SpanFields, has_ids};
+pub(crate) use layer::{LogLayer, SpanFields};
 
 use crate::env::{Env, EnvError};
 use crate::metrics::TelemetryMetrics;

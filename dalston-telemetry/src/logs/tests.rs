@@ -15,9 +15,7 @@ use tracing_subscriber::registry::Registry;
 use super::*;
 use crate::logs::context::{LogContext, WithLogContext};
 use crate::metrics::{Metrics, TelemetryMetrics};
-use crate::setup::select::Parts;
 use crate::traces::propagate;
-use crate::traces::tracer::SpanTracer;
 
 const CARRIER: &str = r#"{"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
 
@@ -64,25 +62,6 @@ impl Logs {
 
     fn json(tracing: bool) -> Self {
         Self::new(Form::Json, tracing)
-    }
-
-    /// With tracing, beside layers of others and alone.
-    fn of_both_subscribers() -> [Self; 2] {
-        let (settings, lines) = settings(Form::Json);
-        let filter = settings.filter.clone();
-        let parts = Parts {
-            tracer: Some(SpanTracer::Sdk(
-                SdkTracerProvider::builder().build().tracer("test"),
-            )),
-            span_level: LevelFilter::INFO,
-            logs: Some(settings),
-        };
-        let alone = Self {
-            dispatch: Dispatch::new(Registry::default().with(parts.alone())),
-            lines,
-            filter,
-        };
-        [Self::json(true), alone]
     }
 
     /// The lines of what `f` logs, each checked to be JSON without double keys.
@@ -260,48 +239,47 @@ fn an_error_is_shown_with_what_caused_it() {
 
 #[test]
 fn no_key_occurs_twice_whatever_fields_are_called() {
-    for logs in Logs::of_both_subscribers() {
-        let lines = logs.of(|| {
-            let span = info_span!("s", task_id = "from-span", dalston.job_id = "job");
-            let _guard = span.enter();
-            let _context = LogContext::new()
-                .task_id("from-context")
-                .field("model", "ctx")
-                .field("extra", "ctx")
-                .enter();
-            info!(
-                timestamp = 1,
-                level = "loud",
-                service = "s",
-                target = "t",
-                event = "e",
-                trace_id = "mine",
-                span_id = "mine",
-                task_id = "own",
-                dalston.task_id = "own too",
-                model = "own",
-                instance_type = "own",
-                r#type = "t",
-                "odd \" name" = 1,
-                "message text"
-            );
-        });
-        let line = &lines[0];
-        assert_eq!(line["event"], "message text");
-        assert_eq!(line["field.level"], "loud");
-        assert_eq!(line["field.event"], "e");
-        assert_eq!(line["field.trace_id"], "mine");
-        assert_eq!(line["trace_id"].as_str().unwrap().len(), 32);
-        assert_eq!(line["task_id"], "own");
-        assert_eq!(line["job_id"], "job");
-        assert_eq!(
-            (&line["model"], &line["extra"]),
-            (&Value::from("own"), &Value::from("ctx"))
+    let logs = Logs::json(true);
+    let lines = logs.of(|| {
+        let span = info_span!("s", task_id = "from-span", dalston.job_id = "job");
+        let _guard = span.enter();
+        let _context = LogContext::new()
+            .task_id("from-context")
+            .field("model", "ctx")
+            .field("extra", "ctx")
+            .enter();
+        info!(
+            timestamp = 1,
+            level = "loud",
+            service = "s",
+            target = "t",
+            event = "e",
+            trace_id = "mine",
+            span_id = "mine",
+            task_id = "own",
+            dalston.task_id = "own too",
+            model = "own",
+            instance_type = "own",
+            r#type = "t",
+            "odd \" name" = 1,
+            "message text"
         );
-        assert_eq!(line["instance_type"], "own");
-        assert_eq!(line["type"], "t");
-        assert_eq!(line["odd \" name"], 1);
-    }
+    });
+    let line = &lines[0];
+    assert_eq!(line["event"], "message text");
+    assert_eq!(line["field.level"], "loud");
+    assert_eq!(line["field.event"], "e");
+    assert_eq!(line["field.trace_id"], "mine");
+    assert_eq!(line["trace_id"].as_str().unwrap().len(), 32);
+    assert_eq!(line["task_id"], "own");
+    assert_eq!(line["job_id"], "job");
+    assert_eq!(
+        (&line["model"], &line["extra"]),
+        (&Value::from("own"), &Value::from("ctx"))
+    );
+    assert_eq!(line["instance_type"], "own");
+    assert_eq!(line["type"], "t");
+    assert_eq!(line["odd \" name"], 1);
 }
 
 #[test]
@@ -318,39 +296,36 @@ fn an_event_without_a_message_is_called_by_its_name() {
 
 #[test]
 fn ids_are_those_of_the_span_around_the_event() {
-    for logs in Logs::of_both_subscribers() {
-        let lines = logs.of(|| {
-            let outer = info_span!("outer");
-            let inner = info_span!(parent: &outer, "inner");
-            let (trace_id, outer_id) = hex_ids(&outer);
-            let (_, inner_id) = hex_ids(&inner);
-            info!("outside");
-            outer.in_scope(|| info!(expected = %outer_id, trace = %trace_id, "in outer"));
-            inner.in_scope(|| info!(expected = %inner_id, trace = %trace_id, "in inner"));
-            inner.in_scope(
-                || info!(parent: &outer, expected = %outer_id, trace = %trace_id, "explicit parent"),
-            );
-            info!(parent: &inner, expected = %inner_id, trace = %trace_id, "explicit parent, outside");
-            inner.in_scope(|| info!(parent: None, "root"));
-            let hidden = tracing::debug_span!(parent: &inner, "not exported");
-            hidden.in_scope(|| info!(parent: &hidden, "within a span that is not exported"));
-            std::thread::scope(|scope| {
-                let logs = &logs;
-                let (inner, inner_id, trace_id) = (inner.clone(), &inner_id, &trace_id);
-                scope.spawn(move || {
-                    with_default(&logs.dispatch, || {
-                        let _guard = inner.enter();
-                        info!(expected = %inner_id, trace = %trace_id, "on another thread");
-                    });
+    let logs = Logs::json(true);
+    let lines = logs.of(|| {
+        let outer = info_span!("outer");
+        let inner = info_span!(parent: &outer, "inner");
+        let (trace_id, outer_id) = hex_ids(&outer);
+        let (_, inner_id) = hex_ids(&inner);
+        info!("outside");
+        outer.in_scope(|| info!(expected = %outer_id, trace = %trace_id, "in outer"));
+        inner.in_scope(|| info!(expected = %inner_id, trace = %trace_id, "in inner"));
+        inner.in_scope(|| info!(parent: &outer, expected = %outer_id, trace = %trace_id, "explicit parent"));
+        info!(parent: &inner, expected = %inner_id, trace = %trace_id, "explicit parent, outside");
+        inner.in_scope(|| info!(parent: None, "root"));
+        let hidden = tracing::debug_span!(parent: &inner, "not exported");
+        hidden.in_scope(|| info!(parent: &hidden, "within a span that is not exported"));
+        std::thread::scope(|scope| {
+            let logs = &logs;
+            let (inner, inner_id, trace_id) = (inner.clone(), &inner_id, &trace_id);
+            scope.spawn(move || {
+                with_default(&logs.dispatch, || {
+                    let _guard = inner.enter();
+                    info!(expected = %inner_id, trace = %trace_id, "on another thread");
                 });
             });
         });
-        for line in &lines {
-            assert_eq!(line.get("span_id"), line.get("expected"), "{line}");
-            assert_eq!(line.get("trace_id"), line.get("trace"), "{line}");
-        }
-        assert_eq!(lines.len(), 8);
+    });
+    for line in &lines {
+        assert_eq!(line.get("span_id"), line.get("expected"), "{line}");
+        assert_eq!(line.get("trace_id"), line.get("trace"), "{line}");
     }
+    assert_eq!(lines.len(), 8);
 }
 
 #[tokio::test]
@@ -391,34 +366,33 @@ async fn futures_join(a: impl Future<Output = ()>, b: impl Future<Output = ()>) 
 
 #[test]
 fn ids_are_inherited_from_the_spans_around_and_the_nearest_wins() {
-    for logs in Logs::of_both_subscribers() {
-        let lines = logs.of(|| {
-            let outer = info_span!(
-                "outer",
-                dalston.job_id = "job",
-                task_id = "outer",
-                request_id = tracing::field::Empty
-            );
-            let _outer = outer.enter();
-            let _plain = info_span!("plain", unrelated = 1).entered();
-            let inner = info_span!("inner", dalston.task_id = %"inner", engine_id = 7);
-            outer.record("request_id", "later");
-            inner.in_scope(|| info!("in inner"));
-            info!("in outer");
-            info!(parent: &inner, "explicit");
-            info!(parent: None, "root");
-        });
-        let ids = |line: &Value| {
-            ["request_id", "job_id", "task_id", "engine_id"]
-                .map(|id| line.get(id).and_then(Value::as_str).map(str::to_owned))
-        };
-        let some = |id: &str| Some(id.to_owned());
-        let inner = [some("later"), some("job"), some("inner"), some("7")];
-        assert_eq!(ids(&lines[0]), inner);
-        assert_eq!(ids(&lines[1]), [some("later"), some("job"), some("outer"), None]);
-        assert_eq!(ids(&lines[2]), inner);
-        assert_eq!(ids(&lines[3]), [None, None, None, None]);
-    }
+    let logs = Logs::json(true);
+    let lines = logs.of(|| {
+        let outer = info_span!(
+            "outer",
+            dalston.job_id = "job",
+            task_id = "outer",
+            request_id = tracing::field::Empty
+        );
+        let _outer = outer.enter();
+        let _plain = info_span!("plain", unrelated = 1).entered();
+        let inner = info_span!("inner", dalston.task_id = %"inner", engine_id = 7);
+        outer.record("request_id", "later");
+        inner.in_scope(|| info!("in inner"));
+        info!("in outer");
+        info!(parent: &inner, "explicit");
+        info!(parent: None, "root");
+    });
+    let ids = |line: &Value| {
+        ["request_id", "job_id", "task_id", "engine_id"]
+            .map(|id| line.get(id).and_then(Value::as_str).map(str::to_owned))
+    };
+    let some = |id: &str| Some(id.to_owned());
+    let inner = [some("later"), some("job"), some("inner"), some("7")];
+    assert_eq!(ids(&lines[0]), inner);
+    assert_eq!(ids(&lines[1]), [some("later"), some("job"), some("outer"), None]);
+    assert_eq!(ids(&lines[2]), inner);
+    assert_eq!(ids(&lines[3]), [None, None, None, None]);
 }
 
 #[test]
@@ -437,48 +411,46 @@ fn nobody_is_interested_in_spans_when_tracing_is_off() {
 
 #[test]
 fn the_filter_can_be_changed_while_running_and_does_not_touch_spans() {
-    for logs in Logs::of_both_subscribers() {
-        let step = || {
-            debug!("fine");
-            info!("normal");
-            assert!(!info_span!("kept").is_disabled());
-        };
-        assert_eq!(logs.of(step).len(), 2);
-        logs.filter.set("info").unwrap();
-        assert_eq!(logs.of(step).len(), 1);
-        logs.filter.set("off").unwrap();
-        assert_eq!(logs.of(step).len(), 0);
-        logs.filter.set("warn,dalston_telemetry=debug").unwrap();
-        assert_eq!(logs.of(step).len(), 2);
-        assert_eq!(
-            logs.filter.set("dalston=loud").unwrap_err().directive,
-            "dalston=loud"
-        );
-        assert_eq!(logs.of(step).len(), 2, "a wrong filter changes nothing");
-    }
+    let logs = Logs::json(true);
+    let step = || {
+        debug!("fine");
+        info!("normal");
+        assert!(!info_span!("kept").is_disabled());
+    };
+    assert_eq!(logs.of(step).len(), 2);
+    logs.filter.set("info").unwrap();
+    assert_eq!(logs.of(step).len(), 1);
+    logs.filter.set("off").unwrap();
+    assert_eq!(logs.of(step).len(), 0);
+    logs.filter.set("warn,dalston_telemetry=debug").unwrap();
+    assert_eq!(logs.of(step).len(), 2);
+    assert_eq!(
+        logs.filter.set("dalston=loud").unwrap_err().directive,
+        "dalston=loud"
+    );
+    assert_eq!(logs.of(step).len(), 2, "a wrong filter changes nothing");
 }
 
 #[test]
 fn secrets_do_not_get_into_lines() {
-    for logs in Logs::of_both_subscribers() {
-        let uri: http::Uri = "/v1/audio?token=hunter2".parse().unwrap();
-        let mut headers = http::HeaderMap::new();
-        headers.insert("authorization", "Bearer hunter2".parse().unwrap());
-        headers.insert("x-api-key", "hunter2".parse().unwrap());
-        logs.of(|| {
-            let _span = info_span!("s", request_id = "http://a:hunter2@b/").entered();
-            info!(url = "redis://:hunter2@cache:6379", "a");
-            info!(%uri, "b");
-            info!(?headers, "c");
-            info!(authorization = "Bearer hunter2", api_key = ?Some("hunter2"), "d");
-            info!("cannot reach {}", "https://h/x?X-Amz-Signature=hunter2&y=1");
-            info!(error = "dsn: password=hunter2 host=x", "e");
-            info!("\"redis://u:\"hunter2@h\"");
-        });
-        let text = logs.lines.text();
-        assert_eq!(logs.lines.lines().len(), 7);
-        assert!(!text.contains("hunter2"), "{text}");
-    }
+    let logs = Logs::json(true);
+    let uri: http::Uri = "/v1/audio?token=hunter2".parse().unwrap();
+    let mut headers = http::HeaderMap::new();
+    headers.insert("authorization", "Bearer hunter2".parse().unwrap());
+    headers.insert("x-api-key", "hunter2".parse().unwrap());
+    logs.of(|| {
+        let _span = info_span!("s", request_id = "http://a:hunter2@b/").entered();
+        info!(url = "redis://:hunter2@cache:6379", "a");
+        info!(%uri, "b");
+        info!(?headers, "c");
+        info!(authorization = "Bearer hunter2", api_key = ?Some("hunter2"), "d");
+        info!("cannot reach {}", "https://h/x?X-Amz-Signature=hunter2&y=1");
+        info!(error = "dsn: password=hunter2 host=x", "e");
+        info!("\"redis://u:\"hunter2@h\"");
+    });
+    let text = logs.lines.text();
+    assert_eq!(logs.lines.lines().len(), 7);
+    assert!(!text.contains("hunter2"), "{text}");
 }
 
 #[test]

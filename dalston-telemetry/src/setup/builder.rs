@@ -9,7 +9,7 @@ use opentelemetry_sdk::trace::{SdkTracerProvider, SpanProcessor};
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::NoSubscriber;
-use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
 use crate::env::{Env, EnvError};
@@ -23,20 +23,14 @@ use crate::metrics::{self, Metrics, TelemetryMetrics};
 use crate::resource;
 #[cfg(feature = "ec2")]
 use crate::resource::cloud::Cloud;
-use crate::setup::select::Parts;
+use crate::setup::layers::{Layers, TelemetryLayer};
 use crate::setup::telemetry::{Telemetry, Tracing};
 use crate::traces::collector::SpanCollector;
 use crate::traces::ids::Ids;
-use crate::traces::limits::{Limits, Processors};
+use crate::traces::limits::Limits;
+use crate::traces::processors::Processors;
 use crate::traces::propagate::Propagator;
 use crate::traces::sampler;
-use crate::traces::tracer::{Export, SpanTracer, Tracer};
-
-/// What [`TelemetryBuilder::into_layer`] gives: a layer for a subscriber of your own.
-///
-/// An alias rather than a type of ours, because a wrapper could not pass on the downcasts by which
-/// `tracing-opentelemetry` and per-layer filters find each other.
-pub type TelemetryLayer<S> = Box<dyn Layer<S> + Send + Sync + 'static>;
 
 /// Puts telemetry together. Every setting is optional; what is not set comes from the environment.
 ///
@@ -231,8 +225,8 @@ impl TelemetryBuilder {
         let panic_hook = self.panic_hook;
         #[cfg(feature = "ec2")]
         let cloud = self.cloud.clone();
-        let (parts, telemetry) = self.parts()?;
-        tracing::subscriber::set_global_default(Registry::default().with(parts.alone()))
+        let (layers, telemetry) = self.start()?;
+        tracing::subscriber::set_global_default(Registry::default().with(layers.build()))
             .map_err(|_| InitError::ForeignSubscriber)?;
         // OpenTelemetry would log that at INFO, as first lines that nobody asked for.
         tracing::subscriber::with_default(NoSubscriber::new(), || {
@@ -277,11 +271,11 @@ impl TelemetryBuilder {
     where
         S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
     {
-        let (parts, telemetry) = self.parts()?;
-        Ok((parts.beside_others(), telemetry))
+        let (layers, telemetry) = self.start()?;
+        Ok((layers.build(), telemetry))
     }
 
-    fn parts(self) -> Result<(Parts, Telemetry), InitError> {
+    fn start(self) -> Result<(Layers, Telemetry), InitError> {
         let env = self.env.clone().unwrap_or_else(Env::from_process);
         let span_level = self.span_level;
         let shutdown_timeout = self.shutdown_timeout;
@@ -337,13 +331,13 @@ impl TelemetryBuilder {
             _ => None,
         };
         let log_filter = logs.as_ref().map(|logs| logs.filter.clone());
-        let parts = Parts {
-            tracer: tracing.as_ref().map(|tracing| tracing.spans.clone()),
+        let layers = Layers {
+            tracer: tracing.as_ref().map(|tracing| tracing.tracer.clone()),
             span_level,
             logs,
         };
         Ok((
-            parts,
+            layers,
             Telemetry::new(
                 tracing,
                 metrics,
@@ -418,7 +412,6 @@ impl TelemetryBuilder {
         resource: &Resource,
         metrics: &Metrics,
     ) -> Result<Tracing, InitError> {
-        let mut processors = self.processors;
         let sampler = sampler::from_env(env)?;
         let can_reserve = sampler::follows_parents_alone(&sampler);
         let limits = Limits::read(env)?;
@@ -444,38 +437,24 @@ impl TelemetryBuilder {
                 )?)
             }
         };
-        let only_exports = processors.is_empty();
-        if let Some(pipeline) = &pipeline {
-            processors.push(Box::new(pipeline.processor()));
-        }
+        let exporter = pipeline
+            .as_ref()
+            .map(|pipeline| Box::new(pipeline.processor()) as _);
+        let processors = Processors::new(self.processors, exporter, limits.value_length, resource);
         let provider = SdkTracerProvider::builder()
             .with_resource(resource.clone())
-            .with_sampler(sampler.clone())
+            .with_sampler(sampler)
             .with_id_generator(Ids)
             .with_span_limits(limits.counts)
-            .with_span_processor(Processors {
-                all: processors,
-                value_length: limits.value_length,
-            })
+            .with_span_processor(processors.clone())
             .build();
         let scope = InstrumentationScope::builder("dalston-telemetry")
             .with_version(env!("CARGO_PKG_VERSION"))
             .build();
-        let tracer = provider.tracer_with_scope(scope.clone());
-        let spans = match &pipeline {
-            Some(pipeline) if only_exports => {
-                let export = Export {
-                    pipeline: pipeline.clone(),
-                    value_length: limits.value_length,
-                };
-                SpanTracer::Direct(Tracer::new(scope, sampler, limits.counts, export))
-            }
-            _ => SpanTracer::Sdk(tracer.clone()),
-        };
         Ok(Tracing {
+            tracer: provider.tracer_with_scope(scope),
             provider,
-            tracer,
-            spans,
+            processors,
             pipeline,
             can_reserve,
         })

@@ -13,11 +13,9 @@ use std::time::{Duration, Instant};
 use opentelemetry::trace::{Status, TraceContextExt};
 use opentelemetry::{Context, KeyValue};
 
+use super::targets::PANICS;
 use crate::redact;
 use crate::setup::telemetry::TelemetryHandle;
-
-/// The log target of panics. Never exported as a span event: the span gets an `exception` instead.
-pub(crate) const PANICS: &str = "dalston_telemetry::panic";
 
 /// How long a panic may be held up by a collector that does not answer.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);

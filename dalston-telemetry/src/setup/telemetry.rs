@@ -8,19 +8,16 @@ use std::time::{Duration, Instant, SystemTime};
 use opentelemetry::metrics::Meter;
 use opentelemetry::trace::{Link, Span as _, SpanBuilder, SpanContext, SpanKind, Tracer as _};
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, SpanProcessor as _};
 
 use crate::error::ShutdownError;
-use crate::export::{ExportStats, Pipeline, Push};
+use crate::export::{ExportStats, Pipeline, Push, REPORTS};
 use crate::logs::{FilterError, LogFilter};
 use crate::metrics::{Metrics, MetricsServer};
 use crate::setup::builder::TelemetryBuilder;
 use crate::traces::ids::ReservedSpan;
+use crate::traces::processors::Processors;
 use crate::traces::propagate;
-use crate::traces::tracer::SpanTracer;
-
-/// The log target of what this crate says about itself. Never exported.
-pub(crate) const REPORTS: &str = "dalston_telemetry::export";
 
 /// Telemetry of a process that is running. Keep it for as long as the process works.
 ///
@@ -181,9 +178,8 @@ impl Telemetry {
             None => Ok(()),
         };
         if let Some(tracing) = self.tracing() {
-            tracing.spans.end();
-            // For the processors that are not ours; what ours would say is in `spans`.
-            let _ = tracing.provider.shutdown_with_timeout(self.time_left(started));
+            // The program's processors end here; the outcome of the exporter is in `spans`.
+            let _ = tracing.processors.shutdown_with_timeout(self.time_left(started));
         }
         spans.and(metrics)
     }
@@ -379,10 +375,49 @@ impl<'a> TimedSpan<'a> {
 pub(crate) struct Tracing {
     pub(crate) provider: SdkTracerProvider,
     pub(crate) tracer: SdkTracer,
-    /// Makes spans of those of `tracing`.
-    pub(crate) spans: SpanTracer,
+    pub(crate) processors: Processors,
     /// What sends spans away, if anything does.
     pub(crate) pipeline: Option<Pipeline>,
     /// Whether it is known before a span starts what its context will be.
     pub(crate) can_reserve: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::TraceContextExt;
+    use tracing::info_span;
+    use tracing_opentelemetry::OpenTelemetrySpanExt;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+    use crate::Env;
+    use crate::metrics::DropReason;
+
+    #[test]
+    fn spans_have_ids_and_are_counted_after_shutdown() {
+        // Nothing listens on this port.
+        let env = [
+            ("OTEL_ENABLED", "true"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1"),
+        ];
+        let builder = Telemetry::builder("test")
+            .env(Env::from_pairs(env))
+            .without_logs();
+        let (layer, telemetry) = builder.into_layer().unwrap();
+        let pipeline = telemetry.pipeline().unwrap().clone();
+        let handle = telemetry.handle();
+        let has_id = || {
+            let span = info_span!("work");
+            span.context().span().span_context().is_valid()
+        };
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            // The exporter can end before telemetry does: it panicked.
+            pipeline.shutdown_blocking(Duration::ZERO).unwrap();
+            assert!(has_id());
+            assert_eq!(handle.export_stats().dropped(DropReason::Shutdown), 1);
+            telemetry.shutdown_blocking().unwrap_err();
+            assert!(has_id());
+            assert_eq!(handle.export_stats().dropped(DropReason::Shutdown), 2);
+        });
+    }
 }

@@ -4,8 +4,6 @@ use std::time::SystemTime;
 use opentelemetry::trace::{Event, Link, SpanContext, SpanId, SpanKind, Status};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::SpanData;
-#[cfg(test)]
-use opentelemetry_sdk::trace::{SpanEvents, SpanLinks};
 
 /// A span that has ended, wherever its parts lie. Not for `Debug`: secrets in it are not masked yet.
 pub(crate) struct EndedSpan<'a> {
@@ -44,34 +42,6 @@ impl<'a> From<&'a mut SpanData> for EndedSpan<'a> {
             dropped_links_count: span.links.dropped_count,
             status: &mut span.status,
             instrumentation_scope: &span.instrumentation_scope,
-        }
-    }
-}
-
-#[cfg(test)]
-impl EndedSpan<'_> {
-    /// As the SDK would have it.
-    pub(crate) fn data(&self) -> SpanData {
-        let mut events = SpanEvents::default();
-        events.events = self.events.to_vec();
-        events.dropped_count = self.dropped_events_count;
-        let mut links = SpanLinks::default();
-        links.links = self.links.to_vec();
-        links.dropped_count = self.dropped_links_count;
-        SpanData {
-            span_context: self.span_context.clone(),
-            parent_span_id: self.parent_span_id,
-            parent_span_is_remote: self.parent_span_is_remote,
-            span_kind: self.span_kind.clone(),
-            name: self.name.clone(),
-            start_time: self.start_time,
-            end_time: self.end_time,
-            attributes: self.attributes.clone(),
-            dropped_attributes_count: self.dropped_attributes_count,
-            events,
-            links,
-            status: self.status.clone(),
-            instrumentation_scope: self.instrumentation_scope.clone(),
         }
     }
 }

@@ -1,13 +1,10 @@
 //! What holds for every span that ends: no secrets in it, and no more of it than `OTEL_*_LIMIT` allow.
 
 use std::borrow::Cow;
-use std::time::{Duration, Instant};
 
 use opentelemetry::trace::Status;
-use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
-use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::trace::{Span, SpanData, SpanLimits, SpanProcessor};
+use opentelemetry::{Array, KeyValue, StringValue, Value};
+use opentelemetry_sdk::trace::SpanLimits;
 
 use crate::env::{Env, EnvError};
 use crate::redact;
@@ -15,9 +12,9 @@ use crate::traces::ended::EndedSpan;
 
 #[derive(Debug)]
 pub(crate) struct Limits {
-    /// How many attributes, events and links. The tracer of a span sees to these, ours or the SDK's.
+    /// How many attributes, events and links a span may have. The SDK's tracer enforces them.
     pub(crate) counts: SpanLimits,
-    /// The longest text of an attribute, in characters. No tracer has such a limit, [`clean`] sees to it.
+    /// The longest text of an attribute, in characters. The SDK has no such limit; [`clean`] cuts.
     pub(crate) value_length: Option<usize>,
 }
 
@@ -60,53 +57,6 @@ impl Limits {
             counts,
             value_length: of_spans.or(of_all),
         })
-    }
-}
-
-/// All processors of a provider, behind the mask over secrets and the limit on the length of texts.
-#[derive(Debug)]
-pub(crate) struct Processors {
-    pub(crate) all: Vec<Box<dyn SpanProcessor>>,
-    pub(crate) value_length: Option<usize>,
-}
-
-impl SpanProcessor for Processors {
-    fn on_start(&self, span: &mut Span, cx: &Context) {
-        for processor in &self.all {
-            processor.on_start(span, cx);
-        }
-    }
-
-    fn on_end(&self, mut span: SpanData) {
-        clean(&mut EndedSpan::from(&mut span), self.value_length);
-        if let Some((last, others)) = self.all.split_last() {
-            for processor in others {
-                processor.on_end(span.clone());
-            }
-            last.on_end(span);
-        }
-    }
-
-    fn force_flush(&self) -> OTelSdkResult {
-        self.all
-            .iter()
-            .map(|processor| processor.force_flush())
-            .fold(Ok(()), OTelSdkResult::and)
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        // One after the other, and all of them together have this long.
-        let started = Instant::now();
-        self.all
-            .iter()
-            .map(|processor| processor.shutdown_with_timeout(timeout.saturating_sub(started.elapsed())))
-            .fold(Ok(()), OTelSdkResult::and)
-    }
-
-    fn set_resource(&mut self, resource: &Resource) {
-        for processor in &mut self.all {
-            processor.set_resource(resource);
-        }
     }
 }
 
@@ -271,12 +221,15 @@ fn shortened(text: &str, limit: usize) -> Option<String> {
 mod tests {
     use std::time::UNIX_EPOCH;
 
+    use opentelemetry::Context;
     use opentelemetry::trace::{
         Event, Link, SpanBuilder, SpanContext, SpanId, TraceFlags, TraceId, TraceState, TracerProvider as _,
     };
+    use opentelemetry_sdk::Resource;
     use opentelemetry_sdk::trace::SdkTracerProvider;
 
     use super::*;
+    use crate::traces::processors::Processors;
     use crate::{CollectedSpan, SpanCollector};
 
     #[test]
@@ -303,10 +256,12 @@ mod tests {
     }
     fn cleaned(span: SpanBuilder) -> CollectedSpan {
         let spans = SpanCollector::new();
-        let processors = Processors {
-            all: vec![Box::new(spans.clone())],
-            value_length: None,
-        };
+        let processors = Processors::new(
+            vec![Box::new(spans.clone())],
+            None,
+            None,
+            &Resource::builder_empty().build(),
+        );
         let provider = SdkTracerProvider::builder()
             .with_span_processor(processors)
             .build();

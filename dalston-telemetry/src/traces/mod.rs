@@ -4,7 +4,7 @@ pub(crate) mod collector;
 pub(crate) mod ended;
 pub(crate) mod ids;
 pub(crate) mod limits;
+pub(crate) mod processors;
 pub mod propagate;
 pub(crate) mod sampler;
-pub(crate) mod tracer;
 pub(crate) mod waterfall;
