@@ -9,6 +9,7 @@
 //! | compute with libtorch | `torch` (feature `tch`) |
 //! | test an engine | `testing` (feature `testing`) |
 //! | run a worker yourself | [`Runner`], [`RunnerConfig`], [`broker`], [`store`], [`local`] |
+//! | bring another queue | [`broker::Broker`], [`registry::Registry`], `testing::broker_suite` (feature `testing`) |
 //! | run many workers | the page of `worker` (feature `worker`) |
 //! | read or write the platform's documents | [`protocol`] |
 #![cfg_attr(feature = "cli", doc = "")]
@@ -42,6 +43,7 @@ pub mod models;
 mod options;
 pub mod protocol;
 #[cfg(feature = "redis")]
+pub mod redis;
 pub mod registry;
 mod runner;
 mod spans;

@@ -1,246 +1,223 @@
-//! How an instance makes itself known to a live deployment: [`Registry`].
+//! How an instance makes itself known to a deployment: [`Registry`] and [`join`].
 //!
-//! See section 2.5 of the protocol. Registering, renewing and healing are one command: a heartbeat that finds the record
-//! gone, or cut short, writes the whole of it.
+//! The platform chooses engines by their records (section 2.5 of the protocol), and takes an instance without a record for
+//! dead. A broker brings its own registry; [`RedisRegistry`](crate::redis::RedisRegistry) is that of the live platform.
 
+use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use tracing::{debug, info, warn};
 
-use crate::broker::{BURY_SCRIPT, BrokerError, HEARTBEAT_SCRIPT, RedisServer};
-use crate::protocol::{HEARTBEAT_SECONDS, Heartbeat, RECORD_TTL_SECONDS, RegistryRecord, Timestamp, keys};
+use crate::protocol::{HEARTBEAT_SECONDS, RECORD_TTL_SECONDS};
+pub use crate::protocol::{Heartbeat, RegistryRecord};
 
-/// The entry of one instance in the registry.
-#[derive(Clone)]
-pub struct Registry {
-    server: RedisServer,
-    record: RegistryRecord,
-    lifetime: Duration,
+/// The records of all running instances of a deployment.
+///
+/// Registering, renewing and repairing are one operation, [`renew`](Self::renew): a record that is gone or incomplete is
+/// written whole. So an instance comes back by itself after the registry lost its data.
+#[async_trait]
+pub trait Registry: Send + Sync + fmt::Debug + 'static {
+    /// How long a record lives without being renewed. [`join`] renews it six times in that time.
+    fn lifetime(&self) -> Duration;
+
+    /// Renews the record of an instance, or writes it if it is not there or not complete.
+    ///
+    /// # Errors
+    ///
+    /// If the registry can't be reached.
+    async fn renew(&self, record: &RegistryRecord, heartbeat: &Heartbeat) -> Result<Renewal, RegistryError>;
+
+    /// Removes the record of an instance.
+    ///
+    /// # Errors
+    ///
+    /// If the registry can't be reached. The record then ends when its lifetime is over.
+    async fn remove(&self, record: &RegistryRecord) -> Result<(), RegistryError>;
+
+    /// Removes what instances of the same engine left that ended without removing their records, and returns their number.
+    ///
+    /// By default there is nothing to remove.
+    ///
+    /// # Errors
+    ///
+    /// If the registry can't be reached.
+    async fn remove_stale_instances(&self, _record: &RegistryRecord) -> Result<u64, RegistryError> {
+        Ok(0)
+    }
 }
 
-/// What a heartbeat found.
+/// What [`Registry::renew`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Beat {
+pub enum Renewal {
     /// The record was there and is renewed.
     Renewed,
-    /// It was not, or was incomplete, and is written again.
+    /// The record was missing or incomplete and is written whole.
     Written,
 }
 
-impl Registry {
-    /// An entry with this record. Nothing is written yet.
-    #[must_use]
-    pub fn new(server: RedisServer, record: RegistryRecord) -> Self {
+/// A registry could not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation}: {source}")]
+pub struct RegistryError {
+    operation: String,
+    source: Box<dyn Error + Send + Sync>,
+}
+
+impl RegistryError {
+    /// `operation` says what was tried, and where: `removing the record of my-asr-1 from Redis at localhost:6379`.
+    pub fn new(operation: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
-            server,
-            record,
-            lifetime: Duration::from_secs(RECORD_TTL_SECONDS),
+            operation: operation.into(),
+            source: source.into(),
         }
     }
+}
 
-    /// Sets how long the record lives without a heartbeat. There are six heartbeats in that time. Default 60 s, which is
-    /// what the platform counts on.
-    #[must_use]
-    pub fn with_lifetime(mut self, lifetime: Duration) -> Self {
-        self.lifetime = lifetime;
-        self
+/// How soon the registry hears of a change, and of the instance after the registry was away.
+const CHANGE_INTERVAL: Duration = Duration::from_secs(1);
+/// How many renewals may be lost, one after the other, before the record ends.
+const RENEWALS_PER_LIFETIME: u32 = (RECORD_TTL_SECONDS / HEARTBEAT_SECONDS) as u32;
+/// How long leaving may take.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Registers an instance and keeps it registered until [`Membership::leave`]. `state` says what the instance is doing.
+///
+/// A registry that can't be reached is no error: the next heartbeat tries again.
+pub async fn join(
+    registry: Arc<dyn Registry>,
+    record: RegistryRecord,
+    state: impl Fn() -> Heartbeat + Send + Sync + 'static,
+) -> Membership {
+    let member = Member { registry, record };
+    let heartbeat = state();
+    let registered = member.renew(&heartbeat).await;
+    if registered {
+        info!(instance = %member.record.instance, "engine_registered");
     }
-
-    /// The record.
-    #[must_use]
-    pub fn record(&self) -> &RegistryRecord {
-        &self.record
+    let (stop, stopped) = oneshot::channel();
+    let heartbeats = tokio::spawn(async move {
+        member
+            .send_heartbeats(state, heartbeat, registered, stopped)
+            .await;
+        member
+    });
+    Membership {
+        stop: Some(stop),
+        heartbeats,
     }
+}
 
-    /// Says that the instance lives and what it is doing; registers it if it is not registered.
-    ///
-    /// # Errors
-    ///
-    /// If the server can't be reached.
-    pub async fn beat(&self, heartbeat: &Heartbeat) -> Result<Beat, BrokerError> {
-        let now = Timestamp::now();
-        let renewal = self.record.heartbeat(heartbeat, now);
-        let mut script = HEARTBEAT_SCRIPT.key(keys::instance(&self.record.instance));
-        for set in self.sets() {
-            script.key(set);
-        }
-        script
-            .arg(&self.record.instance)
-            .arg(u64::try_from(self.lifetime.as_millis()).unwrap_or(u64::MAX))
-            .arg(renewal.len() * 2);
-        for (name, value) in renewal.into_iter().chain(self.record.complete(heartbeat, now)) {
-            script.arg(name).arg(value);
-        }
-        let there: Result<bool, _> = script.invoke_async(&mut self.server.shared()).await;
-        let there = there.map_err(|source| self.failed("renewing", source))?;
-        Ok(if there { Beat::Renewed } else { Beat::Written })
-    }
+/// An instance and the registry that has its record.
+struct Member {
+    registry: Arc<dyn Registry>,
+    record: RegistryRecord,
+}
 
-    /// Removes the record and its memberships.
-    ///
-    /// # Errors
-    ///
-    /// If the server can't be reached. The record then ends by itself when it got no heartbeat for its lifetime.
-    pub async fn deregister(&self) -> Result<(), BrokerError> {
-        let mut removal = redis::pipe();
-        removal
-            .atomic()
-            .del(keys::instance(&self.record.instance))
-            .ignore();
-        for set in self.sets() {
-            removal.srem(set, &self.record.instance).ignore();
-        }
-        let removed = removal.query_async(&mut self.server.shared()).await;
-        removed.map_err(|source| self.failed("removing", source))
-    }
-
-    /// Removes instances of this engine from the platform's sets that died without a word: the platform itself leaves them in two of
-    /// the three. Only instances of this SDK, which join again if they live after all. Some of them, if there are very many.
-    ///
-    /// # Errors
-    ///
-    /// If the server can't be reached.
-    pub async fn bury(&self) -> Result<u64, BrokerError> {
-        const LOOKED_AT: u32 = 100;
-        let [own, sets @ ..] = self.sets();
-        let mut script = BURY_SCRIPT.key(own);
-        for set in sets {
-            script.key(set);
-        }
-        script.arg(keys::instance("")).arg(LOOKED_AT);
-        let removed = script.invoke_async(&mut self.server.shared()).await;
-        removed.map_err(|source| self.failed("removing dead namesakes beside", source))
-    }
-
-    /// Our own, and those of the platform.
-    fn sets(&self) -> [String; 4] {
-        let own = keys::rejoining_instances(&self.record.capabilities.engine_id);
-        let [all, of_engine, of_stage] = self.record.index_sets();
-        [own, all, of_engine, of_stage]
-    }
-
-    /// Registers the instance and keeps it registered until the guard is [closed](Registered::leave).
-    ///
-    /// A server that can't be reached is no error here: the next heartbeat tries again.
-    pub async fn join(self, state: impl Fn() -> Heartbeat + Send + Sync + 'static) -> Registered {
-        let mut last = state();
-        let mut joined = beat(&self, &last).await;
-        if joined {
-            info!(instance = %self.record.instance, "engine_registered");
-        }
-        let (stop, mut stopped) = oneshot::channel();
-        let beats = tokio::spawn(async move {
-            let mut ticks = interval((self.lifetime / HEARTBEATS).max(Duration::from_millis(1)));
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            ticks.tick().await;
-            // Who died is known when its record ends.
-            let mut burials = interval(self.lifetime.max(Duration::from_millis(1)));
-            burials.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut looks = interval(NOTICE);
-            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                tokio::select! {
-                    _ = &mut stopped => return self,
-                    _ = ticks.tick() => last = state(),
-                    _ = burials.tick() => {
-                        bury(&self).await;
+impl Member {
+    /// Renews the record at its interval, and soon after a change or a failure, until `stopped`. A renewal that is under way
+    /// is finished first: it must not arrive after the removal of the record.
+    async fn send_heartbeats(
+        &self,
+        state: impl Fn() -> Heartbeat,
+        mut last: Heartbeat,
+        mut registered: bool,
+        mut stopped: oneshot::Receiver<()>,
+    ) {
+        let lifetime = self.registry.lifetime();
+        let mut renewals = every(lifetime / RENEWALS_PER_LIFETIME);
+        renewals.tick().await;
+        // An instance that was killed is known as such when its record ends.
+        let mut removals = every(lifetime);
+        let mut changes = every(CHANGE_INTERVAL);
+        loop {
+            tokio::select! {
+                _ = &mut stopped => return,
+                _ = renewals.tick() => last = state(),
+                _ = removals.tick() => {
+                    self.remove_stale_instances().await;
+                    continue;
+                }
+                _ = changes.tick() => {
+                    let now = state();
+                    if registered && now == last {
                         continue;
                     }
-                    // What changed is told sooner: the platform chooses engines by it.
-                    _ = looks.tick() => {
-                        let now = state();
-                        if joined && now == last {
-                            continue;
-                        }
-                        last = now;
-                    }
+                    last = now;
                 }
-                joined = beat(&self, &last).await;
             }
-        });
-        Registered {
-            stop: Some(stop),
-            beats,
+            registered = self.renew(&last).await;
         }
     }
 
-    fn failed(&self, doing: &str, source: redis::RedisError) -> BrokerError {
-        BrokerError::new(
-            format!("{doing} the registry record of {}", self.record.instance),
-            source,
-        )
+    async fn renew(&self, heartbeat: &Heartbeat) -> bool {
+        let renewed = self.registry.renew(&self.record, heartbeat).await;
+        renewed
+            .inspect_err(|error| warn!(%error, "heartbeat_failed"))
+            .is_ok()
     }
-}
 
-/// How soon the registry knows of a change, and of us when the server was away.
-const NOTICE: Duration = Duration::from_secs(1);
-/// How many heartbeats may be lost, one after the other, before the record ends.
-const HEARTBEATS: u32 = (RECORD_TTL_SECONDS / HEARTBEAT_SECONDS) as u32;
-
-async fn beat(registry: &Registry, heartbeat: &Heartbeat) -> bool {
-    match registry.beat(heartbeat).await {
-        Ok(_) => true,
-        Err(error) => {
-            let cause = std::error::Error::source(&error).map(ToString::to_string);
-            warn!(%error, cause, "heartbeat_failed");
-            false
+    async fn remove_stale_instances(&self) {
+        match self.registry.remove_stale_instances(&self.record).await {
+            Ok(0) => {}
+            Ok(removed) => debug!(removed, "dead_instances_removed"),
+            Err(error) => warn!(%error, "dead_instances_not_removed"),
         }
     }
 }
 
-async fn bury(registry: &Registry) {
-    match registry.bury().await {
-        Ok(0) => {}
-        Ok(removed) => debug!(removed, "dead_instances_removed"),
-        Err(error) => warn!(%error, "dead_instances_not_removed"),
-    }
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period.max(Duration::from_millis(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
-impl fmt::Debug for Registry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registry")
-            .field("server", &self.server)
-            .field("instance", &self.record.instance)
-            .finish_non_exhaustive()
-    }
-}
-
-/// An instance that is registered and heart-beats. If it is dropped without [`leave`](Self::leave), the record ends by itself.
+/// An instance that is registered. If this is dropped without [`leave`](Self::leave), the heartbeats stop and the record ends
+/// when its lifetime is over.
 #[derive(Debug)]
 #[must_use]
-pub struct Registered {
+pub struct Membership {
     stop: Option<oneshot::Sender<()>>,
-    beats: JoinHandle<Registry>,
+    heartbeats: JoinHandle<Member>,
 }
 
-impl Registered {
-    /// Ends the heartbeats and removes the record. The last thing that an instance does with the deployment: until then its
-    /// tasks must not look abandoned.
+impl Membership {
+    /// Ends the heartbeats and removes the record. Call it last: until then the tasks of the instance must not look abandoned.
     ///
     /// # Errors
     ///
-    /// If the server can't be reached within 5 s.
-    pub async fn leave(mut self) -> Result<(), BrokerError> {
+    /// If the record is not removed within 5 s.
+    pub async fn leave(mut self) -> Result<(), RegistryError> {
         drop(self.stop.take());
         let left = async {
-            let registry = (&mut self.beats)
+            let member = (&mut self.heartbeats)
                 .await
-                .map_err(|source| BrokerError::new("leaving the registry", source))?;
-            registry.deregister().await
+                .map_err(|source| RegistryError::new("leaving the registry", source))?;
+            member.registry.remove(&member.record).await
         };
-        match timeout(Duration::from_secs(5), left).await {
+        match timeout(LEAVE_TIMEOUT, left).await {
             Ok(left) => left,
-            Err(late) => Err(BrokerError::new("leaving the registry", late)),
+            Err(elapsed) => Err(RegistryError::new("leaving the registry", elapsed)),
         }
     }
 }
 
-impl Drop for Registered {
+impl Drop for Membership {
     fn drop(&mut self) {
-        self.beats.abort();
+        self.heartbeats.abort();
+    }
+}
+
+impl fmt::Debug for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Member")
+            .field("registry", &self.registry)
+            .field("instance", &self.record.instance)
+            .finish()
     }
 }

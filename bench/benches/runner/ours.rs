@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dalston_engine_sdk::broker::{RedisBroker, RedisServer};
+use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
 use dalston_engine_sdk::store::{S3Settings, Store};
 use dalston_engine_sdk::{
     Engine, EngineInfo, LoadContext, ModelId, Runner, Stage, TaskContext, TaskError, TaskRequest,

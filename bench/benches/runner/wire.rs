@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dalston_engine_sdk::broker::{
-    Broker, Consumer, EventContext, Lookup, Outcome, Ownership, RedisBroker, RedisServer,
-};
+use dalston_engine_sdk::broker::{Broker, Consumer, EventContext, Lookup, Outcome, Ownership};
+use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 

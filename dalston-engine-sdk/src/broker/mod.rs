@@ -10,8 +10,6 @@
 //! [`receive_several`](Broker::receive_several).
 
 mod memory;
-#[cfg(feature = "redis")]
-mod redis;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -21,10 +19,6 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 
 pub use self::memory::{EventKind, MemoryBroker, QueueFull, QueuedTask, RecordedEvent};
-#[cfg(feature = "redis")]
-pub(crate) use self::redis::{BURY_SCRIPT, HEARTBEAT_SCRIPT};
-#[cfg(feature = "redis")]
-pub use self::redis::{InvalidRedisUrl, RedisBroker, RedisServer};
 use crate::protocol::{ArtifactReference, RequestBinding, Timestamp};
 
 /// A queue of tasks with leases, and the channel on which their outcome is reported.

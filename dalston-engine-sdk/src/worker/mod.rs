@@ -8,6 +8,7 @@ mod spot;
 use std::error::Error;
 use std::future::{Future, pending, ready};
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dalston_telemetry::TelemetryHandle;
@@ -16,13 +17,13 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 pub use self::http::Health;
-use crate::broker::{InvalidRedisUrl, RedisBroker, RedisServer};
 use crate::config::{DeploymentConfig, RunnerConfig, SpotDrain};
 use crate::engine::Engine;
 use crate::error::{BuildError, RunError};
 use crate::models::ModelStorage;
 use crate::protocol::{Heartbeat, InstanceStatus, RegistryRecord};
-use crate::registry::Registry;
+use crate::redis::{InvalidRedisUrl, RedisBroker, RedisRegistry, RedisServer};
+use crate::registry::{self, Registry};
 use crate::runner::{Runner, RunnerPhase, RunnerStatus};
 use crate::store::{Store, StoreError};
 
@@ -72,10 +73,8 @@ pub async fn run<E: Engine>(
     );
     let serving = listen(deployment.http_port, app).await;
     let record = RegistryRecord::new(runner.instance(), capabilities, slots, deployment.node);
-    let registered = Registry::new(server, record)
-        .with_lifetime(deployment.lease)
-        .join(move || heartbeat(&status, &models, slots))
-        .await;
+    let registry: Arc<dyn Registry> = Arc::new(RedisRegistry::new(server).with_lifetime(deployment.lease));
+    let membership = registry::join(registry, record, move || heartbeat(&status, &models, slots)).await;
 
     let interruption = runner.interruption();
     let watch_spot = async {
@@ -92,8 +91,8 @@ pub async fn run<E: Engine>(
     };
     serving.finish().await;
     // Last of all: a consumer without a record counts as dead, and its tasks as free.
-    if let Err(error) = registered.leave().await {
-        warn!(error = crate::error::chain(&error), "engine_not_deregistered");
+    if let Err(error) = membership.leave().await {
+        warn!(%error, "engine_not_deregistered");
     }
     Ok(ended?)
 }

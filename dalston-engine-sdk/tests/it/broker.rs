@@ -384,7 +384,7 @@ impl Platform for InMemory {
 
 #[cfg(feature = "redis")]
 mod on_redis {
-    use dalston_engine_sdk::broker::{RedisBroker, RedisServer};
+    use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
     use serde_json::Value;
     use testbed::TestRedis;
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use dalston_engine_sdk::broker::{
     Broker, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason,
-    RedisBroker, RedisServer,
 };
 use dalston_engine_sdk::protocol::ArtifactReference;
+use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
 use dalston_telemetry::testing::TestTelemetry;
 use serde_json::{Value, json};
 use testbed::{Proxy, TestRedis};

@@ -1,12 +1,14 @@
 //! What the platform sees of an instance.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dalston_engine_sdk::broker::RedisServer;
+use async_trait::async_trait;
 use dalston_engine_sdk::protocol::{Heartbeat, InstanceStatus, NodeIdentity, RegistryRecord};
-use dalston_engine_sdk::registry::{Beat, Registry};
+use dalston_engine_sdk::redis::{RedisRegistry, RedisServer};
+use dalston_engine_sdk::registry::{self, Membership, Registry, RegistryError, Renewal};
 use dalston_engine_sdk::{EngineInfo, Stage};
 use serde_json::{Value, json};
 use testbed::TestRedis;
@@ -18,19 +20,42 @@ const SETS: [&str; 3] = [
     "dalston:engine:stage:transcribe",
 ];
 
-fn registry(server: &TestRedis) -> Registry {
+/// An instance and the registry of its deployment.
+struct Instance {
+    registry: RedisRegistry,
+    record: RegistryRecord,
+}
+
+impl Instance {
+    async fn renew(&self, heartbeat: &Heartbeat) -> Renewal {
+        self.registry.renew(&self.record, heartbeat).await.unwrap()
+    }
+
+    async fn join(self, state: impl Fn() -> Heartbeat + Send + Sync + 'static) -> Membership {
+        registry::join(Arc::new(self.registry), self.record, state).await
+    }
+
+    fn with_lifetime(mut self, lifetime: Duration) -> Self {
+        self.registry = self.registry.with_lifetime(lifetime);
+        self
+    }
+}
+
+fn instance(server: &TestRedis) -> Instance {
     named(server, "faster-whisper-0f37d5acd7e8")
 }
 
-fn named(server: &TestRedis, instance: &str) -> Registry {
+fn named(server: &TestRedis, instance: &str) -> Instance {
     let info = EngineInfo::new("faster-whisper", "1.2.3")
         .stage(Stage::Transcribe)
         .word_timestamps(true);
     let node = NodeIdentity::local("box-7", "node-7");
     let mut capabilities = info.capabilities();
     capabilities.max_concurrency = Some(2);
-    let record = RegistryRecord::new(instance, capabilities, 2, node);
-    Registry::new(RedisServer::new(&server.url()).unwrap(), record)
+    Instance {
+        registry: RedisRegistry::new(RedisServer::new(&server.url()).unwrap()),
+        record: RegistryRecord::new(instance, capabilities, 2, node),
+    }
 }
 
 async fn record(server: &TestRedis) -> BTreeMap<String, String> {
@@ -50,10 +75,10 @@ async fn memberships(server: &TestRedis) -> Vec<bool> {
 }
 
 #[tokio::test]
-async fn an_instance_registers_with_everything_that_the_platform_wants_to_know() {
+async fn new_record_has_all_fields_and_memberships() {
     let server = TestRedis::start().await;
-    let beat = registry(&server).beat(&Heartbeat::default()).await.unwrap();
-    assert_eq!(beat, Beat::Written);
+    let renewal = instance(&server).renew(&Heartbeat::default()).await;
+    assert_eq!(renewal, Renewal::Written);
 
     let mut record = record(&server).await;
     let (heard, since) = (
@@ -106,19 +131,16 @@ async fn an_instance_registers_with_everything_that_the_platform_wants_to_know()
 }
 
 #[tokio::test]
-async fn a_heartbeat_renews_the_record_and_says_what_goes_on() {
+async fn heartbeat_renews_record_and_reports_state() {
     let server = TestRedis::start().await;
-    let registry = registry(&server);
-    registry.beat(&Heartbeat::default()).await.unwrap();
+    let instance = instance(&server);
+    instance.renew(&Heartbeat::default()).await;
     let before = record(&server).await;
     let () = server.send(&["EXPIRE", KEY, "3"]).await;
 
-    let beat = registry
-        .beat(&Heartbeat::new(InstanceStatus::Draining, 2))
-        .await
-        .unwrap();
+    let renewal = instance.renew(&Heartbeat::new(InstanceStatus::Draining, 2)).await;
 
-    assert_eq!(beat, Beat::Renewed);
+    assert_eq!(renewal, Renewal::Renewed);
     let after = record(&server).await;
     assert_eq!((&*after["status"], &*after["active_batch"]), ("draining", "2"));
     assert_eq!(after["registered_at"], before["registered_at"]);
@@ -127,27 +149,27 @@ async fn a_heartbeat_renews_the_record_and_says_what_goes_on() {
 }
 
 #[tokio::test]
-async fn a_model_that_was_let_go_is_not_shown_any_more() {
+async fn evicted_model_leaves_the_record() {
     let server = TestRedis::start().await;
-    let registry = registry(&server);
+    let instance = instance(&server);
     let mut heartbeat = Heartbeat::default();
     heartbeat.loaded_model = Some("small".to_owned());
-    registry.beat(&heartbeat).await.unwrap();
+    instance.renew(&heartbeat).await;
     assert_eq!(record(&server).await["loaded_model"], "small");
 
-    registry.beat(&Heartbeat::default()).await.unwrap();
+    instance.renew(&Heartbeat::default()).await;
     assert_eq!(record(&server).await["loaded_model"], "");
 }
 
 #[tokio::test]
-async fn a_record_that_lapsed_or_was_cut_short_is_written_whole_again() {
+async fn missing_or_incomplete_record_is_written_whole() {
     let server = TestRedis::start().await;
-    let registry = registry(&server);
-    registry.beat(&Heartbeat::default()).await.unwrap();
+    let instance = instance(&server);
+    instance.renew(&Heartbeat::default()).await;
     let whole: Vec<String> = record(&server).await.into_keys().collect();
 
     let () = server.send(&["FLUSHALL"]).await;
-    assert_eq!(registry.beat(&Heartbeat::default()).await.unwrap(), Beat::Written);
+    assert_eq!(instance.renew(&Heartbeat::default()).await, Renewal::Written);
     assert_eq!(record(&server).await.into_keys().collect::<Vec<_>>(), whole);
     assert_eq!(memberships(&server).await, [true; 3]);
 
@@ -156,15 +178,15 @@ async fn a_record_that_lapsed_or_was_cut_short_is_written_whole_again() {
     let () = server
         .send(&["HSET", KEY, "status", "idle", "engine_id", "faster-whisper"])
         .await;
-    assert_eq!(registry.beat(&Heartbeat::default()).await.unwrap(), Beat::Written);
+    assert_eq!(instance.renew(&Heartbeat::default()).await, Renewal::Written);
     assert_eq!(record(&server).await.into_keys().collect::<Vec<_>>(), whole);
 }
 
 #[tokio::test]
-async fn a_record_with_a_shorter_life_gets_its_heartbeats_in_time_and_ends_with_its_instance() {
+async fn short_lifetime_gets_more_heartbeats() {
     let server = TestRedis::start().await;
     let lifetime = Duration::from_secs(3);
-    let joined = registry(&server)
+    let joined = instance(&server)
         .with_lifetime(lifetime)
         .join(Heartbeat::default)
         .await;
@@ -192,10 +214,10 @@ async fn a_record_with_a_shorter_life_gets_its_heartbeats_in_time_and_ends_with_
 }
 
 #[tokio::test]
-async fn an_instance_that_leaves_is_gone_from_everywhere() {
+async fn leaving_removes_record_and_memberships() {
     let server = TestRedis::start().await;
     let () = server.send(&["SADD", SETS[0], "another"]).await;
-    let joined = registry(&server).join(Heartbeat::default).await;
+    let joined = instance(&server).join(Heartbeat::default).await;
     assert_eq!(memberships(&server).await, [true; 3]);
     joined.leave().await.unwrap();
     assert_eq!(
@@ -207,10 +229,10 @@ async fn an_instance_that_leaves_is_gone_from_everywhere() {
 }
 
 #[tokio::test]
-async fn a_killed_instance_is_taken_out_of_all_sets_and_joins_them_again_if_it_lives() {
+async fn stale_instance_is_removed_and_can_join_again() {
     let server = TestRedis::start().await;
-    let survivor = registry(&server);
-    survivor.beat(&Heartbeat::default()).await.unwrap();
+    let survivor = instance(&server);
+    survivor.renew(&Heartbeat::default()).await;
     // Of another kind: it would never join again.
     for set in SETS {
         let () = server
@@ -241,9 +263,9 @@ async fn a_killed_instance_is_taken_out_of_all_sets_and_joins_them_again_if_it_l
         );
     }
 
-    survivor.beat(&Heartbeat::default()).await.unwrap();
+    survivor.renew(&Heartbeat::default()).await;
     assert_eq!(memberships(&server).await, [true; 3]);
-    survivor.deregister().await.unwrap();
+    survivor.registry.remove(&survivor.record).await.unwrap();
     joined.leave().await.unwrap();
     let mut left: Vec<String> = server.send(&["KEYS", "*"]).await;
     left.sort();
@@ -253,11 +275,11 @@ async fn a_killed_instance_is_taken_out_of_all_sets_and_joins_them_again_if_it_l
 }
 
 #[tokio::test]
-async fn a_change_is_known_within_seconds_and_not_only_at_the_next_heartbeat() {
+async fn change_is_reported_before_the_next_heartbeat() {
     let server = TestRedis::start().await;
     let state = Arc::new(Mutex::new(Heartbeat::default()));
     let shared = Arc::clone(&state);
-    let joined = registry(&server)
+    let joined = instance(&server)
         .join(move || shared.lock().unwrap().clone())
         .await;
     *state.lock().unwrap() = Heartbeat::new(InstanceStatus::Processing, 1);
@@ -273,11 +295,11 @@ async fn a_change_is_known_within_seconds_and_not_only_at_the_next_heartbeat() {
 }
 
 #[tokio::test]
-async fn a_server_that_comes_late_finds_the_instance_waiting() {
+async fn registration_waits_for_a_late_server() {
     let server = TestRedis::start().await;
     let password = ["CONFIG", "SET", "requirepass", "x"];
     let () = server.send(&password).await;
-    let joined = registry(&server).join(Heartbeat::default).await;
+    let joined = instance(&server).join(Heartbeat::default).await;
     assert_eq!(memberships(&server).await, [false; 3]);
     let () = server.send(&["CONFIG", "SET", "requirepass", ""]).await;
     let known = async {
@@ -289,4 +311,55 @@ async fn a_server_that_comes_late_finds_the_instance_waiting() {
         .await
         .expect("well before the next heartbeat");
     joined.leave().await.unwrap();
+}
+
+/// Counts its calls. Fails while it is `away`.
+#[derive(Debug, Default)]
+struct CountingRegistry {
+    away: AtomicBool,
+    renewals: AtomicUsize,
+    removals: AtomicUsize,
+}
+
+#[async_trait]
+impl Registry for CountingRegistry {
+    fn lifetime(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    async fn renew(&self, record: &RegistryRecord, _: &Heartbeat) -> Result<Renewal, RegistryError> {
+        if self.away.load(Ordering::SeqCst) {
+            let operation = format!("renewing the record of {}", record.instance);
+            return Err(RegistryError::new(operation, "connection refused"));
+        }
+        self.renewals.fetch_add(1, Ordering::SeqCst);
+        Ok(Renewal::Renewed)
+    }
+
+    async fn remove(&self, _: &RegistryRecord) -> Result<(), RegistryError> {
+        self.removals.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_registry_gets_six_heartbeats_per_lifetime() {
+    let registry = Arc::new(CountingRegistry::default());
+    let info = EngineInfo::new("my-asr", "1").stage(Stage::Transcribe);
+    let node = NodeIdentity::local("box-7", "node-7");
+    let record = RegistryRecord::new("my-asr-1", info.capabilities(), 1, node);
+    let shared: Arc<dyn Registry> = registry.clone();
+    let membership = registry::join(shared, record, Heartbeat::default).await;
+    tokio::time::sleep(Duration::from_millis(60_500)).await;
+    assert_eq!(registry.renewals.load(Ordering::SeqCst), 1 + 6);
+
+    registry.away.store(true, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    registry.away.store(false, Ordering::SeqCst);
+    let before = registry.renewals.load(Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(registry.renewals.load(Ordering::SeqCst) > before, "soon after");
+
+    membership.leave().await.unwrap();
+    assert_eq!(registry.removals.load(Ordering::SeqCst), 1);
 }

@@ -44,9 +44,9 @@ use tokio::sync::Semaphore;
 use self::fetch::Fetcher;
 pub(super) use self::server::Serving;
 pub use self::status::Health;
-use crate::broker::RedisServer;
 use crate::config::DeploymentConfig;
 use crate::protocol::Capabilities;
+use crate::redis::RedisServer;
 use crate::runner::{Direct, Runner, RunnerStatus};
 
 /// What the routes know.

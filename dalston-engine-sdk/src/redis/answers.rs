@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::readable;
+use super::broker::readable;
 use crate::broker::{Lookup, TaskMetadata};
 use crate::protocol::RequestBinding;
 

@@ -2,12 +2,6 @@
 //!
 //! See sections 2.2 to 2.4 of the protocol, and 12 for the traps.
 
-mod answers;
-mod calls;
-mod reader;
-mod scripts;
-mod server;
-
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,15 +11,15 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 use tracing::warn;
 
-use self::answers::{Answer, Malformed};
-use self::calls::{CallError, Caller, Event, Operation};
-use self::reader::Reader;
-use self::scripts::{GONE, HANDED_BACK, HELD};
-pub use self::server::{InvalidRedisUrl, RedisServer};
-use super::{Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership};
+use super::answers::{Answer, Malformed};
+use super::calls::{CallError, Caller, Event, Operation};
+use super::reader::Reader;
+use super::scripts::{GONE, HANDED_BACK, HELD};
+use super::server::RedisServer;
+use crate::broker::{
+    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership,
+};
 use crate::protocol::{Payload, TaskEventKind, Timestamp, trace_context_json};
-
-pub(crate) use self::scripts::{BURY as BURY_SCRIPT, HEARTBEAT as HEARTBEAT_SCRIPT};
 
 /// Takes tasks from a live deployment, and reports to it.
 ///
@@ -35,7 +29,7 @@ pub(crate) use self::scripts::{BURY as BURY_SCRIPT, HEARTBEAT as HEARTBEAT_SCRIP
 /// not renewed for [`lease`](Broker::lease). A task that was [released](Broker::release) is taken over at once.
 ///
 /// ```no_run
-/// use dalston_engine_sdk::broker::{RedisBroker, RedisServer};
+/// use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let broker = RedisBroker::new(RedisServer::new("redis://localhost:6379")?);
@@ -44,22 +38,22 @@ pub(crate) use self::scripts::{BURY as BURY_SCRIPT, HEARTBEAT as HEARTBEAT_SCRIP
 /// ```
 #[derive(Clone)]
 pub struct RedisBroker {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
-struct Shared {
-    server: RedisServer,
-    lease: Duration,
-    trim: bool,
+pub(super) struct Shared {
+    pub(super) server: RedisServer,
+    pub(super) lease: Duration,
+    pub(super) trim: bool,
     /// The tasks in our hands, by message id.
     held: Mutex<HashMap<String, InHand>>,
-    caller: Caller,
+    pub(super) caller: Caller,
     reader: tokio::sync::Mutex<Reader>,
 }
 
 /// What we know about a task that we took.
 #[derive(Debug, Clone, Copy)]
-struct InHand {
+pub(super) struct InHand {
     /// A command that ends the claim was sent, and its answer did not come yet or was lost. If the entry is gone, it was
     /// we who removed it.
     ending: bool,
@@ -103,11 +97,11 @@ impl RedisBroker {
         &self.shared.server
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<String, InHand>> {
+    pub(super) fn held(&self) -> MutexGuard<'_, HashMap<String, InHand>> {
         self.shared.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_in_hand(&self, message_id: &str) {
+    pub(super) fn take_in_hand(&self, message_id: &str) {
         let task = InHand {
             ending: false,
             seen: Instant::now(),
@@ -116,12 +110,12 @@ impl RedisBroker {
     }
 
     /// What was given up without a word must not gather here.
-    fn forget_abandoned(&self) {
+    pub(super) fn forget_abandoned(&self) {
         let (now, lease) = (Instant::now(), self.shared.lease);
         self.held().retain(|_, task| now - task.seen < lease * 10);
     }
 
-    fn is_in_hand(&self, message_id: &str) -> bool {
+    pub(super) fn is_in_hand(&self, message_id: &str) -> bool {
         self.held()
             .get(message_id)
             .is_some_and(|task| task.seen.elapsed() < self.shared.lease)
@@ -283,7 +277,7 @@ fn json<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("references have string keys and no `Serialize` that fails")
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -292,7 +286,7 @@ fn failed(claim: &Claim, doing: &str, source: CallError) -> BrokerError {
 }
 
 /// The time of a field, or nothing and a warning.
-fn readable(task_id: &str, field: &str, text: &str) -> Option<Timestamp> {
+pub(super) fn readable(task_id: &str, field: &str, text: &str) -> Option<Timestamp> {
     text.parse()
         .inspect_err(|error| warn!(task_id, field, %error, "task_time_unreadable"))
         .ok()

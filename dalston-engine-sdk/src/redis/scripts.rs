@@ -277,7 +277,7 @@ return removed
 /// Writes a heartbeat, or the whole record with its memberships `KEYS[2..]` if the record `KEYS[1]` is gone or was cut short.
 /// `ARGV` is the instance, the milliseconds that the record lives, how many of the other arguments are the heartbeat's names and
 /// values, these, and those of the whole record. Returns whether the record was there.
-pub(crate) static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| {
+pub(super) static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 local instance, lifetime, fields = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -296,7 +296,7 @@ return there
 
 /// Removes instances from the sets `KEYS` that have no record (`ARGV[1]` and their name), which processes leave that were killed.
 /// Looks at no more than `ARGV[2]` of the first set, picked at random. Returns how many it removed.
-pub(crate) static BURY: LazyLock<Script> = LazyLock::new(|| {
+pub(super) static REMOVE_STALE_INSTANCES: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 local removed = 0

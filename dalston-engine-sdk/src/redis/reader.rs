@@ -13,9 +13,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
+use super::broker::{RedisBroker, milliseconds, readable};
 use super::calls::CallError;
 use super::scripts::{self, HANDED_BACK};
-use super::{RedisBroker, milliseconds, readable};
 use crate::broker::{Broker, BrokerError, Claim, Consumer, Delivery, RedeliveryReason};
 use crate::protocol::{RECORD_TTL_SECONDS, Timestamp, keys};
 

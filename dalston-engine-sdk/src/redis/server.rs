@@ -10,6 +10,8 @@ use redis::{
     RedisResult, Value,
 };
 
+use crate::broker::BrokerError;
+
 /// How long a connection may take to come up, and a command on the shared connection to be answered.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -30,12 +32,12 @@ impl RedisServer {
     /// Nothing is sent yet, so an absent server is not noticed here.
     ///
     /// ```
-    /// use dalston_engine_sdk::broker::RedisServer;
+    /// use dalston_engine_sdk::redis::RedisServer;
     ///
     /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
     /// let server = RedisServer::new("redis://:secret@localhost:6379")?;
     /// assert_eq!(server.address(), "localhost:6379");
-    /// # Ok::<(), dalston_engine_sdk::broker::InvalidRedisUrl>(())
+    /// # Ok::<(), dalston_engine_sdk::redis::InvalidRedisUrl>(())
     /// # }).unwrap();
     /// ```
     ///
@@ -75,10 +77,10 @@ impl RedisServer {
     /// # Errors
     ///
     /// If it does not answer within 5 s.
-    pub async fn ping(&self) -> Result<(), super::BrokerError> {
+    pub async fn ping(&self) -> Result<(), BrokerError> {
         let answer: RedisResult<()> = redis::cmd("PING").query_async(&mut self.shared()).await;
         answer.map_err(|source| {
-            super::BrokerError::new(
+            BrokerError::new(
                 format!("asking Redis at {} for a sign of life", self.address),
                 source,
             )
