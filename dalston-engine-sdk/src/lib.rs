@@ -13,7 +13,7 @@
 //! | run many workers | the page of `worker` (feature `worker`) |
 //! | read or write the platform's documents | [`protocol`] |
 #![cfg_attr(feature = "cli", doc = "")]
-#![cfg_attr(feature = "cli", doc = include_str!("../docs/first-engine.md"))]
+#![cfg_attr(feature = "cli", doc = include_str!("../docs/guides/first-engine.md"))]
 
 /// A place at which a test can make the process fail. No code without the feature `fault-points`.
 macro_rules! fault_point {

@@ -1,6 +1,6 @@
 //! A process that joins a live deployment: [`run`].
 //!
-#![doc = include_str!("../../docs/operations.md")]
+#![doc = include_str!("../../docs/guides/operations.md")]
 
 mod http;
 mod spot;

@@ -45,9 +45,9 @@ fn the_guide_shows_this_engine() {
         .find("use dalston_engine_sdk")
         .zip(source.find("\n#[cfg(test)]"));
     let program = program.and_then(|(from, to)| source.get(from..to)).unwrap();
-    let guide = include_str!("../../../docs/guides/first-engine.md");
+    let guide = include_str!("../../../dalston-engine-sdk/docs/guides/first-engine.md");
     assert!(
         guide.contains(program.trim_end()),
-        "docs/guides/first-engine.md shows another program than src/main.rs"
+        "the guide first-engine.md shows another program than src/main.rs"
     );
 }
