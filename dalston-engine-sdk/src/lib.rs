@@ -14,6 +14,7 @@
 //! | read or write the platform's documents | [`protocol`] |
 #![cfg_attr(feature = "cli", doc = "")]
 #![cfg_attr(feature = "cli", doc = include_str!("../docs/guides/first-engine.md"))]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 /// A place at which a test can make the process fail. No code without the feature `fault-points`.
 macro_rules! fault_point {

@@ -106,6 +106,7 @@
 //! - `ec2`: [`cloud`], which finds out on which EC2 instance the process runs.
 //! - `queue-exporter`: figures of the platform's queues, and the program `dalston-queue-exporter` that serves them.
 //! - `testing`: telemetry that a test keeps to itself, and span trees as literals.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "axum")]
 pub mod axum;
