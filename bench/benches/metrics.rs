@@ -1,9 +1,9 @@
-//! What it costs to count, to observe and to be scraped, beside everybody else in the same run.
+//! The cost of counters, histograms and scrapes, beside five peers in the same run.
 //!
-//! `cargo xtask bench metrics`. The peers take turns, and the shortest of many rounds counts: noise only ever adds. The
-//! figures are in `docs/performance.md`.
+//! `cargo xtask bench metrics`. The cases alternate, and the shortest of many rounds counts,
+//! because noise only adds time.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -25,6 +25,7 @@ use prometheus_client::metrics::counter::Counter as ClientCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram as ClientHistogram;
 use prometheus_client::registry::Registry;
+use testbed::report::{Report, is_quick, median, number};
 
 const ROUNDS: usize = 40;
 const REPETITIONS: u64 = 100_000;
@@ -40,6 +41,14 @@ label! {
 }
 
 fn main() {
+    let mut report = Report::start(&[
+        "prometheus-client",
+        "prometheus",
+        "metrics",
+        "metrics-exporter-prometheus",
+        "measured",
+        "opentelemetry_sdk",
+    ]);
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new()
         .set_buckets(&BOUNDS)
         .unwrap()
@@ -49,17 +58,20 @@ fn main() {
         .build();
     let meter = provider.meter("bench");
     metrics::set_global_recorder(recorder).unwrap();
-    resolved(&meter);
-    labelled(&meter);
-    histograms(&meter);
-    counters_as_text();
-    histograms_as_text();
+    resolved(&mut report, &meter);
+    labelled(&mut report, &meter);
+    histograms(&mut report, &meter);
+    counters_as_text(&mut report);
+    histograms_as_text(&mut report);
+    report.finish();
 }
 
-/// One way to do something.
+/// The name of our case in each comparison.
+const OURS: &str = "dalston-telemetry";
+
 struct Case<'a> {
     name: &'static str,
-    /// Does it so many times.
+    /// Repeats the operation this many times.
     work: Box<dyn Fn(u64) + Send + Sync + 'a>,
 }
 
@@ -70,66 +82,117 @@ fn case<'a>(name: &'static str, work: impl Fn() + Send + Sync + 'a) -> Case<'a> 
     }
 }
 
-/// Prints nanoseconds for each case, alone and on two threads at once. The first case is what ratios are to.
-///
-/// Alone, the shortest round counts. Of two threads that fight over a cache line the luckiest round says nothing: there, rounds
-/// count in which both were at work nearly all the time, and the ratio is the median of the ratios within each round.
-fn compare(title: &str, cases: &[Case<'_>]) {
-    let mut best = vec![f64::INFINITY; cases.len()];
-    let mut together = vec![Vec::new(); cases.len()];
-    for _ in 0..ROUNDS {
-        for (number, case) in cases.iter().enumerate() {
-            best[number] = best[number].min(alone(case));
-            together[number].push((0..TRIES).find_map(|_| on_two_threads(case)));
+fn rounds() -> usize {
+    if is_quick() { 4 } else { ROUNDS }
+}
+
+/// A comparison. Ratios are to its first case.
+struct Comparison {
+    title: &'static str,
+    /// The largest accepted ratio of dalston-telemetry, on one thread.
+    limit: f64,
+}
+
+impl Comparison {
+    /// Reports nanoseconds for each case, on one thread and on two threads at once.
+    ///
+    /// With one thread, the shortest round counts. With two threads that share a cache line, the
+    /// shortest round is meaningless. There, only rounds in which both threads ran at the same time
+    /// count, and the report has the medians of times and of ratios within a round.
+    fn run(&self, report: &mut Report, cases: &[Case<'_>]) {
+        let mut shortest = vec![f64::INFINITY; cases.len()];
+        let mut together = vec![Vec::new(); cases.len()];
+        for _ in 0..rounds() {
+            for (index, case) in cases.iter().enumerate() {
+                shortest[index] = shortest[index].min(on_one_thread(case));
+                together[index].push((0..TRIES).find_map(|_| on_two_threads(case)));
+            }
         }
+        let rows = cases.iter().zip(&shortest).zip(&together);
+        let rows = rows.map(|((case, one), two)| {
+            let times: Vec<f64> = two.iter().copied().flatten().collect();
+            let ratios = two.iter().zip(&together[0]);
+            let ratios: Vec<f64> = ratios
+                .filter_map(|(time, first)| Some((*time)? / (*first)?))
+                .collect();
+            [
+                case.name.to_owned(),
+                number(*one),
+                number(one / shortest[0]),
+                number(median(&times)),
+                number(median(&ratios)),
+            ]
+        });
+        let rows: Vec<_> = rows.collect();
+        let ours = cases.iter().position(|case| case.name == OURS).unwrap();
+        report.at_most(
+            format!("{}, ratio to {}", self.title, cases[0].name),
+            self.limit,
+            shortest[ours] / shortest[0],
+            "",
+        );
+        report.table(
+            &format!("{}, nanoseconds:", self.title),
+            ["", "One thread", "Ratio", "Two threads", "Ratio"],
+            &rows,
+        );
     }
-    println!(
-        "\n{title}\n{:>10} {:>7}   {:>10} {:>7} {:>7}",
-        "one thread", "ratio", "two", "ratio", "rounds"
-    );
-    for ((case, one), two) in cases.iter().zip(&best).zip(&together) {
-        let times: Vec<f64> = two.iter().copied().flatten().collect();
-        let ratios = two.iter().zip(&together[0]);
-        let ratios: Vec<f64> = ratios
-            .filter_map(|(time, first)| Some((*time)? / (*first)?))
-            .collect();
-        println!(
-            "{one:>7.2} ns {:>7.2}   {:>7.2} ns {:>7.2} {:>7}   {}",
-            one / best[0],
-            median(&times),
-            median(&ratios),
-            times.len(),
-            case.name
+
+    /// Reports milliseconds for a text with all series.
+    fn run_texts(&self, report: &mut Report, cases: &[(&str, &dyn Fn() -> String)]) {
+        let mut shortest = vec![Duration::MAX; cases.len()];
+        for _ in 0..rounds() {
+            for ((_, encode), shortest) in cases.iter().zip(&mut shortest) {
+                let started = Instant::now();
+                black_box(encode());
+                *shortest = started.elapsed().min(*shortest);
+            }
+        }
+        let ratio = |time: &Duration| time.as_secs_f64() / shortest[0].as_secs_f64();
+        let rows = cases.iter().zip(&shortest).map(|((name, encode), time)| {
+            let text = encode();
+            [
+                (*name).to_owned(),
+                number(time.as_secs_f64() * 1e3),
+                number(ratio(time)),
+                text.len().to_string(),
+            ]
+        });
+        let rows: Vec<_> = rows.collect();
+        let ours = cases.iter().position(|(name, _)| *name == OURS).unwrap();
+        report.at_most(
+            format!("{}, ratio to {}", self.title, cases[0].0),
+            self.limit,
+            ratio(&shortest[ours]),
+            "",
+        );
+        report.table(
+            &format!("{}:", self.title),
+            ["", "Milliseconds", "Ratio", "Bytes"],
+            &rows,
         );
     }
 }
 
-/// Not a number if there is none.
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// Nanoseconds for one time.
-fn alone(case: &Case<'_>) -> f64 {
+/// Nanoseconds for one repetition.
+fn on_one_thread(case: &Case<'_>) -> f64 {
     let started = Instant::now();
     (case.work)(REPETITIONS);
     started.elapsed().as_nanos() as f64 / REPETITIONS as f64
 }
 
-/// On a busy machine two threads seldom run at the same time.
+/// Attempts to have both threads run at the same time, which is rare on a busy machine.
 const TRIES: usize = 10;
 
-/// Nanoseconds for one time on each of two threads, if they were at work together.
+/// Nanoseconds for one repetition on each of two threads, if both ran at the same time.
 fn on_two_threads(case: &Case<'_>) -> Option<f64> {
     const TOGETHER: f64 = 0.9;
-    /// Shorter than what a busy machine lets a thread run for.
+    /// Shorter than the time slice of a thread on a busy machine.
     const REPETITIONS: u64 = 5_000;
     let (barrier, arrived) = (Barrier::new(2), AtomicU64::new(0));
     let run = || {
         barrier.wait();
-        // The one that is woken comes later than the one that wakes it.
+        // The thread that the barrier wakes starts later than the other one.
         arrived.fetch_add(1, Ordering::AcqRel);
         while arrived.load(Ordering::Acquire) < 2 {
             std::hint::spin_loop();
@@ -150,7 +213,7 @@ fn on_two_threads(case: &Case<'_>) -> Option<f64> {
     together.then(|| whole.as_nanos() as f64 / REPETITIONS as f64)
 }
 
-fn resolved(meter: &opentelemetry::metrics::Meter) {
+fn resolved(report: &mut Report, meter: &opentelemetry::metrics::Meter) {
     let bare = AtomicU64::new(0);
     let family = DenseFamily::<(Kind, Route), Counter>::default();
     let ours = family.with((Kind::User, Route::Job));
@@ -160,15 +223,19 @@ fn resolved(meter: &opentelemetry::metrics::Meter) {
     let exporter = metrics::counter!("resolved", "kind" => "user", "route" => "/v1/jobs/{id}");
     let measured = measured::Counter::new();
     let otel = meter.u64_counter("resolved").build();
-    compare(
-        "A counter whose labels were looked up before",
+    Comparison {
+        title: "A counter, looked up before",
+        limit: 1.10,
+    }
+    .run(
+        report,
         &[
             case("a bare relaxed atomic addition", || {
                 black_box(&bare).fetch_add(1, Ordering::Relaxed);
             }),
             case("dalston-telemetry", || black_box(ours).inc()),
             case(
-                "dalston-telemetry, with an exemplar if there is a span (there is none)",
+                "dalston-telemetry, with an exemplar of the current span (there is none)",
                 || {
                     black_box(ours).inc_in(Exemplar::current());
                 },
@@ -188,15 +255,19 @@ fn resolved(meter: &opentelemetry::metrics::Meter) {
     );
 }
 
-fn labelled(meter: &opentelemetry::metrics::Meter) {
+fn labelled(report: &mut Report, meter: &opentelemetry::metrics::Meter) {
     let bare = AtomicU64::new(0);
     let ours = DenseFamily::<(Kind, Route), Counter>::default();
     let client = Family::<ClientLabels, ClientCounter>::default();
     let tikv = prometheus::IntCounterVec::new(prometheus::Opts::new("a", "a"), &["kind", "route"]).unwrap();
     let measured = CounterVec::<MeasuredSet>::default();
     let otel = meter.u64_counter("labelled").build();
-    compare(
-        "A counter with two labels, of 3 and 4 values known beforehand",
+    Comparison {
+        title: "A counter with two closed labels of 3 and 4 values",
+        limit: 1.20,
+    }
+    .run(
+        report,
         &[
             case("a bare relaxed atomic addition", || {
                 black_box(&bare).fetch_add(1, Ordering::Relaxed);
@@ -235,7 +306,7 @@ fn labelled(meter: &opentelemetry::metrics::Meter) {
     );
 }
 
-fn histograms(meter: &opentelemetry::metrics::Meter) {
+fn histograms(report: &mut Report, meter: &opentelemetry::metrics::Meter) {
     const SOME: f64 = 7.0;
     static STATIC: [f64; 14] = BOUNDS;
     let client = ClientHistogram::new(BOUNDS);
@@ -250,15 +321,19 @@ fn histograms(meter: &opentelemetry::metrics::Meter) {
         .f64_histogram("resolved_histogram")
         .with_boundaries(BOUNDS.to_vec())
         .build();
-    compare(
-        "A histogram with 14 bounds, looked up before",
+    Comparison {
+        title: "A histogram with 14 bounds, looked up before",
+        limit: 0.85,
+    }
+    .run(
+        report,
         &[
             case("prometheus-client", || {
                 black_box(&client).observe(black_box(SOME))
             }),
             case("dalston-telemetry", || black_box(&ours).observe(black_box(SOME))),
             case(
-                "dalston-telemetry, with an exemplar if there is a span (there is none)",
+                "dalston-telemetry, with an exemplar of the current span (there is none)",
                 || {
                     black_box(&traced).observe_in(black_box(SOME), Exemplar::current());
                 },
@@ -277,36 +352,7 @@ fn histograms(meter: &opentelemetry::metrics::Meter) {
     );
 }
 
-/// Prints milliseconds for a text with all series of each.
-fn compare_texts(title: &str, cases: &[(&str, &dyn Fn() -> String)]) {
-    let mut best = vec![Duration::MAX; cases.len()];
-    for _ in 0..ROUNDS {
-        for ((_, encode), best) in cases.iter().zip(&mut best) {
-            let started = Instant::now();
-            black_box(encode());
-            *best = started.elapsed().min(*best);
-        }
-    }
-    println!(
-        "\n{title}\n{:>11} {:>7} {:>10} {:>8}",
-        "time", "ratio", "bytes", "samples"
-    );
-    for ((name, encode), time) in cases.iter().zip(&best) {
-        let text = encode();
-        let samples = text
-            .lines()
-            .filter(|line| !line.starts_with('#') && !line.is_empty());
-        println!(
-            "{:>8.3} ms {:>7.2} {:>10} {:>8}   {name}",
-            time.as_secs_f64() * 1e3,
-            time.as_secs_f64() / best[0].as_secs_f64(),
-            text.len(),
-            samples.count(),
-        );
-    }
-}
-
-fn counters_as_text() {
+fn counters_as_text(report: &mut Report) {
     let pairs = || (0..10_000).map(|n| (format!("model-{}", n % 100), format!("worker-{}", n / 100)));
 
     let ours = Metrics::new();
@@ -344,11 +390,15 @@ fn counters_as_text() {
     }
     let encoder = std::cell::RefCell::new(BufferedTextEncoder::new());
     let exporter = recorder.handle();
-    compare_texts(
-        "The text of 10,000 counters with two labels",
+    Comparison {
+        title: "Text of 10,000 counters with two labels",
+        limit: 0.30,
+    }
+    .run_texts(
+        report,
         &[
             ("prometheus-client", &|| client_text(&client)),
-            ("dalston-telemetry, OpenMetrics", &|| ours.encode()),
+            ("dalston-telemetry", &|| ours.encode()),
             ("dalston-telemetry, Prometheus text", &|| {
                 ours.encode_as(TextFormat::Prometheus)
             }),
@@ -363,7 +413,7 @@ fn counters_as_text() {
     );
 }
 
-fn histograms_as_text() {
+fn histograms_as_text(report: &mut Report) {
     static STATIC: [f64; 14] = BOUNDS;
     let pairs = || (0..600).map(|n| (format!("model-{}", n % 30), format!("worker-{}", n / 30)));
 
@@ -390,11 +440,15 @@ fn histograms_as_text() {
             .get_or_create(&OpenLabels { model, worker })
             .observe(7.0);
     }
-    compare_texts(
-        "The text of 600 histograms with two labels and 14 bounds",
+    Comparison {
+        title: "Text of 600 histograms with two labels and 14 bounds",
+        limit: 0.20,
+    }
+    .run_texts(
+        report,
         &[
             ("prometheus-client", &|| client_text(&client)),
-            ("dalston-telemetry, OpenMetrics", &|| ours.encode()),
+            ("dalston-telemetry", &|| ours.encode()),
             ("prometheus", &|| tikv_text(&tikv)),
         ],
     );

@@ -1,10 +1,11 @@
-//! What a span costs that is recorded and exported, beside tracing-opentelemetry as it comes, behind the SDK's batch processor
-//! and the exporter of opentelemetry-otlp.
+//! The cost of an exported span. The peer is tracing-opentelemetry with its defaults, the SDK's
+//! batch processor and the exporter of opentelemetry-otlp.
 //!
-//! `cargo xtask bench spans`. Both send OTLP over HTTP to the same kind of receiver, in a process of its own. Each measurement
-//! is a process, too; the cases take turns, and the median of their rounds counts. A burst of spans is followed by a flush, so
-//! that no queue is ever full: a span that is dropped costs less. Time is processor time, as the kernel counts it for each
-//! thread: that of the thread that makes the spans, and that of all threads, which adds encoding and sending.
+//! `cargo xtask bench spans`. Both send OTLP over HTTP to the same kind of receiver, in its own
+//! process. Each measurement is a process, too. The cases alternate, and the median of the rounds
+//! counts. A flush follows each burst of spans, so that no queue overflows: a dropped span costs
+//! less. Times are processor times of the kernel, for the thread that creates the spans and for all
+//! threads, which includes encoding and sending.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -23,34 +24,36 @@ use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{BatchSpanProcessor, SdkTracerProvider};
 use serde_json::{Value, json};
+use testbed::report::{Report, is_quick, median, number};
 use tracing::{info, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::layer::SubscriberExt;
 
 const ROUNDS: usize = 9;
 const BURSTS: usize = 300;
-/// Below a quarter of what the queues hold.
+/// Less than a quarter of the size of the queues.
 const SPANS: usize = 500;
 
+/// The argument that selects a case, and its row in the table.
 const CASES: [(&str, &str); 3] = [
     (
         "peer",
         "tracing-opentelemetry's defaults, SDK, opentelemetry-otlp",
     ),
     ("ours", "dalston-telemetry"),
-    ("ours-logs", "dalston-telemetry, with its log lines"),
+    ("ours-logs", "dalston-telemetry, with log lines"),
 ];
 
-/// A name, and what makes spans until there are [`SPANS`].
+/// The name of a kind of span, and a function that creates [`SPANS`] of them.
 type Work = (&'static str, fn());
 
 const WORK: [Work; 2] = [
     ("a span with two fields", two_fields),
-    (
-        "a span of a task of the runner (five spans, 17 attributes, an event)",
-        tasks,
-    ),
+    ("a span of a task (five spans, 17 attributes, an event)", tasks),
 ];
+
+/// Processor time of all threads for an exported span, as a part of the peer's.
+const LIMIT: f64 = 0.75;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -67,40 +70,50 @@ fn main() {
 }
 
 fn report() {
-    println!(
-        "Processor nanoseconds a span, median of {ROUNDS} interleaved rounds of {} spans",
-        BURSTS * SPANS
-    );
-    for (number, (what, _)) in WORK.iter().enumerate() {
-        println!(
-            "\n{what}\n{:<62} {:>10} {:>7} {:>12} {:>7}",
-            "", "its thread", "ratio", "all threads", "ratio"
-        );
-        let mut figures = [const { Vec::new() }; CASES.len()];
-        for _ in 0..ROUNDS {
-            for ((case, _), figures) in CASES.iter().zip(&mut figures) {
-                figures.push(run(case, number));
+    let mut report = Report::start(&["tracing-opentelemetry", "opentelemetry_sdk", "opentelemetry-otlp"]);
+    let rounds = if is_quick() { 1 } else { ROUNDS };
+    for (number_of_work, (work, _)) in WORK.iter().enumerate() {
+        let mut values = [const { Vec::new() }; CASES.len()];
+        for _ in 0..rounds {
+            for ((case, _), values) in CASES.iter().zip(&mut values) {
+                values.push(run(case, number_of_work));
             }
         }
-        let medians = figures.map(|rounds| {
+        let medians = values.map(|rounds| {
             [0, 1].map(|column| {
-                let mut values: Vec<f64> = rounds.iter().map(|round| round[column]).collect();
-                values.sort_unstable_by(f64::total_cmp);
-                values[values.len() / 2]
+                let values: Vec<f64> = rounds.iter().map(|round| round[column]).collect();
+                median(&values)
             })
         });
-        for ((_, about), [thread, all]) in CASES.iter().zip(medians) {
-            let [peer_thread, peer_all] = medians[0];
-            println!(
-                "  {about:<60} {thread:>10.0} {:>7.2} {all:>12.0} {:>7.2}",
-                thread / peer_thread,
-                all / peer_all
-            );
-        }
+        let [peer_thread, peer_all] = medians[0];
+        let rows = CASES.iter().zip(medians).map(|((_, about), [thread, all])| {
+            [
+                (*about).to_owned(),
+                number(thread),
+                number(thread / peer_thread),
+                number(all),
+                number(all / peer_all),
+            ]
+        });
+        report.at_most(
+            format!("{work}: processor time of all threads, ratio to the peer"),
+            LIMIT,
+            medians[1][1] / peer_all,
+            "",
+        );
+        report.table(
+            &format!(
+                "Processor nanoseconds for {work}, medians of {rounds} interleaved rounds of {} spans:",
+                BURSTS * SPANS
+            ),
+            ["", "Thread that ends it", "Ratio", "All threads", "Ratio"],
+            &rows.collect::<Vec<_>>(),
+        );
     }
+    report.finish();
 }
 
-/// Nanoseconds for a span: of the thread that makes it, of all threads.
+/// Nanoseconds for a span: of the thread that creates it, and of all threads.
 fn run(case: &str, work: usize) -> [f64; 2] {
     let receiver = Server::start(&["--serve"]);
     let output = Command::new(std::env::current_exe().unwrap())
@@ -121,27 +134,27 @@ fn measure(case: &str, work: usize, url: &str) -> Value {
         _ => Exporter::ours(url, case == "ours-logs"),
     };
     let (bursts, next) = mpsc::sync_channel::<()>(0);
-    let (made, done) = mpsc::sync_channel(0);
-    let maker = std::thread::spawn(move || {
+    let (created, done) = mpsc::sync_channel(0);
+    let creator = std::thread::spawn(move || {
         for () in next {
             WORK[work].1();
-            made.send(()).unwrap();
+            created.send(()).unwrap();
         }
         nanoseconds("/proc/thread-self/schedstat")
     });
     let mut before = 0;
     for burst in 0..WARM_UP + BURSTS {
         if burst == WARM_UP {
-            before = of_all_threads();
+            before = nanoseconds_of_all_threads();
         }
         bursts.send(()).unwrap();
         done.recv().unwrap();
         exporter.flush();
     }
-    let all = of_all_threads() - before;
+    let all = nanoseconds_of_all_threads() - before;
     drop(bursts);
-    // The warm-up is in it, for both alike.
-    let thread = maker.join().unwrap() as f64 * BURSTS as f64 / (WARM_UP + BURSTS) as f64;
+    // Includes the warm-up, in every case.
+    let thread = creator.join().unwrap() as f64 * BURSTS as f64 / (WARM_UP + BURSTS) as f64;
     json!({"thread": thread, "all": all, "dropped": exporter.dropped()})
 }
 
@@ -182,7 +195,7 @@ fn tasks() {
     }
 }
 
-/// What has to be flushed, and lives until the end.
+/// The exporter of a case, which lives until the process ends.
 enum Exporter {
     Ours(Telemetry),
     Peer(SdkTracerProvider),
@@ -204,7 +217,7 @@ impl Exporter {
     }
 
     fn peer(url: &str) -> Self {
-        // Its HTTP client wants one even where nothing is encrypted.
+        // The HTTP client of the peer needs a provider even without TLS.
         rustls::crypto::ring::default_provider()
             .install_default()
             .unwrap();
@@ -219,7 +232,8 @@ impl Exporter {
             .with_span_processor(BatchSpanProcessor::builder(exporter).build())
             .build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("bench"));
-        // The exporter's own crates, as the documents of opentelemetry-otlp say; ours leaves them out by itself.
+        // opentelemetry-otlp asks its users to filter out the crates that it uses. Ours does so
+        // itself.
         let filter = tracing_subscriber::filter::filter_fn(|metadata| {
             !["hyper", "reqwest", "opentelemetry", "h2"]
                 .iter()
@@ -238,7 +252,7 @@ impl Exporter {
         }
     }
 
-    /// The peer would have failed in `flush`, or says so in its log.
+    /// Dropped spans. The peer reports them as an error of `flush` or in its log.
     fn dropped(&self) -> u64 {
         match self {
             Self::Ours(telemetry) => telemetry.handle().export_stats().dropped_total(),
@@ -248,7 +262,7 @@ impl Exporter {
 }
 
 /// Processor time of all threads of this process, in nanoseconds.
-fn of_all_threads() -> u64 {
+fn nanoseconds_of_all_threads() -> u64 {
     let threads = fs::read_dir("/proc/self/task").unwrap();
     let threads = threads.map(|thread| thread.unwrap().path().join("schedstat"));
     threads.map(|file| nanoseconds(file.to_str().unwrap())).sum()
@@ -259,7 +273,7 @@ fn nanoseconds(file: &str) -> u64 {
     text.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// Takes spans and does nothing with them.
+/// Accepts spans and discards them.
 fn serve() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

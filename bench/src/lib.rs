@@ -3,20 +3,21 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-/// A server in a process of its own, so that what it uses is not counted as ours. It serves until this value is gone.
+/// A server in its own process, so that its processor time and memory are not measured. It ends
+/// when this value is dropped.
 #[derive(Debug)]
 pub struct Server {
     process: Child,
-    /// Where it listens.
+    /// Its address.
     pub url: String,
 }
 
 impl Server {
-    /// Starts this program again with these arguments, which has to print where it listens.
+    /// Starts this program again with these arguments. That process prints its address.
     ///
     /// # Panics
     ///
-    /// If that is not possible.
+    /// If the process does not start or prints nothing.
     #[must_use]
     pub fn start(arguments: &[&str]) -> Self {
         let program = std::env::current_exe().expect("a program has a path");
@@ -26,10 +27,10 @@ impl Server {
             .spawn()
             .expect("the server can be started");
         let mut url = String::new();
-        let output = process.stdout.take().expect("it was asked for");
+        let output = process.stdout.take().expect("standard output is piped");
         BufReader::new(output)
             .read_line(&mut url)
-            .expect("the server says where it listens");
+            .expect("the server prints its address");
         let url = url.trim().to_owned();
         Self { process, url }
     }

@@ -1,10 +1,11 @@
-//! Whether download, inference and upload overlap, and what the runner itself costs per task.
+//! The overlap of download, inference and upload, and the cost of the runner itself for a task.
 //!
-//! `cargo xtask bench overlap`. Times are those of sleeps, so neither the machine nor the build profile matters much:
-//! a store that takes 200 ms each way, an engine that takes 200 ms, one inference thread. The peer is a loop that does
-//! the same things one after the other, in the same run. The second part is a task of which nothing takes any time.
+//! `cargo xtask bench overlap`. The times are sleeps, so that machine and build profile hardly
+//! matter: a store that takes 200 ms in each direction, an engine that takes 200 ms, and one
+//! inference thread. The peer is a serial loop with the same steps in the same run. The second part
+//! measures tasks whose steps take no time.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used)]
+#![allow(clippy::unwrap_used)]
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -27,10 +28,13 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 use serde_json::{Value, json};
+use testbed::report::{Report, is_quick, number};
 
 const TASKS: usize = 50;
+/// Percent of the time from the first start of inference to the last end.
+const LIMIT_BUSY: f64 = 95.0;
 const INFERENCE: Duration = Duration::from_millis(200);
-/// A task reads two objects, `request.json` and its audio, and writes one.
+/// A task reads two objects, `request.json` and its audio, and writes one object.
 const PER_GET: Duration = Duration::from_millis(100);
 const PER_PUT: Duration = Duration::from_millis(200);
 const AUDIO: &str = "jobs/shared/audio.wav";
@@ -41,33 +45,36 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
-    println!("{TASKS} tasks, store 200 ms each way, inference 200 ms, one inference thread");
-    let serial = runtime.block_on(serial_loop());
-    println!(
-        "  serial loop       inference thread busy {:5.1} %",
-        serial * 100.0
-    );
-    let overlapped = runtime.block_on(through_runner());
-    println!(
-        "  runner            inference thread busy {:5.1} %",
-        overlapped * 100.0
-    );
-    println!("  ratio             {:.2}", overlapped / serial);
-    for slots in [1, 2] {
-        let rate = runtime.block_on(empty_tasks(slots));
-        println!(
-            "empty tasks, {slots} slot(s): {rate:.0} tasks/s, {:.0} µs per task",
-            1e6 / rate
-        );
+    let mut report = Report::start(&["tokio"]);
+    let tasks = if is_quick() { 10 } else { TASKS };
+    let serial = 100.0 * runtime.block_on(serial_loop(tasks));
+    let overlapped = 100.0 * runtime.block_on(through_runner(tasks));
+    if !is_quick() {
+        report.at_least("busy inference thread", LIMIT_BUSY, overlapped, "%");
     }
+    report.table(
+        &format!("{tasks} tasks; store 200 ms in each direction, inference 200 ms, one inference thread:"),
+        ["", "Inference thread busy, %"],
+        &[("a serial loop", serial), ("the runner", overlapped)]
+            .map(|(name, busy)| [name.to_owned(), number(busy)]),
+    );
+    report.table(
+        "Tasks whose steps take no time, from memory:",
+        ["", "Tasks/s", "Microseconds for a task"],
+        &[1, 2].map(|slots| {
+            let rate = runtime.block_on(empty_tasks(slots));
+            [format!("{slots} slots"), number(rate), number(1e6 / rate)]
+        }),
+    );
+    report.finish();
 }
 
-/// When inference began and ended, task by task.
-type Stretches = Arc<Mutex<Vec<(Instant, Instant)>>>;
+/// The start and end of inference of each task.
+type Intervals = Arc<Mutex<Vec<(Instant, Instant)>>>;
 
 struct Sleeper {
-    takes: Duration,
-    stretches: Stretches,
+    duration: Duration,
+    intervals: Intervals,
 }
 
 impl Engine for Sleeper {
@@ -83,42 +90,42 @@ impl Engine for Sleeper {
     }
 
     fn process(&self, (): &mut (), _: &TaskRequest, _: &TaskContext) -> Result<Value, TaskError> {
-        infer(self.takes, &self.stretches);
+        infer(self.duration, &self.intervals);
         Ok(json!({}))
     }
 }
 
-fn infer(takes: Duration, stretches: &Stretches) {
+fn infer(duration: Duration, intervals: &Intervals) {
     let begun = Instant::now();
-    if !takes.is_zero() {
-        thread::sleep(takes);
+    if !duration.is_zero() {
+        thread::sleep(duration);
     }
-    stretches.lock().unwrap().push((begun, Instant::now()));
+    intervals.lock().unwrap().push((begun, Instant::now()));
 }
 
-/// The busy part of the time between the first start and the last end.
-fn busy_ratio(stretches: &Stretches) -> f64 {
-    let stretches = stretches.lock().unwrap();
-    let busy: Duration = stretches.iter().map(|(begun, ended)| *ended - *begun).sum();
-    let first = stretches.iter().map(|(begun, _)| *begun).min().unwrap();
-    let last = stretches.iter().map(|(_, ended)| *ended).max().unwrap();
+/// The busy part of the time from the first start to the last end.
+fn busy_ratio(intervals: &Intervals) -> f64 {
+    let intervals = intervals.lock().unwrap();
+    let busy: Duration = intervals.iter().map(|(begun, ended)| *ended - *begun).sum();
+    let first = intervals.iter().map(|(begun, _)| *begun).min().unwrap();
+    let last = intervals.iter().map(|(_, ended)| *ended).max().unwrap();
     busy.as_secs_f64() / (last - first).as_secs_f64()
 }
 
-async fn through_runner() -> f64 {
-    let stretches = Stretches::default();
+async fn through_runner(tasks: usize) -> f64 {
+    let intervals = Intervals::default();
     let engine = Sleeper {
-        takes: INFERENCE,
-        stretches: Arc::clone(&stretches),
+        duration: INFERENCE,
+        intervals: Arc::clone(&intervals),
     };
-    run(engine, slow_store(), TASKS, 1).await;
-    busy_ratio(&stretches)
+    run(engine, slow_store(), tasks, 1).await;
+    busy_ratio(&intervals)
 }
 
-async fn serial_loop() -> f64 {
-    let stretches = Stretches::default();
+async fn serial_loop(tasks: usize) -> f64 {
+    let intervals = Intervals::default();
     let store = slow_store();
-    for number in 0..TASKS {
+    for number in 0..tasks {
         let name = format!("t{number}");
         submit(&store.1, &name).await;
         let request = store
@@ -129,8 +136,8 @@ async fn serial_loop() -> f64 {
         let request = TaskRequestData::from_slice(&request).unwrap();
         let audio = &request.artifact_index["audio"].storage_locator;
         store.0.read(audio, 1 << 20).await.unwrap();
-        let stretches = Arc::clone(&stretches);
-        tokio::task::spawn_blocking(move || infer(INFERENCE, &stretches))
+        let intervals = Arc::clone(&intervals);
+        tokio::task::spawn_blocking(move || infer(INFERENCE, &intervals))
             .await
             .unwrap();
         store
@@ -139,7 +146,7 @@ async fn serial_loop() -> f64 {
             .await
             .unwrap();
     }
-    busy_ratio(&stretches)
+    busy_ratio(&intervals)
 }
 
 async fn empty_tasks(slots: usize) -> f64 {
@@ -147,14 +154,14 @@ async fn empty_tasks(slots: usize) -> f64 {
     let store = Store::memory();
     let begun = Instant::now();
     let engine = Sleeper {
-        takes: Duration::ZERO,
-        stretches: Stretches::default(),
+        duration: Duration::ZERO,
+        intervals: Intervals::default(),
     };
     run(engine, (store.clone(), store), count, slots).await;
     count as f64 / begun.elapsed().as_secs_f64()
 }
 
-/// Runs tasks through a real runner; the second store is the same one without the delays.
+/// Runs tasks through a real runner. The second store is the first one without its delays.
 async fn run(engine: Sleeper, (store, fast): (Store, Store), count: usize, slots: usize) {
     let broker = MemoryBroker::new();
     for number in 0..count {
@@ -197,7 +204,7 @@ fn slow_store() -> (Store, Store) {
     (slow, Store::new(objects, "bench"))
 }
 
-/// A store on the far side of a network.
+/// A store with the latency of a network.
 #[derive(Debug)]
 struct Slow(Arc<InMemory>);
 

@@ -1,15 +1,7 @@
-//! What a log line costs, beside the JSON formatter of tracing-subscriber in the same run, and what a span costs
-//! while lines are written and nobody exports spans.
+//! The cost of a JSON log line, beside the JSON formatter of tracing-subscriber in the same run.
 //!
-//! `cargo bench -p dalston-telemetry --bench log_line`. Lines go to a writer that forgets them. The peers take turns,
-//! and the shortest of many rounds counts: noise only ever adds.
-//!
-//! Intel Xeon, two shared cores, Rust 1.95, tracing-subscriber 0.3.23 with flattened events and the current span:
-//! a line takes 0.16 to 0.30 of its time, within a task 0.04 to 0.14 (the task's fields are set once, not kept per
-//! span), within a traced task 0.2 to 0.5 (what remains is the event on the span). No allocation per line. A span
-//! that nobody exports takes 0.9 ns beside our lines, 0.6 ns without any subscriber, and 650 ns beside theirs.
-
-#![allow(clippy::print_stdout)]
+//! `cargo xtask bench log`. The lines go to a writer that discards them. The cases alternate, and
+//! the shortest of many rounds counts, because noise only adds time.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -19,79 +11,91 @@ use std::time::Instant;
 
 use dalston_telemetry::context::LogContext;
 use dalston_telemetry::{Env, LogFormat, LogWriter, SpanCollector, Telemetry};
+use testbed::report::{Report, is_quick, number};
 use tracing::dispatcher::with_default;
 use tracing::{Dispatch, info, info_span};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 const ROUNDS: u32 = 60;
+const QUICK_ROUNDS: u32 = 5;
 const LINES: u32 = 5_000;
 
 fn main() {
-    spans();
-    println!();
-    allocations();
-    println!();
+    let mut report = Report::start(&["tracing-subscriber"]);
+    let ours = our_subscriber(false);
+    let ours_traced = our_subscriber(true);
+    let theirs = their_subscriber();
 
-    let ours = ours(false);
-    let ours_traced = ours_with_spans();
-    let theirs = theirs();
-
-    println!(
-        "{:<44} {:>10} {:>22} {:>7}",
-        "", "ours", "tracing-subscriber", "ratio"
-    );
-    row("message only", &ours, &theirs, || info!("task_received"));
-    row("message, three fields", &ours, &theirs, three_fields);
-    row("formatted message, url, float", &ours, &theirs, formatted);
-
-    // The fields of the task: set once with us, a span of which every field is kept with them.
+    // The peer repeats the fields of a span in every line. Ours takes the fields of the task from a
+    // `LogContext`.
     let task = LogContext::new().job_id(JOB).task_id(TASK).engine_id("whisper");
-    let with_context = |f: fn()| {
+    let within_context = || {
         best(&ours, || {
             let _guard = task.enter();
-            repeat(f);
+            repeat(three_fields);
         })
     };
-    let with_span = |dispatch: &Dispatch, f: fn()| {
+    let within_span = |dispatch: &Dispatch| {
         best(dispatch, || {
             let span = info_span!("task", job_id = JOB, task_id = TASK, engine_id = "whisper");
             let _guard = span.enter();
-            repeat(f);
+            repeat(three_fields);
         })
     };
-    print_row(
-        "three fields, within a task",
-        with_context(three_fields),
-        with_span(&theirs, three_fields),
+    let alone = |line: fn()| alternate(|| best(&ours, || repeat(line)), || best(&theirs, || repeat(line)));
+    let cases = [
+        ("a message", 0.40, alone(|| info!("task_received"))),
+        ("a message and three fields", 0.40, alone(three_fields)),
+        ("a formatted message, a URL and a number", 0.40, alone(formatted)),
+        (
+            "three fields, within a task",
+            0.15,
+            alternate(within_context, || within_span(&theirs)),
+        ),
+        (
+            "three fields, within a traced task",
+            0.50,
+            alternate(|| within_span(&ours_traced), || within_span(&theirs)),
+        ),
+    ];
+    let rows = cases.map(|(name, limit, [ours, theirs])| {
+        report.at_most(
+            format!("{name}, ratio to tracing-subscriber"),
+            limit,
+            ours / theirs,
+            "",
+        );
+        [
+            name.to_owned(),
+            number(ours),
+            number(theirs),
+            number(ours / theirs),
+        ]
+    });
+    let [ours_allocates, theirs_allocates] = allocations();
+    report.at_most("allocations of a line", 0.0, ours_allocates, "");
+    report.table(
+        "Nanoseconds for a log line:",
+        ["", "dalston-telemetry", "tracing-subscriber", "Ratio"],
+        &rows,
     );
-    print_row(
-        "three fields, within a task that is traced",
-        with_span(&ours_traced, three_fields),
-        with_span(&theirs, three_fields),
+    report.table(
+        "Allocations for a log line:",
+        ["", "dalston-telemetry", "tracing-subscriber"],
+        &[[
+            "a formatted message, a URL and a number".to_owned(),
+            number(ours_allocates),
+            number(theirs_allocates),
+        ]],
     );
+    report.finish();
 }
 
-/// Alone with each subscriber: as long as another one lives, callsites ask every time.
-fn spans() {
-    let span = || {
-        let span = info_span!("step", task_id = TASK, attempt = 1);
-        let _guard = black_box(&span).enter();
-    };
-    let cost = |dispatch: Dispatch| best(&dispatch, || repeat(span));
-    let disabled = cost(Dispatch::none());
-    let ours = cost(ours(false));
-    let theirs = cost(theirs());
-    println!(
-        "a span that nobody exports: {disabled:.1} ns without a subscriber, {ours:.1} ns with our log lines,"
-    );
-    println!("  {theirs:.1} ns with those of tracing-subscriber");
-}
-
-/// How often a line asks for memory, once its thread's buffers have grown.
-fn allocations() {
+/// Allocations of a line, after the buffers of its thread have grown: ours and theirs.
+fn allocations() -> [f64; 2] {
     let task = LogContext::new().job_id(JOB).task_id(TASK).engine_id("whisper");
-    let per_line = |dispatch: Dispatch| {
+    [our_subscriber(false), their_subscriber()].map(|dispatch| {
         with_default(&dispatch, || {
             let _guard = task.enter();
             repeat(formatted);
@@ -99,9 +103,7 @@ fn allocations() {
             repeat(formatted);
             (ALLOCATIONS.get() - before) as f64 / f64::from(LINES)
         })
-    };
-    let (ours, theirs) = (per_line(ours(false)), per_line(theirs()));
-    println!("allocations per line: {ours:.3} ours, {theirs:.3} tracing-subscriber");
+    })
 }
 
 thread_local! {
@@ -113,23 +115,23 @@ struct Counting;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: everything is passed on to the system's allocator as it came.
+// SAFETY: every call is passed to the system's allocator unchanged.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as of this function.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as of this function.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe { System.dealloc(memory, layout) }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as of this function.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe { System.realloc(memory, layout, size) }
     }
 }
@@ -156,25 +158,21 @@ fn formatted() {
     );
 }
 
-fn ours(traced: bool) -> Dispatch {
+fn our_subscriber(is_traced: bool) -> Dispatch {
     let mut builder = Telemetry::builder("engine-bench")
         .env(Env::default())
         .log_format(LogFormat::Json)
         .log_writer(LogWriter::new(io::sink()));
-    if traced {
+    if is_traced {
         builder = builder.span_collector(SpanCollector::new());
     }
     let (layer, telemetry) = builder.into_layer().expect("the environment is empty");
-    // Ends with the process.
+    // Telemetry lives until the process ends.
     std::mem::forget(telemetry);
     Dispatch::new(Registry::default().with(layer))
 }
 
-fn ours_with_spans() -> Dispatch {
-    ours(true)
-}
-
-fn theirs() -> Dispatch {
+fn their_subscriber() -> Dispatch {
     let layer = tracing_subscriber::fmt::layer()
         .json()
         .flatten_event(true)
@@ -184,21 +182,13 @@ fn theirs() -> Dispatch {
     Dispatch::new(Registry::default().with(layer))
 }
 
-fn row(name: &str, ours: &Dispatch, theirs: &Dispatch, f: fn()) {
-    // In turns, so that both see the same machine.
-    let (mut our_best, mut their_best) = (f64::MAX, f64::MAX);
+/// The best of three rounds of each, which alternate so that the state of the machine affects both.
+fn alternate(ours: impl Fn() -> f64, theirs: impl Fn() -> f64) -> [f64; 2] {
+    let mut best = [f64::INFINITY; 2];
     for _ in 0..3 {
-        our_best = our_best.min(best(ours, || repeat(f)));
-        their_best = their_best.min(best(theirs, || repeat(f)));
+        best = [best[0].min(ours()), best[1].min(theirs())];
     }
-    print_row(name, our_best, their_best);
-}
-
-fn print_row(name: &str, ours: f64, theirs: f64) {
-    println!(
-        "{name:<44} {ours:>7.0} ns {theirs:>19.0} ns {:>7.2}",
-        ours / theirs
-    );
+    best
 }
 
 fn repeat(f: impl Fn()) {
@@ -209,8 +199,9 @@ fn repeat(f: impl Fn()) {
 
 /// Nanoseconds for one of the [`LINES`] in the best round.
 fn best(dispatch: &Dispatch, round: impl Fn()) -> f64 {
+    let rounds = if is_quick() { QUICK_ROUNDS } else { ROUNDS };
     with_default(dispatch, || {
-        (0..ROUNDS)
+        (0..rounds)
             .map(|_| {
                 let start = Instant::now();
                 round();

@@ -1,21 +1,18 @@
-//! What a span costs, with tracing off and on, beside what it costs with other subscribers.
+//! The cost of a span on the thread that creates it, with tracing off and on, beside other
+//! subscribers.
 //!
-//! `cargo xtask bench telemetry`, or `cargo bench -p dalston-telemetry --bench spans`.
+//! `cargo xtask bench telemetry`.
 //!
-//! Every case runs in a process of its own, because a subscriber is for the whole process and because interest in a
-//! callsite is remembered. The cases take turns for several rounds, and of each the fastest round counts.
-//! Figures are nanoseconds for one span with two fields, started, entered, left and ended. With the collector away most spans are
-//! dropped; what exporting costs beside others is measured by `cargo xtask bench spans`.
-//!
-//! Measured on 2026-11-20 (Intel(R) Xeon(R) Processor, 2 cores that were busy with other builds, Rust 1.95.0, tracing 0.1.44,
-//! opentelemetry_sdk 0.33.1): no subscriber 0.65 to 0.88, off 0.93 to 0.97, tracing-subscriber's log lines 287,
-//! opentelemetry_sdk's batch processor 766 to 846, tracing on with the collector away 962 to 1021 (without a log
-//! layer, as the batch processor has none), not sampled 981, in memory 1090 to 1235 (both with the log layer).
+//! Each case runs in its own process, because a subscriber is for the whole process and `tracing`
+//! caches the interest in a callsite. The cases alternate, and the fastest round of each counts. A
+//! value is nanoseconds for one span with two fields that is started, entered, left and ended. In
+//! the case without a collector most spans are dropped; `cargo xtask bench spans` measures exported
+//! spans.
 
 #![allow(clippy::print_stdout)]
 
 use std::hint::black_box;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use dalston_telemetry::opentelemetry::trace::TracerProvider as _;
@@ -24,37 +21,41 @@ use dalston_telemetry::opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, SpanData, SpanExporter,
 };
 use dalston_telemetry::{Env, LogWriter, SpanCollector, Telemetry};
+use testbed::report::{Report, is_quick, number};
 use tracing::info_span;
 use tracing_subscriber::layer::SubscriberExt;
 
 const ROUNDS: usize = 5;
 
+/// Nanoseconds for a span while tracing is off: about one.
+const LIMIT_OFF: f64 = 1.5;
+
 struct Case {
     name: &'static str,
     what: &'static str,
-    /// Sets the subscriber up and gives what has to live as long as it.
+    /// Sets the subscriber up, and returns a value that lives as long as the subscriber.
     set_up: fn() -> Box<dyn std::any::Any>,
 }
 
 const CASES: &[Case] = &[
     Case {
         name: "none",
-        what: "no subscriber at all (a disabled span of `tracing`)",
+        what: "no subscriber (a disabled span of `tracing`)",
         set_up: || Box::new(()),
     },
     Case {
         name: "off",
-        what: "dalston-telemetry, tracing off, JSON logs on (the default)",
+        what: "dalston-telemetry, tracing off, JSON log lines (the default)",
         set_up: off,
     },
     Case {
         name: "fmt",
-        what: "tracing-subscriber, log lines with their spans",
+        what: "tracing-subscriber, log lines with spans",
         set_up: fmt,
     },
     Case {
         name: "collect",
-        what: "dalston-telemetry, spans kept in memory",
+        what: "dalston-telemetry, spans in memory",
         set_up: collect,
     },
     Case {
@@ -64,17 +65,17 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "export",
-        what: "dalston-telemetry, tracing on, collector away",
+        what: "dalston-telemetry, tracing on, no collector",
         set_up: export,
     },
     Case {
         name: "sdk-batch",
-        what: "opentelemetry_sdk, batch processor, exporter that drops",
+        what: "opentelemetry_sdk, batch processor, exporter that discards",
         set_up: sdk_batch,
     },
 ];
 
-fn main() -> ExitCode {
+fn main() {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     if let [flag, name] = &arguments[..]
         && flag == "--inside"
@@ -82,37 +83,48 @@ fn main() -> ExitCode {
     {
         let keep = (case.set_up)();
         println!("{}", nanoseconds());
-        // Not dropped: how long a process takes to end is not what this is about.
+        // The shutdown is not part of the measurement.
         std::mem::forget(keep);
-        return ExitCode::SUCCESS;
+        return;
     }
+    let mut report = Report::start(&["tracing", "tracing-subscriber", "opentelemetry_sdk"]);
+    let rounds = if is_quick() { 1 } else { ROUNDS };
     let mut best = vec![f64::INFINITY; CASES.len()];
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         for (case, best) in CASES.iter().zip(&mut best) {
-            match run(case) {
-                Some(nanoseconds) => *best = best.min(nanoseconds),
-                None => {
-                    println!("{}: the case did not run", case.name);
-                    return ExitCode::FAILURE;
-                }
-            }
+            *best = run(case).min(*best);
         }
     }
-    let bare = best[0];
-    println!("{:>10}  {:>8}  case", "ns/span", "ratio");
-    for (case, nanoseconds) in CASES.iter().zip(&best) {
-        println!("{nanoseconds:>10.2}  {:>8.1}  {}", nanoseconds / bare, case.what);
-    }
-    ExitCode::SUCCESS
+    let rows = CASES.iter().zip(&best).map(|(case, nanoseconds)| {
+        if case.name == "off" {
+            report.at_most("a span while tracing is off", LIMIT_OFF, *nanoseconds, "ns");
+        }
+        [
+            case.what.to_owned(),
+            number(*nanoseconds),
+            number(nanoseconds / best[0]),
+        ]
+    });
+    let rows: Vec<_> = rows.collect();
+    report.table(
+        "Nanoseconds for a span:",
+        ["", "Nanoseconds", "Ratio to no subscriber"],
+        &rows,
+    );
+    report.finish();
 }
 
-fn run(case: &Case) -> Option<f64> {
-    let program = std::env::current_exe().ok()?;
+fn run(case: &Case) -> f64 {
+    let program = std::env::current_exe().expect("a program has a path");
     let output = Command::new(program)
         .args(["--inside", case.name])
         .output()
-        .ok()?;
-    String::from_utf8_lossy(&output.stdout).trim().parse().ok()
+        .expect("the program starts again");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    match printed.trim().parse() {
+        Ok(nanoseconds) => nanoseconds,
+        Err(_) => panic!("case {}: {}", case.name, String::from_utf8_lossy(&output.stderr)),
+    }
 }
 
 /// The fastest of many short measurements, so that a pause of the machine does not count.
@@ -189,7 +201,7 @@ fn fmt() -> Box<dyn std::any::Any> {
 
 fn sdk_batch() -> Box<dyn std::any::Any> {
     let config = BatchConfigBuilder::default().build();
-    let processor = BatchSpanProcessor::builder(Away)
+    let processor = BatchSpanProcessor::builder(Discard)
         .with_batch_config(config)
         .build();
     let provider = SdkTracerProvider::builder()
@@ -211,9 +223,9 @@ fn set(subscriber: impl tracing::Subscriber + Send + Sync) {
 }
 
 #[derive(Debug)]
-struct Away;
+struct Discard;
 
-impl SpanExporter for Away {
+impl SpanExporter for Discard {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         drop(batch);
         Ok(())

@@ -10,6 +10,7 @@ mod imds;
 mod prometheus;
 mod proxy;
 mod redis;
+pub mod report;
 mod s3;
 mod tls;
 

@@ -1,10 +1,11 @@
-//! One measurement of throughput, and how it is shown.
+//! One measurement of throughput.
 
 use serde_json::{Value, json};
+use testbed::report::number;
 
 use crate::machine;
 
-/// What a number of tasks took.
+/// Time and processor time of a number of tasks.
 #[derive(Debug, Clone)]
 pub(crate) struct Figures {
     tasks: f64,
@@ -12,39 +13,35 @@ pub(crate) struct Figures {
     /// Processor seconds of the worker and of the Redis server.
     worker: f64,
     server: f64,
-    pub(crate) dropped_spans: u64,
+    dropped_spans: u64,
 }
 
 impl Figures {
-    pub(crate) const HEAD: &str = "                                             tasks/s  worker µs  server µs  both µs   tasks/s ratio  µs ratio";
+    pub(crate) const HEAD: [&str; 5] = [
+        "",
+        "Tasks/s",
+        "Worker, µs/task",
+        "Redis, µs/task",
+        "Dropped spans",
+    ];
 
-    pub(crate) fn rate(&self) -> f64 {
-        self.tasks / self.seconds
-    }
-
-    pub(crate) fn server_micros(&self) -> f64 {
-        self.server * 1e6 / self.tasks
-    }
-
-    fn worker_micros(&self) -> f64 {
+    pub(crate) fn worker_micros(&self) -> f64 {
         self.worker * 1e6 / self.tasks
     }
 
-    fn micros(&self) -> f64 {
-        self.worker_micros() + self.server_micros()
+    fn rate(&self) -> f64 {
+        self.tasks / self.seconds
     }
 
-    /// A line of the table, with the ratios to another line.
-    pub(crate) fn row(&self, name: &str, other: &Self) -> String {
-        format!(
-            "  {name:<40} {:>9.0} {:>10.1} {:>10.1} {:>8.1} {:>15.2} {:>9.2}",
-            self.rate(),
-            self.worker_micros(),
-            self.server_micros(),
-            self.micros(),
-            self.rate() / other.rate(),
-            self.micros() / other.micros(),
-        )
+    /// A row of the table with this [`HEAD`](Self::HEAD).
+    pub(crate) fn row(&self, name: impl Into<String>) -> [String; 5] {
+        [
+            name.into(),
+            number(self.rate()),
+            number(self.worker_micros()),
+            number(self.server * 1e6 / self.tasks),
+            self.dropped_spans.to_string(),
+        ]
     }
 }
 
@@ -61,15 +58,15 @@ impl From<Value> for Figures {
     }
 }
 
-/// The run with the middle throughput.
+/// The run with the median throughput.
 pub(crate) fn median(mut runs: Vec<Figures>) -> Figures {
     runs.sort_by(|a, b| a.rate().total_cmp(&b.rate()));
     runs.swap_remove(runs.len() / 2)
 }
 
-/// Measures from its making to [`stop`](Self::stop).
+/// Measures from [`start`](Self::start) to [`stop`](Self::stop).
 pub(crate) struct Stopwatch {
-    begun: std::time::Instant,
+    started: std::time::Instant,
     worker: f64,
     server: f64,
     server_pid: u32,
@@ -78,7 +75,7 @@ pub(crate) struct Stopwatch {
 impl Stopwatch {
     pub(crate) fn start(server_pid: u32) -> Self {
         Self {
-            begun: std::time::Instant::now(),
+            started: std::time::Instant::now(),
             worker: machine::processor_seconds(std::process::id()),
             server: machine::processor_seconds(server_pid),
             server_pid,
@@ -88,7 +85,7 @@ impl Stopwatch {
     pub(crate) fn stop(&self, tasks: usize) -> Value {
         json!({
             "tasks": tasks,
-            "seconds": self.begun.elapsed().as_secs_f64(),
+            "seconds": self.started.elapsed().as_secs_f64(),
             "worker": machine::processor_seconds(std::process::id()) - self.worker,
             "server": machine::processor_seconds(self.server_pid) - self.server,
         })

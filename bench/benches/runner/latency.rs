@@ -1,4 +1,4 @@
-//! How long it takes from the moment a task is queued to the moment that its handler is called.
+//! The time from queueing a task to the call of its handler.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -14,7 +14,7 @@ use crate::platform::{Address, GROUP, Platform, STREAM, number_of, write_request
 use crate::wait_until;
 
 const INTERVAL: Duration = Duration::from_millis(5);
-/// Tasks whose times do not count, while connections are made and scripts are loaded.
+/// Tasks whose times do not count, because connections and scripts are set up.
 const WARM_UP: usize = 100;
 
 /// Nanoseconds since the start of the process, by task.
@@ -48,11 +48,11 @@ impl Times {
 
     /// Queues the tasks one by one and waits until all were handled.
     fn produce(&self, platform: &mut Platform) -> Value {
-        // The reader has to be there first.
+        // The reader connects first.
         thread::sleep(Duration::from_millis(500));
-        let begun = Instant::now();
+        let started = Instant::now();
         for number in 0..self.queued.len() {
-            let due = begun + INTERVAL * u32::try_from(number).unwrap_or(u32::MAX);
+            let due = started + INTERVAL * u32::try_from(number).unwrap_or(u32::MAX);
             thread::sleep(due.saturating_duration_since(Instant::now()));
             self.queued[number].store(now(), Ordering::Relaxed);
             platform.queue_one(number);
@@ -77,8 +77,8 @@ pub(crate) fn ours(redis: &str, tasks: usize, collector: &str) -> Value {
     let mut platform = Platform::connect(redis.url, telemetry.is_some());
     platform.describe(0..tasks);
     let times = Times::new(tasks);
-    let told = Arc::clone(&times);
-    let engine = NoOp(move |cx: &TaskContext| told.handle(&cx.info().task_id));
+    let handled = Arc::clone(&times);
+    let engine = NoOp(move |cx: &TaskContext| handled.handle(&cx.info().task_id));
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = ours::start(
         &runtime,
@@ -95,18 +95,18 @@ pub(crate) fn ours(redis: &str, tasks: usize, collector: &str) -> Value {
     answer
 }
 
-/// A thread that does nothing but read one entry at a time.
+/// A thread that only reads one entry at a time.
 pub(crate) fn blocking_reader(redis: &str, tasks: usize) -> Value {
     type Streams = Option<Vec<(String, Vec<(String, Vec<(String, String)>)>)>>;
     let redis = Address::parse(redis);
     let mut platform = Platform::connect(redis.url, false);
     platform.make_group();
     let times = Times::new(tasks);
-    let told = Arc::clone(&times);
+    let handled = Arc::clone(&times);
     let mut connection = redis::Client::open(redis.url).unwrap().get_connection().unwrap();
     let reader = thread::spawn(move || {
-        let mut handled = 0;
-        while handled < tasks {
+        let mut count = 0;
+        while count < tasks {
             let streams: Streams = redis::cmd("XREADGROUP")
                 .arg("GROUP")
                 .arg(GROUP)
@@ -122,8 +122,8 @@ pub(crate) fn blocking_reader(redis: &str, tasks: usize) -> Value {
                 .unwrap();
             for (_, fields) in streams.into_iter().flatten().flat_map(|(_, entries)| entries) {
                 let task = fields.iter().find(|(name, _)| name == "task_id").unwrap();
-                told.handle(&task.1);
-                handled += 1;
+                handled.handle(&task.1);
+                count += 1;
             }
         }
     });

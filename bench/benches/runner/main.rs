@@ -1,33 +1,35 @@
-//! What the runner costs with the whole protocol of the platform, beside a peer and beside readers written by hand.
+//! The cost of the runner with the whole protocol of the platform, beside apalis.
 //!
-//! `cargo xtask bench runner`, with `--quick` for a look. Redis and the S3 server are real and run on the same machine. Every
-//! measurement is a process of its own, which queues its tasks as the orchestrator does and then works through them; only
-//! the work is timed. Processor time is what the kernel counted for that process and for the Redis server, in steps of
-//! 10 ms.
+//! `cargo xtask bench runner`; `--quick` takes a minute, and `--only=throughput` (or `latency`,
+//! `s3`, `memory`) runs one part. Redis and the S3 server are real and run on the same machine.
+//! Each measurement is a process, which queues its tasks as the orchestrator does and then
+//! processes them; only the processing is timed. Processor time is counted by the kernel for that
+//! process and for the Redis server, in steps of 10 ms.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 mod figures;
 mod latency;
 mod machine;
-mod minimal;
 mod ours;
 mod peer;
 mod platform;
 mod servers;
-mod wire;
 
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bench::Server;
 use serde_json::Value;
 use testbed::TestRedis;
+use testbed::report::{Report, first_line, is_quick, number};
 
 use self::figures::{Figures, median};
 
-/// The figures of the platform's own runner in Python, by the issue that asked for this benchmark. Not measured here.
-const PYTHON: (f64, f64) = (10.0, 33_000.0);
+/// Processor time of the worker for a task that does nothing, with S3 and traces, in microseconds.
+const LIMIT_WORKER: f64 = 300.0;
+/// The median time from XADD to the handler, in milliseconds.
+const LIMIT_LATENCY: f64 = 0.5;
 
 fn main() {
     let arguments: Vec<String> = std::env::args()
@@ -41,7 +43,7 @@ fn main() {
     }
 }
 
-/// What a child process does. It answers with one line of JSON.
+/// The work of a child process. It prints one line of JSON.
 fn measure(what: &[&str]) -> Value {
     let number = |text: &str| text.parse::<usize>().unwrap();
     match *what {
@@ -55,15 +57,13 @@ fn measure(what: &[&str]) -> Value {
         ["peer", redis, tasks, concurrency, kind] => {
             peer::throughput(redis, number(tasks), number(concurrency), kind)
         }
-        ["minimal", redis, tasks, steps] => minimal::throughput(redis, number(tasks), number(steps)),
-        ["wire", redis, tasks, in_hand] => wire::throughput(redis, number(tasks), number(in_hand)),
         ["latency", redis, tasks, traces] => latency::ours(redis, number(tasks), traces),
         ["blocking", redis, tasks] => latency::blocking_reader(redis, number(tasks)),
         _ => panic!("no such measurement: {what:?}"),
     }
 }
 
-/// Runs one measurement against a Redis server of its own.
+/// Runs one measurement in a process, with its own Redis server.
 fn run(what: &str, more: &[&str]) -> Value {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -81,7 +81,7 @@ fn run(what: &str, more: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// How much is measured.
+/// The size of the measurements.
 struct Extent {
     rounds: usize,
     tasks: usize,
@@ -90,8 +90,8 @@ struct Extent {
     memory: Option<usize>,
 }
 
-/// A name for `--only`, and what it measures.
-type Part = (&'static str, fn(&Extent));
+/// A name for `--only`, and its measurements.
+type Part = (&'static str, fn(&Extent, &mut Report));
 
 const FULL: Extent = Extent {
     rounds: 3,
@@ -109,114 +109,26 @@ const QUICK: Extent = Extent {
 };
 
 fn report(options: &[&str]) {
-    let extent = if options.contains(&"--quick") { QUICK } else { FULL };
+    let extent = if is_quick() { QUICK } else { FULL };
     let only = options.iter().find_map(|option| option.strip_prefix("--only="));
-    let begun = Instant::now();
-    println!("{}\n", machine::describe());
-    let parts: [Part; 5] = [
-        ("throughput", throughput),
-        ("commands", commands),
-        ("latency", latencies),
+    let mut report = Report::start(&["redis", "apalis", "apalis-redis"]);
+    let server = first_line("redis-server", &["--version"]);
+    report.note(&format!("Server: {server}. The engine does nothing."));
+    let parts: [Part; 4] = [
         ("s3", s3),
+        ("latency", latencies),
+        ("throughput", throughput),
         ("memory", memory),
     ];
     for (name, part) in parts {
         if only.is_none_or(|only| only == name) {
-            part(&extent);
+            part(&extent, &mut report);
         }
     }
-    println!("took {:.0} s", begun.elapsed().as_secs_f64());
+    report.finish();
 }
 
-/// Queue wait, task, download, process, upload.
-const SPANS_PER_TASK: usize = 5;
-
-fn throughput(extent: &Extent) {
-    println!(
-        "Objects in memory, an engine that does nothing, {} tasks, median of {} interleaved round(s)",
-        extent.tasks, extent.rounds
-    );
-    println!("{}", Figures::HEAD);
-    let tasks = extent.tasks.to_string();
-    for concurrency in ["8", "64"] {
-        let (mut ours, mut traced, mut locked, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..extent.rounds {
-            ours.push(Figures::from(run("ours", &[&tasks, concurrency, "off"])));
-            locked.push(Figures::from(run("peer", &[&tasks, concurrency, "locked"])));
-            bare.push(Figures::from(run("peer", &[&tasks, concurrency, "bare"])));
-            let collector = Server::start(&["--serve", "collector"]);
-            traced.push(Figures::from(run("ours", &[&tasks, concurrency, &collector.url])));
-        }
-        let (ours, traced) = (median(ours), median(traced));
-        let (locked, bare) = (median(locked), median(bare));
-        for (name, figures) in [
-            (format!("apalis-redis, concurrency {concurrency}"), &locked),
-            (format!("apalis-redis without locks, {concurrency}"), &bare),
-            (format!("ours, {concurrency} slots"), &ours),
-            (format!("ours, {concurrency} slots, traces exported"), &traced),
-        ] {
-            println!("{}", figures.row(&name, &locked));
-        }
-        println!(
-            "    with traces: {:.0} % of the tasks/s without; {} of {} spans dropped",
-            100.0 * traced.rate() / ours.rate(),
-            traced.dropped_spans,
-            SPANS_PER_TASK * extent.tasks,
-        );
-    }
-    println!();
-}
-
-fn commands(extent: &Extent) {
-    println!("Readers written by hand, 64 tasks a pipeline, each with one more part of the protocol");
-    println!("{}", Figures::HEAD);
-    let tasks = extent.tasks.to_string();
-    let mut before: Option<Figures> = None;
-    for (steps, name) in minimal::STEPS.iter().enumerate() {
-        let figures = Figures::from(run("minimal", &[&tasks, &steps.to_string()]));
-        let server = figures.server_micros();
-        let more = before.as_ref().map_or(String::new(), |before| {
-            format!("  {:+.1} µs of the server", server - before.server_micros())
-        });
-        println!("{}{more}", figures.row(name, &figures));
-        before = Some(figures);
-    }
-    for in_hand in ["8", "128"] {
-        let figures = Figures::from(run("wire", &[&tasks, in_hand]));
-        let name = format!("the broker of this SDK, {in_hand} tasks in hand");
-        println!("{}", figures.row(&name, &figures));
-    }
-    println!();
-}
-
-fn latencies(extent: &Extent) {
-    println!(
-        "From XADD to the handler, {} tasks at 200 tasks/s, milliseconds",
-        extent.latencies
-    );
-    let tasks = extent.latencies.to_string();
-    let collector = Server::start(&["--serve", "collector"]);
-    for (name, answer) in [
-        ("a minimal blocking reader", run("blocking", &[&tasks])),
-        ("ours", run("latency", &[&tasks, "off"])),
-        ("ours, traces exported", run("latency", &[&tasks, &collector.url])),
-    ] {
-        println!(
-            "  {name:<34} p50 {:.3}   p99 {:.3}   longest {:.3}",
-            answer["p50"].as_f64().unwrap(),
-            answer["p99"].as_f64().unwrap(),
-            answer["max"].as_f64().unwrap()
-        );
-    }
-    println!();
-}
-
-fn s3(extent: &Extent) {
-    println!(
-        "S3 protocol in the path, {} tasks, 16 slots: request.json and one artifact in, response.json out",
-        extent.s3_tasks
-    );
-    println!("{}", Figures::HEAD);
+fn s3(extent: &Extent, report: &mut Report) {
     let tasks = extent.s3_tasks.to_string();
     let (mut ours, mut traced) = (Vec::new(), Vec::new());
     for _ in 0..extent.rounds {
@@ -227,28 +139,102 @@ fn s3(extent: &Extent) {
         }
     }
     let (ours, traced) = (median(ours), median(traced));
-    println!("{}", ours.row("ours, 16 slots", &ours));
-    println!("{}", traced.row("ours, 16 slots, traces exported", &ours));
-    println!(
-        "  {:<40} {:>9.0} {:>12.0}   (the platform's runner, as quoted in the issue; not measured here)\n",
-        "Python", PYTHON.0, PYTHON.1
+    report.at_most(
+        "processor time of the worker for a task, with S3 and traces",
+        LIMIT_WORKER,
+        traced.worker_micros(),
+        "µs",
+    );
+    report.table(
+        &format!(
+            "With S3 ({tasks} tasks, 16 slots, medians of {} rounds): `request.json` and one artifact in, `response.json` out.",
+            extent.rounds
+        ),
+        Figures::HEAD,
+        &[ours.row("without traces"), traced.row("traces exported")],
     );
 }
 
-fn memory(extent: &Extent) {
-    let Some(tasks) = extent.memory else { return };
-    println!("Memory of the worker over {tasks} tasks, 64 slots, MiB");
-    let answer = run("memory", &[&tasks.to_string()]);
-    let samples: Vec<String> = answer["samples"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|sample| format!("{:.1}", sample.as_f64().unwrap()))
-        .collect();
-    println!("  after every tenth of them: {}\n", samples.join(" "));
+fn latencies(extent: &Extent, report: &mut Report) {
+    let tasks = extent.latencies.to_string();
+    let collector = Server::start(&["--serve", "collector"]);
+    let cases = [
+        ("a blocking reader of one entry at a time", "blocking", None),
+        ("the runner", "latency", Some("off")),
+        ("the runner, traces exported", "latency", Some(&*collector.url)),
+    ];
+    let rows = cases.map(|(name, what, traces)| {
+        let arguments: Vec<&str> = [&*tasks].into_iter().chain(traces).collect();
+        let answer = run(what, &arguments);
+        let percentile = |name: &str| answer[name].as_f64().unwrap();
+        if what == "latency" {
+            report.at_most(
+                format!("median time from XADD to the handler, {name}"),
+                LIMIT_LATENCY,
+                percentile("p50"),
+                "ms",
+            );
+        }
+        [
+            name.to_owned(),
+            number(percentile("p50")),
+            number(percentile("p99")),
+            number(percentile("max")),
+        ]
+    });
+    report.table(
+        &format!("Milliseconds from XADD to the handler ({tasks} tasks at 200 tasks/s):"),
+        ["", "p50", "p99", "Longest"],
+        &rows,
+    );
 }
 
-/// Waits until `done` says so, without keeping the server busy.
+fn throughput(extent: &Extent, report: &mut Report) {
+    let tasks = extent.tasks.to_string();
+    let mut rows = Vec::new();
+    for concurrency in ["8", "64"] {
+        let (mut ours, mut traced, mut locked, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..extent.rounds {
+            ours.push(Figures::from(run("ours", &[&tasks, concurrency, "off"])));
+            locked.push(Figures::from(run("peer", &[&tasks, concurrency, "locked"])));
+            bare.push(Figures::from(run("peer", &[&tasks, concurrency, "bare"])));
+            let collector = Server::start(&["--serve", "collector"]);
+            traced.push(Figures::from(run("ours", &[&tasks, concurrency, &collector.url])));
+        }
+        rows.extend([
+            median(ours).row(format!("the runner, {concurrency} slots")),
+            median(traced).row(format!("the runner, {concurrency} slots, traces exported")),
+            median(locked).row(format!("apalis-redis, concurrency {concurrency}")),
+            median(bare).row(format!("apalis-redis without locks, concurrency {concurrency}")),
+        ]);
+    }
+    report.table(
+        &format!(
+            "With objects in memory ({tasks} tasks, medians of {} rounds). apalis stores fewer facts about a task than the platform's \
+             protocol:",
+            extent.rounds
+        ),
+        Figures::HEAD,
+        &rows,
+    );
+}
+
+fn memory(extent: &Extent, report: &mut Report) {
+    let Some(tasks) = extent.memory else { return };
+    let answer = run("memory", &[&tasks.to_string()]);
+    let samples = answer["samples"].as_array().unwrap();
+    let rows = samples.iter().enumerate().map(|(index, sample)| {
+        let done = (index + 1) * tasks / samples.len();
+        [done.to_string(), number(sample.as_f64().unwrap())]
+    });
+    report.table(
+        "Resident memory of the worker, 64 slots:",
+        ["Tasks", "MiB"],
+        &rows.collect::<Vec<_>>(),
+    );
+}
+
+/// Waits until `done` returns true, without a busy loop.
 fn wait_until(mut done: impl FnMut() -> bool) {
     while !done() {
         std::thread::sleep(Duration::from_millis(1));

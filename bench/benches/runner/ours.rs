@@ -18,7 +18,7 @@ use crate::machine;
 use crate::platform::{Address, ENGINE, Platform, write_requests};
 use crate::wait_until;
 
-/// Calls back for every task and answers with nothing.
+/// An engine that calls a function for every task and returns an empty result.
 pub(crate) struct NoOp<F>(pub(crate) F);
 
 impl<F: Fn(&TaskContext) + Send + Sync + 'static> Engine for NoOp<F> {
@@ -39,7 +39,7 @@ impl<F: Fn(&TaskContext) + Send + Sync + 'static> Engine for NoOp<F> {
     }
 }
 
-/// As the command `run` makes it.
+/// A runtime like that of the command `run`.
 pub(crate) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -49,7 +49,7 @@ pub(crate) fn runtime() -> Runtime {
         .unwrap()
 }
 
-/// Exports to this collector, unless it is `off`.
+/// Telemetry that exports to this collector, or none for `off`.
 pub(crate) fn telemetry(collector: &str) -> Option<Telemetry> {
     let env = Env::from_pairs([
         ("OTEL_EXPORTER_OTLP_ENDPOINT", collector),
@@ -86,7 +86,7 @@ pub(crate) fn with_s3(redis: &str, tasks: usize, slots: usize, s3: &str, collect
     measure(redis, tasks, slots, &store, telemetry.as_ref())
 }
 
-/// Has a runner do tasks that are all queued before it starts.
+/// Measures a runner with tasks that are queued before it starts.
 fn measure(redis: &str, tasks: usize, slots: usize, store: &Store, telemetry: Option<&Telemetry>) -> Value {
     let redis = Address::parse(redis);
     let mut platform = Platform::connect(redis.url, telemetry.is_some());
@@ -106,16 +106,20 @@ fn measure(redis: &str, tasks: usize, slots: usize, store: &Store, telemetry: Op
     let mut figures = stopwatch.stop(tasks);
     stop.send(()).unwrap();
     runtime.block_on(running).unwrap();
-    assert_eq!(done.load(Ordering::Relaxed), tasks, "each was done once");
-    assert_eq!(platform.events(), 2 * tasks, "each was started and completed");
+    assert_eq!(done.load(Ordering::Relaxed), tasks, "each task ran once");
+    assert_eq!(
+        platform.events(),
+        2 * tasks,
+        "each task was started and completed"
+    );
     if let Some(telemetry) = telemetry {
         figures["dropped_spans"] = telemetry.handle().export_stats().dropped_total().into();
     }
     figures
 }
 
-/// Has a runner do many tasks, and looks at the memory it takes. The ids come again and again, so that what the platform
-/// keeps does not grow.
+/// Samples the memory of a runner over many tasks. The ids repeat, so that the data of the platform
+/// does not grow.
 pub(crate) fn memory(redis: &str, tasks: usize) -> Value {
     const IDS: usize = 10_000;
     let redis = Address::parse(redis);
@@ -135,7 +139,7 @@ pub(crate) fn memory(redis: &str, tasks: usize) -> Value {
     let mut samples = Vec::new();
     for round in 0..tasks / IDS {
         platform.queue(0..IDS);
-        // One round is always waiting, so that the worker never does.
+        // One round of tasks is always queued, so that the worker is never idle.
         wait_until(|| done.load(Ordering::Relaxed) >= round * IDS);
         if (round + 1) % (tasks / IDS / 10).max(1) == 0 {
             samples.push(machine::resident_mib());

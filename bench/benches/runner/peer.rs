@@ -1,8 +1,8 @@
-//! apalis with its Redis back end and a job that does nothing, on one task of a worker.
+//! apalis with its Redis back end and a job that does nothing.
 //!
-//! With two kinds of settings. *Locked* is its default, and what is most like the protocol of the platform: every job is
-//! marked as running, by whom, and that is published before the job begins. *Bare* leaves that out: what is left is to take
-//! jobs by the hundred and to store their results by the hundred.
+//! There are two configurations. *Locked* is the default and resembles the protocol of the platform
+//! most: every job is marked as running, with its worker, before it starts. *Bare* omits this: it
+//! takes jobs and stores results a hundred at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +17,8 @@ use crate::figures::Stopwatch;
 use crate::ours::runtime;
 use crate::platform::{Address, job_id};
 
-/// How many jobs wait at most. Its lock looks through all that wait, so that a long queue would make it slow.
+/// The maximum of waiting jobs. The lock of apalis scans all waiting jobs, so that a long queue
+/// would make it slow.
 const WAITING: usize = 400;
 const FED: usize = 200;
 
@@ -38,7 +39,7 @@ pub(crate) fn throughput(redis: &str, tasks: usize, concurrency: usize, kind: &s
         }
         storage
     });
-    let jobs = take_back(&mut connection);
+    let jobs = take_scheduled(&mut connection);
     assert_eq!(jobs.len(), tasks);
     let done = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&done);
@@ -65,14 +66,15 @@ pub(crate) fn throughput(redis: &str, tasks: usize, concurrency: usize, kind: &s
         std::thread::sleep(Duration::from_millis(1));
     }
     let figures = stopwatch.stop(tasks);
-    assert_eq!(done.load(Ordering::Relaxed), tasks, "each was done once");
+    assert_eq!(done.load(Ordering::Relaxed), tasks, "each job ran once");
     worker.abort();
     figures
 }
 
-/// This version queues every job as one that is scheduled for now, and gives up when there are more than some thousands of
-/// them. Takes them out again, so that they can be queued where it would have put them.
-fn take_back(connection: &mut Connection) -> Vec<String> {
+/// Removes all scheduled jobs. This version of apalis schedules every job for now, and fails with
+/// more than a few thousand of them. The caller moves them to the list of active jobs, as apalis
+/// would.
+fn take_scheduled(connection: &mut Connection) -> Vec<String> {
     let jobs: Vec<String> = connection.zrange("bench:scheduled", 0, -1).unwrap();
     let () = connection.del("bench:scheduled").unwrap();
     jobs

@@ -1,4 +1,4 @@
-//! The orchestrator's side of the protocol: what it writes for a task, and when a task is done for it.
+//! The orchestrator's side of the protocol: the keys of a task, and the events at its end.
 
 use dalston_engine_sdk::protocol::{ArtifactReference, TaskRequestData, Timestamp};
 use dalston_engine_sdk::store::{Store, key};
@@ -7,7 +7,7 @@ use redis::Commands;
 pub(crate) const ENGINE: &str = "bench";
 pub(crate) const STREAM: &str = "dalston:stream:bench";
 pub(crate) const GROUP: &str = "engines";
-/// What a tracing orchestrator would send along.
+/// The trace context of an orchestrator that traces.
 const TRACE: &str = r#"{"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}"#;
 
 /// A server and its process.
@@ -86,18 +86,18 @@ impl Platform {
         }
     }
 
-    /// Makes the group, as the orchestrator does before it queues.
+    /// Creates the consumer group, as the orchestrator does before it queues a task.
     pub(crate) fn make_group(&mut self) {
         let _: redis::RedisResult<()> = self.connection.xgroup_create_mkstream(STREAM, GROUP, "0");
     }
 
-    /// How many tasks were taken and not acknowledged.
+    /// The number of tasks that were delivered and not acknowledged.
     pub(crate) fn pending(&mut self) -> usize {
         let pending: redis::streams::StreamPendingReply = self.connection.xpending(STREAM, GROUP).unwrap();
         pending.count()
     }
 
-    /// How many events were ever written. Older ones were trimmed.
+    /// The number of events that were written, including trimmed ones.
     pub(crate) fn events(&mut self) -> usize {
         let info: std::collections::HashMap<String, redis::Value> = redis::cmd("XINFO")
             .arg("STREAM")
@@ -126,7 +126,7 @@ fn add_message(pipeline: &mut redis::Pipeline, number: usize) {
         .ignore();
 }
 
-/// Writes `request.json` of these tasks. With `artifact`, each names a small one as its input.
+/// Writes `request.json` of these tasks. With `artifact`, each task has an input with this content.
 pub(crate) async fn write_requests(
     store: &Store,
     tasks: impl Iterator<Item = usize>,

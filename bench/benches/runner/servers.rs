@@ -1,9 +1,9 @@
-//! Servers in processes of their own, so that what they use is not counted as ours.
+//! Servers in their own processes, so that their processor time is not measured.
 
 use axum::Router;
 use axum::routing::post;
 
-/// What such a process does: it says where it listens, and serves until it is killed.
+/// Prints the address of a server and serves until the process is killed.
 pub(crate) fn serve(what: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -12,7 +12,8 @@ pub(crate) fn serve(what: &str) {
     runtime.block_on(async {
         match what {
             "collector" => {
-                // It takes what it gets: the exporter's work is measured, not the collector's.
+                // It discards the spans: the cost of the exporter is measured, not that of the
+                // collector.
                 let app = Router::new().route("/v1/traces", post(async |_: axum::body::Bytes| ()));
                 let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
                 println!("http://{}", listener.local_addr().unwrap());
