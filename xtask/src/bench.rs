@@ -133,7 +133,8 @@ fn run_all(arguments: &[&str]) -> Result<(), Error> {
 }
 
 impl Bench {
-    /// Runs the benchmark. It writes its section to `report`. `--peer` without a value gets the path of a Python with the peers.
+    /// Runs the benchmark. It writes its section to `report`. `--peer` without a value gets the
+    /// path of a Python with the peers.
     fn run(&self, arguments: &[&str], report: Option<&std::path::Path>) -> Result<(), Error> {
         let mut command = cargo()
             .args("bench --package")

@@ -1,10 +1,10 @@
-//! Nothing is ever lost: engines are killed, Redis is restarted, network and storage fail.
+//! The chaos test: kills engines, restarts Redis, and breaks network and storage.
 
 use crate::error::Error;
 use crate::steps::cargo;
 use crate::system::{REDIS, require};
 
-/// Builds and runs it, with these arguments handed on.
+/// Builds the chaos test and runs it with these arguments.
 pub(crate) fn run(arguments: &[&str]) -> Result<(), Error> {
     require(&[REDIS])?;
     let command = cargo().args("run --package chaos --");

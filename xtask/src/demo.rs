@@ -1,4 +1,4 @@
-//! Shipped speech through the real runner.
+//! The demo: shipped speech through the real runner.
 
 use std::path::Path;
 use std::time::Instant;
@@ -8,15 +8,15 @@ use crate::libtorch;
 use crate::steps::{Cmd, cargo, human, target_directory};
 
 const EXAMPLE: &str = "examples/faster_whisper";
-/// English for the first, cold task, German for the second, warm one.
+/// English for the first task, which loads the model, and German for the second one.
 const SAMPLES: [&str; 2] = ["audio/en_eight.wav", "audio/de_seven.wav"];
 
 /// Sets up, builds, and runs the Whisper engine on the shipped samples.
 pub(crate) fn run() -> Result<(), Error> {
     let libtorch = libtorch::set_up(libtorch::Variant::Cpu)?;
     println!(
-        "\nBuilding the Whisper engine with optimisations: two crates of this workspace, tch, and what they depend on. \
-         Some minutes the first time, seconds later."
+        "\nBuilding the Whisper engine with optimisations: two crates of this workspace, tch, and their dependencies. \
+         The first build takes some minutes."
     );
     let started = Instant::now();
     cargo()
@@ -34,7 +34,7 @@ pub(crate) fn run() -> Result<(), Error> {
         .arg("--model")
         .arg(example.join("models/whisper-nano-digits"))
         .args("--trace --metrics")
-        // What it does is in the traces.
+        // The traces contain the events at level info.
         .env("LOG_LEVEL", "warn")
         .run()
 }

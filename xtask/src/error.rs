@@ -1,11 +1,11 @@
 use std::fmt;
 
-/// Why a chore ended early.
+/// The reason why a command failed.
 #[derive(Debug)]
 pub(crate) enum Error {
-    /// The command line makes no sense.
+    /// The command line is invalid.
     Usage(String),
-    /// Something went wrong; the text says what, and what to do.
+    /// The text says which operation failed, why, and what to do.
     Failed(String),
 }
 
@@ -14,7 +14,7 @@ impl Error {
         Self::Failed(message.into())
     }
 
-    /// For failures of files and directories: says which.
+    /// An error of a file or directory, which it names.
     pub(crate) fn at(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |error| Self::Failed(format!("{}: {error}", path.display()))
     }

@@ -1,4 +1,4 @@
-//! What the README repeats from the code must be what the code says, and other rules about files.
+//! Tests of files against each other: the READMEs, the reference, the manifests and the packages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,9 +21,9 @@ fn the_readme_shows_the_minimal_engine_as_it_is() {
     );
 }
 
-/// That the reference says the same as the tables is for `cargo xtask test reference` to see.
+/// `cargo xtask test reference` compares the reference with the tables.
 #[test]
-fn the_tables_list_every_environment_variable() {
+fn every_environment_variable_is_declared() {
     let tables = read("dalston-telemetry/src/variables.rs") + &read("dalston-engine-sdk/src/variables.rs");
     let mut missing = BTreeSet::new();
     for package in ["dalston-telemetry", "dalston-engine-sdk"] {
@@ -40,12 +40,12 @@ fn the_tables_list_every_environment_variable() {
     }
     assert!(
         missing.is_empty(),
-        "not in the variables.rs of its crate: {missing:?}; add it there and run cargo xtask reference"
+        "not declared in variables.rs of their crate: {missing:?}; declare them and run cargo xtask reference"
     );
 }
 
 #[test]
-fn the_readme_names_only_variables_that_there_are() {
+fn readme_names_existing_variables_only() {
     let reference = read("docs/reference/environment.md");
     let readme = read("README.md");
     let section = readme.split_once("\n## Environment variables\n").unwrap().1;
@@ -60,10 +60,10 @@ fn the_readme_names_only_variables_that_there_are() {
 }
 
 #[test]
-fn the_reference_has_every_set_of_metrics() {
+fn reference_has_every_set_of_metrics() {
     let generator = read("reference/src/metrics.rs");
     let mut sets = 0;
-    for file in sources(&root().join("dalston-telemetry/src/metrics")) {
+    for file in sources(&root().join("dalston-telemetry/src")) {
         let text = fs::read_to_string(&file).unwrap();
         for set in text.split("\nimpl ").skip(1) {
             let (name, rest) = set.split_once(" {\n").unwrap_or((set, ""));
@@ -81,7 +81,7 @@ fn the_reference_has_every_set_of_metrics() {
 }
 
 #[test]
-fn the_readme_lists_every_feature() {
+fn readme_lists_every_feature() {
     let readme = read("README.md");
     for package in ["dalston-telemetry", "dalston-engine-sdk"] {
         for feature in crate::test::features(&read(&format!("{package}/Cargo.toml"))) {
@@ -94,7 +94,7 @@ fn the_readme_lists_every_feature() {
 }
 
 #[test]
-fn every_package_keeps_to_the_lints_of_the_workspace() {
+fn every_package_uses_the_lints_of_the_workspace() {
     let workspace = read("Cargo.toml");
     let members = workspace
         .split_once("members = [")
@@ -110,8 +110,8 @@ fn every_package_keeps_to_the_lints_of_the_workspace() {
 }
 
 #[test]
-fn the_published_crates_need_no_newer_rust_than_they_say() {
-    // For one platform: packages of others need not be on this machine.
+fn dependencies_need_no_newer_rust_than_the_crates() {
+    // For one platform, because this machine may lack the packages of others.
     let metadata = cargo()
         .args("metadata --format-version 1 --all-features --filter-platform x86_64-unknown-linux-gnu")
         .output();
@@ -152,14 +152,14 @@ fn the_published_crates_need_no_newer_rust_than_they_say() {
             .collect();
         assert!(
             newer.is_empty(),
-            "{name} says {}: {newer:?}",
+            "{name} declares Rust {}, and dependencies need more: {newer:?}",
             published["rust_version"]
         );
     }
 }
 
 #[test]
-fn the_version_of_libtorch_is_the_same_everywhere() {
+fn libtorch_version_is_the_same_everywhere() {
     let version = crate::libtorch::VERSION;
     assert!(read("README.md").contains(&format!("libtorch {version}")));
     assert!(
@@ -169,7 +169,7 @@ fn the_version_of_libtorch_is_the_same_everywhere() {
 }
 
 #[test]
-fn the_manifests_name_only_variables_of_the_reference_and_let_a_worker_drain() {
+fn kubernetes_manifest_matches_the_reference() {
     let reference = read("docs/reference/environment.md");
     let deployment = read("examples/kubernetes/deployment.yaml");
     let after = |key: &str| deployment.split_once(key).unwrap().1.trim_start();
@@ -202,7 +202,7 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// Whether a table has this variable, as a name or in the text of another.
+/// Whether the tables contain this variable, as a name or in a description.
 fn names(tables: &str, variable: &str) -> bool {
     [format!("\"{variable}\""), format!("`{variable}`")]
         .iter()
@@ -226,13 +226,13 @@ fn sources(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// String literals that are names of variables we answer for.
+/// String literals that are names of variables of these crates.
 fn variables(code: &str) -> impl Iterator<Item = &str> {
     code.split('"').filter(|literal| {
-        let shouted = literal
+        let is_upper_case = literal
             .chars()
             .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
-        shouted
+        is_upper_case
             && !literal.ends_with('_')
             && [
                 "OTEL_",
@@ -250,7 +250,7 @@ fn variables(code: &str) -> impl Iterator<Item = &str> {
 }
 
 #[test]
-fn literals_are_told_from_code() {
+fn variables_are_found_in_literals_only() {
     let code = r#"env.get("OTEL_ENABLED"); let OTEL_NOT = 1; get("TMPDIR"), "OTEL_A_B", "OTEL_", "Otel_x""#;
     assert_eq!(variables(code).collect::<Vec<_>>(), ["OTEL_ENABLED", "OTEL_A_B"]);
 }

@@ -1,4 +1,5 @@
-//! libtorch for the engines that use it: found, or fetched from PyPI into the git-ignored `.libtorch/`.
+//! libtorch for the engines that use it: an existing one, or one from PyPI in the git-ignored
+//! `.libtorch/`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,15 +12,16 @@ use crate::system::{Need, require};
 /// The version that `tch` 0.24 is written for.
 pub(crate) const VERSION: &str = "2.11.0";
 
-/// The CPU half of torch needs two of CUDA's libraries, also where there is no GPU: its profiler is linked to them.
+/// The CPU part of torch needs two of CUDA's libraries even without a GPU, because its profiler
+/// links to them.
 const WHEELS: [&str; 3] = [
     "torch==2.11.0",
     "nvidia-cuda-runtime==13.0.96",
     "nvidia-cuda-cupti==13.0.85",
 ];
 
-/// Takes out of the wheels what a program in Rust is compiled with and runs with. The rest of the torch wheel, more
-/// than half of it, is CUDA and Python.
+/// Extracts the files that a Rust program needs at compile time and at run time. The rest of the
+/// torch wheel, more than half of it, is CUDA and Python.
 const UNPACK: &str = r#"
 import sys, zipfile
 target, wheels = sys.argv[1], sys.argv[2:]
@@ -39,12 +41,12 @@ if libraries - found:
     sys.exit("not in the wheels: " + " ".join(sorted(libraries - found)))
 "#;
 
-/// How much of libtorch to install.
+/// The part of libtorch to install.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Variant {
-    /// Enough to compute on the CPU.
+    /// Computation on the CPU.
     Cpu,
-    /// With the CUDA back end and all that it needs but the driver.
+    /// The CUDA back end and everything that it needs except the driver.
     Cuda,
 }
 
@@ -57,7 +59,7 @@ impl Variant {
     }
 }
 
-/// Makes sure that there is a libtorch and everything it takes to build against it. Returns its directory.
+/// Finds or installs libtorch and the tools to build against it. Returns its directory.
 pub(crate) fn set_up(variant: Variant) -> Result<PathBuf, Error> {
     require(&[Need {
         purpose: "compile the C++ half of tch, libtorch's binding",
@@ -65,7 +67,7 @@ pub(crate) fn set_up(variant: Variant) -> Result<PathBuf, Error> {
         package: "g++",
     }])?;
     let ours = root().join(".libtorch");
-    // .cargo/config.toml sets LIBTORCH to our own place where it is not set.
+    // .cargo/config.toml sets LIBTORCH to `.libtorch/torch` unless it is set.
     let chosen = std::env::var_os("LIBTORCH").map_or_else(|| ours.join("torch"), PathBuf::from);
     if !same_place(&chosen, &ours.join("torch")) {
         check_existing(&chosen)?;
@@ -74,7 +76,7 @@ pub(crate) fn set_up(variant: Variant) -> Result<PathBuf, Error> {
     }
     let marker = ours.join("installed");
     let installed = fs::read_to_string(&marker).unwrap_or_default();
-    // The CUDA variant can do all that the other one can.
+    // The CUDA variant contains the other one.
     if [variant, Variant::Cuda]
         .iter()
         .any(|have| installed == receipt(*have))
@@ -87,7 +89,8 @@ pub(crate) fn set_up(variant: Variant) -> Result<PathBuf, Error> {
     Ok(chosen)
 }
 
-/// The environment variables with which a program finds libtorch that was not linked with a path to it, as doctests.
+/// The value of `LD_LIBRARY_PATH` for programs that are linked without a path to libtorch, such as
+/// doctests.
 pub(crate) fn library_path(libtorch: &Path) -> std::ffi::OsString {
     let mut path = libtorch.join("lib").into_os_string();
     if let Some(others) = std::env::var_os("LD_LIBRARY_PATH").filter(|others| !others.is_empty()) {
@@ -135,14 +138,14 @@ fn version_of(libtorch: &Path) -> Option<String> {
 fn install(variant: Variant, ours: &Path) -> Result<(), Error> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         return Err(Error::new(format!(
-            "fetching libtorch is arranged for Linux on x86-64 only; install libtorch {VERSION} and set LIBTORCH to it"
+            "libtorch can be fetched for Linux on x86-64 only; install libtorch {VERSION} and set LIBTORCH to it"
         )));
     }
     match variant {
         Variant::Cpu => println!(
-            "libtorch: the Whisper example computes with it. Fetching version {VERSION} from PyPI's torch wheel, 544 MB, \
+            "libtorch: the Whisper example needs it. Fetching version {VERSION} from PyPI's torch wheel, 544 MB, \
              and unpacking its CPU half, about 530 MB, into {}. This happens once.\n\
-             (You have one? Set LIBTORCH to its directory and run this again. For a GPU: cargo xtask setup --cuda.)",
+             (To use an existing one, set LIBTORCH to its directory and run this again. For a GPU: cargo xtask setup --cuda.)",
             ours.display()
         ),
         Variant::Cuda => println!(
@@ -158,14 +161,14 @@ fn install(variant: Variant, ours: &Path) -> Result<(), Error> {
     let started = Instant::now();
     let wheels = ours.join("wheels");
     let partial = ours.join("partial");
-    // Left behind by an attempt that was interrupted.
+    // From an interrupted attempt.
     remove(&partial)?;
     for directory in [&wheels, &partial] {
         fs::create_dir_all(directory).map_err(Error::at(directory))?;
     }
     match variant {
         Variant::Cpu => {
-            // One at a time: what an interrupted attempt completed is kept.
+            // One at a time, so that an interrupted attempt keeps the completed downloads.
             for wheel in WHEELS {
                 download(wheel, &partial, &wheels)?;
             }
@@ -207,11 +210,12 @@ fn download(wheel: &str, partial: &Path, wheels: &Path) -> Result<(), Error> {
             .is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
     };
     if wheels_in(wheels)?.iter().any(is_it) {
-        println!("{wheel} is already here");
+        println!("{wheel} is already downloaded");
         return Ok(());
     }
     println!("fetching {wheel}");
-    // For one Python whatever this machine's is, since Python never runs it. The platforms are those of the wheels.
+    // For a fixed version of Python, because no Python runs the files. The platforms are those of
+    // the wheels.
     pip(partial)
         .args("download --no-deps --only-binary=:all: --implementation cp --python-version 3.12")
         .args("--platform manylinux_2_28_x86_64 --platform manylinux_2_25_x86_64")
@@ -219,7 +223,7 @@ fn download(wheel: &str, partial: &Path, wheels: &Path) -> Result<(), Error> {
         .arg(partial)
         .arg(wheel)
         .run_unshown()?;
-    // Only now is it certain to be whole.
+    // The download is complete.
     for path in wheels_in(partial)? {
         let place = wheels.join(path.file_name().unwrap_or_default());
         fs::rename(&path, &place).map_err(Error::at(&place))?;
@@ -227,7 +231,8 @@ fn download(wheel: &str, partial: &Path, wheels: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// pip, patient, with its temporary files in `temporary`: half a gigabyte is too much for many a `/tmp`.
+/// pip with long timeouts. Its temporary files are in `temporary`, because half a gigabyte is too
+/// much for some `/tmp`.
 fn pip(temporary: &Path) -> Cmd {
     Cmd::new("python3")
         .args("-m pip --retries 10 --timeout 60 --disable-pip-version-check --no-input --no-cache-dir")
@@ -259,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_without_libtorch_is_refused_with_the_way_out() {
+    fn directory_without_libtorch_is_refused() {
         let error = check_existing(Path::new("/nonexistent")).unwrap_err().to_string();
         assert!(
             error.contains("/nonexistent") && error.contains("unset it"),
@@ -268,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_refused() {
+    fn other_libtorch_version_is_refused() {
         let libtorch = std::env::temp_dir().join(format!("xtask-libtorch-{}", std::process::id()));
         fs::create_dir_all(libtorch.join("lib")).unwrap();
         fs::write(libtorch.join("lib/libtorch_cpu.so"), "").unwrap();

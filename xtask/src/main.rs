@@ -1,8 +1,8 @@
-//! The chores of the workspace: `cargo xtask <chore>`. Run without one, it lists them.
+//! The commands of the workspace: `cargo xtask <command>`. Without a command, it prints the list.
 //!
-//! It uses the standard library alone, so that it is built in seconds before anything else is.
+//! It uses only the standard library, so that it builds in seconds.
 
-#![allow(clippy::print_stdout, clippy::print_stderr)] // Talking to a terminal is its purpose.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // It is a command-line program.
 
 mod bench;
 mod chaos;
@@ -22,21 +22,22 @@ use std::process::ExitCode;
 use error::Error;
 
 const HELP: &str = "\
-The chores of this workspace.
+The commands of this workspace.
 
-usage: cargo xtask <chore> [options]
+usage: cargo xtask <command> [options]
 
-  setup [--cuda]      put libtorch into .libtorch/ (or check the one that LIBTORCH names);
-                      --cuda: with the CUDA libraries, 2.7 GB of downloads instead of 0.5
+  setup [--cuda]      install libtorch into .libtorch/ (or check the one that LIBTORCH names);
+                      --cuda: with the CUDA libraries, 2.7 GB of downloads instead of 0.5 GB
   demo                set up, build, and transcribe shipped speech: transcripts, traces, metrics
-  test [STEP...]      everything that CI runs, or only the steps whose names contain one of the words;
-                      --list: name the steps
+  test [STEP...]      run everything that CI runs, or only the steps whose names contain one of the words;
+                      --list: print the names of the steps
   reference           write docs/reference from the code: metrics, spans and attributes, environment variables
-  bench [NAME]        a benchmark; without a name: say which there are
-  chaos [OPTIONS]     kill engines, restart Redis, break network and storage, and count the tasks that are lost: none;
-                      --minutes N: how long, --seed S: which things happen, --help: more
+  bench [NAME]        run a benchmark; without a name, list them; --record: write the results into
+                      docs/performance.md; NAME all: run and record all of them
+  chaos [OPTIONS]     kill engines, restart Redis, break network and storage, and fail if a task is lost;
+                      --minutes N: duration, --seed S: repeat the decisions of a run, --help: more
 
-Environment: LIBTORCH names a libtorch of your own (version 2.11.0), CARGO_TARGET_DIR works as usual.
+Environment: LIBTORCH names the directory of an existing libtorch 2.11.0; CARGO_TARGET_DIR works as usual.
 ";
 
 fn main() -> ExitCode {
@@ -56,11 +57,11 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &[&str]) -> Result<(), Error> {
-    let Some((chore, rest)) = arguments.split_first() else {
+    let Some((command, rest)) = arguments.split_first() else {
         print!("{HELP}");
         return Ok(());
     };
-    match (*chore, rest) {
+    match (*command, rest) {
         ("help" | "--help" | "-h", _) => {
             print!("{HELP}");
             Ok(())
@@ -81,9 +82,9 @@ fn run(arguments: &[&str]) -> Result<(), Error> {
         ("bench", [name, rest @ ..]) => bench::run(name, rest),
         ("chaos", rest) => chaos::run(rest),
         ("setup" | "demo" | "test" | "reference", rest) => Err(Error::Usage(format!(
-            "{chore} does not understand \"{}\"",
+            "{command} does not accept \"{}\"",
             rest.join(" ")
         ))),
-        (other, _) => Err(Error::Usage(format!("there is no chore \"{other}\""))),
+        (other, _) => Err(Error::Usage(format!("there is no command \"{other}\""))),
     }
 }

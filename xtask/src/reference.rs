@@ -1,14 +1,14 @@
-//! The pages of `docs/reference`, which are made from code.
+//! The pages of `docs/reference`, which are generated from code.
 
 use crate::error::Error;
 use crate::steps::cargo;
 
-/// Writes them.
+/// Writes the pages.
 pub(crate) fn write() -> Result<(), Error> {
     generator("write")
 }
 
-/// Fails unless they are as they would be written.
+/// Fails if a page is out of date.
 pub(crate) fn check() -> Result<(), Error> {
     generator("check")
 }

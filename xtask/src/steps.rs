@@ -1,4 +1,4 @@
-//! Running commands one after the other, with their times.
+//! Commands and steps that run one after the other, with their times.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -9,24 +9,24 @@ use crate::error::Error;
 
 /// The root of the workspace.
 pub(crate) fn root() -> &'static Path {
-    // The manifest of this package lies one level below it.
+    // The manifest of this package is one level below it.
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .unwrap_or(Path::new("."))
 }
 
-/// The cargo that runs us, so that a chosen toolchain stays chosen.
+/// The cargo that runs this program, so that a selected toolchain stays selected.
 pub(crate) fn cargo() -> Cmd {
     Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Where cargo puts what it builds.
+/// The directory of cargo's build results.
 pub(crate) fn target_directory() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| root().join("target"), |directory| root().join(directory))
 }
 
-/// A command that runs in the workspace root and shows what it prints.
+/// A command that runs in the workspace root and prints to the terminal.
 #[derive(Debug)]
 pub(crate) struct Cmd {
     command: Command,
@@ -38,7 +38,8 @@ impl Cmd {
         let program = program.as_ref();
         let mut command = Command::new(program);
         command.current_dir(root()).stdin(Stdio::null());
-        // Set by `cargo run` for us. Passed on, they would let build scripts see another package's values.
+        // `cargo run` sets these for this package. Build scripts must not see them for other
+        // packages.
         for name in [
             "CARGO_MANIFEST_DIR",
             "CARGO_MANIFEST_PATH",
@@ -91,7 +92,7 @@ impl Cmd {
         }
     }
 
-    /// Runs the command silently and returns what it wrote to standard output, if it succeeded.
+    /// Runs the command silently and returns its standard output if it succeeded.
     pub(crate) fn output(mut self) -> Option<String> {
         let output = self.command.stderr(Stdio::null()).output().ok()?;
         output
@@ -106,7 +107,7 @@ impl Cmd {
     }
 }
 
-/// Steps of a longer chore: each announced, timed, and listed at the end.
+/// The steps of a longer command. Each prints its name and time, and the summary lists them.
 #[derive(Debug)]
 pub(crate) struct Steps {
     started: Instant,
@@ -121,7 +122,7 @@ impl Steps {
         }
     }
 
-    /// Runs a step. If it fails, lists what was done so far.
+    /// Runs a step. If it fails, lists the completed steps.
     pub(crate) fn step(&mut self, name: &str, work: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
         println!("\n=== {name}");
         let started = Instant::now();
@@ -171,19 +172,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_short() {
+    fn times_are_formatted() {
         assert_eq!(human(Duration::from_millis(1_230)), "1.2 s");
         assert_eq!(human(Duration::from_secs(125)), "2 min 05 s");
     }
 
     #[test]
-    fn a_failed_command_is_named() {
+    fn error_names_the_failed_command() {
         let error = Cmd::new("sh").arg("-c").arg("exit 3").run().unwrap_err();
         assert_eq!(error.to_string(), "`sh -c exit 3` failed: exit status: 3");
     }
 
     #[test]
-    fn a_failed_step_ends_the_chore() {
+    fn failed_step_returns_its_error() {
         let mut steps = Steps::new();
         steps.step("first", || Ok(())).unwrap();
         steps.step("second", || Err(Error::new("no"))).unwrap_err();

@@ -1,31 +1,32 @@
-//! Programs that must come from the distribution: found, or installed where we may, or asked for.
+//! Programs of the distribution: found, installed with the necessary rights, or requested.
 
 use std::path::Path;
 
 use crate::error::Error;
 use crate::steps::Cmd;
 
-/// A program that a chore cannot do without.
+/// A program that a command needs.
 #[derive(Debug)]
 pub(crate) struct Need {
-    /// What it is needed for, to finish the sentence "… is needed to".
+    /// The end of the sentence "… is needed to".
     pub(crate) purpose: &'static str,
-    /// A command that succeeds if it is there.
+    /// A command that succeeds if the program is installed.
     pub(crate) probe: &'static [&'static str],
-    /// The package of Debian and Ubuntu that has it.
+    /// The package of Debian and Ubuntu that contains it.
     pub(crate) package: &'static str,
 }
 
-/// For everything that talks to a real queue.
+/// For tests with a real queue.
 pub(crate) const REDIS: Need = Need {
     purpose: "test the broker against a real server; each test starts one of its own",
     probe: &["redis-server", "--version"],
     package: "redis-server",
 };
 
-/// Makes sure that all of `needs` are there: root on a machine with `apt-get` has them installed, others are told.
+/// Installs the missing programs as root on a machine with `apt-get`. Otherwise the error lists
+/// them.
 pub(crate) fn require(needs: &[Need]) -> Result<(), Error> {
-    let missing: Vec<&Need> = needs.iter().filter(|need| !is_there(need)).collect();
+    let missing: Vec<&Need> = needs.iter().filter(|need| !is_installed(need)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -50,11 +51,11 @@ pub(crate) fn require(needs: &[Need]) -> Result<(), Error> {
             .env("DEBIAN_FRONTEND", "noninteractive")
             .run()
     };
-    // Lists may be absent (a bare container image) or old (the packages they name are gone).
+    // The package lists may be absent (in a container image) or name removed packages.
     apt("update -q")?;
     apt(&format!("install -q -y --no-install-recommends {packages}"))?;
     if Path::new("/run/systemd/system").exists() {
-        // Servers are started by being installed. Tests start their own, and nobody asked for another.
+        // The installation of a server starts it. Tests start their own.
         for need in &missing {
             let _ = Cmd::new("systemctl")
                 .args("disable --now")
@@ -62,7 +63,7 @@ pub(crate) fn require(needs: &[Need]) -> Result<(), Error> {
                 .output();
         }
     }
-    match missing.iter().find(|need| !is_there(need)) {
+    match missing.iter().find(|need| !is_installed(need)) {
         None => Ok(()),
         Some(need) => Err(Error::new(format!(
             "{} was installed and `{}` still fails",
@@ -72,7 +73,7 @@ pub(crate) fn require(needs: &[Need]) -> Result<(), Error> {
     }
 }
 
-fn is_there(need: &Need) -> bool {
+fn is_installed(need: &Need) -> bool {
     let Some((program, arguments)) = need.probe.split_first() else {
         return true;
     };
@@ -88,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_there_is_not_asked_for() {
+    fn installed_programs_are_not_requested() {
         let shell = Need {
             purpose: "run this test",
             probe: &["sh", "-c", "exit 0"],

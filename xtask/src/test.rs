@@ -1,4 +1,4 @@
-//! Everything that CI runs.
+//! The steps that CI runs.
 
 use std::fs;
 use std::path::Path;
@@ -14,18 +14,18 @@ use crate::tools;
 /// The crates that are published.
 pub(crate) const CRATES: [&str; 2] = ["dalston-telemetry", "dalston-engine-sdk"];
 
-/// Where no libtorch is: steps that must pass without one are given this, so that they cannot find one by chance.
+/// A directory without libtorch, for steps that must pass without it.
 const NO_LIBTORCH: &str = "/nonexistent/libtorch";
 
 const PROMETHEUS: Need = Need {
-    purpose: "test that Prometheus and promtool read our metrics",
+    purpose: "test that Prometheus and promtool read the metrics",
     probe: &["promtool", "--version"],
     package: "prometheus",
 };
 
 type Step = (&'static str, fn(&Path) -> Result<(), Error>);
 
-/// In the order in which a failure is most likely found early.
+/// In an order that finds likely failures early.
 const STEPS: [Step; 11] = [
     ("format", |_| cargo().args("fmt --all --check").run()),
     ("clippy without libtorch", |_| {
@@ -43,10 +43,10 @@ const STEPS: [Step; 11] = [
     }),
     ("test with libtorch and all features", |libtorch| {
         cargo()
-            // What needs no libtorch was tested above. Built together with what does, it would link libtorch, too.
+            // The other packages are tested without libtorch above. Here they would link it, too.
             .args("test -p dalston-telemetry -p dalston-engine-sdk -p faster_whisper --all-features")
             .env("LIBTORCH", libtorch)
-            // Doctests are linked without the path to libtorch that build scripts give to all other binaries.
+            // Doctests do not get the path to libtorch that build scripts give to other binaries.
             .env("LD_LIBRARY_PATH", libtorch::library_path(libtorch))
             .run()
     }),
@@ -96,7 +96,7 @@ pub(crate) fn run(words: &[&str]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Names the steps.
+/// Prints the names of the steps.
 pub(crate) fn list() {
     for (name, _) in STEPS {
         println!("{name}");
@@ -107,7 +107,7 @@ fn without_libtorch(command: Cmd) -> Result<(), Error> {
     command.env("LIBTORCH", NO_LIBTORCH).run()
 }
 
-/// As docs.rs builds it, and the examples' libraries.
+/// The documentation of the crates as docs.rs builds it, and of the examples' libraries.
 fn documentation() -> Result<(), Error> {
     let doc = |arguments: &str| {
         without_libtorch(
@@ -124,7 +124,8 @@ fn documentation() -> Result<(), Error> {
     doc("-p faster_whisper --lib --features tch/doc-only")
 }
 
-/// Each feature of the published crates must compile without the others: nobody else turns them on for the user.
+/// Each feature of the published crates must compile without the others, because users select any
+/// of them.
 fn each_feature(libtorch: &Path) -> Result<(), Error> {
     for name in CRATES {
         let manifest = root().join(name).join("Cargo.toml");
@@ -162,13 +163,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn features_are_read_from_the_manifest() {
+    fn features_are_read_from_a_manifest() {
         let manifest = "[package]\nname = \"x\"\n\n[features]\ndefault = [\"a\"]\n# What a = b does.\na = []\nbig-one = [\"dep:y\"]\n\n[dependencies]\nz = \"1\"\n";
         assert_eq!(features(manifest), ["a", "big-one"]);
     }
 
     #[test]
-    fn the_published_crates_have_features_to_check() {
+    fn published_crates_have_features() {
         for name in CRATES {
             let manifest = fs::read_to_string(root().join(name).join("Cargo.toml")).unwrap();
             assert!(!features(&manifest).is_empty(), "{name}");
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_does_not_exist_is_a_usage_error() {
+    fn unknown_step_is_a_usage_error() {
         assert!(matches!(run(&["no such step"]), Err(Error::Usage(_))));
     }
 }

@@ -1,4 +1,4 @@
-//! Programs that the chores use, kept in the git-ignored `.tools/`.
+//! Programs that the commands use, in the git-ignored `.tools/`.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::system::{Need, require};
 const CARGO_DENY: &str = "0.20.2";
 const PEERS: &str = "torch==2.11.0 transformers==5.23.0";
 
-/// Finds cargo-deny, or builds it: a minute or three, once.
+/// Finds cargo-deny or builds it, which takes one to three minutes.
 pub(crate) fn cargo_deny() -> Result<PathBuf, Error> {
     if Cmd::new("cargo-deny").arg("--version").output().is_some() {
         return Ok("cargo-deny".into());
@@ -20,8 +20,10 @@ pub(crate) fn cargo_deny() -> Result<PathBuf, Error> {
     if Cmd::new(&program).arg("--version").output().as_deref() == Some(&format!("cargo-deny {CARGO_DENY}")) {
         return Ok(program);
     }
-    println!("cargo-deny checks licences and sources of the dependencies. Building it into .tools/, once.");
-    // A debug build: half the time to build, and the check takes a second either way.
+    println!(
+        "cargo-deny checks licences and sources of the dependencies. Building it into .tools/; this happens once."
+    );
+    // A debug build takes half the time, and the check takes a second in both cases.
     cargo()
         .args("install --locked --debug --version")
         .arg(CARGO_DENY)
@@ -33,7 +35,7 @@ pub(crate) fn cargo_deny() -> Result<PathBuf, Error> {
     Ok(program)
 }
 
-/// A Python with the peers that the benchmarks measure beside us.
+/// A Python with the peers of the benchmarks.
 pub(crate) fn peers() -> Result<PathBuf, Error> {
     let place = root().join(".tools/peers");
     let python = place.join("bin/python");
@@ -47,7 +49,7 @@ pub(crate) fn peers() -> Result<PathBuf, Error> {
         place.display()
     );
     require(&[Need {
-        purpose: "give the peers a Python of their own",
+        purpose: "create a Python environment for the peers",
         probe: &["python3", "-c", "import venv, ensurepip"],
         package: "python3-venv",
     }])?;
