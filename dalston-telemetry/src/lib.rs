@@ -141,6 +141,7 @@ pub use resource::cloud;
 pub use services::queue::exporter as queue_exporter;
 pub use setup::builder::TelemetryBuilder;
 pub use setup::layers::TelemetryLayer;
+pub use setup::settings;
 pub use setup::telemetry::{Telemetry, TelemetryHandle, TimedSpan};
 pub use traces::collector::{CollectedSpan, SpanCollector};
 pub use traces::ids::ReservedSpan;

@@ -3,5 +3,6 @@
 pub(crate) mod builder;
 pub(crate) mod layers;
 pub(crate) mod panic;
+pub mod settings;
 pub(crate) mod targets;
 pub(crate) mod telemetry;
