@@ -46,7 +46,7 @@ use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 
 pub use config::{OtlpCompression, OtlpConfig, OtlpProtocol};
-pub(crate) use settings::{BatchSettings, Exporters, METRICS, NO_LIMIT, OtlpSettings, PushSettings, TRACES};
+pub(crate) use settings::{BatchSettings, Exporters, NO_LIMIT, OtlpSettings, PushSettings};
 pub use stats::ExportStats;
 
 use crate::error::{InitError, ShutdownError};
@@ -367,15 +367,14 @@ fn start_push(
 
 #[cfg(not(all(feature = "otlp-grpc", feature = "otlp-http")))]
 fn missing(protocol: OtlpProtocol) -> InitError {
-    const SETTING: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
     match protocol {
         OtlpProtocol::Grpc => InitError::MissingFeature {
-            setting: SETTING,
+            setting: crate::settings::otlp::PROTOCOL.general_name(),
             transport: "OTLP over gRPC",
             feature: "otlp-grpc",
         },
         OtlpProtocol::HttpProtobuf => InitError::MissingFeature {
-            setting: SETTING,
+            setting: crate::settings::otlp::PROTOCOL.general_name(),
             transport: "OTLP over HTTP",
             feature: "otlp-http",
         },

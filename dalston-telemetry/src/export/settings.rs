@@ -1,6 +1,6 @@
-//! Where spans go and how, read from the environment.
+//! Where telemetry goes and how.
 //!
-//! For every setting: an explicit call, then the variable for traces, then the variable for all signals, then the
+//! For every setting: an explicit call, then the variable of the signal, then the variable for all signals, then the
 //! default.
 
 use std::fmt;
@@ -11,53 +11,15 @@ use percent_encoding::percent_decode_str;
 
 use super::config::{OtlpCompression, OtlpConfig, OtlpProtocol};
 use crate::env::{Env, EnvError};
+use crate::settings::metrics::{self, Temporality};
+use crate::settings::otlp::{
+    ALL_PROXY, CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, COMPRESSION, ENDPOINT, HEADERS, HTTP_PROXY,
+    HTTPS_PROXY, INSECURE, NO_PROXY, OTEL_INSECURE, PROTOCOL, Signal, SignalVariable, TIMEOUT,
+};
+use crate::settings::traces;
 
 /// A limit of "none" in the terms of a program that must end some day.
 pub(crate) const NO_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Seconds for one request.
-const DEFAULT_TIMEOUT: u64 = 10;
-
-/// What the variables of one kind of telemetry are called. The ones for all kinds come after them.
-pub(crate) struct Variables {
-    protocol: &'static str,
-    endpoint: &'static str,
-    insecure: &'static str,
-    headers: &'static str,
-    timeout: &'static str,
-    compression: &'static str,
-    certificate: &'static str,
-    client_key: &'static str,
-    client_certificate: &'static str,
-    /// Appended to a URL that is for all kinds, over HTTP.
-    path: &'static str,
-}
-
-pub(crate) const TRACES: Variables = Variables {
-    protocol: "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
-    endpoint: "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-    insecure: "OTEL_EXPORTER_OTLP_TRACES_INSECURE",
-    headers: "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
-    timeout: "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
-    compression: "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
-    certificate: "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
-    client_key: "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
-    client_certificate: "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
-    path: "v1/traces",
-};
-
-pub(crate) const METRICS: Variables = Variables {
-    protocol: "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL",
-    endpoint: "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
-    insecure: "OTEL_EXPORTER_OTLP_METRICS_INSECURE",
-    headers: "OTEL_EXPORTER_OTLP_METRICS_HEADERS",
-    timeout: "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT",
-    compression: "OTEL_EXPORTER_OTLP_METRICS_COMPRESSION",
-    certificate: "OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE",
-    client_key: "OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY",
-    client_certificate: "OTEL_EXPORTER_OTLP_METRICS_CLIENT_CERTIFICATE",
-    path: "v1/metrics",
-};
 
 /// Settings in force for one exporter.
 #[derive(Clone)]
@@ -74,16 +36,19 @@ pub(crate) struct OtlpSettings {
 }
 
 impl OtlpSettings {
-    pub(crate) fn read(variables: &Variables, config: &OtlpConfig, env: &Env) -> Result<Self, EnvError> {
+    pub(crate) fn read(signal: Signal, config: &OtlpConfig, env: &Env) -> Result<Self, EnvError> {
         let protocol = match config.protocol {
             Some(protocol) => protocol,
-            None => protocol(variables, env)?,
+            None => PROTOCOL.of(signal).read_or_default(env)?,
         };
         let insecure = match config.insecure {
             Some(insecure) => insecure,
-            None => insecure(variables, env)?,
+            None => match INSECURE.of(signal).read(env)? {
+                Some(insecure) => insecure,
+                None => OTEL_INSECURE.read_or_default(env)?,
+            },
         };
-        let endpoint = Endpoint::read(variables, config, env, protocol, insecure)?;
+        let endpoint = Endpoint::read(signal, config, env, protocol, insecure)?;
         let proxy = if endpoint.is_loopback() {
             None
         } else {
@@ -91,16 +56,16 @@ impl OtlpSettings {
         };
         Ok(Self {
             protocol,
-            headers: headers(variables, config, env)?,
-            timeout: match config.timeout {
-                Some(timeout) => no_limit_if_zero(Some(timeout), DEFAULT_TIMEOUT),
-                None => timeout(variables, env)?,
-            },
+            headers: headers(signal, config, env)?,
+            timeout: no_limit_if_zero(match config.timeout {
+                Some(timeout) => timeout,
+                None => TIMEOUT.of(signal).read_or_default(env)?,
+            }),
             gzip: match config.compression {
-                Some(compression) => compression == OtlpCompression::Gzip,
-                None => gzip(variables, env)?,
-            },
-            tls: TlsFiles::read(variables, config, env)?,
+                Some(compression) => compression,
+                None => COMPRESSION.of(signal).read_or_default(env)?,
+            } == OtlpCompression::Gzip,
+            tls: TlsFiles::read(signal, config, env)?,
             endpoint,
             proxy,
         })
@@ -133,30 +98,24 @@ pub(crate) struct BatchSettings {
 
 impl BatchSettings {
     pub(crate) fn read(env: &Env) -> Result<Self, EnvError> {
-        const COUNT: &str = "a whole number from 1";
-        const BATCH: &str = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE";
-        const DEFAULT_BATCH: usize = 512;
-        let count = |name: &'static str| match env.parse::<usize>(name, COUNT)? {
-            Some(0) => Err(EnvError::new(name, "0", COUNT)),
-            count => Ok(count),
-        };
-        let max_queue_size = count("OTEL_BSP_MAX_QUEUE_SIZE")?.unwrap_or(2048);
-        let max_batch_size = match count(BATCH)? {
+        let batch_size = &traces::OTEL_BSP_MAX_EXPORT_BATCH_SIZE;
+        let queue_size = &traces::OTEL_BSP_MAX_QUEUE_SIZE;
+        let max_queue_size = queue_size.read_or_default(env)?;
+        let max_batch_size = match batch_size.read(env)? {
             Some(size) if size > max_queue_size => {
-                let accepted = format!("at most OTEL_BSP_MAX_QUEUE_SIZE, which is {max_queue_size}");
-                return Err(EnvError::new(BATCH, size.to_string(), accepted));
+                let accepted = format!("at most {}, which is {max_queue_size}", queue_size.name());
+                return Err(EnvError::new(batch_size.name(), size.to_string(), accepted));
             }
             Some(size) => size,
-            None => DEFAULT_BATCH.min(max_queue_size),
+            None => batch_size.default_value().min(max_queue_size),
         };
+        let delay = traces::OTEL_BSP_SCHEDULE_DELAY.read_or_default(env)?;
+        let timeout = traces::OTEL_BSP_EXPORT_TIMEOUT.read_or_default(env)?;
         Ok(Self {
-            schedule_delay: milliseconds(env, "OTEL_BSP_SCHEDULE_DELAY")?
-                .map_or(Duration::from_secs(5), |delay| {
-                    delay.clamp(Duration::from_millis(1), NO_LIMIT)
-                }),
+            schedule_delay: delay.clamp(Duration::from_millis(1), NO_LIMIT),
             max_queue_size,
             max_batch_size,
-            export_timeout: no_limit_if_zero(milliseconds(env, "OTEL_BSP_EXPORT_TIMEOUT")?, 30),
+            export_timeout: no_limit_if_zero(timeout),
         })
     }
 }
@@ -175,13 +134,8 @@ impl Exporters {
     };
 
     pub(crate) fn read(env: &Env) -> Result<Self, EnvError> {
-        const VARIABLE: &str = "OTEL_TRACES_EXPORTER";
-        let Some(list) = env.get(VARIABLE) else {
-            return Ok(Self {
-                otlp: true,
-                console: false,
-            });
-        };
+        let variable = &traces::OTEL_TRACES_EXPORTER;
+        let list = variable.read_or_default(env)?;
         let mut exporters = Self::NONE;
         let mut none = false;
         for name in list.split(',').map(str::trim) {
@@ -189,12 +143,12 @@ impl Exporters {
                 "otlp" => exporters.otlp = true,
                 "console" => exporters.console = true,
                 "none" => none = true,
-                _ => return Err(EnvError::new(VARIABLE, list, "otlp, console or none")),
+                _ => return Err(variable.error(variable.name(), &list)),
             }
         }
         if none && exporters != Self::NONE {
             return Err(EnvError::new(
-                VARIABLE,
+                variable.name(),
                 list,
                 "none alone, or otlp and console without none",
             ));
@@ -215,44 +169,20 @@ pub(crate) struct PushSettings {
 
 impl PushSettings {
     pub(crate) fn read(env: &Env) -> Result<Self, EnvError> {
-        const INTERVAL: &str = "OTEL_METRIC_EXPORT_INTERVAL";
-        const TEMPORALITY: &str = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE";
-        let interval = match milliseconds(env, INTERVAL)? {
-            Some(Duration::ZERO) => {
-                return Err(EnvError::new(
-                    INTERVAL,
-                    "0",
-                    "a whole number of milliseconds from 1",
-                ));
-            }
-            interval => interval.unwrap_or(Duration::from_secs(60)).min(NO_LIMIT),
-        };
-        let delta = match env.get(TEMPORALITY).map(str::to_ascii_lowercase).as_deref() {
-            None | Some("cumulative") => false,
-            // They differ in instruments that ask for their values, of which we have none.
-            Some("delta" | "lowmemory") => true,
-            Some(other) => {
-                return Err(EnvError::new(
-                    TEMPORALITY,
-                    other,
-                    "cumulative, delta or lowmemory",
-                ));
-            }
-        };
+        let interval = metrics::OTEL_METRIC_EXPORT_INTERVAL.read_or_default(env)?;
+        let timeout = metrics::OTEL_METRIC_EXPORT_TIMEOUT.read_or_default(env)?;
+        let temporality = metrics::OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE.read_or_default(env)?;
         Ok(Self {
-            interval,
-            export_timeout: no_limit_if_zero(milliseconds(env, "OTEL_METRIC_EXPORT_TIMEOUT")?, 30),
-            delta,
+            interval: interval.min(NO_LIMIT),
+            export_timeout: no_limit_if_zero(timeout),
+            delta: temporality == Temporality::Delta,
         })
     }
 
     /// Whether `OTEL_METRICS_EXPORTER` asks for a push. Being scraped needs no exporter.
     pub(crate) fn are_wanted(env: &Env) -> Result<bool, EnvError> {
-        const VARIABLE: &str = "OTEL_METRICS_EXPORTER";
-        let Some(list) = env.get(VARIABLE) else {
-            return Ok(false);
-        };
-        let wrong = || EnvError::new(VARIABLE, list, "otlp, prometheus or both, or none alone");
+        let variable = &metrics::OTEL_METRICS_EXPORTER;
+        let list = variable.read_or_default(env)?;
         let names: Vec<_> = list
             .split(',')
             .map(|name| name.trim().to_ascii_lowercase())
@@ -260,7 +190,7 @@ impl PushSettings {
         match names.iter().all(|name| matches!(&**name, "otlp" | "prometheus")) {
             true => Ok(names.iter().any(|name| name == "otlp")),
             false if names == ["none"] => Ok(false),
-            false => Err(wrong()),
+            false => Err(variable.error(variable.name(), &list)),
         }
     }
 }
@@ -272,43 +202,43 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    const ACCEPTED: &str = "an http or https URL without user and password, or host:port";
-
     fn read(
-        variables: &Variables,
+        signal: Signal,
         config: &OtlpConfig,
         env: &Env,
         protocol: OtlpProtocol,
         insecure: bool,
     ) -> Result<Self, EnvError> {
-        const GENERAL: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
-        let own_path = if protocol == OtlpProtocol::HttpProtobuf {
-            Some(variables.path)
-        } else {
-            None
+        let variable = ENDPOINT.of(signal);
+        let own_path = match (protocol, signal) {
+            (OtlpProtocol::Grpc, _) => None,
+            (OtlpProtocol::HttpProtobuf, Signal::Traces) => Some("v1/traces"),
+            (OtlpProtocol::HttpProtobuf, Signal::Metrics) => Some("v1/metrics"),
         };
         if let Some(endpoint) = config.endpoint.as_deref() {
             return Self::parse("OtlpConfig::endpoint", endpoint, insecure, None);
         }
-        if let Some(endpoint) = env.get(variables.endpoint) {
-            return Self::parse(variables.endpoint, endpoint, insecure, None);
+        match variable.first(env) {
+            Some((name, endpoint)) if name == ENDPOINT.general_name() => {
+                Self::parse(name, endpoint, insecure, own_path)
+            }
+            Some((name, endpoint)) => Self::parse(name, endpoint, insecure, None),
+            None => {
+                let default = match protocol {
+                    OtlpProtocol::Grpc => "http://localhost:4317",
+                    OtlpProtocol::HttpProtobuf => "http://localhost:4318",
+                };
+                Self::parse(ENDPOINT.general_name(), default, insecure, own_path)
+            }
         }
-        if let Some(endpoint) = env.get(GENERAL) {
-            return Self::parse(GENERAL, endpoint, insecure, own_path);
-        }
-        let default = match protocol {
-            OtlpProtocol::Grpc => "http://localhost:4317",
-            OtlpProtocol::HttpProtobuf => "http://localhost:4318",
-        };
-        Self::parse(GENERAL, default, insecure, own_path)
     }
 
     /// Reads a URL; `append` is the path to put behind the one that is there.
     fn parse(variable: &str, text: &str, insecure: bool, append: Option<&str>) -> Result<Self, EnvError> {
         // What looks like credentials is not repeated in an error.
         let wrong = || match text.contains(['@', '?']) {
-            true => EnvError::secret(variable, Self::ACCEPTED),
-            false => EnvError::new(variable, text, Self::ACCEPTED),
+            true => EnvError::secret(variable, ENDPOINT.accepted()),
+            false => EnvError::new(variable, text, ENDPOINT.accepted()),
         };
         let with_scheme = match (text.contains("://"), insecure) {
             (true, _) => text.to_owned(),
@@ -392,41 +322,31 @@ pub(crate) struct TlsFile {
 }
 
 impl TlsFiles {
-    fn read(variables: &Variables, config: &OtlpConfig, env: &Env) -> Result<Self, EnvError> {
-        let file = |explicit: &Option<String>, call: &'static str, names: [&'static str; 2]| {
+    fn read(signal: Signal, config: &OtlpConfig, env: &Env) -> Result<Self, EnvError> {
+        let file = |explicit: &Option<String>, call: &'static str, variable: &SignalVariable<String>| {
             let explicit = explicit.as_deref().map(|path| (call, path));
-            let (setting, path) = explicit.or_else(|| env.first(&names))?;
+            let (setting, path) = explicit.or_else(|| variable.of(signal).first(env))?;
             Some(TlsFile {
                 setting,
                 path: path.to_owned(),
             })
         };
-        let certificate = file(
-            &config.certificate,
-            "OtlpConfig::certificate",
-            [variables.certificate, "OTEL_EXPORTER_OTLP_CERTIFICATE"],
-        );
-        let key = file(
-            &config.client_key,
-            "OtlpConfig::client_identity",
-            [variables.client_key, "OTEL_EXPORTER_OTLP_CLIENT_KEY"],
-        );
+        let certificate = file(&config.certificate, "OtlpConfig::certificate", &CERTIFICATE);
+        let key = file(&config.client_key, "OtlpConfig::client_identity", &CLIENT_KEY);
         let client_certificate = file(
             &config.client_certificate,
             "OtlpConfig::client_identity",
-            [
-                variables.client_certificate,
-                "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
-            ],
+            &CLIENT_CERTIFICATE,
         );
-        let alone = |file: TlsFile, other: &str| {
-            EnvError::new(file.setting, file.path, format!("{other} to be set beside it"))
+        let alone = |file: TlsFile, other: &SignalVariable<String>| {
+            let accepted = format!("{} to be set beside it", other.general_name());
+            EnvError::new(file.setting, file.path, accepted)
         };
         let identity = match (client_certificate, key) {
             (Some(certificate), Some(key)) => Some(TlsIdentity { certificate, key }),
             (None, None) => None,
-            (Some(file), None) => return Err(alone(file, "OTEL_EXPORTER_OTLP_CLIENT_KEY")),
-            (None, Some(file)) => return Err(alone(file, "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE")),
+            (Some(file), None) => return Err(alone(file, &CLIENT_KEY)),
+            (None, Some(file)) => return Err(alone(file, &CLIENT_CERTIFICATE)),
         };
         Ok(Self {
             certificate,
@@ -445,15 +365,9 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     fn read(env: &Env, https: bool) -> Option<Self> {
-        // Not HTTP_PROXY in capitals: a CGI server sets that from a header of the request.
-        let names: &[&'static str] = match https {
-            true => &["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"],
-            false => &["http_proxy", "all_proxy", "ALL_PROXY"],
-        };
-        let (variable, url) = env.first(names)?;
-        let except = env
-            .first(&["no_proxy", "NO_PROXY"])
-            .map(|(_, list)| list.to_owned());
+        let variable = if https { &HTTPS_PROXY } else { &HTTP_PROXY };
+        let (variable, url) = variable.first(env).or_else(|| ALL_PROXY.first(env))?;
+        let except = NO_PROXY.first(env).map(|(_, list)| list.to_owned());
         Some(Self {
             variable,
             url: url.to_owned(),
@@ -462,66 +376,18 @@ impl Proxy {
     }
 }
 
-fn protocol(variables: &Variables, env: &Env) -> Result<OtlpProtocol, EnvError> {
-    let set = env.first(&[variables.protocol, "OTEL_EXPORTER_OTLP_PROTOCOL"]);
-    let Some((name, protocol)) = set else {
-        return Ok(OtlpProtocol::Grpc);
-    };
-    match protocol.to_ascii_lowercase().as_str() {
-        "grpc" => Ok(OtlpProtocol::Grpc),
-        "http/protobuf" => Ok(OtlpProtocol::HttpProtobuf),
-        _ => Err(EnvError::new(name, protocol, "grpc or http/protobuf")),
-    }
-}
-
-fn insecure(variables: &Variables, env: &Env) -> Result<bool, EnvError> {
-    for name in [variables.insecure, "OTEL_EXPORTER_OTLP_INSECURE"] {
-        if let Some(insecure) = env.otel_flag(name)? {
-            return Ok(insecure);
-        }
-    }
-    // The platform's own switch, and its default.
-    Ok(env.flag("OTEL_INSECURE")?.unwrap_or(true))
-}
-
-fn timeout(variables: &Variables, env: &Env) -> Result<Duration, EnvError> {
-    let own = milliseconds(env, variables.timeout)?;
-    let general = milliseconds(env, "OTEL_EXPORTER_OTLP_TIMEOUT")?;
-    Ok(no_limit_if_zero(own.or(general), DEFAULT_TIMEOUT))
-}
-
-fn gzip(variables: &Variables, env: &Env) -> Result<bool, EnvError> {
-    let set = env.first(&[variables.compression, "OTEL_EXPORTER_OTLP_COMPRESSION"]);
-    let Some((name, compression)) = set else {
-        return Ok(false);
-    };
-    match compression.to_ascii_lowercase().as_str() {
-        "none" => Ok(false),
-        "gzip" => Ok(true),
-        _ => Err(EnvError::new(name, compression, "gzip or none")),
-    }
-}
-
-fn milliseconds(env: &Env, name: &'static str) -> Result<Option<Duration>, EnvError> {
-    Ok(env
-        .parse(name, "a whole number of milliseconds")?
-        .map(Duration::from_millis))
-}
-
-fn no_limit_if_zero(limit: Option<Duration>, default_seconds: u64) -> Duration {
+fn no_limit_if_zero(limit: Duration) -> Duration {
     match limit {
-        None => Duration::from_secs(default_seconds),
-        Some(Duration::ZERO) => NO_LIMIT,
-        Some(limit) => limit.min(NO_LIMIT),
+        Duration::ZERO => NO_LIMIT,
+        limit => limit.min(NO_LIMIT),
     }
 }
 
-fn headers(variables: &Variables, config: &OtlpConfig, env: &Env) -> Result<HeaderMap, EnvError> {
-    const ACCEPTED: &str = "name=value pairs with commas between, percent-encoded, of headers that the transport \
-                            does not set itself";
+fn headers(signal: Signal, config: &OtlpConfig, env: &Env) -> Result<HeaderMap, EnvError> {
     let mut headers = HeaderMap::new();
-    if let Some((variable, list)) = env.first(&[variables.headers, "OTEL_EXPORTER_OTLP_HEADERS"]) {
-        let wrong = || EnvError::secret(variable, ACCEPTED);
+    let variable = HEADERS.of(signal);
+    if let Some((name, list)) = variable.first(env) {
+        let wrong = || variable.error(name, list);
         for pair in list.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').ok_or_else(wrong)?;
             let value = percent_decode_str(value.trim())
@@ -532,8 +398,7 @@ fn headers(variables: &Variables, config: &OtlpConfig, env: &Env) -> Result<Head
         }
     }
     for (name, value) in &config.headers {
-        let (name, value) =
-            header(name, value).ok_or_else(|| EnvError::secret("OtlpConfig::header", ACCEPTED))?;
+        let (name, value) = header(name, value).ok_or_else(|| variable.error("OtlpConfig::header", value))?;
         headers.insert(name, value);
     }
     Ok(headers)

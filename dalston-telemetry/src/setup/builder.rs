@@ -15,8 +15,7 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 use crate::env::{Env, EnvError};
 use crate::error::InitError;
 use crate::export::{
-    BatchSettings, Exporters, METRICS, NO_LIMIT, OtlpConfig, OtlpSettings, Pipeline, Push, PushSettings,
-    ReportTo, TRACES,
+    BatchSettings, Exporters, NO_LIMIT, OtlpConfig, OtlpSettings, Pipeline, Push, PushSettings, ReportTo,
 };
 use crate::logs::{LogFormat, LogSettings, LogWriter};
 use crate::metrics::{self, Metrics, TelemetryMetrics};
@@ -24,6 +23,9 @@ use crate::resource;
 #[cfg(feature = "ec2")]
 use crate::resource::cloud::Cloud;
 use crate::setup::layers::{Layers, TelemetryLayer};
+use crate::settings::OTEL_ENABLED;
+use crate::settings::otlp::Signal;
+use crate::settings::traces::OTEL_SDK_DISABLED;
 use crate::setup::telemetry::{Telemetry, Tracing};
 use crate::traces::collector::SpanCollector;
 use crate::traces::ids::Ids;
@@ -386,8 +388,8 @@ impl TelemetryBuilder {
 
     /// Whether spans are exported: as the program says, else the environment.
     fn exports_spans(&self, env: &Env) -> Result<bool, EnvError> {
-        let disabled = env.otel_flag("OTEL_SDK_DISABLED")?.unwrap_or(false);
-        let enabled = env.flag("OTEL_ENABLED")?.unwrap_or(false);
+        let disabled = OTEL_SDK_DISABLED.read_or_default(env)?;
+        let enabled = OTEL_ENABLED.read_or_default(env)?;
         Ok(self.enabled.unwrap_or(enabled) && !disabled)
     }
 
@@ -396,12 +398,12 @@ impl TelemetryBuilder {
     /// Asking for it is enough: who wants metrics only does not switch on tracing. But `OTEL_ENABLED=false`, when somebody
     /// says so, is for everything that leaves the process by OTLP.
     fn push_settings(&self, env: &Env) -> Result<Option<(OtlpSettings, PushSettings)>, EnvError> {
-        let disabled = env.otel_flag("OTEL_SDK_DISABLED")?.unwrap_or(false);
-        let enabled = env.flag("OTEL_ENABLED")?.unwrap_or(true);
+        let disabled = OTEL_SDK_DISABLED.read_or_default(env)?;
+        let enabled = OTEL_ENABLED.read(env)?.unwrap_or(true);
         if disabled || !enabled || !metrics::are_enabled(env)? || !PushSettings::are_wanted(env)? {
             return Ok(None);
         }
-        let otlp = OtlpSettings::read(&METRICS, &self.otlp_metrics, env)?;
+        let otlp = OtlpSettings::read(Signal::Metrics, &self.otlp_metrics, env)?;
         Ok(Some((otlp, PushSettings::read(env)?)))
     }
 
@@ -424,7 +426,7 @@ impl TelemetryBuilder {
             Exporters::NONE => None,
             Exporters { otlp, console } => {
                 let otlp = if otlp {
-                    Some(OtlpSettings::read(&TRACES, &self.otlp, env)?)
+                    Some(OtlpSettings::read(Signal::Traces, &self.otlp, env)?)
                 } else {
                     None
                 };

@@ -8,6 +8,11 @@ use opentelemetry_sdk::trace::SpanLimits;
 
 use crate::env::{Env, EnvError};
 use crate::redact;
+use crate::settings::traces::{
+    OTEL_ATTRIBUTE_COUNT_LIMIT, OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT, OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT,
+    OTEL_LINK_ATTRIBUTE_COUNT_LIMIT, OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT, OTEL_SPAN_EVENT_COUNT_LIMIT,
+    OTEL_SPAN_LINK_COUNT_LIMIT,
+};
 use crate::traces::ended::EndedSpan;
 
 #[derive(Debug)]
@@ -20,42 +25,39 @@ pub(crate) struct Limits {
 
 impl Limits {
     pub(crate) fn read(env: &Env) -> Result<Self, EnvError> {
-        const ACCEPTED: &str = "a whole number";
         let mut counts = SpanLimits::default();
-        let of_all = env.parse("OTEL_ATTRIBUTE_COUNT_LIMIT", ACCEPTED)?;
-        let settings = [
+        let general = OTEL_ATTRIBUTE_COUNT_LIMIT.read(env)?;
+        let limits = [
             (
-                "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+                &OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT,
                 &mut counts.max_attributes_per_span,
-                of_all,
+                general,
             ),
             (
-                "OTEL_SPAN_EVENT_COUNT_LIMIT",
+                &OTEL_SPAN_EVENT_COUNT_LIMIT,
                 &mut counts.max_events_per_span,
                 None,
             ),
-            ("OTEL_SPAN_LINK_COUNT_LIMIT", &mut counts.max_links_per_span, None),
+            (&OTEL_SPAN_LINK_COUNT_LIMIT, &mut counts.max_links_per_span, None),
             (
-                "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
+                &OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT,
                 &mut counts.max_attributes_per_event,
-                of_all,
+                general,
             ),
             (
-                "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
+                &OTEL_LINK_ATTRIBUTE_COUNT_LIMIT,
                 &mut counts.max_attributes_per_link,
-                of_all,
+                general,
             ),
         ];
-        for (name, limit, general) in settings {
-            if let Some(number) = env.parse(name, ACCEPTED)?.or(general) {
+        for (variable, limit, general) in limits {
+            if let Some(number) = variable.read(env)?.or(general) {
                 *limit = number;
             }
         }
-        let of_spans = env.parse("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", ACCEPTED)?;
-        let of_all = env.parse("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", ACCEPTED)?;
         Ok(Self {
             counts,
-            value_length: of_spans.or(of_all),
+            value_length: OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT.read(env)?,
         })
     }
 }

@@ -3,30 +3,23 @@
 use opentelemetry_sdk::trace::Sampler;
 
 use crate::env::{Env, EnvError};
-
-const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
-const ARGUMENT: &str = "OTEL_TRACES_SAMPLER_ARG";
+use crate::settings::traces::{OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG, SamplerKind};
 
 /// Reads the sampler; parent-based always-on when nothing is set.
 pub(crate) fn from_env(env: &Env) -> Result<Sampler, EnvError> {
-    let Some(name) = env.get(SAMPLER) else {
-        return Ok(parent_based(Sampler::AlwaysOn));
+    // The ratio, if one is asked for. The specification says that all traces are kept when it is not given.
+    let ratio = || {
+        OTEL_TRACES_SAMPLER_ARG
+            .read_or_default(env)
+            .map(Sampler::TraceIdRatioBased)
     };
-    Ok(match name.to_ascii_lowercase().as_str() {
-        "always_on" => Sampler::AlwaysOn,
-        "always_off" => Sampler::AlwaysOff,
-        "traceidratio" => Sampler::TraceIdRatioBased(ratio(env)?),
-        "parentbased_always_on" => parent_based(Sampler::AlwaysOn),
-        "parentbased_always_off" => parent_based(Sampler::AlwaysOff),
-        "parentbased_traceidratio" => parent_based(Sampler::TraceIdRatioBased(ratio(env)?)),
-        _ => {
-            return Err(EnvError::new(
-                SAMPLER,
-                name,
-                "always_on, always_off, traceidratio, parentbased_always_on, parentbased_always_off \
-                 or parentbased_traceidratio",
-            ));
-        }
+    Ok(match OTEL_TRACES_SAMPLER.read_or_default(env)? {
+        SamplerKind::AlwaysOn => Sampler::AlwaysOn,
+        SamplerKind::AlwaysOff => Sampler::AlwaysOff,
+        SamplerKind::Ratio => ratio()?,
+        SamplerKind::ParentBasedAlwaysOn => parent_based(Sampler::AlwaysOn),
+        SamplerKind::ParentBasedAlwaysOff => parent_based(Sampler::AlwaysOff),
+        SamplerKind::ParentBasedRatio => parent_based(ratio()?),
     })
 }
 
@@ -39,21 +32,6 @@ pub(crate) fn follows_parents_alone(sampler: &Sampler) -> bool {
 
 fn parent_based(root: Sampler) -> Sampler {
     Sampler::ParentBased(Box::new(root))
-}
-
-/// The ratio of traces to keep; everything when it is not given, as the specification says.
-fn ratio(env: &Env) -> Result<f64, EnvError> {
-    const ACCEPTED: &str = "a number from 0 to 1";
-    match env.parse::<f64>(ARGUMENT, ACCEPTED)? {
-        None => Ok(1.0),
-        // NaN is in no range, so it ends up in the last arm.
-        Some(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
-        Some(_) => Err(EnvError::new(
-            ARGUMENT,
-            env.get(ARGUMENT).unwrap_or_default(),
-            ACCEPTED,
-        )),
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ type Pairs<'a> = &'a [(&'a str, &'a str)];
 
 fn read(pairs: Pairs<'_>) -> Result<OtlpSettings, EnvError> {
     OtlpSettings::read(
-        &TRACES,
+        Signal::Traces,
         &OtlpConfig::new(),
         &Env::from_pairs(pairs.iter().copied()),
     )
@@ -366,7 +366,7 @@ fn every_wrong_value_is_an_error_with_variable_value_and_what_is_accepted() {
             (error.variable(), error.value()),
             (ENDPOINT_OF_ALL, Some(endpoint))
         );
-        assert_eq!(error.accepted(), Endpoint::ACCEPTED);
+        assert_eq!(error.accepted(), super::ENDPOINT.accepted());
     }
 }
 
@@ -391,7 +391,7 @@ fn secrets_are_in_no_error_and_in_no_debug_output() {
     let config = OtlpConfig::new()
         .header("x-key", "hunter2")
         .endpoint("http://otel/?key=hunter2");
-    let settings = OtlpSettings::read(&TRACES, &config, &Env::default()).unwrap();
+    let settings = OtlpSettings::read(Signal::Traces, &config, &Env::default()).unwrap();
     for text in [
         format!("{config:?}"),
         format!("{settings:?}"),
@@ -422,7 +422,7 @@ fn explicit_calls_win_over_every_variable() {
         .certificate("/call.pem")
         .client_identity("/call-client.pem", "/call.key")
         .header("a", "call");
-    let settings = OtlpSettings::read(&TRACES, &config, &env).unwrap();
+    let settings = OtlpSettings::read(Signal::Traces, &config, &env).unwrap();
     let shown =
         [PROTOCOL, ENDPOINT, TIMEOUT, GZIP, CERTIFICATE, IDENTITY, HEADERS].map(|shown| shown(&settings));
     assert_eq!(
@@ -537,7 +537,7 @@ fn a_timeout_given_in_code_is_understood_like_one_in_a_variable() {
         (Duration::from_secs(3), Duration::from_secs(3)),
     ] {
         let config = OtlpConfig::new().timeout(given);
-        let settings = OtlpSettings::read(&TRACES, &config, &Env::default()).unwrap();
+        let settings = OtlpSettings::read(Signal::Traces, &config, &Env::default()).unwrap();
         assert_eq!(settings.timeout, expected);
     }
 }
@@ -546,7 +546,7 @@ fn a_timeout_given_in_code_is_understood_like_one_in_a_variable() {
 fn metrics_have_variables_of_their_own_that_win_over_the_general_ones() {
     let read = |pairs: Pairs<'_>| {
         let env = Env::from_pairs(pairs.iter().copied());
-        OtlpSettings::read(&METRICS, &OtlpConfig::new(), &env).unwrap()
+        OtlpSettings::read(Signal::Metrics, &OtlpConfig::new(), &env).unwrap()
     };
     let general = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:1"),

@@ -48,13 +48,13 @@ macro_rules! variables {
 }
 
 mod accepts;
-mod cloud;
-mod logs;
-mod metrics;
-mod otlp;
-mod queue_exporter;
+pub(crate) mod cloud;
+pub(crate) mod logs;
+pub(crate) mod metrics;
+pub(crate) mod otlp;
+pub(crate) mod queue_exporter;
 mod services;
-mod traces;
+pub(crate) mod traces;
 mod variable;
 
 pub use accepts::{

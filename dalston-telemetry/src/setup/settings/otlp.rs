@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::time::Duration;
 
 use super::variable::{Declaration, Description};
@@ -60,6 +61,11 @@ impl<T> SignalVariable<T> {
             Signal::Traces => &self.traces,
             Signal::Metrics => &self.metrics,
         }
+    }
+
+    /// The values that it accepts. Completes the sentence "expected …".
+    pub(crate) fn accepted(&self) -> Cow<'static, str> {
+        self.traces.accepted()
     }
 
     /// The name of the variable for all signals.

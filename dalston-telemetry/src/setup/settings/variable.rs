@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt;
 
 use super::Accepts;
@@ -72,6 +73,12 @@ impl<T> Variable<T> {
     #[must_use]
     pub const fn names(&self) -> &'static [&'static str] {
         self.names
+    }
+
+    /// The values that it accepts. Completes the sentence "expected …".
+    #[must_use]
+    pub fn accepted(&self) -> Cow<'static, str> {
+        self.accepts.expected()
     }
 
     /// The name that is set, with its value as it was written.

@@ -38,6 +38,7 @@ use self::w3c::{
 };
 use crate::env::{Env, EnvError};
 use crate::logs::context::LogContext;
+use crate::settings::traces::OTEL_PROPAGATORS;
 
 /// The name of the JSON field that holds a trace context in tasks and events.
 pub const TRACE_CONTEXT_FIELD: &str = "_trace_context";
@@ -198,12 +199,7 @@ impl Propagator {
     ///
     /// If an entry is unknown, see [`from_list`](Self::from_list).
     pub fn from_env(env: &Env) -> Result<Self, EnvError> {
-        const VARIABLE: &str = "OTEL_PROPAGATORS";
-        match env.get(VARIABLE) {
-            None => Ok(Self::default()),
-            Some(list) => Self::from_list(list)
-                .map_err(|_| EnvError::new(VARIABLE, list, "a list of tracecontext and baggage, or none")),
-        }
+        OTEL_PROPAGATORS.read_or_default(env)
     }
 
     /// Makes this the propagator that the functions of this module use in the whole process.
