@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use dalston_telemetry::metrics::{MetricsServer, are_enabled};
 use dalston_telemetry::queue_exporter::{QueueExporter, QueueExporterConfig};
+use dalston_telemetry::settings::DALSTON_METRICS_PORT;
 use dalston_telemetry::{Env, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -43,8 +44,9 @@ impl Failure {
 
 fn run(env: &Env) -> Result<(), Failure> {
     let config = QueueExporterConfig::from_env(env).map_err(Failure::usage)?;
-    let port = env.parse::<u16>("DALSTON_METRICS_PORT", "a port from 0 to 65535");
-    let port = port.map_err(Failure::usage)?.unwrap_or(9100);
+    let port = DALSTON_METRICS_PORT
+        .read_or_default(env)
+        .map_err(Failure::usage)?;
     if !are_enabled(env).map_err(Failure::usage)? {
         return Err(Failure::usage(
             "DALSTON_METRICS_ENABLED or METRICS_ENABLED is false, and metrics are all that this program has: \

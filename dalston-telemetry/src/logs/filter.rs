@@ -10,6 +10,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Filter};
 
 use crate::env::{Env, EnvError};
+use crate::settings::logs::{LOG_LEVEL, RUST_LOG};
 
 /// A log filter has a directive that can't be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,7 +21,7 @@ pub struct FilterError {
     pub directive: String,
 }
 
-const EXPECTED: &str =
+pub(crate) const EXPECTED: &str =
     "level, target or target=level, with a level of trace, debug, info, warn, error or off";
 
 /// Which events become log lines. Clones share the choice, which can be changed at any time.
@@ -64,26 +65,23 @@ impl LogFilter {
     /// The filter of the first variable that is set: `RUST_LOG`, `LOG_LEVEL`, `DALSTON_LOG_LEVEL`; else `default`.
     pub(crate) fn from_env(env: &Env, default: LevelFilter) -> Result<Self, EnvError> {
         let default = default.to_string();
-        let (variable, directives) = env
-            .first(&["RUST_LOG", "LOG_LEVEL", "DALSTON_LOG_LEVEL"])
-            .unwrap_or(("LOG_LEVEL", &default));
-        // What is meant as a level and misspelt would be taken for a target, and all other lines would be lost.
-        let bare_target = directives.split(',').map(str::trim).find(|directive| {
-            variable != "RUST_LOG"
-                && !directive.is_empty()
-                && !directive.contains('=')
-                && parse_level(directive).is_none()
-        });
-        if bare_target.is_some() {
-            return Err(EnvError::new(
-                variable,
-                directives,
-                "trace, debug, info, warning, error, critical or off",
-            ));
-        }
+        let (name, directives) = match RUST_LOG.first(env) {
+            Some(set) => set,
+            None => {
+                let (name, directives) = LOG_LEVEL.first(env).unwrap_or((LOG_LEVEL.name(), &default));
+                // A misspelt level is a target to the parser, and all other lines would be lost.
+                let is_bare_target = |directive: &str| {
+                    !directive.is_empty() && !directive.contains('=') && parse_level(directive).is_none()
+                };
+                if directives.split(',').map(str::trim).any(is_bare_target) {
+                    return Err(LOG_LEVEL.error(name, directives));
+                }
+                (name, directives)
+            }
+        };
         Self::new(directives).map_err(|FilterError { directive }| {
             EnvError::new(
-                variable,
+                name,
                 directives,
                 format!("{EXPECTED}, which \"{directive}\" is not"),
             )

@@ -5,7 +5,7 @@
 
 pub mod context;
 mod fields;
-mod filter;
+pub(crate) mod filter;
 mod json;
 mod layer;
 mod readable;
@@ -26,6 +26,7 @@ pub(crate) use layer::{LogLayer, SpanFields};
 
 use crate::env::{Env, EnvError};
 use crate::metrics::TelemetryMetrics;
+use crate::settings::logs::{DALSTON_LOG_FORMAT, NO_COLOR, TERM};
 
 /// How log lines are written.
 ///
@@ -133,12 +134,11 @@ impl LogSettings {
     ) -> Result<Self, EnvError> {
         let wanted = match format {
             Some(format) => format,
-            None => env
-                .parse("DALSTON_LOG_FORMAT", "json, console or auto")?
-                .unwrap_or_default(),
+            None => DALSTON_LOG_FORMAT.read_or_default(env)?,
         };
         let is_terminal = writer.is_terminal();
-        let colours = is_terminal && env.get("NO_COLOR").is_none() && env.get("TERM") != Some("dumb");
+        let is_dumb = TERM.first(env).is_some_and(|(_, terminal)| terminal == "dumb");
+        let colours = is_terminal && !NO_COLOR.is_set(env) && !is_dumb;
         let form = match wanted {
             LogFormat::Json => Form::Json,
             LogFormat::Auto if !is_terminal => Form::Json,

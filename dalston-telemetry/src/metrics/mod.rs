@@ -73,6 +73,7 @@ use opentelemetry::metrics::{Meter, MeterProvider};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 
 use crate::env::{Env, EnvError};
+use crate::settings::metrics::{DALSTON_METRICS_ENABLED, DALSTON_METRICS_LABEL_VALUES};
 use describe::Shape;
 use meter::Meters;
 use series::{Kind, Number, Series, Value, Visitor, push_label};
@@ -134,13 +135,9 @@ impl Metrics {
     ///
     /// When the variable has another value.
     pub fn from_env(env: &Env) -> Result<Self, EnvError> {
-        const NAME: &str = "DALSTON_METRICS_LABEL_VALUES";
-        const ACCEPTED: &str = "a whole number from 1 to 10000";
-        match env.parse(NAME, ACCEPTED)? {
-            None => Ok(Self::new()),
-            Some(values @ 1..=10_000) => Ok(Self::with_label_values(values)),
-            Some(_) => Err(EnvError::new(NAME, env.get(NAME).unwrap_or_default(), ACCEPTED)),
-        }
+        Ok(Self::with_label_values(
+            DALSTON_METRICS_LABEL_VALUES.read_or_default(env)?,
+        ))
     }
 
     /// An empty registry in which each open label of the platform's metrics takes this many values: tenants, routes, engines,
@@ -349,12 +346,7 @@ impl fmt::Debug for Metrics {
 ///
 /// When the variable is neither true nor false.
 pub fn are_enabled(env: &Env) -> Result<bool, EnvError> {
-    for name in ["DALSTON_METRICS_ENABLED", "METRICS_ENABLED"] {
-        if let Some(enabled) = env.flag(name)? {
-            return Ok(enabled);
-        }
-    }
-    Ok(true)
+    DALSTON_METRICS_ENABLED.read_or_default(env)
 }
 
 /// `dalston_build_info`: which build of which service this is.

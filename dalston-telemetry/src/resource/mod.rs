@@ -23,6 +23,9 @@ use opentelemetry_sdk::resource::{ResourceDetector, TelemetryResourceDetector};
 use percent_encoding::percent_decode_str;
 
 use crate::env::{Env, EnvError};
+use crate::settings::cloud::KUBERNETES_SERVICE_HOST;
+use crate::settings::traces::{OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME};
+use crate::settings::{HOSTNAME, INSTANCE_TYPE};
 
 mod names {
     pub(super) const DEPLOYMENT_ENVIRONMENT_NAME: &str = "deployment.environment.name";
@@ -35,15 +38,11 @@ mod names {
     pub(super) const SERVICE_NAMESPACE: &str = "service.namespace";
 }
 
-const ATTRIBUTES: &str = "OTEL_RESOURCE_ATTRIBUTES";
-const INSTANCE_TYPE: &str = "INSTANCE_TYPE";
-const SERVICE_NAME: &str = "OTEL_SERVICE_NAME";
-
 /// The service name in force: `OTEL_SERVICE_NAME`, else `service.name` in `OTEL_RESOURCE_ATTRIBUTES`, else the name
 /// that the program gives.
 pub(crate) fn service_name(env: &Env, from_code: &str) -> Result<String, EnvError> {
-    if let Some(name) = env.get(SERVICE_NAME) {
-        return Ok(name.to_owned());
+    if let Some(name) = OTEL_SERVICE_NAME.read(env)? {
+        return Ok(name);
     }
     let from_attributes = attributes(env)?
         .into_iter()
@@ -65,8 +64,8 @@ pub(crate) fn instance_type(
         let attribute = attributes.iter().rev().find(is_type)?;
         Some(attribute.value.to_string())
     };
-    if let Some(said) = of(explicit).or_else(|| env.get(INSTANCE_TYPE).map(str::to_owned)) {
-        return Ok(Some(said));
+    if let Some(explicit) = of(explicit).or(INSTANCE_TYPE.read(env)?) {
+        return Ok(Some(explicit));
     }
     let from_attributes = attributes(env)?
         .into_iter()
@@ -90,7 +89,7 @@ pub(crate) fn build(
     merged.host(env);
     merged.process();
     merged.all(&ContainerResourceDetector.detect());
-    if env.get("KUBERNETES_SERVICE_HOST").is_some() {
+    if KUBERNETES_SERVICE_HOST.is_set(env) {
         // Elsewhere the detector takes any HOSTNAME for the name of a pod.
         merged.all(&K8sResourceDetector.detect());
     }
@@ -118,16 +117,10 @@ pub(crate) fn build(
 
 /// Reads `OTEL_RESOURCE_ATTRIBUTES`: `key=value` pairs with commas between, both percent-encoded.
 fn attributes(env: &Env) -> Result<Vec<(String, String)>, EnvError> {
-    let Some(list) = env.get(ATTRIBUTES) else {
+    let Some((name, list)) = OTEL_RESOURCE_ATTRIBUTES.first(env) else {
         return Ok(Vec::new());
     };
-    let wrong = || {
-        EnvError::new(
-            ATTRIBUTES,
-            list,
-            "key=value pairs with commas between, percent-encoded in UTF-8",
-        )
-    };
+    let wrong = || OTEL_RESOURCE_ATTRIBUTES.error(name, list);
     list.split(',')
         .map(str::trim)
         .filter(|pair| !pair.is_empty())
@@ -184,7 +177,10 @@ impl Merged {
         // Slim images lack the `hostname` program that the detector runs.
         if self.get(names::HOST_NAME).is_none() {
             let kernel = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-            let name = env.get("HOSTNAME").map(str::to_owned).or_else(kernel);
+            let name = HOSTNAME
+                .first(env)
+                .map(|(_, name)| name.to_owned())
+                .or_else(kernel);
             if let Some(name) = name
                 .map(|name| name.trim().to_owned())
                 .filter(|name| !name.is_empty())

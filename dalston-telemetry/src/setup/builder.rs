@@ -23,7 +23,7 @@ use crate::resource;
 #[cfg(feature = "ec2")]
 use crate::resource::cloud::Cloud;
 use crate::setup::layers::{Layers, TelemetryLayer};
-use crate::settings::OTEL_ENABLED;
+use crate::settings::{INSTANCE_TYPE, OTEL_ENABLED};
 use crate::settings::otlp::Signal;
 use crate::settings::traces::OTEL_SDK_DISABLED;
 use crate::setup::telemetry::{Telemetry, Tracing};
@@ -293,7 +293,8 @@ impl TelemetryBuilder {
         Propagator::from_env(&env)?;
         // A wrong variable is an error where the resource is made, as with the service's name.
         let instance_type = resource::instance_type(&env, &self.attributes, &self.detected());
-        let instance_type = instance_type.unwrap_or_else(|_| env.get("INSTANCE_TYPE").map(str::to_owned));
+        let instance_type =
+            instance_type.unwrap_or_else(|_| INSTANCE_TYPE.first(&env).map(|(_, name)| name.to_owned()));
         let logs = match &self.logs {
             Some(writer) => Some(LogSettings::read(
                 &env,

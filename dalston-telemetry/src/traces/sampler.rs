@@ -64,23 +64,30 @@ mod tests {
             (Some("always_on"), Some("nonsense"), "AlwaysOn"),
         ];
         for (sampler, argument, expected) in cases {
-            let pairs: Vec<_> = [sampler.map(|s| (SAMPLER, s)), argument.map(|a| (ARGUMENT, a))]
-                .into_iter()
-                .flatten()
-                .collect();
+            let pairs: Vec<_> = [
+                sampler.map(|s| (OTEL_TRACES_SAMPLER.name(), s)),
+                argument.map(|a| (OTEL_TRACES_SAMPLER_ARG.name(), a)),
+            ]
+            .into_iter()
+            .flatten()
+            .collect();
             assert_eq!(read(&pairs).as_deref(), Ok(expected), "{pairs:?}");
         }
     }
 
     #[test]
     fn a_wrong_sampler_or_ratio_is_named() {
-        let error = read(&[(SAMPLER, "ParentBased_traceratio")]).unwrap_err();
+        let error = read(&[(OTEL_TRACES_SAMPLER.name(), "ParentBased_traceratio")]).unwrap_err();
         assert!(
             error.starts_with(r#"OTEL_TRACES_SAMPLER is "ParentBased_traceratio": expected always_on"#),
             "{error}"
         );
         for ratio in ["2", "-0.1", "NaN", "half", "inf"] {
-            let error = read(&[(SAMPLER, "traceidratio"), (ARGUMENT, ratio)]).unwrap_err();
+            let error = read(&[
+                (OTEL_TRACES_SAMPLER.name(), "traceidratio"),
+                (OTEL_TRACES_SAMPLER_ARG.name(), ratio),
+            ])
+            .unwrap_err();
             assert_eq!(
                 error,
                 format!("OTEL_TRACES_SAMPLER_ARG is {ratio:?}: expected a number from 0 to 1")

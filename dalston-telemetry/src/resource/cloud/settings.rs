@@ -3,10 +3,12 @@
 use url::{Host, Url};
 
 use crate::env::{Env, EnvError};
-
-const ENDPOINT: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
-const MODE: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE";
-const ECS_ENDPOINT: &str = "ECS_CONTAINER_METADATA_URI_V4";
+use crate::settings::cloud::{
+    AWS_EC2_METADATA_DISABLED, AWS_EC2_METADATA_SERVICE_ENDPOINT, AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE,
+    AWS_EC2_METADATA_V1_DISABLED, AWS_EXECUTION_ENV, AWS_LAMBDA_FUNCTION_NAME, AWS_LAMBDA_FUNCTION_VERSION,
+    AWS_REGION, AddressFamily, ECS_CONTAINER_METADATA_URI_V4,
+};
+use crate::settings::{DALSTON_DEPLOY_ENV, Variable};
 
 /// Where to look, and where not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,39 +59,34 @@ pub(super) struct Endpoint {
 
 impl Settings {
     pub(super) fn read(env: &Env) -> Result<Self, EnvError> {
-        let deployed = env.get("DALSTON_DEPLOY_ENV");
-        let given = Endpoint::read(env, ENDPOINT)?;
-        let ipv6 = match env.get(MODE) {
-            None => false,
-            Some(mode) if mode.eq_ignore_ascii_case("ipv4") => false,
-            Some(mode) if mode.eq_ignore_ascii_case("ipv6") => true,
-            Some(mode) => return Err(EnvError::new(MODE, mode, "IPv4 or IPv6")),
-        };
+        let deployed = DALSTON_DEPLOY_ENV.read(env)?;
+        let given = Endpoint::read(env, &AWS_EC2_METADATA_SERVICE_ENDPOINT)?;
+        let family = AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE.read_or_default(env)?;
         let imds = Imds {
-            enabled: !env.flag("AWS_EC2_METADATA_DISABLED")?.unwrap_or(false),
-            certain: given.is_some() || deployed == Some("aws"),
+            enabled: !AWS_EC2_METADATA_DISABLED.read_or_default(env)?,
+            certain: given.is_some() || deployed.as_deref() == Some("aws"),
             given: given.is_some(),
-            endpoint: given.unwrap_or_else(|| match ipv6 {
-                true => Endpoint::address("fd00:ec2::254", "[fd00:ec2::254]"),
-                false => Endpoint::address("169.254.169.254", "169.254.169.254"),
+            endpoint: given.unwrap_or_else(|| match family {
+                AddressFamily::V6 => Endpoint::address("fd00:ec2::254", "[fd00:ec2::254]"),
+                AddressFamily::V4 => Endpoint::address("169.254.169.254", "169.254.169.254"),
             }),
-            allow_v1: !env.flag("AWS_EC2_METADATA_V1_DISABLED")?.unwrap_or(false),
+            allow_v1: !AWS_EC2_METADATA_V1_DISABLED.read_or_default(env)?,
         };
-        let on_instances = env.get("AWS_EXECUTION_ENV") == Some("AWS_ECS_EC2");
-        let ecs = Endpoint::read(env, ECS_ENDPOINT)?.map(|endpoint| Ecs {
+        let on_instances = AWS_EXECUTION_ENV.read(env)?.as_deref() == Some("AWS_ECS_EC2");
+        let ecs = Endpoint::read(env, &ECS_CONTAINER_METADATA_URI_V4)?.map(|endpoint| Ecs {
             endpoint,
             on_instances,
         });
-        let lambda = env.get("AWS_LAMBDA_FUNCTION_NAME").map(|name| Lambda {
-            name: name.to_owned(),
-            version: env.get("AWS_LAMBDA_FUNCTION_VERSION").map(str::to_owned),
-        });
+        let version = AWS_LAMBDA_FUNCTION_VERSION.read(env)?;
+        let lambda = AWS_LAMBDA_FUNCTION_NAME
+            .read(env)?
+            .map(|name| Lambda { name, version });
         Ok(Self {
             allowed: deployed.is_none_or(|deployed| deployed == "aws"),
             lambda,
             ecs,
             imds,
-            region: env.get("AWS_REGION").map(str::to_owned),
+            region: AWS_REGION.read(env)?,
         })
     }
 
@@ -108,12 +105,11 @@ impl Endpoint {
         }
     }
 
-    fn read(env: &Env, variable: &'static str) -> Result<Option<Self>, EnvError> {
-        let Some(value) = env.get(variable) else {
+    fn read(env: &Env, variable: &Variable<String>) -> Result<Option<Self>, EnvError> {
+        let Some((name, value)) = variable.first(env) else {
             return Ok(None);
         };
-        // A URL may hold a password.
-        let wrong = || EnvError::secret(variable, "an http:// URL such as http://169.254.169.254");
+        let wrong = || variable.error(name, value);
         let url = Url::parse(value).map_err(|_| wrong())?;
         let (Some(host), "http") = (url.host(), url.scheme()) else {
             return Err(wrong());
@@ -138,6 +134,10 @@ impl Endpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ENDPOINT: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
+    const MODE: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE";
+    const ECS_ENDPOINT: &str = "ECS_CONTAINER_METADATA_URI_V4";
 
     fn read(pairs: &[(&str, &str)]) -> Result<Settings, EnvError> {
         Settings::read(&Env::from_pairs(pairs.iter().copied()))

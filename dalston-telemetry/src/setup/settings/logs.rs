@@ -1,5 +1,6 @@
 use super::{Parsed, Text, Variable};
-use crate::LogFormat;
+use crate::logs::LogFormat;
+use crate::logs::filter::EXPECTED as FILTER_DIRECTIVES;
 
 variables! {
     /// They never decide which spans are exported.
@@ -8,7 +9,7 @@ variables! {
     /// Which events become lines, by target and level: `info,dalston_engine_sdk=debug`.
     pub(crate) static RUST_LOG: Variable<String> = Variable::new(
         &["RUST_LOG"],
-        &Text("level, target or target=level, with a level of trace, debug, info, warn, error or off"),
+        &Text(FILTER_DIRECTIVES),
     )
     .default_described("`LOG_LEVEL`");
 

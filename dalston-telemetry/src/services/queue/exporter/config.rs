@@ -6,6 +6,8 @@ use std::time::Duration;
 use redis::{Client, ConnectionAddr, IntoConnectionInfo};
 
 use crate::env::{Env, EnvError};
+use crate::settings::REDIS_URL;
+use crate::settings::queue_exporter::{DALSTON_EVENTS_DLQ_STREAM, DALSTON_SCRAPE_INTERVAL};
 
 /// What the queue exporter looks at, and how often.
 ///
@@ -50,8 +52,8 @@ impl QueueExporterConfig {
         }
         Ok(Self {
             client: Client::open(connection).map_err(invalid)?,
-            interval: Duration::from_secs(15),
-            dead_letters: "dalston:events:dlq".into(),
+            interval: DALSTON_SCRAPE_INTERVAL.default_value(),
+            dead_letters: DALSTON_EVENTS_DLQ_STREAM.default_value(),
             max_queues: 1000,
             keep: Duration::from_secs(60),
         })
@@ -64,20 +66,10 @@ impl QueueExporterConfig {
     /// If a variable has a value that it can't have; the error names the variable, the value unless that may be a secret, and
     /// what is accepted.
     pub fn from_env(env: &Env) -> Result<Self, EnvError> {
-        const URL: &str = "redis://, rediss:// or unix:// and a host or path";
-        const INTERVAL: &str = "a number of seconds from 1 to 3600";
-        let url = env.get("REDIS_URL").unwrap_or("redis://localhost:6379");
-        let mut config = Self::new(url).map_err(|_| EnvError::secret("REDIS_URL", URL))?;
-        let name = "DALSTON_SCRAPE_INTERVAL";
-        if let Some(seconds) = env.parse::<f64>(name, INTERVAL)? {
-            if !(1.0..=3600.0).contains(&seconds) {
-                return Err(EnvError::new(name, env.get(name).unwrap_or_default(), INTERVAL));
-            }
-            config.interval = Duration::from_secs_f64(seconds);
-        }
-        if let Some(stream) = env.get("DALSTON_EVENTS_DLQ_STREAM") {
-            stream.clone_into(&mut config.dead_letters);
-        }
+        let (name, url) = (REDIS_URL.name(), REDIS_URL.read_or_default(env)?);
+        let mut config = Self::new(&url).map_err(|_| REDIS_URL.error(name, &url))?;
+        config.interval = DALSTON_SCRAPE_INTERVAL.read_or_default(env)?;
+        config.dead_letters = DALSTON_EVENTS_DLQ_STREAM.read_or_default(env)?;
         Ok(config)
     }
 
