@@ -9,6 +9,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::parse_error::Shown;
+
 /// A snapshot of environment variables. Cheap to clone.
 ///
 /// A variable that is empty, or nothing but white space, counts as unset: this is what the OpenTelemetry
@@ -193,22 +195,6 @@ impl EnvError {
 impl fmt::Debug for EnvError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "EnvError({self})")
-    }
-}
-
-/// A value as errors show it: quoted, and never longer than a line.
-struct Shown<'a>(Option<&'a str>);
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const LONGEST: usize = 120;
-        match self.0 {
-            None => f.write_str("not valid (the value is not shown)"),
-            Some(value) => match value.char_indices().nth(LONGEST) {
-                None => write!(f, "{value:?}"),
-                Some((end, _)) => write!(f, "{:?} (shortened)", &value[..end]),
-            },
-        }
     }
 }
 

@@ -117,6 +117,7 @@ mod error;
 mod export;
 mod logs;
 pub mod metrics;
+mod parse_error;
 pub mod redact;
 mod resource;
 pub mod services;
@@ -134,7 +135,8 @@ pub use env::{Env, EnvError};
 pub use error::{InitError, ShutdownError};
 pub use export::{ExportStats, OtlpCompression, OtlpConfig, OtlpProtocol};
 pub use logs::context;
-pub use logs::{FilterError, LogBuffer, LogFormat, LogWriter};
+pub use logs::{LogBuffer, LogFormat, LogWriter};
+pub use parse_error::ParseError;
 #[cfg(feature = "ec2")]
 pub use resource::cloud;
 #[cfg(feature = "queue-exporter")]

@@ -15,7 +15,7 @@
 //!
 //! [`Env`]: crate::Env
 
-mod config;
+pub(crate) mod config;
 mod console;
 mod control;
 mod delivery;

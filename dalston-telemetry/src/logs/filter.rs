@@ -10,19 +10,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Filter};
 
 use crate::env::{Env, EnvError};
+use crate::parse_error::ParseError;
 use crate::settings::logs::{LOG_LEVEL, RUST_LOG};
-
-/// A log filter has a directive that can't be understood.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{directive}\" is not a log filter directive: expected {}", EXPECTED)]
-#[non_exhaustive]
-pub struct FilterError {
-    /// The directive, one of those between the commas.
-    pub directive: String,
-}
-
-pub(crate) const EXPECTED: &str =
-    "level, target or target=level, with a level of trace, debug, info, warn, error or off";
 
 /// Which events become log lines. Clones share the choice, which can be changed at any time.
 ///
@@ -49,7 +38,7 @@ impl LogFilter {
     /// Directives as `RUST_LOG` takes them: `info,dalston_engine_sdk=debug,hyper=off`.
     ///
     /// Where only targets are named, others log errors.
-    pub(crate) fn new(directives: &str) -> Result<Self, FilterError> {
+    pub(crate) fn new(directives: &str) -> Result<Self, WrongDirective<'_>> {
         let targets = parse(directives)?;
         let level = AtomicU8::new(common_level(&targets));
         Ok(Self {
@@ -79,12 +68,9 @@ impl LogFilter {
                 (name, directives)
             }
         };
-        Self::new(directives).map_err(|FilterError { directive }| {
-            EnvError::new(
-                name,
-                directives,
-                format!("{EXPECTED}, which \"{directive}\" is not"),
-            )
+        Self::new(directives).map_err(|WrongDirective(directive)| {
+            let accepted = format!("{}, which \"{directive}\" is not", RUST_LOG.accepted());
+            EnvError::new(name, directives, accepted)
         })
     }
 
@@ -99,8 +85,10 @@ impl LogFilter {
     }
 
     /// Changes the filter, for this and all its clones.
-    pub(crate) fn set(&self, directives: &str) -> Result<(), FilterError> {
-        let targets = parse(directives)?;
+    pub(crate) fn set(&self, directives: &str) -> Result<(), ParseError> {
+        let targets = parse(directives).map_err(|WrongDirective(directive)| {
+            ParseError::new("log filter directive", directive, RUST_LOG.accepted())
+        })?;
         let mut current = self
             .shared
             .targets
@@ -180,7 +168,11 @@ impl<S> Filter<S> for LogFilter {
     }
 }
 
-fn parse(directives: &str) -> Result<Targets, FilterError> {
+/// The directive of a filter that can't be understood, one of those between the commas.
+#[derive(Debug)]
+pub(crate) struct WrongDirective<'a>(&'a str);
+
+fn parse(directives: &str) -> Result<Targets, WrongDirective<'_>> {
     let mut targets = Targets::new();
     let mut default = None;
     let mut names_targets = false;
@@ -189,9 +181,7 @@ fn parse(directives: &str) -> Result<Targets, FilterError> {
         .map(str::trim)
         .filter(|directive| !directive.is_empty())
     {
-        let wrong = || FilterError {
-            directive: directive.to_owned(),
-        };
+        let wrong = || WrongDirective(directive);
         let (target, level) = match directive.split_once('=') {
             Some((target, level)) => (target.trim(), parse_level(level.trim()).ok_or_else(wrong)?),
             None => match parse_level(directive) {

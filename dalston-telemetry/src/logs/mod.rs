@@ -5,18 +5,17 @@
 
 pub mod context;
 mod fields;
-pub(crate) mod filter;
+mod filter;
+pub(crate) mod format;
 mod json;
 mod layer;
 mod readable;
 mod time;
 mod writer;
 
-use std::str::FromStr;
-
 use tracing::level_filters::LevelFilter;
 
-pub use filter::FilterError;
+pub use format::LogFormat;
 pub use writer::{LogBuffer, LogWriter};
 
 pub(crate) use fields::{IDS, id_of, is_reserved};
@@ -27,78 +26,6 @@ pub(crate) use layer::{LogLayer, SpanFields};
 use crate::env::{Env, EnvError};
 use crate::metrics::TelemetryMetrics;
 use crate::settings::logs::{DALSTON_LOG_FORMAT, NO_COLOR, TERM};
-
-/// How log lines are written.
-///
-/// A JSON line has at its top level
-/// - `timestamp` in UTC with microseconds, `level`, `service` and `event`, the message;
-/// - the event's own fields;
-/// - `trace_id` and `span_id` of the span around the event; without a span, the `trace_id` that came with the task;
-/// - `request_id`, `job_id`, `task_id`, `engine_id` and `instance_type`, from the spans around the event (where they
-///   may also be called `dalston.job_id` and so on) and from the [`LogContext`](crate::context::LogContext); an
-///   `instance_type` that none of them has is that of the machine, or `unknown`;
-/// - `target`, the module that logged.
-///
-/// What does not exist is absent. No key occurs twice: an event's own field wins over an inherited one, and one that
-/// is named like a member that every line has is written as `field.NAME`. Numbers that JSON does not have are `null`.
-/// Levels are called as on the rest of the platform: `error`, `warning`, `info`, `debug`, and `trace` below them.
-///
-/// Secrets in URLs, headers and fields whose name says so are masked in both forms, see
-/// [`redact`](crate::redact).
-///
-/// ```
-/// use dalston_telemetry::context::LogContext;
-/// use dalston_telemetry::{Env, LogFormat, LogWriter, Telemetry};
-/// use tracing_subscriber::layer::SubscriberExt;
-///
-/// let (writer, lines) = LogWriter::buffer();
-/// let (layer, _telemetry) = Telemetry::builder("engine-whisper")
-///     .env(Env::default())
-///     .log_format(LogFormat::Json)
-///     .log_writer(writer)
-///     .into_layer()?;
-/// tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
-///     let _task = LogContext::new().task_id("t-1").enter();
-///     tracing::warn!(queue = "redis://user:secret@cache:6379", "redis_connection_error");
-/// });
-/// let line: serde_json::Value = serde_json::from_str(&lines.text()).unwrap();
-/// assert_eq!(line["level"], "warning");
-/// assert_eq!(line["event"], "redis_connection_error");
-/// assert_eq!(line["task_id"], "t-1");
-/// assert_eq!(line["queue"], "redis://***@cache:6379");
-/// # Ok::<(), dalston_telemetry::InitError>(())
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LogFormat {
-    /// The readable form if lines go to a terminal, else JSON.
-    #[default]
-    Auto,
-    /// One JSON object per line.
-    Json,
-    /// Time, level, event and fields, with colours on a terminal unless `NO_COLOR` is set.
-    Readable,
-}
-
-impl FromStr for LogFormat {
-    type Err = UnknownLogFormat;
-
-    /// `json`, `console` (or `readable`) or `auto`.
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name.to_ascii_lowercase().as_str() {
-            "auto" => Ok(Self::Auto),
-            "json" => Ok(Self::Json),
-            "console" | "readable" => Ok(Self::Readable),
-            _ => Err(UnknownLogFormat),
-        }
-    }
-}
-
-/// The name of a log format is not known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown log format: expected json, console or auto")]
-#[non_exhaustive]
-pub struct UnknownLogFormat;
 
 /// What the label of metrics says, too.
 const UNKNOWN: &str = "unknown";

@@ -22,10 +22,10 @@ use crate::metrics::{self, Metrics, TelemetryMetrics};
 use crate::resource;
 #[cfg(feature = "ec2")]
 use crate::resource::cloud::Cloud;
-use crate::setup::layers::{Layers, TelemetryLayer};
-use crate::settings::{INSTANCE_TYPE, OTEL_ENABLED};
 use crate::settings::otlp::Signal;
 use crate::settings::traces::OTEL_SDK_DISABLED;
+use crate::settings::{INSTANCE_TYPE, OTEL_ENABLED};
+use crate::setup::layers::{Layers, TelemetryLayer};
 use crate::setup::telemetry::{Telemetry, Tracing};
 use crate::traces::collector::SpanCollector;
 use crate::traces::ids::Ids;

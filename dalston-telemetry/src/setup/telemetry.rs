@@ -12,8 +12,9 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, SpanProcessor as _}
 
 use crate::error::ShutdownError;
 use crate::export::{ExportStats, Pipeline, Push, REPORTS};
-use crate::logs::{FilterError, LogFilter};
+use crate::logs::LogFilter;
 use crate::metrics::{Metrics, MetricsServer};
+use crate::parse_error::ParseError;
 use crate::setup::builder::TelemetryBuilder;
 use crate::traces::ids::ReservedSpan;
 use crate::traces::processors::Processors;
@@ -104,7 +105,7 @@ impl Telemetry {
     /// Takes what `RUST_LOG` takes: a list of levels for targets, and one for all others.
     ///
     /// ```no_run
-    /// # fn example(telemetry: &dalston_telemetry::Telemetry) -> Result<(), dalston_telemetry::FilterError> {
+    /// # fn example(telemetry: &dalston_telemetry::Telemetry) -> Result<(), dalston_telemetry::ParseError> {
     /// telemetry.set_log_filter("info,dalston_engine_sdk::runner=debug")
     /// # }
     /// ```
@@ -113,7 +114,7 @@ impl Telemetry {
     ///
     /// When a directive can't be understood; the filter stays as it was. Nothing happens when this telemetry writes
     /// no log lines.
-    pub fn set_log_filter(&self, directives: &str) -> Result<(), FilterError> {
+    pub fn set_log_filter(&self, directives: &str) -> Result<(), ParseError> {
         match &self.log_filter {
             Some(filter) => filter.set(directives),
             None => Ok(()),

@@ -9,4 +9,4 @@ mod tree;
 
 pub use log_line::LogLine;
 pub use telemetry::TestTelemetry;
-pub use tree::{ParseTreeError, SpanTree, TreeMismatch};
+pub use tree::{SpanTree, TreeMismatch};

@@ -3,6 +3,7 @@ use std::fmt::{self, Write as _};
 use std::iter::Peekable;
 use std::str::FromStr;
 
+use crate::parse_error::ParseError;
 use crate::traces::collector::CollectedSpan;
 
 /// Spans as a tree that can be written down as text and compared as a whole.
@@ -34,7 +35,7 @@ use crate::traces::collector::CollectedSpan;
 /// "
 /// .parse()?;
 /// assert_eq!(tree.to_string(), "gateway\n  engine.process {dalston.model=tiny}\n");
-/// # Ok::<(), dalston_telemetry::testing::ParseTreeError>(())
+/// # Ok::<(), dalston_telemetry::ParseError>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SpanTree {
@@ -86,7 +87,7 @@ impl SpanTree {
     pub fn compare(&self, expected: &str) -> Result<(), TreeMismatch> {
         let wanted: Self = expected
             .parse()
-            .map_err(|error: ParseTreeError| TreeMismatch(error.to_string()))?;
+            .map_err(|error: ParseError| TreeMismatch(error.to_string()))?;
         let mut pairs = vec![(self.roots.as_slice(), wanted.roots.as_slice())];
         while let Some((found, wanted)) = pairs.pop() {
             let same = found.len() == wanted.len()
@@ -179,9 +180,9 @@ impl fmt::Display for SpanTree {
 }
 
 impl FromStr for SpanTree {
-    type Err = ParseTreeError;
+    type Err = ParseError;
 
-    fn from_str(text: &str) -> Result<Self, ParseTreeError> {
+    fn from_str(text: &str) -> Result<Self, ParseError> {
         // The path of open spans, each with the indentation of its line. A line closes what is not left of it.
         let mut open: Vec<(usize, Node)> = Vec::new();
         let mut roots = Vec::new();
@@ -191,9 +192,9 @@ impl FromStr for SpanTree {
                 continue;
             }
             let indent = line.len() - content.len();
-            let node = parse_line(content).map_err(|what| ParseTreeError {
-                line: number + 1,
-                what,
+            let node = parse_line(content).map_err(|expected| {
+                let what = format!("line {} of the span tree", number + 1);
+                ParseError::new(what, content, expected)
             })?;
             while open.last().is_some_and(|(left, _)| *left >= indent) {
                 close(&mut open, &mut roots);
@@ -211,14 +212,6 @@ impl FromStr for SpanTree {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub struct TreeMismatch(String);
-
-/// A text that is not a [`SpanTree`].
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("line {line} of the span tree: {what}")]
-pub struct ParseTreeError {
-    line: usize,
-    what: &'static str,
-}
 
 #[derive(Clone, Debug, PartialEq)]
 struct Node {
@@ -324,6 +317,7 @@ fn close(open: &mut Vec<(usize, Node)>, roots: &mut Vec<Node>) {
 
 type Chars<'a> = Peekable<std::str::Chars<'a>>;
 
+/// The error completes the sentence "expected …".
 fn parse_line(line: &str) -> Result<Node, &'static str> {
     let mut chars = line.chars().peekable();
     let name = parse_text(&mut chars, "{!")?.0;
@@ -342,14 +336,14 @@ fn parse_line(line: &str) -> Result<Node, &'static str> {
             let key = parse_text(&mut chars, "=,}")?.0;
             chars
                 .next_if_eq(&'=')
-                .ok_or("expected = and a value after the attribute's name")?;
+                .ok_or("= and a value after the attribute's name")?;
             let (value, quoted) = parse_text(&mut chars, ",}")?;
             node.attributes
                 .push((key, (quoted || value != "*").then_some(value)));
             match chars.next() {
                 Some(',') => {}
                 Some('}') => break,
-                _ => return Err("expected , or } after the attribute's value"),
+                _ => return Err(", or } after the attribute's value"),
             }
         }
     }
@@ -359,12 +353,12 @@ fn parse_line(line: &str) -> Result<Node, &'static str> {
         Some('!') => {
             node.error = Some(parse_text(&mut chars, "")?.0);
             if chars.next().is_some() {
-                Err("expected nothing after the error's message")
+                Err("nothing after the error's message")
             } else {
                 Ok(node)
             }
         }
-        Some(_) => Err("expected { or ! after the name"),
+        Some(_) => Err("{ or ! after the name"),
     }
 }
 
@@ -385,10 +379,10 @@ fn parse_text(chars: &mut Chars<'_>, ends: &str) -> Result<(String, bool), &'sta
             Some('\\') => match chars.next() {
                 Some('n') => text.push('\n'),
                 Some(c) => text.push(c),
-                None => return Err("the closing quote is missing"),
+                None => return Err("a closing quote"),
             },
             Some(c) => text.push(c),
-            None => return Err("the closing quote is missing"),
+            None => return Err("a closing quote"),
         }
     }
     skip_spaces(chars);
@@ -502,19 +496,19 @@ mod tests {
         let refused = |text: &str| text.parse::<SpanTree>().unwrap_err().to_string();
         assert_eq!(
             refused("queue\ntask {model}"),
-            "line 2 of the span tree: expected = and a value after the attribute's name"
+            "line 2 of the span tree is \"task {model}\": expected = and a value after the attribute's name"
         );
         assert_eq!(
             refused("task {model=tiny"),
-            "line 1 of the span tree: expected , or } after the attribute's value"
+            "line 1 of the span tree is \"task {model=tiny\": expected , or } after the attribute's value"
         );
         assert_eq!(
             refused("\"task"),
-            "line 1 of the span tree: the closing quote is missing"
+            r#"line 1 of the span tree is "\"task": expected a closing quote"#
         );
         assert_eq!(
             refused("task {a=1} b"),
-            "line 1 of the span tree: expected { or ! after the name"
+            "line 1 of the span tree is \"task {a=1} b\": expected { or ! after the name"
         );
     }
 

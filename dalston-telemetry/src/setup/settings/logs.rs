@@ -1,6 +1,5 @@
 use super::{Parsed, Text, Variable};
-use crate::logs::LogFormat;
-use crate::logs::filter::EXPECTED as FILTER_DIRECTIVES;
+use crate::logs::format::LogFormat;
 
 variables! {
     /// They never decide which spans are exported.
@@ -9,7 +8,7 @@ variables! {
     /// Which events become lines, by target and level: `info,dalston_engine_sdk=debug`.
     pub(crate) static RUST_LOG: Variable<String> = Variable::new(
         &["RUST_LOG"],
-        &Text(FILTER_DIRECTIVES),
+        &Text("level, target or target=level, with a level of trace, debug, info, warn, error or off"),
     )
     .default_described("`LOG_LEVEL`");
 
@@ -22,7 +21,7 @@ variables! {
 
     /// The form of lines. `auto`: readable on a terminal, JSON elsewhere.
     pub(crate) static DALSTON_LOG_FORMAT: Variable<LogFormat> =
-        Variable::new(&["DALSTON_LOG_FORMAT"], &Parsed("json, console or auto")).default("auto");
+        Variable::new(&["DALSTON_LOG_FORMAT"], &Parsed(LogFormat::ACCEPTED)).default("auto");
 
     /// Set to anything: no colours on a terminal.
     pub static NO_COLOR: Variable<String> = Variable::new(&["NO_COLOR"], &Text("any text"));

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::variable::{Declaration, Description};
 use super::{Accepts, Milliseconds, OneOf, OtelSwitch, Switch, Text, Variable};
-use crate::{OtlpCompression, OtlpProtocol};
+use crate::export::config::{OtlpCompression, OtlpProtocol};
 
 /// A kind of telemetry that OTLP carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use super::{Milliseconds, Number, OneOf, OtelSwitch, Switch, Text, Variable, WholeNumber};
-use crate::propagate::Propagator;
 
 variables! {
     /// While traces are off, only `OTEL_PROPAGATORS` and the names of the service count.
@@ -57,8 +56,8 @@ variables! {
     .default("1");
 
     /// The formats in which context travels between services. Counts also while traces are off.
-    pub(crate) static OTEL_PROPAGATORS: Variable<Propagator> =
-        Variable::new(&["OTEL_PROPAGATORS"], &super::Parsed("a list of tracecontext and baggage, or none"))
+    pub(crate) static OTEL_PROPAGATORS: Variable<String> =
+        Variable::new(&["OTEL_PROPAGATORS"], &Text("a list of tracecontext and baggage, or none"))
             .default("tracecontext,baggage");
 
     /// `service.name`. Wins over the name that the program gives.

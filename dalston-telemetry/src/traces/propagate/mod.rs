@@ -38,6 +38,7 @@ use self::w3c::{
 };
 use crate::env::{Env, EnvError};
 use crate::logs::context::LogContext;
+use crate::parse_error::ParseError;
 use crate::settings::traces::OTEL_PROPAGATORS;
 
 /// The name of the JSON field that holds a trace context in tasks and events.
@@ -125,24 +126,15 @@ pub(crate) fn carries_traces() -> bool {
 /// ```
 /// use dalston_telemetry::propagate::Propagator;
 ///
-/// let none = Propagator::from_list("none")?;
+/// let none: Propagator = "none".parse()?;
 /// let headers = [("traceparent".into(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into())];
 /// assert!(none.inject_map(&none.extract_map(&headers.into())).is_empty());
-/// # Ok::<(), dalston_telemetry::propagate::UnknownPropagator>(())
+/// # Ok::<(), dalston_telemetry::ParseError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Propagator {
     trace_context: bool,
     baggage: bool,
-}
-
-/// An entry of `OTEL_PROPAGATORS` that names no propagator of ours.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown propagator \"{name}\": expected a list of tracecontext and baggage, or none")]
-#[non_exhaustive]
-pub struct UnknownPropagator {
-    /// The entry as it was written.
-    pub name: String,
 }
 
 impl Default for Propagator {
@@ -161,45 +153,15 @@ const TRACE_CONTEXT_BIT: u8 = 1;
 const BAGGAGE_BIT: u8 = 2;
 
 impl Propagator {
-    /// What `OTEL_PROPAGATORS` takes: a comma-separated list of `tracecontext` and `baggage`, or `none`.
-    ///
-    /// # Errors
-    ///
-    /// If an entry is neither. Formats of other vendors (`b3`, `jaeger`, `xray`) are not silently ignored: a
-    /// service that was told to use them would otherwise cut every trace.
-    pub fn from_list(list: &str) -> Result<Self, UnknownPropagator> {
-        let mut chosen = Self {
-            trace_context: false,
-            baggage: false,
-        };
-        for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-            match entry.to_ascii_lowercase().as_str() {
-                "tracecontext" => chosen.trace_context = true,
-                "baggage" => chosen.baggage = true,
-                // The specification: no automatically configured propagator, whatever else is listed.
-                "none" => {
-                    return Ok(Self {
-                        trace_context: false,
-                        baggage: false,
-                    });
-                }
-                _ => {
-                    return Err(UnknownPropagator {
-                        name: entry.to_owned(),
-                    });
-                }
-            }
-        }
-        Ok(chosen)
-    }
-
     /// Reads `OTEL_PROPAGATORS`; both formats if it is unset.
     ///
     /// # Errors
     ///
-    /// If an entry is unknown, see [`from_list`](Self::from_list).
+    /// If an entry is unknown.
     pub fn from_env(env: &Env) -> Result<Self, EnvError> {
-        OTEL_PROPAGATORS.read_or_default(env)
+        let list = OTEL_PROPAGATORS.read_or_default(env)?;
+        list.parse()
+            .map_err(|_| OTEL_PROPAGATORS.error(OTEL_PROPAGATORS.name(), &list))
     }
 
     /// Makes this the propagator that the functions of this module use in the whole process.
@@ -358,10 +320,25 @@ impl Propagator {
 }
 
 impl FromStr for Propagator {
-    type Err = UnknownPropagator;
+    type Err = ParseError;
 
+    /// A list of `tracecontext` and `baggage` with commas between, or `none`.
     fn from_str(list: &str) -> Result<Self, Self::Err> {
-        Self::from_list(list)
+        let none = Self {
+            trace_context: false,
+            baggage: false,
+        };
+        let mut chosen = none;
+        for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            match entry.to_ascii_lowercase().as_str() {
+                "tracecontext" => chosen.trace_context = true,
+                "baggage" => chosen.baggage = true,
+                // The specification: no automatically configured propagator, whatever else is listed.
+                "none" => return Ok(none),
+                _ => return Err(ParseError::new("propagator", entry, OTEL_PROPAGATORS.accepted())),
+            }
+        }
+        Ok(chosen)
     }
 }
 

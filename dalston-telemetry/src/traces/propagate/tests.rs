@@ -255,7 +255,7 @@ fn injecting_replaces_what_the_headers_carried_before() {
 fn the_list_of_propagators_is_read_and_a_wrong_entry_is_named() {
     let carrier = map(&[("traceparent", PARENT), ("baggage", "a=1")]);
     let names = |list: &str| {
-        let chosen = Propagator::from_list(list).unwrap();
+        let chosen = list.parse().unwrap();
         inject_map_with(chosen, &carrier)
     };
     assert_eq!(names("tracecontext,baggage"), ["baggage", "traceparent"]);
@@ -263,10 +263,10 @@ fn the_list_of_propagators_is_read_and_a_wrong_entry_is_named() {
     assert_eq!(names("baggage"), ["baggage"]);
     assert_eq!(names("none"), [""; 0]);
     assert_eq!(names("tracecontext,none"), [""; 0]);
-    let error = Propagator::from_list("tracecontext,b3").unwrap_err();
+    let error = "tracecontext,b3".parse::<Propagator>().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "unknown propagator \"b3\": expected a list of tracecontext and baggage, or none"
+        "propagator is \"b3\": expected a list of tracecontext and baggage, or none"
     );
     let from_env = |list: &str| Propagator::from_env(&Env::from_pairs([("OTEL_PROPAGATORS", list)]));
     assert_eq!(from_env("").unwrap(), Propagator::default());

@@ -6,6 +6,7 @@ use std::time::Duration;
 use redis::{Client, ConnectionAddr, IntoConnectionInfo};
 
 use crate::env::{Env, EnvError};
+use crate::parse_error::ParseError;
 use crate::settings::REDIS_URL;
 use crate::settings::queue_exporter::{DALSTON_EVENTS_DLQ_STREAM, DALSTON_SCRAPE_INTERVAL};
 
@@ -41,10 +42,8 @@ impl QueueExporterConfig {
     /// # Errors
     ///
     /// If the URL is not one.
-    pub fn new(redis_url: &str) -> Result<Self, InvalidRedisUrl> {
-        let invalid = |error: redis::RedisError| InvalidRedisUrl {
-            problem: error.to_string(),
-        };
+    pub fn new(redis_url: &str) -> Result<Self, ParseError> {
+        let invalid = |_| ParseError::secret("the Redis URL", REDIS_URL.accepted());
         let connection = redis_url.into_connection_info().map_err(invalid)?;
         if matches!(connection.addr(), ConnectionAddr::TcpTls { .. }) {
             // The client takes the process's provider and panics if there is none. An error means that there is one.
@@ -90,13 +89,6 @@ impl fmt::Debug for QueueExporterConfig {
             .field("keep", &self.keep)
             .finish()
     }
-}
-
-/// A text that is not the URL of a Redis server. The text is not shown, because it may hold a password.
-#[derive(Debug, thiserror::Error)]
-#[error("the Redis URL is not valid: {problem}; expected redis://, rediss:// or unix:// and a host or path")]
-pub struct InvalidRedisUrl {
-    problem: String,
 }
 
 #[cfg(test)]

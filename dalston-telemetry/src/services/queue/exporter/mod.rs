@@ -54,7 +54,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-pub use self::config::{InvalidRedisUrl, QueueExporterConfig};
+pub use self::config::QueueExporterConfig;
 use self::look::{Look, LookError};
 use crate::metrics::Metrics;
 use crate::redact;

@@ -1,0 +1,211 @@
+//! The environment variables that this crate reads, beside those of [`dalston_telemetry::settings`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use dalston_telemetry::settings::{Group, Number, OneOf, Parsed, Seconds, Text, Variable, WholeNumber};
+use dalston_telemetry::variables;
+
+use super::engine::{DeviceChoice, PrecisionChoice};
+use super::models::ModelSource;
+use super::preload::Preload;
+use super::spot_drain::SpotDrain;
+use crate::model_id::ModelId;
+
+/// All variables that this crate declares.
+pub static VARIABLES: &[&Group] = &[&ENGINES, &WORKERS, &LOCAL];
+
+/// More inference threads than any machine has use for.
+pub(crate) const MAX_SLOTS: u64 = 1024;
+
+/// A year.
+const ANY_TIME: Seconds = Seconds(0.0, 365.0 * 86_400.0);
+
+variables! {
+    /// Of every engine, whether its tasks come from a deployment or from the command line.
+    pub group ENGINES = "Engines";
+
+    /// Where to compute.
+    pub(crate) static DALSTON_DEVICE: Variable<DeviceChoice> =
+        Variable::new(&["DALSTON_DEVICE"], &Parsed(DeviceChoice::ACCEPTED)).default("auto");
+
+    /// The number format to compute in.
+    pub(crate) static DALSTON_PRECISION: Variable<PrecisionChoice> =
+        Variable::new(&["DALSTON_PRECISION"], &Parsed(PrecisionChoice::ACCEPTED)).default("auto");
+
+    /// The model for tasks that name none.
+    pub(crate) static DALSTON_DEFAULT_MODEL: Variable<ModelId> =
+        Variable::new(&["DALSTON_DEFAULT_MODEL"], &Text("a directory or a name that the engine knows"))
+            .default_described("the engine's");
+
+    /// The directory in which models are looked up by name, before any download.
+    pub(crate) static DALSTON_MODEL_DIR: Variable<PathBuf> =
+        Variable::new(&["DALSTON_MODEL_DIR"], &Text("a directory"));
+
+    /// Models to load before the first task. `true` stands for the default model.
+    pub(crate) static DALSTON_MODEL_PRELOAD: Variable<Preload> =
+        Variable::new(&["DALSTON_MODEL_PRELOAD"], &Text("names of models with commas between"));
+
+    /// How many models an inference thread keeps.
+    pub(crate) static DALSTON_MAX_LOADED_MODELS: Variable<usize> =
+        Variable::new(&["DALSTON_MAX_LOADED_MODELS"], &WholeNumber(1, u64::MAX)).default("2");
+
+    /// How long an inference thread keeps a model that no task asks for.
+    pub(crate) static DALSTON_MODEL_TTL_SECONDS: Variable<Duration> =
+        Variable::new(&["DALSTON_MODEL_TTL_SECONDS"], &ANY_TIME).default("3600");
+
+    /// Inference threads, each with models of its own.
+    pub(crate) static DALSTON_SLOTS: Variable<usize> =
+        Variable::new(&["DALSTON_SLOTS"], &WholeNumber(1, MAX_SLOTS)).default("1");
+
+    /// An engine id that replaces the engine's own: another queue for the same program.
+    pub(crate) static DALSTON_ENGINE_ID: Variable<String> =
+        Variable::new(&["DALSTON_ENGINE_ID"], &Text("a name")).default_described("the engine's");
+
+    /// Makes the name of this process unique. Must be new for every start.
+    pub(crate) static DALSTON_WORKER_ID: Variable<String> =
+        Variable::new(&["DALSTON_WORKER_ID", "DALSTON_INSTANCE"], &Text("a text, of which the first 12 characters count"))
+            .default_described("random");
+
+    /// How long a task may take if its queue entry gives no deadline.
+    pub(crate) static DALSTON_DEFAULT_TASK_TIMEOUT_S: Variable<Duration> =
+        Variable::new(&["DALSTON_DEFAULT_TASK_TIMEOUT_S"], &ANY_TIME).default("3600");
+
+    /// How long tasks may go on after the worker was told to stop. Kubernetes kills a pod after 30 seconds.
+    pub(crate) static DALSTON_DRAIN_TIMEOUT_SECONDS: Variable<Duration> =
+        Variable::new(&["DALSTON_DRAIN_TIMEOUT_SECONDS"], &ANY_TIME).default("25");
+
+    /// How often a task may be delivered.
+    pub(crate) static DALSTON_MAX_DELIVERIES: Variable<u32> =
+        Variable::new(&["DALSTON_MAX_DELIVERIES"], &WholeNumber(1, u64::MAX)).default("3");
+
+    /// Inference threads stuck in calls that never return before the worker gives up.
+    pub(crate) static DALSTON_MAX_STUCK_THREADS: Variable<usize> =
+        Variable::new(&["DALSTON_MAX_STUCK_THREADS"], &WholeNumber(0, u64::MAX)).default("2");
+
+    /// Where the directories of tasks are made.
+    pub(crate) static TMPDIR: Variable<PathBuf> = Variable::new(&["TMPDIR"], &Text("a directory")).default("/tmp");
+
+    /// How old a directory of a task there gets before it is removed, at the start and every hour: a process that was killed
+    /// leaves its directories. The default is 30 days.
+    pub(crate) static DALSTON_TEMP_PURGE_MAX_AGE_S: Variable<Duration> =
+        Variable::new(&["DALSTON_TEMP_PURGE_MAX_AGE_S"], &ANY_TIME).default("2592000");
+}
+
+variables! {
+    /// Of the command `run`.
+    ///
+    /// `rediss://` and `https://` trust the certificate authorities of the system. For one of your own, set `SSL_CERT_FILE` to a
+    /// file of PEM certificates (or `SSL_CERT_DIR` to a directory): they take the place of the system's.
+    pub group WORKERS = "Workers of a live deployment";
+
+    /// The bucket with the files of tasks.
+    pub(crate) static DALSTON_S3_BUCKET: Variable<String> =
+        Variable::new(&["DALSTON_S3_BUCKET"], &Text("a name")).default("dalston-artifacts");
+
+    /// The region of the bucket.
+    pub(crate) static DALSTON_S3_REGION: Variable<String> =
+        Variable::new(&["DALSTON_S3_REGION"], &Text("a region")).default("eu-west-2");
+
+    /// A server that speaks S3's protocol.
+    pub(crate) static DALSTON_S3_ENDPOINT_URL: Variable<String> =
+        Variable::new(&["DALSTON_S3_ENDPOINT_URL"], &Text("an http or https URL")).default_described("Amazon's");
+
+    /// Credentials and where to get them. The client of S3 gets each of them as it is, and asks the container or the EC2 instance
+    /// where none is set.
+    pub(crate) static AWS_CREDENTIALS: Variable<String> = Variable::new(
+        &[
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_SESSION_TOKEN",
+            "AWS_WEB_IDENTITY_TOKEN_FILE",
+            "AWS_ROLE_ARN",
+            "AWS_ROLE_SESSION_NAME",
+            "AWS_ENDPOINT_URL_STS",
+            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+            "AWS_METADATA_ENDPOINT",
+        ],
+        &Text("as Amazon's own clients read them"),
+    )
+    .default_described("those of the machine")
+    .secret();
+
+    /// Where to look for a model that is not on this machine, in this order: `s3` (`models/{model_id}/` in the bucket), `hf` (the
+    /// Hugging Face hub), or `auto` for both.
+    pub(crate) static DALSTON_MODEL_SOURCE: Variable<Vec<ModelSource>> =
+        Variable::new(&["DALSTON_MODEL_SOURCE"], &ModelSources).default("s3");
+
+    /// Where downloaded models are kept. Processes may share it, also with the platform's own engines.
+    pub(crate) static DALSTON_MODEL_CACHE_DIR: Variable<PathBuf> =
+        Variable::new(&["DALSTON_MODEL_CACHE_DIR"], &Text("a directory")).default_described(
+            "`s3-cache` under `DALSTON_MODEL_DIR`, else under `/models` if that is a directory, else under \
+             `~/.cache/dalston/models`",
+        );
+
+    /// GiB that the models there may take. Those that were not used for longest go first. 0: no limit.
+    pub(crate) static DALSTON_MODEL_CACHE_MAX_GB: Variable<f64> = Variable::new(
+        &["DALSTON_MODEL_CACHE_MAX_GB"],
+        &Number { what: "a number of GiB", least: 0.0, most: Number::UNBOUNDED },
+    )
+    .default("0");
+
+    /// Hours after which a model that is not used is removed from there. 0: never.
+    pub(crate) static DALSTON_MODEL_CACHE_TTL_HOURS: Variable<f64> = Variable::new(
+        &["DALSTON_MODEL_CACHE_TTL_HOURS"],
+        &Number { what: "a number of hours", least: 0.0, most: Number::UNBOUNDED },
+    )
+    .default("0");
+
+    /// Seconds between two checks of these limits.
+    pub(crate) static DALSTON_MODEL_CACHE_SCAN_INTERVAL: Variable<Duration> =
+        Variable::new(&["DALSTON_MODEL_CACHE_SCAN_INTERVAL"], &Seconds(1.0, Number::UNBOUNDED)).default("600");
+
+    /// The key to models of the hub that are not public.
+    pub(crate) static HF_TOKEN: Variable<String> = Variable::new(&["HF_TOKEN"], &Text("a token")).secret();
+
+    /// The hub, or a mirror of it.
+    pub(crate) static HF_ENDPOINT: Variable<String> =
+        Variable::new(&["HF_ENDPOINT"], &Text("a URL")).default("https://huggingface.co");
+
+    /// The parent of the default cache of models, where `/models` is not a directory.
+    pub(crate) static XDG_CACHE_HOME: Variable<PathBuf> =
+        Variable::new(&["XDG_CACHE_HOME"], &Text("a directory")).default_described("`.cache` under `HOME`");
+
+    /// The directory of the user.
+    pub(crate) static HOME: Variable<PathBuf> = Variable::new(&["HOME"], &Text("a directory"));
+
+    /// Recordings that the two routes for transcription receive or process at the same time. 0 turns the routes off.
+    pub(crate) static DALSTON_HTTP_MAX_REQUESTS: Variable<usize> =
+        Variable::new(&["DALSTON_HTTP_MAX_REQUESTS"], &WholeNumber(0, 1024)).default("16");
+
+    /// The size of such a recording, in MiB.
+    pub(crate) static DALSTON_HTTP_MAX_UPLOAD_MB: Variable<u64> =
+        Variable::new(&["DALSTON_HTTP_MAX_UPLOAD_MB"], &WholeNumber(1, 1 << 20)).default("1024");
+
+    /// How long such a recording may wait for a free inference thread before its sender is told to come back.
+    pub(crate) static DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS: Variable<Duration> =
+        Variable::new(&["DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS"], &ANY_TIME).default("60");
+
+    /// The machine's name that the registry shows.
+    pub(crate) static DALSTON_HOST_HOSTNAME: Variable<String> =
+        Variable::new(&["DALSTON_HOST_HOSTNAME"], &Text("a name"))
+            .default_described("the host name; on EC2 the instance id is shown instead");
+
+    /// Which notices about an EC2 spot instance start the drain. `interruption`: no rebalance recommendations.
+    pub(crate) static DALSTON_SPOT_DRAIN: Variable<SpotDrain> = Variable::new(
+        &["DALSTON_SPOT_DRAIN"],
+        &OneOf(&[("all", SpotDrain::All), ("interruption", SpotDrain::Interruption), ("off", SpotDrain::Off)]),
+    )
+    .default("all");
+}
+
+variables! {
+    /// Of the commands `transcribe` and `doctor`.
+    pub group LOCAL = "The terminal";
+
+    /// The locale. Without UTF-8, waterfalls are drawn in ASCII.
+    pub(crate) static LOCALE: Variable<String> =
+        Variable::new(&["LC_ALL", "LC_CTYPE", "LANG"], &Text("a locale")).default_described("UTF-8");
+}
