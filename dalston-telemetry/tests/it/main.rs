@@ -10,6 +10,7 @@ mod exposition;
 mod faults;
 mod logs;
 mod panic;
+mod peer;
 mod push;
 #[cfg(feature = "queue-exporter")]
 mod queue_exporter;
