@@ -8,19 +8,6 @@ use serde_json::Value;
 
 use crate::steps::{cargo, root};
 
-#[test]
-fn the_readme_shows_the_minimal_engine_as_it_is() {
-    let readme = read("README.md");
-    let engine = read("examples/minimal_engine/src/main.rs");
-    // The first line of the file says what it is, which the README says in its own words.
-    let (_, engine) = engine.split_once("\n\n").expect("a comment, then the code");
-    let (engine, _) = engine.split_once("\n#[cfg(test)]").unwrap_or((engine, ""));
-    assert!(
-        readme.contains(&format!("```rust\n{engine}```\n")),
-        "copy examples/minimal_engine/src/main.rs into README.md"
-    );
-}
-
 /// `cargo xtask test reference` compares the reference with the tables.
 #[test]
 fn every_environment_variable_is_declared() {

@@ -3,7 +3,7 @@ use dalston_engine_sdk::testing::EngineHarness;
 use super::*;
 
 #[test]
-fn words_are_counted_in_a_task_with_all_its_spans() {
+fn task_counts_words_and_has_all_spans() {
     let report = EngineHarness::new(WordCounter)
         .input_text("one two\n three")
         .run_blocking();
@@ -21,7 +21,7 @@ fn words_are_counted_in_a_task_with_all_its_spans() {
 }
 
 #[test]
-fn a_text_that_is_not_utf_8_fails_its_task_only() {
+fn invalid_utf8_fails_only_its_task() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), [0xff, 0xfe]).unwrap();
     let report = EngineHarness::new(WordCounter)
@@ -35,19 +35,5 @@ fn a_text_that_is_not_utf_8_fails_its_task_only() {
           engine.download_input
           engine.process !
         ",
-    );
-}
-
-#[test]
-fn the_guide_shows_this_engine() {
-    let source = include_str!("main.rs");
-    let program = source
-        .find("use dalston_engine_sdk")
-        .zip(source.find("\n#[cfg(test)]"));
-    let program = program.and_then(|(from, to)| source.get(from..to)).unwrap();
-    let guide = include_str!("../../../dalston-engine-sdk/docs/guides/first-engine.md");
-    assert!(
-        guide.contains(program.trim_end()),
-        "the guide first-engine.md shows another program than src/main.rs"
     );
 }

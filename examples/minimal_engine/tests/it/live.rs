@@ -16,7 +16,7 @@ use crate::{Engine, Guard, PATIENCE, signal};
 
 const JOB: &str = "0d4c2b1a-9f8e-4d7c-b6a5-443322110000";
 
-/// A worker that runs, and everything that it has written so far.
+/// A running worker and its output so far.
 struct Worker {
     process: Guard,
     written: Arc<Mutex<String>>,
@@ -66,7 +66,7 @@ impl Worker {
         until(event, async || self.line(event)).await
     }
 
-    /// The exit status, and all that was written.
+    /// The exit status and the whole output.
     async fn end(mut self) -> (Option<i32>, String) {
         let status = until("end of the process", async || self.process.0.try_wait().unwrap()).await;
         for reader in self.readers.drain(..) {
@@ -136,7 +136,7 @@ async fn until_event(redis: &TestRedis, kind: &str, task: &str) -> Value {
     until(&format!("{kind} of {task}"), find).await
 }
 
-/// All that Redis holds.
+/// All keys and values of Redis.
 async fn everything_in(redis: &TestRedis) -> String {
     let mut all = String::new();
     let keys: Vec<String> = redis.send(&["KEYS", "*"]).await;
@@ -170,7 +170,7 @@ fn get(address: &str, path: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_tls_passwords_and_keys_a_task_is_done_and_no_secret_is_told_to_anyone() {
+async fn task_over_tls_completes_and_leaks_no_secret() {
     const PASSWORD: &str = "redis-hunter2";
     let authority = Authority::new();
     let redis = TestRedis::with()
@@ -203,14 +203,14 @@ async fn with_tls_passwords_and_keys_a_task_is_done_and_no_secret_is_told_to_any
         "{failure}"
     );
     let address = listening["address"].as_str().unwrap();
-    let mut told = ["/health", "/metrics", "/v1/capabilities"]
+    let mut output = ["/health", "/metrics", "/v1/capabilities"]
         .map(|path| get(address, path))
         .concat();
-    told += &everything_in(&redis).await;
+    output += &everything_in(&redis).await;
     signal(worker.process.0.id(), "TERM");
     let (status, written) = worker.end().await;
     assert_eq!(status, Some(0), "{written}");
-    told += &written;
+    output += &written;
     let spans = collector.rest();
     let names: Vec<String> = spans
         .iter()
@@ -220,9 +220,9 @@ async fn with_tls_passwords_and_keys_a_task_is_done_and_no_secret_is_told_to_any
         names.contains(&"engine.word-counter.process".to_owned()),
         "{names:?}"
     );
-    told += &format!("{spans:?}");
+    output += &format!("{spans:?}");
 
-    // What goes wrong with the passwords themselves is told without them, too.
+    // Errors about wrong passwords do not contain them.
     let wrong = redis.url().replace(PASSWORD, "wrong-hunter2");
     let mut locked_out = secure(&wrong);
     locked_out.env("AWS_SECRET_ACCESS_KEY", "wrong-hunter2");
@@ -233,20 +233,20 @@ async fn with_tls_passwords_and_keys_a_task_is_done_and_no_secret_is_told_to_any
         "{line}"
     );
     signal(locked_out.process.0.id(), "TERM");
-    told += &locked_out.end().await.1;
+    output += &locked_out.end().await.1;
 
     for secret in [PASSWORD, "hunter2", TestS3::SECRET_ACCESS_KEY] {
-        let telling: Vec<&str> = told.lines().filter(|line| line.contains(secret)).collect();
-        assert!(telling.is_empty(), "{secret}: {telling:#?}");
+        let leaks: Vec<&str> = output.lines().filter(|line| line.contains(secret)).collect();
+        assert!(leaks.is_empty(), "{secret}: {leaks:#?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_second_signal_ends_a_worker_that_still_has_a_task() {
+async fn second_signal_ends_a_draining_worker() {
     let (redis, s3) = (TestRedis::start().await, TestS3::start());
     let engine = Engine::new();
     let worker = Worker::start(command(&engine, &redis.url(), &s3));
-    // The result can't be stored, so the task is under way until the end of the drain.
+    // The upload hangs, so the task lasts until the end of the drain.
     s3.trouble(Trouble::new(Fault::Hang).method("PUT"));
     enqueue(&redis, &s3, "stuck").await;
     until("upload", async || (s3.requests() >= 3).then_some(())).await;
@@ -257,6 +257,6 @@ async fn the_second_signal_ends_a_worker_that_still_has_a_task() {
     let (status, written) = worker.end().await;
     assert_eq!(status, Some(143), "{written}");
     assert!(written.contains("second_shutdown_signal_received"), "{written}");
-    // Without it the drain takes 25 s.
+    // Without a second signal the drain takes 25 s.
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
 }

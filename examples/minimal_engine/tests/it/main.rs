@@ -1,8 +1,9 @@
-//! The binary of an engine, run as a person or a script would.
+//! The binary of an engine, run from a command line.
 #![allow(clippy::unwrap_used)]
 
 #[cfg(unix)]
 mod live;
+mod pages;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -15,12 +16,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use testbed::collector::{Collector, Protocol};
 
-/// The binary in a directory of its own, with nothing in its environment.
+/// The binary in its own directory, with an empty environment.
 struct Engine {
     dir: tempfile::TempDir,
 }
 
-struct Ran {
+struct Finished {
     status: Option<i32>,
     stdout: String,
     stderr: String,
@@ -48,14 +49,14 @@ impl Engine {
         command
     }
 
-    fn run(&self, args: &str) -> Ran {
-        ran(&mut self.command(args))
+    fn run(&self, args: &str) -> Finished {
+        finish(&mut self.command(args))
     }
 }
 
-fn ran(command: &mut Command) -> Ran {
+fn finish(command: &mut Command) -> Finished {
     let output = command.output().unwrap();
-    Ran {
+    Finished {
         status: output.status.code(),
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
@@ -68,7 +69,7 @@ fn lines_of_json(text: &str) -> Vec<Value> {
         .collect()
 }
 
-/// The spans of a waterfall from the top down; the numbers behind them differ from run to run.
+/// The span names of a waterfall, from the top down. The times differ from run to run.
 fn names_in(waterfall: &str) -> Vec<&str> {
     waterfall
         .lines()
@@ -78,13 +79,13 @@ fn names_in(waterfall: &str) -> Vec<&str> {
                 .split_whitespace()
                 .next()
         })
-        // Attributes stand on lines of their own.
+        // Attributes are on lines of their own.
         .filter(|name| !name.contains('='))
         .collect()
 }
 
 #[test]
-fn a_file_is_processed_and_its_result_printed() {
+fn result_of_a_file_is_printed() {
     let ran = Engine::new()
         .with_file("notes.txt", "one two three")
         .run("transcribe notes.txt");
@@ -93,7 +94,7 @@ fn a_file_is_processed_and_its_result_printed() {
 }
 
 #[test]
-fn several_files_come_out_in_the_order_of_the_arguments() {
+fn results_keep_the_order_of_the_arguments() {
     let engine = Engine::new()
         .with_file("a", "one")
         .with_file("b", "one two")
@@ -106,7 +107,7 @@ fn several_files_come_out_in_the_order_of_the_arguments() {
 }
 
 #[test]
-fn a_bad_file_fails_alone_with_one_line_that_names_it() {
+fn bad_file_fails_alone_with_a_line_that_names_it() {
     let engine = Engine::new().with_file("good", "one two");
     std::fs::write(engine.dir.path().join("binary"), [0xff, 0xfe]).unwrap();
     std::fs::create_dir(engine.dir.path().join("folder")).unwrap();
@@ -125,7 +126,7 @@ fn a_bad_file_fails_alone_with_one_line_that_names_it() {
 }
 
 #[test]
-fn a_trace_shows_where_the_time_went() {
+fn trace_option_prints_the_waterfall() {
     let engine = Engine::new().with_file("notes.txt", "one two three");
     let ran = engine.run("transcribe notes.txt --trace");
     assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
@@ -143,7 +144,7 @@ fn a_trace_shows_where_the_time_went() {
         "{waterfall}"
     );
 
-    // A program that reads the JSON gets JSON and nothing else.
+    // Standard output contains only JSON, for programs that parse it.
     let ran = engine.run("transcribe notes.txt --trace --json");
     assert_eq!(lines_of_json(&ran.stdout).len(), 1);
     assert!(
@@ -154,7 +155,7 @@ fn a_trace_shows_where_the_time_went() {
 }
 
 #[test]
-fn the_metrics_that_moved_are_printed_on_request() {
+fn metrics_option_prints_the_changed_metrics() {
     let ran = Engine::new().with_file("a", "").run("transcribe a a --metrics");
     let processed = ran
         .stdout
@@ -168,7 +169,7 @@ fn the_metrics_that_moved_are_printed_on_request() {
 }
 
 #[test]
-fn what_makes_no_sense_ends_with_status_2_and_says_what_would() {
+fn invalid_usage_exits_with_2_and_names_accepted_values() {
     let engine = Engine::new().with_file("a", "");
     for (args, named) in [
         ("", "Usage:"),
@@ -195,10 +196,12 @@ fn what_makes_no_sense_ends_with_status_2_and_says_what_would() {
         ("OTEL_ENABLED", "perhaps"),
         ("OTEL_TRACES_SAMPLER", "sometimes"),
     ] {
-        let ran = ran(engine
-            .command("transcribe a")
-            .env("OTEL_ENABLED", "true")
-            .env(name, value));
+        let ran = finish(
+            engine
+                .command("transcribe a")
+                .env("OTEL_ENABLED", "true")
+                .env(name, value),
+        );
         assert_eq!((ran.status, ran.stdout.as_str()), (Some(2), ""), "{name}");
         assert!(
             ran.stderr
@@ -225,7 +228,7 @@ fn help_and_version_go_to_standard_output() {
 }
 
 #[test]
-fn an_engine_describes_itself_as_json() {
+fn describe_prints_json() {
     let ran = Engine::new().run("describe");
     assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
     let described: Value = serde_json::from_str(&ran.stdout).unwrap();
@@ -235,7 +238,7 @@ fn an_engine_describes_itself_as_json() {
 }
 
 #[test]
-fn the_doctor_is_content_with_a_sound_machine_and_names_what_is_broken() {
+fn doctor_names_broken_settings() {
     let engine = Engine::new();
     let sound = engine.run("doctor");
     assert_eq!(
@@ -267,17 +270,19 @@ fn the_doctor_is_content_with_a_sound_machine_and_names_what_is_broken() {
             "missing  environment      OTEL_TRACES_SAMPLER is \"sometimes\": expected ",
         ),
     ] {
-        let broken = ran(engine
-            .command("doctor")
-            .env("OTEL_ENABLED", "true")
-            .env(name, value));
+        let broken = finish(
+            engine
+                .command("doctor")
+                .env("OTEL_ENABLED", "true")
+                .env(name, value),
+        );
         assert_eq!(broken.status, Some(1), "{name}");
         assert!(broken.stdout.contains(row), "{}", broken.stdout);
     }
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn closed_standard_output_is_no_error() {
     let engine = Engine::new().with_file("a", "");
     let mut child = engine
         .command(&format!("transcribe {}", "a ".repeat(500)))
@@ -296,7 +301,7 @@ fn a_reader_that_goes_away_is_no_error() {
 
 #[cfg(unix)]
 #[test]
-fn a_signal_ends_the_work_and_keeps_what_was_printed() {
+fn signal_stops_work_and_keeps_printed_results() {
     for (name, status) in [("INT", 130), ("TERM", 143)] {
         end_by(name, status);
     }
@@ -304,7 +309,7 @@ fn a_signal_ends_the_work_and_keeps_what_was_printed() {
 
 #[cfg(unix)]
 fn end_by(name: &str, status: i32) {
-    // So many that it can't be done before the signal arrives.
+    // Too many to finish before the signal arrives.
     const FILES: usize = 50_000;
     let engine = Engine::new().with_file("a", "");
     let mut child = engine
@@ -327,11 +332,11 @@ fn end_by(name: &str, status: i32) {
 
 #[cfg(unix)]
 #[test]
-fn a_worker_logs_to_standard_output_without_being_asked_and_ends_when_it_is_told_to() {
+fn worker_logs_to_standard_output_and_stops_on_sigterm() {
     let engine = Engine::new();
     let mut child = engine
         .command("run")
-        // Nothing listens at this port: the worker starts all the same, and waits for it.
+        // Nothing listens on this port. The worker starts and waits for Redis.
         .env("REDIS_URL", "redis://127.0.0.1:1")
         .env("DALSTON_METRICS_PORT", "0")
         .stdout(Stdio::piped())
@@ -369,7 +374,7 @@ fn a_worker_logs_to_standard_output_without_being_asked_and_ends_when_it_is_told
 
 #[cfg(unix)]
 #[test]
-fn a_worker_on_ec2_knows_its_machine_without_being_told_and_leaves_before_it_is_taken_away() {
+fn worker_on_ec2_detects_its_type_and_drains_on_notice() {
     let server = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -428,7 +433,7 @@ fn a_worker_on_ec2_knows_its_machine_without_being_told_and_leaves_before_it_is_
 }
 
 #[test]
-fn a_file_that_is_transcribed_on_ec2_has_the_machine_in_its_trace_and_nobody_is_asked_without_one() {
+fn transcribe_detects_ec2_only_while_tracing_is_on() {
     let server = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -441,11 +446,11 @@ fn a_file_that_is_transcribed_on_ec2_has_the_machine_in_its_trace_and_nobody_is_
         command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url());
         command
     };
-    assert_eq!(ran(&mut transcribe()).status, Some(0));
+    assert_eq!(finish(&mut transcribe()).status, Some(0));
     assert!(imds.requests().is_empty());
 
     let collector = Collector::start(Protocol::Http);
-    let ran = ran(transcribe().envs(collector.env()));
+    let ran = finish(transcribe().envs(collector.env()));
     assert_eq!((ran.status, &*ran.stderr), (Some(0), ""));
     let spans = collector.next();
     assert_eq!(spans.resource("host.type").as_deref(), Some("g5.xlarge"));
@@ -455,13 +460,13 @@ fn a_file_that_is_transcribed_on_ec2_has_the_machine_in_its_trace_and_nobody_is_
     );
 }
 
-/// A process that does not outlive its test.
+/// Kills the process at the end of its test.
 #[cfg(unix)]
 struct Guard(Child);
 
 #[cfg(unix)]
 impl Guard {
-    /// What the process left behind when it ended by itself.
+    /// Waits for the process to exit.
     fn end(mut self) -> Output {
         let began = Instant::now();
         let status = loop {
@@ -489,11 +494,11 @@ impl Drop for Guard {
     }
 }
 
-/// For what takes a moment, on a busy machine.
+/// How long a test waits on a busy machine.
 #[cfg(unix)]
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Every line must be JSON, also those before the one that is looked for.
+/// Waits for a line about `event`. Every line before it must be JSON, too.
 #[cfg(unix)]
 fn wait_for_event(lines: &mpsc::Receiver<String>, event: &str) -> Value {
     loop {
@@ -518,7 +523,7 @@ fn signal(process: u32, name: &str) {
 }
 
 #[test]
-fn a_collector_that_is_absent_or_hangs_costs_neither_the_result_nor_much_time() {
+fn unreachable_collector_neither_fails_nor_delays_results() {
     let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
     let absent = {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -527,10 +532,12 @@ fn a_collector_that_is_absent_or_hangs_costs_neither_the_result_nor_much_time() 
     let engine = Engine::new().with_file("notes.txt", "one two three");
     for collector in [absent, hanging.local_addr().unwrap()] {
         let began = Instant::now();
-        let ran = ran(engine
-            .command("transcribe notes.txt --json")
-            .env("OTEL_ENABLED", "true")
-            .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{collector}")));
+        let ran = finish(
+            engine
+                .command("transcribe notes.txt --json")
+                .env("OTEL_ENABLED", "true")
+                .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{collector}")),
+        );
         assert_eq!(ran.status, Some(0), "{}", ran.stderr);
         assert_eq!(lines_of_json(&ran.stdout)[0]["data"], json!({ "words": 3 }));
         assert!(
@@ -538,13 +545,13 @@ fn a_collector_that_is_absent_or_hangs_costs_neither_the_result_nor_much_time() 
             "{}",
             ran.stderr
         );
-        // The bound for telemetry is 5 s; the rest is for a busy machine.
+        // Telemetry gives up after 5 s. The rest allows for a busy machine.
         assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     }
 }
 
 #[test]
-fn nothing_is_left_behind() {
+fn no_temporary_files_remain() {
     let engine = Engine::new().with_file("a", "one");
     let _ = engine.run("transcribe a gone --trace");
     let _ = engine.run("doctor");
