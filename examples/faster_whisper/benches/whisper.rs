@@ -1,21 +1,22 @@
-//! Seconds per encoder pass and per decoded token, beside transformers where it is installed.
+//! Seconds per encoder pass and per decoded token, compared with transformers if it is installed.
 //!
 //! ```text
 //! cargo bench -p faster_whisper --bench whisper -- [--threads N] [--rounds N] [--tokens N] [--shapes nano,base,small]
 //!     [--device cpu|cuda] [--precision float32|float16|bfloat16] [--peer PYTHON]
 //! ```
 //!
-//! `--peer` names a Python with torch 2.11.0 and transformers 5.23.0. It is measured in the same run, with the same shape and
-//! number of threads, round by round in turn with ours, so that whatever else the machine does hits both. Medians are reported.
+//! `--peer` names a Python with torch 2.11.0 and transformers 5.23.0. Both sides are measured in
+//! the same run, with the same shape and number of threads, in alternating rounds, so that other
+//! load on the machine affects both. Medians are reported.
 //!
-//! A token costs one step of the decoder, the output projection, the suppression rules and the choice; the prompt is not
-//! counted. Shapes other than `nano` have random weights.
+//! A token includes one step of the decoder, the output projection, the suppression rules and the
+//! choice. The prompt is not included. Shapes other than `nano` have random weights.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
 #[allow(dead_code, unreachable_pub)]
-#[path = "../tests/it/made_up.rs"]
-mod made_up;
+#[path = "../tests/it/generated.rs"]
+mod generated;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -23,11 +24,11 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use faster_whisper::{Placement, RuleOptions, Rules, Sampling, Task, Whisper};
-use made_up::Shape;
+use generated::Shape;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-/// Threads of libtorch's pool spin for a while after work; the other side must not be measured meanwhile.
+/// Threads of libtorch's pool spin for a while after work. The other side is measured after that.
 const PAUSE: Duration = Duration::from_millis(300);
 
 struct Arguments {
@@ -128,7 +129,7 @@ fn ours(whisper: &mut Whisper, tokens: usize) -> (f64, f64) {
         (Kind::Float, placement.device),
     );
     let vocabulary = whisper.vocabulary();
-    // Never ending is the only way to know how many tokens there will be.
+    // Without an end of text, the number of tokens is known.
     let options = RuleOptions {
         suppress: vec![vocabulary.end_of_text()],
         ..RuleOptions::default()
@@ -146,7 +147,7 @@ fn ours(whisper: &mut Whisper, tokens: usize) -> (f64, f64) {
     settle(placement);
     let encoder = start.elapsed().as_secs_f64();
 
-    let mut run = |most: usize| {
+    let mut run = |max_tokens: usize| {
         let start = Instant::now();
         window
             .decode(
@@ -154,7 +155,7 @@ fn ours(whisper: &mut Whisper, tokens: usize) -> (f64, f64) {
                 &rules,
                 Sampling {
                     temperature: 0.0,
-                    most,
+                    max_tokens,
                 },
                 &mut || true,
             )
@@ -165,7 +166,7 @@ fn ours(whisper: &mut Whisper, tokens: usize) -> (f64, f64) {
     (encoder, (many - few) / tokens as f64)
 }
 
-/// The example's folder, also where the compiled benchmark was carried to another machine.
+/// The directory of the example, also if another machine has compiled the benchmark.
 fn root() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::LoadError;
 
-/// Everything the JSON files of a model directory say, except the tokenizer.
+/// The JSON files of a model directory, except the tokenizer.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `config.json`: the network's shape.
@@ -22,13 +22,13 @@ pub struct Config {
 /// The part of `config.json` that shapes the network.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ModelConfig {
-    /// Always `"whisper"`, where it is given.
+    /// `"whisper"`, if present.
     model_type: Option<String>,
-    /// Only exact GELU is known in Whisper.
+    /// `"gelu"`, if present: Whisper uses exact GELU only.
     activation_function: Option<String>,
     /// Bins of the log-mel features: 80, or 128 since large-v3.
     pub num_mel_bins: i64,
-    /// Tokens that the output projection knows.
+    /// Number of tokens of the output projection.
     pub vocab_size: i64,
     /// Width of the residual stream.
     pub d_model: i64,
@@ -53,14 +53,14 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// First token of every prompt.
     pub decoder_start_token_id: Option<i64>,
-    /// Used where `generation_config.json` says nothing.
+    /// Used if `generation_config.json` lacks the key.
     suppress_tokens: Option<Vec<i64>>,
     begin_suppress_tokens: Option<Vec<i64>>,
     forced_decoder_ids: Option<Vec<serde_json::Value>>,
 }
 
-/// The part of `generation_config.json` that matters here. Old directories lack some of it, or the whole file: the
-/// [vocabulary](crate::Vocabulary) then looks in the tokenizer.
+/// The keys of `generation_config.json` that decoding needs. Old directories lack some keys or the
+/// whole file; the [vocabulary](crate::Vocabulary) then uses the tokenizer.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct GenerationConfig {
@@ -70,23 +70,23 @@ pub struct GenerationConfig {
     pub lang_to_id: Option<std::collections::BTreeMap<String, i64>>,
     /// Task tokens (`transcribe`, `translate`) and their ids.
     pub task_to_id: Option<std::collections::BTreeMap<String, i64>>,
-    /// The token that switches timestamps off. The first timestamp comes right after it.
+    /// The token that switches timestamps off. The id of the first timestamp follows it.
     pub no_timestamps_token_id: Option<i64>,
-    /// The token before text that precedes the window.
+    /// The token that introduces text from before the window.
     pub prev_sot_token_id: Option<i64>,
     /// End of text.
     pub eos_token_id: Option<OneOrMany>,
-    /// Tokens never to be sampled.
+    /// Tokens that are never sampled.
     pub suppress_tokens: Option<Vec<i64>>,
-    /// Tokens not to be sampled first.
+    /// Tokens that are never sampled first.
     pub begin_suppress_tokens: Option<Vec<i64>>,
     /// The latest first timestamp, in steps. Absent: no limit.
     pub max_initial_timestamp_index: Option<i64>,
-    /// Decoder layer and head of the cross-attention heads that follow the speech.
+    /// Decoder layer and head of the cross-attention heads that align text with speech.
     pub alignment_heads: Option<Vec<(i64, i64)>>,
 }
 
-/// A token id, or a list of them: both are found in the wild.
+/// A token id, or a list of ids: published models use both.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub enum OneOrMany {
@@ -142,7 +142,7 @@ impl Config {
     /// # Errors
     /// A file is missing or malformed, lacks a key, or the files contradict each other.
     pub fn load(dir: &Path) -> Result<Self, LoadError> {
-        // A directory that is not there would otherwise be reported as a missing config.json.
+        // Without this, a missing directory would be reported as a missing config.json.
         fs::read_dir(dir).map_err(|source| LoadError::Read {
             path: dir.to_owned(),
             source,
@@ -193,8 +193,9 @@ impl ModelConfig {
         if let Some(other) = self.activation_function.as_deref().filter(|&name| name != "gelu") {
             return Err(format!("activation_function is {other:?}: expected \"gelu\""));
         }
-        // The upper limits are far above any published model; they keep a corrupt file from asking for terabytes.
-        for (key, value, most) in [
+        // The upper limits are far above any published model. They stop a corrupt file from causing
+        // an allocation of terabytes.
+        for (key, value, max) in [
             ("num_mel_bins", self.num_mel_bins, 1 << 10),
             ("vocab_size", self.vocab_size, 1 << 22),
             ("d_model", self.d_model, 1 << 14),
@@ -207,8 +208,8 @@ impl ModelConfig {
             ("max_source_positions", self.max_source_positions, 1 << 16),
             ("max_target_positions", self.max_target_positions, 1 << 16),
         ] {
-            if !(1..=most).contains(&value) {
-                return Err(format!("{key} is {value}: expected 1 to {most}"));
+            if !(1..=max).contains(&value) {
+                return Err(format!("{key} is {value}: expected 1 to {max}"));
             }
         }
         if self.max_target_positions < 16 {
@@ -234,15 +235,15 @@ impl ModelConfig {
 
 impl FeatureConfig {
     fn check(&self, model: &ModelConfig) -> Result<(), String> {
-        for (key, value, most) in [
+        for (key, value, max) in [
             ("feature_size", self.feature_size, 1 << 10),
             ("sampling_rate", self.sampling_rate, 1 << 20),
             ("hop_length", self.hop_length, 1 << 16),
             ("n_fft", self.n_fft, 1 << 16),
             ("chunk_length", self.chunk_length, 1 << 10),
         ] {
-            if !(1..=most).contains(&value) {
-                return Err(format!("{key} is {value}: expected 1 to {most}"));
+            if !(1..=max).contains(&value) {
+                return Err(format!("{key} is {value}: expected 1 to {max}"));
             }
         }
         if self.feature_size != model.num_mel_bins {
@@ -268,7 +269,7 @@ impl FeatureConfig {
 }
 
 impl GenerationConfig {
-    /// Directories from before generation_config.json keep these in config.json.
+    /// Older directories have these keys in config.json.
     fn inherit(&mut self, model: &ModelConfig) {
         if self.suppress_tokens.is_none() {
             self.suppress_tokens.clone_from(&model.suppress_tokens);
@@ -278,7 +279,8 @@ impl GenerationConfig {
                 .clone_from(&model.begin_suppress_tokens);
         }
         if self.is_multilingual.is_none() && self.lang_to_id.is_none() {
-            // Multilingual models forced language, task and timestamps, English-only ones the last alone.
+            // Multilingual models force language, task and timestamps; English-only ones only
+            // timestamps.
             self.is_multilingual = model.forced_decoder_ids.as_ref().map(|forced| forced.len() > 1);
         }
     }

@@ -18,13 +18,13 @@ use crate::model::Placement;
 use crate::tokenizer::{Task, Vocabulary};
 use crate::whisper::Whisper;
 
-/// The model that lies in this example's `models` folder.
+/// The model in this example's `models` directory.
 const SHIPPED_MODEL: &str = "whisper-nano-digits";
 
-/// What the platform sends with every task.
+/// The platform sends this value with every task.
 const PLATFORM_BEAM_SIZE: u32 = 5;
 
-/// The transcription engine: stage `transcribe`, any Hugging Face Whisper directory as its model.
+/// The transcription engine: stage `transcribe`, with any Hugging Face Whisper directory as model.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FasterWhisper;
 
@@ -73,7 +73,7 @@ impl Engine for FasterWhisper {
         let audio = task.audio()?;
         let mut warnings = request.warnings.clone();
         warnings.extend(audio.warnings().iter().cloned());
-        warnings.extend(unmet(&request, task));
+        warnings.extend(unsupported(&request, task));
         let options = options(&request, whisper.vocabulary(), &mut warnings)?;
 
         let span = tracing::info_span!(
@@ -105,15 +105,15 @@ impl Engine for FasterWhisper {
     }
 }
 
-/// What is wished for and cannot be had yet. Silence would look like consent.
-fn unmet(request: &TranscribeRequest, task: &TaskRequest) -> Vec<String> {
+/// One warning for each requested option that is not supported.
+fn unsupported(request: &TranscribeRequest, task: &TaskRequest) -> Vec<String> {
     let mut warnings = Vec::new();
     match request.beam_size {
         None | Some(..=1) => {}
-        // Nobody wished for it.
+        // The platform's default, not a wish of the client: logged once instead of warned about.
         Some(PLATFORM_BEAM_SIZE) => {
-            static SAID: Once = Once::new();
-            SAID.call_once(|| tracing::warn!(beam_size = PLATFORM_BEAM_SIZE, "beam_search_not_supported"));
+            static LOGGED: Once = Once::new();
+            LOGGED.call_once(|| tracing::warn!(beam_size = PLATFORM_BEAM_SIZE, "beam_search_not_supported"));
         }
         Some(size) => warnings.push(format!(
             "beam search is not supported: decoded greedily instead of with beam_size {size}"
@@ -127,7 +127,7 @@ fn unmet(request: &TranscribeRequest, task: &TaskRequest) -> Vec<String> {
             "best_of {candidates} is not supported: one candidate was sampled"
         ));
     }
-    // Words are the stage's default, so only an explicit wish is one.
+    // Word timestamps are the default of the stage, so only an explicit value counts.
     let finer = task.config().contains_key("timestamp_granularity")
         && request.timestamp_granularity > TimestampGranularity::Segment;
     if request.word_timestamps == Some(true) || finer {
@@ -168,7 +168,8 @@ fn options(
     Ok(options)
 }
 
-/// Ids as numbers; -1 stands for the model's own set, other text for the token that is written like it.
+/// The ids to suppress: a number is an id, -1 the model's own set, other text the token with this
+/// spelling.
 fn suppressed(
     tokens: &[String],
     vocabulary: &Vocabulary,
@@ -237,7 +238,7 @@ fn transcript(
         (Some(_), Some(language), _) => transcript.requested_language(language),
         (None, Some(language), Some(probability)) => transcript.detected_language(language, probability),
         (_, Some(language), None) => {
-            // An English-only model: nobody asked, and there was nothing to detect.
+            // An English-only model detects no language.
             transcript.language.clone_from(language);
             transcript
         }
@@ -254,8 +255,9 @@ fn transcript(
     warnings.into_iter().fold(transcript, Transcript::warning)
 }
 
-/// The model's directory; the shipped model is found by its name wherever the engine is started from, unless there is
-/// another one of that name under the model root. It is not looked for in the storage of a deployment.
+/// The directory of the model. The shipped model is found by name from every working directory,
+/// unless the model root contains a model of that name. It is never downloaded from the storage of
+/// a deployment.
 fn model_dir(model: &ModelId, cx: &LoadContext) -> Result<PathBuf, TaskError> {
     let shipped = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models")).join(SHIPPED_MODEL);
     let root = cx.options().model_root.as_deref();
@@ -300,7 +302,7 @@ fn model_check(engine: &FasterWhisper, cx: &LoadContext) -> Check {
     }
 }
 
-/// A model file stays as broken as it is; memory and a file system may recover.
+/// A broken model file is permanent. Errors of memory and file system may pass.
 fn load_error(error: LoadError) -> TaskError {
     match error {
         LoadError::Torch(_) => error.into(),
@@ -311,7 +313,7 @@ fn load_error(error: LoadError) -> TaskError {
 
 fn task_error(error: Error, cx: &TaskContext) -> TaskError {
     match error {
-        // The reason is the context's to tell.
+        // The context knows the reason.
         Error::Stopped => cx.check_cancelled().err().unwrap_or_else(TaskError::cancelled),
         Error::UnknownLanguage { .. } => TaskError::permanent("unknown_language", error),
         Error::CannotTranslate { .. } => TaskError::permanent("unsupported_task", error),
@@ -336,7 +338,7 @@ fn precision_name(placement: Placement) -> &'static str {
     }
 }
 
-/// The task's audio, read window by window.
+/// The audio of the task, read window by window.
 struct Recording<'a>(&'a Audio);
 
 impl seek::Samples for Recording<'_> {
@@ -349,7 +351,7 @@ impl seek::Samples for Recording<'_> {
     }
 }
 
-/// The task's context as an observer.
+/// The context of the task as an observer.
 struct Watch<'a>(&'a TaskContext);
 
 impl seek::Observer for Watch<'_> {

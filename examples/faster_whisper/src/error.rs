@@ -1,4 +1,5 @@
-//! What can go wrong: loading a model is one family of errors, using it another, because two different people read them.
+//! Errors of loading a model ([`LoadError`], read by operators) and of transcribing ([`Error`],
+//! read by clients).
 
 use std::path::PathBuf;
 
@@ -14,10 +15,10 @@ pub enum LoadError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The directory holds weights, but not in a format that is read here.
+    /// The directory has no weights in the safetensors format.
     #[error(
         "{}: no model.safetensors and no model.safetensors.index.json: {hint}",
         path.display()
@@ -25,7 +26,7 @@ pub enum LoadError {
     NoWeights {
         /// The model directory.
         path: PathBuf,
-        /// What to do about it.
+        /// How to fix it.
         hint: &'static str,
     },
     /// A JSON file is malformed, or lacks a key.
@@ -33,18 +34,18 @@ pub enum LoadError {
     Json {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The position and the reason.
         source: serde_json::Error,
     },
-    /// A file was read but says something that cannot be.
+    /// A file contains an invalid value.
     #[error("{}: {problem}", path.display())]
     Invalid {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The invalid value.
         problem: String,
     },
-    /// A tensor that the configuration calls for is not among the weights.
+    /// The weights lack a tensor that the configuration requires.
     #[error("{}: tensor {name:?} is missing", path.display())]
     MissingTensor {
         /// The file (or the index of its shards).
@@ -52,7 +53,7 @@ pub enum LoadError {
         /// The tensor.
         name: String,
     },
-    /// A tensor has another shape than the configuration says.
+    /// The shape of a tensor contradicts the configuration.
     #[error("{}: tensor {name:?} has shape {found:?}, but config.json calls for {expected:?}", path.display())]
     WrongShape {
         /// The file that holds the tensor.
@@ -64,7 +65,7 @@ pub enum LoadError {
         /// The shape in the file.
         found: Vec<i64>,
     },
-    /// A tensor's element type cannot be used.
+    /// The element type of a tensor is not supported.
     #[error("{}: tensor {name:?} is stored as {dtype}: expected F32, F16, BF16 or F64", path.display())]
     UnsupportedDtype {
         /// The file that holds the tensor.
@@ -74,7 +75,7 @@ pub enum LoadError {
         /// Its element type.
         dtype: String,
     },
-    /// libtorch refused, for example for want of memory.
+    /// libtorch failed, for example because memory is exhausted.
     #[error("libtorch failed while loading the model: {}", first_line(.0))]
     Torch(#[from] TchError),
 }
@@ -83,44 +84,44 @@ pub enum LoadError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The language is not one of the model's.
-    #[error("language {language:?} is not one of this model's: expected {}", known.join(", "))]
+    /// The model does not know the language.
+    #[error("this model does not know the language {language:?}: expected {}", known.join(", "))]
     UnknownLanguage {
-        /// What was asked for.
+        /// The requested language.
         language: String,
-        /// What the model knows.
+        /// The languages of the model.
         known: Vec<String>,
     },
-    /// Translation was asked of a model that only transcribes.
-    #[error("this model cannot translate: it knows {language:?} only")]
+    /// The task is translation, and the model only transcribes.
+    #[error("this model cannot translate: it only knows the language {language:?}")]
     CannotTranslate {
-        /// The model's one language.
+        /// The only language of the model.
         language: String,
     },
     /// The samples could not be read.
     #[error("cannot read the samples: {0}")]
     Samples(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The network's output was NaN or infinite.
+    /// The output of the network is NaN or infinite.
     #[error(
-        "the model's output is not a number in the window at {offset:.2} s: \
+        "the output of the model is not a number in the window at {offset:.2} s: \
          try another precision, or check the model files and the recording"
     )]
     NotANumber {
-        /// Where in the recording, in seconds.
+        /// Start of the window, in seconds from the start of the recording.
         offset: f64,
     },
     /// The tokenizer could not turn text into ids or back.
-    #[error("tokenizer: {0}")]
+    #[error("the tokenizer failed: {0}")]
     Tokenizer(String),
-    /// The [`Observer`](crate::Observer) asked to stop.
-    #[error("stopped on request")]
+    /// The [`Observer`](crate::Observer) stopped the transcription.
+    #[error("the transcription was stopped")]
     Stopped,
-    /// libtorch refused, for example for want of memory.
-    #[error("libtorch: {}", first_line(.0))]
+    /// libtorch failed, for example because memory is exhausted.
+    #[error("libtorch failed while transcribing: {}", first_line(.0))]
     Torch(#[from] TchError),
 }
 
-/// libtorch's messages end in a C++ back-trace of dozens of lines.
+/// libtorch's messages end with a C++ back-trace of dozens of lines.
 fn first_line(error: &TchError) -> String {
     let text = error.to_string();
     text.lines().next().unwrap_or_default().to_owned()

@@ -6,7 +6,7 @@ use crate::config::FeatureConfig;
 
 /// Turns a window of samples into log-mel features.
 ///
-/// Short windows are padded with zero *samples*: padding the features with zeros instead is not silence, and makes small
+/// Short windows are padded with zero *samples*. Zero *features* are not silence and make small
 /// models invent words.
 #[derive(Debug)]
 pub(crate) struct LogMel {
@@ -39,7 +39,8 @@ impl LogMel {
         })
     }
 
-    /// The features of one window: 1 × bins × frames, float32. Samples beyond the window are ignored.
+    /// The features of one window: 1 × bins × frames, float32. Samples beyond the window are
+    /// ignored.
     ///
     /// # Errors
     /// libtorch ran out of memory.
@@ -49,8 +50,8 @@ impl LogMel {
         let window = Tensor::f_from_slice(used)?
             .f_to_device(self.device)?
             .f_constant_pad_nd([0, padding])?;
-        // Frames are centred on their sample, with the signal reflected at both ends. The binding of stft cannot centre by
-        // itself: it always sets an argument that is only allowed without.
+        // Frames are centred on their sample, with the signal reflected at both ends. The binding
+        // of stft cannot centre: it always sets an argument that libtorch forbids then.
         let side = self.n_fft / 2;
         let centred = window
             .f_unsqueeze(0)?
@@ -83,7 +84,7 @@ fn mel_filters(config: &FeatureConfig) -> Vec<f32> {
     let frequencies = 1 + config.n_fft as usize / 2;
     let bins = config.feature_size as usize;
     let nyquist = config.sampling_rate as f64 / 2.0;
-    // Whisper's filters reach to 8 kHz, which is where its 16 kHz samples end.
+    // Whisper's filters end at 8 kHz, half the sampling rate.
     let top = hertz_to_mel(nyquist.min(8000.0));
     let edges: Vec<f64> = (0..bins + 2)
         .map(|i| mel_to_hertz(top * i as f64 / (bins + 1) as f64))

@@ -1,13 +1,15 @@
 //! Whisper on libtorch.
 //!
-//! Reads any Hugging Face Whisper directory (tiny to large-v3 and turbo) and transcribes recordings of any length with it,
-//! on the CPU or a GPU, in float32, float16 or bfloat16. Everything that distinguishes one model from another is read
-//! from its files: shapes, mel bins, token ids, languages, suppressed tokens, the length of a window.
+//! Loads any Hugging Face Whisper directory (tiny to large-v3 and turbo) and transcribes recordings
+//! of any length, on the CPU or a GPU, in float32, float16 or bfloat16. All differences between
+//! models come from their files: shapes, mel bins, token ids, languages, suppressed tokens, the
+//! length of a window.
 //!
-//! [`Whisper`] is the loaded model, [`Whisper::transcribe`] the way through a recording, [`Options`] what can be asked of it.
-//! [`Window`] gives access to the steps in between: encoder output, logits, language probabilities, one decoded window.
+//! [`Whisper`] is a loaded model. [`Whisper::transcribe`] transcribes a recording as its
+//! [`Options`] say. [`Window`] gives access to single steps: encoder output, logits, language
+//! probabilities, the decoding of one window.
 //!
-//! The crate's binary is the same as a Dalston engine.
+//! The binary of this crate is a Dalston engine.
 
 pub mod config;
 pub mod decode;

@@ -1,4 +1,4 @@
-//! Token ids of one model: all of them come from its files, none from a constant.
+//! Token ids of one model. All ids come from its files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,17 +9,17 @@ use tokenizers::Tokenizer;
 use crate::config::Config;
 use crate::error::{Error, LoadError};
 
-/// What the decoder is asked to write.
+/// The task of the decoder.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Task {
-    /// The words that were spoken.
+    /// Writes the spoken words.
     #[default]
     Transcribe,
-    /// English words for what was spoken in another language.
+    /// Translates to English.
     Translate,
 }
 
-/// The tokens of one model: text, and the ids with a meaning.
+/// The tokens of one model: text and control tokens.
 #[derive(Debug)]
 pub struct Vocabulary {
     tokenizer: Tokenizer,
@@ -35,15 +35,15 @@ pub struct Vocabulary {
     start_of_previous: Option<i64>,
     /// Control tokens that are never part of a transcript.
     control: Vec<i64>,
-    /// What the model's files say is never sampled.
+    /// Tokens that the model's files exclude from sampling.
     suppressed: Option<Vec<i64>>,
 }
 
 impl Vocabulary {
-    /// Reads `tokenizer.json` in `dir` and completes it with what `config` says.
+    /// Reads `tokenizer.json` in `dir` and adds the ids of `config`.
     ///
     /// # Errors
-    /// The file is missing or malformed, or a token that decoding needs is in neither of the two.
+    /// The file is missing or malformed, or neither source has a token that decoding needs.
     pub fn load(dir: &Path, config: &Config) -> Result<Self, LoadError> {
         let path = dir.join("tokenizer.json");
         let bytes = fs::read(&path).map_err(|source| LoadError::Read {
@@ -77,7 +77,7 @@ impl Vocabulary {
             "<|startoftranscript|>",
         )?;
         let no_timestamps = need(generation.no_timestamps_token_id, "<|notimestamps|>")?;
-        // Old tokenizer files do not list the timestamps, but they have always come right after <|notimestamps|>.
+        // Old tokenizer files do not list the timestamps. Their ids follow <|notimestamps|>.
         let first_timestamp = find("<|0.00|>").unwrap_or(no_timestamps + 1);
 
         let task = |key: &str, name: &str| {
@@ -98,7 +98,7 @@ impl Vocabulary {
             .map(|(name, &id)| (name.trim_matches(['<', '|', '>']).to_owned(), id))
             .collect();
         if languages.is_empty() && generation.is_multilingual == Some(true) {
-            // Every Whisper vocabulary has its languages between these two.
+            // The languages are between these two in every Whisper vocabulary.
             for id in start_of_transcript + 1..translate.or(transcribe).unwrap_or(0) {
                 let name = u32::try_from(id).ok().and_then(|id| tokenizer.id_to_token(id));
                 let code = name
@@ -151,7 +151,7 @@ impl Vocabulary {
         Ok(this)
     }
 
-    /// An id beyond the embedding would be an out-of-bounds read on a GPU: refuse it here.
+    /// An id beyond the embedding would be an out-of-bounds read on a GPU.
     fn check(&self) -> Result<(), String> {
         let tasks = self
             .tasks
@@ -179,7 +179,7 @@ impl Vocabulary {
         Ok(())
     }
 
-    /// Language codes that the model knows, sorted: `["en"]` for an English-only model.
+    /// The language codes of the model, sorted: `["en"]` for an English-only model.
     #[must_use]
     pub fn languages(&self) -> Vec<String> {
         if self.languages.is_empty() {
@@ -188,16 +188,16 @@ impl Vocabulary {
         self.languages.keys().cloned().collect()
     }
 
-    /// Whether prompts name a language and a task.
+    /// Whether prompts contain a language and a task.
     #[must_use]
     pub fn is_multilingual(&self) -> bool {
         !self.languages.is_empty()
     }
 
-    /// The code by which the model knows `language`: case and a region (`de-AT`) do not matter.
+    /// The model's code for `language`. Case and region (`de-AT`) are ignored.
     ///
     /// # Errors
-    /// [`Error::UnknownLanguage`] lists the languages that the model knows.
+    /// [`Error::UnknownLanguage`] lists the languages of the model.
     pub fn language(&self, language: &str) -> Result<String, Error> {
         let wanted = language.trim().to_ascii_lowercase();
         let known = self.languages();
@@ -216,10 +216,11 @@ impl Vocabulary {
         self.languages.values().copied().collect()
     }
 
-    /// The prompt: earlier text (its last tokens, as many as fit), language, task, timestamps or not.
+    /// The prompt: the last tokens of earlier text that fit, language, task, and whether timestamps
+    /// are on.
     ///
     /// # Errors
-    /// The language is unknown, or an English-only model was asked to translate.
+    /// The language is unknown, or the task is translation and the model is English-only.
     pub fn prompt(
         &self,
         language: &str,
@@ -259,7 +260,7 @@ impl Vocabulary {
         })
     }
 
-    /// Text as token ids, without any control token.
+    /// Text as token ids, without control tokens.
     ///
     /// # Errors
     /// The tokenizer refuses the text.
@@ -281,7 +282,7 @@ impl Vocabulary {
     /// # Errors
     /// The tokenizer refuses the ids.
     pub fn decode(&self, ids: &[i64]) -> Result<String, Error> {
-        // Timestamps are not marked special in tokenizer.json, so they are told by their id.
+        // tokenizer.json does not mark timestamps as special, so their ids are compared.
         let text: Vec<u32> = ids
             .iter()
             .filter(|&&id| id < self.end_of_text)
@@ -294,7 +295,7 @@ impl Vocabulary {
         Ok(decoded.trim().to_owned())
     }
 
-    /// Number of tokens that the network knows.
+    /// Number of tokens of the network.
     #[must_use]
     pub fn size(&self) -> i64 {
         self.size
@@ -330,14 +331,14 @@ impl Vocabulary {
         self.no_speech
     }
 
-    /// The tokens that are never sampled unless somebody says otherwise: those of the model's files, or else the control
+    /// The tokens that are not sampled by default: those of the model's files, else the control
     /// tokens.
     #[must_use]
     pub fn usually_suppressed(&self) -> &[i64] {
         self.suppressed.as_ref().unwrap_or(&self.control)
     }
 
-    /// Control tokens that never belong into a transcript.
+    /// Control tokens, which are never part of a transcript.
     pub(crate) fn control(&self) -> &[i64] {
         &self.control
     }
@@ -348,9 +349,9 @@ impl Vocabulary {
 pub struct Prompt {
     /// All tokens.
     pub ids: Vec<i64>,
-    /// Where `<|startoftranscript|>` stands.
+    /// Position of `<|startoftranscript|>`.
     pub start: usize,
-    /// Whether timestamps are wanted.
+    /// Whether timestamps are decoded.
     pub timestamps: bool,
 }
 

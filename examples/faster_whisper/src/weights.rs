@@ -1,4 +1,5 @@
-//! Reading tensors from safetensors files, one at a time: a large model never lies in memory twice.
+//! Reads tensors from safetensors files, one at a time, so that a large model is never in memory
+//! twice.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
@@ -21,20 +22,20 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// The weights of a model directory: a single file or shards with an index.
 #[derive(Debug)]
 pub(crate) struct Weights {
-    /// What an error about a missing tensor names: the single file or the index.
+    /// The single file or the index, for errors about a missing tensor.
     listing: PathBuf,
     shards: Vec<Shard>,
     /// Which shard holds a tensor.
     place: HashMap<String, usize>,
-    /// `model.` in most directories, empty where only the inner model was saved.
+    /// `model.` in most directories; empty if only the inner model was saved.
     prefix: &'static str,
     placement: Placement,
-    /// Only look whether everything is there: tensors come without their values.
+    /// Checks the tensors without reading their values.
     without_values: bool,
 }
 
 impl Weights {
-    /// Opens the weights in `dir` and reads their headers, no tensor yet.
+    /// Opens the weights in `dir` and reads the headers of the files.
     ///
     /// # Errors
     /// There are no weights, or a file is truncated or not safetensors.
@@ -94,7 +95,7 @@ impl Weights {
         })
     }
 
-    /// From here on reads no values: tensors of the right shape come back full of zeros, and take no memory.
+    /// Reads no values from now on: tensors have the right shape, contain zeros and take no memory.
     pub(crate) fn without_values(mut self) -> Self {
         self.without_values = true;
         self
@@ -106,7 +107,8 @@ impl Weights {
         (bytes.sum(), self.shards.len())
     }
 
-    /// Reads one tensor of the model (named without the leading `model.`), in the placement's precision and on its device.
+    /// Reads one tensor of the model (named without the leading `model.`), in the placement's
+    /// precision and on its device.
     ///
     /// # Errors
     /// It is missing, or has another shape than `shape`, or an unusable element type.
@@ -114,10 +116,10 @@ impl Weights {
         self.read(format!("{}{name}", self.prefix), shape)
     }
 
-    /// As [`tensor`](Self::tensor), for a tensor that stands outside the inner model, if it is there.
+    /// As [`tensor`](Self::tensor), for an optional tensor outside the inner model.
     ///
     /// # Errors
-    /// It is there but has another shape than `shape`, or an unusable element type.
+    /// It has another shape than `shape`, or an unusable element type.
     pub(crate) fn outer_tensor(&self, name: &str, shape: &[i64]) -> Result<Option<Tensor>, LoadError> {
         if !self.place.contains_key(name) {
             return Ok(None);
@@ -125,7 +127,7 @@ impl Weights {
         self.read(name.to_owned(), shape).map(Some)
     }
 
-    /// Where and in which precision the tensors go.
+    /// Device and precision of the tensors.
     #[must_use]
     pub(crate) fn placement(&self) -> Placement {
         self.placement
@@ -157,7 +159,7 @@ struct Shard {
     path: PathBuf,
     file: File,
     metadata: Metadata,
-    /// Where the tensors' bytes begin.
+    /// Offset of the first tensor in the file.
     start: u64,
 }
 
@@ -222,18 +224,18 @@ impl Shard {
 
     fn bytes(&self, range: Range<usize>) -> io::Result<Vec<u8>> {
         let mut data = Vec::new();
-        // The size comes from the file: wanting for memory is an error, not the end of the process.
+        // The size comes from the file, so exhausted memory must not abort the process.
         data.try_reserve_exact(range.len())?;
         let mut file = &self.file;
         file.seek(SeekFrom::Start(self.start + range.start as u64))?;
-        // Tensors are made from raw memory: there must not be a byte too few.
+        // The tensor reads raw memory: a missing byte would be undefined behaviour.
         if file.take(range.len() as u64).read_to_end(&mut data)? < range.len() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Ok(data)
     }
 
-    /// The element type of a tensor and where its bytes lie, if it is what is expected.
+    /// The element type and the bytes of a tensor, if its shape is as expected.
     fn check(&self, name: &str, shape: &[i64]) -> Result<(Kind, Range<usize>), LoadError> {
         let (path, name) = (self.path.clone(), name.to_owned());
         let Some(info) = self.metadata.info(&name) else {
@@ -261,7 +263,7 @@ impl Shard {
                 found,
             });
         }
-        // The metadata was validated on opening: this many bytes are exactly what the shape needs.
+        // The metadata was validated when the file was opened: the range has the size of the shape.
         let (begin, end) = info.data_offsets;
         Ok((kind, begin..end))
     }
@@ -281,7 +283,7 @@ fn read_index(path: &Path) -> Result<HashMap<String, String>, LoadError> {
         path: path.to_owned(),
         source,
     })?;
-    // The index is data from outside: it may name files beside it and no others.
+    // The index is untrusted: it may only name files in its own directory.
     let outside = index
         .weight_map
         .values()

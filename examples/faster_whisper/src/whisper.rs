@@ -1,4 +1,4 @@
-//! A loaded model, and one window of sound in it.
+//! A loaded model, and one window of audio.
 
 use std::path::Path;
 
@@ -16,9 +16,10 @@ use crate::weights::Weights;
 
 /// A Whisper model, loaded from a Hugging Face directory.
 ///
-/// [`transcribe`](Self::transcribe) is what most callers want. [`window`](Self::window) gives access to the steps in between.
+/// [`transcribe`](Self::transcribe) transcribes a recording. [`window`](Self::window) gives access
+/// to single steps.
 ///
-/// Memory for the decoder's cache is allocated once, so a model does one thing at a time: all work takes `&mut self`.
+/// The decoder's cache is allocated once, so all work takes `&mut self`.
 ///
 /// ```no_run
 /// use faster_whisper::{Options, Placement, Whisper};
@@ -74,15 +75,16 @@ impl Whisper {
         })
     }
 
-    /// Checks all files of the model in `dir` without reading a weight, and says in a line what it is.
+    /// Checks all files of the model in `dir` without reading the values of weights, and returns a
+    /// description.
     ///
     /// # Errors
-    /// What [`load`](Self::load) would say, except where the values of weights are at fault.
+    /// As [`load`](Self::load), except for errors in the values of weights.
     pub fn inspect(dir: &Path) -> Result<String, LoadError> {
         let _no_grad = tch::no_grad_guard();
         let config = Config::load(dir)?;
         let vocabulary = Vocabulary::load(dir, &config)?;
-        // In float16 because nothing is rearranged then.
+        // In float16, loading rearranges no tensor.
         let placement = Placement {
             device: Device::Cpu,
             kind: Kind::Half,
@@ -103,7 +105,7 @@ impl Whisper {
         ))
     }
 
-    /// What the model's JSON files say.
+    /// The JSON files of the model.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
@@ -115,16 +117,17 @@ impl Whisper {
         &self.vocabulary
     }
 
-    /// Where the model lives.
+    /// Device and precision of the model.
     #[must_use]
     pub fn placement(&self) -> Placement {
         self.placement
     }
 
-    /// Log-mel features of one window: 1 × bins × frames, float32. Samples beyond the window are ignored.
+    /// Log-mel features of one window: 1 × bins × frames, float32. Samples beyond the window are
+    /// ignored.
     ///
     /// # Errors
-    /// libtorch failed, for example for want of memory.
+    /// libtorch failed, for example because memory is exhausted.
     pub fn features(&self, samples: &[f32]) -> Result<Tensor, Error> {
         let _no_grad = tch::no_grad_guard();
         Ok(self.features.compute(samples)?)
@@ -143,20 +146,21 @@ impl Whisper {
         })
     }
 
-    /// Most tokens of earlier text in a prompt: half the decoder's positions, less one for the token that introduces them.
+    /// Maximum number of tokens of earlier text in a prompt: half the decoder's positions, less one
+    /// for the token that introduces them.
     #[must_use]
-    pub fn most_previous_tokens(&self) -> usize {
+    pub fn max_previous_tokens(&self) -> usize {
         (self.config.model.max_target_positions / 2 - 1) as usize
     }
 
-    /// Most tokens that are sampled for one window: half the decoder's positions.
+    /// Maximum number of tokens that are sampled for one window: half the decoder's positions.
     #[must_use]
-    pub fn most_sampled_tokens(&self) -> usize {
+    pub fn max_sampled_tokens(&self) -> usize {
         (self.config.model.max_target_positions / 2) as usize
     }
 }
 
-/// A window of sound that the decoder can be asked about.
+/// An encoded window of audio.
 #[derive(Debug)]
 pub struct Window<'a> {
     whisper: &'a mut Whisper,
@@ -189,7 +193,8 @@ impl Window<'_> {
         Ok(self.whisper.decoder.logits(&hidden)?.f_squeeze_dim(0)?)
     }
 
-    /// How likely the window is in each of the model's languages, most likely first. Empty for an English-only model.
+    /// The probability of each language of the model, most likely first. Empty for an English-only
+    /// model.
     ///
     /// # Errors
     /// libtorch failed.
@@ -202,7 +207,8 @@ impl Window<'_> {
         language::probabilities(&row, &ids, self.whisper.vocabulary.languages())
     }
 
-    /// How likely the window holds no speech, by the model's own token for it; 0 for a model without one.
+    /// The probability that the window contains no speech, from the model's own token; 0 for a
+    /// model without one.
     ///
     /// # Errors
     /// libtorch failed.
@@ -212,12 +218,13 @@ impl Window<'_> {
         Ok(no_speech(&row, &self.whisper.vocabulary)?.map_or(Ok(0.0), |p| p.f_double_value(&[0]))?)
     }
 
-    /// Samples tokens after `prompt` until the end of text, `most` tokens or the end of the decoder's positions.
+    /// Samples tokens after `prompt` until the end of text, `max_tokens` tokens, or the end of the
+    /// decoder's positions.
     ///
-    /// `keep_going` is asked every few tokens.
+    /// Calls `keep_going` every few tokens.
     ///
     /// # Errors
-    /// [`Error::Stopped`] if `keep_going` says no, [`Error::NotANumber`] if the network does, or libtorch failed.
+    /// [`Error::Stopped`] if `keep_going` returns false, [`Error::NotANumber`], or libtorch failed.
     pub fn decode(
         &mut self,
         prompt: &Prompt,
@@ -226,7 +233,8 @@ impl Window<'_> {
         keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<Hypothesis, Error> {
         let _no_grad = tch::no_grad_guard();
-        // One pass over the prompt, but only two of its positions are worth a projection onto the vocabulary.
+        // One pass over the prompt. Only two of its positions need the projection onto the
+        // vocabulary.
         let hidden = self.feed(&prompt.ids)?;
         let last = prompt.ids.len() as i64 - 1;
         let rows = hidden.f_select(0, 0)?;
@@ -239,13 +247,20 @@ impl Window<'_> {
 
         let whisper = &mut *self.whisper;
         let room = whisper.config.model.max_target_positions as usize - prompt.ids.len();
-        let most = sampling.most.min(room);
+        let max_tokens = sampling.max_tokens.min(room);
         let (decoder, cache) = (&whisper.decoder, &mut whisper.cache);
         let mut step = |token: &Tensor| {
             let hidden = decoder.forward(&token.f_view([1, 1])?, cache)?;
             decoder.logits(&hidden.f_select(0, 0)?)
         };
-        let sampled = greedy::sample(first, rules, most, sampling.temperature, &mut step, keep_going)?;
+        let sampled = greedy::sample(
+            first,
+            rules,
+            max_tokens,
+            sampling.temperature,
+            &mut step,
+            keep_going,
+        )?;
         let no_speech_prob = silence.map_or(Ok(0.0), |p| p.f_double_value(&[0]))?;
         Hypothesis::new(sampled, no_speech_prob, sampling.temperature, &whisper.vocabulary)
     }
@@ -266,7 +281,8 @@ impl Window<'_> {
                 ids.len()
             )));
         }
-        // On a GPU an id beyond the embedding would be an assertion in a kernel, and the device lost.
+        // On a GPU an id beyond the embedding fails an assertion in a kernel, and the device is
+        // lost.
         if let Some(id) = ids.iter().find(|id| !(0..whisper.vocabulary.size()).contains(id)) {
             return Err(TchError::Shape(format!("token {id} is outside the vocabulary")));
         }
@@ -278,16 +294,16 @@ impl Window<'_> {
     }
 }
 
-/// One of the model's languages and how likely a window is in it.
+/// The probability of one language.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LanguageProbability {
     /// Language code, as `en`.
     pub code: String,
-    /// 0 to 1; all languages of the model add up to 1.
+    /// 0 to 1. The probabilities of all languages add up to 1.
     pub probability: f64,
 }
 
-/// Softmax over the whole unfiltered vocabulary at `<|startoftranscript|>`: one element, left on the device.
+/// Softmax over the unfiltered vocabulary at `<|startoftranscript|>`: one element, on the device.
 fn no_speech(row: &Tensor, vocabulary: &Vocabulary) -> Result<Option<Tensor>, TchError> {
     let Some(id) = vocabulary.no_speech() else {
         return Ok(None);
@@ -311,7 +327,7 @@ impl Whisper {
         Ok(encoded)
     }
 
-    /// Waits for the device, so that a span around its work measures that work.
+    /// Waits for the device, so that the current span includes the work of the GPU.
     pub(crate) fn synchronize(&self) {
         if let Device::Cuda(index) = self.placement.device {
             tch::Cuda::synchronize(index as i64);

@@ -1,4 +1,4 @@
-//! Sampling token after token, the likeliest one or, at a temperature above zero, a random one.
+//! Samples tokens one by one: the most likely one or, at a temperature above zero, a random one.
 
 use tch::{Kind, TchError, Tensor};
 
@@ -7,16 +7,17 @@ use super::rules::Rules;
 use crate::error::Error;
 use crate::tokenizer::Vocabulary;
 
-/// How many tokens pass between two questions whether to go on.
+/// Number of tokens between two calls of `keep_going`.
 const TOKENS_PER_CHECK: usize = 8;
 
 /// How to sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// 0 takes the likeliest token; above, tokens are drawn from the softmax of logits divided by it.
+    /// 0 takes the most likely token. Above 0, tokens are drawn from the softmax of the logits
+    /// divided by this value.
     pub temperature: f64,
-    /// Most tokens to sample.
-    pub most: usize,
+    /// Maximum number of tokens.
+    pub max_tokens: usize,
 }
 
 /// The outcome of decoding one window once.
@@ -28,13 +29,13 @@ pub struct Hypothesis {
     pub text: String,
     /// Whether the end of text came before the limit.
     pub ended: bool,
-    /// Sum of the log-probabilities of all sampled tokens and the end of text, by their number.
+    /// Mean log-probability of all sampled tokens and the end of text.
     pub avg_logprob: f64,
     /// See [`Window::no_speech_probability`](crate::Window::no_speech_probability).
     pub no_speech_prob: f64,
     /// See [`compression_ratio`].
     pub compression_ratio: f64,
-    /// What the tokens were sampled at.
+    /// The temperature of the sampling.
     pub temperature: f64,
 }
 
@@ -62,7 +63,7 @@ impl Hypothesis {
     }
 }
 
-/// Tokens and what the network thought of them.
+/// Sampled tokens and their log-probability.
 #[derive(Debug)]
 pub(crate) struct Sampled {
     ids: Vec<i64>,
@@ -70,28 +71,30 @@ pub(crate) struct Sampled {
     sum_logprob: f64,
 }
 
-/// Samples after the row of logits `first`; `step` turns a token (one element, on the device) into the next row.
+/// Samples after the row of logits `first`; `step` turns a token (one element, on the device) into
+/// the next row.
 pub(crate) fn sample(
     first: Tensor,
     rules: &Rules,
-    most: usize,
+    max_tokens: usize,
     temperature: f64,
     step: &mut dyn FnMut(&Tensor) -> Result<Tensor, TchError>,
     keep_going: &mut dyn FnMut() -> bool,
 ) -> Result<Sampled, Error> {
-    let mut ids = Vec::with_capacity(most);
+    let mut ids = Vec::with_capacity(max_tokens);
     let mut logits = first;
     let mut ended = false;
-    // The sum stays on the device: the token's id is the only thing that is fetched at each step.
+    // The sum stays on the device. Each step copies only the id of the token to the host.
     let mut sum = Tensor::f_zeros([1, 1], (Kind::Double, logits.device()))?;
-    while ids.len() < most {
+    while ids.len() < max_tokens {
         if ids.len() % TOKENS_PER_CHECK == 0 && !keep_going() {
             return Err(Error::Stopped);
         }
         let row = rules.apply(&logits, &ids)?;
         let (best, token) = if temperature > 0.0 {
-            // The likeliest of p / e, with e drawn from an exponential distribution, is a draw from p. Unlike `multinomial` it
-            // does not bring a GPU down where p is not a number; that is found out at the end.
+            // The maximum of p / e, with e drawn from an exponential distribution, is a draw from
+            // p. Unlike `multinomial`, it does not fail an assertion on the GPU if p is not a
+            // number; the sum shows that at the end.
             let chances = row.f_div_scalar(temperature)?.f_softmax(-1, Kind::Float)?;
             let noise = chances.f_empty_like()?.f_exponential_(1.0)?;
             let token = chances.f_div(&noise)?.f_argmax(-1, true)?;
@@ -106,7 +109,7 @@ pub(crate) fn sample(
             break;
         }
         ids.push(id);
-        if ids.len() < most {
+        if ids.len() < max_tokens {
             logits = step(&token)?;
         }
     }

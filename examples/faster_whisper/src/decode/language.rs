@@ -1,11 +1,12 @@
-//! Which language a window is in.
+//! Language detection.
 
 use tch::{Kind, Tensor};
 
 use crate::error::Error;
 use crate::whisper::LanguageProbability;
 
-/// Softmax over the language tokens alone. `row` is 1 × vocabulary, `ids` and `codes` are in the same order.
+/// Softmax over the language tokens alone. `row` is 1 × vocabulary, `ids` and `codes` are in the
+/// same order.
 pub(crate) fn probabilities(
     row: &Tensor,
     ids: &Tensor,

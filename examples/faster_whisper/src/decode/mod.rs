@@ -1,4 +1,5 @@
-//! From logits to text: suppression and timestamp rules, sampling, language detection, and the way through long audio.
+//! Decoding: suppression and timestamp rules, sampling, language detection, and seeking through
+//! long recordings.
 
 pub mod greedy;
 pub(crate) mod language;
@@ -11,9 +12,9 @@ use std::io::Write;
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
 
-/// How often text repeats itself: its UTF-8 bytes by the bytes of its zlib stream. 0 for no text.
+/// The size of a text in UTF-8 divided by its size compressed with zlib; 0 for an empty text.
 ///
-/// Speech is around 1 to 2; a model that is stuck in a loop goes well above.
+/// Speech is around 1 to 2. Repetitive text is well above.
 #[must_use]
 pub fn compression_ratio(text: &str) -> f64 {
     if text.is_empty() {

@@ -1,12 +1,12 @@
-//! Keeps a confused model from crawling, or standing still, for ever.
+//! Bounds the number of windows, so that every recording ends.
 
-/// So many slow windows in a row are tolerated.
-const MOST_SLOW_WINDOWS: u32 = 3;
+/// Maximum number of slow windows in a row.
+const MAX_SLOW_WINDOWS: u32 = 3;
 
-/// Watches by how much windows move on.
+/// Tracks how far each window advances.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// A window that moves on by fewer frames, and not to its end, is slow.
+    /// A window that advances by fewer frames, and not to its end, is slow.
     slow_below: usize,
     slow_windows: u32,
 }
@@ -19,15 +19,15 @@ impl Pace {
         }
     }
 
-    /// By how many frames to move on from a window of `size` frames, of which the model wants to move on by `wanted`.
-    /// `None`: it makes no progress, and the rest of the window has to be given up.
+    /// The number of frames to advance in a window of `size` frames, given the model's choice
+    /// `wanted`. `None` if the model makes no progress; the rest of the window is then skipped.
     pub(super) fn allow(&mut self, wanted: usize, size: usize) -> Option<usize> {
         if wanted >= size.min(self.slow_below) {
             self.slow_windows = 0;
             return Some(wanted.min(size));
         }
         self.slow_windows += 1;
-        if wanted > 0 && self.slow_windows <= MOST_SLOW_WINDOWS {
+        if wanted > 0 && self.slow_windows <= MAX_SLOW_WINDOWS {
             return Some(wanted);
         }
         self.slow_windows = 0;
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ordinary_windows_move_on_as_the_model_wants() {
+    fn ordinary_windows_advance_as_the_model_chooses() {
         let mut pace = Pace::new(100);
         for wanted in [2000, 100, 2999, 3000] {
             assert_eq!(pace.allow(wanted, 3000), Some(wanted));
@@ -52,21 +52,21 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_stands_still_is_moved_on_at_once() {
+    fn window_without_progress_is_skipped() {
         let mut pace = Pace::new(100);
         assert_eq!(pace.allow(0, 3000), None);
         assert_eq!(pace.allow(0, 10), None);
     }
 
     #[test]
-    fn a_model_that_crawls_is_moved_on_after_three_windows() {
+    fn fourth_slow_window_is_skipped() {
         let mut pace = Pace::new(100);
         let steps: Vec<_> = (0..5).map(|_| pace.allow(2, 3000)).collect();
         assert_eq!(steps, [Some(2), Some(2), Some(2), None, Some(2)]);
     }
 
     #[test]
-    fn one_good_step_makes_up_for_the_slow_ones() {
+    fn ordinary_window_resets_the_count() {
         let mut pace = Pace::new(100);
         let steps: Vec<_> = [2, 2, 2, 500, 2, 2, 2, 2]
             .into_iter()

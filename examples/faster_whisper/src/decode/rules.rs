@@ -1,8 +1,8 @@
-//! Which tokens may come next.
+//! The tokens that may follow.
 //!
-//! What follows from the tokens sampled so far is decided on the host, which knows them anyway, and applied to ranges of the
-//! row of logits. The one rule that depends on the logits themselves is decided in tensors, so that no row is ever
-//! copied off the device.
+//! Rules that depend on the sampled tokens are evaluated on the host and applied to ranges of the
+//! row of logits. The rule that depends on the logits is evaluated in tensors, so that no row is
+//! copied from the device.
 
 use std::ops::Range;
 
@@ -10,10 +10,10 @@ use tch::{Device, TchError, Tensor};
 
 use crate::tokenizer::Vocabulary;
 
-/// Suppression and timestamp rules for one way of decoding.
+/// Suppression and timestamp rules.
 #[derive(Debug)]
 pub struct Rules {
-    /// -∞ where a token may never come, 0 elsewhere: 1 × vocabulary.
+    /// -∞ for suppressed tokens, 0 for others: 1 × vocabulary.
     never: Tensor,
     /// The same for the first token.
     never_first: Tensor,
@@ -21,14 +21,14 @@ pub struct Rules {
     limits: Limits,
 }
 
-/// What [`Rules::new`] needs to know beside the vocabulary.
+/// The configuration of [`Rules::new`].
 #[derive(Debug, Clone, Default)]
 pub struct RuleOptions {
     /// Tokens that are never sampled.
     pub suppress: Vec<i64>,
     /// Tokens that are not sampled first.
     pub suppress_first: Vec<i64>,
-    /// Whether timestamps are wanted. Without them, timestamp tokens are unlikely but not suppressed.
+    /// Whether to decode timestamps. Without, timestamp tokens are unlikely but not suppressed.
     pub timestamps: bool,
     /// The latest first timestamp in steps, if there is a limit.
     pub max_initial_timestamp: Option<i64>,
@@ -75,7 +75,8 @@ impl Rules {
         self.limits.end_of_text
     }
 
-    /// The row of logits (1 × vocabulary, float32) with -∞ for every token that may not follow `sampled`.
+    /// The row of logits (1 × vocabulary, float32) with -∞ for every token that may not follow
+    /// `sampled`.
     ///
     /// # Errors
     /// libtorch ran out of memory.
@@ -94,8 +95,8 @@ impl Rules {
                 .f_narrow(-1, range.start, range.end - range.start)?
                 .f_fill_(f64::NEG_INFINITY)?;
         }
-        // A timestamp is due when all timestamps together are likelier than the likeliest text. The softmax's denominator
-        // is the same on both sides, so raw logits will do.
+        // A timestamp is due if all timestamps together are more likely than the most likely text
+        // token. The denominator of the softmax is the same on both sides, so raw logits suffice.
         let Limits {
             first_timestamp,
             size,
@@ -111,7 +112,7 @@ impl Rules {
     }
 }
 
-/// The numbers that the timestamp rules speak of.
+/// The ids that the timestamp rules use.
 #[derive(Debug, Clone)]
 struct Limits {
     end_of_text: i64,
@@ -121,15 +122,15 @@ struct Limits {
 }
 
 impl Limits {
-    /// The ranges of ids that may not come after `sampled` when timestamps are wanted.
+    /// The ranges of ids that may not follow `sampled` if timestamps are decoded.
     fn forbidden(&self, sampled: &[i64]) -> [Option<Range<i64>>; 2] {
         let is_stamp = |&id: &i64| id >= self.first_timestamp;
         let mut tail = sampled.iter().rev();
         let Some(last) = tail.next() else {
-            // The first token is a timestamp, and not too late a one.
+            // The first token is a timestamp up to the limit.
             let late = self
                 .max_initial
-                .map(|most| self.range(self.first_timestamp + most + 1, self.size));
+                .map(|max| self.range(self.first_timestamp + max + 1, self.size));
             return [Some(self.range(0, self.first_timestamp)), late];
         };
         let last_is_stamp = is_stamp(last);
@@ -137,11 +138,11 @@ impl Limits {
         let pair = match (last_is_stamp, pair_is_complete) {
             // A pair is complete, or the first one is open: text must follow.
             (true, true) => Some(self.range(self.first_timestamp, self.size)),
-            // A segment just ended: its pair's second half, or the end of text.
+            // A segment has ended: the second timestamp of its pair follows, or the end of text.
             (true, false) => Some(self.range(0, self.end_of_text)),
             (false, _) => None,
         };
-        // Time never runs backwards, and stands still only where one segment's end is the next one's start.
+        // Timestamps never decrease. They repeat only where one segment ends and the next starts.
         let past = sampled
             .iter()
             .rev()

@@ -1,4 +1,4 @@
-//! The way through audio of any length, window by window.
+//! Transcribes recordings of any length, window by window.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -11,14 +11,14 @@ use crate::error::Error;
 use crate::tokenizer::Task;
 use crate::whisper::Whisper;
 
-/// A window that moves on by less than this many seconds is slow.
+/// A window that advances by fewer seconds is slow.
 const SLOW_SECONDS: f64 = 1.0;
-/// Places that a warning names; a long recording may have thousands.
-const MOST_PLACES: usize = 5;
-/// Above this temperature a text is too wild to be the next window's prompt.
-const MOST_PROMPT_TEMPERATURE: f64 = 0.5;
+/// Maximum number of places in a warning. A long recording may have thousands.
+const MAX_PLACES: usize = 5;
+/// Above this temperature a text is too random for the prompt of the next window.
+const MAX_PROMPT_TEMPERATURE: f64 = 0.5;
 
-/// What to decode, and how.
+/// Configuration of a transcription.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Options {
@@ -26,25 +26,28 @@ pub struct Options {
     pub language: Option<String>,
     /// Transcribe (the default) or translate to English.
     pub task: Task,
-    /// Whether segments get their own times (the default), or the window's.
+    /// Whether segments have times of their own (the default) or those of their window.
     pub timestamps: bool,
-    /// Text that might have come before the recording: spelling, names, style. Only the first window sees it.
+    /// Text before the recording, for spelling, names and style. Used for the first window only.
     pub initial_prompt: Option<String>,
-    /// Words to expect: every window sees them, before any earlier text. They take at most half of the prompt.
+    /// Expected words, before the earlier text of each prompt. They take at most half of it.
     pub hotwords: Option<String>,
-    /// Whether each window's prompt is the text before it. More consistent, but errors live on. Default: no.
+    /// Whether the prompt of a window is the text before it. More consistent, but repeats errors.
+    /// Default: no.
     pub condition_on_previous_text: bool,
-    /// Token ids that are never sampled; `None` (the default) is what the model's files say.
+    /// Token ids that are never sampled. `None` (the default) uses those of the model's files.
     pub suppress_tokens: Option<Vec<i64>>,
-    /// Whether a window may not begin with a blank or the end of text. Default: yes.
+    /// Whether to forbid a blank or the end of text at the start of a window. Default: yes.
     pub suppress_blank: bool,
-    /// Temperatures to try in turn until a result is good enough. Default: 0 alone.
+    /// Temperatures to try in turn until a result passes the thresholds. Default: only 0.
     pub temperatures: Vec<f64>,
-    /// Above this [compression ratio](crate::compression_ratio) the next temperature is tried. Default: 2.4.
+    /// Above this [compression ratio](crate::compression_ratio) the next temperature is tried.
+    /// Default: 2.4.
     pub compression_ratio_threshold: Option<f64>,
     /// Below this average log-probability the next temperature is tried. Default: -1.
     pub logprob_threshold: Option<f64>,
-    /// Above this probability of no speech, together with a low log-probability, a window is silent. Default: 0.6.
+    /// Above this probability of no speech, together with a low log-probability, a window is
+    /// silent. Default: 0.6.
     pub no_speech_threshold: Option<f64>,
 }
 
@@ -80,7 +83,7 @@ pub trait Samples {
     /// The samples in `range`, which lies within [`len`](Self::len).
     ///
     /// # Errors
-    /// Whatever reading can fail with.
+    /// When reading fails.
     fn read(&self, range: Range<usize>) -> Result<Cow<'_, [f32]>, Box<dyn StdError + Send + Sync>>;
 }
 
@@ -96,35 +99,35 @@ impl Samples for [f32] {
     }
 }
 
-/// Looks on while a recording is transcribed.
+/// Observes and can stop a transcription.
 pub trait Observer {
-    /// Whether to go on. Asked before each window and every few tokens.
+    /// Whether to continue. Called before each window and every few tokens.
     fn keep_going(&mut self) -> bool {
         true
     }
 
-    /// So much of the recording is done, 0 to 1.
+    /// Reports the transcribed fraction of the recording, 0 to 1.
     fn advanced(&mut self, _fraction: f32) {}
 }
 
-/// Nobody looks on.
+/// Ignores progress and never stops.
 impl Observer for () {}
 
 /// A transcribed recording.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Transcription {
-    /// What was said, in order.
+    /// The segments, in order.
     pub segments: Vec<Segment>,
-    /// Language code that was decoded with; `None` if nobody named one and there was no speech to tell it from.
+    /// Language code; `None` if none was given and the recording has no speech to detect it from.
     pub language: Option<String>,
-    /// How sure the model is of it; `None` if it was named.
+    /// Probability of the detected language; `None` if it was given.
     pub language_probability: Option<f64>,
     /// Seconds of the recording.
     pub duration: f64,
-    /// Windows that were decoded.
+    /// Number of decoded windows.
     pub windows: usize,
-    /// What the reader of the transcript should know.
+    /// Warnings for the reader of the transcript.
     pub warnings: Vec<String>,
 }
 
@@ -140,15 +143,15 @@ impl Transcription {
     }
 }
 
-/// A piece of a transcript.
+/// A part of a transcript.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Segment {
-    /// Seconds from the start of the recording.
+    /// Start, in seconds from the start of the recording.
     pub start: f64,
-    /// Seconds from the start of the recording.
+    /// End, in seconds from the start of the recording.
     pub end: f64,
-    /// What was said, stripped.
+    /// The text, stripped.
     pub text: String,
     /// Token ids, timestamps included.
     pub tokens: Vec<i64>,
@@ -165,11 +168,13 @@ pub struct Segment {
 impl Whisper {
     /// Transcribes a recording of any length.
     ///
-    /// Windows begin where the last complete segment of the window before ended. The time is bounded for every model and
-    /// recording: a model that does not move on is moved on, and a warning says so.
+    /// A window starts where the last complete segment of the previous window ended. The number of
+    /// windows is bounded for every model and recording: a window without progress is skipped with
+    /// a warning.
     ///
     /// # Errors
-    /// The language is unknown, the samples can't be read, `observer` asked to stop, or libtorch failed.
+    /// The language is unknown, the samples can't be read, `observer` stopped the transcription, or
+    /// libtorch failed.
     pub fn transcribe<S: Samples + ?Sized>(
         &mut self,
         samples: &S,
@@ -187,17 +192,17 @@ struct Seeker<'a> {
     rules: Rules,
     language: Option<String>,
     language_probability: Option<f64>,
-    /// What every prompt begins with.
+    /// The start of every prompt.
     hotwords: Vec<i64>,
     /// Text tokens that the next prompt may use.
     previous: Vec<i64>,
     segments: Vec<Segment>,
     windows: usize,
     pace: Pace,
-    given_up: Vec<f64>,
+    skipped_at: Vec<f64>,
 }
 
-/// A window's place in the recording, in frames.
+/// The position of a window in the recording, in frames.
 #[derive(Clone, Copy)]
 struct Place {
     seek: usize,
@@ -212,20 +217,20 @@ impl<'a> Seeker<'a> {
             .as_deref()
             .map(|name| vocabulary.language(name))
             .transpose()?;
-        // Fail now rather than after the first window: the prompt checks the task.
+        // The prompt checks the task: fail before the first window.
         let any = language
             .clone()
             .or_else(|| vocabulary.languages().into_iter().next())
             .unwrap_or_default();
         vocabulary.prompt(&any, options.task, options.timestamps, &[], 0)?;
         let tokens = |text: &Option<String>| match text.as_deref().map(str::trim) {
-            // As in the middle of a text, where words begin with a blank.
+            // In the middle of a text, words begin with a blank.
             Some(text) if !text.is_empty() => vocabulary.encode(&format!(" {text}")),
             _ => Ok(Vec::new()),
         };
         let previous = tokens(&options.initial_prompt)?;
         let mut hotwords = tokens(&options.hotwords)?;
-        hotwords.truncate(whisper.most_previous_tokens() / 2);
+        hotwords.truncate(whisper.max_previous_tokens() / 2);
         let rules = Rules::new(
             vocabulary,
             &rule_options(whisper, options),
@@ -245,7 +250,7 @@ impl<'a> Seeker<'a> {
             segments: Vec::new(),
             windows: 0,
             pace,
-            given_up: Vec::new(),
+            skipped_at: Vec::new(),
         })
     }
 
@@ -272,26 +277,26 @@ impl<'a> Seeker<'a> {
                 .window(&window, place, observer)
                 .map_err(|error| self.locate(error, place))?;
             seek += self.pace.allow(advance, place.size).unwrap_or_else(|| {
-                self.given_up.push(self.seconds(place.seek));
+                self.skipped_at.push(self.seconds(place.seek));
                 place.size
             });
             observer.advanced(seek as f32 / frames as f32);
         }
         let mut warnings = Vec::new();
-        if !self.given_up.is_empty() {
+        if !self.skipped_at.is_empty() {
             let places: Vec<_> = self
-                .given_up
+                .skipped_at
                 .iter()
-                .take(MOST_PLACES)
+                .take(MAX_PLACES)
                 .map(|at| format!("{at:.2} s"))
                 .collect();
-            let more = match self.given_up.len().saturating_sub(MOST_PLACES) {
+            let more = match self.skipped_at.len().saturating_sub(MAX_PLACES) {
                 0 => String::new(),
                 more => format!(" and {more} more places"),
             };
             let places = places.join(", ");
             warnings.push(format!(
-                "the model made no progress and was moved on at {places}{more}"
+                "the model made no progress and was skipped ahead at {places}{more}"
             ));
         }
         Ok(Transcription {
@@ -304,7 +309,7 @@ impl<'a> Seeker<'a> {
         })
     }
 
-    /// Decodes one window and returns by how many frames to move on.
+    /// Decodes one window and returns the number of frames to advance.
     fn window(&mut self, samples: &[f32], place: Place, observer: &mut dyn Observer) -> Result<usize, Error> {
         self.windows += 1;
         let offset = self.seconds(place.seek);
@@ -319,7 +324,7 @@ impl<'a> Seeker<'a> {
         let silent = self
             .options
             .no_speech_threshold
-            .is_some_and(|most| hypothesis.no_speech_prob > most)
+            .is_some_and(|max| hypothesis.no_speech_prob > max)
             && self
                 .options
                 .logprob_threshold
@@ -331,13 +336,13 @@ impl<'a> Seeker<'a> {
         let advance = self.cut(&hypothesis, place)?;
         self.forget_guess(&hypothesis);
         let text_end = self.whisper.vocabulary().end_of_text();
-        if self.options.condition_on_previous_text && hypothesis.temperature <= MOST_PROMPT_TEMPERATURE {
+        if self.options.condition_on_previous_text && hypothesis.temperature <= MAX_PROMPT_TEMPERATURE {
             self.previous
                 .extend(hypothesis.ids.iter().filter(|&&id| id < text_end));
             let surplus = self
                 .previous
                 .len()
-                .saturating_sub(self.whisper.most_previous_tokens());
+                .saturating_sub(self.whisper.max_previous_tokens());
             self.previous.drain(..surplus);
         } else {
             self.previous.clear();
@@ -345,28 +350,29 @@ impl<'a> Seeker<'a> {
         Ok(advance)
     }
 
-    /// Silence has no language: what was found in it is no more than a guess, and the next window is asked again.
+    /// Discards a language that was detected in silence. The next window detects it again.
     fn forget_guess(&mut self, hypothesis: &Hypothesis) {
         let guessed = self.options.language.is_none() && self.segments.is_empty();
         let silent = self
             .options
             .no_speech_threshold
-            .is_some_and(|most| hypothesis.no_speech_prob > most);
+            .is_some_and(|max| hypothesis.no_speech_prob > max);
         if guessed && silent {
             self.language = None;
             self.language_probability = None;
         }
     }
 
-    /// Encodes the window, finds its language if nobody has yet, and decodes at the first temperature that does.
+    /// Encodes the window, detects the language if it is not known, and decodes at the first
+    /// temperature whose result passes the thresholds.
     fn decode(
         &mut self,
         features: &tch::Tensor,
         offset: f64,
         observer: &mut dyn Observer,
     ) -> Result<Hypothesis, Error> {
-        let most = self.whisper.most_sampled_tokens();
-        let most_previous = self.whisper.most_previous_tokens();
+        let max_tokens = self.whisper.max_sampled_tokens();
+        let most_previous = self.whisper.max_previous_tokens();
         let encode = tracing::info_span!("whisper.encode", "whisper.window_offset_seconds" = offset);
         let entered = encode.enter();
         let mut window = self.whisper.window(features)?;
@@ -425,7 +431,10 @@ impl<'a> Seeker<'a> {
                 "whisper.compression_ratio" = tracing::field::Empty,
             );
             let _entered = span.enter();
-            let sampling = Sampling { temperature, most };
+            let sampling = Sampling {
+                temperature,
+                max_tokens,
+            };
             let hypothesis = window.decode(&prompt, &self.rules, sampling, &mut || observer.keep_going())?;
             span.record("whisper.tokens", hypothesis.ids.len());
             span.record("whisper.avg_logprob", hypothesis.avg_logprob);
@@ -441,7 +450,7 @@ impl<'a> Seeker<'a> {
         best.ok_or(Error::Stopped)
     }
 
-    /// Turns a window's tokens into segments and returns by how many frames to move on.
+    /// Turns the tokens of a window into segments and returns the number of frames to advance.
     fn cut(&mut self, hypothesis: &Hypothesis, place: Place) -> Result<usize, Error> {
         let first = self.whisper.vocabulary().first_timestamp();
         let step = self.whisper.config().timestamp_step();
@@ -488,7 +497,7 @@ impl<'a> Seeker<'a> {
     fn push(&mut self, ids: &[i64], start: f64, end: f64, hypothesis: &Hypothesis) -> Result<(), Error> {
         let text = self.whisper.vocabulary().decode(ids)?;
         let (start, end) = (hundredths(start), hundredths(end));
-        // Equal in hundredths means equal.
+        // Transcripts have times in hundredths.
         if text.is_empty() || end <= start {
             return Ok(());
         }
@@ -505,7 +514,7 @@ impl<'a> Seeker<'a> {
         Ok(())
     }
 
-    /// The lower layers do not know where the window stands.
+    /// Adds the position of the window to an error.
     fn locate(&self, error: Error, place: Place) -> Error {
         match error {
             Error::NotANumber { .. } => Error::NotANumber {
@@ -535,7 +544,7 @@ fn rule_options(whisper: &Whisper, options: &Options) -> RuleOptions {
     let generation = &whisper.config().generation;
     let vocabulary = whisper.vocabulary();
     let suppress = match &options.suppress_tokens {
-        // A caller's list replaces the model's, but control tokens never belong into a text.
+        // The given list replaces the model's. Control tokens are never part of a text.
         Some(given) => [given.as_slice(), vocabulary.control()].concat(),
         None => vocabulary.usually_suppressed().to_vec(),
     };
@@ -552,17 +561,17 @@ fn rule_options(whisper: &Whisper, options: &Options) -> RuleOptions {
     }
 }
 
-/// Whether no further temperature needs to be tried.
+/// Whether the result passes the thresholds, so that no further temperature is needed.
 fn good_enough(hypothesis: &Hypothesis, options: &Options) -> bool {
     let repetitive = options
         .compression_ratio_threshold
-        .is_some_and(|most| hypothesis.compression_ratio > most);
+        .is_some_and(|max| hypothesis.compression_ratio > max);
     let unlikely = options
         .logprob_threshold
         .is_some_and(|least| hypothesis.avg_logprob < least);
     let silent = options
         .no_speech_threshold
-        .is_some_and(|most| hypothesis.no_speech_prob > most)
+        .is_some_and(|max| hypothesis.no_speech_prob > max)
         && (unlikely || options.logprob_threshold.is_none());
     silent || !(repetitive || unlikely)
 }

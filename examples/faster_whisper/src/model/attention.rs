@@ -27,14 +27,14 @@ impl SelfAttention {
         })
     }
 
-    /// Every position sees every other.
+    /// Every position attends to every other.
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
         let (query, key, value) = self.project(input)?;
         let mixed = attend(&query, &key, &value, false)?;
         self.out.forward(&merge(&mixed)?)?.f_add_(input)
     }
 
-    /// Every position sees itself and what lies before it, cached positions included.
+    /// Every position attends to itself and to earlier positions, including those in the cache.
     pub(crate) fn forward_causal(
         &self,
         input: &Tensor,
@@ -43,7 +43,7 @@ impl SelfAttention {
     ) -> Result<Tensor, TchError> {
         let (query, key, value) = self.project(input)?;
         let (keys, values) = cache.append(&key, &value, position)?;
-        // A single new token may see everything that is there, so it needs no mask.
+        // A single new token attends to all positions, so it needs no mask.
         let mixed = attend(&query, &keys, &values, query.size4()?.2 > 1)?;
         self.out.forward(&merge(&mixed)?)?.f_add_(input)
     }
@@ -76,7 +76,7 @@ impl CrossAttention {
         })
     }
 
-    /// Keys and values of a window, once for all its tokens.
+    /// Computes the keys and values of a window, once for all its tokens.
     pub(crate) fn prepare(&self, encoded: &Tensor, cache: &mut LayerCache) -> Result<(), TchError> {
         let both = split(&self.key_value.forward(encoded)?, 2, self.heads)?;
         cache.set_window(&both.f_select(0, 0)?, &both.f_select(0, 1)?)
@@ -94,7 +94,8 @@ fn attend(query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Result<
     Tensor::f_scaled_dot_product_attention(query, key, value, None::<Tensor>, 0.0, causal, None, false)
 }
 
-/// batch × positions × (parts · width) to parts × batch × heads × positions × head width, without copying.
+/// batch × positions × (parts · width) to parts × batch × heads × positions × head width, without
+/// copying.
 fn split(projected: &Tensor, parts: i64, heads: i64) -> Result<Tensor, TchError> {
     let (batch, positions, width) = projected.size3()?;
     projected

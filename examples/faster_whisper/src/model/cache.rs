@@ -1,4 +1,4 @@
-//! Keys and values of past tokens and of the window, in memory that is allocated once per model.
+//! Keys and values of past tokens and of the window. The memory is allocated once per model.
 
 use tch::{Kind, TchError, Tensor};
 
@@ -9,7 +9,7 @@ use crate::config::ModelConfig;
 #[derive(Debug)]
 pub(crate) struct Cache {
     pub(super) layers: Vec<LayerCache>,
-    /// Tokens that the cache holds.
+    /// Number of tokens in the cache.
     len: i64,
     capacity: i64,
 }
@@ -27,12 +27,12 @@ impl Cache {
         })
     }
 
-    /// Forgets the tokens; the window stays.
+    /// Removes the tokens and keeps the window.
     pub(crate) fn clear(&mut self) {
         self.len = 0;
     }
 
-    /// Tokens that the cache holds.
+    /// Number of tokens in the cache.
     pub(crate) fn len(&self) -> i64 {
         self.len
     }

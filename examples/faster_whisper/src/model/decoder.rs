@@ -1,4 +1,4 @@
-//! Tokens and encoded positions to logits.
+//! The decoder: from tokens and encoded positions to logits.
 
 use tch::{Kind, TchError, Tensor};
 
@@ -15,7 +15,7 @@ pub(crate) struct Decoder {
     positions: Tensor,
     layers: Vec<DecoderLayer>,
     norm: LayerNorm,
-    /// Only where it is not the token embedding.
+    /// `None` if the projection is the token embedding.
     projection: Option<Tensor>,
 }
 
@@ -32,8 +32,9 @@ impl Decoder {
         };
         let mut tokens = weights.tensor("decoder.embed_tokens.weight", &[size, width])?;
         if weights.placement() == Placement::CPU {
-            // A product with one row runs up to twice as fast over a matrix that lies column by column, and the output
-            // projection is a third of a token's time. Looking up a token's row in it costs next to nothing more.
+            // A product with one row is up to twice as fast with a column-major matrix, and the
+            // output projection takes a third of the time of a token. The lookup of a token's row
+            // costs almost the same.
             tokens = tokens.f_tr()?.f_contiguous()?.f_tr()?;
         }
         Ok(Self {
@@ -48,7 +49,7 @@ impl Decoder {
         })
     }
 
-    /// Puts a window's keys and values into the cache and forgets all tokens.
+    /// Stores the keys and values of a window in the cache and removes all tokens.
     pub(crate) fn set_window(&self, encoded: &Tensor, cache: &mut Cache) -> Result<(), TchError> {
         cache.clear();
         for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
@@ -57,8 +58,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// Feeds tokens (batch × n) after those in the cache: batch × n × width. More than one at a time only into an empty
-    /// cache.
+    /// Feeds tokens (batch × n) after those in the cache and returns batch × n × width. More than
+    /// one token at a time requires an empty cache.
     pub(crate) fn forward(&self, tokens: &Tensor, cache: &mut Cache) -> Result<Tensor, TchError> {
         let (position, new) = (cache.len(), tokens.size2()?.1);
         cache.advance(new)?;
@@ -70,7 +71,7 @@ impl Decoder {
         self.norm.forward(&hidden)
     }
 
-    /// Logits in float32, whatever the model's precision.
+    /// Logits in float32, for every precision of the model.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
         let projection = self.projection.as_ref().unwrap_or(&self.tokens);
         hidden

@@ -1,4 +1,4 @@
-//! Features to encoded positions.
+//! The encoder: from features to encoded positions.
 
 use tch::{Kind, TchError, Tensor};
 
@@ -8,7 +8,7 @@ use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::weights::Weights;
 
-/// What float16 can hold, less a margin for the next addition.
+/// The largest float16, less a margin for the next addition.
 const HALF_LIMIT: f64 = 65504.0 - 1000.0;
 
 #[derive(Debug)]
@@ -40,7 +40,8 @@ impl Encoder {
         })
     }
 
-    /// batch × bins × frames in any precision to batch × positions × width in the model's.
+    /// From batch × bins × frames in any precision to batch × positions × width in the precision of
+    /// the model.
     pub(crate) fn forward(&self, features: &Tensor) -> Result<Tensor, TchError> {
         let input = features
             .f_to_device(self.placement.device)?
@@ -50,7 +51,8 @@ impl Encoder {
         for layer in &self.layers {
             hidden = layer.forward(&hidden)?;
             if self.placement.kind == Kind::Half {
-                // Large models' residual stream overflows float16 here and there; infinity would become NaN.
+                // The residual stream of large models can overflow float16, and infinity would
+                // become NaN.
                 let _ = hidden.f_clamp_(-HALF_LIMIT, HALF_LIMIT)?;
             }
         }

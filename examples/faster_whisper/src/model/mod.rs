@@ -1,4 +1,5 @@
-//! The network: convolutional stem and encoder, decoder with its key-value cache. Shapes come from `config.json` alone.
+//! The network: convolutional stem, encoder, and decoder with key-value cache. All shapes come from
+//! `config.json`.
 
 mod attention;
 mod cache;
@@ -14,7 +15,7 @@ pub(crate) use encoder::Encoder;
 use crate::error::LoadError;
 use crate::weights::Weights;
 
-/// Where a model lives, and in which precision it computes.
+/// Device and precision of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
     /// CPU or a GPU.
@@ -24,7 +25,7 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// float32 on the CPU: runs everywhere, and is what the goldens were made with.
+    /// float32 on the CPU, which every machine has. The goldens were made with it.
     pub const CPU: Self = Self {
         device: Device::Cpu,
         kind: Kind::Float,
@@ -48,7 +49,8 @@ impl Linear {
         })
     }
 
-    /// Several projections of the same input as one: fewer, larger matrix products. Whisper's key projections have no bias.
+    /// Several projections of the same input as one larger matrix product. Whisper's key
+    /// projections have no bias.
     pub(crate) fn load_fused(
         weights: &Weights,
         attention: &str,
@@ -104,7 +106,7 @@ impl LayerNorm {
     }
 }
 
-/// The two-layer perceptron of every transformer block, with exact GELU.
+/// The two-layer perceptron of a transformer block, with exact GELU.
 #[derive(Debug)]
 pub(crate) struct FeedForward {
     norm: LayerNorm,

@@ -1,4 +1,4 @@
-//! Broken model directories: one clear line that names the file, never a panic.
+//! Broken model directories: each is an error of one line that names the file.
 
 use std::fs;
 use std::path::Path;
@@ -8,13 +8,13 @@ use serde_json::json;
 use tch::{Kind, Tensor};
 use tempfile::TempDir;
 
-use crate::made_up::Shape;
-use crate::made_up_models::edit;
+use crate::generated::Shape;
+use crate::generated_models::edit;
 
 const WEIGHTS: &str = "model.safetensors";
 
 #[test]
-fn a_directory_that_is_not_there_is_named() {
+fn missing_directory_is_named() {
     let message = Whisper::load("/nowhere/whisper".as_ref(), Placement::CPU)
         .unwrap_err()
         .to_string();
@@ -25,7 +25,7 @@ fn a_directory_that_is_not_there_is_named() {
 }
 
 #[test]
-fn a_missing_file_is_named() {
+fn missing_file_is_named() {
     for file in ["config.json", "preprocessor_config.json", "tokenizer.json"] {
         let message = broken(|dir| fs::remove_file(dir.join(file)).unwrap());
         assert_eq!(
@@ -60,7 +60,7 @@ fn malformed_json_is_located() {
 }
 
 #[test]
-fn a_missing_or_impossible_value_is_named() {
+fn invalid_value_is_named() {
     let config = |key: &'static str, value: serde_json::Value| {
         broken(move |dir| edit(dir, "config.json", |config| config[key] = value))
     };
@@ -106,7 +106,7 @@ fn a_missing_or_impossible_value_is_named() {
 }
 
 #[test]
-fn a_token_that_decoding_needs_is_missed() {
+fn missing_control_token_is_an_error() {
     let message = broken(|dir| {
         edit(dir, "tokenizer.json", |tokenizer| {
             tokenizer["added_tokens"]
@@ -125,7 +125,7 @@ fn a_token_that_decoding_needs_is_missed() {
 }
 
 #[test]
-fn truncated_and_foreign_weights_are_told_apart() {
+fn invalid_weights_are_described() {
     let cut = |keep: usize| {
         broken(move |dir| {
             let bytes = fs::read(dir.join(WEIGHTS)).unwrap();
@@ -169,7 +169,7 @@ fn truncated_and_foreign_weights_are_told_apart() {
 }
 
 #[test]
-fn a_wrong_tensor_is_named_with_its_shapes() {
+fn wrong_shape_is_named_with_the_expected_one() {
     let name = "model.decoder.layers.1.fc1.weight";
     let message = weights(|tensors| {
         for (key, tensor) in tensors.iter_mut() {
@@ -202,7 +202,7 @@ fn a_wrong_tensor_is_named_with_its_shapes() {
 }
 
 #[test]
-fn an_index_of_shards_is_not_trusted() {
+fn invalid_index_of_shards_is_an_error() {
     let index = "model.safetensors.index.json";
     let shape = Shape {
         shards: 2,
@@ -235,7 +235,7 @@ fn an_index_of_shards_is_not_trusted() {
     );
 }
 
-/// The message that a made-up model gives after `damage`, with `DIR` for its directory.
+/// The error of a generated model after `damage`, with `DIR` instead of its directory.
 fn broken(damage: impl FnOnce(&Path)) -> String {
     broken_shape(&Shape::tiny(), damage)
 }

@@ -1,4 +1,4 @@
-//! The binary, run as a person would.
+//! The binary, run from a command line.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -12,7 +12,7 @@ use crate::support::root;
 const BINARY: &str = env!("CARGO_BIN_EXE_faster_whisper");
 
 #[test]
-fn a_local_transcription_sends_its_whole_trace_to_a_collector() {
+fn transcribe_exports_the_whole_trace() {
     for protocol in [Protocol::Grpc, Protocol::Http] {
         let collector = Collector::start(protocol);
         let mut command = transcribe(&root().join("audio/en_three.wav"));
@@ -48,17 +48,17 @@ fn a_local_transcription_sends_its_whole_trace_to_a_collector() {
 }
 
 #[test]
-fn a_long_recording_has_a_progress_bar_on_a_terminal_and_none_elsewhere() {
+fn progress_bar_appears_only_on_a_terminal() {
     let recording = root().join("audio/en_long_75s.wav");
     let piped = transcribe(&recording).output().unwrap();
     assert!(piped.status.success());
     assert_eq!(stderr(&piped), "");
 
-    // Even a fast machine has to work on this one for a while.
+    // Long enough to be in progress for a while on a fast machine.
     let directory = tempfile::tempdir().unwrap();
     let long = directory.path().join("long.wav");
     repeat(&recording, 3, &long);
-    // `script` gives its command a terminal; what appears there is its standard output.
+    // `script` runs its command in a terminal and prints the terminal's content.
     let mut command = transcribe(&long);
     let command = format!("{:?}", command.env("TERM", "xterm"));
     let on_terminal = Command::new("script")
@@ -73,7 +73,7 @@ fn a_long_recording_has_a_progress_bar_on_a_terminal_and_none_elsewhere() {
         bars > 1 && shown.contains(" % ") && shown.contains(" left)"),
         "{shown}"
     );
-    // It is wiped out before the transcript comes.
+    // It is erased before the transcript.
     let (_, after) = shown.rsplit_once(" left)").unwrap();
     assert!(
         after.contains("\u{1b}[2K") && after.contains("language en, 225.00 s of audio"),
@@ -81,7 +81,7 @@ fn a_long_recording_has_a_progress_bar_on_a_terminal_and_none_elsewhere() {
     );
 }
 
-/// `transcribe` on the CPU with nothing in its environment.
+/// `transcribe` on the CPU with an empty environment.
 fn transcribe(file: &Path) -> Command {
     let mut command = Command::new(BINARY);
     command
@@ -97,7 +97,7 @@ fn stderr(ran: &Output) -> String {
     String::from_utf8_lossy(&ran.stderr).into_owned()
 }
 
-/// The spans under a parent, by the time at which they began.
+/// The spans under a parent, in the order of their start.
 fn children(spans: &[Span], parent: &[u8]) -> String {
     let mut found: Vec<&Span> = spans
         .iter()
@@ -114,9 +114,9 @@ fn children(spans: &[Span], parent: &[u8]) -> String {
         .collect()
 }
 
-/// A WAV file with the same samples over and over.
+/// A WAV file with the samples repeated.
 fn repeat(wav: &Path, times: usize, to: &Path) {
-    /// Of the plain header that the shipped recordings have.
+    /// Length of the header of the shipped recordings.
     const HEADER: usize = 44;
     let bytes = std::fs::read(wav).unwrap();
     let (header, samples) = bytes.split_at(HEADER);

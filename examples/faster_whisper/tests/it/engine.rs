@@ -1,4 +1,4 @@
-//! The example as an engine: through the real runner, from an audio file to a checked transcript.
+//! The engine in the real runner, from an audio file to a validated transcript.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,12 +13,12 @@ use serde_json::json;
 use tempfile::TempDir;
 use testbed::TestS3;
 
+use crate::generated::Shape;
 use crate::goldens::transcript_texts;
-use crate::made_up::Shape;
 use crate::support::root;
 
 #[test]
-fn the_trace_shows_where_the_time_of_a_cold_task_went() {
+fn cold_task_has_all_spans() {
     let report = harness("en_three.wav").run_blocking();
 
     let transcript = report.transcript();
@@ -67,8 +67,8 @@ fn the_trace_shows_where_the_time_of_a_cold_task_went() {
 }
 
 #[tokio::test]
-async fn the_model_is_loaded_once_and_every_recording_gives_the_reference_text() {
-    // Other sample rates, several channels and long recordings included.
+async fn one_load_transcribes_all_recordings_as_the_reference() {
+    // Includes other sampling rates, several channels and long recordings.
     let worker = harness("en_one.wav").start();
     for (index, (file, language, text)) in transcript_texts().into_iter().enumerate() {
         let task = worker
@@ -88,7 +88,7 @@ async fn the_model_is_loaded_once_and_every_recording_gives_the_reference_text()
 }
 
 #[test]
-fn what_cannot_be_done_yet_is_said_and_not_swallowed() {
+fn unsupported_options_are_warnings() {
     let report = harness("noise_only_6s.wav")
         .config("language", "en")
         .config("beam_size", 4)
@@ -113,7 +113,7 @@ fn what_cannot_be_done_yet_is_said_and_not_swallowed() {
 }
 
 #[tokio::test]
-async fn the_beam_size_that_the_platform_always_sends_is_logged_once_and_is_no_warning() {
+async fn default_beam_size_is_logged_once_without_warning() {
     let worker = harness("noise_only_6s.wav").start();
     for _ in 0..2 {
         let task = worker
@@ -125,15 +125,15 @@ async fn the_beam_size_that_the_platform_always_sends_is_logged_once_and_is_no_w
         assert_eq!(report.transcript().warnings, ["no speech was found"]);
     }
     let lines = worker.telemetry().logs();
-    let said = lines
+    let logged = lines
         .iter()
         .filter(|line| line.event() == "beam_search_not_supported");
-    assert_eq!(said.map(|line| line.level()).collect::<Vec<_>>(), ["warning"]);
+    assert_eq!(logged.map(|line| line.level()).collect::<Vec<_>>(), ["warning"]);
     worker.stop().await;
 }
 
 #[test]
-fn options_of_the_task_reach_the_decoder() {
+fn task_options_reach_the_decoder() {
     let translated = harness("de_four.wav")
         .config("language", "DE")
         .config("task", "translate")
@@ -171,7 +171,7 @@ fn options_of_the_task_reach_the_decoder() {
 }
 
 #[test]
-fn wrong_options_fail_the_task_for_good_with_a_code() {
+fn invalid_options_fail_permanently_with_a_code() {
     for (key, value, code) in [
         ("language", json!("tlh"), "unknown_language"),
         ("suppress_tokens", json!(["99999"]), "invalid_config"),
@@ -183,7 +183,7 @@ fn wrong_options_fail_the_task_for_good_with_a_code() {
 }
 
 #[test]
-fn a_broken_model_fails_its_task_and_names_the_file() {
+fn broken_model_fails_its_task_and_names_the_file() {
     let dir = TempDir::new().unwrap();
     Shape::tiny().write(dir.path());
     let weights = dir.path().join("model.safetensors");
@@ -203,14 +203,14 @@ fn a_broken_model_fails_its_task_and_names_the_file() {
 }
 
 #[test]
-fn a_model_that_is_not_there_is_named() {
+fn missing_model_is_named() {
     let report = harness_with("/nowhere/whisper", "en_one.wav").run_blocking();
     assert_eq!(report.error_code(), "model_not_found");
     assert!(report.error().contains("/nowhere/whisper"), "{}", report.error());
 }
 
 #[tokio::test]
-async fn a_model_in_the_bucket_of_a_deployment_is_fetched_and_understands() {
+async fn model_is_downloaded_from_the_bucket_and_transcribes() {
     let s3 = TestS3::start();
     for file in fs::read_dir(root().join("models/whisper-nano-digits")).unwrap() {
         let path = file.unwrap().path();
@@ -259,7 +259,7 @@ async fn a_model_in_the_bucket_of_a_deployment_is_fetched_and_understands() {
 }
 
 #[test]
-fn doctor_describes_the_model_or_says_what_is_wrong_with_it() {
+fn doctor_describes_the_model_or_its_error() {
     let model = |options: EngineOptions| {
         let checks = FasterWhisper.check(&LoadContext::new(options.device(DeviceChoice::Cpu)));
         checks.into_iter().find(|check| check.name == "model").unwrap()
@@ -276,7 +276,7 @@ fn doctor_describes_the_model_or_says_what_is_wrong_with_it() {
 
     let dir = TempDir::new().unwrap();
     Shape::tiny().write(dir.path());
-    crate::made_up_models::edit(dir.path(), "config.json", |config| {
+    crate::generated_models::edit(dir.path(), "config.json", |config| {
         config["decoder_ffn_dim"] = json!(64)
     });
     let broken = model(EngineOptions::new().model(dir.path().to_str().unwrap()));

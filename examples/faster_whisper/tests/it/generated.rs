@@ -1,4 +1,5 @@
-//! Writes Whisper directories of any shape, with random weights and a vocabulary of their own. Shared with the benchmark.
+//! Generates Whisper directories of any shape, with random weights and a vocabulary. Shared with
+//! the benchmark.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +8,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-/// The shape of a made-up model. Token ids are: text, `<|endoftext|>`, `<|startoftranscript|>`, languages, tasks and so on.
+/// The shape of a generated model. Token ids are: text, `<|endoftext|>`, `<|startoftranscript|>`,
+/// languages, tasks and so on.
 #[derive(Clone)]
 pub(crate) struct Shape {
     pub(crate) width: i64,
@@ -21,7 +23,7 @@ pub(crate) struct Shape {
     pub(crate) no_speech: &'static str,
     pub(crate) kind: Kind,
     pub(crate) shards: usize,
-    /// Standard deviation of the weights, in units of what keeps activations about as large as they are.
+    /// Standard deviation of the weights, in units of the one that keeps the size of activations.
     pub(crate) scale: f32,
     pub(crate) seed: u64,
 }
@@ -44,7 +46,7 @@ impl Shape {
         }
     }
 
-    /// Everything that OpenAI's multilingual models of the first generations share.
+    /// The common shape of OpenAI's multilingual models before large-v3.
     #[allow(dead_code)] // for the benchmark
     pub(crate) fn published(width: i64, layers: i64) -> Self {
         Self {
@@ -131,7 +133,8 @@ impl Shape {
 
     fn tokenizer(&self) -> Value {
         let mut vocabulary: BTreeMap<String, i64> = BTreeMap::new();
-        // The byte-level alphabet: printable bytes stand for themselves, the others for characters from 256 on.
+        // The byte-level alphabet: printable bytes map to themselves, the others to characters from
+        // 256 on.
         let mut substitute = 256;
         for byte in 0..=255_u32 {
             let printable = matches!(byte, 33..=126 | 161..=172 | 174..=255);
@@ -273,7 +276,8 @@ impl Shape {
     }
 }
 
-/// SplitMix64, uniform with mean 0 and variance 1: the same weights on every machine, and fast enough for large models.
+/// SplitMix64, uniform with mean 0 and variance 1: the same weights on every machine, and fast
+/// enough for large models.
 struct Random(u64);
 
 impl Random {

@@ -1,4 +1,5 @@
-//! Models that nobody ships: other ids, other bins, shards, low-precision files, old and English-only directories.
+//! Generated models: other ids, other bins, shards, low-precision files, old and English-only
+//! directories.
 
 use std::fs;
 use std::path::Path;
@@ -8,11 +9,11 @@ use serde_json::Value;
 use tch::{Kind, Tensor};
 use tempfile::TempDir;
 
-use crate::made_up::Shape;
+use crate::generated::Shape;
 use crate::support::{distance, samples};
 
 #[test]
-fn shards_in_bfloat16_load_as_one_file_does() {
+fn bfloat16_shards_equal_a_single_file() {
     let single = Shape {
         bins: 128,
         kind: Kind::BFloat16,
@@ -44,7 +45,7 @@ fn shards_in_bfloat16_load_as_one_file_does() {
 }
 
 #[test]
-fn decoding_with_the_cache_agrees_with_decoding_without() {
+fn decoding_with_cache_equals_decoding_without() {
     let shape = Shape {
         seed: 5,
         ..Shape::tiny()
@@ -54,7 +55,7 @@ fn decoding_with_the_cache_agrees_with_decoding_without() {
     for (timestamps, previous) in [(false, 0), (true, 0), (true, 100)] {
         let generation = whisper.config().generation.clone();
         let options = RuleOptions {
-            // Without an end of text it goes on to the limit.
+            // Without an end of text, decoding continues to the limit.
             suppress: vec![7, 8, shape.end_of_text()],
             suppress_first: generation.begin_suppress_tokens.unwrap(),
             timestamps,
@@ -69,7 +70,7 @@ fn decoding_with_the_cache_agrees_with_decoding_without() {
         let mut window = whisper.window(&mel).unwrap();
         let sampling = Sampling {
             temperature: 0.0,
-            most: 30,
+            max_tokens: 30,
         };
         let found = window.decode(&prompt, &rules, sampling, &mut || true).unwrap();
         assert_eq!((found.ids.len(), found.ended), (30, false));
@@ -96,9 +97,9 @@ fn decoding_with_the_cache_agrees_with_decoding_without() {
 }
 
 #[test]
-fn a_model_with_128_bins_decodes_as_the_reference_does() {
-    // Written by `Reference.transcribe` of goldens/reference.py with transformers 5.23.0 and torch 2.11.0, from the
-    // directory that this shape writes. The closest decision has a margin of 0.03.
+fn model_with_128_bins_decodes_as_the_reference() {
+    // Output of `Reference.transcribe` in goldens/reference.py with transformers 5.23.0 and torch
+    // 2.11.0, for the directory of this shape. The smallest margin of a choice is 0.03.
     let shape = Shape {
         bins: 128,
         width: 64,
@@ -135,10 +136,10 @@ fn a_model_with_128_bins_decodes_as_the_reference_does() {
 }
 
 #[test]
-fn a_prompt_keeps_the_last_223_tokens_of_what_came_before() {
+fn prompt_keeps_the_last_223_tokens_of_earlier_text() {
     let (_dir, mut whisper) = load(&Shape::tiny());
     assert_eq!(
-        (whisper.most_previous_tokens(), whisper.most_sampled_tokens()),
+        (whisper.max_previous_tokens(), whisper.max_sampled_tokens()),
         (223, 224)
     );
     let previous: Vec<i64> = (0..300).collect();
@@ -163,9 +164,9 @@ fn a_prompt_keeps_the_last_223_tokens_of_what_came_before() {
 }
 
 #[test]
-fn an_untrained_model_comes_to_an_end_on_any_recording() {
+fn untrained_model_ends_on_every_recording() {
     for seed in 0..4 {
-        // Large weights make strong opinions about nothing.
+        // Large weights produce extreme logits.
         let shape = Shape {
             seed,
             scale: 2.0,
@@ -185,7 +186,7 @@ fn an_untrained_model_comes_to_an_end_on_any_recording() {
 }
 
 #[test]
-fn the_no_speech_token_may_have_its_old_name() {
+fn old_name_of_the_no_speech_token_is_known() {
     let (_dir, whisper) = load(&Shape {
         no_speech: "<|nocaptions|>",
         ..Shape::tiny()
@@ -197,7 +198,7 @@ fn the_no_speech_token_may_have_its_old_name() {
 }
 
 #[test]
-fn an_english_only_model_needs_no_language_and_translates_nothing() {
+fn english_only_model_detects_and_translates_nothing() {
     let shape = Shape {
         languages: vec![],
         ..Shape::tiny()
@@ -234,7 +235,7 @@ fn an_english_only_model_needs_no_language_and_translates_nothing() {
         .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "this model cannot translate: it knows \"en\" only"
+        "this model cannot translate: it only knows the language \"en\""
     );
     let mut options = Options::default();
     options.language = Some("fo".to_owned());
@@ -243,12 +244,12 @@ fn an_english_only_model_needs_no_language_and_translates_nothing() {
         .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "language \"fo\" is not one of this model's: expected en"
+        "this model does not know the language \"fo\": expected en"
     );
 }
 
 #[test]
-fn an_old_directory_without_generation_config_takes_its_ids_from_the_tokenizer() {
+fn ids_come_from_tokenizer_without_generation_config() {
     let shape = Shape::tiny();
     let (reference_dir, reference) = load(&shape);
     let dir = TempDir::new().unwrap();
@@ -277,7 +278,7 @@ fn an_old_directory_without_generation_config_takes_its_ids_from_the_tokenizer()
 }
 
 #[test]
-fn an_output_projection_of_its_own_is_used_where_the_configuration_says_so() {
+fn untied_output_projection_is_used() {
     let shape = Shape::tiny();
     let (tied_dir, mut tied) = load(&shape);
     let path = tied_dir.path().join("model.safetensors");
@@ -304,7 +305,7 @@ fn an_output_projection_of_its_own_is_used_where_the_configuration_says_so() {
 }
 
 #[test]
-fn features_of_another_shape_and_tokens_that_do_not_exist_are_refused() {
+fn wrong_feature_shapes_and_unknown_tokens_are_errors() {
     let (_dir, mut whisper) = load(&Shape::tiny());
     let wrong = Tensor::zeros([1, 80, 100], (Kind::Float, tch::Device::Cpu));
     assert!(

@@ -1,4 +1,4 @@
-//! The numbers of `goldens/README.md`, within its tolerances.
+//! Comparison with the numbers in `goldens/`, within the tolerances of `goldens/README.md`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -93,7 +93,7 @@ pub(crate) fn transcript_texts() -> Vec<(String, String, String)> {
     GOLDENS.files.iter().map(text).collect()
 }
 
-/// How far a precision may be off.
+/// The tolerances of a precision.
 #[derive(Clone, Copy)]
 struct Tolerance {
     encoder: f64,
@@ -144,13 +144,13 @@ fn tensors(golden: &Golden) -> BTreeMap<String, Tensor> {
 }
 
 #[test]
-fn the_goldens_were_made_with_the_shipped_weights() {
+fn goldens_belong_to_the_shipped_weights() {
     let weights = fs::read(model_dir().join("model.safetensors")).unwrap();
     assert_eq!(sha256(&weights), GOLDENS.model_sha256);
 }
 
 #[test]
-fn features_are_those_of_the_reference() {
+fn features_match_the_reference() {
     let whisper = nano();
     for golden in native() {
         let audio = samples(&golden.file);
@@ -165,7 +165,7 @@ fn features_are_those_of_the_reference() {
 }
 
 #[test]
-fn the_encoder_is_that_of_the_reference() {
+fn encoder_output_matches_the_reference() {
     let mut whisper = nano();
     let tolerance = Tolerance::of(whisper.placement()).encoder;
     for golden in native() {
@@ -174,7 +174,7 @@ fn the_encoder_is_that_of_the_reference() {
 }
 
 #[test]
-fn the_decoder_is_that_of_the_reference() {
+fn logits_match_the_reference() {
     let mut whisper = nano();
     let tolerance = Tolerance::of(whisper.placement());
     for golden in native() {
@@ -183,7 +183,7 @@ fn the_decoder_is_that_of_the_reference() {
 }
 
 #[test]
-fn language_and_silence_are_as_probable_as_in_the_reference() {
+fn language_and_no_speech_probabilities_match_the_reference() {
     let mut whisper = nano();
     let tolerance = Tolerance::of(whisper.placement()).probability;
     for golden in native() {
@@ -192,7 +192,7 @@ fn language_and_silence_are_as_probable_as_in_the_reference() {
 }
 
 #[test]
-fn greedy_decoding_without_timestamps_gives_the_reference_tokens() {
+fn greedy_tokens_without_timestamps_match_the_reference() {
     let mut whisper = nano();
     let tolerance = Tolerance::of(whisper.placement());
     for golden in native() {
@@ -208,7 +208,7 @@ fn greedy_decoding_without_timestamps_gives_the_reference_tokens() {
 }
 
 #[test]
-fn greedy_decoding_with_timestamps_gives_the_reference_tokens() {
+fn greedy_tokens_with_timestamps_match_the_reference() {
     let mut whisper = nano();
     let tolerance = Tolerance::of(whisper.placement());
     for golden in native() {
@@ -224,7 +224,7 @@ fn greedy_decoding_with_timestamps_gives_the_reference_tokens() {
 }
 
 #[test]
-fn greedy_translation_gives_the_reference_tokens() {
+fn greedy_translation_matches_the_reference() {
     let mut whisper = nano();
     let tolerance = Tolerance::of(whisper.placement());
     for golden in native() {
@@ -242,7 +242,7 @@ fn greedy_translation_gives_the_reference_tokens() {
 }
 
 #[test]
-fn whole_recordings_give_the_reference_segments() {
+fn segments_of_recordings_match_the_reference() {
     let mut whisper = nano();
     let tolerance = Tolerance::of(whisper.placement());
     for golden in native() {
@@ -251,7 +251,7 @@ fn whole_recordings_give_the_reference_segments() {
 }
 
 #[test]
-fn half_precision_stays_within_its_own_tolerances() {
+fn half_precision_is_within_its_tolerances() {
     for kind in [Kind::BFloat16, Kind::Half] {
         let placement = Placement {
             device: Device::Cpu,
@@ -276,7 +276,7 @@ fn half_precision_stays_within_its_own_tolerances() {
 }
 
 #[test]
-fn compression_ratios_are_those_of_zlib() {
+fn compression_ratio_is_that_of_zlib() {
     for golden in &GOLDENS.files {
         let off = compression_ratio(&golden.greedy.text) - golden.greedy.compression_ratio;
         assert!(off.abs() < 0.1, "{}: off by {off}", golden.file);
@@ -332,7 +332,7 @@ fn check_probabilities(whisper: &mut Whisper, golden: &Golden, tolerance: f64) {
 }
 
 fn check_greedy(file: &str, found: &Hypothesis, expected: &Greedy, no_speech: f64, tolerance: Tolerance) {
-    // Beyond the first doubtful choice, two correct decoders may go separate ways.
+    // After the first choice with a small margin, two correct decoders may differ.
     let certain = expected
         .margins
         .iter()
@@ -379,7 +379,7 @@ fn check_transcript(whisper: &mut Whisper, golden: &Golden, tolerance: Tolerance
         .margins
         .iter()
         .any(|&margin| margin < tolerance.margin);
-    // The goldens know the margins of the first window only.
+    // The goldens contain the margins of the first window only.
     let later = golden.transcribe.iter().any(|segment| segment.seek > 0);
     if whisper.placement() != Placement::CPU && (doubtful || later) {
         return;
@@ -437,7 +437,7 @@ fn greedy(whisper: &mut Whisper, golden: &Golden, task: Task, timestamps: bool) 
             &rules,
             Sampling {
                 temperature: 0.0,
-                most: 224,
+                max_tokens: 224,
             },
             &mut || true,
         )
@@ -458,7 +458,7 @@ fn check_summary(file: &str, tensor: &Tensor, expected: &Summary, tolerance: f64
     }
 }
 
-/// FIPS 180-4. A few lines here are cheaper than a dependency for one comparison.
+/// SHA-256 (FIPS 180-4), so that one comparison needs no dependency.
 fn sha256(data: &[u8]) -> String {
     let primes: Vec<u32> = (2..312).filter(|n| (2..*n).all(|d| n % d != 0)).collect();
     let fraction = |root: f64| ((root - root.floor()) * 4_294_967_296.0) as u32;

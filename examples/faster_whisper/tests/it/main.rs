@@ -1,13 +1,13 @@
-//! The example against its goldens, against models made up on the spot, and against bad files.
+//! The example with its goldens, with generated models and with broken files.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod bad_models;
 mod cli;
 mod engine;
+mod generated;
+mod generated_models;
 mod goldens;
-mod made_up;
-mod made_up_models;
 mod rules;
 mod seeking;
 mod support;

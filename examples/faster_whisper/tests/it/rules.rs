@@ -1,4 +1,4 @@
-//! The rules in tensors against the rules written out on the host, as `goldens/reference.py` has them.
+//! Compares the rules in tensors with the same rules on the host, as in `goldens/reference.py`.
 
 use faster_whisper::{RuleOptions, Rules, Vocabulary};
 use tch::{Device, Tensor};
@@ -6,7 +6,7 @@ use tch::{Device, Tensor};
 use crate::support::nano;
 
 #[test]
-fn timestamp_rules_forbid_what_the_reference_forbids() {
+fn timestamp_rules_match_the_reference() {
     let whisper = nano();
     let vocabulary = whisper.vocabulary();
     let options = RuleOptions {
@@ -59,7 +59,7 @@ fn ids_outside_the_vocabulary_are_ignored() {
     assert_eq!(rules.apply(&logits, &[]).unwrap(), logits);
 }
 
-/// Every combination of the last three tokens' kinds, and random longer ones.
+/// All combinations of the kinds of the last three tokens, and random longer sequences.
 fn histories(vocabulary: &Vocabulary, random: &mut Random) -> Vec<Vec<i64>> {
     let stamp = |steps: i64| vocabulary.first_timestamp() + steps;
     let mut all = vec![
@@ -102,7 +102,7 @@ fn histories(vocabulary: &Vocabulary, random: &mut Random) -> Vec<Vec<i64>> {
     all
 }
 
-/// Logits of which now the text, now the timestamps are likelier.
+/// Logits in which either the text or the timestamps are more likely.
 fn row(vocabulary: &Vocabulary, random: &mut Random) -> Vec<f32> {
     let lead = random.below(9) as f32 - 4.0;
     (0..vocabulary.size())
@@ -149,8 +149,8 @@ fn reference(logits: &[f32], vocabulary: &Vocabulary, options: &RuleOptions, sam
     }
     if sampled.is_empty() {
         forbid(&mut row, 0, first);
-        if let Some(most) = options.max_initial_timestamp {
-            forbid(&mut row, first + most as usize + 1, all);
+        if let Some(max) = options.max_initial_timestamp {
+            forbid(&mut row, first + max as usize + 1, all);
         }
     }
     let stamps: f64 = row[first..].iter().map(|&x| f64::from(x).exp()).sum();

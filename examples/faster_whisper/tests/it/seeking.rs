@@ -1,4 +1,4 @@
-//! The way through recordings: their edges, what can be asked for, and how to stop.
+//! Transcription of recordings: their edges, options, and cancellation.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -11,7 +11,7 @@ use crate::support::{nano, samples};
 const WINDOW: usize = 480_000;
 
 #[test]
-fn a_recording_shorter_than_a_frame_has_no_segments_and_no_language() {
+fn recording_below_one_frame_has_no_segments() {
     for length in [0, 1, 159] {
         let found = nano()
             .transcribe(&vec![0.1; length][..], &Options::default(), &mut ())
@@ -26,9 +26,9 @@ fn a_recording_shorter_than_a_frame_has_no_segments_and_no_language() {
 }
 
 #[test]
-fn windows_end_where_the_recording_does() {
+fn windows_end_with_the_recording() {
     for (length, windows) in [(160, 1), (WINDOW, 1), (WINDOW + 1, 1), (WINDOW + 160, 2)] {
-        // The model calls digital silence just that, so every window is skipped whole.
+        // The model detects digital silence, so every window is skipped.
         let recording = Recording::new(vec![0.0; length]);
         let found = nano()
             .transcribe(&recording, &Options::default(), &mut ())
@@ -60,7 +60,7 @@ fn only_one_window_is_read_at_a_time() {
 }
 
 #[test]
-fn a_window_begins_where_the_last_complete_segment_ended() {
+fn window_starts_after_the_last_complete_segment() {
     let recording = Recording::new(samples("en_long_75s.wav"));
     let found = nano().transcribe(&recording, &english(), &mut ()).unwrap();
     for range in recording.ranges.borrow().iter().skip(1) {
@@ -77,7 +77,7 @@ fn a_window_begins_where_the_last_complete_segment_ended() {
 }
 
 #[test]
-fn the_language_is_detected_where_none_is_named() {
+fn language_is_detected_if_none_is_given() {
     for (file, language) in [("en_eight.wav", "en"), ("de_seven.wav", "de")] {
         let found = nano()
             .transcribe(&samples(file)[..], &Options::default(), &mut ())
@@ -88,7 +88,7 @@ fn the_language_is_detected_where_none_is_named() {
 }
 
 #[test]
-fn silence_has_no_language_and_speech_after_it_has() {
+fn language_is_detected_after_silence() {
     let mut recording = vec![0.0; WINDOW];
     let found = nano()
         .transcribe(&recording[..], &Options::default(), &mut ())
@@ -106,7 +106,7 @@ fn silence_has_no_language_and_speech_after_it_has() {
 }
 
 #[test]
-fn languages_are_named_in_any_case_and_with_a_region() {
+fn case_and_region_of_a_language_are_ignored() {
     for name in ["de", "DE", "de-AT", "De_de"] {
         let mut options = Options::default();
         options.language = Some(name.to_owned());
@@ -122,18 +122,18 @@ fn languages_are_named_in_any_case_and_with_a_region() {
 }
 
 #[test]
-fn an_unknown_language_is_answered_with_those_that_are_known() {
+fn unknown_language_error_lists_the_known_ones() {
     let mut options = Options::default();
     options.language = Some("tlh".to_owned());
     let error = nano().transcribe(&[][..], &options, &mut ()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "language \"tlh\" is not one of this model's: expected de, en"
+        "this model does not know the language \"tlh\": expected de, en"
     );
 }
 
 #[test]
-fn without_timestamps_a_window_is_one_segment() {
+fn window_without_timestamps_is_one_segment() {
     let mut options = english();
     options.timestamps = false;
     let found = nano()
@@ -185,13 +185,13 @@ fn suppressed_tokens_never_appear() {
 }
 
 #[test]
-fn a_poor_result_is_decoded_again_at_the_next_temperature() {
+fn poor_result_is_decoded_at_the_next_temperature() {
     let mut options = english();
     options.temperatures = vec![0.0, 0.4];
     let recording = samples("en_one.wav");
     let good = nano().transcribe(&recording[..], &options, &mut ()).unwrap();
     assert_eq!(good.segments[0].temperature, 0.0);
-    // Nothing is ever that likely.
+    // No result is that likely.
     options.logprob_threshold = Some(1.0);
     options.no_speech_threshold = None;
     let poor = nano().transcribe(&recording[..], &options, &mut ()).unwrap();
@@ -199,7 +199,7 @@ fn a_poor_result_is_decoded_again_at_the_next_temperature() {
         poor.segments.iter().all(|segment| segment.temperature == 0.4),
         "{poor:?}"
     );
-    // Silence is silence at any temperature.
+    // Silence is detected at every temperature.
     options.no_speech_threshold = Some(0.6);
     let decoded = RefCell::new(0);
     let silence = vec![0.0; 16_000];
@@ -239,7 +239,7 @@ fn special_tokens_in_a_prompt_are_plain_text() {
 }
 
 #[test]
-fn an_observer_hears_of_progress_up_to_the_end() {
+fn observer_receives_progress_up_to_1() {
     struct Steps(Vec<f32>);
     impl Observer for Steps {
         fn advanced(&mut self, fraction: f32) {
@@ -255,7 +255,7 @@ fn an_observer_hears_of_progress_up_to_the_end() {
 }
 
 #[test]
-fn an_observer_can_stop_in_the_middle_of_a_window() {
+fn observer_stops_in_the_middle_of_a_window() {
     struct After(u32);
     impl Observer for After {
         fn keep_going(&mut self) -> bool {
@@ -269,7 +269,7 @@ fn an_observer_can_stop_in_the_middle_of_a_window() {
             .unwrap_err();
         assert!(matches!(error, Error::Stopped), "{error}");
     }
-    // The model is as good as before.
+    // The model remains usable.
     let found = nano()
         .transcribe(&samples("en_one.wav")[..], &english(), &mut ())
         .unwrap();
@@ -277,7 +277,7 @@ fn an_observer_can_stop_in_the_middle_of_a_window() {
 }
 
 #[test]
-fn samples_that_are_not_numbers_are_an_error_with_their_place() {
+fn nan_samples_are_an_error_with_their_position() {
     let mut recording = samples("en_long_75s.wav");
     let last = recording.len() - 1;
     recording[last - 8000] = f32::NAN;
@@ -295,7 +295,7 @@ fn samples_that_are_not_numbers_are_an_error_with_their_place() {
 }
 
 #[test]
-fn what_samples_fail_with_is_passed_on() {
+fn read_errors_of_samples_are_returned() {
     struct Broken;
     impl Samples for Broken {
         fn len(&self) -> usize {
@@ -315,7 +315,7 @@ fn english() -> Options {
     options
 }
 
-/// Counts the questions whether to go on: one per window and one per eight tokens.
+/// Counts the calls of `keep_going`: one per window and one per eight tokens.
 struct Counter<'a>(&'a RefCell<u32>);
 
 impl Observer for Counter<'_> {
@@ -325,7 +325,7 @@ impl Observer for Counter<'_> {
     }
 }
 
-/// Remembers what was read.
+/// Records the ranges that are read.
 struct Recording {
     samples: Vec<f32>,
     ranges: RefCell<Vec<Range<usize>>>,

@@ -1,4 +1,4 @@
-//! Shared by the tests: where things lie, one loaded model for all, and a reader for the shipped recordings.
+//! Shared by the tests: paths, one loaded model, and a reader for the shipped recordings.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,12 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use faster_whisper::{Placement, Whisper};
 use tch::{Device, Kind, Tensor};
 
-/// Runs the goldens elsewhere than on the CPU in float32: `cpu`, `cuda` or `cuda:1`, then `float32`, `float16` or
+/// Device and precision of the goldens: `cpu`, `cuda` or `cuda:1`, then `float32`, `float16` or
 /// `bfloat16`, as in `cuda:0/float16`.
 const PLACEMENT_VARIABLE: &str = "FASTER_WHISPER_TEST_PLACEMENT";
 
-/// The example's folder. Cargo says where it is now, which may be another machine than the one that compiled this.
+/// The directory of the example. Cargo sets it at run time, because another machine may have
+/// compiled the test.
 pub(crate) fn root() -> &'static Path {
     static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
         std::env::var_os("CARGO_MANIFEST_DIR")
@@ -27,17 +28,17 @@ pub(crate) fn model_dir() -> PathBuf {
 /// The shipped model, loaded once.
 pub(crate) fn nano() -> MutexGuard<'static, Whisper> {
     static NANO: LazyLock<Mutex<Whisper>> = LazyLock::new(|| Mutex::new(load(placement())));
-    // A failed assertion of another test does not spoil the model.
+    // The model remains usable after a failed assertion of another test.
     NANO.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(crate) fn load(placement: Placement) -> Whisper {
-    // Several tests run at a time, and a second thread slows models of this size down anyway.
+    // Tests run in parallel, and a second thread slows models of this size down.
     tch::set_num_threads(1);
     Whisper::load(&model_dir(), placement).unwrap()
 }
 
-/// What the goldens are compared on.
+/// Device and precision of the comparison with the goldens.
 pub(crate) fn placement() -> Placement {
     let text = std::env::var(PLACEMENT_VARIABLE).unwrap_or_else(|_| "cpu/float32".to_owned());
     let (device, kind) = text.split_once('/').expect("DEVICE/PRECISION");
@@ -63,7 +64,7 @@ pub(crate) fn placement() -> Placement {
     Placement { device, kind }
 }
 
-/// The samples of a 16 kHz mono PCM file among the shipped ones.
+/// The samples of a shipped 16 kHz mono PCM file.
 pub(crate) fn samples(file: &str) -> Vec<f32> {
     let bytes = fs::read(root().join("audio").join(file)).unwrap();
     assert_eq!((&bytes[..4], &bytes[8..12]), (&b"RIFF"[..], &b"WAVE"[..]));
