@@ -1,66 +1,65 @@
-//! Traces, metrics and logs for the services of the Dalston transcription platform.
+#![cfg_attr(feature = "ec2", doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(feature = "ec2"),
+    doc = "Traces, metrics and logs for the services of the Dalston transcription platform."
+)]
 //!
-//! One call sets up what a service needs, as its environment says: spans go to an OpenTelemetry collector, log lines
-//! carry the ids of the span and of the task, and contexts travel from service to service. Code is instrumented with
-//! [`tracing`]; OpenTelemetry is attached as a layer and can be left out.
+//! # Overview
 //!
-//! ```no_run
-//! use dalston_telemetry::configure_tracing;
-//! use dalston_telemetry::tracing::{info, info_span};
+//! | To | use |
+//! |---|---|
+//! | set up a service | [`Telemetry::builder`], [`configure_tracing`], [`configure_metrics`] |
+//! | set up without global state | [`TelemetryBuilder::into_layer`] |
+//! | give a library access to telemetry | [`TelemetryHandle`] |
+//! | record a span | [`tracing::info_span!`]; with times in the past: [`TelemetryHandle::record_span`] |
+//! | set an attribute of a span later | [`OpenTelemetrySpanExt::set_attribute`] |
+//! | carry a trace through HTTP headers, queue entries and JSON | [`propagate`], [`OpenTelemetrySpanExt::set_parent`] |
+//! | give log lines the ids of the current task or request | [`context`] |
+//! | count and measure | [`metrics`], and the metrics of each service in [`services`] |
+//! | serve `/metrics` | [`Telemetry::serve_metrics`], or a route of your own: `axum` (feature `axum`) |
+//! | name spans and attributes as the platform does | [`names`] |
+//! | keep secrets out of texts | [`redact`] |
+//! | detect the cloud instance | `cloud` (feature `ec2`) |
+//! | keep spans in memory, draw a trace | [`SpanCollector`], [`Waterfall`] |
+//! | assert on telemetry in tests | `testing` (feature `testing`) |
+//! | use another exporter | [bring your own exporter](_documentation::bring_your_own_exporter) |
 //!
-//! fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let telemetry = configure_tracing("orchestrator")?;
+//! # Tracing
 //!
-//!     info_span!("orchestrator.handle_job", dalston.job_id = "j-1").in_scope(|| info!("job created"));
+//! Tracing is off by default. There is then no exporter, no thread and no socket, and a span is a disabled span of
+//! [`tracing`], which costs about a nanosecond (`cargo xtask bench telemetry`). Log lines,
+//! propagation and metrics work nevertheless.
 //!
-//!     // Sends what is waiting. In asynchronous code: `telemetry.shutdown().await`.
-//!     telemetry.shutdown_blocking()?;
-//!     Ok(())
-//! }
-//! ```
+//! With `OTEL_ENABLED=true`, a span that ends enters a bounded queue. One thread with a runtime of
+//! its own sends the queue in batches. It works in a program with a multi-thread runtime, a
+//! `current_thread` runtime, or none. The program never waits for the collector: when the queue is
+//! full, spans are dropped. Every lost span is counted ([`TelemetryHandle::export_stats`],
+//! `dalston_telemetry_spans_dropped_total`), and failures are logged at most once a minute, on the
+//! target `dalston_telemetry::export`.
 //!
-//! - [`Telemetry::builder`] for a service that decides some things itself, and [`TelemetryBuilder::into_layer`] for a
-//!   program that owns its subscriber: nothing global is touched.
-//! - [`TelemetryHandle`] is what a library is given. It is cheap to clone, and a disabled one does nothing.
-//! - [`propagate`] carries a trace through HTTP headers, string maps and JSON; [`context`] gives log lines the fields
-//!   of the current task; [`metrics`] holds the metrics; [`redact`] keeps secrets out of texts.
-//! - [`SpanCollector`] keeps spans in memory and [`Waterfall`] draws them.
+//! Transient failures are retried until `OTEL_BSP_EXPORT_TIMEOUT`: no connection, no answer in time,
+//! HTTP 429, 502, 503 and 504, and the gRPC statuses that the OTLP specification lists. A retry never
+//! comes before the time that the collector asks for. [`Telemetry::shutdown`] sends the rest within
+//! one bound, by default 5 s ([`TelemetryBuilder::shutdown_timeout`]), and gives up earlier if the
+//! collector is unreachable.
 //!
-//! # Off
-//!
-//! Off is the default. No exporter is made, no thread started and no socket opened, and nobody is interested in spans,
-//! so that one costs what a disabled span of `tracing` costs: about a nanosecond (`cargo xtask bench telemetry`). Log
-//! lines, propagation and metrics work all the same.
-//!
-//! # On
-//!
-//! A span that ends is put into a bounded queue. One thread, with a runtime of its own, sends the queue in batches; it
-//! works the same for a program with a multi-thread runtime, a `current_thread` runtime, or none. Whatever the
-//! collector does, the program does not wait for it: when the queue is full, spans are dropped. Every span that does
-//! not arrive is counted ([`TelemetryHandle::export_stats`], `dalston_telemetry_spans_dropped_total`), and failures
-//! are logged at most once a minute, on the target `dalston_telemetry::export`.
-//!
-//! What may pass is tried again until `OTEL_BSP_EXPORT_TIMEOUT` is over: no connection, no answer in time, HTTP 429,
-//! 502, 503 and 504, and the gRPC statuses that the OTLP specification lists. When the collector says when to come
-//! back, we do not come back before. [`Telemetry::shutdown`] sends what is left within one bound, 5 s unless
-//! [set otherwise](TelemetryBuilder::shutdown_timeout), and gives up sooner on a collector that is away.
-//!
-//! Spans of level `INFO` and above are exported ([`TelemetryBuilder::span_level`]); the log filter has no say in that.
+//! Spans of level `INFO` and above are exported ([`TelemetryBuilder::span_level`]). The log filter
+//! does not affect them.
 //!
 //! # Metrics
 //!
-//! [`Telemetry::metrics`] are counted whatever is on or off. Serve them with [`Telemetry::serve_metrics`] or a route of
-//! your own, and Prometheus scrapes them. With `OTEL_METRICS_EXPORTER=otlp` a second thread also pushes them, once a minute
-//! and once more at the end: the same series, under the same names and with the same values, so that old dashboards keep
-//! working while new ones are built. A collector that is away costs as little as it does with spans, and no values: the next
-//! push tells what the last one could not. [`configure_metrics`] sets up metrics alone.
+//! [`Telemetry::metrics`] counts whether or not anything is exported. Prometheus scrapes them from
+//! [`Telemetry::serve_metrics`] or from a route of your own. With `OTEL_METRICS_EXPORTER=otlp` a second
+//! thread also pushes them, once a minute and once at the end: the same series with the same names
+//! and values. An unreachable collector loses no values, because the next push contains them.
 //!
 //! # Environment
 //!
-//! For every setting an explicit call wins over the variable for traces, that over the variable for all signals, and
-//! that over the default. `OTEL_SERVICE_NAME` alone wins over the name that the program gives. Empty counts as unset.
-//! A value that can't be is an error that names the variable, the value and what is accepted. While tracing is off,
-//! the variables of traces are not looked at.
+//! An explicit call wins over the variable for one signal, which wins over the variable for all
+//! signals, which wins over the default. `OTEL_SERVICE_NAME` is the exception: it wins over the name
+//! that the program gives. An empty value counts as unset. An invalid value is an error that names
+//! the variable, the value and the accepted values. While tracing is off, the variables of traces are
+//! not read.
 //!
 //! | Variable | Default | |
 //! |---|---|---|
@@ -99,13 +98,14 @@
 //! | `INSTANCE_TYPE` | what was detected | `host.type`, and `instance_type` of log lines |
 //! | `RUST_LOG`, `LOG_LEVEL`, `DALSTON_LOG_LEVEL`, `DALSTON_LOG_FORMAT` | `info`, by terminal | which lines are logged, and how |
 //!
-//! # Features
+//! # Crate features
 //!
-//! - `otlp-grpc` and `otlp-http` (both on): the transports. TLS is rustls with ring.
-//! - `axum`: a route that serves metrics.
-//! - `ec2`: [`cloud`], which finds out on which EC2 instance the process runs.
-//! - `queue-exporter`: figures of the platform's queues, and the program `dalston-queue-exporter` that serves them.
-//! - `testing`: telemetry that a test keeps to itself, and span trees as literals.
+//! - `otlp-grpc` (default) exports over OTLP/gRPC. TLS is rustls with ring.
+//! - `otlp-http` (default) exports over OTLP/HTTP with protobuf.
+//! - `axum` adds a route that serves metrics.
+//! - `ec2` adds `cloud`, which detects the EC2 instance of the process.
+//! - `queue-exporter` adds metrics of the platform's queues and the program `dalston-queue-exporter`.
+//! - `testing` adds telemetry for a single test, and span trees as literals.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "axum")]
@@ -127,9 +127,21 @@ pub mod testing;
 mod traces;
 pub mod variables;
 
+/// Guides.
+pub mod _documentation {
+    #[doc = include_str!("../docs/bring-your-own-exporter.md")]
+    pub mod bring_your_own_exporter {}
+}
+
+pub use http;
 pub use opentelemetry;
 pub use opentelemetry_sdk;
 pub use tracing;
+pub use tracing_opentelemetry;
+/// Attributes, parent and links of a span after its start.
+#[doc(alias("set_span_attribute", "span_from_context", "record_exception"))]
+#[doc(inline)]
+pub use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 pub use env::{Env, EnvError};
 pub use error::{InitError, ShutdownError};
@@ -165,6 +177,7 @@ pub use traces::waterfall::Waterfall;
 /// # Ok(())
 /// # }
 /// ```
+#[doc(alias("setup_service_observability", "setup_observability", "setup_tracing"))]
 #[track_caller]
 pub fn configure_tracing(service: impl Into<String>) -> Result<Telemetry, InitError> {
     Telemetry::builder(service).install()
@@ -184,6 +197,7 @@ pub fn configure_tracing(service: impl Into<String>) -> Result<Telemetry, InitEr
 /// # Errors
 ///
 /// When a variable has a wrong value.
+#[doc(alias = "setup_metrics")]
 pub fn configure_metrics(service: impl Into<String>) -> Result<Telemetry, InitError> {
     let builder = Telemetry::builder(service).enabled(false).without_logs();
     let (_, telemetry) = builder.into_layer::<tracing_subscriber::Registry>()?;

@@ -1,17 +1,20 @@
-//! Spans and metrics on their way to a collector.
+//! Delivery of spans and metrics to a collector.
 //!
-//! The SDK's batch processor and the exporters of `opentelemetry-otlp` are not used, for reasons that tests of this
-//! crate show:
+//! # Why not `opentelemetry-otlp` behind the SDK's batch processor
 //!
-//! - `opentelemetry-otlp` answers `Ok` to a partial success, so rejected spans can't be counted, and its errors are
-//!   text, so a caller can't tell a refusal from a collector that is away.
-//! - Its time limit stops retries, not a request that hangs; the SDK's batch processor waits for the exporter, so
-//!   ending a process with a collector that hangs takes two limits and not one.
-//! - Its settings come from the variables of the process, behind the back of whoever passes an [`Env`].
-//! - It logs from within the exporter, once per failure.
+//! `tests/it/peer.rs` shows each reason. A reason whose test fails can go.
 //!
-//! What it is built on is used: the messages of `opentelemetry-proto`, tonic, and reqwest. Only spans are encoded by us, when
-//! they end.
+//! - Every lost span is counted and reported. `opentelemetry-otlp` returns `Ok` for a partial
+//!   success. The batch processor returns `Ok` after the queue was full and after a refused batch at
+//!   shutdown, and a flush returns the result of its last batch only.
+//! - One bound ends all signals. The SDK's metric reader ignores its timeout and waits for 5 s.
+//! - Settings come from an [`Env`]. `opentelemetry-otlp` reads the variables of the process.
+//! - No runtime is needed. Over gRPC, `opentelemetry-otlp` needs a Tokio runtime when it is built, and
+//!   another thread of that runtime during shutdown.
+//! - Bytes are bounded. A request stays below the 4 MiB that a gRPC server accepts, and the queue
+//!   holds at most 64 MiB.
+//!
+//! Messages come from `opentelemetry-proto`, transports from tonic and reqwest.
 //!
 //! [`Env`]: crate::Env
 

@@ -24,6 +24,7 @@ use crate::traces::propagate;
 ///
 /// [`shutdown`](Self::shutdown) sends what is waiting and says whether that worked. Dropping it does the same within
 /// the same bound and can only log a failure.
+#[doc(alias("ObservabilityManager", "TracingManager"))]
 #[derive(Debug)]
 #[must_use = "telemetry ends when this is dropped: bind it to a variable that lives as long as the program"]
 pub struct Telemetry {
@@ -95,6 +96,7 @@ impl Telemetry {
     }
 
     /// A meter of OpenTelemetry, for instruments of your own: [`Metrics::meter`].
+    #[doc(alias("get_meter", "create_counter", "create_histogram", "create_gauge"))]
     #[must_use]
     pub fn meter(&self, scope: &'static str) -> Meter {
         self.metrics().meter(scope)
@@ -226,6 +228,7 @@ impl TelemetryHandle {
     }
 
     /// Whether spans are recorded: exported, collected in memory, or at least given ids.
+    #[doc(alias = "is_tracing_enabled")]
     #[must_use]
     pub fn traces_enabled(&self) -> bool {
         self.tracing.is_some()
@@ -248,6 +251,7 @@ impl TelemetryHandle {
     ///
     /// Gives the context of the new span, for its children, or `None` when tracing is off. A span can't end before it
     /// starts: such an end is moved to the start.
+    #[doc(alias("create_span", "get_tracer", "start_span"))]
     #[expect(clippy::must_use_candidate, reason = "most such spans have no children")]
     pub fn record_span(&self, span: TimedSpan<'_>) -> Option<SpanContext> {
         let tracer = &self.tracing.as_ref()?.tracer;

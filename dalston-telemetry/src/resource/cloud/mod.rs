@@ -95,6 +95,7 @@ impl Cloud {
     /// # Errors
     ///
     /// When a variable has a wrong value. That nothing was found is no error.
+    #[doc(alias = "AwsEc2ResourceDetector")]
     pub fn detect(env: &Env) -> Result<Self, EnvError> {
         let settings = Settings::read(env)?;
         let firmware = settings.looks_at_firmware().then(Firmware::read);
@@ -130,6 +131,7 @@ impl Cloud {
     }
 
     /// The EC2 instance: `i-0123456789abcdef0`.
+    #[doc(alias = "get_instance_id")]
     #[must_use]
     pub fn instance_id(&self) -> Option<&str> {
         self.found.identity.instance_id.as_deref()

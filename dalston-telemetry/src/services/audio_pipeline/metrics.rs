@@ -16,6 +16,7 @@ use crate::metrics::{
 /// | Half of the audio is worse than | `histogram_quantile(0.5, sum by (le) (rate(audio_quality_score_bucket[1h])))` |
 /// | Pieces of audio per second | `sum(rate(audio_chunks_processed_total[5m]))` |
 /// | Part of the transcriptions that failed | `sum(rate(stt_transcriptions_total{status="failure"}[5m])) / sum(rate(stt_transcriptions_total[5m]))` |
+#[doc(alias("create_audio_metrics", "migrate_discord_metrics"))]
 #[derive(Clone)]
 pub struct AudioPipelineMetrics {
     processing: DenseFamily<(), Histogram>,

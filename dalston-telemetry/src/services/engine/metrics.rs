@@ -217,11 +217,13 @@ pub struct ModelMetrics {
 
 impl ModelMetrics {
     /// Counts a task that has ended.
+    #[doc(alias = "inc_engine_tasks")]
     pub fn task_processed(&self, outcome: Outcome) {
         self.tasks_processed.with(outcome).inc_in(Exemplar::current());
     }
 
     /// Records how long inference took: only that, neither loading the model nor moving data.
+    #[doc(alias = "observe_engine_task_duration")]
     pub fn task_duration(&self, time: Duration) {
         self.task_duration
             .with(())

@@ -48,6 +48,7 @@ pub const TRACE_CONTEXT_FIELD: &str = "_trace_context";
 const MAX_JSON_LENGTH: usize = 64 * 1024;
 
 /// Extracts a context from HTTP headers. Starts a new trace if they carry none.
+#[doc(alias("extract_trace_context", "instrument_fastapi"))]
 #[must_use]
 pub fn extract_headers(headers: &HeaderMap) -> Context {
     Propagator::installed().extract_headers(headers)
@@ -55,6 +56,7 @@ pub fn extract_headers(headers: &HeaderMap) -> Context {
 
 /// Extracts a context from a string map: a queue entry that carries the fields themselves, or a task's hash with
 /// a `_trace_context` field. Names are compared without regard to case.
+#[doc(alias("extract_trace_context", "span_from_context"))]
 #[must_use]
 pub fn extract_map(map: &HashMap<String, String>) -> Context {
     Propagator::installed().extract_map(map)
@@ -62,6 +64,7 @@ pub fn extract_map(map: &HashMap<String, String>) -> Context {
 
 /// Extracts a context from JSON text: the content of a `_trace_context` field, as an object or as a JSON string
 /// that holds the object, or a whole entry with such a field.
+#[doc(alias("extract_trace_context", "span_from_context"))]
 #[must_use]
 pub fn extract_json(json: &str) -> Context {
     Propagator::installed().extract_json(json)
@@ -74,11 +77,13 @@ pub fn extract_value(value: &Value) -> Context {
 }
 
 /// Writes a context into HTTP headers, replacing what they carried before.
+#[doc(alias("inject_trace_context", "instrument_http_clients"))]
 pub fn inject_headers(context: &Context, headers: &mut HeaderMap) {
     Propagator::installed().inject_headers(context, headers);
 }
 
 /// The fields that carry a context; empty if there is nothing to carry.
+#[doc(alias = "inject_trace_context")]
 #[must_use]
 pub fn inject_map(context: &Context) -> BTreeMap<String, String> {
     Propagator::installed().inject_map(context)
@@ -86,6 +91,7 @@ pub fn inject_map(context: &Context) -> BTreeMap<String, String> {
 
 /// The fields that carry a context, as JSON text for a `_trace_context` field; `None` if there is nothing to
 /// carry.
+#[doc(alias = "inject_trace_context")]
 #[must_use]
 pub fn inject_json(context: &Context) -> Option<String> {
     Propagator::installed().inject_json(context)
