@@ -1,19 +1,38 @@
-//! Write a transcription engine for the Dalston platform: implement [`Engine`], call `main`, and get a worker with tracing,
-//! metrics and logs.
+#![cfg_attr(feature = "cli", doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(feature = "cli"),
+    doc = "Write a transcription engine for the Dalston platform: implement one trait, call one function."
+)]
 //!
-//! | To | see |
+//! # Overview
+//!
+//! | To | use |
 //! |---|---|
-//! | write an engine | [`Engine`], [`EngineInfo`], [`TaskRequest`], [`TaskContext`], [`TaskError`], and the guide below |
+//! | write an engine | [`Engine`], [`EngineInfo`], [`TaskRequest`], [`TaskContext`], [`TaskError`], and the guide [your first engine](_documentation::first_engine) |
 //! | answer a transcribe task | [`stage`]: [`Transcript`], [`Segment`], [`Word`] |
 //! | read audio | `audio` (feature `audio`) |
 //! | compute with libtorch | `torch` (feature `tch`) |
 //! | test an engine | `testing` (feature `testing`) |
-//! | run a worker yourself | [`Runner`], [`RunnerConfig`], [`broker`], [`store`], [`local`] |
+//! | run a worker in a program of your own | [`Runner`], [`RunnerConfig`], [`broker`], [`store`], [`local`] |
 //! | bring another queue | [`broker::Broker`], [`registry::Registry`], `testing::broker_suite` (feature `testing`) |
-//! | run many workers | the page of `worker` (feature `worker`) |
+//! | run many workers | the operations guide in `worker` (feature `worker`) |
 //! | read or write the platform's documents | [`protocol`] |
-#![cfg_attr(feature = "cli", doc = "")]
-#![cfg_attr(feature = "cli", doc = include_str!("../docs/guides/first-engine.md"))]
+//!
+//! [`dalston_telemetry`], [`async_trait`] and [`object_store`] stand in signatures of this crate and
+//! are re-exported, so that an engine uses the same versions.
+//!
+//! # Crate features
+//!
+//! - `cli` (default) adds `main` of an engine binary: `run`, `transcribe`, `describe`, `doctor`.
+//! - `redis` (default) reads tasks from the Redis streams of a deployment.
+//! - `s3` (default) stores files in S3 and in storage that speaks its protocol.
+//! - `worker` (default) adds the command `run`: registry, HTTP server, drain before a spot
+//!   interruption. Turns on `redis` and `s3`.
+//! - `audio` decodes WAV, FLAC, MP3, OGG and M4A and resamples to the format of the engine.
+//! - `tch` adds device, precision and memory helpers for engines on libtorch.
+//! - `testing` adds `EngineHarness`, which runs a task through the real runner in memory.
+//! - `fault-points` is for tests of this crate: points between the steps of a task at which a test
+//!   can end the process.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 /// A place at which a test can make the process fail. No code without the feature `fault-points`.
@@ -81,3 +100,14 @@ pub use crate::runner::{
 pub use crate::stage::{Segment, Stage, StageName, StageOutput, TranscribeRequest, Transcript, Word};
 pub use crate::task::{Input, TaskInfo, TaskRequest};
 pub use dalston_telemetry::services::engine::Device;
+
+pub use async_trait;
+pub use dalston_telemetry;
+pub use object_store;
+
+/// Guides.
+pub mod _documentation {
+    #[cfg_attr(feature = "cli", doc = include_str!("../docs/guides/first-engine.md"))]
+    #[cfg_attr(not(feature = "cli"), doc = "The guide needs the feature `cli`.")]
+    pub mod first_engine {}
+}

@@ -13,6 +13,7 @@ use crate::protocol::{ArtifactReference, TaskRequestData, Timestamp};
 use crate::stage::{StageName, TranscribeRequest};
 
 /// One task: the stage, its configuration, and inputs that are already on this machine.
+#[doc(alias = "TaskInput")]
 #[derive(Debug)]
 pub struct TaskRequest {
     stage: StageName,

@@ -113,6 +113,7 @@ const LONGEST_DRAIN: Duration = Duration::from_secs(365 * 86_400);
 ///     Ok(())
 /// }
 /// ```
+#[doc(alias = "EngineRunner")]
 pub struct Runner {
     worker: Arc<Worker>,
     submit: mpsc::Sender<Submission>,

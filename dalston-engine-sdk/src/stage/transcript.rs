@@ -30,6 +30,7 @@ use super::{
 /// assert_eq!(transcript.text, "five");
 /// assert_eq!(transcript.validate(), Ok(()));
 /// ```
+#[doc(alias = "TaskOutput")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Transcript {
