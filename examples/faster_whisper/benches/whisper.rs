@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use faster_whisper::{Placement, RuleOptions, Rules, Sampling, Task, Whisper};
+use faster_whisper::{Placement, RuleConfig, Rules, Sampling, Task, Whisper};
 use generated::Shape;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -130,11 +130,11 @@ fn ours(whisper: &mut Whisper, tokens: usize) -> (f64, f64) {
     );
     let vocabulary = whisper.vocabulary();
     // Without an end of text, the number of tokens is known.
-    let options = RuleOptions {
+    let config = RuleConfig {
         suppress: vec![vocabulary.end_of_text()],
-        ..RuleOptions::default()
+        ..RuleConfig::default()
     };
-    let rules = Rules::new(vocabulary, &options, placement.device).unwrap();
+    let rules = Rules::new(vocabulary, &config, placement.device).unwrap();
     let language = vocabulary.languages()[0].clone();
     let prompt = vocabulary
         .prompt(&language, Task::Transcribe, false, &[], 0)

@@ -74,7 +74,7 @@ impl Engine for FasterWhisper {
         let mut warnings = request.warnings.clone();
         warnings.extend(audio.warnings().iter().cloned());
         warnings.extend(unsupported(&request, task));
-        let options = options(&request, whisper.vocabulary(), &mut warnings)?;
+        let config = transcribe_config(&request, whisper.vocabulary(), &mut warnings)?;
 
         let span = tracing::info_span!(
             "engine.recognize",
@@ -87,7 +87,7 @@ impl Engine for FasterWhisper {
         );
         let found = {
             let _entered = span.enter();
-            let found = whisper.transcribe(&Recording(audio), &options, &mut Watch(cx));
+            let found = whisper.transcribe(&Recording(audio), &config, &mut Watch(cx));
             found.map_err(|error| task_error(error, cx))?
         };
         span.record("dalston.segment_count", found.segments.len());
@@ -95,7 +95,7 @@ impl Engine for FasterWhisper {
         if let Some(language) = &found.language {
             cx.set_language(language);
         }
-        Ok(transcript(found, &request, &options, warnings))
+        Ok(transcript(found, &request, &config, warnings))
     }
 
     fn check(&self, cx: &LoadContext) -> Vec<Check> {
@@ -146,26 +146,26 @@ fn unsupported(request: &TranscribeRequest, task: &TaskRequest) -> Vec<String> {
     warnings
 }
 
-fn options(
+fn transcribe_config(
     request: &TranscribeRequest,
     vocabulary: &Vocabulary,
     warnings: &mut Vec<String>,
-) -> Result<seek::Options, TaskError> {
-    let mut options = seek::Options::default();
-    options.language.clone_from(&request.language);
-    options.task = match request.task {
+) -> Result<seek::TranscribeConfig, TaskError> {
+    let mut config = seek::TranscribeConfig::default();
+    config.language.clone_from(&request.language);
+    config.task = match request.task {
         TranscribeTask::Translate => Task::Translate,
         _ => Task::Transcribe,
     };
-    options.timestamps = request.timestamp_granularity != TimestampGranularity::None;
-    options.initial_prompt.clone_from(&request.prompt);
-    options.hotwords = request.vocabulary.as_ref().map(|words| words.join(", "));
-    options.suppress_blank = request.suppress_blank;
-    options.temperatures.clone_from(&request.temperature);
+    config.timestamps = request.timestamp_granularity != TimestampGranularity::None;
+    config.initial_prompt.clone_from(&request.prompt);
+    config.hotwords = request.vocabulary.as_ref().map(|words| words.join(", "));
+    config.suppress_blank = request.suppress_blank;
+    config.temperatures.clone_from(&request.temperature);
     if let Some(tokens) = &request.suppress_tokens {
-        options.suppress_tokens = suppressed(tokens, vocabulary, warnings)?;
+        config.suppress_tokens = suppressed(tokens, vocabulary, warnings)?;
     }
-    Ok(options)
+    Ok(config)
 }
 
 /// The ids to suppress: a number is an id, -1 the model's own set, other text the token with this
@@ -213,7 +213,7 @@ fn suppressed(
 fn transcript(
     found: seek::Transcription,
     request: &TranscribeRequest,
-    options: &seek::Options,
+    config: &seek::TranscribeConfig,
     mut warnings: Vec<String>,
 ) -> Transcript {
     let text = found.text();
@@ -245,7 +245,7 @@ fn transcript(
         (Some(language), None, _) => transcript.requested_language(language),
         (None, None, _) => transcript,
     };
-    if !options.timestamps {
+    if !config.timestamps {
         transcript = transcript.timestamp_granularity(TimestampGranularity::None);
     }
     if found.segments.is_empty() {
@@ -270,14 +270,14 @@ fn model_dir(model: &ModelId, cx: &LoadContext) -> Result<PathBuf, TaskError> {
 }
 
 fn check_rate(whisper: &Whisper, dir: &std::path::Path) -> Result<(), LoadError> {
-    let (rate, ours) = (
+    let (rate, expected) = (
         whisper.config().features.sampling_rate,
         i64::from(AudioFormat::MONO_16K.sample_rate),
     );
-    if rate == ours {
+    if rate == expected {
         return Ok(());
     }
-    let problem = format!("sampling_rate is {rate}: this engine is given audio at {ours}");
+    let problem = format!("sampling_rate is {rate}: expected {expected}, the rate of this engine's audio");
     Err(LoadError::Invalid {
         path: dir.join("preprocessor_config.json"),
         problem,

@@ -6,7 +6,7 @@
 //! length of a window.
 //!
 //! [`Whisper`] is a loaded model. [`Whisper::transcribe`] transcribes a recording as its
-//! [`Options`] say. [`Window`] gives access to single steps: encoder output, logits, language
+//! [`TranscribeConfig`] say. [`Window`] gives access to single steps: encoder output, logits, language
 //! probabilities, the decoding of one window.
 //!
 //! The binary of this crate is a Dalston engine.
@@ -24,8 +24,8 @@ mod whisper;
 pub use config::Config;
 pub use decode::compression_ratio;
 pub use decode::greedy::{Hypothesis, Sampling};
-pub use decode::rules::{RuleOptions, Rules};
-pub use decode::seek::{Observer, Options, Samples, Segment, Transcription};
+pub use decode::rules::{RuleConfig, Rules};
+pub use decode::seek::{Observer, Samples, Segment, TranscribeConfig, Transcription};
 pub use engine::FasterWhisper;
 pub use error::{Error, LoadError};
 pub use model::Placement;

@@ -22,12 +22,12 @@ use crate::weights::Weights;
 /// The decoder's cache is allocated once, so all work takes `&mut self`.
 ///
 /// ```no_run
-/// use faster_whisper::{Options, Placement, Whisper};
+/// use faster_whisper::{TranscribeConfig, Placement, Whisper};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let mut whisper = Whisper::load("models/whisper-nano-digits".as_ref(), Placement::CPU)?;
 /// let samples = vec![0.0_f32; 16_000];
-/// let transcription = whisper.transcribe(&samples[..], &Options::default(), &mut ())?;
+/// let transcription = whisper.transcribe(&samples[..], &TranscribeConfig::default(), &mut ())?;
 /// for segment in &transcription.segments {
 ///     println!("{:.2}..{:.2} {}", segment.start, segment.end, segment.text);
 /// }

@@ -23,7 +23,7 @@ pub struct Rules {
 
 /// The configuration of [`Rules::new`].
 #[derive(Debug, Clone, Default)]
-pub struct RuleOptions {
+pub struct RuleConfig {
     /// Tokens that are never sampled.
     pub suppress: Vec<i64>,
     /// Tokens that are not sampled first.
@@ -39,7 +39,7 @@ impl Rules {
     ///
     /// # Errors
     /// libtorch ran out of memory.
-    pub fn new(vocabulary: &Vocabulary, options: &RuleOptions, device: Device) -> Result<Self, TchError> {
+    pub fn new(vocabulary: &Vocabulary, config: &RuleConfig, device: Device) -> Result<Self, TchError> {
         let mut mask = vec![0.0_f32; vocabulary.size() as usize];
         let suppress = |mask: &mut Vec<f32>, ids: &[i64]| {
             for &id in ids {
@@ -48,23 +48,23 @@ impl Rules {
                 }
             }
         };
-        suppress(&mut mask, &options.suppress);
-        if options.timestamps {
+        suppress(&mut mask, &config.suppress);
+        if config.timestamps {
             suppress(&mut mask, &[vocabulary.no_timestamps()]);
         }
         let upload = |mask: &[f32]| Tensor::f_from_slice(mask)?.f_to_device(device)?.f_unsqueeze(0);
         let never = upload(&mask)?;
-        suppress(&mut mask, &options.suppress_first);
+        suppress(&mut mask, &config.suppress_first);
         let limits = Limits {
             end_of_text: vocabulary.end_of_text(),
             first_timestamp: vocabulary.first_timestamp(),
             size: vocabulary.size(),
-            max_initial: options.max_initial_timestamp,
+            max_initial: config.max_initial_timestamp,
         };
         Ok(Self {
             never,
             never_first: upload(&mask)?,
-            timestamps: options.timestamps,
+            timestamps: config.timestamps,
             limits,
         })
     }

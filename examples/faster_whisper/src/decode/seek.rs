@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::greedy::{Hypothesis, Sampling};
 use super::pace::Pace;
-use super::rules::{RuleOptions, Rules};
+use super::rules::{RuleConfig, Rules};
 use crate::error::Error;
 use crate::tokenizer::Task;
 use crate::whisper::Whisper;
@@ -21,7 +21,7 @@ const MAX_PROMPT_TEMPERATURE: f64 = 0.5;
 /// Configuration of a transcription.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct Options {
+pub struct TranscribeConfig {
     /// Language code; `None` detects it from the first window with speech.
     pub language: Option<String>,
     /// Transcribe (the default) or translate to English.
@@ -51,7 +51,7 @@ pub struct Options {
     pub no_speech_threshold: Option<f64>,
 }
 
-impl Default for Options {
+impl Default for TranscribeConfig {
     fn default() -> Self {
         Self {
             language: None,
@@ -178,17 +178,17 @@ impl Whisper {
     pub fn transcribe<S: Samples + ?Sized>(
         &mut self,
         samples: &S,
-        options: &Options,
+        config: &TranscribeConfig,
         observer: &mut dyn Observer,
     ) -> Result<Transcription, Error> {
-        Seeker::new(self, options)?.run(samples, observer)
+        Seeker::new(self, config)?.run(samples, observer)
     }
 }
 
 /// The state between two windows.
 struct Seeker<'a> {
     whisper: &'a mut Whisper,
-    options: &'a Options,
+    config: &'a TranscribeConfig,
     rules: Rules,
     language: Option<String>,
     language_probability: Option<f64>,
@@ -210,9 +210,9 @@ struct Place {
 }
 
 impl<'a> Seeker<'a> {
-    fn new(whisper: &'a mut Whisper, options: &'a Options) -> Result<Self, Error> {
+    fn new(whisper: &'a mut Whisper, config: &'a TranscribeConfig) -> Result<Self, Error> {
         let vocabulary = whisper.vocabulary();
-        let language = options
+        let language = config
             .language
             .as_deref()
             .map(|name| vocabulary.language(name))
@@ -222,18 +222,18 @@ impl<'a> Seeker<'a> {
             .clone()
             .or_else(|| vocabulary.languages().into_iter().next())
             .unwrap_or_default();
-        vocabulary.prompt(&any, options.task, options.timestamps, &[], 0)?;
+        vocabulary.prompt(&any, config.task, config.timestamps, &[], 0)?;
         let tokens = |text: &Option<String>| match text.as_deref().map(str::trim) {
             // In the middle of a text, words begin with a blank.
             Some(text) if !text.is_empty() => vocabulary.encode(&format!(" {text}")),
             _ => Ok(Vec::new()),
         };
-        let previous = tokens(&options.initial_prompt)?;
-        let mut hotwords = tokens(&options.hotwords)?;
+        let previous = tokens(&config.initial_prompt)?;
+        let mut hotwords = tokens(&config.hotwords)?;
         hotwords.truncate(whisper.max_previous_tokens() / 2);
         let rules = Rules::new(
             vocabulary,
-            &rule_options(whisper, options),
+            &rule_config(whisper, config),
             whisper.placement().device,
         )?;
         let features = &whisper.config().features;
@@ -241,7 +241,7 @@ impl<'a> Seeker<'a> {
             Pace::new((SLOW_SECONDS * features.sampling_rate as f64 / features.hop_length as f64) as usize);
         Ok(Self {
             whisper,
-            options,
+            config,
             rules,
             language,
             language_probability: None,
@@ -322,11 +322,11 @@ impl<'a> Seeker<'a> {
         };
         let hypothesis = self.decode(&features, offset, observer)?;
         let silent = self
-            .options
+            .config
             .no_speech_threshold
             .is_some_and(|max| hypothesis.no_speech_prob > max)
             && self
-                .options
+                .config
                 .logprob_threshold
                 .is_none_or(|least| hypothesis.avg_logprob <= least);
         if silent {
@@ -336,7 +336,7 @@ impl<'a> Seeker<'a> {
         let advance = self.cut(&hypothesis, place)?;
         self.forget_guess(&hypothesis);
         let text_end = self.whisper.vocabulary().end_of_text();
-        if self.options.condition_on_previous_text && hypothesis.temperature <= MAX_PROMPT_TEMPERATURE {
+        if self.config.condition_on_previous_text && hypothesis.temperature <= MAX_PROMPT_TEMPERATURE {
             self.previous
                 .extend(hypothesis.ids.iter().filter(|&&id| id < text_end));
             let surplus = self
@@ -352,9 +352,9 @@ impl<'a> Seeker<'a> {
 
     /// Discards a language that was detected in silence. The next window detects it again.
     fn forget_guess(&mut self, hypothesis: &Hypothesis) {
-        let guessed = self.options.language.is_none() && self.segments.is_empty();
+        let guessed = self.config.language.is_none() && self.segments.is_empty();
         let silent = self
-            .options
+            .config
             .no_speech_threshold
             .is_some_and(|max| hypothesis.no_speech_prob > max);
         if guessed && silent {
@@ -408,13 +408,13 @@ impl<'a> Seeker<'a> {
             .collect();
         let prompt = window.whisper().vocabulary().prompt(
             language,
-            self.options.task,
-            self.options.timestamps,
+            self.config.task,
+            self.config.timestamps,
             &context,
             most_previous,
         )?;
 
-        let temperatures: &[f64] = match self.options.temperatures.as_slice() {
+        let temperatures: &[f64] = match self.config.temperatures.as_slice() {
             [] => &[0.0],
             some => some,
         };
@@ -440,7 +440,7 @@ impl<'a> Seeker<'a> {
             span.record("whisper.avg_logprob", hypothesis.avg_logprob);
             span.record("whisper.no_speech_prob", hypothesis.no_speech_prob);
             span.record("whisper.compression_ratio", hypothesis.compression_ratio);
-            let good = good_enough(&hypothesis, self.options);
+            let good = good_enough(&hypothesis, self.config);
             best = Some(hypothesis);
             if good {
                 break;
@@ -540,39 +540,39 @@ impl<'a> Seeker<'a> {
     }
 }
 
-fn rule_options(whisper: &Whisper, options: &Options) -> RuleOptions {
+fn rule_config(whisper: &Whisper, config: &TranscribeConfig) -> RuleConfig {
     let generation = &whisper.config().generation;
     let vocabulary = whisper.vocabulary();
-    let suppress = match &options.suppress_tokens {
+    let suppress = match &config.suppress_tokens {
         // The given list replaces the model's. Control tokens are never part of a text.
         Some(given) => [given.as_slice(), vocabulary.control()].concat(),
         None => vocabulary.usually_suppressed().to_vec(),
     };
-    let suppress_first = if options.suppress_blank {
+    let suppress_first = if config.suppress_blank {
         generation.begin_suppress_tokens.clone().unwrap_or_default()
     } else {
         Vec::new()
     };
-    RuleOptions {
+    RuleConfig {
         suppress,
         suppress_first,
-        timestamps: options.timestamps,
+        timestamps: config.timestamps,
         max_initial_timestamp: generation.max_initial_timestamp_index,
     }
 }
 
 /// Whether the result passes the thresholds, so that no further temperature is needed.
-fn good_enough(hypothesis: &Hypothesis, options: &Options) -> bool {
-    let repetitive = options
+fn good_enough(hypothesis: &Hypothesis, config: &TranscribeConfig) -> bool {
+    let repetitive = config
         .compression_ratio_threshold
         .is_some_and(|max| hypothesis.compression_ratio > max);
-    let unlikely = options
+    let unlikely = config
         .logprob_threshold
         .is_some_and(|least| hypothesis.avg_logprob < least);
-    let silent = options
+    let silent = config
         .no_speech_threshold
         .is_some_and(|max| hypothesis.no_speech_prob > max)
-        && (unlikely || options.logprob_threshold.is_none());
+        && (unlikely || config.logprob_threshold.is_none());
     silent || !(repetitive || unlikely)
 }
 

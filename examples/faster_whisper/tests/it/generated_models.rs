@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use faster_whisper::{Error, Options, Placement, RuleOptions, Rules, Sampling, Task, Whisper};
+use faster_whisper::{Error, Placement, RuleConfig, Rules, Sampling, Task, TranscribeConfig, Whisper};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 use tempfile::TempDir;
@@ -54,14 +54,14 @@ fn decoding_with_cache_equals_decoding_without() {
     let mel = whisper.features(&samples("en_eight.wav")).unwrap();
     for (timestamps, previous) in [(false, 0), (true, 0), (true, 100)] {
         let generation = whisper.config().generation.clone();
-        let options = RuleOptions {
+        let config = RuleConfig {
             // Without an end of text, decoding continues to the limit.
             suppress: vec![7, 8, shape.end_of_text()],
             suppress_first: generation.begin_suppress_tokens.unwrap(),
             timestamps,
             max_initial_timestamp: generation.max_initial_timestamp_index,
         };
-        let rules = Rules::new(whisper.vocabulary(), &options, whisper.placement().device).unwrap();
+        let rules = Rules::new(whisper.vocabulary(), &config, whisper.placement().device).unwrap();
         let earlier: Vec<i64> = (0..previous).collect();
         let prompt = whisper
             .vocabulary()
@@ -111,10 +111,10 @@ fn model_with_128_bins_decodes_as_the_reference() {
         ..Shape::tiny()
     };
     let (_dir, mut whisper) = load(&shape);
-    let mut options = Options::default();
-    options.language = Some("fo".to_owned());
+    let mut config = TranscribeConfig::default();
+    config.language = Some("fo".to_owned());
     let found = whisper
-        .transcribe(&samples("en_eight.wav")[..], &options, &mut ())
+        .transcribe(&samples("en_eight.wav")[..], &config, &mut ())
         .unwrap();
     let segments: Vec<_> = found
         .segments
@@ -154,12 +154,12 @@ fn prompt_keeps_the_last_223_tokens_of_earlier_text() {
         (224, whisper.vocabulary().start_of_transcript())
     );
 
-    let mut options = Options::default();
-    options.language = Some("cy".to_owned());
-    options.initial_prompt = Some("word ".repeat(500));
-    options.hotwords = Some("other ".repeat(500));
+    let mut config = TranscribeConfig::default();
+    config.language = Some("cy".to_owned());
+    config.initial_prompt = Some("word ".repeat(500));
+    config.hotwords = Some("other ".repeat(500));
     whisper
-        .transcribe(&samples("en_one.wav")[..], &options, &mut ())
+        .transcribe(&samples("en_one.wav")[..], &config, &mut ())
         .unwrap();
 }
 
@@ -175,7 +175,7 @@ fn untrained_model_ends_on_every_recording() {
         let (_dir, mut whisper) = load(&shape);
         let recording = samples("en_long_75s.wav");
         let found = whisper
-            .transcribe(&recording[..], &Options::default(), &mut ())
+            .transcribe(&recording[..], &TranscribeConfig::default(), &mut ())
             .unwrap();
         assert!(found.windows <= 100, "{} windows for 75 s", found.windows);
         for segment in &found.segments {
@@ -221,26 +221,26 @@ fn english_only_model_detects_and_translates_nothing() {
     );
 
     let found = whisper
-        .transcribe(&samples("en_one.wav")[..], &Options::default(), &mut ())
+        .transcribe(&samples("en_one.wav")[..], &TranscribeConfig::default(), &mut ())
         .unwrap();
     assert_eq!(
         (found.language.as_deref(), found.language_probability),
         (Some("en"), None)
     );
 
-    let mut options = Options::default();
-    options.task = Task::Translate;
+    let mut config = TranscribeConfig::default();
+    config.task = Task::Translate;
     let error = whisper
-        .transcribe(&samples("en_one.wav")[..], &options, &mut ())
+        .transcribe(&samples("en_one.wav")[..], &config, &mut ())
         .unwrap_err();
     assert_eq!(
         error.to_string(),
         "this model cannot translate: it only knows the language \"en\""
     );
-    let mut options = Options::default();
-    options.language = Some("fo".to_owned());
+    let mut config = TranscribeConfig::default();
+    config.language = Some("fo".to_owned());
     let error = whisper
-        .transcribe(&samples("en_one.wav")[..], &options, &mut ())
+        .transcribe(&samples("en_one.wav")[..], &config, &mut ())
         .unwrap_err();
     assert_eq!(
         error.to_string(),

@@ -5,7 +5,8 @@ use std::fs;
 use std::sync::LazyLock;
 
 use faster_whisper::{
-    Hypothesis, Options, Placement, Prompt, RuleOptions, Rules, Sampling, Task, Whisper, compression_ratio,
+    Hypothesis, Placement, Prompt, RuleConfig, Rules, Sampling, Task, TranscribeConfig, Whisper,
+    compression_ratio,
 };
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
@@ -369,9 +370,9 @@ fn check_greedy(file: &str, found: &Hypothesis, expected: &Greedy, no_speech: f6
 
 fn check_transcript(whisper: &mut Whisper, golden: &Golden, tolerance: Tolerance) {
     let file = &golden.file;
-    let mut options = Options::default();
-    options.language = Some(golden.language.clone());
-    let found = whisper.transcribe(&samples(file)[..], &options, &mut ()).unwrap();
+    let mut config = TranscribeConfig::default();
+    config.language = Some(golden.language.clone());
+    let found = whisper.transcribe(&samples(file)[..], &config, &mut ()).unwrap();
     assert_eq!(found.warnings, Vec::<String>::new());
     assert!((found.duration - golden.samples_16k as f64 / 16_000.0).abs() < 1e-9);
     let doubtful = golden
@@ -418,13 +419,13 @@ fn check_transcript(whisper: &mut Whisper, golden: &Golden, tolerance: Tolerance
 
 fn greedy(whisper: &mut Whisper, golden: &Golden, task: Task, timestamps: bool) -> Hypothesis {
     let generation = whisper.config().generation.clone();
-    let options = RuleOptions {
+    let config = RuleConfig {
         suppress: generation.suppress_tokens.unwrap(),
         suppress_first: generation.begin_suppress_tokens.unwrap(),
         timestamps,
         max_initial_timestamp: generation.max_initial_timestamp_index,
     };
-    let rules = Rules::new(whisper.vocabulary(), &options, whisper.placement().device).unwrap();
+    let rules = Rules::new(whisper.vocabulary(), &config, whisper.placement().device).unwrap();
     let prompt: Prompt = whisper
         .vocabulary()
         .prompt(&golden.language, task, timestamps, &[], 0)

@@ -1,6 +1,6 @@
 //! Compares the rules in tensors with the same rules on the host, as in `goldens/reference.py`.
 
-use faster_whisper::{RuleOptions, Rules, Vocabulary};
+use faster_whisper::{RuleConfig, Rules, Vocabulary};
 use tch::{Device, Tensor};
 
 use crate::support::nano;
@@ -9,19 +9,19 @@ use crate::support::nano;
 fn timestamp_rules_match_the_reference() {
     let whisper = nano();
     let vocabulary = whisper.vocabulary();
-    let options = RuleOptions {
+    let config = RuleConfig {
         suppress: vec![1, 2, 220, 513],
         suppress_first: vec![220, 512],
         timestamps: true,
         max_initial_timestamp: Some(50),
     };
-    let rules = Rules::new(vocabulary, &options, Device::Cpu).unwrap();
+    let rules = Rules::new(vocabulary, &config, Device::Cpu).unwrap();
     let mut random = Random(7);
     for sampled in histories(vocabulary, &mut random) {
         let logits = row(vocabulary, &mut random);
         let tensor = Tensor::from_slice(&logits).unsqueeze(0);
         let found = Vec::<f32>::try_from(rules.apply(&tensor, &sampled).unwrap().squeeze_dim(0)).unwrap();
-        let expected = reference(&logits, vocabulary, &options, &sampled);
+        let expected = reference(&logits, vocabulary, &config, &sampled);
         let differs: Vec<usize> = (0..found.len()).filter(|&i| found[i] != expected[i]).collect();
         assert!(differs.is_empty(), "after {sampled:?}: tokens {differs:?}");
     }
@@ -31,12 +31,12 @@ fn timestamp_rules_match_the_reference() {
 fn without_timestamps_only_suppression_applies() {
     let whisper = nano();
     let vocabulary = whisper.vocabulary();
-    let options = RuleOptions {
+    let config = RuleConfig {
         suppress: vec![1],
         suppress_first: vec![2],
-        ..RuleOptions::default()
+        ..RuleConfig::default()
     };
-    let rules = Rules::new(vocabulary, &options, Device::Cpu).unwrap();
+    let rules = Rules::new(vocabulary, &config, Device::Cpu).unwrap();
     let logits = Tensor::zeros([1, vocabulary.size()], (tch::Kind::Float, Device::Cpu));
     let forbidden = |sampled: &[i64]| {
         let row = rules.apply(&logits, sampled).unwrap();
@@ -50,11 +50,11 @@ fn without_timestamps_only_suppression_applies() {
 #[test]
 fn ids_outside_the_vocabulary_are_ignored() {
     let whisper = nano();
-    let options = RuleOptions {
+    let config = RuleConfig {
         suppress: vec![-1, 1 << 40],
-        ..RuleOptions::default()
+        ..RuleConfig::default()
     };
-    let rules = Rules::new(whisper.vocabulary(), &options, Device::Cpu).unwrap();
+    let rules = Rules::new(whisper.vocabulary(), &config, Device::Cpu).unwrap();
     let logits = Tensor::zeros([1, whisper.vocabulary().size()], (tch::Kind::Float, Device::Cpu));
     assert_eq!(rules.apply(&logits, &[]).unwrap(), logits);
 }
@@ -118,18 +118,18 @@ fn row(vocabulary: &Vocabulary, random: &mut Random) -> Vec<f32> {
 }
 
 /// `Reference.filter` of goldens/reference.py.
-fn reference(logits: &[f32], vocabulary: &Vocabulary, options: &RuleOptions, sampled: &[i64]) -> Vec<f32> {
+fn reference(logits: &[f32], vocabulary: &Vocabulary, config: &RuleConfig, sampled: &[i64]) -> Vec<f32> {
     let mut row = logits.to_vec();
     let first = vocabulary.first_timestamp() as usize;
     let forbid = |row: &mut Vec<f32>, from: usize, to: usize| {
         let to = to.min(row.len());
         row[from.min(to)..to].fill(f32::NEG_INFINITY);
     };
-    for &id in &options.suppress {
+    for &id in &config.suppress {
         row[id as usize] = f32::NEG_INFINITY;
     }
     if sampled.is_empty() {
-        for &id in &options.suppress_first {
+        for &id in &config.suppress_first {
             row[id as usize] = f32::NEG_INFINITY;
         }
     }
@@ -149,7 +149,7 @@ fn reference(logits: &[f32], vocabulary: &Vocabulary, options: &RuleOptions, sam
     }
     if sampled.is_empty() {
         forbid(&mut row, 0, first);
-        if let Some(max) = options.max_initial_timestamp {
+        if let Some(max) = config.max_initial_timestamp {
             forbid(&mut row, first + max as usize + 1, all);
         }
     }

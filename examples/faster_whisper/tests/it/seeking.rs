@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use faster_whisper::{Error, Observer, Options, Samples, Segment, Task};
+use faster_whisper::{Error, Observer, Samples, Segment, Task, TranscribeConfig};
 
 use crate::support::{nano, samples};
 
@@ -14,7 +14,7 @@ const WINDOW: usize = 480_000;
 fn recording_below_one_frame_has_no_segments() {
     for length in [0, 1, 159] {
         let found = nano()
-            .transcribe(&vec![0.1; length][..], &Options::default(), &mut ())
+            .transcribe(&vec![0.1; length][..], &TranscribeConfig::default(), &mut ())
             .unwrap();
         assert_eq!(
             (found.segments.len(), found.windows, found.language),
@@ -31,7 +31,7 @@ fn windows_end_with_the_recording() {
         // The model detects digital silence, so every window is skipped.
         let recording = Recording::new(vec![0.0; length]);
         let found = nano()
-            .transcribe(&recording, &Options::default(), &mut ())
+            .transcribe(&recording, &TranscribeConfig::default(), &mut ())
             .unwrap();
         assert_eq!(
             (found.segments.len(), found.windows),
@@ -80,7 +80,7 @@ fn window_starts_after_the_last_complete_segment() {
 fn language_is_detected_if_none_is_given() {
     for (file, language) in [("en_eight.wav", "en"), ("de_seven.wav", "de")] {
         let found = nano()
-            .transcribe(&samples(file)[..], &Options::default(), &mut ())
+            .transcribe(&samples(file)[..], &TranscribeConfig::default(), &mut ())
             .unwrap();
         assert_eq!(found.language.as_deref(), Some(language), "{file}");
         assert!(found.language_probability.unwrap() > 0.9, "{file}");
@@ -91,12 +91,12 @@ fn language_is_detected_if_none_is_given() {
 fn language_is_detected_after_silence() {
     let mut recording = vec![0.0; WINDOW];
     let found = nano()
-        .transcribe(&recording[..], &Options::default(), &mut ())
+        .transcribe(&recording[..], &TranscribeConfig::default(), &mut ())
         .unwrap();
     assert_eq!((found.language, found.language_probability), (None, None));
     recording.extend(samples("de_seven.wav"));
     let found = nano()
-        .transcribe(&recording[..], &Options::default(), &mut ())
+        .transcribe(&recording[..], &TranscribeConfig::default(), &mut ())
         .unwrap();
     assert_eq!(found.language.as_deref(), Some("de"));
     assert!(
@@ -108,10 +108,10 @@ fn language_is_detected_after_silence() {
 #[test]
 fn case_and_region_of_a_language_are_ignored() {
     for name in ["de", "DE", "de-AT", "De_de"] {
-        let mut options = Options::default();
-        options.language = Some(name.to_owned());
+        let mut config = TranscribeConfig::default();
+        config.language = Some(name.to_owned());
         let found = nano()
-            .transcribe(&samples("de_four.wav")[..], &options, &mut ())
+            .transcribe(&samples("de_four.wav")[..], &config, &mut ())
             .unwrap();
         assert_eq!(
             (found.language.as_deref(), found.language_probability),
@@ -123,9 +123,9 @@ fn case_and_region_of_a_language_are_ignored() {
 
 #[test]
 fn unknown_language_error_lists_the_known_ones() {
-    let mut options = Options::default();
-    options.language = Some("tlh".to_owned());
-    let error = nano().transcribe(&[][..], &options, &mut ()).unwrap_err();
+    let mut config = TranscribeConfig::default();
+    config.language = Some("tlh".to_owned());
+    let error = nano().transcribe(&[][..], &config, &mut ()).unwrap_err();
     assert_eq!(
         error.to_string(),
         "this model does not know the language \"tlh\": expected de, en"
@@ -134,10 +134,10 @@ fn unknown_language_error_lists_the_known_ones() {
 
 #[test]
 fn window_without_timestamps_is_one_segment() {
-    let mut options = english();
-    options.timestamps = false;
+    let mut config = english();
+    config.timestamps = false;
     let found = nano()
-        .transcribe(&samples("en_three.wav")[..], &options, &mut ())
+        .transcribe(&samples("en_three.wav")[..], &config, &mut ())
         .unwrap();
     let times: Vec<_> = found.segments.iter().map(|s| (s.start, s.end)).collect();
     assert_eq!(times, [(0.0, 1.75)]);
@@ -146,11 +146,11 @@ fn window_without_timestamps_is_one_segment() {
 
 #[test]
 fn german_digits_are_translated_to_english() {
-    let mut options = Options::default();
-    options.language = Some("de".to_owned());
-    options.task = Task::Translate;
+    let mut config = TranscribeConfig::default();
+    config.language = Some("de".to_owned());
+    config.task = Task::Translate;
     let text = nano()
-        .transcribe(&samples("de_four.wav")[..], &options, &mut ())
+        .transcribe(&samples("de_four.wav")[..], &config, &mut ())
         .unwrap()
         .text();
     let english = [
@@ -164,15 +164,15 @@ fn german_digits_are_translated_to_english() {
 
 #[test]
 fn suppressed_tokens_never_appear() {
-    let mut options = english();
+    let mut config = english();
     let usual = nano()
-        .transcribe(&samples("en_one.wav")[..], &options, &mut ())
+        .transcribe(&samples("en_one.wav")[..], &config, &mut ())
         .unwrap();
     assert_eq!(usual.text(), "five");
     let ids = nano().vocabulary().encode(" five").unwrap();
-    options.suppress_tokens = Some(ids.clone());
+    config.suppress_tokens = Some(ids.clone());
     let found = nano()
-        .transcribe(&samples("en_one.wav")[..], &options, &mut ())
+        .transcribe(&samples("en_one.wav")[..], &config, &mut ())
         .unwrap();
     assert!(
         found
@@ -186,41 +186,41 @@ fn suppressed_tokens_never_appear() {
 
 #[test]
 fn poor_result_is_decoded_at_the_next_temperature() {
-    let mut options = english();
-    options.temperatures = vec![0.0, 0.4];
+    let mut config = english();
+    config.temperatures = vec![0.0, 0.4];
     let recording = samples("en_one.wav");
-    let good = nano().transcribe(&recording[..], &options, &mut ()).unwrap();
+    let good = nano().transcribe(&recording[..], &config, &mut ()).unwrap();
     assert_eq!(good.segments[0].temperature, 0.0);
     // No result is that likely.
-    options.logprob_threshold = Some(1.0);
-    options.no_speech_threshold = None;
-    let poor = nano().transcribe(&recording[..], &options, &mut ()).unwrap();
+    config.logprob_threshold = Some(1.0);
+    config.no_speech_threshold = None;
+    let poor = nano().transcribe(&recording[..], &config, &mut ()).unwrap();
     assert!(
         poor.segments.iter().all(|segment| segment.temperature == 0.4),
         "{poor:?}"
     );
     // Silence is detected at every temperature.
-    options.no_speech_threshold = Some(0.6);
+    config.no_speech_threshold = Some(0.6);
     let decoded = RefCell::new(0);
     let silence = vec![0.0; 16_000];
     nano()
-        .transcribe(&silence[..], &options, &mut Counter(&decoded))
+        .transcribe(&silence[..], &config, &mut Counter(&decoded))
         .unwrap();
     let twice = decoded.replace(0);
-    options.temperatures = vec![0.0];
+    config.temperatures = vec![0.0];
     nano()
-        .transcribe(&silence[..], &options, &mut Counter(&decoded))
+        .transcribe(&silence[..], &config, &mut Counter(&decoded))
         .unwrap();
     assert_eq!(twice, decoded.take());
 }
 
 #[test]
 fn earlier_text_can_be_the_prompt() {
-    let mut options = english();
-    options.initial_prompt = Some("one two three <|nospeech|> <|0.00|>".to_owned());
-    options.condition_on_previous_text = true;
+    let mut config = english();
+    config.initial_prompt = Some("one two three <|nospeech|> <|0.00|>".to_owned());
+    config.condition_on_previous_text = true;
     let found = nano()
-        .transcribe(&samples("en_long_75s.wav")[..], &options, &mut ())
+        .transcribe(&samples("en_long_75s.wav")[..], &config, &mut ())
         .unwrap();
     assert!(found.windows >= 3 && !found.segments.is_empty());
 }
@@ -289,7 +289,7 @@ fn nan_samples_are_an_error_with_their_position() {
         "{error}"
     );
     let error = nano()
-        .transcribe(&[f32::INFINITY; 1600][..], &Options::default(), &mut ())
+        .transcribe(&[f32::INFINITY; 1600][..], &TranscribeConfig::default(), &mut ())
         .unwrap_err();
     assert!(matches!(error, Error::NotANumber { offset: 0.0 }), "{error}");
 }
@@ -309,10 +309,10 @@ fn read_errors_of_samples_are_returned() {
     assert_eq!(error.to_string(), "cannot read the samples: the disk is on fire");
 }
 
-fn english() -> Options {
-    let mut options = Options::default();
-    options.language = Some("en".to_owned());
-    options
+fn english() -> TranscribeConfig {
+    let mut config = TranscribeConfig::default();
+    config.language = Some("en".to_owned());
+    config
 }
 
 /// Counts the calls of `keep_going`: one per window and one per eight tokens.
