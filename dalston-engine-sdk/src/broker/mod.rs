@@ -309,18 +309,17 @@ pub struct EventContext {
 
 /// A broker could not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
-#[error("{doing}")]
+#[error("{operation}: {source}")]
 pub struct BrokerError {
-    doing: String,
-    #[source]
+    operation: String,
     source: Box<dyn Error + Send + Sync>,
 }
 
 impl BrokerError {
-    /// `doing` says what was tried: `acknowledging task 7`.
-    pub fn new(doing: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+    /// `operation` says what was tried, and where: `finishing task 7 of my-asr on Redis at localhost:6379`.
+    pub fn new(operation: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
-            doing: doing.into(),
+            operation: operation.into(),
             source: source.into(),
         }
     }

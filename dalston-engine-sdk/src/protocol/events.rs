@@ -129,24 +129,24 @@ impl TaskEvent {
 
 /// What the payload of an event says, without an event of its own.
 #[derive(Serialize)]
-pub(crate) struct Payload<'a> {
-    pub(crate) task_id: &'a str,
-    pub(crate) job_id: &'a str,
-    pub(crate) engine_id: &'a str,
+struct Payload<'a> {
+    task_id: &'a str,
+    job_id: &'a str,
+    engine_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) error: Option<&'a str>,
+    error: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) request_id: Option<&'a str>,
+    request_id: Option<&'a str>,
 }
 
 impl Payload<'_> {
-    pub(crate) fn to_json(&self) -> String {
+    fn to_json(&self) -> String {
         text(self)
     }
 }
 
 /// A trace context as both copies have it, if it is one.
-pub(crate) fn trace_context_json(context: &str) -> Option<String> {
+fn trace_context_json(context: &str) -> Option<String> {
     trace_context_object(context).as_ref().map(text)
 }
 

@@ -27,8 +27,6 @@ mod response;
 mod timestamp;
 
 pub use artifact::{ArtifactReference, ArtifactSelector, RequestBinding};
-#[cfg(feature = "redis")]
-pub(crate) use events::{Payload, trace_context_json};
 pub use events::{TaskEvent, TaskEventKind};
 pub use registry::{
     Capabilities, Field, HEARTBEAT_SECONDS, Heartbeat, InstanceStatus, NodeIdentity, RECORD_TTL_SECONDS,

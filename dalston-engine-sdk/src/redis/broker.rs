@@ -1,32 +1,33 @@
-//! The queue of a live deployment: one Redis stream per engine, one consumer group for all of its instances.
+//! The queue of a live deployment: one stream per engine, one consumer group for all of its instances.
 //!
-//! See sections 2.2 to 2.4 of the protocol, and 12 for the traps.
+//! See sections 2.2 to 2.4 of the protocol, and section 12 for the traps.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::Instant;
-use tracing::warn;
+use redis::ScriptInvocation;
 
-use super::answers::{Answer, Malformed};
-use super::calls::{CallError, Caller, Event, Operation};
+use super::held::{HeldTasks, gone_with_its_group, script_about};
+use super::lookup::read_lookup;
 use super::reader::Reader;
-use super::scripts::{GONE, HANDED_BACK, HELD};
+use super::scripts;
 use super::server::RedisServer;
 use crate::broker::{
     Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership,
 };
-use crate::protocol::{Payload, TaskEventKind, Timestamp, trace_context_json};
+use crate::protocol::{TaskEvent, TaskEventKind, Timestamp, keys};
+
+/// The platform's own lease: an instance without a heartbeat for so long is dead.
+const LEASE: Duration = Duration::from_secs(60);
 
 /// Takes tasks from a live deployment, and reports to it.
 ///
-/// Clones share the connections and what is known about the tasks in hand.
+/// Clones share the connections and the list of held tasks.
 ///
-/// Tasks of an instance that fell silent are taken over when its registry record is gone or 60 s old and the task was
-/// not renewed for [`lease`](Broker::lease). A task that was [released](Broker::release) is taken over at once.
+/// A task of another instance is claimed when the registry record of that instance is gone or 60 s old and the task was not
+/// renewed for [`lease`](Broker::lease). A [released](Broker::release) task is claimed at once.
 ///
 /// ```no_run
 /// use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
@@ -38,120 +39,29 @@ use crate::protocol::{Payload, TaskEventKind, Timestamp, trace_context_json};
 /// ```
 #[derive(Clone)]
 pub struct RedisBroker {
-    pub(super) shared: Arc<Shared>,
+    held: Arc<HeldTasks>,
+    reader: Arc<Reader>,
 }
-
-pub(super) struct Shared {
-    pub(super) server: RedisServer,
-    pub(super) lease: Duration,
-    pub(super) trim: bool,
-    /// The tasks in our hands, by message id.
-    held: Mutex<HashMap<String, InHand>>,
-    pub(super) caller: Caller,
-    reader: tokio::sync::Mutex<Reader>,
-}
-
-/// What we know about a task that we took.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct InHand {
-    /// A command that ends the claim was sent, and its answer did not come yet or was lost. If the entry is gone, it was
-    /// we who removed it.
-    ending: bool,
-    /// When the runner last showed that it works on it. A task that it gave up is free after a lease, for us, too.
-    seen: Instant,
-}
-
-/// The platform's own: an instance is dead when nothing was heard of it for so long.
-const LEASE: Duration = Duration::from_secs(60);
 
 impl RedisBroker {
-    /// A broker on this server, with leases of 60 s, that removes acknowledged entries from the front of the streams.
+    /// A broker on this server, with leases of 60 s.
     #[must_use]
     pub fn new(server: RedisServer) -> Self {
-        Self::with(server, LEASE, true)
+        Self::with_lease(server, LEASE)
     }
 
-    /// A broker with another lease. Give all instances of an engine the same.
+    /// A broker with another lease. All instances of an engine need the same.
     #[must_use]
     pub fn with_lease(server: RedisServer, lease: Duration) -> Self {
-        Self::with(server, lease, true)
-    }
-
-    fn with(server: RedisServer, lease: Duration, trim: bool) -> Self {
-        let reader = tokio::sync::Mutex::default();
-        Self {
-            shared: Arc::new(Shared {
-                server,
-                lease,
-                trim,
-                held: Mutex::default(),
-                caller: Caller::default(),
-                reader,
-            }),
-        }
+        let held = Arc::new(HeldTasks::new(server, lease));
+        let reader = Arc::new(Reader::new(Arc::clone(&held)));
+        Self { held, reader }
     }
 
     /// The server.
     #[must_use]
     pub fn server(&self) -> &RedisServer {
-        &self.shared.server
-    }
-
-    pub(super) fn held(&self) -> MutexGuard<'_, HashMap<String, InHand>> {
-        self.shared.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn take_in_hand(&self, message_id: &str) {
-        let task = InHand {
-            ending: false,
-            seen: Instant::now(),
-        };
-        self.held().insert(message_id.to_owned(), task);
-    }
-
-    /// What was given up without a word must not gather here.
-    pub(super) fn forget_abandoned(&self) {
-        let (now, lease) = (Instant::now(), self.shared.lease);
-        self.held().retain(|_, task| now - task.seen < lease * 10);
-    }
-
-    pub(super) fn is_in_hand(&self, message_id: &str) -> bool {
-        self.held()
-            .get(message_id)
-            .is_some_and(|task| task.seen.elapsed() < self.shared.lease)
-    }
-
-    async fn call(&self, claim: &Claim, doing: &str, operation: Operation) -> Result<Answer, BrokerError> {
-        let Shared { caller, server, .. } = &*self.shared;
-        let answer = caller.call(server, claim, operation).await;
-        answer.map_err(|source| failed(claim, doing, source))
-    }
-
-    /// Makes a call that is only for the owner of the entry and is answered with who that is.
-    async fn as_owner(
-        &self,
-        claim: &Claim,
-        doing: &str,
-        operation: Operation,
-        ends: bool,
-    ) -> Result<Ownership, BrokerError> {
-        let mut ended_before = false;
-        if let Some(task) = self.held().get_mut(&claim.message_id) {
-            task.seen = Instant::now();
-            ended_before = task.ending;
-            // Noted now, for who asked may be gone before there is an answer.
-            task.ending |= ends;
-        }
-        let owner = self.call(claim, doing, operation).await?;
-        let ours = match owner {
-            Answer::Number(HELD) => true,
-            Answer::Number(GONE) => ended_before,
-            _ => false,
-        };
-        if ends || !ours {
-            self.held().remove(&claim.message_id);
-        }
-        Ok(if ours { Ownership::Held } else { Ownership::Lost })
+        &self.held.server
     }
 }
 
@@ -162,11 +72,11 @@ impl Broker for RedisBroker {
     }
 
     fn lease(&self) -> Duration {
-        self.shared.lease
+        self.held.lease
     }
 
     async fn receive(&self, consumer: &Consumer, wait: Duration) -> Result<Option<Delivery>, BrokerError> {
-        Ok(self.receive_several(consumer, 1, wait).await?.pop())
+        Ok(self.reader.receive(consumer, 1, wait).await?.pop())
     }
 
     async fn receive_several(
@@ -175,119 +85,121 @@ impl Broker for RedisBroker {
         most: usize,
         wait: Duration,
     ) -> Result<Vec<Delivery>, BrokerError> {
-        let mut reader = self.shared.reader.lock().await;
-        reader.next(self, consumer, most, wait).await
+        self.reader.receive(consumer, most, wait).await
     }
 
     async fn lookup(&self, claim: &Claim) -> Result<Lookup, BrokerError> {
-        let doing = "looking up";
-        let Answer::Lookup(lookup) = self.call(claim, doing, Operation::Lookup).await? else {
-            return Err(failed(claim, doing, Malformed.into()));
-        };
+        let mut script = script_about(claim, &scripts::LOOKUP);
+        script
+            .key(keys::job_cancelled(&claim.job_id))
+            .key(keys::task(&claim.task_id))
+            .key(keys::WAITING_TASKS);
+        script.arg(&claim.task_id).arg(&keys::WAIT_MARKERS);
+        let reply = script.invoke_async(&mut self.held.server.shared()).await;
+        let reply = gone_with_its_group(reply, vec![Some(b"lost".to_vec())])
+            .map_err(|source| self.held.failed(claim, "looking up", source))?;
+        let lookup = read_lookup(&claim.task_id, &reply)
+            .map_err(|source| self.held.failed(claim, "looking up", source))?;
         if matches!(lookup, Lookup::Lost) {
-            self.held().remove(&claim.message_id);
+            self.held.forget(&claim.message_id);
         }
         Ok(lookup)
     }
 
-    async fn started(&self, claim: &Claim, event: &EventContext) -> Result<Ownership, BrokerError> {
-        let event = task_event(claim, &TaskEventKind::Started, event);
-        self.as_owner(claim, "reporting the start of", Operation::Started(event), false)
+    async fn started(&self, claim: &Claim, context: &EventContext) -> Result<Ownership, BrokerError> {
+        let mut script = script_about(claim, &scripts::STARTED);
+        script.key(keys::EVENT_STREAM);
+        add_event(&mut script, Some(&event(claim, TaskEventKind::Started, context)));
+        self.held
+            .call(claim, "reporting the start of", script, false)
             .await
     }
 
     async fn renew(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
-        self.as_owner(claim, "renewing the lease of", Operation::Renew, false)
+        let script = script_about(claim, &scripts::RENEW);
+        self.held
+            .call(claim, "renewing the lease of", script, false)
             .await
     }
 
     async fn is_cancelled(&self, claim: &Claim) -> Result<bool, BrokerError> {
-        let doing = "asking for the cancellation of";
-        match self.call(claim, doing, Operation::IsCancelled).await? {
-            Answer::Number(there) => Ok(there != 0),
-            _ => Err(failed(claim, doing, Malformed.into())),
-        }
+        let mut command = redis::cmd("EXISTS");
+        command.arg(keys::job_cancelled(&claim.job_id));
+        let exists = command.query_async(&mut self.held.server.shared()).await;
+        exists.map_err(|source| self.held.failed(claim, "asking for the cancellation of", source))
     }
 
     async fn finish(
         &self,
         claim: &Claim,
         outcome: &Outcome,
-        event: &EventContext,
+        context: &EventContext,
     ) -> Result<Ownership, BrokerError> {
         let (kind, artifacts) = match outcome {
             Outcome::Completed { artifacts } => (Some(TaskEventKind::Completed), artifacts.as_slice()),
             Outcome::Failed { error, .. } => (Some(TaskEventKind::Failed(error.clone())), [].as_slice()),
-            // A cancelled job ends when its running tasks are completed. A task that failed would be queued again, to be
-            // skipped without a word, and its job would be cancelling for ever.
+            // A cancelled job ends when its running tasks are completed. A failed task would be queued again and then skipped
+            // without an event, and its job would stay in the state `cancelling`.
             Outcome::Cancelled => (Some(TaskEventKind::Completed), [].as_slice()),
             Outcome::Skipped => (None, [].as_slice()),
         };
+        let mut script = script_about(claim, &scripts::FINISH);
+        script
+            .key(keys::EVENT_STREAM)
+            .key(keys::job_artifacts(&claim.job_id))
+            .key(keys::task(&claim.task_id));
+        add_event(&mut script, kind.map(|kind| event(claim, kind, context)).as_ref());
         let ids: Vec<&str> = artifacts
             .iter()
             .map(|artifact| artifact.artifact_id.as_str())
             .collect();
-        let operation = Operation::Finish {
-            event: kind.map(|kind| task_event(claim, &kind, event)),
-            ids: json(&ids),
-            artifacts: artifacts
-                .iter()
-                .map(|artifact| (artifact.artifact_id.clone(), json(artifact)))
-                .collect(),
-        };
-        self.as_owner(claim, "finishing", operation, true).await
+        script.arg(json(&ids));
+        for artifact in artifacts {
+            script.arg(&artifact.artifact_id).arg(json(artifact));
+        }
+        self.held.call(claim, "finishing", script, true).await
     }
 
     async fn release(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
-        let operation = Operation::Release {
-            nobody: HANDED_BACK,
-            idle_ms: milliseconds(self.shared.lease),
-        };
-        self.as_owner(claim, "handing back", operation, true).await
+        self.held.release(claim).await
     }
 }
 
 impl fmt::Debug for RedisBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisBroker")
-            .field("server", &self.shared.server)
-            .field("lease", &self.shared.lease)
-            .field("held", &self.held().len())
+            .field("server", &self.held.server)
+            .field("lease", &self.held.lease)
+            .field("held", &self.held.len())
             .finish_non_exhaustive()
     }
 }
 
-fn task_event(claim: &Claim, kind: &TaskEventKind, context: &EventContext) -> Event {
-    let payload = Payload {
-        task_id: &claim.task_id,
-        job_id: &claim.job_id,
-        engine_id: &claim.consumer.engine_id,
-        error: kind.error(),
-        request_id: context.request_id.as_deref(),
-    };
-    let trace_context = context.trace_context.as_deref();
-    Event {
-        kind: kind.as_str(),
-        payload: payload.to_json(),
-        context: trace_context.and_then(trace_context_json).unwrap_or_default(),
+fn event(claim: &Claim, kind: TaskEventKind, context: &EventContext) -> TaskEvent {
+    let engine_id = &claim.consumer.engine_id;
+    let mut event = TaskEvent::new(kind, &claim.task_id, &claim.job_id, engine_id, Timestamp::now());
+    event.request_id.clone_from(&context.request_id);
+    event.trace_context.clone_from(&context.trace_context);
+    event
+}
+
+/// The arguments of `event.lua`. An empty type stands for no event.
+fn add_event(script: &mut ScriptInvocation<'_>, event: Option<&TaskEvent>) {
+    script.arg(keys::EVENT_STREAM_MAX_LEN);
+    match event {
+        Some(event) => {
+            script.arg(event.kind.as_str()).arg(event.timestamp.to_string());
+            script
+                .arg(event.payload())
+                .arg(event.trace_context_field().unwrap_or_default());
+            script.arg(keys::EVENT_CHANNEL).arg(event.published());
+        }
+        None => {
+            script.arg(&["", "", "", "", keys::EVENT_CHANNEL, ""]);
+        }
     }
 }
 
 fn json<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("references have string keys and no `Serialize` that fails")
-}
-
-pub(super) fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn failed(claim: &Claim, doing: &str, source: CallError) -> BrokerError {
-    BrokerError::new(format!("{doing} task {}", claim.task_id), source)
-}
-
-/// The time of a field, or nothing and a warning.
-pub(super) fn readable(task_id: &str, field: &str, text: &str) -> Option<Timestamp> {
-    text.parse()
-        .inspect_err(|error| warn!(task_id, field, %error, "task_time_unreadable"))
-        .ok()
 }

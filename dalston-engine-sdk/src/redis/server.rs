@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisFuture,
-    RedisResult, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisError,
+    RedisFuture, RedisResult, Value,
 };
 
 use crate::broker::BrokerError;
@@ -96,13 +96,6 @@ impl RedisServer {
         }
     }
 
-    /// Leaves the connection if the code of an error says that the server gave up its role.
-    pub(super) fn heard(&self, code: &str) {
-        if matches!(code, "READONLY" | "NOREPLICAS" | "MASTERDOWN") {
-            self.leave();
-        }
-    }
-
     /// Connects anew when the next command is sent, and so to whatever the name stands for by then.
     fn leave(&self) {
         if let Ok(fresh) = manager(self.client.clone()) {
@@ -140,11 +133,19 @@ pub(crate) struct SharedConnection {
 }
 
 impl SharedConnection {
-    fn judge(&self, answers: &[Value]) {
-        for answer in answers {
-            if let Value::ServerError(error) = answer {
-                self.server.heard(error.code());
+    /// Leaves the connection if the server says that it gave up its role.
+    fn check(&self, replies: &[Value]) {
+        let role_lost = replies.iter().any(|reply| match reply {
+            Value::ServerError(error) => {
+                let error = RedisError::from(error.clone());
+                ["READONLY", "NOREPLICAS", "MASTERDOWN"]
+                    .into_iter()
+                    .any(|code| has_code(&error, code))
             }
+            _ => false,
+        });
+        if role_lost {
+            self.server.leave();
         }
     }
 }
@@ -152,9 +153,9 @@ impl SharedConnection {
 impl ConnectionLike for SharedConnection {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
         Box::pin(async move {
-            let answer = self.connection.req_packed_command(command).await?;
-            self.judge(std::slice::from_ref(&answer));
-            Ok(answer)
+            let reply = self.connection.req_packed_command(command).await?;
+            self.check(std::slice::from_ref(&reply));
+            Ok(reply)
         })
     }
 
@@ -165,12 +166,12 @@ impl ConnectionLike for SharedConnection {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         Box::pin(async move {
-            let answers = self
+            let replies = self
                 .connection
                 .req_packed_commands(pipeline, offset, count)
                 .await?;
-            self.judge(&answers);
-            Ok(answers)
+            self.check(&replies);
+            Ok(replies)
         })
     }
 
@@ -192,4 +193,71 @@ impl fmt::Debug for RedisServer {
 #[error("the Redis URL is not valid: {problem}; expected redis://, rediss:// or unix:// and a host or path")]
 pub struct InvalidRedisUrl {
     problem: String,
+}
+
+/// Whether an error of the server has this code. An error inside a script has it as its first word since Redis 7; before, it
+/// is further inside: `Error running script (call to f_1f): @user_script:7: -READONLY You can't write`.
+pub(super) fn has_code(error: &RedisError, code: &str) -> bool {
+    error.code() == Some(code)
+        || error.code().is_some() && {
+            let text = error.to_string();
+            text.contains("@user_script")
+                && text
+                    .split_whitespace()
+                    .any(|word| word.strip_prefix('-') == Some(code))
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::parse_redis_value;
+
+    use super::*;
+
+    #[test]
+    fn code_is_found_behind_the_prefix_of_older_servers() {
+        for (line, code, found) in [
+            (
+                "READONLY You can't write against a read only replica.",
+                "READONLY",
+                true,
+            ),
+            (
+                "READONLY You can't write against a read only replica.",
+                "OOM",
+                false,
+            ),
+            (
+                "ERR Error running script (call to f_1f): @user_script:7: @user_script: 7: -READONLY You can't write",
+                "READONLY",
+                true,
+            ),
+            (
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                "OOM",
+                true,
+            ),
+            (
+                "NOREPLICAS Not enough good replicas to write.",
+                "NOREPLICAS",
+                true,
+            ),
+            (
+                "ERR user_script:7: attempt to index a nil value",
+                "READONLY",
+                false,
+            ),
+            (
+                "WRONGTYPE the key -READONLY holds the wrong kind of value",
+                "READONLY",
+                false,
+            ),
+        ] {
+            let reply = parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
+            let Value::ServerError(error) = reply else {
+                panic!("{reply:?}")
+            };
+            assert_eq!(has_code(&error.into(), code), found, "{line}");
+        }
+    }
 }

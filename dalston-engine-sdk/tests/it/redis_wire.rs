@@ -412,7 +412,9 @@ async fn a_task_whose_event_can_not_be_written_stays_in_the_queue() {
         .finish(&claim, &outcome, &EventContext::default())
         .await
         .unwrap_err();
-    assert_eq!(error.to_string(), format!("finishing task {TASK}"));
+    let text = error.to_string();
+    let about = format!("finishing task {TASK} of faster-whisper on Redis at 127.0.0.1:");
+    assert!(text.starts_with(&about) && text.contains("WRONGTYPE"), "{text}");
     assert_eq!(
         pending(&server).await.len(),
         1,
@@ -1186,8 +1188,11 @@ async fn read_is_refused(server: &TestRedis, broker: &RedisBroker) {
     let before = pending(server).await;
     let refused = broker.receive_several(&consumer("a"), 2, LONG).await;
     let error = refused.expect_err("no memory");
-    let cause = std::error::Error::source(&error).expect("a cause").to_string();
-    assert!(cause.contains("OOM"), "{cause}");
+    let text = error.to_string();
+    assert!(
+        text.starts_with(&format!("reading from {STREAM} on Redis at 127.0.0.1:")) && text.contains("OOM"),
+        "{text}"
+    );
     assert_eq!(pending(server).await, before);
 }
 
@@ -1364,10 +1369,13 @@ async fn what_goes_wrong_with_one_task_does_not_touch_those_that_are_asked_about
     for (number, finished) in finished.into_iter().enumerate() {
         match finished {
             Ok(owner) => assert!(owner == Ownership::Held && number != 7),
-            Err(error) => assert_eq!(
-                (number, error.to_string()),
-                (7, "finishing task task-7".to_owned())
-            ),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(
+                    number == 7 && text.contains("finishing task task-7"),
+                    "{number} {text}"
+                );
+            }
         }
     }
     assert_eq!(
@@ -1466,6 +1474,11 @@ async fn a_task_that_has_just_ended_can_be_neither_ended_nor_renewed_again_in_th
     let broker = broker(&server);
     let claims = take(&server, &broker, 2).await;
     let (outcome, context) = (Outcome::Skipped, EventContext::default());
+    // The server knows the scripts from their first use, and only then keeps the order of the calls.
+    let warm_up = take(&server, &broker, 1).await;
+    let _ = broker.renew(&warm_up[0]).await.unwrap();
+    let _ = broker.finish(&warm_up[0], &outcome, &context).await.unwrap();
+    assert_eq!(broker.release(&warm_up[0]).await.unwrap(), Ownership::Lost);
 
     let (finished, renewed, returned, too_late) = tokio::join!(
         broker.finish(&claims[0], &outcome, &context),

@@ -1,0 +1,140 @@
+//! Claims: entries of the pending list that their consumer no longer renews.
+
+use std::time::{Duration, SystemTime};
+
+use redis::RedisResult;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::held::{HeldTasks, RELEASED, milliseconds};
+use super::message::{Fields, Message};
+use super::scripts;
+use crate::broker::{Consumer, Delivery, RedeliveryReason};
+use crate::protocol::{RECORD_TTL_SECONDS, Timestamp, keys};
+
+/// How many entries of the pending list one look sees.
+pub(super) const WINDOW: usize = 32;
+
+/// An entry of the pending list that was not renewed for a while.
+#[derive(Debug)]
+pub(super) struct StaleEntry {
+    pub(super) id: String,
+    pub(super) consumer: String,
+    idle: Duration,
+    delivery_count: u32,
+    /// Time that the consumer's registry record has left. Negative if it has no end, or if there is no record.
+    record_ttl_ms: i64,
+    status: String,
+    last_heartbeat: String,
+}
+
+/// Where to look for stale entries.
+#[derive(Debug)]
+pub(super) struct Search<'a> {
+    /// Only entries behind this id.
+    pub(super) after: Option<&'a str>,
+    /// Only entries that were not renewed for so long.
+    pub(super) idle: Duration,
+    /// Only entries of this consumer.
+    pub(super) consumer: Option<&'a str>,
+}
+
+impl StaleEntry {
+    /// Up to [`WINDOW`] entries.
+    pub(super) async fn find(held: &HeldTasks, stream: &str, search: Search<'_>) -> RedisResult<Vec<Self>> {
+        type Row = (String, String, u64, u32, i64, String, String);
+        let start = search.after.map_or_else(|| "-".to_owned(), |id| format!("({id}"));
+        let mut script = scripts::STALE_ENTRIES.key(stream);
+        script
+            .arg(keys::TASK_GROUP)
+            .arg(start)
+            .arg(milliseconds(search.idle))
+            .arg(WINDOW)
+            .arg(search.consumer.unwrap_or_default())
+            .arg(keys::instance(""));
+        let rows: Vec<Row> = script.invoke_async(&mut held.server.shared()).await?;
+        let entries = rows.into_iter().map(
+            |(id, consumer, idle, delivery_count, record_ttl_ms, status, last_heartbeat)| Self {
+                id,
+                consumer,
+                idle: Duration::from_millis(idle),
+                delivery_count,
+                record_ttl_ms,
+                status,
+                last_heartbeat,
+            },
+        );
+        Ok(entries.collect())
+    }
+
+    pub(super) fn is_released(&self) -> bool {
+        self.consumer == RELEASED
+    }
+
+    /// The platform's rule, with one addition: a record that the server itself will drop within a minute was renewed within
+    /// the last minute, whatever the clocks of the two hosts say.
+    pub(super) fn owner_is_dead(&self, now: Timestamp) -> bool {
+        if self.status.is_empty() || self.status == "offline" {
+            return true;
+        }
+        let Ok(heartbeat) = self.last_heartbeat.parse::<Timestamp>() else {
+            return true;
+        };
+        let fresh = now.seconds_since(heartbeat) < RECORD_TTL_SECONDS as f64;
+        !fresh && self.record_ttl_ms <= 0
+    }
+
+    /// Claims the entry for a consumer, if it was still not renewed for `idle`.
+    pub(super) async fn claim(
+        self,
+        held: &HeldTasks,
+        stream: &str,
+        consumer: &Consumer,
+        idle: Duration,
+    ) -> RedisResult<Option<Delivery>> {
+        let asked_at = Instant::now();
+        let mut script = scripts::CLAIM.key(stream);
+        script
+            .arg(keys::TASK_GROUP)
+            .arg(&self.id)
+            .arg(&consumer.instance)
+            .arg(self.delivery_count)
+            .arg(&self.consumer)
+            .arg(milliseconds(idle));
+        let fields: Option<Fields> = script.invoke_async(&mut held.server.shared()).await?;
+        let (released, id) = (self.is_released(), self.id);
+        let Some(fields) = fields else { return Ok(None) };
+        if fields.is_empty() {
+            warn!(stream, message_id = %id, action = "removed", "pending_entry_without_message");
+            return Ok(None);
+        }
+        let message = Message {
+            id,
+            delivery_count: self.delivery_count + 1,
+            fields,
+        };
+        let delivery = message.into_delivery(&held.server, consumer, asked_at).await;
+        let Some(mut delivery) = delivery else {
+            return Ok(None);
+        };
+        if !released {
+            fault_point!(TakenOver);
+        }
+        delivery.redelivery = Some(match released {
+            true => RedeliveryReason::Deferred,
+            false => RedeliveryReason::EngineCrash,
+        });
+        // Other workers could have claimed it since its lease ended.
+        let free_for = self.idle.saturating_sub(held.lease);
+        let now = SystemTime::now();
+        delivery.requeued_at = Some(Timestamp::from(now.checked_sub(free_for).unwrap_or(now)));
+        info!(
+            task_id = %delivery.claim.task_id,
+            job_id = %delivery.claim.job_id,
+            from = %self.consumer,
+            delivery_count = delivery.claim.delivery_count,
+            "claimed_stale_task"
+        );
+        Ok(Some(delivery))
+    }
+}

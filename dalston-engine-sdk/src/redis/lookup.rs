@@ -1,0 +1,142 @@
+//! What the server says about a task: the reply of `lookup.lua`.
+
+use std::collections::BTreeMap;
+
+use super::message::read_time;
+use crate::broker::{Lookup, TaskMetadata};
+use crate::protocol::RequestBinding;
+
+/// The reply is not one that the script can give.
+#[derive(Debug, thiserror::Error)]
+#[error("the server replied with something that the script can't return")]
+pub(super) struct MalformedReply;
+
+/// Reads a word and what follows it.
+pub(super) fn read_lookup(task_id: &str, reply: &[Option<Vec<u8>>]) -> Result<Lookup, MalformedReply> {
+    let (word, values) = reply.split_first().ok_or(MalformedReply)?;
+    let reason = || {
+        let reason = values.first().and_then(Option::as_deref).unwrap_or_default();
+        String::from_utf8_lossy(reason).into_owned()
+    };
+    match word.as_deref() {
+        Some(b"task") => {
+            let mut fields = [None; Field::ALL];
+            if values.len() != fields.len() {
+                return Err(MalformedReply);
+            }
+            for (field, value) in fields.iter_mut().zip(values) {
+                *field = value.as_deref();
+            }
+            Ok(read_metadata(task_id, fields))
+        }
+        Some(b"lost") => Ok(Lookup::Lost),
+        Some(b"cancelled") => Ok(Lookup::Cancelled),
+        Some(b"missing") => Ok(Lookup::Missing),
+        Some(b"blocked") => Ok(Lookup::Blocked(reason())),
+        Some(b"malformed") => Ok(Lookup::Malformed {
+            metadata: Box::default(),
+            problem: format!("its metadata can't be read: {}", reason()),
+        }),
+        _ => Err(MalformedReply),
+    }
+}
+
+/// The fields of a task's metadata, section 2.3, in the order of the reply.
+#[derive(Clone, Copy)]
+enum Field {
+    Stage,
+    EnqueuedAt,
+    LoadedModelId,
+    RequestId,
+    TraceContext,
+    RequestBindings,
+    ResolvedArtifactIds,
+}
+
+impl Field {
+    const ALL: usize = 7;
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stage => "stage",
+            Self::EnqueuedAt => "enqueued_at",
+            Self::LoadedModelId => "loaded_model_id",
+            Self::RequestId => "request_id",
+            Self::TraceContext => "_trace_context",
+            Self::RequestBindings => "request_bindings_json",
+            Self::ResolvedArtifactIds => "resolved_artifact_ids_json",
+        }
+    }
+}
+
+/// Fields that serve only traces or waiting times are left out when they can't be read; fields that decide about the work
+/// must be right.
+fn read_metadata(task_id: &str, values: [Option<&[u8]>; Field::ALL]) -> Lookup {
+    let lenient = |field| text(values, field).unwrap_or(None);
+    let owned = |field| lenient(field).map(str::to_owned);
+    let mut metadata = Box::new(TaskMetadata::default());
+    metadata.enqueued_at =
+        lenient(Field::EnqueuedAt).and_then(|time| read_time(task_id, Field::EnqueuedAt.name(), time));
+    metadata.model = owned(Field::LoadedModelId);
+    metadata.request_id = owned(Field::RequestId);
+    metadata.trace_context = owned(Field::TraceContext);
+    match read_work(values, &mut metadata) {
+        Ok(()) => Lookup::Task(metadata),
+        Err(problem) => Lookup::Malformed { metadata, problem },
+    }
+}
+
+fn read_work(values: [Option<&[u8]>; Field::ALL], metadata: &mut TaskMetadata) -> Result<(), String> {
+    let stage = text(values, Field::Stage)?.ok_or_else(|| "its metadata has no stage".to_owned())?;
+    stage.clone_into(&mut metadata.stage);
+    if let Some(bindings) = text(values, Field::RequestBindings)? {
+        let bindings = RequestBinding::list_from_slice(bindings.as_bytes());
+        metadata.bindings = Some(bindings.map_err(|error| error.to_string())?);
+    }
+    if let Some(ids) = text(values, Field::ResolvedArtifactIds)? {
+        let name = Field::ResolvedArtifactIds.name();
+        let ids: BTreeMap<String, Option<String>> = serde_json::from_str(ids)
+            .map_err(|error| format!("the field {name:?} of its metadata: {error}"))?;
+        let known = ids.into_iter().filter_map(|(slot, id)| id.map(|id| (slot, id)));
+        metadata.resolved_artifact_ids = Some(known.collect());
+    }
+    Ok(())
+}
+
+fn text(values: [Option<&[u8]>; Field::ALL], field: Field) -> Result<Option<&str>, String> {
+    match values[field as usize] {
+        None | Some([]) => Ok(None),
+        Some(value) => match std::str::from_utf8(value) {
+            Ok(value) => Ok(Some(value)),
+            Err(_) => Err(format!(
+                "the field {:?} of its metadata is not UTF-8",
+                field.name()
+            )),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reply_of_another_shape_is_an_error() {
+        let reply =
+            |words: &[&str]| -> Vec<_> { words.iter().map(|word| Some(word.as_bytes().to_vec())).collect() };
+        for words in [
+            &[][..],
+            &["error"],
+            &["task"],
+            &["task", "transcribe"],
+            &["task"; 9],
+        ] {
+            assert!(read_lookup("T", &reply(words)).is_err(), "{words:?}");
+        }
+        assert!(read_lookup("T", &[None]).is_err());
+        assert!(matches!(
+            read_lookup("T", &reply(&["blocked"])),
+            Ok(Lookup::Blocked(_))
+        ));
+    }
+}

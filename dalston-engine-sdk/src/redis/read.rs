@@ -1,0 +1,259 @@
+//! Taking tasks from a stream: claims of stale entries first, then new messages.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::RedisResult;
+use redis::aio::MultiplexedConnection;
+use tokio::time::{Instant, timeout};
+
+use super::claim::{Search, StaleEntry, WINDOW};
+use super::held::{HeldTasks, milliseconds};
+use super::message::{Fields, Message};
+use super::server::{RedisServer, has_code};
+use super::trim::{remove_idle_consumers, trim};
+use crate::broker::{BrokerError, Consumer, Delivery};
+use crate::protocol::{Timestamp, keys};
+
+/// How often stale entries are looked for, and so the longest time that a read blocks.
+const CLAIM_INTERVAL: Duration = Duration::from_millis(500);
+/// How often acknowledged messages and idle consumers are removed.
+const TRIM_INTERVAL: Duration = Duration::from_secs(60);
+/// How much later than asked a blocking read may be answered before its connection counts as dead.
+const READ_GRACE: Duration = Duration::from_secs(5);
+
+/// Takes tasks from one stream at a time, and remembers what it needs from one read to the next.
+pub(super) struct StreamReader {
+    pub(super) held: Arc<HeldTasks>,
+    /// Of its own, because every other command on it would wait behind a blocking read.
+    connection: Option<MultiplexedConnection>,
+    /// The stream whose group is known to exist.
+    stream: Option<String>,
+    /// Whether all entries were found that this instance held before its process started.
+    own_entries_done: bool,
+    /// Where in the pending list the next look begins.
+    cursor: Option<String>,
+    next_claim: Option<Instant>,
+    next_trim: Option<Instant>,
+}
+
+impl StreamReader {
+    pub(super) fn new(held: Arc<HeldTasks>) -> Self {
+        Self {
+            held,
+            connection: None,
+            stream: None,
+            own_entries_done: false,
+            cursor: None,
+            next_claim: None,
+            next_trim: None,
+        }
+    }
+
+    /// Takes up to `most` tasks. Returns none when there were none for a while, at the latest at `give_up`.
+    pub(super) async fn read(
+        &mut self,
+        consumer: &Consumer,
+        most: usize,
+        give_up: Instant,
+    ) -> Result<Vec<Delivery>, BrokerError> {
+        let stream = keys::task_stream(&consumer.engine_id);
+        match self.step(consumer, &stream, most, give_up).await {
+            Ok(deliveries) => {
+                for delivery in &deliveries {
+                    fault_point!(Taken);
+                    self.held.hold(&delivery.claim.message_id);
+                }
+                Ok(deliveries)
+            }
+            // The server lost its data, or the stream was removed: before the read, or during it.
+            Err(error) if has_code(&error, "NOGROUP") || has_code(&error, "UNBLOCKED") => {
+                self.stream = None;
+                Ok(Vec::new())
+            }
+            Err(error) => {
+                if !has_code(&error, "OOM") {
+                    self.connection = None;
+                }
+                let address = self.held.server.address();
+                Err(BrokerError::new(
+                    format!("reading from {stream} on Redis at {address}"),
+                    error,
+                ))
+            }
+        }
+    }
+
+    /// Looks for stale entries if it is time for that, and then for new messages until it is time for the next look. Not
+    /// longer: a worker that stops waiting must soon stop taking tasks.
+    async fn step(
+        &mut self,
+        consumer: &Consumer,
+        stream: &str,
+        most: usize,
+        give_up: Instant,
+    ) -> RedisResult<Vec<Delivery>> {
+        if self.stream.as_deref() != Some(stream) {
+            make_group(&self.held.server, stream).await?;
+            self.stream = Some(stream.to_owned());
+            (self.own_entries_done, self.cursor, self.next_claim) = (false, None, None);
+        }
+        check_memory(&self.held.server).await?;
+        let now = Instant::now();
+        if self.next_claim.is_none_or(|next| next <= now) {
+            self.held.forget_abandoned();
+            if let Some(delivery) = self.claim_stale_entry(consumer, stream).await? {
+                return Ok(vec![delivery]);
+            }
+            self.next_claim = Some(Instant::now() + CLAIM_INTERVAL);
+        }
+        if self.next_trim.is_none_or(|next| next <= now) {
+            self.next_trim = Some(now + TRIM_INTERVAL);
+            trim(&self.held.server, stream).await;
+            remove_idle_consumers(&self.held.server, stream, self.held.lease).await;
+        }
+        let until = self.next_claim.map_or(give_up, |next| next.min(give_up));
+        self.read_new(consumer, stream, most, until).await
+    }
+
+    async fn claim_stale_entry(
+        &mut self,
+        consumer: &Consumer,
+        stream: &str,
+    ) -> RedisResult<Option<Delivery>> {
+        let held = &self.held;
+        if !self.own_entries_done {
+            // A process with a fixed name finds here what it held when it was killed, and need not wait for the lease.
+            let search = Search {
+                after: None,
+                idle: Duration::ZERO,
+                consumer: Some(&consumer.instance),
+            };
+            for entry in StaleEntry::find(held, stream, search).await? {
+                if !held.is_held(&entry.id)
+                    && let Some(delivery) = entry.claim(held, stream, consumer, Duration::ZERO).await?
+                {
+                    return Ok(Some(delivery));
+                }
+            }
+            self.own_entries_done = true;
+        }
+        let search = Search {
+            after: self.cursor.as_deref(),
+            idle: held.lease,
+            consumer: None,
+        };
+        let entries = StaleEntry::find(held, stream, search).await?;
+        self.cursor = match entries.last() {
+            Some(last) if entries.len() == WINDOW => Some(last.id.clone()),
+            _ => None,
+        };
+        for entry in entries {
+            let free = if entry.is_released() {
+                true
+            } else if entry.consumer == consumer.instance {
+                // Delivered to this process, but the reply was lost on the way.
+                !held.is_held(&entry.id)
+            } else {
+                entry.owner_is_dead(Timestamp::now())
+            };
+            if free && let Some(delivery) = entry.claim(held, stream, consumer, held.lease).await? {
+                return Ok(Some(delivery));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads new messages, and waits for the first one.
+    async fn read_new(
+        &mut self,
+        consumer: &Consumer,
+        stream: &str,
+        most: usize,
+        until: Instant,
+    ) -> RedisResult<Vec<Delivery>> {
+        /// Streams, of which one is asked for, and their messages.
+        type Reply = Option<Vec<(String, Vec<(String, Fields)>)>>;
+        let server = &self.held.server;
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => none.insert(server.blocking().await?),
+        };
+        let asked_at = Instant::now();
+        let block = until.saturating_duration_since(asked_at);
+        let mut command = redis::cmd("XREADGROUP");
+        command
+            .arg("GROUP")
+            .arg(keys::TASK_GROUP)
+            .arg(&consumer.instance)
+            .arg("COUNT")
+            .arg(most)
+            .arg("BLOCK")
+            // Zero would block without an end.
+            .arg(milliseconds(block).max(1))
+            .arg("STREAMS")
+            .arg(stream)
+            .arg(">");
+        let reply = timeout(block + READ_GRACE, command.query_async::<Reply>(connection)).await;
+        let reply = reply.map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::TimedOut,
+                "a blocking read was not answered in time",
+            )
+        })??;
+        let mut deliveries = Vec::new();
+        for (id, fields) in reply.into_iter().flatten().flat_map(|(_, messages)| messages) {
+            let message = Message {
+                id,
+                delivery_count: 1,
+                fields,
+            };
+            deliveries.extend(message.into_delivery(server, consumer, asked_at).await);
+        }
+        Ok(deliveries)
+    }
+}
+
+impl fmt::Debug for StreamReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamReader")
+            .field("stream", &self.stream)
+            .field("connected", &self.connection.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Fails while the server is full. Such a server still lets a group read, but refuses the events: a whole backlog would be
+/// taken, and no result of it could be reported. So before each read we ask for a write that needs memory and changes nothing:
+/// an entry for a stream that does not exist and is not made.
+async fn check_memory(server: &RedisServer) -> RedisResult<()> {
+    let mut command = redis::cmd("XADD");
+    command
+        .arg(format!("{}:none", keys::EVENT_STREAM))
+        .arg("NOMKSTREAM")
+        .arg("*")
+        .arg(&["type", "none"]);
+    let written: RedisResult<()> = command.query_async(&mut server.shared()).await;
+    match written {
+        // A user with narrow rights may be refused here; only a full server must stop the reads.
+        Err(error) if error.code().is_some_and(|code| code != "OOM") => Ok(()),
+        other => other,
+    }
+}
+
+async fn make_group(server: &RedisServer, stream: &str) -> RedisResult<()> {
+    let mut command = redis::cmd("XGROUP");
+    // From the beginning: tasks that were queued before the first engine started count.
+    command
+        .arg("CREATE")
+        .arg(stream)
+        .arg(keys::TASK_GROUP)
+        .arg("0")
+        .arg("MKSTREAM");
+    match command.query_async(&mut server.shared()).await {
+        Err(error) if has_code(&error, "BUSYGROUP") => Ok(()),
+        other => other,
+    }
+}
