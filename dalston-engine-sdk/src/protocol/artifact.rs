@@ -1,20 +1,20 @@
-//! Section 3.3: what a task is given and what it produced.
+//! Section 3.3: the input and output files of a task.
 
 use serde::Serialize;
 use serde_json::Value;
 
-use super::ProtocolError;
+use super::error::{self, ProtocolError};
 use super::json::{self, Object, Wrong};
 
-/// Which artifact goes into which input slot of a task.
+/// The artifact for one input slot of a task.
 ///
-/// The orchestrator writes it; it is resolved to an artifact id before the task is queued.
+/// The orchestrator writes it, and resolves it to an artifact id before it queues the task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RequestBinding {
     /// The name under which the engine asks for the input, for example `audio`.
     pub slot: String,
-    /// What is wanted.
+    /// The properties of the artifact.
     pub selector: ArtifactSelector,
 }
 
@@ -34,36 +34,28 @@ impl RequestBinding {
     ///
     /// If it is not JSON, not a list, or a binding lacks a key or has a value of the wrong type.
     pub fn list_from_slice(bytes: &[u8]) -> Result<Vec<Self>, ProtocolError> {
-        const DOCUMENT: &str = "request_bindings_json";
-        let value: Value = serde_json::from_slice(bytes).map_err(|source| ProtocolError::Syntax {
-            document: DOCUMENT,
-            source,
-        })?;
-        let Value::Array(bindings) = value else {
-            let wrong = json::mismatch("document", &value, "a list");
-            return Err(ProtocolError::field(DOCUMENT, wrong));
-        };
-        let bindings = bindings
-            .into_iter()
-            .enumerate()
-            .map(|(index, binding)| Self::read(format!("[{index}]"), binding));
-        bindings
-            .collect::<Result<_, _>>()
-            .map_err(|wrong| ProtocolError::field(DOCUMENT, wrong))
+        error::read("request_bindings_json", bytes, |value| match value {
+            Value::Array(bindings) => Self::read_list("", bindings),
+            other => Err(Wrong::expected("document", &other, "a list")),
+        })
     }
 
-    pub(super) fn read(path: String, value: Value) -> Result<Self, Wrong> {
+    /// Reads the list at `path`.
+    pub(super) fn read_list(path: &str, bindings: Vec<Value>) -> Result<Vec<Self>, Wrong> {
+        let bindings = bindings.into_iter().enumerate();
+        bindings
+            .map(|(index, binding)| Self::read(format!("{path}[{index}]"), binding))
+            .collect()
+    }
+
+    fn read(path: String, value: Value) -> Result<Self, Wrong> {
         let mut object = Object::new(path, value)?;
         let slot = object.name("slot")?;
-        let selector = match object.any("selector") {
-            Some(selector) => ArtifactSelector::read(object.path_of("selector"), selector)?,
-            None => {
-                return Err(Wrong::new(
-                    object.path_of("selector"),
-                    "is missing: expected an object",
-                ));
-            }
+        let path = object.path_of("selector");
+        let Some(selector) = object.take("selector") else {
+            return Err(Wrong::new(path, "is missing: expected an object"));
         };
+        let selector = ArtifactSelector::read(path, selector)?;
         Ok(Self { slot, selector })
     }
 }
@@ -72,17 +64,17 @@ impl RequestBinding {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ArtifactSelector {
-    /// The stage that makes it, for example `prepare`.
+    /// The stage that produces it, for example `prepare`.
     pub producer_stage: String,
     /// For example `audio`.
     pub kind: String,
-    /// The channel, when only one will do.
+    /// The channel. `None` accepts any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channel: Option<u32>,
-    /// The role, when only one will do, for example `prepared`.
+    /// The role, for example `prepared`. `None` accepts any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
-    /// Whether the task can't run without it. `true` when the document does not say.
+    /// Whether the task can't run without it. Default `true`.
     pub required: bool,
 }
 
@@ -111,30 +103,26 @@ impl ArtifactSelector {
     }
 }
 
-/// A file in the platform's storage and what is known about it.
+/// A file in the platform's storage, with its properties.
 ///
-/// Unknown keys are refused when one is read, and keys without a value are left out when one is written: the platform's
-/// other programs do the same.
+/// As in the platform's other programs, reading refuses unknown keys, and writing omits keys
+/// without a value.
 ///
 /// ```
 /// use dalston_engine_sdk::protocol::ArtifactReference;
 ///
-/// let reference = ArtifactReference::new("T:prepared_audio", "audio", "s3://bucket/jobs/J/tasks/T/prepared_audio.wav")
-///     .role("prepared")
-///     .channel(0);
-/// assert_eq!(
-///     serde_json::to_string(&reference).unwrap(),
-///     r#"{"artifact_id":"T:prepared_audio","kind":"audio","storage_locator":"s3://bucket/jobs/J/tasks/T/prepared_audio.wav","channel":0,"role":"prepared"}"#,
-/// );
+/// let reference = ArtifactReference::new("T:audio", "audio", "s3://b/a.wav").channel(0);
+/// let json = r#"{"artifact_id":"T:audio","kind":"audio","storage_locator":"s3://b/a.wav","channel":0}"#;
+/// assert_eq!(serde_json::to_string(&reference).unwrap(), json);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ArtifactReference {
-    /// `{task_id}:{logical_name}` for what a task produced, `{job_id}:source:audio` for the upload.
+    /// `{task_id}:{logical_name}` for an output of a task, `{job_id}:source:audio` for the upload.
     pub artifact_id: String,
     /// `audio` or `transcript`, or a kind of your own.
     pub kind: String,
-    /// A full URI, followed as it stands: a task may name another bucket than the engine's own.
+    /// A full URI, in any bucket.
     pub storage_locator: String,
     /// SHA-256 in hexadecimal digits.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -151,16 +139,16 @@ pub struct ArtifactReference {
     /// `source`, `prepared`, `redacted` or `final`, or a role of your own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
-    /// The task that made it.
+    /// The task that produced it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub producer_task_id: Option<String>,
-    /// The stage that made it.
+    /// The stage that produced it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub producer_stage: Option<String>,
 }
 
 impl ArtifactReference {
-    /// A reference that says where the artifact is, and nothing else yet.
+    /// A reference with only the required properties.
     #[must_use]
     pub fn new(
         artifact_id: impl Into<String>,
@@ -216,26 +204,12 @@ impl ArtifactReference {
         self
     }
 
-    /// Sets the task and the stage that made the artifact.
+    /// Sets the task and the stage that produced the artifact.
     #[must_use]
     pub fn producer(mut self, task_id: impl Into<String>, stage: impl Into<String>) -> Self {
         self.producer_task_id = Some(task_id.into());
         self.producer_stage = Some(stage.into());
         self
-    }
-
-    /// Reads the JSON of one reference, as it stands in a job's artifact index.
-    ///
-    /// # Errors
-    ///
-    /// If it is not JSON, lacks one of the three required keys, has a value of the wrong type or an unknown key.
-    pub fn from_slice(bytes: &[u8]) -> Result<Self, ProtocolError> {
-        const DOCUMENT: &str = "artifact reference";
-        let value = serde_json::from_slice(bytes).map_err(|source| ProtocolError::Syntax {
-            document: DOCUMENT,
-            source,
-        })?;
-        Self::read(String::new(), value).map_err(|wrong| ProtocolError::field(DOCUMENT, wrong))
     }
 
     pub(super) fn read(path: String, value: Value) -> Result<Self, Wrong> {
@@ -252,13 +226,12 @@ impl ArtifactReference {
             producer_task_id: object.text("producer_task_id")?,
             producer_stage: object.text("producer_stage")?,
         };
-        let unknown = object.rest().next();
-        match unknown {
+        match object.rest().next() {
             None => Ok(reference),
-            Some(key) => Err(Wrong::new(
-                json::join(&path, &key),
-                "is not a key of an artifact reference",
-            )),
+            Some(key) => {
+                let problem = "is not a key of an artifact reference";
+                Err(Wrong::new(json::join(&path, &key), problem))
+            }
         }
     }
 }

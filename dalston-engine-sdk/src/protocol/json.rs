@@ -1,13 +1,15 @@
-//! Reading JSON values by hand, so that an error names the path, the value found and what is accepted.
+//! Readers for JSON values whose errors name the path, the value that was found, and the accepted
+//! ones.
 
 use serde_json::{Map, Value};
 
-/// A value that is not what it has to be.
+/// A value of a document that is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wrong {
-    /// Where, for example `request_bindings[0].slot`. `document` stands for the whole document.
+    /// The path of its key, for example `request_bindings[0].slot`. `document` stands for the whole
+    /// document.
     pub(crate) path: String,
-    /// Starts with a verb: `is 7: expected a string`, `is missing`.
+    /// Begins with a verb: `is 7: expected a string`, `is missing`.
     pub(crate) problem: String,
 }
 
@@ -19,12 +21,12 @@ impl Wrong {
         }
     }
 
-    fn expected(path: &str, found: &Value, expected: &str) -> Self {
+    pub(crate) fn expected(path: &str, found: &Value, expected: &str) -> Self {
         Self::new(path, format!("is {}: expected {expected}", describe(found)))
     }
 }
 
-/// An object of a document, taken apart key by key. A `null` is an absent key.
+/// An object of a document, read key by key. A `null` is an absent key.
 #[derive(Debug)]
 pub(crate) struct Object {
     path: String,
@@ -48,7 +50,8 @@ impl Object {
         join(&self.path, key)
     }
 
-    fn take(&mut self, key: &str) -> Option<Value> {
+    /// A value of any type.
+    pub(crate) fn take(&mut self, key: &str) -> Option<Value> {
         self.map.remove(key).filter(|value| !value.is_null())
     }
 
@@ -60,7 +63,7 @@ impl Object {
         }
     }
 
-    /// A key that must be there and must say something.
+    /// A required string that is not empty.
     pub(crate) fn name(&mut self, key: &str) -> Result<String, Wrong> {
         const EXPECTED: &str = "a non-empty string";
         match self.take(key) {
@@ -127,12 +130,7 @@ impl Object {
         texts.collect::<Result<_, _>>().map(Some)
     }
 
-    /// A value of any type, for keys that accept several.
-    pub(crate) fn any(&mut self, key: &str) -> Option<Value> {
-        self.take(key)
-    }
-
-    /// The keys that nobody asked for, in order.
+    /// The keys that were not read, in order.
     pub(crate) fn rest(self) -> impl Iterator<Item = String> {
         self.map.into_iter().map(|(key, _)| key)
     }
@@ -146,12 +144,7 @@ pub(crate) fn string(path: &str, value: Value) -> Result<String, Wrong> {
     }
 }
 
-/// The value at `path`, which is not `expected`.
-pub(crate) fn mismatch(path: &str, found: &Value, expected: &str) -> Wrong {
-    Wrong::expected(path, found, expected)
-}
-
-/// A value in a message: short, because the document may be large and come from strangers.
+/// A short form of a value for a message: documents may be large, and come from outside.
 pub(crate) fn describe(value: &Value) -> String {
     const LONGEST: usize = 40;
     match value {
@@ -173,7 +166,8 @@ pub(crate) fn join(path: &str, key: &str) -> String {
     }
 }
 
-/// Python's `json` writes `5.0` for an integral float, and the platform's models read it as an integer.
+/// Accepts `5.0`: Python's `json` writes it for an integral float, and the platform's models read
+/// it as an integer.
 fn whole(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| {
         let number = value.as_f64()?;
@@ -181,10 +175,10 @@ fn whole(value: &Value) -> Option<u64> {
     })
 }
 
-/// The largest integer below which every integer is a `f64`.
+/// The largest integer below which an `f64` holds every integer.
 const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// The JSON text of a document, with two spaces of indent.
 pub(crate) fn pretty<T: serde::Serialize>(document: &T) -> Vec<u8> {
-    serde_json::to_vec_pretty(document).expect("documents have string keys and no `Serialize` that fails")
+    serde_json::to_vec_pretty(document).expect("the keys are strings and no field fails to serialize")
 }

@@ -1,19 +1,20 @@
-//! Section 2.1: the names of everything in Redis.
+//! Section 2.1: the names of keys, streams and channels in Redis.
 
 /// The consumer group of every task stream.
 pub const TASK_GROUP: &str = "engines";
 /// The stream of events that the orchestrator reads.
 pub const EVENT_STREAM: &str = "dalston:events:stream";
-/// About how many events the stream keeps. Writers trim it as they add.
+/// The approximate number of events in the stream. Each writer trims it.
 pub const EVENT_STREAM_MAX_LEN: usize = 10_000;
-/// The channel with a copy of every event, for everyone else.
+/// The channel with a copy of every event.
 pub const EVENT_CHANNEL: &str = "dalston:events";
-/// The set of tasks that were queued although no engine could take them.
+/// The set of tasks that were queued while no engine could take them.
 pub const WAITING_TASKS: &str = "dalston:waiting_engine_tasks";
 /// The set of all registered instances.
 pub const INSTANCES: &str = "dalston:engine:instances";
 
-/// Fields of a task's metadata that an engine removes when it takes a task that waited for one.
+/// Fields of a task's metadata that an engine removes when it takes a task that waited for an
+/// engine.
 pub const WAIT_MARKERS: [&str; 4] = [
     "waiting_for_engine",
     "wait_enqueued_at",
@@ -24,7 +25,9 @@ pub const WAIT_MARKERS: [&str; 4] = [
 /// The stream of tasks for an engine.
 ///
 /// ```
-/// assert_eq!(dalston_engine_sdk::protocol::keys::task_stream("faster-whisper"), "dalston:stream:faster-whisper");
+/// use dalston_engine_sdk::protocol::keys::task_stream;
+///
+/// assert_eq!(task_stream("faster-whisper"), "dalston:stream:faster-whisper");
 /// ```
 #[must_use]
 pub fn task_stream(engine_id: &str) -> String {
@@ -37,19 +40,19 @@ pub fn task(task_id: &str) -> String {
     format!("dalston:task:{task_id}")
 }
 
-/// The hash with the artifacts that the tasks of a job produced, by artifact id.
+/// The hash with the artifacts of a job's tasks, by artifact id.
 #[must_use]
 pub fn job_artifacts(job_id: &str) -> String {
     format!("dalston:job:{job_id}:artifacts")
 }
 
-/// The key that exists when a job was cancelled.
+/// The key that exists if the job is cancelled.
 #[must_use]
 pub fn job_cancelled(job_id: &str) -> String {
     format!("dalston:job:cancelled:{job_id}")
 }
 
-/// The hash with what an instance says about itself.
+/// The hash with the registry record of an instance.
 #[must_use]
 pub fn instance(instance: &str) -> String {
     format!("dalston:engine:instance:{instance}")
@@ -67,8 +70,10 @@ pub fn stage_instances(stage: &str) -> String {
     format!("dalston:engine:stage:{stage}")
 }
 
-/// The set of those instances of an engine that join all sets again when they find their record gone. The platform knows nothing
-/// of it: by it we know whom we may remove from the platform's sets. An engine of another kind would never come back to them.
+/// The set of those instances of an engine that join all sets again when their record is gone.
+///
+/// The set belongs to this SDK, not to the platform. Only its members may be removed from the
+/// platform's sets as stale: an engine of another kind would never return to them.
 #[must_use]
 pub fn rejoining_instances(engine_id: &str) -> String {
     format!("dalston:engine:rejoining:{engine_id}")
@@ -79,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_those_of_the_platform() {
+    fn keys_match_the_platform() {
         let keys = [
             task_stream("faster-whisper"),
             task("9b2e"),

@@ -1,4 +1,4 @@
-//! Section 2.5: what an engine says about itself in the registry.
+//! Section 2.5: the record of an engine in the registry.
 
 use serde::Serialize;
 use serde_json::json;
@@ -6,14 +6,15 @@ use serde_json::json;
 use super::{Timestamp, keys};
 use crate::stage::Stage;
 
-/// How long a record lives without a heartbeat, in seconds. Who is silent for longer counts as dead.
+/// How long a record lives without a heartbeat, in seconds. After that the instance counts as dead.
 pub const RECORD_TTL_SECONDS: u64 = 60;
 /// How often an instance renews its record, in seconds.
-pub const HEARTBEAT_SECONDS: u64 = 10;
-/// The version of the record, as the platform's own engines write it.
-pub const SCHEMA_VERSION: &str = "3";
+pub(crate) const HEARTBEAT_SECONDS: u64 = 10;
+/// The version of the record's schema.
+const SCHEMA_VERSION: &str = "3";
 
-/// What an engine can do: the field `capabilities` of the registry and the answer of `GET /v1/capabilities`.
+/// The capabilities of an engine: the field `capabilities` of the registry and the response of `GET
+/// /v1/capabilities`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Capabilities {
@@ -21,33 +22,33 @@ pub struct Capabilities {
     pub engine_id: String,
     /// The version of the engine.
     pub version: String,
-    /// The stages it can do.
+    /// The stages whose tasks it takes.
     pub stages: Vec<Stage>,
-    /// Whether results carry the times of single words.
+    /// Whether results have word timestamps.
     pub supports_word_timestamps: bool,
-    /// Whether it can transcribe a stream while it arrives.
+    /// Whether it can transcribe a stream in real time.
     pub supports_native_streaming: bool,
-    /// The models it works with, if the list is closed.
+    /// The models that it supports. `None` means any.
     pub model_variants: Option<Vec<String>>,
-    /// Whether it can't work without a GPU.
+    /// Whether it needs a GPU.
     pub gpu_required: bool,
-    /// GPU memory it needs, in MiB.
+    /// The GPU memory that it needs, in MiB.
     pub gpu_vram_mb: Option<u32>,
-    /// Whether it can work on a CPU.
+    /// Whether it can run on a CPU.
     pub supports_cpu: bool,
-    /// Main memory it needs, in GiB.
+    /// The main memory that it needs, in GiB.
     pub min_ram_gb: Option<u32>,
     /// Processing time divided by audio time on a GPU.
     pub rtf_gpu: Option<f64>,
     /// Processing time divided by audio time on a CPU.
     pub rtf_cpu: Option<f64>,
-    /// How many tasks it works on at the same time.
+    /// How many tasks it processes at the same time.
     pub max_concurrency: Option<u32>,
-    /// Whether results say who spoke.
+    /// Whether results name speakers.
     pub includes_diarization: bool,
-    /// How it uses a vocabulary that comes with a task, if it does.
+    /// How it uses the vocabulary of a task. `None` means not at all.
     pub vocabulary_support: Option<VocabularySupport>,
-    /// Whether a task may prescribe the language.
+    /// Whether a task can set the language.
     pub supports_language_forcing: bool,
 }
 
@@ -57,26 +58,27 @@ pub struct Capabilities {
 pub struct VocabularySupport {
     /// `prompt_conditioning`, `phrase_boosting`, `word_boosting`, `instruction` or `none`.
     pub method: &'static str,
-    /// In batch work.
+    /// Whether batch tasks support it.
     pub batch: bool,
-    /// In realtime sessions.
+    /// Whether realtime sessions support it.
     pub realtime: bool,
 }
 
-/// The state of an instance, as the registry knows it.
+/// The state of an instance in the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum InstanceStatus {
-    /// Ready and without work.
+    /// Ready, without tasks.
     #[default]
     Idle,
     /// Loading a model.
     Loading,
-    /// Bringing a model to its machine.
+    /// Downloading a model.
     Downloading,
-    /// Working.
+    /// Processing tasks.
     Processing,
-    /// Finishing what it has, taking nothing new. The platform sends it no work, but knows that it lives.
+    /// Finishing its tasks and taking no new ones. The platform sends it no work but counts it as
+    /// alive.
     Draining,
 }
 
@@ -94,33 +96,29 @@ impl InstanceStatus {
     }
 }
 
-/// The part of a record that stays the same as long as the process lives.
+/// The part of a record that stays the same for the life of the process.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct RegistryRecord {
-    /// The process, which is also the name of the stream consumer.
+    /// The name of the process, which is also the name of the stream consumer.
     pub instance: String,
-    /// What it can do.
+    /// The capabilities of its engine.
     pub capabilities: Capabilities,
-    /// How many tasks it works on at the same time.
+    /// How many tasks it processes at the same time.
     pub capacity: u32,
-    /// `container` unless the platform's catalog says otherwise.
-    pub execution_profile: String,
-    /// Where it runs.
+    /// The machine that it runs on.
     pub node: NodeIdentity,
-    /// GPU memory of the machine, in MiB.
-    pub gpu_memory_total_mib: Option<u64>,
     /// When it registered.
     pub registered_at: Timestamp,
 }
 
-/// Where an instance runs.
+/// The machine of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeIdentity {
     /// The host name.
     pub hostname: String,
-    /// The machine: the EC2 instance id, or the host name.
+    /// The EC2 instance id, or the host name.
     pub node_id: String,
     /// `local` or `aws`.
     pub deploy_env: String,
@@ -131,7 +129,7 @@ pub struct NodeIdentity {
 }
 
 impl NodeIdentity {
-    /// A machine that is not in a cloud.
+    /// A machine outside a cloud.
     #[must_use]
     pub fn local(hostname: impl Into<String>, node_id: impl Into<String>) -> Self {
         Self {
@@ -144,24 +142,26 @@ impl NodeIdentity {
     }
 }
 
-/// The part of a record that changes: what a heartbeat says.
+/// The part of a record that changes with each heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Heartbeat {
-    /// What the instance is doing.
+    /// The state of the instance.
     pub status: InstanceStatus,
-    /// How many tasks it works on, at most the record's `capacity`. Instances are chosen by the difference.
+    /// The number of tasks in progress, at most the record's `capacity`. The platform prefers
+    /// instances with a large difference between the two.
     pub active_tasks: u32,
-    /// The model that is in memory.
+    /// The model in memory.
     pub loaded_model: Option<String>,
-    /// GPU memory in use, in MiB: by the process where the driver knows it, else by all on the machine.
+    /// GPU memory in use, in MiB: by this process where the driver counts it separately, else by
+    /// all processes.
     pub gpu_memory_used_mib: Option<u64>,
-    /// GPU memory of the machine, in MiB, if it was not known when the instance registered.
+    /// GPU memory of the machine, in MiB. A driver may take seconds to report it.
     pub gpu_memory_total_mib: Option<u64>,
 }
 
 impl Heartbeat {
-    /// An instance in this state, with this many tasks.
+    /// A heartbeat with this state and this many tasks.
     #[must_use]
     pub fn new(status: InstanceStatus, active_tasks: u32) -> Self {
         Self {
@@ -171,9 +171,6 @@ impl Heartbeat {
         }
     }
 }
-
-/// A field of a Redis hash.
-pub type Field = (&'static str, String);
 
 impl RegistryRecord {
     /// A record of this process in a container, registered now.
@@ -188,14 +185,12 @@ impl RegistryRecord {
             instance: instance.into(),
             capabilities,
             capacity,
-            execution_profile: "container".to_owned(),
             node,
-            gpu_memory_total_mib: None,
             registered_at: Timestamp::now(),
         }
     }
 
-    /// The first of the engine's stages, under which it is found.
+    /// The first of the engine's stages. The platform finds the engine by it.
     #[must_use]
     pub fn stage(&self) -> String {
         self.capabilities
@@ -216,7 +211,7 @@ impl RegistryRecord {
 
     /// The fields that every heartbeat writes.
     #[must_use]
-    pub fn heartbeat(&self, heartbeat: &Heartbeat, now: Timestamp) -> Vec<Field> {
+    pub fn heartbeat(&self, heartbeat: &Heartbeat, now: Timestamp) -> Vec<(&'static str, String)> {
         let mut fields = vec![
             ("instance", self.instance.clone()),
             ("engine_id", self.capabilities.engine_id.clone()),
@@ -241,17 +236,17 @@ impl RegistryRecord {
         if heartbeat.gpu_memory_total_mib.is_some() {
             fields.push(("gpu_memory_total", gigabytes(heartbeat.gpu_memory_total_mib)));
         }
-        // Empty rather than left out: the field would keep the model that was there before.
+        // Empty rather than omitted: an omitted field would keep the previous model.
         fields.push(("loaded_model", heartbeat.loaded_model.clone().unwrap_or_default()));
         fields
     }
 
-    /// All fields: what registration writes, and what a heartbeat writes when it finds that the record is gone.
+    /// All fields, for registration and for a heartbeat whose record is gone.
     #[must_use]
-    pub fn complete(&self, heartbeat: &Heartbeat, now: Timestamp) -> Vec<Field> {
+    pub fn complete(&self, heartbeat: &Heartbeat, now: Timestamp) -> Vec<(&'static str, String)> {
         let capabilities = &self.capabilities;
-        // First, so that what the heartbeat knows better stands after it.
-        let mut fields = vec![("gpu_memory_total", gigabytes(self.gpu_memory_total_mib))];
+        // A value in the heartbeat follows and wins.
+        let mut fields = vec![("gpu_memory_total", gigabytes(None))];
         fields.extend(self.heartbeat(heartbeat, now));
         fields.extend([
             ("capacity", self.capacity.to_string()),
@@ -264,7 +259,7 @@ impl RegistryRecord {
                 "includes_diarization",
                 capabilities.includes_diarization.to_string(),
             ),
-            ("execution_profile", self.execution_profile.clone()),
+            ("execution_profile", "container".to_owned()),
             ("stream_name", keys::task_stream(&capabilities.engine_id)),
             ("capabilities", json!(capabilities).to_string()),
             ("schema_version", SCHEMA_VERSION.to_owned()),
@@ -273,7 +268,7 @@ impl RegistryRecord {
     }
 }
 
-/// `4.2GB`, and `0GB` when nothing is known.
+/// `4.2GB`, or `0GB` if the value is unknown.
 fn gigabytes(mib: Option<u64>) -> String {
     match mib {
         None | Some(0) => "0GB".to_owned(),
@@ -317,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_record_has_every_field_of_a_batch_engine() {
+    fn new_record_has_every_field_of_a_batch_engine() {
         let written: BTreeMap<_, _> = record()
             .complete(&Heartbeat::default(), now())
             .into_iter()
@@ -369,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_says_what_the_process_is_doing() {
+    fn heartbeat_reports_state_of_process() {
         let mut heartbeat = Heartbeat::new(InstanceStatus::Draining, 2);
         heartbeat.loaded_model = Some("openai/whisper-small".to_owned());
         heartbeat.gpu_memory_used_mib = Some(4301);
@@ -395,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_a_gpu_that_is_known_late_is_told_by_the_heartbeat_and_by_a_record_that_is_written_again() {
+    fn late_gpu_memory_reaches_heartbeat_and_new_record() {
         let heartbeat = Heartbeat {
             gpu_memory_total_mib: Some(23_034),
             ..Heartbeat::default()
@@ -404,14 +399,14 @@ mod tests {
             record().heartbeat(&heartbeat, now()),
             record().complete(&heartbeat, now()),
         ] {
-            // A hash keeps the last of two.
+            // A hash keeps the last of two values.
             let fields: BTreeMap<_, _> = fields.into_iter().collect();
             assert_eq!(fields["gpu_memory_total"], "22.5GB");
         }
     }
 
     #[test]
-    fn an_instance_is_in_three_sets() {
+    fn instance_is_in_three_sets() {
         let expected = [
             "dalston:engine:instances",
             "dalston:engine:engine_id:faster-whisper",

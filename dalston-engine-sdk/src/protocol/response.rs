@@ -5,42 +5,43 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::artifact::ArtifactReference;
+use super::error::{self, ProtocolError};
 use super::json::{self, Object, Wrong};
-use super::{ArtifactReference, ProtocolError, Timestamp};
+use super::timestamp::Timestamp;
 
-const DOCUMENT: &str = "response.json";
-
-/// What a task answers: `response.json`. A failed task writes none.
+/// The response of a task: `response.json`. A failed task writes none.
 ///
 /// ```
 /// use std::time::Duration;
 /// use dalston_engine_sdk::protocol::{TaskResponseData, Timestamp};
 ///
-/// let response = TaskResponseData::new("T", Timestamp::now(), Duration::from_millis(1234), serde_json::json!({}));
+/// let took = Duration::from_millis(1234);
+/// let response = TaskResponseData::new("T", Timestamp::now(), took, serde_json::json!({}));
 /// assert_eq!(response.processing_time_seconds, 1.23);
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct TaskResponseData {
-    /// The task that this answers.
+    /// The id of the task.
     pub task_id: String,
-    /// When the task was done.
+    /// When the task was completed.
     pub completed_at: Timestamp,
-    /// Seconds that the whole task took, to two decimals.
+    /// The duration of the whole task in seconds, with two decimals.
     pub processing_time_seconds: f64,
     /// The stage's response. Keys without a value are written as `null`.
     pub data: Value,
-    /// What the task put into storage beside this document.
+    /// The files that the task stored beside this document.
     pub produced_artifacts: Vec<ArtifactReference>,
     /// The ids of `produced_artifacts`.
     pub produced_artifact_ids: Vec<String>,
-    /// Where the final transcript is, if the task produced it.
+    /// The locator of the final transcript, if the task produced it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub canonical_transcript_uri: Option<String>,
 }
 
 impl TaskResponseData {
-    /// The response of a task that produced no artifacts.
+    /// A response without artifacts.
     #[must_use]
     pub fn new(
         task_id: impl Into<String>,
@@ -59,7 +60,7 @@ impl TaskResponseData {
         }
     }
 
-    /// Adds artifacts that the task put into storage.
+    /// Adds artifacts that the task stored.
     ///
     /// A final transcript among them (kind `transcript`, role `final`) becomes the
     /// [`canonical_transcript_uri`](Self::canonical_transcript_uri).
@@ -75,23 +76,20 @@ impl TaskResponseData {
         self
     }
 
-    /// Writes `response.json` as the platform's engines do, with two spaces of indent.
+    /// Writes `response.json` as the platform's engines do, indented by two spaces.
     #[must_use]
     pub fn to_vec(&self) -> Vec<u8> {
         json::pretty(self)
     }
 
-    /// Reads `response.json`, as the next stage and tests do.
+    /// Reads `response.json`.
     ///
     /// # Errors
     ///
-    /// If it is not JSON, lacks `task_id`, `completed_at` or `data`, or has a value of the wrong type.
+    /// If it is not JSON, lacks `task_id`, `completed_at` or `data`, or has a value of the wrong
+    /// type.
     pub fn from_slice(bytes: &[u8]) -> Result<Self, ProtocolError> {
-        let value = serde_json::from_slice(bytes).map_err(|source| ProtocolError::Syntax {
-            document: DOCUMENT,
-            source,
-        })?;
-        Self::read(value).map_err(|wrong| ProtocolError::field(DOCUMENT, wrong))
+        error::read("response.json", bytes, Self::read)
     }
 
     fn read(value: Value) -> Result<Self, Wrong> {
@@ -99,33 +97,23 @@ impl TaskResponseData {
         let task_id = object.name("task_id")?;
         let completed_at = object.name("completed_at")?;
         let completed_at = completed_at.parse().map_err(|_| {
-            json::mismatch(
-                "completed_at",
-                &Value::String(completed_at),
-                "a time such as 2026-01-31T12:00:00+00:00",
-            )
+            let expected = "a time such as 2026-01-31T12:00:00+00:00";
+            Wrong::expected("completed_at", &Value::String(completed_at), expected)
         })?;
-        let processing_time_seconds = match object.any("processing_time_seconds") {
+        let processing_time_seconds = match object.take("processing_time_seconds") {
             None => 0.0,
-            Some(value) => value
-                .as_f64()
-                .filter(|seconds| *seconds >= 0.0)
-                .ok_or_else(|| json::mismatch("processing_time_seconds", &value, "a number of at least 0"))?,
+            Some(value) => value.as_f64().filter(|seconds| *seconds >= 0.0).ok_or_else(|| {
+                Wrong::expected("processing_time_seconds", &value, "a number of at least 0")
+            })?,
         };
         let data = object
-            .any("data")
+            .take("data")
             .ok_or_else(|| Wrong::new("data", "is missing: expected an object"))?;
         let mut produced_artifacts = Vec::new();
-        for (index, artifact) in object
-            .list("produced_artifacts")?
-            .into_iter()
-            .flatten()
-            .enumerate()
-        {
-            produced_artifacts.push(ArtifactReference::read(
-                format!("produced_artifacts[{index}]"),
-                artifact,
-            )?);
+        let artifacts = object.list("produced_artifacts")?.unwrap_or_default();
+        for (index, artifact) in artifacts.into_iter().enumerate() {
+            let path = format!("produced_artifacts[{index}]");
+            produced_artifacts.push(ArtifactReference::read(path, artifact)?);
         }
         Ok(Self {
             task_id,

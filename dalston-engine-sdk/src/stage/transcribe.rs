@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::TimestampGranularity;
-use crate::protocol::json::{Object, Wrong, mismatch};
+use crate::protocol::json::{Object, Wrong};
 
 /// The options of a `transcribe` task.
 ///
@@ -245,13 +245,13 @@ fn known_language(code: String) -> Option<String> {
 }
 
 fn one_of<T: Copy>(config: &mut Object, key: &str, choices: &[(&str, T)]) -> Result<Option<T>, Wrong> {
-    let Some(value) = config.any(key) else {
+    let Some(value) = config.take(key) else {
         return Ok(None);
     };
     let chosen = choices.iter().find(|(name, _)| value.as_str() == Some(name));
     chosen.map(|(_, choice)| Some(*choice)).ok_or_else(|| {
         let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
-        mismatch(key, &value, &format!("one of {}", names.join(", ")))
+        Wrong::expected(key, &value, &format!("one of {}", names.join(", ")))
     })
 }
 
@@ -260,9 +260,9 @@ fn temperatures(config: &mut Object) -> Result<Vec<f64>, Wrong> {
     const EXPECTED: &str = "a number from 0 to 1";
     let one = |path: &str, value: &Value| {
         let number = value.as_f64().filter(|number| (0.0..=1.0).contains(number));
-        number.ok_or_else(|| mismatch(path, value, EXPECTED))
+        number.ok_or_else(|| Wrong::expected(path, value, EXPECTED))
     };
-    match config.any(KEY) {
+    match config.take(KEY) {
         None => Ok(vec![0.0]),
         Some(Value::Array(values)) if !values.is_empty() => {
             let numbered = values.iter().enumerate();
@@ -271,7 +271,7 @@ fn temperatures(config: &mut Object) -> Result<Vec<f64>, Wrong> {
                 .collect()
         }
         Some(value @ Value::Number(_)) => Ok(vec![one(KEY, &value)?]),
-        Some(value) => Err(mismatch(
+        Some(value) => Err(Wrong::expected(
             KEY,
             &value,
             &format!("{EXPECTED}, or a list of such numbers"),

@@ -1,4 +1,4 @@
-//! The platform's documents, byte by byte as the description of its protocol shows them.
+//! The platform's documents, byte by byte as in the description of its protocol.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ fn refusal(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn the_request_of_the_document_is_read_whole() {
+fn request_of_the_description_is_read_whole() {
     let request = TaskRequestData::from_slice(REQUEST.as_bytes()).unwrap();
 
     let mut selector = ArtifactSelector::new("prepare", "audio");
@@ -74,12 +74,12 @@ fn the_request_of_the_document_is_read_whole() {
     assert_eq!(
         request.previous_responses["prepare"]["skip_reason"],
         Value::Null,
-        "nulls inside answers are kept"
+        "nulls inside responses are kept"
     );
 }
 
 #[test]
-fn a_request_survives_being_written_and_read() {
+fn request_survives_writing_and_reading() {
     let request = TaskRequestData::from_slice(REQUEST.as_bytes()).unwrap();
     let written = request.to_vec();
     assert_eq!(TaskRequestData::from_slice(&written).unwrap(), request);
@@ -91,13 +91,13 @@ fn a_request_survives_being_written_and_read() {
 }
 
 #[test]
-fn a_request_with_only_its_ids_is_enough() {
+fn request_needs_only_its_ids() {
     let request = TaskRequestData::from_slice(br#"{"job_id":"J","task_id":"T"}"#).unwrap();
     assert_eq!(request, TaskRequestData::new("T", "J"));
 }
 
 #[test]
-fn unknown_keys_and_nulls_in_a_request_are_ignored() {
+fn unknown_keys_and_nulls_in_request_are_ignored() {
     let bytes = br#"{"task_id":"T","job_id":"J","stage":"transcribe","upload_url":{"a":1},"config":null,"payload":null,
         "resolved_artifact_ids":{"optional":null},"request_bindings":[{"slot":"audio","note":1,
         "selector":{"producer_stage":"prepare","kind":"audio","channel":null,"new":[]}}]}"#;
@@ -107,10 +107,41 @@ fn unknown_keys_and_nulls_in_a_request_are_ignored() {
         ArtifactSelector::new("prepare", "audio"),
     ));
     assert_eq!(TaskRequestData::from_slice(bytes).unwrap(), expected);
+
+    // A key that comes twice has its last value.
+    let twice = REQUEST.replacen('{', r#"{"config": 7, "priority": [1, {}],"#, 1);
+    assert_eq!(
+        TaskRequestData::from_slice(twice.as_bytes()).unwrap(),
+        TaskRequestData::from_slice(REQUEST.as_bytes()).unwrap()
+    );
 }
 
 #[test]
-fn what_is_wrong_with_a_request_is_named_by_its_path() {
+fn malformed_request_is_refused() {
+    for document in [
+        r#"["T", "J", null, null, null, null, null, null]"#,
+        r#"{"task_id": "", "job_id": "J"}"#,
+        r#"{"task_id": "T", "job_id": "J", "unknown": 1e999}"#,
+        r#"{"task_id": "T", "job_id": "J", "artifact_index": {"A": {"artifact_id": "A"}}}"#,
+        r#"{"task_id": "T", "task_id": null, "job_id": "J"}"#,
+        r#"{"task_id": "T", "job_id": "J"} {}"#,
+    ] {
+        assert!(
+            TaskRequestData::from_slice(document.as_bytes()).is_err(),
+            "{document}"
+        );
+    }
+}
+
+#[test]
+fn integral_float_is_an_integer() {
+    let request = edited("/artifact_index/P:prepared_audio/size", json!(7.0));
+    let request = TaskRequestData::from_slice(&request).unwrap();
+    assert_eq!(request.artifact_index["P:prepared_audio"].size, Some(7));
+}
+
+#[test]
+fn error_names_the_path_in_the_request() {
     let table = [
         ("/task_id", json!(7), "task_id is 7: expected a non-empty string"),
         (
@@ -192,7 +223,7 @@ fn what_is_wrong_with_a_request_is_named_by_its_path() {
 }
 
 #[test]
-fn a_long_value_is_not_repeated_in_an_error() {
+fn error_does_not_repeat_a_long_value() {
     let message = refusal(&edited("/config", json!("secret ".repeat(10_000))));
     assert_eq!(
         message,
@@ -201,20 +232,16 @@ fn a_long_value_is_not_repeated_in_an_error() {
 }
 
 #[test]
-fn deep_nesting_is_an_error_and_not_a_stack_overflow() {
+fn deep_nesting_is_an_error() {
     let deep = format!("{{\"config\":{}1{}}}", "[".repeat(200_000), "]".repeat(200_000));
     assert!(refusal(deep.as_bytes()).contains("recursion limit exceeded"));
 }
 
 #[test]
-fn an_artifact_reference_has_no_unknown_keys_and_writes_no_nulls() {
+fn artifact_reference_has_no_unknown_keys_and_no_nulls() {
+    let reference = ArtifactReference::new("J:source:audio", "audio", "s3://b/k.mp3").size(9);
     let written =
         r#"{"artifact_id":"J:source:audio","kind":"audio","storage_locator":"s3://b/k.mp3","size":9}"#;
-    let reference = ArtifactReference::from_slice(written.as_bytes()).unwrap();
-    assert_eq!(
-        reference,
-        ArtifactReference::new("J:source:audio", "audio", "s3://b/k.mp3").size(9)
-    );
     assert_eq!(serde_json::to_string(&reference).unwrap(), written);
 
     let full = serde_json::to_string(&prepared_audio()).unwrap();
@@ -228,17 +255,11 @@ fn an_artifact_reference_has_no_unknown_keys_and_writes_no_nulls() {
         )
     );
 
-    let unknown = br#"{"artifact_id":"A","kind":"audio","storage_locator":"s3://b/k","etag":"x"}"#;
-    let message = ArtifactReference::from_slice(unknown).unwrap_err().to_string();
-    assert_eq!(
-        message,
-        "artifact reference: etag is not a key of an artifact reference"
-    );
-    let inside = edited(
+    let unknown = edited(
         "/artifact_index/P:prepared_audio",
         json!({"artifact_id": "A", "kind": "audio", "storage_locator": "s3://b/k", "etag": 1}),
     );
-    let message = refusal(&inside);
+    let message = refusal(&unknown);
     assert_eq!(
         message,
         "request.json: artifact_index.P:prepared_audio.etag is not a key of an artifact reference"
@@ -246,7 +267,7 @@ fn an_artifact_reference_has_no_unknown_keys_and_writes_no_nulls() {
 }
 
 #[test]
-fn a_response_is_written_as_the_document_shows_it() {
+fn response_is_written_as_in_the_description() {
     let completed_at: Timestamp = "2026-01-31T12:00:00.25Z".parse().unwrap();
     let data = json!({"skip_reason": null, "text": "five"});
     let response = TaskResponseData::new("T", completed_at, Duration::from_micros(2_345_678), data);
@@ -269,7 +290,7 @@ fn a_response_is_written_as_the_document_shows_it() {
 }
 
 #[test]
-fn a_final_transcript_among_the_artifacts_is_the_canonical_one() {
+fn final_transcript_is_the_canonical_one() {
     let transcript =
         ArtifactReference::new("T:transcript", "transcript", "s3://b/jobs/J/transcript.json").role("final");
     let audio = ArtifactReference::new("T:prepared_audio", "audio", "s3://b/a.wav");
@@ -308,7 +329,7 @@ fn a_final_transcript_among_the_artifacts_is_the_canonical_one() {
 }
 
 #[test]
-fn a_response_that_is_not_one_is_refused_by_path() {
+fn invalid_response_is_refused_by_path() {
     let refusal = |text: &str| {
         TaskResponseData::from_slice(text.as_bytes())
             .unwrap_err()
