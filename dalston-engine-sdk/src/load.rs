@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 
 use crate::error::TaskError;
 use crate::model_id::ModelId;
-use crate::models::{Held, LoadStop, ModelStorage};
+use crate::models::{LoadStop, LocalModel, ModelStorage};
 use crate::options::{DeviceChoice, EngineOptions};
 
 /// What [`Engine::load`](crate::Engine::load) gets: the options of this worker and the way from a model's name to its files.
@@ -20,7 +20,7 @@ pub struct LoadContext {
     storage: Option<Storage>,
     stop: LoadStop,
     /// The models of the storage that were asked for. They stay on the disk for as long as this does.
-    held: Arc<Mutex<Vec<Arc<Held>>>>,
+    held: Arc<Mutex<Vec<Arc<LocalModel>>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -63,7 +63,7 @@ impl LoadContext {
     }
 
     /// What keeps the model's files from being removed.
-    pub(crate) fn take_held(&self) -> Vec<Arc<Held>> {
+    pub(crate) fn take_held(&self) -> Vec<Arc<LocalModel>> {
         std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

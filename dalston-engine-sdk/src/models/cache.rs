@@ -1,15 +1,15 @@
-//! The models on the local disk: which are whole, who uses them, and how new ones get there.
+//! The models on the local disk: which are complete, which are in use, and how new ones get there.
 //!
 //! ```text
-//! {cache}/openai--whisper-small/            one directory per model, as the platform's own engines have it
-//!                               .complete         written last: the model is whole
-//!                               .last_accessed    when it was used, in seconds since 1970
-//!         .openai--whisper-small.partial/   a download, or what is left of one
-//!         .openai--whisper-small.lock       locked by whoever downloads or removes the model
-//!         .openai--whisper-small.used       locked by all who use it, together; by whoever removes it, alone
+//! {cache}/openai--whisper-small/           a model, as in the platform's own engines
+//!                               .complete        written last: the model is complete
+//!                               .last_accessed   time of the last use, in seconds since 1970
+//!         .openai--whisper-small.partial/  a download, or the rest of one
+//!         .openai--whisper-small.lock      locked for a download or a removal
+//!         .openai--whisper-small.used      locked shared by users, exclusively for a removal
 //! ```
 //!
-//! The kernel ends the locks of a process that dies, so nobody waits for the dead.
+//! The kernel releases the locks of a process that dies.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -18,16 +18,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::sleep;
 
-use super::error::ModelError;
+use super::error::{Kind, ModelError};
 use crate::model_id::ModelId;
 
 pub(super) const COMPLETE: &str = ".complete";
 pub(super) const LAST_ACCESSED: &str = ".last_accessed";
 const LOCK: &str = "lock";
 const USED: &str = "used";
-/// How often somebody who waits for another process looks again.
-const LOCK_POLL: Duration = Duration::from_millis(200);
-/// A file name may have 255 bytes; what is left is for the dot and the suffix.
+/// How often a process that waits for another one tries the lock.
+const LOCK_INTERVAL: Duration = Duration::from_millis(200);
+/// A file name may have 255 bytes; the rest is for the dot and the suffix.
 const LONGEST_NAME: usize = 200;
 
 /// The name of a model's directory: `/` becomes `--`.
@@ -35,12 +35,13 @@ const LONGEST_NAME: usize = 200;
 pub(super) struct Name(String);
 
 impl Name {
-    /// Names come from tasks: they must not lead out of the cache, and no two of them to the same directory.
+    /// Names come from tasks. They must not lead out of the cache, and two of them must not share a
+    /// directory.
     pub(super) fn new(model: &ModelId) -> Result<Self, ModelError> {
         let plain = |part: &str| {
-            let fine = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+            let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
             !part.is_empty()
-                && part.bytes().all(fine)
+                && part.bytes().all(valid)
                 && !part.starts_with(['.', '-'])
                 && !part.ends_with('-')
                 && !part.contains("--")
@@ -48,12 +49,14 @@ impl Name {
         };
         let name = model.as_str().replace('/', "--");
         if name.len() > LONGEST_NAME || !model.as_str().split('/').all(plain) {
-            return Err(ModelError::name(model));
+            let text = "there is no such directory, and the name is not valid in a storage: expected letters, \
+                        digits, single dashes, dots and underscores, separated by slashes";
+            return Err(ModelError::new(Kind::NotFound, text));
         }
         Ok(Self(name))
     }
 
-    /// What a directory in the cache is the model of. `None` if it is none of ours.
+    /// The model of a directory in the cache. `None` if the directory has no model.
     pub(super) fn of_directory(directory: &str) -> Option<(Self, ModelId)> {
         let model = ModelId::from(directory.replace("--", "/"));
         let name = Self::new(&model).ok()?;
@@ -92,56 +95,58 @@ impl Cache {
         real(&dir, fs::Metadata::is_dir) && real(&dir.join(COMPLETE), fs::Metadata::is_file)
     }
 
-    /// The model, if it is here and whole. It stays as long as what comes back is kept.
-    pub(super) fn hold(&self, name: &Name) -> Option<Held> {
+    /// The model, if it is complete.
+    pub(super) fn open(&self, name: &Name) -> Option<LocalModel> {
         if !self.is_complete(name) {
             return None;
         }
-        // A cache that can only be read can't be locked, and nobody removes anything from it.
-        let lock = match self.open(name, USED) {
+        // A read-only cache can't be locked, and no process removes anything from it.
+        let lock = match self.lock_file(name, USED) {
             Ok(lock) => match lock.try_lock_shared() {
                 Ok(()) => Some(lock),
-                // Somebody is removing it just now.
+                // Another process is removing the model.
                 Err(TryLockError::WouldBlock) => return None,
                 Err(TryLockError::Error(_)) => None,
             },
             Err(_) => None,
         };
-        // Whoever had the lock before may have removed it.
-        self.is_complete(name).then(|| Held::new(self.model(name), lock))
+        // The previous owner of the lock may have removed the model.
+        self.is_complete(name)
+            .then(|| LocalModel::new(self.model(name), lock))
     }
 
-    /// Waits until nobody else downloads or removes the model, and keeps all others from that. It may be here by then.
-    pub(super) async fn claim(&self, name: &Name) -> Result<Claimed, ModelError> {
+    /// Waits until no other process downloads or removes the model, and excludes all others from
+    /// that.
+    pub(super) async fn reserve(&self, name: &Name) -> Result<Reserved, ModelError> {
         let unusable = |error: io::Error| ModelError::disk(&self.root, &error);
         tokio::fs::create_dir_all(&self.root).await.map_err(unusable)?;
-        let lock = self.open(name, LOCK).map_err(unusable)?;
+        let lock = self.lock_file(name, LOCK).map_err(unusable)?;
         loop {
             match lock.try_lock() {
                 Ok(()) => break,
-                Err(TryLockError::WouldBlock) => sleep(LOCK_POLL).await,
+                Err(TryLockError::WouldBlock) => sleep(LOCK_INTERVAL).await,
                 Err(TryLockError::Error(error)) => return Err(unusable(error)),
             }
         }
-        if let Some(held) = self.hold(name) {
-            return Ok(Claimed::Here(held));
+        if let Some(model) = self.open(name) {
+            return Ok(Reserved::Present(model));
         }
-        let claim = Claim {
+        let reservation = Reservation {
             cache: self.clone(),
             name: name.clone(),
             lock: Some(lock),
         };
-        // What a process left that was killed may be large.
-        let begun = tokio::task::spawn_blocking(move || claim.begin()).await;
+        // The rest of an earlier download may be large.
+        let begun = tokio::task::spawn_blocking(move || reservation.begin()).await;
         let begun = begun.unwrap_or_else(|error| Err(unusable(error.into())));
-        begun.map(Claimed::Missing)
+        begun.map(Reserved::Missing)
     }
 
-    /// Keeps all others from the model, unless somebody uses it.
-    pub(super) fn try_claim(&self, name: &Name) -> Option<Removal> {
-        let lock = self.open(name, LOCK).ok()?;
+    /// Excludes all others from the model, unless it is in use.
+    pub(super) fn lock_for_removal(&self, name: &Name) -> Option<Removal> {
+        let lock = self.lock_file(name, LOCK).ok()?;
         lock.try_lock().ok()?;
-        let used = self.open(name, USED).ok()?;
+        let used = self.lock_file(name, USED).ok()?;
         used.try_lock().ok()?;
         Some(Removal {
             cache: self.clone(),
@@ -150,7 +155,7 @@ impl Cache {
         })
     }
 
-    /// The models whose downloads did not end.
+    /// The models with an unfinished download.
     pub(super) fn partials(&self) -> Vec<Name> {
         let name = |entry: fs::DirEntry| {
             let file = entry.file_name();
@@ -161,7 +166,7 @@ impl Cache {
         entries.filter_map(name).collect()
     }
 
-    /// The models that are whole.
+    /// The models that are complete.
     pub(super) fn models(&self) -> Vec<(Name, ModelId)> {
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
         entries
@@ -170,7 +175,7 @@ impl Cache {
             .collect()
     }
 
-    /// When the model was used last.
+    /// The time of the last use of the model.
     pub(super) fn used_at(&self, name: &Name) -> SystemTime {
         let dir = self.model(name);
         let noted = fs::read_to_string(dir.join(LAST_ACCESSED)).ok();
@@ -181,22 +186,23 @@ impl Cache {
             .unwrap_or(UNIX_EPOCH)
     }
 
-    /// Opens a lock of the model. These files stay: to remove one that somebody waits for would make two of it.
-    fn open(&self, name: &Name, lock: &str) -> io::Result<File> {
+    /// Opens a lock file of the model. Lock files are never removed: a process that waits for a
+    /// removed one would not exclude the owner of its successor.
+    fn lock_file(&self, name: &Name, lock: &str) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true);
         options.open(self.root.join(format!(".{}.{lock}", name.0)))
     }
 }
 
-/// A model on this machine. It is not removed while this is alive.
+/// A model on this machine. It is not removed while this value exists.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct LocalModel {
     path: PathBuf,
     _lock: Option<File>,
 }
 
-impl Held {
+impl LocalModel {
     fn new(path: PathBuf, lock: Option<File>) -> Self {
         touch(&path);
         Self { path, _lock: lock }
@@ -207,38 +213,38 @@ impl Held {
     }
 }
 
-impl Drop for Held {
-    /// Its idle time begins when it is given up, not when it was loaded.
+impl Drop for LocalModel {
+    /// The idle time of the model begins at the end of its use.
     fn drop(&mut self) {
         touch(&self.path);
     }
 }
 
-/// A mark that can't be written only makes the model look older than it is.
+/// Notes the time of use. Without it the model only looks older than it is.
 fn touch(model: &Path) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let _ = fs::write(model.join(LAST_ACCESSED), now.as_secs_f64().to_string());
 }
 
-/// What somebody has who wants to bring a model here.
+/// The result of [`Cache::reserve`].
 #[derive(Debug)]
-pub(super) enum Claimed {
-    /// Somebody else has brought it.
-    Here(Held),
-    /// It has to be brought.
-    Missing(Claim),
+pub(super) enum Reserved {
+    /// Another process has downloaded the model.
+    Present(LocalModel),
+    /// The model has to be downloaded.
+    Missing(Reservation),
 }
 
-/// The right to bring a model here.
+/// The exclusive right to download a model.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(super) struct Reservation {
     cache: Cache,
     name: Name,
-    /// Given to whoever cleans up.
+    /// `None` while it is dropped.
     lock: Option<File>,
 }
 
-impl Claim {
+impl Reservation {
     /// The directory to download to.
     pub(super) fn directory(&self) -> PathBuf {
         self.cache.partial(&self.name)
@@ -248,33 +254,39 @@ impl Claim {
         let (partial, target) = (self.directory(), self.cache.model(&self.name));
         let unusable = |error: io::Error| ModelError::disk(&partial, &error);
         if fs::symlink_metadata(&target).is_ok() {
-            return Err(ModelError::in_the_way(&target));
+            let text = format!(
+                "{}: it is in the way of a download, and not a complete model: remove it, or add a file {COMPLETE}",
+                target.display()
+            );
+            return Err(ModelError::new(Kind::Disk, text));
         }
-        // Left by a process that was killed.
+        // A process that was killed may have left it.
         remove(&partial).map_err(unusable)?;
         fs::create_dir(&partial).map_err(unusable)?;
         Ok(self)
     }
 
-    /// Declares the download whole, and puts it in its place.
-    pub(super) fn finish(self) -> Result<Held, ModelError> {
+    /// Marks the download as complete and moves it to its place.
+    pub(super) fn finish(self) -> Result<LocalModel, ModelError> {
         let (partial, target) = (self.directory(), self.cache.model(&self.name));
         let unusable = |error: io::Error| ModelError::disk(&target, &error);
         let marker = File::create(partial.join(COMPLETE)).map_err(unusable)?;
         marker.sync_all().map_err(unusable)?;
         fs::rename(&partial, &target).map_err(unusable)?;
-        let held = self.cache.hold(&self.name);
-        held.ok_or_else(|| ModelError::vanished(&target))
+        self.cache.open(&self.name).ok_or_else(|| {
+            let text = format!("{}: another process has removed it", target.display());
+            ModelError::new(Kind::Disk, text)
+        })
     }
 }
 
-impl Drop for Claim {
-    /// A download that did not end leaves nothing behind. Its lock is kept until then.
+impl Drop for Reservation {
+    /// Removes an unfinished download before it releases the lock.
     fn drop(&mut self) {
         let Some(lock) = self.lock.take() else { return };
         let partial = self.directory();
         let clean = move || {
-            // What can't be removed now is removed by the next download, or at the next start.
+            // A rest is removed by the next download, or at the next start.
             let _ = remove(&partial);
             drop(lock);
         };
@@ -285,7 +297,7 @@ impl Drop for Claim {
     }
 }
 
-/// The right to remove a model that nobody uses.
+/// The exclusive right to remove a model that is not in use.
 #[derive(Debug)]
 pub(super) struct Removal {
     cache: Cache,
@@ -294,7 +306,7 @@ pub(super) struct Removal {
 }
 
 impl Removal {
-    /// Removes the model. It is out of its place at once, so nobody ever sees half of it.
+    /// Removes the model. It leaves its place at once, so no process sees half of it.
     pub(super) fn remove(&self) -> io::Result<()> {
         let partial = self.cache.partial(&self.name);
         remove(&partial)?;
@@ -302,7 +314,7 @@ impl Removal {
         remove(&partial)
     }
 
-    /// Removes what is left of a download.
+    /// Removes an unfinished download.
     pub(super) fn remove_partial(&self) -> io::Result<()> {
         remove(&self.cache.partial(&self.name))
     }

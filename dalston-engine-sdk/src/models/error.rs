@@ -1,4 +1,4 @@
-//! Why a model could not be brought here.
+//! Why a model could not be downloaded.
 
 use std::fmt;
 use std::io;
@@ -7,20 +7,22 @@ use std::path::Path;
 use crate::error::TaskError;
 use crate::model_id::ModelId;
 
-/// Why a model could not be brought here. All that wait for the same download get the same one.
+/// Why a model could not be downloaded. All threads that wait for a download get the same error.
+///
+/// The text does not name the model; [`into_task_error`](Self::into_task_error) does.
 #[derive(Debug, Clone)]
-pub(crate) struct ModelError {
+pub(super) struct ModelError {
     kind: Kind,
     text: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// No source has it.
+    /// The source does not have the model.
     NotFound,
-    /// It is there, but not as it should be.
+    /// The model in the source is invalid.
     Invalid,
-    /// Somebody is still uploading it, or stopped in the middle.
+    /// The upload to the source has not finished, or was abandoned.
     Incomplete,
     /// The source fails.
     Source,
@@ -38,97 +40,53 @@ impl ModelError {
         }
     }
 
-    pub(super) fn name(model: &ModelId) -> Self {
-        let text = format!(
-            "model {:?}: there is no such directory, and that can't be the name of a model in a storage: expected letters, digits, single dashes, dots and underscores, with slashes between",
-            model.as_str()
-        );
-        Self::new(Kind::NotFound, text)
-    }
-
-    pub(super) fn too_many_files(model: &ModelId, place: &str) -> Self {
-        let text = format!(
-            "model {:?}: {place} has more than {} files",
-            model.as_str(),
-            super::MOST_FILES
-        );
-        Self::new(Kind::Invalid, text)
-    }
-
     pub(super) fn disk(path: &Path, error: &io::Error) -> Self {
         let path = path.display();
         if error.kind() == io::ErrorKind::StorageFull {
+            let text = format!(
+                "writing {path}: the disk is full: free some of it, or set DALSTON_MODEL_CACHE_DIR or \
+                 DALSTON_MODEL_CACHE_MAX_GB"
+            );
+            return Self::new(Kind::Full, text);
+        }
+        let text = format!(
+            "writing {path}: {error}: set DALSTON_MODEL_CACHE_DIR to a directory that can be written"
+        );
+        Self::new(Kind::Disk, text)
+    }
+
+    /// The error for several sources. It is permanent only if no source may have the model later.
+    pub(super) fn all(problems: &[Self]) -> Self {
+        if problems.is_empty() {
             return Self::new(
-                Kind::Full,
-                format!(
-                    "{path}: the disk is full: free some of it, or set DALSTON_MODEL_CACHE_DIR or DALSTON_MODEL_CACHE_MAX_GB"
-                ),
+                Kind::NotFound,
+                "there is no source for it: set DALSTON_MODEL_SOURCE",
             );
         }
-        let text = format!("{path}: {error}: set DALSTON_MODEL_CACHE_DIR to a directory that can be written");
-        Self::new(Kind::Disk, text)
-    }
-
-    pub(super) fn no_room(model: &ModelId, root: &Path, bytes: u64, free: u64) -> Self {
-        let text = format!(
-            "model {model:?}: it has {bytes} bytes, and {root} has room for {free}: free some of it, or set DALSTON_MODEL_CACHE_DIR or DALSTON_MODEL_CACHE_MAX_GB",
-            model = model.as_str(),
-            root = root.display()
-        );
-        Self::new(Kind::Full, text)
-    }
-
-    /// No source has it. There is hope if one of them may have it later.
-    pub(super) fn all(model: &ModelId, mut problems: Vec<Self>) -> Self {
-        if problems.len() == 1
-            && let Some(only) = problems.pop()
-        {
-            return only;
-        }
-        let kind = problems
-            .iter()
-            .map(Self::kind)
-            .find(|kind| *kind != Kind::NotFound);
+        let mut kinds = problems.iter().map(Self::kind);
+        let kind = kinds.find(|kind| *kind != Kind::NotFound);
         let texts: Vec<_> = problems.iter().map(|problem| problem.text.as_str()).collect();
-        let text = match texts.is_empty() {
-            true => format!("model {:?}: there is no source to look for it", model.as_str()),
-            false => texts.join("; "),
-        };
-        Self::new(kind.unwrap_or(Kind::NotFound), text)
-    }
-
-    pub(super) fn in_the_way(target: &Path) -> Self {
-        let text = format!(
-            "{}: it is in the way of a download, and not a whole model itself: remove it, or complete it with a file .complete",
-            target.display()
-        );
-        Self::new(Kind::Disk, text)
-    }
-
-    pub(super) fn vanished(target: &Path) -> Self {
-        Self::new(
-            Kind::Disk,
-            format!("{}: another process has removed it", target.display()),
-        )
+        Self::new(kind.unwrap_or(Kind::NotFound), texts.join("; "))
     }
 
     pub(super) fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// Whether another source may do better.
+    /// Whether another source may help.
     pub(super) fn concerns_source(&self) -> bool {
         !matches!(self.kind, Kind::Full | Kind::Disk)
     }
 
-    pub(super) fn into_task_error(self) -> TaskError {
+    pub(super) fn into_task_error(self, model: &ModelId) -> TaskError {
+        let text = format!("model {:?}: {}", model.as_str(), self.text);
         match self.kind {
-            Kind::NotFound => TaskError::permanent("model_not_found", self.text),
-            Kind::Invalid => TaskError::permanent("invalid_model", self.text),
-            Kind::Incomplete => TaskError::retryable("model_incomplete", self.text),
-            Kind::Source => TaskError::retryable("model_download_failed", self.text),
-            Kind::Full => TaskError::retryable("disk_full", self.text),
-            Kind::Disk => TaskError::retryable("model_cache_unusable", self.text),
+            Kind::NotFound => TaskError::permanent("model_not_found", text),
+            Kind::Invalid => TaskError::permanent("invalid_model", text),
+            Kind::Incomplete => TaskError::retryable("model_incomplete", text),
+            Kind::Source => TaskError::retryable("model_download_failed", text),
+            Kind::Full => TaskError::retryable("disk_full", text),
+            Kind::Disk => TaskError::retryable("model_cache_unusable", text),
         }
     }
 }

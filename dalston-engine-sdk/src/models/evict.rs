@@ -1,28 +1,22 @@
-//! The limits of the cache: what was not used for long goes, and then what was not used for longest.
+//! The limits of the cache: evicts models that were idle for long, and then those that were idle
+//! for longest.
 
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::Shared;
 use super::cache::{Cache, Name};
+use crate::config::ModelSettings;
 use crate::model_id::ModelId;
 
-/// Directories that are deeper than any model's are not followed.
-const DEEPEST: usize = 16;
-
-/// The limits.
-#[derive(Debug, Clone, Copy)]
-struct Limits {
-    max_bytes: Option<u64>,
-    ttl: Option<Duration>,
-}
+/// Deeper directories are not followed. No model has any.
+const MAX_DEPTH: usize = 16;
 
 /// A model in the cache.
 #[derive(Debug)]
@@ -33,33 +27,32 @@ struct Entry {
     used_at: SystemTime,
 }
 
-pub(super) async fn keep_tidy(shared: &Arc<Shared>) -> std::convert::Infallible {
-    let Some(cache) = shared.cache.clone() else {
-        return std::future::pending().await;
-    };
-    let limits = Limits {
-        max_bytes: shared.settings.max_bytes,
-        ttl: shared.settings.ttl,
-    };
+/// Keeps the cache within its limits. Scans it periodically, and whenever a model has `arrived`.
+pub(super) async fn evict_periodically(
+    cache: &Cache,
+    settings: &ModelSettings,
+    arrived: &Notify,
+) -> std::convert::Infallible {
+    let (max_bytes, ttl) = (settings.max_bytes, settings.ttl);
     in_background({
         let cache = cache.clone();
-        move || clear_partials(&cache)
+        move || remove_partials(&cache)
     })
     .await;
-    if limits.max_bytes.is_none() && limits.ttl.is_none() {
+    if max_bytes.is_none() && ttl.is_none() {
         return std::future::pending().await;
     }
     loop {
         let cache = cache.clone();
-        in_background(move || evict(&cache, limits, SystemTime::now())).await;
+        in_background(move || evict(&cache, max_bytes, ttl, SystemTime::now())).await;
         tokio::select! {
-            () = sleep(shared.settings.scan_interval) => {}
-            () = shared.arrived.notified() => {}
+            () = sleep(settings.scan_interval) => {}
+            () = arrived.notified() => {}
         }
     }
 }
 
-/// Disks may be slow, and the control loop may not wait for them.
+/// Runs on a blocking thread, because the control loop must not wait for a slow disk.
 async fn in_background(act: impl FnOnce() + Send + 'static) {
     let (dispatch, log) = (
         tracing::dispatcher::get_default(tracing::Dispatch::clone),
@@ -78,10 +71,10 @@ async fn in_background(act: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Removes what processes left that were killed while they downloaded or removed a model.
-fn clear_partials(cache: &Cache) {
+/// Removes the unfinished downloads and removals of processes that were killed.
+fn remove_partials(cache: &Cache) {
     for name in cache.partials() {
-        if let Some(removal) = cache.try_claim(&name)
+        if let Some(removal) = cache.lock_for_removal(&name)
             && let Err(error) = removal.remove_partial()
         {
             warn!(%error, "model_partial_not_removed");
@@ -89,7 +82,7 @@ fn clear_partials(cache: &Cache) {
     }
 }
 
-fn evict(cache: &Cache, limits: Limits, now: SystemTime) {
+fn evict(cache: &Cache, max_bytes: Option<u64>, ttl: Option<Duration>, now: SystemTime) {
     let mut entries: Vec<Entry> = cache
         .models()
         .into_iter()
@@ -99,19 +92,19 @@ fn evict(cache: &Cache, limits: Limits, now: SystemTime) {
     let mut total: u64 = entries.iter().map(|entry| entry.bytes).sum();
     for entry in entries {
         let idle = now.duration_since(entry.used_at).unwrap_or_default();
-        let reason = if limits.ttl.is_some_and(|ttl| idle > ttl) {
+        let reason = if ttl.is_some_and(|ttl| idle > ttl) {
             "ttl"
-        } else if limits.max_bytes.is_some_and(|most| total > most) {
+        } else if max_bytes.is_some_and(|max| total > max) {
             "budget"
         } else {
             continue;
         };
-        // Whoever uses it keeps it, and it counts all the same.
-        let Some(removal) = cache.try_claim(&entry.name) else {
+        // A model in use stays, and its size still counts.
+        let Some(removal) = cache.lock_for_removal(&entry.name) else {
             debug!(model = %entry.model, "model_in_use_kept");
             continue;
         };
-        // It may have been used since it was looked at.
+        // It may have been used since the scan.
         if cache.used_at(&entry.name) > entry.used_at {
             continue;
         }
@@ -129,14 +122,14 @@ fn evict(cache: &Cache, limits: Limits, now: SystemTime) {
 
 fn entry(cache: &Cache, (name, model): (Name, ModelId)) -> Entry {
     Entry {
-        bytes: size(&cache.model(&name), DEEPEST).unwrap_or_default(),
+        bytes: size(&cache.model(&name), MAX_DEPTH).unwrap_or_default(),
         used_at: cache.used_at(&name),
         name,
         model,
     }
 }
 
-/// The bytes of all files, without those behind links.
+/// The size of all files in bytes. Links are not followed.
 fn size(dir: &Path, depth: usize) -> io::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(dir)? {

@@ -5,43 +5,40 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
 use ring::digest::{self, SHA256, SHA256_OUTPUT_LEN};
 use serde::Deserialize;
-use tokio::fs::{self, File, OpenOptions};
+use tokio::fs::OpenOptions;
 use tokio::io::AsyncWriteExt;
-use tokio::time::sleep;
 use url::Url;
 
-use super::bucket::local_path;
 use super::cache::{COMPLETE, LAST_ACCESSED};
 use super::error::{Kind, ModelError};
-use super::{FILES_AT_ONCE, MOST_FILES, sync};
+use super::transfer::{check_count, check_size, create, local_path, retry, run_all, sync};
 use crate::config::ModelSettings;
 use crate::error::chain;
 use crate::model_id::ModelId;
 
-const CONNECT: Duration = Duration::from_secs(10);
-/// Of each read, not of the whole file: models are large.
-const READ: Duration = Duration::from_secs(30);
-const MOST_REDIRECTS: usize = 5;
-const TRIES: u32 = 3;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The limit for each read. Models are large, so there is none for a whole file.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_REDIRECTS: usize = 5;
 /// The description of a model with ten thousand files has a few megabytes.
-const LARGEST_DESCRIPTION: usize = 16 * 1024 * 1024;
-/// Programs, and formats that can hide some. The platform's own engines leave them out, too.
-const UNWANTED: [&str; 8] = ["py", "pkl", "pickle", "sh", "bat", "exe", "so", "dll"];
+const MAX_DESCRIPTION: usize = 16 * 1024 * 1024;
+/// Suffixes of programs, and of formats that can contain code. The platform's own engines also skip
+/// them.
+const SKIPPED: [&str; 8] = ["py", "pkl", "pickle", "sh", "bat", "exe", "so", "dll"];
 
 /// A client of the hub.
 #[derive(Debug)]
-pub(super) struct Hub {
+struct Hub {
     client: Client,
     endpoint: Url,
     token: Option<Token>,
 }
 
-/// The key to the hub. `Debug` does not show it.
+/// The access token of the hub. `Debug` does not show it.
 struct Token(String);
 
 impl std::fmt::Debug for Token {
@@ -52,7 +49,9 @@ impl std::fmt::Debug for Token {
 
 /// A model on the hub, at one commit.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct HubModel {
+    hub: Hub,
+    model: ModelId,
     commit: String,
     files: Vec<RemoteFile>,
 }
@@ -62,18 +61,12 @@ struct RemoteFile {
     name: String,
     path: PathBuf,
     size: u64,
-    /// SHA-256 in hexadecimal digits. The hub has none of the small files, which lie in the repository itself.
+    /// SHA-256 in hexadecimal digits. The hub has none for small files, which lie in the repository
+    /// itself.
     checksum: Option<String>,
 }
 
-impl Found {
-    pub(super) fn bytes(&self) -> u64 {
-        let sizes = self.files.iter().map(|file| file.size);
-        sizes.fold(0, u64::saturating_add)
-    }
-}
-
-/// What the hub says about a model.
+/// The hub's description of a model.
 #[derive(Debug, Deserialize)]
 struct Description {
     sha: Option<String>,
@@ -88,14 +81,25 @@ struct Sibling {
     lfs: Option<Large>,
 }
 
-/// What only files outside of the repository have.
+/// The properties of a file outside the repository.
 #[derive(Debug, Deserialize)]
 struct Large {
     sha256: Option<String>,
 }
 
+pub(super) async fn find(settings: &ModelSettings, model: &ModelId) -> Result<HubModel, ModelError> {
+    let hub = Hub::new(settings)?;
+    let (commit, files) = hub.files(model).await?;
+    Ok(HubModel {
+        hub,
+        model: model.clone(),
+        commit,
+        files,
+    })
+}
+
 impl Hub {
-    pub(super) fn new(settings: &ModelSettings) -> Result<Self, ModelError> {
+    fn new(settings: &ModelSettings) -> Result<Self, ModelError> {
         crate::tls::use_ring();
         let shown = dalston_telemetry::redact::text(&settings.hub_endpoint);
         let wrong = |problem: String| {
@@ -108,7 +112,7 @@ impl Hub {
         }
         let redirects = Policy::custom(|attempt| {
             let was_safe = attempt.previous().iter().any(|url| url.scheme() == "https");
-            if attempt.previous().len() > MOST_REDIRECTS {
+            if attempt.previous().len() > MAX_REDIRECTS {
                 attempt.error("too many redirects")
             } else if was_safe && attempt.url().scheme() != "https" {
                 attempt.error("a redirect from https to http")
@@ -118,12 +122,13 @@ impl Hub {
         });
         let client = Client::builder()
             .user_agent(concat!("dalston-engine-sdk/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT)
-            .read_timeout(READ)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
             .redirect(redirects)
             .build()
             .map_err(|error| {
-                ModelError::new(Kind::Source, format!("the client of the hub: {}", chain(&error)))
+                let text = format!("building the client of the hub: {}", chain(&error));
+                ModelError::new(Kind::Source, text)
             })?;
         Ok(Self {
             client,
@@ -132,36 +137,36 @@ impl Hub {
         })
     }
 
-    /// Looks the model up.
-    pub(super) async fn find(&self, model: &ModelId) -> Result<Found, ModelError> {
-        let host = self.endpoint.host_str().unwrap_or_default();
+    /// The commit of a model and its files.
+    async fn files(&self, model: &ModelId) -> Result<(String, Vec<RemoteFile>), ModelError> {
+        let host = self.host();
         let place = format!("{host}/{}", model.as_str());
         if model.as_str().split('/').count() > 2 {
-            let text = format!("model {:?}: that can't be a model of {host}", model.as_str());
+            let text = format!("that can't be the name of a model of {host}");
             return Err(ModelError::new(Kind::NotFound, text));
         }
         let mut url = self.url(["api", "models"], model, ["revision", "main"], "");
         url.set_query(Some("blobs=true"));
-        let mut response = self.get(model, url, &place).await?;
-        let failed = |problem: String| source_failed(model, &place, &problem);
+        let mut response = self.get(url, &place).await?;
+        let failed = |problem: String| source_failed(&place, &problem);
         let mut json = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| failed(text_of(error)))? {
             json.extend_from_slice(&chunk);
-            if json.len() > LARGEST_DESCRIPTION {
+            if json.len() > MAX_DESCRIPTION {
                 return Err(failed(format!(
-                    "its description has more than {LARGEST_DESCRIPTION} bytes"
+                    "its description has more than {MAX_DESCRIPTION} bytes"
                 )));
             }
         }
         let description: Description = serde_json::from_slice(&json)
-            .map_err(|error| failed(format!("its description is not understood: {error}")))?;
+            .map_err(|error| failed(format!("its description is invalid: {error}")))?;
         let is_commit = |sha: &String| sha.len() == 40 && sha.bytes().all(|byte| byte.is_ascii_hexdigit());
         let commit = description
             .sha
             .filter(is_commit)
             .unwrap_or_else(|| "main".to_owned());
         let refused = |name: &str, problem: &str| {
-            let text = format!("model {:?}: {name:?} at {place} {problem}", model.as_str());
+            let text = format!("{name:?} at {place} {problem}");
             ModelError::new(Kind::Invalid, text)
         };
         let (mut files, mut paths) = (Vec::new(), HashSet::new());
@@ -169,9 +174,9 @@ impl Hub {
             let suffix = Path::new(&rfilename)
                 .extension()
                 .and_then(|suffix| suffix.to_str());
-            let unwanted =
-                suffix.is_some_and(|suffix| UNWANTED.contains(&suffix.to_ascii_lowercase().as_str()));
-            if unwanted || [COMPLETE, LAST_ACCESSED].contains(&rfilename.as_str()) {
+            let skipped =
+                suffix.is_some_and(|suffix| SKIPPED.contains(&suffix.to_ascii_lowercase().as_str()));
+            if skipped || [COMPLETE, LAST_ACCESSED].contains(&rfilename.as_str()) {
                 continue;
             }
             let Some(path) = local_path(&rfilename) else {
@@ -180,13 +185,13 @@ impl Hub {
             if !paths.insert(path.clone()) {
                 return Err(refused(&rfilename, "is listed twice"));
             }
-            // Without it there would be no end to what may come.
+            // Without a size the download would have no limit.
             let Some(size) = size else {
                 return Err(refused(&rfilename, "is listed without a size"));
             };
             let checksum = lfs.and_then(|large| large.sha256);
             if checksum.as_deref().is_some_and(|sum| !is_sha256(sum)) {
-                return Err(refused(&rfilename, "is listed with a SHA-256 that is none"));
+                return Err(refused(&rfilename, "is listed with an invalid SHA-256"));
             }
             files.push(RemoteFile {
                 name: rfilename,
@@ -195,128 +200,41 @@ impl Hub {
                 checksum,
             });
         }
-        if files.len() > MOST_FILES {
-            return Err(ModelError::too_many_files(model, &place));
-        }
+        check_count(files.len(), &place)?;
         if files.is_empty() {
-            let text = format!("model {:?}: there are no files at {place}", model.as_str());
+            let text = format!("there are no files at {place}");
             return Err(ModelError::new(Kind::NotFound, text));
         }
-        Ok(Found { commit, files })
+        Ok((commit, files))
     }
 
-    /// Brings all files to a directory.
-    pub(super) async fn download(&self, found: &Found, model: &ModelId, to: &Path) -> Result<(), ModelError> {
-        let mut files = Vec::new();
-        for file in &found.files {
-            files.push(self.file(found, model, file, to));
-        }
-        let mut fetched = stream::iter(files).buffer_unordered(FILES_AT_ONCE);
-        while let Some(file) = fetched.next().await {
-            file?;
-        }
-        Ok(())
-    }
-
-    async fn file(
-        &self,
-        found: &Found,
-        model: &ModelId,
-        file: &RemoteFile,
-        to: &Path,
-    ) -> Result<(), ModelError> {
-        let path = to.join(&file.path);
-        if let Some(parent) = path.parent() {
-            let made = fs::create_dir_all(parent).await;
-            made.map_err(|error| ModelError::disk(&path, &error))?;
-        }
-        // Not over one that is there: two names may differ only where this file system sees no difference.
-        let made = File::create_new(&path).await;
-        made.map_err(|error| ModelError::disk(&path, &error))?;
-        let mut tries = 1;
-        loop {
-            match self.try_file(found, model, file, &path).await {
-                Err(error) if error.kind() == Kind::Source && tries < TRIES => {
-                    sleep(Duration::from_millis(250) * 2_u32.pow(tries)).await;
-                    tries += 1;
-                }
-                Ok(()) => return sync(&path).await,
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    async fn try_file(
-        &self,
-        found: &Found,
-        model: &ModelId,
-        file: &RemoteFile,
-        path: &Path,
-    ) -> Result<(), ModelError> {
-        let place = format!(
-            "{}/{}/{}",
-            self.endpoint.host_str().unwrap_or_default(),
-            model.as_str(),
-            file.name
-        );
-        let failed = |problem: String| source_failed(model, &place, &problem);
-        let disk = |error| ModelError::disk(path, &error);
-        let url = self.url([], model, ["resolve", &found.commit], &file.name);
-        let mut response = self.get(model, url, &place).await?;
-        let mut options = OpenOptions::new();
-        let local = options.write(true).truncate(true).open(path).await;
-        let mut local = local.map_err(disk)?;
-        let (mut bytes, mut sum) = (0, digest::Context::new(&SHA256));
-        while let Some(chunk) = response.chunk().await.map_err(|error| failed(text_of(error)))? {
-            bytes += chunk.len() as u64;
-            if bytes > file.size {
-                break;
-            }
-            if file.checksum.is_some() {
-                sum.update(&chunk);
-            }
-            local.write_all(&chunk).await.map_err(disk)?;
-        }
-        local.flush().await.map_err(disk)?;
-        if bytes != file.size {
-            return Err(failed(format!(
-                "it came with {bytes} bytes where {size} were announced",
-                size = file.size
-            )));
-        }
-        if let Some(wanted) = &file.checksum
-            && !wanted.eq_ignore_ascii_case(&hex(sum.finish().as_ref()))
-        {
-            let text = "it came with other bytes than were announced: their SHA-256 differs";
-            return Err(failed(text.to_owned()));
-        }
-        Ok(())
-    }
-
-    async fn get(&self, model: &ModelId, url: Url, place: &str) -> Result<Response, ModelError> {
+    async fn get(&self, url: Url, place: &str) -> Result<Response, ModelError> {
         let mut request = self.client.get(url);
         if let Some(Token(token)) = &self.token {
-            // The client takes it off when it is sent on to another host.
+            // The client removes it on a redirect to another host.
             request = request.bearer_auth(token);
         }
         let response = request.send().await;
-        let response = response.map_err(|error| source_failed(model, place, &text_of(error)))?;
+        let response = response.map_err(|error| source_failed(place, &text_of(error)))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
         let text = match status {
-            StatusCode::NOT_FOUND => "there is no such thing".to_owned(),
+            StatusCode::NOT_FOUND => format!("{place}: there is no such model or file"),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.token.is_some() => {
-                format!("{status}: there is no such thing, or HF_TOKEN does not open it")
+                format!("{place}: {status}: there is no such model, or HF_TOKEN gives no access to it")
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                format!("{status}: there is no such thing, or it is not open to everybody: set HF_TOKEN")
+                format!("{place}: {status}: there is no such model, or it is not public: set HF_TOKEN")
             }
-            status => return Err(source_failed(model, place, &status.to_string())),
+            status => return Err(source_failed(place, &status.to_string())),
         };
-        let text = format!("model {:?}: {place}: {text}", model.as_str());
         Err(ModelError::new(Kind::NotFound, text))
+    }
+
+    fn host(&self) -> &str {
+        self.endpoint.host_str().unwrap_or_default()
     }
 
     fn url<const A: usize, const B: usize>(
@@ -339,11 +257,61 @@ impl Hub {
     }
 }
 
-fn source_failed(model: &ModelId, place: &str, problem: &str) -> ModelError {
-    ModelError::new(
-        Kind::Source,
-        format!("model {:?}: {place}: {problem}", model.as_str()),
-    )
+impl HubModel {
+    pub(super) fn bytes(&self) -> u64 {
+        let sizes = self.files.iter().map(|file| file.size);
+        sizes.fold(0, u64::saturating_add)
+    }
+
+    /// Downloads all files to a directory.
+    pub(super) async fn download(&self, to: &Path) -> Result<(), ModelError> {
+        let mut files = Vec::new();
+        for file in &self.files {
+            files.push(async move {
+                let path = to.join(&file.path);
+                create(&path).await?;
+                retry(|| self.file(file, &path)).await?;
+                sync(&path).await
+            });
+        }
+        run_all(files).await
+    }
+
+    async fn file(&self, file: &RemoteFile, path: &Path) -> Result<(), ModelError> {
+        let place = format!("{}/{}/{}", self.hub.host(), self.model.as_str(), file.name);
+        let failed = |problem: String| source_failed(&place, &problem);
+        let disk = |error| ModelError::disk(path, &error);
+        let url = self
+            .hub
+            .url([], &self.model, ["resolve", &self.commit], &file.name);
+        let mut response = self.hub.get(url, &place).await?;
+        let mut options = OpenOptions::new();
+        let local = options.write(true).truncate(true).open(path).await;
+        let mut local = local.map_err(disk)?;
+        let (mut bytes, mut sum) = (0, digest::Context::new(&SHA256));
+        while let Some(chunk) = response.chunk().await.map_err(|error| failed(text_of(error)))? {
+            bytes += chunk.len() as u64;
+            if bytes > file.size {
+                break;
+            }
+            if file.checksum.is_some() {
+                sum.update(&chunk);
+            }
+            local.write_all(&chunk).await.map_err(disk)?;
+        }
+        local.flush().await.map_err(disk)?;
+        check_size(bytes, file.size, &place)?;
+        if let Some(expected) = &file.checksum
+            && !expected.eq_ignore_ascii_case(&hex(sum.finish().as_ref()))
+        {
+            return Err(failed("its SHA-256 differs from the announced one".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+fn source_failed(place: &str, problem: &str) -> ModelError {
+    ModelError::new(Kind::Source, format!("reading {place}: {problem}"))
 }
 
 fn is_sha256(text: &str) -> bool {
@@ -357,7 +325,7 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Without the URL: that of a redirect is signed, which makes it a key.
+/// The message without the URL: the URL of a redirect holds a signature that grants access.
 fn text_of(error: reqwest::Error) -> String {
     chain(&error.without_url())
 }

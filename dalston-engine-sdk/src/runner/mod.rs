@@ -366,7 +366,7 @@ impl Worker {
     /// Keeps the models on the disk within their limits.
     async fn tidy_model_cache(&self) -> Infallible {
         match &self.model_storage {
-            Some(models) => models.keep_tidy().await,
+            Some(models) => models.evict_periodically().await,
             None => pending().await,
         }
     }

@@ -27,7 +27,7 @@ use crate::error::{TaskError, TaskErrorKind, says_out_of_memory};
 use crate::gpu::GpuReading;
 use crate::load::LoadContext;
 use crate::model_id::ModelId;
-use crate::models::{Held, LoadStop};
+use crate::models::{LoadStop, LocalModel};
 use crate::spans::{self, SpanOpener, TaskSpans};
 use crate::stage::{OutputDefaults, StageOutput};
 use crate::task::TaskRequest;
@@ -214,7 +214,7 @@ struct InferenceThread<E: Engine> {
 /// A model with what keeps its files on the disk, which goes after it.
 struct Loaded<M> {
     model: M,
-    _files: Vec<Arc<Held>>,
+    _files: Vec<Arc<LocalModel>>,
 }
 
 /// What to do when the memory does not hold one more model.

@@ -1,4 +1,4 @@
-//! Models that are not on the machine: downloaded from the storage of a deployment, kept in a cache, and removed from it.
+//! Models from the storage of a deployment: download, cache, eviction.
 
 mod hub;
 
@@ -42,12 +42,12 @@ impl Site {
         self.temp.path().join("cache")
     }
 
-    /// The directory that the model has in the cache.
+    /// The directory of the model in the cache.
     fn cached(&self, model: &str) -> PathBuf {
         self.cache().join(model.replace('/', "--"))
     }
 
-    /// Everything in the cache but the locks.
+    /// Everything in the cache except the locks.
     fn cache_entries(&self) -> Vec<String> {
         let entries = fs::read_dir(self.cache()).into_iter().flatten().flatten();
         let names = entries.map(|entry| entry.file_name().into_string().unwrap());
@@ -63,7 +63,7 @@ impl Site {
         self.s3.put(&place, content.into());
     }
 
-    /// A small model that is whole.
+    /// Puts a small, complete model into the bucket.
     fn put_model(&self, model: &str) {
         self.put(model, "config.json", "{}");
         self.put(model, "model.bin", weights(20_000));
@@ -91,7 +91,7 @@ impl Site {
         self.rig.submit_with(task, name_model).await;
     }
 
-    /// Has a worker of its own load the model for a task.
+    /// Starts a worker that loads the model for a task.
     async fn load(&self, task: &str, model: &str) -> Result<Value, (String, String)> {
         self.submit(task, model).await;
         let (outcome, run) = self.rig.run(self.runner(), self.rig.outcome(task)).await;
@@ -133,7 +133,7 @@ fn weights(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|n| ((n * 31) >> 3) as u8).collect()
 }
 
-/// Waits for something that nobody announces.
+/// Polls until `happened` is true.
 async fn until(what: &str, mut happened: impl FnMut() -> bool) {
     for _ in 0..1_500 {
         if happened() {
@@ -141,14 +141,14 @@ async fn until(what: &str, mut happened: impl FnMut() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("{what}: not within half a minute");
+    panic!("no {what} within half a minute");
 }
 
 #[tokio::test]
-async fn a_model_that_is_not_here_is_downloaded_for_the_task_that_needs_it() {
+async fn missing_model_is_downloaded_for_its_task() {
     let site = Site::new();
     site.put_model(MODEL);
-    // More than one piece, and files that are easily forgotten.
+    // A file of more than one part, and an empty one.
     let large = weights((40 << 20) + 17);
     site.put(MODEL, "onnx/large.bin", large.clone());
     site.put(MODEL, "empty", "");
@@ -190,14 +190,14 @@ async fn a_model_that_is_not_here_is_downloaded_for_the_task_that_needs_it() {
 }
 
 #[tokio::test]
-async fn a_model_that_was_downloaded_once_needs_no_storage_any_more() {
+async fn cached_model_needs_no_storage() {
     let site = Site::new();
     site.put_model(MODEL);
     site.load("T1", MODEL).await.unwrap();
     let requests = site.s3.requests();
     site.s3.trouble(Trouble::new(Fault::Hang));
 
-    // Another process: it knows nothing but the cache.
+    // Another worker only has the cache.
     site.load("T2", MODEL).await.unwrap();
 
     assert_eq!(site.s3.requests(), requests);
@@ -207,7 +207,7 @@ async fn a_model_that_was_downloaded_once_needs_no_storage_any_more() {
 }
 
 #[tokio::test]
-async fn a_model_of_a_local_directory_is_not_looked_for_in_the_storage() {
+async fn model_in_local_directory_needs_no_storage() {
     let site = Site::new();
     let root = site.temp.path().join("models");
     fs::create_dir_all(root.join(MODEL)).unwrap();
@@ -223,7 +223,7 @@ async fn a_model_of_a_local_directory_is_not_looked_for_in_the_storage() {
 }
 
 #[tokio::test]
-async fn all_threads_and_processes_that_want_a_model_share_one_download() {
+async fn threads_and_processes_share_one_download() {
     let site = Site::new();
     site.put_model(MODEL);
     let slow = Trouble::new(Fault::Delay(Duration::from_millis(500))).path("model.bin");
@@ -250,12 +250,12 @@ async fn all_threads_and_processes_that_want_a_model_share_one_download() {
     for outcome in outcomes {
         outcome.unwrap();
     }
-    // Each looks into the bucket, at most; only one takes the two files.
+    // Each may list the bucket; only one downloads the two files.
     assert!(site.s3.requests() <= 4, "{} requests", site.s3.requests());
 }
 
 #[tokio::test]
-async fn a_model_that_nobody_has_is_an_error_that_says_where_it_was_looked_for() {
+async fn unknown_model_is_an_error_that_names_the_source() {
     let site = Site::new();
     let (code, error) = site.load("T1", "openai/nothing").await.unwrap_err();
     assert_eq!(code, "model_not_found");
@@ -267,7 +267,7 @@ async fn a_model_that_nobody_has_is_an_error_that_says_where_it_was_looked_for()
 }
 
 #[tokio::test]
-async fn a_model_that_is_still_being_uploaded_is_not_taken() {
+async fn incomplete_upload_is_not_downloaded() {
     let site = Site::new();
     site.put_model(MODEL);
     let marker = format!("{}/models/{MODEL}/.complete", TestS3::BUCKET);
@@ -286,7 +286,7 @@ async fn a_model_that_is_still_being_uploaded_is_not_taken() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_in_the_middle_of_a_file_does_no_harm() {
+async fn broken_connection_is_retried() {
     let site = Site::new();
     site.put_model(MODEL);
     let cut = Trouble::new(Fault::Truncate(1_000)).path("model.bin");
@@ -295,7 +295,7 @@ async fn a_connection_that_breaks_in_the_middle_of_a_file_does_no_harm() {
 }
 
 #[tokio::test]
-async fn a_file_that_never_comes_whole_fails_the_task_and_leaves_nothing_behind() {
+async fn truncated_file_fails_the_task_and_leaves_no_rest() {
     let site = Site::new();
     site.put_model(MODEL);
     site.s3
@@ -307,14 +307,14 @@ async fn a_file_that_never_comes_whole_fails_the_task_and_leaves_nothing_behind(
         error.contains("s3://dalston-artifacts/models/openai/whisper-made-up/model.bin"),
         "{error}"
     );
-    until("the download is removed", || site.cache_entries().is_empty()).await;
+    until("cleanup", || site.cache_entries().is_empty()).await;
 
     site.s3.heal();
     site.load("T2", MODEL).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_model_that_is_replaced_while_it_is_downloaded_is_not_mixed() {
+async fn model_replaced_during_download_is_not_mixed() {
     let site = Site::new();
     site.put_model(MODEL);
     let slow = Trouble::new(Fault::Delay(Duration::from_secs(2))).path("model.bin");
@@ -322,7 +322,7 @@ async fn a_model_that_is_replaced_while_it_is_downloaded_is_not_mixed() {
     site.submit("T1", MODEL).await;
     let act = async {
         let begun = || site.cache_entries() == [".openai--whisper-made-up.partial"];
-        until("the download", begun).await;
+        until("download", begun).await;
         site.put(MODEL, "model.bin", vec![7; 20_000]);
         site.rig.outcome("T1").await
     };
@@ -336,7 +336,7 @@ async fn a_model_that_is_replaced_while_it_is_downloaded_is_not_mixed() {
 }
 
 #[tokio::test]
-async fn a_bucket_that_is_not_there_is_named() {
+async fn missing_bucket_is_named_in_the_error() {
     let site = Site::new();
     let mut s3 = S3Settings::default();
     s3.bucket = "no-such-bucket".to_owned();
@@ -356,7 +356,7 @@ async fn a_bucket_that_is_not_there_is_named() {
 }
 
 #[tokio::test]
-async fn a_refused_request_is_an_error_that_shows_no_key() {
+async fn refused_request_is_an_error_without_keys() {
     let site = Site::new();
     site.put_model(MODEL);
     site.s3.trouble(Trouble::new(Fault::ACCESS_DENIED));
@@ -367,7 +367,7 @@ async fn a_refused_request_is_an_error_that_shows_no_key() {
 }
 
 #[tokio::test]
-async fn a_download_ends_with_the_deadline_of_its_task() {
+async fn deadline_of_the_task_ends_its_download() {
     let site = Site::new();
     site.put_model(MODEL);
     site.s3.trouble(Trouble::new(Fault::Hang).path("model.bin"));
@@ -382,9 +382,9 @@ async fn a_download_ends_with_the_deadline_of_its_task() {
     let act = async {
         let (code, _) = site.rig.outcome("T1").await.unwrap_err();
         assert_eq!(code, "deadline_exceeded");
-        until("the download is removed", || site.cache_entries().is_empty()).await;
+        until("cleanup", || site.cache_entries().is_empty()).await;
         assert!(!models.is_downloading());
-        // The next one is not told that a moment ago the load was broken off.
+        // The next task does not get the error of the aborted download.
         site.s3.heal();
         site.submit("T2", MODEL).await;
         site.rig.outcome("T2").await.unwrap();
@@ -394,7 +394,7 @@ async fn a_download_ends_with_the_deadline_of_its_task() {
 }
 
 #[tokio::test]
-async fn a_worker_that_drains_waits_for_no_download_and_hands_the_task_back() {
+async fn draining_worker_aborts_download_and_releases_task() {
     let site = Site::new();
     site.put_model(MODEL);
     site.s3.trouble(Trouble::new(Fault::Hang).path("model.bin"));
@@ -406,21 +406,21 @@ async fn a_worker_that_drains_waits_for_no_download_and_hands_the_task_back() {
         .drain_timeout(Duration::from_secs(300));
     let ((), run) = site
         .rig
-        .run(runner, until("a download", || models.is_downloading()))
+        .run(runner, until("download", || models.is_downloading()))
         .await;
     run.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(60));
     assert_eq!(site.rig.events(), ["T1 started"]);
-    until("the download is removed", || site.cache_entries().is_empty()).await;
+    until("cleanup", || site.cache_entries().is_empty()).await;
 
-    // A peer has it at once.
+    // A peer gets the task at once.
     site.s3.heal();
     let (outcome, _) = site.rig.run(site.runner(), site.rig.outcome("T1")).await;
     outcome.unwrap();
 }
 
 #[tokio::test]
-async fn a_worker_that_is_told_to_stop_while_it_preloads_stops() {
+async fn shutdown_aborts_preload() {
     let site = Site::new();
     site.put_model(MODEL);
     site.s3.trouble(Trouble::new(Fault::Hang).path("model.bin"));
@@ -428,16 +428,16 @@ async fn a_worker_that_is_told_to_stop_while_it_preloads_stops() {
     let runner = site.runner_with(models.clone()).preload(MODEL);
     let ((), run) = site
         .rig
-        .run(runner, until("a download", || models.is_downloading()))
+        .run(runner, until("download", || models.is_downloading()))
         .await;
     run.unwrap();
-    until("the download is broken off", || !models.is_downloading()).await;
-    until("the download is removed", || site.cache_entries().is_empty()).await;
+    until("end of the download", || !models.is_downloading()).await;
+    until("cleanup", || site.cache_entries().is_empty()).await;
 }
 
-/// The other process of the test below.
+/// The child process of the test below.
 #[tokio::test]
-#[ignore = "not a test: a process that is killed while it downloads a model"]
+#[ignore = "not a test: the child process of another test"]
 async fn download_until_killed() {
     let variable = |name: &str| std::env::var(name).unwrap();
     let rig = Rig::new();
@@ -447,7 +447,7 @@ async fn download_until_killed() {
 }
 
 #[tokio::test]
-async fn a_process_that_is_killed_leaves_no_half_model_and_nobody_waits_for_it() {
+async fn killed_process_leaves_no_partial_model_and_no_lock() {
     struct Killed(Child);
     impl Drop for Killed {
         fn drop(&mut self) {
@@ -466,17 +466,17 @@ async fn a_process_that_is_killed_leaves_no_half_model_and_nobody_waits_for_it()
         .spawn();
     let process = Killed(process.unwrap());
     let partial = site.cache().join(".openai--whisper-made-up.partial");
-    until("half of the model", || {
+    until("partial model", || {
         fs::read(partial.join("config.json")).is_ok_and(|content| content == b"{}")
     })
     .await;
 
-    // A second process does not touch it while the first one is at work.
+    // A second process waits while the first one downloads.
     site.s3.heal();
     let models = site.models(&[]);
     site.submit("T1", MODEL).await;
     let act = async {
-        until("the second process wants it", || models.is_downloading()).await;
+        until("download by the second process", || models.is_downloading()).await;
         let requests = site.s3.requests();
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert!(site.s3.requests() <= requests + 1);
@@ -490,21 +490,21 @@ async fn a_process_that_is_killed_leaves_no_half_model_and_nobody_waits_for_it()
 }
 
 #[tokio::test]
-async fn what_a_killed_process_left_is_removed_at_the_next_start() {
+async fn rest_of_killed_process_is_removed_at_next_start() {
     let site = Site::new();
     let left = site.cache().join(".openai--given-up.partial");
     fs::create_dir_all(&left).unwrap();
     fs::write(left.join("model.bin"), "half").unwrap();
     let foreign = site.cache().join(".not ours.partial");
     fs::create_dir_all(&foreign).unwrap();
-    let gone = until("the rest is removed", || !left.exists());
+    let gone = until("cleanup", || !left.exists());
     let ((), run) = site.rig.run(site.runner(), gone).await;
     run.unwrap();
     assert!(foreign.exists());
 }
 
 #[tokio::test]
-async fn a_name_that_leads_elsewhere_is_no_model() {
+async fn hostile_name_is_not_a_model() {
     let site = Site::new();
     site.put_model(MODEL);
     let names = [
@@ -527,7 +527,7 @@ async fn a_name_that_leads_elsewhere_is_no_model() {
 }
 
 #[tokio::test]
-async fn a_key_that_leads_out_of_the_model_is_refused() {
+async fn hostile_key_in_bucket_is_refused() {
     let site = Site::new();
     for (n, key) in ["../../../../evil", "a/../../evil", "back\\slash"]
         .into_iter()
@@ -547,7 +547,7 @@ async fn a_key_that_leads_out_of_the_model_is_refused() {
 }
 
 #[tokio::test]
-async fn a_cache_that_cannot_be_written_is_an_error_that_names_it() {
+async fn unwritable_cache_is_named_in_the_error() {
     let site = Site::new();
     site.put_model(MODEL);
     fs::write(site.cache(), "a file").unwrap();
@@ -560,7 +560,7 @@ async fn a_cache_that_cannot_be_written_is_an_error_that_names_it() {
 }
 
 #[tokio::test]
-async fn a_directory_that_is_in_the_way_is_left_alone() {
+async fn foreign_directory_in_cache_is_not_touched() {
     let site = Site::new();
     site.put_model(MODEL);
     fs::create_dir_all(site.cached(MODEL)).unwrap();
@@ -571,7 +571,7 @@ async fn a_directory_that_is_in_the_way_is_left_alone() {
     assert!(site.cached(MODEL).join("mine").exists());
 }
 
-/// A model in the cache that was used so many hours ago.
+/// A model in the cache that was last used `hours_ago`.
 fn cached_model(site: &Site, name: &str, bytes: usize, hours_ago: u64) -> PathBuf {
     let dir = site.cached(name);
     fs::create_dir_all(dir.join("sub")).unwrap();
@@ -584,7 +584,7 @@ fn cached_model(site: &Site, name: &str, bytes: usize, hours_ago: u64) -> PathBu
 }
 
 #[tokio::test]
-async fn models_that_nobody_used_for_long_are_removed_and_nothing_else() {
+async fn only_idle_models_are_evicted() {
     let site = Site::new();
     let old = cached_model(&site, "a/old", 100, 3);
     let fresh = cached_model(&site, "a/fresh", 100, 1);
@@ -602,7 +602,7 @@ async fn models_that_nobody_used_for_long_are_removed_and_nothing_else() {
         let lines = site.rig.telemetry.logs();
         lines.into_iter().find(|line| line.event() == "model_evicted")
     };
-    let gone = until("the old model is removed", || evicted().is_some());
+    let gone = until("eviction", || evicted().is_some());
     let ((), run) = site.rig.run(site.runner_with(models), gone).await;
     run.unwrap();
 
@@ -616,7 +616,7 @@ async fn models_that_nobody_used_for_long_are_removed_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_cache_that_is_too_large_loses_what_was_not_used_for_longest() {
+async fn full_cache_evicts_least_recently_used_models() {
     let site = Site::new();
     let oldest = cached_model(&site, "a/oldest", 60_000, 5);
     let older = cached_model(&site, "a/older", 60_000, 4);
@@ -624,14 +624,14 @@ async fn a_cache_that_is_too_large_loses_what_was_not_used_for_longest() {
     let newest = cached_model(&site, "a/newest", 60_000, 0);
     // 150 kB.
     let models = site.models(&[("DALSTON_MODEL_CACHE_MAX_GB", "0.00014")]);
-    let gone = until("there is room", || !oldest.exists() && !older.exists());
+    let gone = until("eviction", || !oldest.exists() && !older.exists());
     let ((), run) = site.rig.run(site.runner_with(models), gone).await;
     run.unwrap();
     assert!(newer.exists() && newest.exists());
 }
 
 #[tokio::test]
-async fn a_model_that_is_loaded_stays_however_little_room_there_is() {
+async fn loaded_model_is_not_evicted() {
     let site = Site::new();
     site.put_model(MODEL);
     let idle = cached_model(&site, "a/idle", 20_000, 0);
@@ -641,18 +641,15 @@ async fn a_model_that_is_loaded_stays_however_little_room_there_is() {
     site.submit("T1", MODEL).await;
     let act = async {
         site.rig.outcome("T1").await.unwrap();
-        until("the idle model makes room", || !idle.exists()).await;
+        until("eviction of the idle model", || !idle.exists()).await;
         assert!(site.cached(MODEL).exists());
 
-        // Nor does another process remove it, which finds it too large in any case.
+        // Another process with a smaller limit does not remove it either.
         let sentinel = cached_model(&site, "a/sentinel", 10, 0);
         let rig = Rig::new();
         let runner = rig.runner(reader()).model_storage(other_worker);
         let ((), run) = rig
-            .run(
-                runner,
-                until("the other process has looked", || !sentinel.exists()),
-            )
+            .run(runner, until("scan by the other process", || !sentinel.exists()))
             .await;
         run.unwrap();
         assert!(site.cached(MODEL).exists());
@@ -660,15 +657,15 @@ async fn a_model_that_is_loaded_stays_however_little_room_there_is() {
     let ((), run) = site.rig.run(site.runner_with(site.models(&limit)), act).await;
     run.unwrap();
 
-    // When it is not loaded any more, it goes.
+    // Once it is not loaded any more, it is evicted.
     let models = site.models(&[("DALSTON_MODEL_CACHE_MAX_GB", "0.000001")]);
-    let gone = until("the model is removed", || !site.cached(MODEL).exists());
+    let gone = until("eviction", || !site.cached(MODEL).exists());
     let ((), run) = site.rig.run(site.runner_with(models), gone).await;
     run.unwrap();
 }
 
 #[tokio::test]
-async fn an_engine_may_fall_back_on_a_model_of_its_own() {
+async fn engine_can_fall_back_to_its_own_model() {
     let site = Site::new();
     let engine = Closures::new(|_, _| answer()).load(|model, cx| {
         assert!(cx.model_dir(model).is_err());

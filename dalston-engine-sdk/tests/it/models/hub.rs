@@ -1,4 +1,4 @@
-//! Models of the Hugging Face hub: a stand-in for it, and for the servers that it sends its visitors to.
+//! Models of the Hugging Face hub, against a test server for the hub and one for its files.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -17,7 +17,7 @@ use super::{MODEL, Site, reader, weights};
 const COMMIT: &str = "8b1c1b5e7a3f4d2c9e0f8b1c1b5e7a3f4d2c9e0f";
 const TOKEN: &str = "hf_hunter2";
 const SIGNATURE: &str = "hunter3";
-/// As `sha256sum` has it.
+/// The outputs of `sha256sum`.
 const SUM_20_000: &str = "bd81765cdc582a62adda7628f2fc68183369890608a035fa7c004e61e7a47a29";
 const SUM_30_000: &str = "8d0e3731797d5fbcee927c313ce7a2b55601abd1fbb136738459ef81a59a71d7";
 
@@ -30,15 +30,15 @@ struct TestHub {
 
 #[derive(Default)]
 struct Seen {
-    /// The model is not open to everybody.
+    /// Whether the model needs a token.
     gated: bool,
-    /// What the hub lists beside the files that are always there.
+    /// Further files in the listing of the hub.
     more: Vec<Value>,
-    /// How the file server answers, if not well.
+    /// An error status of the file server.
     trouble: Option<StatusCode>,
-    /// How many of the next large files come with one bit turned over.
+    /// How many of the next large files have one bit flipped.
     damaged: usize,
-    /// Paths with the key that came along.
+    /// The path of each request with its token.
     hub: Vec<(String, Option<String>)>,
     files: Vec<(String, Option<String>)>,
 }
@@ -73,7 +73,7 @@ fn key(headers: &HeaderMap) -> Option<String> {
     Some(headers.get(header::AUTHORIZATION)?.to_str().unwrap().to_owned())
 }
 
-/// Small files come from the hub itself, large ones from elsewhere.
+/// The hub serves small files and redirects large ones.
 async fn hub(State((seen, files)): State<Shared>, uri: Uri, headers: HeaderMap) -> Response {
     let mut seen = seen.lock().unwrap();
     seen.hub.push((uri.to_string(), key(&headers)));
@@ -123,31 +123,31 @@ async fn file(State((seen, _)): State<Shared>, uri: Uri, headers: HeaderMap) -> 
     content.into_response()
 }
 
-/// Loads a model with these settings; returns the outcome and all that was logged and traced.
+/// Loads a model with these variables; returns the outcome, and all log lines and spans as text.
 async fn load(
     site: &Site,
     hub: &TestHub,
     more: &[(&'static str, &str)],
 ) -> (Result<Value, (String, String)>, String) {
-    let settings: Vec<_> = [("HF_ENDPOINT", &*hub.url)]
+    let variables: Vec<_> = [("HF_ENDPOINT", &*hub.url)]
         .into_iter()
         .chain(more.iter().copied())
         .collect();
     site.submit("T1", MODEL).await;
-    let runner = site.rig.runner(reader()).model_storage(site.models(&settings));
+    let runner = site.rig.runner(reader()).model_storage(site.models(&variables));
     let (outcome, run) = site.rig.run(runner, site.rig.outcome("T1")).await;
     run.unwrap();
     let (lines, spans) = (site.rig.telemetry.logs(), site.rig.telemetry.spans());
-    let told = format!("{outcome:?} {lines:?} {spans:?}");
-    (outcome, told)
+    let recorded = format!("{outcome:?} {lines:?} {spans:?}");
+    (outcome, recorded)
 }
 
 #[tokio::test]
-async fn a_model_of_the_hub_is_downloaded_and_only_the_hub_sees_the_token() {
+async fn hub_model_is_downloaded_and_only_the_hub_gets_the_token() {
     let (site, hub) = (Site::new(), TestHub::start().await);
     hub.change(|hub| hub.gated = true);
 
-    let (outcome, told) = load(
+    let (outcome, recorded) = load(
         &site,
         &hub,
         &[("DALSTON_MODEL_SOURCE", "hf"), ("HF_TOKEN", TOKEN)],
@@ -175,7 +175,10 @@ async fn a_model_of_the_hub_is_downloaded_and_only_the_hub_sees_the_token() {
             seen.files
         );
     }
-    assert!(!told.contains(TOKEN) && !told.contains(SIGNATURE), "{told}");
+    assert!(
+        !recorded.contains(TOKEN) && !recorded.contains(SIGNATURE),
+        "{recorded}"
+    );
     let tree = site.rig.telemetry.tree();
     let expected = "
         engine.queue_wait
@@ -190,7 +193,7 @@ async fn a_model_of_the_hub_is_downloaded_and_only_the_hub_sees_the_token() {
 }
 
 #[tokio::test]
-async fn what_the_bucket_does_not_have_comes_from_the_hub() {
+async fn model_missing_in_the_bucket_comes_from_the_hub() {
     let (site, hub) = (Site::new(), TestHub::start().await);
     let (outcome, _) = load(&site, &hub, &[("DALSTON_MODEL_SOURCE", "auto")]).await;
     outcome.unwrap();
@@ -199,7 +202,7 @@ async fn what_the_bucket_does_not_have_comes_from_the_hub() {
 }
 
 #[tokio::test]
-async fn what_the_bucket_has_does_not_come_from_the_hub() {
+async fn model_in_the_bucket_does_not_come_from_the_hub() {
     let (site, hub) = (Site::new(), TestHub::start().await);
     site.put_model(MODEL);
     let (outcome, _) = load(&site, &hub, &[("DALSTON_MODEL_SOURCE", "auto")]).await;
@@ -208,7 +211,7 @@ async fn what_the_bucket_has_does_not_come_from_the_hub() {
 }
 
 #[tokio::test]
-async fn a_model_that_needs_a_token_says_so() {
+async fn gated_model_asks_for_a_token() {
     let (site, hub) = (Site::new(), TestHub::start().await);
     hub.change(|hub| hub.gated = true);
     let (outcome, _) = load(&site, &hub, &[("DALSTON_MODEL_SOURCE", "s3,hf")]).await;
@@ -226,10 +229,10 @@ async fn a_model_that_needs_a_token_says_so() {
 }
 
 #[tokio::test]
-async fn a_file_server_that_fails_is_named_without_its_signature() {
+async fn failing_file_server_is_named_without_signature() {
     let (site, hub) = (Site::new(), TestHub::start().await);
     hub.change(|hub| hub.trouble = Some(StatusCode::SERVICE_UNAVAILABLE));
-    let (outcome, told) = load(
+    let (outcome, recorded) = load(
         &site,
         &hub,
         &[("DALSTON_MODEL_SOURCE", "hf"), ("HF_TOKEN", TOKEN)],
@@ -238,11 +241,14 @@ async fn a_file_server_that_fails_is_named_without_its_signature() {
     let (code, error) = outcome.unwrap_err();
     assert_eq!(code, "model_download_failed");
     assert!(error.contains("model.bin: 503 Service Unavailable"), "{error}");
-    assert!(!told.contains(TOKEN) && !told.contains(SIGNATURE), "{told}");
+    assert!(
+        !recorded.contains(TOKEN) && !recorded.contains(SIGNATURE),
+        "{recorded}"
+    );
 }
 
 #[tokio::test]
-async fn a_file_of_another_size_than_the_hub_says_is_not_taken() {
+async fn file_of_unexpected_size_is_refused() {
     let (site, hub) = (Site::new(), TestHub::start().await);
     hub.change(|hub| {
         hub.more
@@ -252,28 +258,28 @@ async fn a_file_of_another_size_than_the_hub_says_is_not_taken() {
     let (code, error) = outcome.unwrap_err();
     assert_eq!(code, "model_download_failed");
     assert!(
-        error.contains("more/model.bin: it came with 20000 bytes where 19999 were announced"),
+        error.contains("more/model.bin came with 20000 bytes where 19999 were announced"),
         "{error}"
     );
     assert!(!site.cached(MODEL).exists());
 }
 
 #[tokio::test]
-async fn a_file_whose_bytes_are_not_those_that_the_hub_has_is_not_taken() {
+async fn file_with_wrong_checksum_is_refused() {
     let (site, hub) = (Site::new(), TestHub::start().await);
     hub.change(|hub| hub.damaged = usize::MAX);
     let (outcome, _) = load(&site, &hub, &[("DALSTON_MODEL_SOURCE", "hf")]).await;
     let (code, error) = outcome.unwrap_err();
     assert_eq!(code, "model_download_failed");
     assert!(
-        error.contains("model.bin: it came with other bytes than were announced"),
+        error.contains("model.bin: its SHA-256 differs from the announced one"),
         "{error}"
     );
     assert!(!site.cached(MODEL).exists());
 }
 
 #[tokio::test]
-async fn a_file_that_was_damaged_on_its_way_is_fetched_again() {
+async fn damaged_file_is_downloaded_again() {
     let (site, hub) = (Site::new(), TestHub::start().await);
     hub.change(|hub| hub.damaged = 2);
     let (outcome, _) = load(&site, &hub, &[("DALSTON_MODEL_SOURCE", "hf")]).await;
@@ -284,7 +290,7 @@ async fn a_file_that_was_damaged_on_its_way_is_fetched_again() {
 }
 
 #[tokio::test]
-async fn a_listing_that_makes_no_sense_is_refused_before_anything_is_downloaded() {
+async fn invalid_listing_is_refused_before_the_download() {
     for (more, code, problem) in [
         (
             json!({"rfilename": "endless.bin"}),
@@ -294,7 +300,7 @@ async fn a_listing_that_makes_no_sense_is_refused_before_anything_is_downloaded(
         (
             json!({"rfilename": "more/model.bin", "size": 20_000, "lfs": {"sha256": "s"}}),
             "invalid_model",
-            "\"more/model.bin\" at 127.0.0.1/openai/whisper-made-up is listed with a SHA-256 that is none",
+            "\"more/model.bin\" at 127.0.0.1/openai/whisper-made-up is listed with an invalid SHA-256",
         ),
         (
             json!({"rfilename": "model.bin", "size": 20_000}),
@@ -318,7 +324,7 @@ async fn a_listing_that_makes_no_sense_is_refused_before_anything_is_downloaded(
 }
 
 #[tokio::test]
-async fn a_name_on_the_hub_that_leads_out_of_the_model_is_refused() {
+async fn hostile_file_name_on_the_hub_is_refused() {
     let (site, hub) = (Site::new(), TestHub::start().await);
     hub.change(|hub| {
         hub.more
