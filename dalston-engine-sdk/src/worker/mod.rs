@@ -5,7 +5,6 @@
 mod http;
 mod spot;
 
-use std::error::Error;
 use std::future::{Future, pending, ready};
 use std::io;
 use std::sync::Arc;
@@ -16,7 +15,6 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-pub use self::http::Health;
 use crate::config::{DeploymentConfig, RunnerConfig, SpotDrain};
 use crate::engine::Engine;
 use crate::error::{BuildError, RunError};
@@ -27,20 +25,23 @@ use crate::registry::{self, Registry};
 use crate::runner::{Runner, RunnerPhase, RunnerStatus};
 use crate::store::{Store, StoreError};
 
-/// Registers the engine with a deployment and works for it until `shutdown` is done, and then drains.
+/// Registers the engine with a deployment and processes tasks until `shutdown` completes. Then it
+/// drains.
 ///
-/// On EC2 ([`DeploymentConfig::cloud`]), a notice that the spot instance will be interrupted starts the same drain.
+/// On EC2 ([`DeploymentConfig::cloud`]), a notice that the spot instance will be interrupted also
+/// starts the drain.
 ///
-/// The HTTP server and the registry entry stay until the last task is finished or handed back: until then the platform must
-/// not take the tasks for abandoned. A Redis server that can't be reached is waited for.
+/// The HTTP server and the registry entry stay until the last task is finished or released: until
+/// then the platform must not count the tasks as abandoned. An unreachable Redis server is waited
+/// for.
 ///
-/// A port for the HTTP server that is taken is a warning, as with the platform's other engines, and is tried again every 5 s:
-/// most likely a predecessor still finishes its tasks. Until then its answers are somebody else's, which the `instance` in
-/// `/health` shows.
+/// If the port of the HTTP server is taken, the worker logs a warning, as the platform's other
+/// engines do, and tries again every 5 s. Usually a predecessor still finishes its tasks and
+/// answers on the port; the `instance` in `/health` shows it.
 ///
 /// # Errors
 ///
-/// If the settings make no sense, or the runner can't go on.
+/// If the configuration is invalid, or the runner can't go on.
 pub async fn run<E: Engine>(
     engine: E,
     config: RunnerConfig,
@@ -64,14 +65,14 @@ pub async fn run<E: Engine>(
     capabilities.max_concurrency = Some(slots);
     let status = runner.status();
 
-    let app = http::Server::new(
+    let state = http::ServerState::new(
         &runner,
         capabilities.clone(),
         server.clone(),
         telemetry,
         &deployment,
     );
-    let serving = listen(deployment.http_port, app).await;
+    let serving = listen(deployment.http_port, state).await;
     let record = RegistryRecord::new(runner.instance(), capabilities, slots, deployment.node);
     let registry: Arc<dyn Registry> = Arc::new(RedisRegistry::new(server).with_lifetime(deployment.lease));
     let membership = registry::join(registry, record, move || heartbeat(&status, &models, slots)).await;
@@ -79,8 +80,8 @@ pub async fn run<E: Engine>(
     let interruption = runner.interruption();
     let watch_spot = async {
         match (deployment.cloud.metadata(), deployment.spot_drain) {
-            (Some(metadata), heed @ (SpotDrain::All | SpotDrain::Interruption)) => {
-                spot::watch(metadata, heed, &interruption).await
+            (Some(metadata), mode @ (SpotDrain::All | SpotDrain::Interruption)) => {
+                spot::watch(metadata, mode, &interruption).await
             }
             _ => pending().await,
         }
@@ -90,24 +91,24 @@ pub async fn run<E: Engine>(
         never = watch_spot => match never {},
     };
     serving.finish().await;
-    // Last of all: a consumer without a record counts as dead, and its tasks as free.
+    // Last, because the tasks of a consumer without a record count as abandoned.
     if let Err(error) = membership.leave().await {
         warn!(%error, "engine_not_deregistered");
     }
     Ok(ended?)
 }
 
-/// Why a worker did not start or did not go on.
+/// Why a worker did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
     /// `REDIS_URL` is not a URL.
     #[error(transparent)]
     Redis(#[from] InvalidRedisUrl),
-    /// The settings of the storage make no sense.
-    #[error("the settings of the storage make no sense: {0}")]
+    /// The configuration of the storage is invalid.
+    #[error("the configuration of the storage is invalid: {0}")]
     Store(#[from] StoreError),
-    /// Engine and settings make no worker.
+    /// The engine or its configuration is invalid.
     #[error(transparent)]
     Build(#[from] BuildError),
     /// The runner can't go on.
@@ -115,11 +116,13 @@ pub enum WorkerError {
     Run(#[from] RunError),
 }
 
-/// Tasks that are read ahead, or whose result is being stored, take no capacity: the platform would see a worker with less
-/// than none, or keep work away from a thread that is free.
+/// The heartbeat for the registry.
+///
+/// Tasks that are prefetched or whose results are uploaded take no capacity. Counting them would
+/// give a negative free capacity, or keep work away from a free thread.
 fn heartbeat(status: &RunnerStatus, models: &ModelStorage, capacity: u32) -> Heartbeat {
     let active = u32::try_from(status.unprocessed_tasks()).unwrap_or(u32::MAX);
-    let what = match status.phase() {
+    let state = match status.phase() {
         RunnerPhase::Starting | RunnerPhase::Running if models.is_downloading() => {
             InstanceStatus::Downloading
         }
@@ -128,28 +131,27 @@ fn heartbeat(status: &RunnerStatus, models: &ModelStorage, capacity: u32) -> Hea
         RunnerPhase::Running => InstanceStatus::Idle,
         RunnerPhase::Draining | RunnerPhase::Stopped => InstanceStatus::Draining,
     };
-    let mut heartbeat = Heartbeat::new(what, active.min(capacity));
+    let mut heartbeat = Heartbeat::new(state, active.min(capacity));
     heartbeat.loaded_model = status.model().map(|model| model.to_string());
-    // Both come later than the registration: a driver may take seconds for its first answer.
     heartbeat.gpu_memory_used_mib = status.gpu_memory().map(|memory| memory.used >> 20);
     heartbeat.gpu_memory_total_mib = status.gpu_memory().map(|memory| memory.total >> 20);
     heartbeat
 }
 
-/// How long to leave a port alone that is taken, most likely by a predecessor that finishes its last tasks.
-const PORT_PAUSE: Duration = Duration::from_secs(5);
+/// The pause between two attempts to bind a port that is taken.
+const BIND_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A worker without its HTTP server does its work, so a port that is taken is no reason to stop. It is tried again.
-async fn listen(port: u16, app: http::Server) -> http::Serving {
+/// Starts the HTTP server. The worker also works without it, so a port that is taken is no reason
+/// to stop.
+async fn listen(port: u16, state: http::ServerState) -> http::Serving {
+    let max_requests = state.max_requests();
+    let router = http::router(state);
     match bind(port).await {
-        Ok(listener) => http::Serving::start(ready(listener), app),
+        Ok(listener) => http::Serving::start(ready(listener), router, max_requests),
         Err(error) => {
-            let error: &dyn Error = &error;
-            warn!(
-                port,
-                error, "http_server_not_started: free the port, or set DALSTON_METRICS_PORT to another one"
-            );
-            http::Serving::start(bind_later(port), app)
+            let advice = "free the port, or set DALSTON_METRICS_PORT to another one";
+            warn!(port, %error, advice, "http_server_not_started");
+            http::Serving::start(bind_later(port), router, max_requests)
         }
     }
 }
@@ -162,7 +164,7 @@ async fn bind(port: u16) -> io::Result<TcpListener> {
 
 async fn bind_later(port: u16) -> TcpListener {
     loop {
-        sleep(PORT_PAUSE).await;
+        sleep(BIND_INTERVAL).await;
         if let Ok(listener) = bind(port).await {
             return listener;
         }

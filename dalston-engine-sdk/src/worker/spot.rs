@@ -1,4 +1,4 @@
-//! EC2 takes spot instances back: two minutes after a notice, which somebody has to look for.
+//! Notices of EC2 that a spot instance will be interrupted, two minutes ahead.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -13,82 +13,84 @@ use crate::config::SpotDrain;
 use crate::interruption::Interruption;
 use crate::protocol::Timestamp;
 
-/// As often as Amazon advises.
-const PERIOD: Duration = Duration::from_secs(5);
-/// What is between the end of the drain and the end of the process: tasks are handed back, threads end, the worker leaves the
-/// registry, the last spans are sent.
+/// The interval that Amazon recommends.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// The time between the end of the drain and the end of the process, in which tasks are released,
+/// threads end, the worker leaves the registry, and the last spans are exported.
 const MARGIN: Duration = Duration::from_secs(20);
-/// What Amazon promises between notice and interruption.
+/// The time between notice and interruption that Amazon promises.
 const USUAL_NOTICE: Duration = Duration::from_secs(120);
 
-/// Looks for notices for as long as it is polled, and announces what it finds.
+/// Polls for notices and announces them to the runner.
 pub(super) async fn watch(
     metadata: &MetadataService,
-    heed: SpotDrain,
+    mode: SpotDrain,
     interruption: &Interruption,
 ) -> Infallible {
     let mut recommendations = Recommendations::default();
     let mut failed = false;
-    let mut ticks = interval(PERIOD);
+    let mut ticks = interval(POLL_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let looked = match metadata.get("meta-data/spot/instance-action").await {
+        let polled = match metadata.get("meta-data/spot/instance-action").await {
             Ok(Some(text)) if announce_action(&text, interruption) => return pending().await,
-            Ok(_) if heed == SpotDrain::All => recommendations.look(metadata, interruption).await,
+            Ok(_) if mode == SpotDrain::All => recommendations.poll(metadata, interruption).await,
             Ok(_) => Ok(()),
             Err(error) => Err(error),
         };
-        // Once for each time that the service is away.
-        if let Err(error) = &looked
+        // Only the first of several failures in a row.
+        if let Err(error) = &polled
             && !failed
         {
             debug!(%error, "spot_check_failed");
         }
-        failed = looked.is_err();
+        failed = polled.is_err();
     }
 }
 
-/// Notices that the instance is likely to be interrupted. Such a notice stays, perhaps for hours and without anything that
-/// follows: what a worker finds when it starts is no reason to end again, or it would for ever be started and end.
+/// Recommendations to leave the instance, because it is likely to be interrupted.
+///
+/// A recommendation may stay for hours without an interruption. One that is older than the worker
+/// is ignored: otherwise every worker on the instance would start and drain at once.
 #[derive(Debug, Default)]
 struct Recommendations {
-    /// The answer that counts as known; none before the first one.
-    known: Option<Option<String>>,
+    /// The last answer of the service; `None` before the first one.
+    known: Option<Option<Recommendation>>,
 }
 
 impl Recommendations {
-    async fn look(
+    async fn poll(
         &mut self,
         metadata: &MetadataService,
         interruption: &Interruption,
     ) -> Result<(), MetadataError> {
         let answer = metadata.get("meta-data/events/recommendations/rebalance").await?;
-        let answer = answer.filter(|text| serde_json::from_str::<Recommendation>(text).is_ok());
-        let is_first = self.known.is_none();
-        let known = self.known.get_or_insert_with(|| answer.clone());
-        match answer {
-            Some(text) if is_first => {
-                debug!(notice = text, "rebalance_recommendation_older_than_this_worker");
+        let new: Option<Recommendation> = answer.and_then(|text| serde_json::from_str(&text).ok());
+        let Some(known) = &self.known else {
+            if let Some(old) = &new {
+                let time = &old.notice_time;
+                debug!(time, "rebalance_recommendation_older_than_this_worker");
             }
-            Some(text) if known.as_ref() != Some(&text) => {
-                if let Ok(recommendation) = serde_json::from_str::<Recommendation>(&text) {
-                    warn!(
-                        action = "rebalance",
-                        time = recommendation.notice_time,
-                        "spot_interruption_notice"
-                    );
-                    interruption.announce("rebalance", None);
-                }
-                *known = Some(text);
-            }
-            _ => {}
+            self.known = Some(new);
+            return Ok(());
+        };
+        if let Some(new) = new
+            && known.as_ref() != Some(&new)
+        {
+            warn!(
+                action = "rebalance",
+                time = new.notice_time,
+                "spot_interruption_notice"
+            );
+            interruption.announce("rebalance", None);
+            self.known = Some(Some(new));
         }
         Ok(())
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Recommendation {
     notice_time: String,
@@ -100,7 +102,7 @@ struct Action {
     time: Option<String>,
 }
 
-/// Returns whether the answer was a notice.
+/// Announces the notice in `text`; returns whether there was one.
 fn announce_action(text: &str, interruption: &Interruption) -> bool {
     let Some((action, time)) = read_action(text) else {
         return false;
@@ -115,7 +117,8 @@ fn announce_action(text: &str, interruption: &Interruption) -> bool {
     true
 }
 
-/// What happens, and when. It becomes an attribute of spans, so that nothing but a word will do.
+/// The action and its time. Only a word is accepted as action, because it becomes an attribute of
+/// spans.
 fn read_action(text: &str) -> Option<(String, Option<Timestamp>)> {
     const LONGEST: usize = 32;
     let Action { action, time } = serde_json::from_str(text).ok()?;
@@ -133,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_action_is_a_word_and_perhaps_a_time() {
+    fn action_is_a_word_with_an_optional_time() {
         let read = |text| read_action(text).map(|(action, time)| (action, time.is_some()));
         for (text, expected) in [
             (

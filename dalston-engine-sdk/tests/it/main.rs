@@ -23,6 +23,8 @@ mod results;
 mod rig;
 mod runner;
 mod stage;
+#[cfg(feature = "worker")]
+mod support;
 #[cfg(feature = "tch")]
 mod torch;
 #[cfg(feature = "worker")]

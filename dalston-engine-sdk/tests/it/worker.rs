@@ -1,10 +1,9 @@
-//! A whole worker in a deployment: Redis, storage over the protocol of S3, registry, HTTP, signals' effect.
+//! A whole worker in a deployment: Redis, S3, registry, HTTP, drain.
 
 mod hostile;
 mod spot;
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -23,15 +22,16 @@ use dalston_telemetry::tracing::level_filters::LevelFilter;
 use dalston_telemetry::{Env, TelemetryHandle};
 use serde_json::{Value, json};
 use testbed::{Fault, TestRedis, TestS3, Trouble};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+
+use crate::support::{Response, free_port, get, until};
 
 const JOB: &str = "0d4c2b1a-9f8e-4d7c-b6a5-443322110000";
 const STREAM: &str = "dalston:stream:echo";
 
-/// Dies if its task says so, or takes as long as that says, leaves behind a file of the name that it says, and answers with what it was given.
+/// An engine that returns its input. The configuration of a task can make it abort, take a while,
+/// or write an output file.
 #[derive(Default)]
 struct Echo {
     begun: Arc<AtomicUsize>,
@@ -92,7 +92,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// Tasks take no longer from now on, whatever they say.
+    /// Ends all waits of tasks, now and later.
     fn release(&self) {
         self.released.store(true, Ordering::SeqCst);
     }
@@ -101,16 +101,20 @@ impl Worker {
         self.stop.take().unwrap().send(()).unwrap();
     }
 
-    async fn get(&self, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))
-            .await
-            .unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    /// Stops the worker and waits for its end.
+    async fn finish(&mut self) {
+        self.stop().await;
+        (&mut self.running).await.unwrap().unwrap();
+    }
+
+    async fn get(&self, path: &str) -> Response {
+        get(self.port, path).await.unwrap()
+    }
+
+    /// Waits until the engine processes a task.
+    async fn until_busy(&self) {
+        let begun = async || (self.begun.load(Ordering::SeqCst) == 1).then_some(());
+        until("busy engine", begun).await;
     }
 }
 
@@ -127,7 +131,7 @@ impl Deployment {
     }
 
     fn worker_with(&self, name: &str, more: &[(&str, &str)]) -> Worker {
-        let (config, deployment) = settings(&self.redis.url(), &self.s3.url(), name, more);
+        let (config, deployment) = configs(&self.redis.url(), &self.s3.url(), name, more);
         self.worker_as(config, deployment)
     }
 
@@ -142,7 +146,7 @@ impl Deployment {
         more: &[(&str, &str)],
         telemetry: Option<&TestTelemetry>,
     ) -> Worker {
-        let (config, deployment) = settings(&self.redis.url(), &self.s3.url(), name, more);
+        let (config, deployment) = configs(&self.redis.url(), &self.s3.url(), name, more);
         self.worker_traced(config, deployment.cloud(cloud), telemetry)
     }
 
@@ -173,16 +177,19 @@ impl Deployment {
         }
     }
 
-    /// Queues a task as the orchestrator does.
+    /// Writes the documents of a task and queues it.
     async fn enqueue(&self, task: &str, request: impl Into<Vec<u8>>) {
         self.prepare(task, request).await;
-        let () = self
-            .redis
-            .send(&["XADD", STREAM, "*", "task_id", task, "job_id", JOB])
-            .await;
+        self.queue(task).await;
     }
 
-    /// Writes down what is to be known about a task, but does not queue it.
+    /// Queues a task as the orchestrator does.
+    async fn queue(&self, task: &str) {
+        let message = ["XADD", STREAM, "*", "task_id", task, "job_id", JOB];
+        let () = self.redis.send(&message).await;
+    }
+
+    /// Writes the documents of a task.
     async fn prepare(&self, task: &str, request: impl Into<Vec<u8>>) {
         let request: Vec<u8> = request.into();
         self.s3.put(
@@ -190,44 +197,32 @@ impl Deployment {
             request,
         );
         let key = format!("dalston:task:{task}");
-        let () = self
-            .redis
-            .send(&[
-                "HSET",
-                &key,
-                "job_id",
-                JOB,
-                "stage",
-                "echo",
-                "request_id",
-                "req_5f",
-            ])
-            .await;
+        let metadata = [
+            "HSET",
+            &key,
+            "job_id",
+            JOB,
+            "stage",
+            "echo",
+            "request_id",
+            "req_5f",
+        ];
+        let () = self.redis.send(&metadata).await;
     }
 
+    /// The fields of each event.
+    async fn event_fields(&self) -> Vec<BTreeMap<String, String>> {
+        let range = ["XRANGE", "dalston:events:stream", "-", "+"];
+        let entries: Vec<(String, BTreeMap<String, String>)> = self.redis.send(&range).await;
+        entries.into_iter().map(|(_, fields)| fields).collect()
+    }
+
+    /// The type and the payload of each event.
     async fn events(&self) -> Vec<(String, Value)> {
-        let entries: Vec<(String, BTreeMap<String, String>)> = self
-            .redis
-            .send(&["XRANGE", "dalston:events:stream", "-", "+"])
-            .await;
-        entries
-            .into_iter()
-            .map(|(_, fields)| (fields["type"].clone(), fields["payload"].parse().unwrap()))
+        let events = self.event_fields().await.into_iter();
+        events
+            .map(|fields| (fields["type"].clone(), fields["payload"].parse().unwrap()))
             .collect()
-    }
-
-    async fn until<T>(&self, what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
-        let looking = async {
-            loop {
-                if let Some(found) = found().await {
-                    return found;
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), looking)
-            .await
-            .unwrap_or_else(|_| panic!("no {what}"))
     }
 
     async fn until_event(&self, kind: &str, task: &str) -> Value {
@@ -237,17 +232,24 @@ impl Deployment {
                 .into_iter()
                 .find(|(k, payload)| k == kind && payload["task_id"] == task)
         };
-        self.until(&format!("{kind} of {task}"), found).await.1
+        until(&format!("{kind} of {task}"), found).await.1
     }
 
+    /// The status of a worker in the registry.
     async fn status(&self, worker: &Worker) -> Option<String> {
-        self.redis
-            .send(&[
-                "HGET",
-                &format!("dalston:engine:instance:{}", worker.instance),
-                "status",
-            ])
-            .await
+        let key = format!("dalston:engine:instance:{}", worker.instance);
+        self.redis.send(&["HGET", &key, "status"]).await
+    }
+
+    async fn until_registered(&self, worker: &Worker) {
+        until("registration", async || self.status(worker).await).await;
+    }
+
+    async fn until_draining(&self, worker: &Worker) {
+        until("draining worker", async || {
+            (self.status(worker).await? == "draining").then_some(())
+        })
+        .await;
     }
 
     async fn pending(&self) -> usize {
@@ -266,10 +268,9 @@ impl Deployment {
     }
 }
 
-/// What a worker of this deployment needs to know.
-fn settings(redis: &str, s3: &str, name: &str, more: &[(&str, &str)]) -> (RunnerConfig, DeploymentConfig) {
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let port = free.local_addr().unwrap().port().to_string();
+/// The configuration of a worker.
+fn configs(redis: &str, s3: &str, name: &str, more: &[(&str, &str)]) -> (RunnerConfig, DeploymentConfig) {
+    let port = free_port().to_string();
     let env = [
         ("REDIS_URL", redis),
         ("DALSTON_S3_ENDPOINT_URL", s3),
@@ -291,42 +292,30 @@ fn request(task: &str, config: Value) -> Vec<u8> {
         .into_bytes()
 }
 
-/// The contexts that the two events of a task carry, and the span of the task.
-async fn contexts_of(deployment: &Deployment, task: &str, carried: Option<&str>) -> ([String; 2], String) {
-    contexts_with(&TestTelemetry::new(), deployment, task, carried).await
-}
-
-async fn contexts_with(
+/// The contexts in the two events of a task with the parent context `parent`, and the ids of its
+/// exported span.
+async fn contexts_of(
     telemetry: &TestTelemetry,
     deployment: &Deployment,
     task: &str,
-    carried: Option<&str>,
+    parent: Option<&str>,
 ) -> ([String; 2], String) {
     let mut worker = deployment.worker_on(Cloud::unknown(), task, &[], Some(telemetry));
     deployment.prepare(task, request(task, json!({}))).await;
-    if let Some(carried) = carried {
+    if let Some(parent) = parent {
         let key = format!("dalston:task:{task}");
         let () = deployment
             .redis
-            .send(&["HSET", &key, "_trace_context", carried])
+            .send(&["HSET", &key, "_trace_context", parent])
             .await;
     }
-    let () = deployment
-        .redis
-        .send(&["XADD", STREAM, "*", "task_id", task, "job_id", JOB])
-        .await;
+    deployment.queue(task).await;
     deployment.until_event("task.completed", task).await;
-    worker.stop().await;
-    worker.running.await.unwrap().unwrap();
-    let entries: Vec<(String, BTreeMap<String, String>)> = deployment
-        .redis
-        .send(&["XRANGE", "dalston:events:stream", "-", "+"])
-        .await;
-    let of_task = entries
-        .into_iter()
-        .filter(|(_, fields)| fields["payload"].contains(&format!("\"{task}\"")));
-    let contexts: Vec<_> = of_task
-        .map(|(_, mut fields)| fields.remove("_trace_context").unwrap_or_default())
+    worker.finish().await;
+    let events = deployment.event_fields().await.into_iter();
+    let contexts: Vec<_> = events
+        .filter(|fields| fields["payload"].contains(&format!("\"{task}\"")))
+        .map(|mut fields| fields.remove("_trace_context").unwrap_or_default())
         .collect();
     let spans = telemetry.spans();
     let exported = spans.iter().find(|span| {
@@ -349,13 +338,13 @@ async fn events_pass_the_producers_context_if_the_span_is_filtered() {
     let telemetry = TestTelemetry::with(|builder| builder.span_level(LevelFilter::WARN));
     let parent = r#"{"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}"#;
 
-    let (contexts, span) = contexts_with(&telemetry, &deployment, "child", Some(parent)).await;
+    let (contexts, span) = contexts_of(&telemetry, &deployment, "child", Some(parent)).await;
     assert_eq!(
         (contexts, &*span),
         ([parent.to_owned(), parent.to_owned()], "none")
     );
 
-    let (contexts, span) = contexts_with(&telemetry, &deployment, "first", None).await;
+    let (contexts, span) = contexts_of(&telemetry, &deployment, "first", None).await;
     assert_eq!((contexts, &*span), ([String::new(), String::new()], "none"));
 }
 
@@ -366,26 +355,18 @@ async fn tasks_that_waited_together_start_under_own_spans() {
     let telemetry = TestTelemetry::new();
     let tasks: Vec<String> = (0..TASKS).map(|number| format!("waiting-{number}")).collect();
     for task in &tasks {
-        deployment.prepare(task, request(task, json!({}))).await;
-        let () = deployment
-            .redis
-            .send(&["XADD", STREAM, "*", "task_id", task, "job_id", JOB])
-            .await;
+        deployment.enqueue(task, request(task, json!({}))).await;
     }
     let mut worker = deployment.worker_on(Cloud::unknown(), "together", &[], Some(&telemetry));
     for task in &tasks {
         deployment.until_event("task.completed", task).await;
     }
-    worker.stop().await;
-    worker.running.await.unwrap().unwrap();
+    worker.finish().await;
 
-    let entries: Vec<(String, BTreeMap<String, String>)> = deployment
-        .redis
-        .send(&["XRANGE", "dalston:events:stream", "-", "+"])
-        .await;
-    let mut said: Vec<String> = entries
+    let events = deployment.event_fields().await;
+    let mut said: Vec<String> = events
         .iter()
-        .map(|(_, fields)| {
+        .map(|fields| {
             let payload: Value = serde_json::from_str(&fields["payload"]).unwrap();
             format!(
                 "{} {} {}",
@@ -415,22 +396,24 @@ async fn both_events_of_a_task_carry_the_context_of_its_span() {
     let deployment = Deployment::start().await;
 
     let parent = format!(r#"{{"traceparent": "00-{TRACE}-00f067aa0ba902b7-01"}}"#);
-    let ([started, completed], span) = contexts_of(&deployment, "sampled", Some(&parent)).await;
+    let ([started, completed], span) =
+        contexts_of(&TestTelemetry::new(), &deployment, "sampled", Some(&parent)).await;
     assert_eq!(started, completed);
     let (trace_id, rest) = span.split_once(' ').unwrap();
     let (span_id, parent) = rest.split_once(' ').unwrap();
     assert_eq!((trace_id, parent), (TRACE, "Some(00f067aa0ba902b7)"));
     assert_eq!(started, format!(r#"{{"traceparent":"00-{TRACE}-{span_id}-01"}}"#));
 
-    let ([started, completed], span) = contexts_of(&deployment, "first", None).await;
+    let ([started, completed], span) = contexts_of(&TestTelemetry::new(), &deployment, "first", None).await;
     assert_eq!(started, completed);
     let (ids, parent) = span.rsplit_once(' ').unwrap();
     let expected = format!(r#"{{"traceparent":"00-{}-01"}}"#, ids.replace(' ', "-"));
     assert_eq!((&*started, parent), (&*expected, "None"));
 
-    // What nobody exports has a context, too.
+    // A span that is not sampled also has a context.
     let parent = format!(r#"{{"traceparent": "00-{TRACE}-00f067aa0ba902b7-00"}}"#);
-    let ([started, completed], span) = contexts_of(&deployment, "unsampled", Some(&parent)).await;
+    let ([started, completed], span) =
+        contexts_of(&TestTelemetry::new(), &deployment, "unsampled", Some(&parent)).await;
     assert_eq!((started.as_str(), span.as_str()), (completed.as_str(), "none"));
     assert!(
         started.starts_with(&format!(r#"{{"traceparent":"00-{TRACE}-"#)) && started.ends_with(r#"-00"}"#),
@@ -440,25 +423,32 @@ async fn both_events_of_a_task_carry_the_context_of_its_span() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_joins_works_and_leaves() {
+async fn worker_registers_works_and_deregisters() {
     let deployment = Deployment::start().await;
     let begun = Instant::now();
     let mut worker = deployment.worker("a", "5");
-    deployment
-        .until("registration", async || deployment.status(&worker).await)
-        .await;
+    deployment.until_registered(&worker).await;
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 
-    let (code, health) = worker.get("/health").await;
-    let health: Value = health.parse().unwrap();
+    let response = worker.get("/health").await;
+    let health = response.json();
     assert_eq!(
-        (code, &health["status"], &health["redis"], &health["engine_id"]),
+        (
+            response.status,
+            &health["status"],
+            &health["redis"],
+            &health["engine_id"]
+        ),
         (200, &json!("healthy"), &json!("connected"), &json!("echo"))
     );
-    let (code, capabilities) = worker.get("/v1/capabilities").await;
-    let capabilities: Value = capabilities.parse().unwrap();
+    let response = worker.get("/v1/capabilities").await;
+    let capabilities = response.json();
     assert_eq!(
-        (code, &capabilities["stages"], &capabilities["max_concurrency"]),
+        (
+            response.status,
+            &capabilities["stages"],
+            &capabilities["max_concurrency"]
+        ),
         (200, &json!(["echo"]), &json!(1))
     );
 
@@ -487,14 +477,14 @@ async fn a_worker_joins_works_and_leaves() {
         ("application/json", &json!({"text": "hello", "attempt": 1}))
     );
     assert_eq!(deployment.pending().await, 0);
-    let (code, metrics) = worker.get("/metrics").await;
-    assert_eq!(code, 200, "{metrics}");
+    let response = worker.get("/metrics").await;
+    let metrics = response.body;
+    assert_eq!(response.status, 200, "{metrics}");
     let head = "# TYPE dalston_engine_tasks_processed_total counter\n";
     assert!(metrics.contains(head), "text that every tool reads: {metrics}");
 
     let begun = Instant::now();
-    worker.stop().await;
-    (&mut worker.running).await.unwrap().unwrap();
+    worker.finish().await;
     assert!(
         begun.elapsed() < Duration::from_secs(5),
         "an idle worker stops soon: {:?}",
@@ -509,7 +499,7 @@ async fn a_worker_joins_works_and_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_that_a_worker_counts_is_there_at_zero_before_its_first_task() {
+async fn metrics_are_zero_before_the_first_task() {
     let deployment = Deployment::start().await;
     let models = [
         ("DALSTON_DEFAULT_MODEL", "tiny"),
@@ -517,10 +507,8 @@ async fn everything_that_a_worker_counts_is_there_at_zero_before_its_first_task(
         ("INSTANCE_TYPE", "g5.xlarge"),
     ];
     let worker = deployment.worker_with("a", &models);
-    deployment
-        .until("registration", async || deployment.status(&worker).await)
-        .await;
-    let (_, text) = worker.get("/metrics").await;
+    deployment.until_registered(&worker).await;
+    let text = worker.get("/metrics").await.body;
     let engine = r#"engine_id="echo""#;
     let profile = r#"execution_profile="container",instance_type="g5.xlarge""#;
     let per_model = format!(r#"{engine},model="tiny",{profile}"#);
@@ -557,7 +545,7 @@ async fn everything_that_a_worker_counts_is_there_at_zero_before_its_first_task(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_wrong_with_a_task_is_reported_after_its_start_and_the_next_one_is_done() {
+async fn invalid_task_fails_after_its_start_and_worker_goes_on() {
     let deployment = Deployment::start().await;
     let worker = deployment.worker("a", "5");
     deployment.enqueue("not-json", "{").await;
@@ -601,21 +589,16 @@ async fn what_is_wrong_with_a_task_is_reported_after_its_start_and_the_next_one_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_draining_worker_stays_known_until_its_last_task_is_done() {
+async fn draining_worker_is_registered_until_its_last_task() {
     let deployment = Deployment::start().await;
     let mut worker = deployment.worker("a", "20");
     deployment
         .enqueue("long", request("long", json!({"takes_ms": 2500})))
         .await;
-    let begun = async || (worker.begun.load(Ordering::SeqCst) == 1).then_some(());
-    deployment.until("the engine at work", begun).await;
+    worker.until_busy().await;
     worker.stop().await;
-    deployment
-        .until("draining", async || {
-            (deployment.status(&worker).await? == "draining").then_some(())
-        })
-        .await;
-    assert_eq!(worker.get("/health").await.0, 200);
+    deployment.until_draining(&worker).await;
+    assert_eq!(worker.get("/health").await.status, 200);
     deployment.enqueue("late", request("late", json!({}))).await;
     (&mut worker.running).await.unwrap().unwrap();
 
@@ -632,7 +615,7 @@ async fn a_draining_worker_stays_known_until_its_last_task_is_done() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_registry_counts_no_more_tasks_than_the_worker_can_work_on() {
+async fn registry_counts_no_more_tasks_than_capacity() {
     let deployment = Deployment::start().await;
     let worker = deployment.worker("a", "0");
     for task in ["first", "second"] {
@@ -652,14 +635,14 @@ async fn the_registry_counts_no_more_tasks_than_the_worker_can_work_on() {
         assert!(active == "0" || active == "1", "{active}");
         (active == "1").then_some(())
     };
-    deployment.until("active task", active).await;
+    until("active task", active).await;
     assert_eq!(deployment.pending().await, 2);
-    let (_, health) = worker.get("/health").await;
-    assert_eq!(health.parse::<Value>().unwrap()["active_tasks"], 2);
+    let health = worker.get("/health").await.json();
+    assert_eq!(health["active_tasks"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_model_comes_from_the_bucket_of_the_deployment_and_the_registry_shows_it() {
+async fn model_download_shows_in_registry_and_reaches_peer() {
     let deployment = Deployment::start().await;
     for file in ["model.bin", ".complete"] {
         deployment
@@ -676,11 +659,10 @@ async fn a_model_comes_from_the_bucket_of_the_deployment_and_the_registry_shows_
     deployment.enqueue("T1", task).await;
     let downloading =
         async || (deployment.status(&first).await.as_deref() == Some("downloading")).then_some(());
-    deployment.until("worker that downloads", downloading).await;
+    until("worker that downloads", downloading).await;
 
     // It waits in vain. A peer takes the task over, and the model comes.
-    first.stop().await;
-    (&mut first.running).await.unwrap().unwrap();
+    first.finish().await;
     let _second = deployment.worker_with("b", &[("DALSTON_MODEL_CACHE_DIR", &dir)]);
     deployment.until_event("task.completed", "T1").await;
     assert_eq!(
@@ -690,18 +672,15 @@ async fn a_model_comes_from_the_bucket_of_the_deployment_and_the_registry_shows_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_task_that_outlives_the_drain_goes_to_a_peer_at_once() {
+async fn task_that_outlives_the_drain_goes_to_a_peer_at_once() {
     let deployment = Deployment::start().await;
     let mut worker = deployment.worker("a", "0.2");
     deployment
         .enqueue("long", request("long", json!({"takes_ms": 3000})))
         .await;
-    let begun = async || (worker.begun.load(Ordering::SeqCst) == 1).then_some(());
-    deployment.until("the engine at work", begun).await;
+    worker.until_busy().await;
     let peer = deployment.worker("b", "5");
-    deployment
-        .until("registration", async || deployment.status(&peer).await)
-        .await;
+    deployment.until_registered(&peer).await;
 
     worker.stop().await;
     let handed_back = Instant::now();
@@ -709,7 +688,7 @@ async fn a_task_that_outlives_the_drain_goes_to_a_peer_at_once() {
         let events = deployment.events().await;
         (events.iter().filter(|(kind, _)| kind == "task.started").count() == 2).then_some(())
     };
-    deployment.until("second start", starts).await;
+    until("second start", starts).await;
     let took = handed_back.elapsed();
     assert!(took < Duration::from_secs(5), "{took:?}");
     deployment.until_event("task.completed", "long").await;
@@ -719,18 +698,16 @@ async fn a_task_that_outlives_the_drain_goes_to_a_peer_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn health_tells_when_redis_is_gone() {
+async fn health_is_503_while_redis_does_not_answer() {
     let Deployment { redis, s3 } = Deployment::start().await;
     let deployment = Arc::new(Deployment { redis, s3 });
     let worker = deployment.worker("a", "0");
-    deployment
-        .until("registration", async || deployment.status(&worker).await)
-        .await;
+    deployment.until_registered(&worker).await;
     let () = deployment.redis.send(&["CLIENT", "PAUSE", "60000", "ALL"]).await;
-    let (code, health) = worker.get("/health").await;
-    let health: Value = health.parse().unwrap();
+    let response = worker.get("/health").await;
+    let health = response.json();
     assert_eq!(
-        (code, &health["status"], &health["redis"]),
+        (response.status, &health["status"], &health["redis"]),
         (503, &json!("unhealthy"), &json!("unreachable"))
     );
 }

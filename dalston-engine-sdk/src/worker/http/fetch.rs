@@ -1,9 +1,10 @@
-//! Recordings that a request names by a URL instead of bringing them.
+//! Recordings that a request names by URL.
 //!
-//! Whoever reaches the port can have the worker fetch something. So it fetches only what is meant to be a recording:
-//! `s3://` through the worker's own storage, and `http://` and `https://` from anywhere but the addresses at which machines
-//! in a cloud find their own credentials. Private networks and this machine are allowed, because that is where a
-//! deployment's own storage usually is. What is fetched is never shown: only what can be decoded as audio leads to an answer.
+//! Every client that reaches the port can make the worker fetch a URL. So the worker fetches
+//! `s3://` through its own storage, and `http://` and `https://` from any address except those at
+//! which cloud machines find their credentials. Private networks and this machine are allowed,
+//! because a deployment's own storage is usually there. The content is never part of a response:
+//! the engine only uses it as audio.
 
 use std::error::Error;
 use std::fmt;
@@ -19,21 +20,21 @@ use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 use url::{Host, Url};
 
-use super::form::{Recording, shown};
+use super::form::{Recording, local_name, quoted};
 use super::refusal::Refusal;
 use crate::error::chain;
-use crate::store::{Store, key};
+use crate::store::Store;
 
 const FIELD: &str = "audio_url";
-/// How long a server may take to answer, and to go on.
-const SILENCE: Duration = Duration::from_secs(30);
-const CONNECT_TIME: Duration = Duration::from_secs(10);
-const MOST_REDIRECTS: usize = 5;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The limit for a response to begin, and for each pause in it.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_REDIRECTS: usize = 5;
 
-/// Fetches recordings of up to a number of bytes.
+/// Fetches recordings of up to `limit` bytes.
 #[derive(Debug)]
 pub(super) struct Fetcher {
-    /// Not made before someone needs it: that reads the system's certificates.
+    /// Built on first use, because that reads the certificates of the system.
     client: LazyLock<Result<Client, String>>,
     limit: u64,
 }
@@ -46,7 +47,7 @@ impl Fetcher {
         }
     }
 
-    /// Brings the recording at `url` to `directory`.
+    /// Downloads the recording at `url` to `directory`.
     pub(super) async fn fetch(
         &self,
         url: &str,
@@ -54,10 +55,10 @@ impl Fetcher {
         store: &Store,
     ) -> Result<Recording, Refusal> {
         if url.starts_with("s3://") {
-            let path = directory.join(file_name(url));
+            let path = directory.join(local_name("download", url));
             let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
             let fetched = store.fetch_up_to(url, &path, limit).await;
-            fetched.map_err(|error| Refusal::of_store(&error))?;
+            fetched.map_err(|error| Refusal::from_store_error(&error))?;
             return Ok(Recording {
                 name: url.to_owned(),
                 path,
@@ -67,25 +68,26 @@ impl Fetcher {
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https"));
         let Some(url) = parsed else {
-            let problem = format!("{}: expected s3://bucket/key, http:// or https://", shown(url));
+            let problem = format!("{}: expected s3://bucket/key, http:// or https://", quoted(url));
             return Err(Refusal::field(FIELD, problem));
         };
         let name = name_of(&url);
         if let Err(forbidden) = check(&url) {
-            return Err(Refusal::field(FIELD, format_args!("{name} {forbidden}")));
+            let problem = format_args!("{name} can't be fetched: {forbidden}");
+            return Err(Refusal::field(FIELD, problem));
         }
         let client = match &*self.client {
             Ok(client) => client,
             Err(error) => return Err(Refusal::internal("client", error)),
         };
-        let path = directory.join(file_name(url.path()));
+        let path = directory.join(local_name("download", url.path()));
         let failed = |error: reqwest::Error| {
             let error = error.without_url();
             Refusal::field(FIELD, format_args!("{name} can't be fetched: {}", reason(&error)))
         };
         let response = client.get(url).send().await.map_err(failed)?;
         if !response.status().is_success() {
-            let problem = format!("{name} answered {}", response.status().as_u16());
+            let problem = format!("{name} responded with status {}", response.status().as_u16());
             return Err(Refusal::field(FIELD, problem));
         }
         self.save(response, &path).await?.map_err(failed)?;
@@ -123,20 +125,20 @@ impl Fetcher {
 fn client() -> Result<Client, reqwest::Error> {
     crate::tls::use_ring();
     Client::builder()
-        .connect_timeout(CONNECT_TIME)
-        .read_timeout(SILENCE)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
         .redirect(Policy::custom(follow))
         .referer(false)
-        .dns_resolver(Careful)
-        // What a proxy would reach can't be looked at.
+        .dns_resolver(FilteringResolver)
+        // The addresses that a proxy connects to can't be checked.
         .no_proxy()
         .build()
 }
 
-/// Follows a redirect as far as the first request would have been allowed to go.
+/// Follows a redirect to any URL that a request may name.
 fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
-    if attempt.previous().len() > MOST_REDIRECTS {
-        return attempt.error(Forbidden("redirects too often"));
+    if attempt.previous().len() > MAX_REDIRECTS {
+        return attempt.error(ForbiddenUrl("it redirects too often"));
     }
     match check(attempt.url()) {
         Ok(()) => attempt.follow(),
@@ -144,41 +146,43 @@ fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     }
 }
 
-/// Looks at a URL whose host is an address. Names are looked at when they are resolved: what is checked then is what is used.
-fn check(url: &Url) -> Result<(), Forbidden> {
+/// Checks a URL whose host is an address. Names are checked when they are resolved, so the checked
+/// address is the used one.
+fn check(url: &Url) -> Result<(), ForbiddenUrl> {
     let address = match url.host() {
-        None => return Err(Forbidden("has no host")),
+        None => return Err(ForbiddenUrl("it has no host")),
         Some(Host::Domain(_)) => return Ok(()),
         Some(Host::Ipv4(address)) => IpAddr::V4(address),
         Some(Host::Ipv6(address)) => IpAddr::V6(address),
     };
     if is_forbidden(address) {
-        Err(Forbidden(AT_A_FORBIDDEN_ADDRESS))
+        Err(ForbiddenUrl(FORBIDDEN_ADDRESS))
     } else {
         Ok(())
     }
 }
 
-const AT_A_FORBIDDEN_ADDRESS: &str = "is at an address from which nothing is fetched";
+const FORBIDDEN_ADDRESS: &str = "this worker does not fetch from its address";
 
-/// Resolves names to addresses that may be asked.
-struct Careful;
+/// Resolves only names whose addresses are all allowed.
+struct FilteringResolver;
 
-impl Resolve for Careful {
+impl Resolve for FilteringResolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
             let found: Vec<SocketAddr> = found.collect();
-            // One that is forbidden taints the others: no honest name has such a mixture.
+            // One forbidden address refuses the name: no legitimate name has such a mixture.
             if found.iter().any(|address| is_forbidden(address.ip())) {
-                return Err(Forbidden(AT_A_FORBIDDEN_ADDRESS).into());
+                return Err(ForbiddenUrl(FORBIDDEN_ADDRESS).into());
             }
             Ok(Box::new(found.into_iter()) as Addrs)
         })
     }
 }
 
-/// Link-local addresses, where clouds have their metadata; the clouds that have it elsewhere; and what is no host at all.
+/// Whether an address is link-local, where most clouds have their metadata, one of the metadata
+/// addresses elsewhere, or not the address of a host.
 fn is_forbidden(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
@@ -206,7 +210,7 @@ fn is_forbidden(address: IpAddr) -> bool {
     }
 }
 
-/// The address of the old kind inside one of the new kind: mapped, compatible, through NAT64, and 6to4.
+/// The IPv4 address inside an IPv6 address: mapped, compatible, NAT64, or 6to4.
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let segments = address.segments();
     let of = |high: u16, low: u16| {
@@ -222,18 +226,19 @@ fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
+/// Why a URL is not fetched.
 #[derive(Debug)]
-struct Forbidden(&'static str);
+struct ForbiddenUrl(&'static str);
 
-impl fmt::Display for Forbidden {
+impl fmt::Display for ForbiddenUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0)
     }
 }
 
-impl Error for Forbidden {}
+impl Error for ForbiddenUrl {}
 
-/// Why a request failed, in the words of whoever knows best: the last one.
+/// Why a request failed: the message of the innermost error.
 fn reason(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "it takes too long".to_owned();
@@ -245,19 +250,15 @@ fn reason(error: &reqwest::Error) -> String {
     last.to_string()
 }
 
-/// The URL without what may be secret in it.
+/// The URL without its parts that may be secret.
 fn name_of(url: &Url) -> String {
     const LONGEST: usize = 300;
     let mut url = url.clone();
     url.set_query(None);
     url.set_fragment(None);
-    // It fails only for URLs without a host.
+    // This fails only for a URL without a host.
     let _ = url.set_username("").and_then(|()| url.set_password(None));
     String::from(url).chars().take(LONGEST).collect()
-}
-
-fn file_name(path: &str) -> String {
-    key::suffix(path).map_or("download".to_owned(), |suffix| format!("download.{suffix}"))
 }
 
 #[cfg(test)]
@@ -265,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_at_which_clouds_keep_credentials_are_forbidden_however_they_are_written() {
+    fn metadata_addresses_are_forbidden_in_every_notation() {
         for host in [
             "169.254.169.254",
             "169.254.170.2",
@@ -305,15 +306,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_leads_to_a_forbidden_address_is_not_resolved() {
-        // Names that are addresses need no server, and so stand in for one that lies.
-        let resolve = |name: &str| Careful.resolve(name.parse().unwrap());
+    async fn name_with_a_forbidden_address_is_not_resolved() {
+        // A name that is an address needs no name server.
+        let resolve = |name: &str| FilteringResolver.resolve(name.parse().unwrap());
         assert!(resolve("169.254.169.254").await.is_err());
         assert!(resolve("127.0.0.1").await.is_ok());
     }
 
     #[test]
-    fn the_name_of_a_recording_has_no_secrets() {
+    fn name_of_recording_has_no_secrets() {
         let url = Url::parse("https://u:hunter2@host:8443/a/b.wav?X-Amz-Signature=abc#x").unwrap();
         assert_eq!(name_of(&url), "https://host:8443/a/b.wav");
     }

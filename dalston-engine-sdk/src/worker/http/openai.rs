@@ -1,4 +1,4 @@
-//! `POST /v1/audio/transcriptions`: the form of OpenAI's API, for its clients.
+//! `POST /v1/audio/transcriptions`: the form of OpenAI's API.
 
 use std::fmt::Write as _;
 
@@ -8,19 +8,18 @@ use dalston_telemetry::services::engine::DirectEndpoint;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::form::{Fields, shown};
+use super::api::{Api, TranscriptionRequest, model};
+use super::form::{Fields, quoted};
+use super::json;
 use super::refusal::Refusal;
-use super::transcribe::{Contract, Order};
-use super::{platform, status};
 use crate::stage::{Metadata, Segment, Transcript};
 
-/// Fields in, one of five forms out, errors as OpenAI writes them.
+/// Responds in one of five formats, and with errors in OpenAI's form.
 #[derive(Debug)]
 pub(super) struct OpenAi;
 
-/// What the answer depends on.
 #[derive(Debug)]
-pub(super) struct Wishes {
+pub(super) struct ResponseOptions {
     format: Format,
     segments: bool,
     words: bool,
@@ -43,20 +42,17 @@ const FORMATS: [(&str, Format); 5] = [
     ("vtt", Format::Vtt),
 ];
 
-impl Contract for OpenAi {
+impl Api for OpenAi {
     const ENDPOINT: DirectEndpoint = DirectEndpoint::OpenAi;
-    const URL: Option<&'static str> = None;
-    type Wishes = Wishes;
+    const URL_FIELD: Option<&'static str> = None;
+    type ResponseOptions = ResponseOptions;
 
-    fn read(fields: &Fields, engine_id: &str) -> Result<(Wishes, Order), Refusal> {
+    fn read(fields: &Fields, engine_id: &str) -> Result<(ResponseOptions, TranscriptionRequest), Refusal> {
         if fields.flag("stream")? == Some(true) {
-            return Err(Refusal::field(
-                "stream",
-                "true: this engine answers when it is done, leave it out",
-            ));
+            return Err(Refusal::field("stream", "true: not supported, leave it out"));
         }
         if fields.has("include") || fields.has("include[]") {
-            return Err(Refusal::field("include", "not supported: leave it out"));
+            return Err(Refusal::field("include", "not supported, leave it out"));
         }
         let format = match fields.text("response_format")? {
             None => Format::Json,
@@ -68,7 +64,7 @@ impl Contract for OpenAi {
                     let known = FORMATS.map(|(name, _)| name).join(", ");
                     Refusal::field(
                         "response_format",
-                        format_args!("{}: expected one of {known}", shown(name)),
+                        format_args!("{}: expected one of {known}", quoted(name)),
                     )
                 })?,
         };
@@ -83,22 +79,22 @@ impl Contract for OpenAi {
             .iter()
             .find(|name| !matches!(**name, "word" | "segment"))
         {
-            return Err(refuse(format!("{}: expected word or segment", shown(other))));
+            return Err(refuse(format!("{}: expected word or segment", quoted(other))));
         }
         let words = granularities.contains(&"word");
-        let wishes = Wishes {
+        let options = ResponseOptions {
             format,
             segments: granularities.is_empty() || granularities.contains(&"segment"),
             words,
         };
 
-        let mut order = Order {
-            model: platform::model(fields, engine_id)?.filter(|model| !is_openais(model)),
-            ..Order::default()
+        let mut request = TranscriptionRequest {
+            model: model(fields, engine_id)?.filter(|model| !is_openai_model(model)),
+            ..TranscriptionRequest::default()
         };
         for name in ["language", "prompt"] {
             if let Some(text) = fields.text(name)? {
-                order.config.insert(name.to_owned(), text.into());
+                request.config.insert(name.to_owned(), text.into());
             }
         }
         const TEMPERATURE: &str = "a number from 0 to 1";
@@ -107,21 +103,26 @@ impl Contract for OpenAi {
                 let problem = format!("{temperature}: expected {TEMPERATURE}");
                 return Err(Refusal::field("temperature", problem));
             }
-            order.config.insert("temperature".to_owned(), temperature.into());
+            request
+                .config
+                .insert("temperature".to_owned(), temperature.into());
         }
-        order.config.insert("word_timestamps".to_owned(), words.into());
-        Ok((wishes, order))
+        request.config.insert("word_timestamps".to_owned(), words.into());
+        Ok((options, request))
     }
 
-    fn answer(wishes: Wishes, _: &str, data: Value) -> Result<Response, Refusal> {
+    fn respond(options: ResponseOptions, _: &str, data: Value) -> Result<Response, Refusal> {
         let transcript: Transcript = serde_json::from_value(data).map_err(|error| {
-            Refusal::internal("invalid_output", &format!("the answer is no transcript: {error}"))
+            Refusal::internal(
+                "invalid_output",
+                &format!("the engine's output is not a transcript: {error}"),
+            )
         })?;
         let plain = |kind: &'static str, text: String| ([(header::CONTENT_TYPE, kind)], text).into_response();
-        Ok(match wishes.format {
-            Format::Json => status::json(&json!({ "text": transcript.text })).into_response(),
+        Ok(match options.format {
+            Format::Json => json::response(&json!({ "text": transcript.text })),
             Format::Text => plain("text/plain; charset=utf-8", transcript.text),
-            Format::VerboseJson => status::json(&Verbose::of(&wishes, transcript)).into_response(),
+            Format::VerboseJson => json::response(&Verbose::of(&options, transcript)),
             Format::Srt => plain("text/plain; charset=utf-8", srt(&transcript.segments)),
             Format::Vtt => plain("text/vtt; charset=utf-8", vtt(&transcript.segments)),
         })
@@ -136,12 +137,13 @@ impl Contract for OpenAi {
         let error = json!({"error": {
             "message": refusal.message, "type": kind, "param": refusal.field, "code": refusal.code,
         }});
-        status::json(&error).into_response()
+        json::response(&error)
     }
 }
 
-/// OpenAI's own models stand for whatever model the engine usually has: its clients have to name one.
-fn is_openais(model: &str) -> bool {
+/// OpenAI's clients must name a model. The names of OpenAI's own models select the engine's default
+/// model.
+fn is_openai_model(model: &str) -> bool {
     model == "whisper-1" || model.starts_with("gpt-")
 }
 
@@ -179,9 +181,9 @@ struct VerboseWord {
 }
 
 impl Verbose {
-    fn of(wishes: &Wishes, transcript: Transcript) -> Self {
+    fn of(options: &ResponseOptions, transcript: Transcript) -> Self {
         let last = transcript.segments.last().map_or(0.0, |segment| segment.end);
-        let words = wishes.words.then(|| {
+        let words = options.words.then(|| {
             let words = transcript
                 .segments
                 .iter()
@@ -193,7 +195,7 @@ impl Verbose {
             });
             words.collect()
         });
-        let segments = wishes.segments.then(|| {
+        let segments = options.segments.then(|| {
             let segments = transcript.segments.into_iter().enumerate();
             segments
                 .map(|(id, segment)| VerboseSegment::of(id, segment))
@@ -211,7 +213,7 @@ impl Verbose {
 }
 
 impl VerboseSegment {
-    /// What the engine does not say has the value that the platform's other engines give it.
+    /// The defaults are those of the platform's other engines.
     fn of(id: usize, segment: Segment) -> Self {
         let number = |name, default| number(&segment.metadata, name).unwrap_or(default);
         let tokens = segment.metadata.get("tokens").filter(|tokens| tokens.is_array());
@@ -242,7 +244,7 @@ fn srt(segments: &[Segment]) -> String {
             text,
             "{}\n{start} --> {end}\n{}\n\n",
             at + 1,
-            one_cue(&segment.text)
+            cue_text(&segment.text)
         );
     }
     text
@@ -255,25 +257,25 @@ fn vtt(segments: &[Segment]) -> String {
         let _ = write!(
             text,
             "{start} --> {end}\n{}\n\n",
-            one_cue(&segment.text).replace("-->", "->")
+            cue_text(&segment.text).replace("-->", "->")
         );
     }
     text
 }
 
-/// An empty line would end a cue.
-fn one_cue(text: &str) -> String {
+/// A text without empty lines, which would end its cue.
+fn cue_text(text: &str) -> String {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Hours, minutes, seconds and thousandths.
+/// Hours, minutes, seconds and milliseconds.
 fn clock(seconds: f64, point: char) -> String {
-    let thousandths = (seconds * 1000.0).round() as u64;
-    let (seconds, thousandths) = (thousandths / 1000, thousandths % 1000);
+    let milliseconds = (seconds * 1000.0).round() as u64;
+    let (seconds, milliseconds) = (milliseconds / 1000, milliseconds % 1000);
     let (minutes, seconds) = (seconds / 60, seconds % 60);
     format!(
-        "{:02}:{:02}:{seconds:02}{point}{thousandths:03}",
+        "{:02}:{:02}:{seconds:02}{point}{milliseconds:03}",
         minutes / 60,
         minutes % 60
     )
@@ -284,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_of_subtitles_are_rounded_and_carry_over() {
+    fn subtitle_times_are_rounded_and_carry_over() {
         assert_eq!(clock(0.0, ','), "00:00:00,000");
         assert_eq!(clock(59.9996, '.'), "00:01:00.000");
         assert_eq!(clock(3_723.25, ','), "01:02:03,250");
@@ -292,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_of_several_lines_stays_one_subtitle() {
+    fn text_of_several_lines_stays_one_subtitle() {
         let segments = [
             Segment::new(0.0, 1.5, " one\n\n two --> three "),
             Segment::new(1.5, 2.0, "four"),
@@ -311,14 +313,14 @@ mod tests {
     }
 
     #[test]
-    fn the_models_of_openai_are_no_models_of_ours() {
+    fn openai_model_names_are_recognised() {
         for name in [
             "whisper-1",
             "gpt-4o-transcribe",
             "gpt-4o-mini-transcribe-2025-12-15",
         ] {
-            assert!(is_openais(name), "{name}");
+            assert!(is_openai_model(name), "{name}");
         }
-        assert!(!is_openais("whisper-large-v3"));
+        assert!(!is_openai_model("whisper-large-v3"));
     }
 }

@@ -1,31 +1,31 @@
 //! `POST /v1/transcribe`: the platform's own form, section 7 of the protocol.
 
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use dalston_telemetry::services::engine::DirectEndpoint;
 use serde_json::{Value, json};
 
-use super::form::{Fields, shown};
+use super::api::{Api, TranscriptionRequest, model};
+use super::form::Fields;
+use super::json;
 use super::refusal::Refusal;
-use super::status;
-use super::transcribe::{Contract, Order};
 
-/// Fields in, the transcript of the stage out, errors as `{"detail": …}`.
+/// Responds with the transcript of the stage, and with errors as `{"detail": …}`.
 #[derive(Debug)]
 pub(super) struct Platform;
 
-impl Contract for Platform {
+impl Api for Platform {
     const ENDPOINT: DirectEndpoint = DirectEndpoint::Transcribe;
-    const URL: Option<&'static str> = Some("audio_url");
-    type Wishes = ();
+    const URL_FIELD: Option<&'static str> = Some("audio_url");
+    type ResponseOptions = ();
 
-    fn read(fields: &Fields, engine_id: &str) -> Result<((), Order), Refusal> {
-        let mut order = Order {
+    fn read(fields: &Fields, engine_id: &str) -> Result<((), TranscriptionRequest), Refusal> {
+        let mut request = TranscriptionRequest {
             model: model(fields, engine_id)?,
-            ..Order::default()
+            ..TranscriptionRequest::default()
         };
         let mut set = |key: &str, value: Option<Value>| {
             if let Some(value) = value {
-                order.config.insert(key.to_owned(), value);
+                request.config.insert(key.to_owned(), value);
             }
         };
         set("language", fields.text("language")?.map(Value::from));
@@ -47,38 +47,19 @@ impl Contract for Platform {
             }
             set(name, value.map(Value::from));
         }
-        Ok(((), order))
+        Ok(((), request))
     }
 
-    fn answer((): (), engine_id: &str, mut data: Value) -> Result<Response, Refusal> {
+    fn respond((): (), engine_id: &str, mut data: Value) -> Result<Response, Refusal> {
         if let Value::Object(transcript) = &mut data
             && transcript.get("engine_id").is_none_or(|id| id == "")
         {
             transcript.insert("engine_id".to_owned(), engine_id.into());
         }
-        Ok(status::json(&data).into_response())
+        Ok(json::response(&data))
     }
 
     fn refuse(refusal: &Refusal) -> Response {
-        status::json(&json!({ "detail": refusal.message })).into_response()
+        json::response(&json!({ "detail": refusal.message }))
     }
-}
-
-/// The model that the request names, if it names one. Names become paths in many engines, so they lead nowhere but down.
-pub(super) fn model(fields: &Fields, engine_id: &str) -> Result<Option<String>, Refusal> {
-    const LONGEST: usize = 256;
-    let Some(name) = fields.text("model")? else {
-        return Ok(None);
-    };
-    if name == "auto" || name == engine_id {
-        return Ok(None);
-    }
-    let plain =
-        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'/' | b':' | b'@');
-    let down = |part: &str| !part.is_empty() && !part.bytes().all(|byte| byte == b'.');
-    if name.len() > LONGEST || !name.bytes().all(plain) || !name.split('/').all(down) {
-        let problem = format!("{}: that can't be the name of a model", shown(name));
-        return Err(Refusal::field("model", problem));
-    }
-    Ok(Some(name.to_owned()))
 }

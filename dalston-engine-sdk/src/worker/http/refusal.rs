@@ -1,4 +1,4 @@
-//! Why a request gets no transcript, before it is put in the words of one route or the other.
+//! Why a request gets no transcript, in a form that is independent of the route.
 
 use axum::http::StatusCode;
 use dalston_telemetry::redact;
@@ -8,18 +8,18 @@ use crate::runner::DirectError;
 use crate::store::StoreError;
 use crate::{TaskError, TaskErrorKind};
 
-/// Seconds after which a client may try again that came when there was no room.
+/// The seconds after which a refused client may try again.
 pub(super) const RETRY_AFTER: &str = "5";
-/// Errors of engines may be as long as they like.
+/// The most characters of a message. The errors of engines have any length.
 const LONGEST: usize = 1_000;
 
-/// An answer without a transcript.
+/// A response without a transcript.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
-    /// Short and static: an attribute, and OpenAI's `code`.
+    /// Short and static, for an attribute and for OpenAI's `code`.
     pub(super) code: &'static str,
-    /// The field that is wrong.
+    /// The field that is wrong, if one is.
     pub(super) field: Option<&'static str>,
     pub(super) message: String,
 }
@@ -48,7 +48,7 @@ impl Refusal {
     }
 
     pub(super) fn too_large(limit: u64) -> Self {
-        let message = format!("the recording has more than {limit} bytes, which is the most that is taken");
+        let message = format!("the recording has more than {limit} bytes, the limit of this worker");
         Self {
             field: Some("file"),
             ..Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
@@ -61,24 +61,24 @@ impl Refusal {
     }
 
     pub(super) fn busy() -> Self {
-        let message = "the engine is busy: try again later";
+        let message = "the worker is busy: try again later";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message)
     }
 
     pub(super) fn stopping() -> Self {
-        let message = "the engine is shutting down: try again later, or another one";
+        let message = "the worker is shutting down: try again later, or another worker";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", message)
     }
 
-    /// Something is wrong with us. What it is stands in the log, not in the answer.
+    /// The worker failed. The reason goes to the log, not into the response.
     pub(super) fn internal(code: &'static str, problem: &str) -> Self {
         tracing::error!(error = %redact::text(problem), code, "direct_request_failed");
-        let message = "the engine failed: its log has the reason under the request's id";
+        let message = "the worker failed: its log has the reason under the id of this request";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message)
     }
 
-    /// The task failed. With `model_named` it was the request that chose the model.
-    pub(super) fn of_task(error: &DirectError, model_named: bool) -> Self {
+    /// The task failed. `model_named` says whether the request named the model.
+    pub(super) fn from_direct_error(error: &DirectError, model_named: bool) -> Self {
         let (text, code, retryable) = match error {
             DirectError::Busy => return Self::busy(),
             DirectError::Stopping => return Self::stopping(),
@@ -95,21 +95,22 @@ impl Refusal {
             "deadline_exceeded" => Self::new(
                 StatusCode::GATEWAY_TIMEOUT,
                 code,
-                "the recording was not transcribed in the time that a task may take",
+                "the recording was not transcribed within the time limit of a task",
             ),
-            _ if retryable || is_ours(code) || (code.contains("model") && !model_named) => {
-                let message =
-                    format!("the engine failed ({code}): its log has the reason under the request's id");
+            _ if retryable || is_internal(code) || (code.contains("model") && !model_named) => {
+                let message = format!(
+                    "the worker failed ({code}): its log has the reason under the id of this request"
+                );
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message)
             }
-            _ => Self::bad(code, for_strangers(text)),
+            _ => Self::bad(code, redacted(text)),
         }
     }
 
-    pub(super) fn of_store(error: &StoreError) -> Self {
+    pub(super) fn from_store_error(error: &StoreError) -> Self {
         match error {
             StoreError::Locator { .. } | StoreError::NoBucket { .. } | StoreError::NotFound { .. } => {
-                Self::field("audio_url", for_strangers(&error.to_string()))
+                Self::field("audio_url", redacted(&error.to_string()))
             }
             StoreError::TooLarge { limit, .. } => Self::too_large(*limit as u64),
             _ => Self::internal("storage", &chain(error)),
@@ -117,7 +118,6 @@ impl Refusal {
     }
 }
 
-/// The disk, most likely.
 impl From<std::io::Error> for Refusal {
     fn from(error: std::io::Error) -> Self {
         Self::internal("file", &error.to_string())
@@ -131,8 +131,8 @@ impl From<TaskError> for Refusal {
     }
 }
 
-/// Permanent failures that no other request would avoid.
-fn is_ours(code: &str) -> bool {
+/// Whether a permanent failure is not the fault of the request.
+fn is_internal(code: &str) -> bool {
     matches!(
         code,
         "cancelled"
@@ -144,8 +144,8 @@ fn is_ours(code: &str) -> bool {
     )
 }
 
-/// A message as anyone may read it: without secrets, and without where things lie on this machine.
-pub(super) fn for_strangers(text: &str) -> String {
+/// A message for clients: without secrets, and without directories of this machine.
+pub(super) fn redacted(text: &str) -> String {
     let clean = redact::text(text);
     let words = clean.split(' ').map(without_directories);
     let text: String = words.collect::<Vec<_>>().join(" ");
@@ -155,13 +155,13 @@ pub(super) fn for_strangers(text: &str) -> String {
     }
 }
 
-/// Leaves the last part of an absolute path, and every other word as it is.
+/// The last part of an absolute path; any other word unchanged.
 fn without_directories(word: &str) -> String {
     let Some(start) = word.find('/') else {
         return word.to_owned();
     };
     let (before, path) = word.split_at(start);
-    // A path begins a word, but for a quote, a bracket or `file://`.
+    // Only a quote, a bracket or `file://` may precede a path.
     let begins = before.chars().all(|c| "\"'`([{<=".contains(c)) || before == "file:";
     if !begins || !path.trim_start_matches('/').contains('/') && !path.starts_with("//") {
         return word.to_owned();
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_of_this_machine_and_secrets_do_not_leave_it() {
+    fn message_shows_no_local_directories_and_no_secrets() {
         for (text, expected) in [
             ("talk.wav is empty", "talk.wav is empty"),
             (
@@ -185,8 +185,8 @@ mod tests {
             ("reading (/tmp/dalston_task_1/in.wav)", "reading (in.wav)"),
             ("file:///etc/hosts: no", "file:hosts: no"),
             (
-                "https://host/a/b.wav answered 404",
-                "https://host/a/b.wav answered 404",
+                "https://host/a/b.wav responded with status 404",
+                "https://host/a/b.wav responded with status 404",
             ),
             (
                 "s3://bucket/a/b.wav: there is no such object",
@@ -196,22 +196,22 @@ mod tests {
             ("expected 1/2 or n/a", "expected 1/2 or n/a"),
             ("a / b", "a / b"),
         ] {
-            assert_eq!(for_strangers(text), expected);
+            assert_eq!(redacted(text), expected);
         }
-        let shown = for_strangers("https://u:hunter2@host/x?X-Amz-Signature=abcdef0123456789 failed");
+        let shown = redacted("https://u:hunter2@host/x?X-Amz-Signature=abcdef0123456789 failed");
         assert!(!shown.contains("hunter2") && !shown.contains("abcdef"), "{shown}");
-        assert_eq!(for_strangers(&"ä".repeat(2_000)).chars().count(), LONGEST + 1);
+        assert_eq!(redacted(&"ä".repeat(2_000)).chars().count(), LONGEST + 1);
     }
 
     #[test]
-    fn who_is_at_fault_decides_the_status() {
+    fn status_depends_on_the_party_at_fault() {
         let status = |code, retryable, named| {
             let error = DirectError::Failed {
                 error: "reading /models/x/y: no".to_owned(),
                 code,
                 retryable,
             };
-            let refusal = Refusal::of_task(&error, named);
+            let refusal = Refusal::from_direct_error(&error, named);
             assert!(!refusal.message.contains("/models"), "{}", refusal.message);
             refusal.status.as_u16()
         };
@@ -224,9 +224,16 @@ mod tests {
         assert_eq!(status("error", true, true), 500);
         assert_eq!(status("panic", true, true), 500);
         assert_eq!(status("deadline_exceeded", true, true), 504);
-        assert_eq!(Refusal::of_task(&DirectError::Busy, false).status.as_u16(), 503);
         assert_eq!(
-            Refusal::of_task(&DirectError::Stopping, false).status.as_u16(),
+            Refusal::from_direct_error(&DirectError::Busy, false)
+                .status
+                .as_u16(),
+            503
+        );
+        assert_eq!(
+            Refusal::from_direct_error(&DirectError::Stopping, false)
+                .status
+                .as_u16(),
             503
         );
     }

@@ -1,4 +1,4 @@
-//! Connections: their number, their lives, and the end of the server.
+//! Connections: their number, their age, and the shutdown of the server.
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -18,23 +18,22 @@ use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber;
 
-use super::Server;
-
-/// Connections at the same time, beside those that carry recordings. Who comes later waits.
+/// Connections at the same time, beside those for recordings. Further ones wait.
 const CONNECTIONS: usize = 64;
-/// After this time the request at hand is the last one of its connection: a few who never leave must not keep the others
-/// out.
-const CONNECTION_LIFE: Duration = Duration::from_secs(60);
-/// How long a header may take, also the first line of the next request.
-const HEADER_PATIENCE: Duration = Duration::from_secs(10);
-/// How long nobody may read of an answer.
-const WRITE_PATIENCE: Duration = Duration::from_secs(30);
-/// Memory for what a connection has sent and we have not looked at.
+/// After this time the current request of a connection is its last one, so a few connections that
+/// stay open do not exclude others.
+const CONNECTION_AGE: Duration = Duration::from_secs(60);
+/// The limit for a header, including the wait for the next request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may read nothing of a response.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The memory for unread data of a connection, in bytes.
 const BUFFER: usize = 64 * 1024;
-/// How long the last answers may take on their way.
-const LAST_ANSWERS: Duration = Duration::from_secs(2);
+/// The limit for the last responses at shutdown.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A server that runs. It ends with this value, at once unless it was [finished](Self::finish).
+/// A running server. Dropping it stops the server at once; [`finish`](Self::finish) waits for the
+/// last responses.
 #[derive(Debug)]
 pub(crate) struct Serving {
     stop: CancellationToken,
@@ -42,24 +41,26 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
-    /// Begins to serve as soon as there is a `listener`.
+    /// Starts to serve as soon as there is a `listener`. `max_requests` connections are added for
+    /// recordings.
     pub(crate) fn start(
         listener: impl Future<Output = TcpListener> + Send + 'static,
-        server: Server,
+        router: Router,
+        max_requests: usize,
     ) -> Self {
-        let free = Arc::new(Semaphore::new(CONNECTIONS + server.max_requests));
+        let permits = Arc::new(Semaphore::new(CONNECTIONS + max_requests));
         let stop = CancellationToken::new();
-        let serving = serve(listener, server.router(), free, stop.clone());
+        let serving = serve(listener, router, permits, stop.clone());
         Self {
             stop,
             task: tokio::spawn(serving.with_current_subscriber()),
         }
     }
 
-    /// Takes no more connections, and lets the answers go out that are on their way.
+    /// Accepts no more connections, and waits for the responses in progress.
     pub(crate) async fn finish(mut self) {
         self.stop.cancel();
-        // It fails only if it panicked.
+        // The task fails only by a panic.
         let _ = (&mut self.task).await;
     }
 }
@@ -73,7 +74,7 @@ impl Drop for Serving {
 async fn serve(
     listener: impl Future<Output = TcpListener>,
     router: Router,
-    free: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     stop: CancellationToken,
 ) {
     let listener = tokio::select! {
@@ -85,61 +86,64 @@ async fn serve(
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = open.join_next() => {}
-            (stream, place) = accept(&listener, &free) => {
-                let attended = attend(stream, router.clone(), stop.clone());
-                let attended = async move {
-                    attended.await;
-                    drop(place);
+            (stream, permit) = accept(&listener, &permits) => {
+                let connection = serve_connection(stream, router.clone(), stop.clone());
+                let connection = async move {
+                    connection.await;
+                    drop(permit);
                 };
-                open.spawn(attended.with_current_subscriber());
+                open.spawn(connection.with_current_subscriber());
             }
         }
     }
     drop(listener);
-    let _ = timeout(LAST_ANSWERS, async { while open.join_next().await.is_some() {} }).await;
+    let _ = timeout(SHUTDOWN_TIMEOUT, async {
+        while open.join_next().await.is_some() {}
+    })
+    .await;
 }
 
-async fn accept(listener: &TcpListener, free: &Arc<Semaphore>) -> (TcpStream, OwnedSemaphorePermit) {
+async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream, OwnedSemaphorePermit) {
     loop {
-        let Ok(place) = Arc::clone(free).acquire_owned().await else {
-            // Nobody closes the semaphore.
+        let Ok(permit) = Arc::clone(permits).acquire_owned().await else {
+            // The semaphore is never closed.
             return std::future::pending().await;
         };
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, place),
-            // Too many open files, or the peer is gone again.
+            Ok((stream, _)) => return (stream, permit),
+            // There are too many open files, or the client has disconnected.
             Err(_) => sleep(Duration::from_millis(100)).await,
         }
     }
 }
 
-async fn attend(stream: TcpStream, router: Router, stop: CancellationToken) {
-    // Only a matter of delay.
+async fn serve_connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+    // A failure only costs latency.
     let _ = stream.set_nodelay(true);
-    let stream = TokioIo::new(Patient::new(stream));
+    let stream = TokioIo::new(WriteTimeout::new(stream));
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_PATIENCE)
+        .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(BUFFER);
     let mut connection = pin!(builder.serve_connection(stream, TowerToHyperService::new(router)));
     tokio::select! {
-        // What a client does wrong, or that it is gone, is nothing to us.
+        // An error is the client's fault or a closed connection, so it is not reported.
         _ = &mut connection => return,
-        () = sleep(CONNECTION_LIFE) => {}
+        () = sleep(CONNECTION_AGE) => {}
         () = stop.cancelled() => {}
     }
     connection.as_mut().graceful_shutdown();
     let _ = connection.await;
 }
 
-/// A stream that fails when nobody reads what is written.
-struct Patient {
+/// A stream whose writes fail if its peer reads nothing for [`WRITE_TIMEOUT`].
+struct WriteTimeout {
     stream: TcpStream,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl Patient {
+impl WriteTimeout {
     fn new(stream: TcpStream) -> Self {
         Self {
             stream,
@@ -147,19 +151,17 @@ impl Patient {
         }
     }
 
-    fn unless_stalled<T>(
+    fn write<T>(
         &mut self,
         cx: &mut Context<'_>,
-        act: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        let done = act(Pin::new(&mut self.stream), cx);
-        if done.is_ready() {
+        let written = write(Pin::new(&mut self.stream), cx);
+        if written.is_ready() {
             self.stalled = None;
-            return done;
+            return written;
         }
-        let stalled = self
-            .stalled
-            .get_or_insert_with(|| Box::pin(sleep(WRITE_PATIENCE)));
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
         if stalled.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -167,7 +169,7 @@ impl Patient {
     }
 }
 
-impl AsyncRead for Patient {
+impl AsyncRead for WriteTimeout {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -177,9 +179,9 @@ impl AsyncRead for Patient {
     }
 }
 
-impl AsyncWrite for Patient {
+impl AsyncWrite for WriteTimeout {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.unless_stalled(cx, |stream, cx| stream.poll_write(cx, bytes))
+        self.write(cx, |stream, cx| stream.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -187,7 +189,7 @@ impl AsyncWrite for Patient {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.unless_stalled(cx, |stream, cx| stream.poll_write_vectored(cx, slices))
+        self.write(cx, |stream, cx| stream.poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -195,7 +197,7 @@ impl AsyncWrite for Patient {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.unless_stalled(cx, |stream, cx| stream.poll_flush(cx))
+        self.write(cx, |stream, cx| stream.poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,93 +1,104 @@
-//! How the worker is: `/health`, `/v1/capabilities`, `/debug/status`.
+//! The status of the worker: `/health`, `/v1/capabilities`, `/debug/status`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::Server;
+use super::json;
+use super::state::ServerState;
 use crate::runner::RunnerPhase;
 
-/// How long Redis may take to show that it is there.
-const REDIS_PATIENCE: Duration = Duration::from_secs(2);
-/// The loop shows itself twice a second.
-const LOOP_PATIENCE: Duration = Duration::from_secs(15);
+/// The limit for an answer of Redis.
+const REDIS_TIMEOUT: Duration = Duration::from_secs(2);
+/// The control loop reports itself twice a second.
+const LOOP_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The answer of `GET /health`. With status 200 the worker takes tasks, or is about to, or finishes its last ones; with 503
-/// something is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Health {
+/// The response of `GET /health`, with status 200 if `status` is `healthy`, else 503.
+///
+/// A healthy worker takes tasks, is about to, or finishes its last ones.
+#[derive(Debug, Serialize)]
+pub(super) struct Health {
     /// `healthy` or `unhealthy`.
-    pub status: &'static str,
-    /// The engine id.
-    pub engine_id: String,
-    /// The process that answers, as the registry calls it.
-    pub instance: String,
+    status: &'static str,
+    engine_id: String,
+    /// The name of the process in the registry.
+    instance: String,
     /// `starting`, `running`, `draining` or `stopped`.
-    pub phase: &'static str,
-    /// Whether the control loop goes round.
+    phase: &'static str,
+    /// `running` or `stuck`.
     #[serde(rename = "loop")]
-    pub control_loop: &'static str,
-    /// Whether Redis answers.
-    pub redis: &'static str,
-    /// How many tasks the worker has in its hands, those that came over HTTP included.
-    pub active_tasks: usize,
-    /// The model that worked last, or another one that is in memory.
-    pub model: Option<String>,
+    control_loop: &'static str,
+    /// `connected` or `unreachable`.
+    redis: &'static str,
+    /// The number of tasks that the worker has, including those over HTTP.
+    active_tasks: usize,
+    /// The model that was used last, or another one in memory.
+    model: Option<String>,
     /// All models in memory.
-    pub models: Vec<String>,
+    models: Vec<String>,
     /// The models that are being loaded.
-    pub loading: Vec<String>,
+    loading: Vec<String>,
 }
 
-pub(super) async fn health(State(server): State<Arc<Server>>) -> Response {
-    let redis_answers = matches!(timeout(REDIS_PATIENCE, server.redis.ping()).await, Ok(Ok(())));
-    let health = judge(&server, redis_answers);
-    let code = if health.status == "healthy" {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
+pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
+    let redis_answers = matches!(timeout(REDIS_TIMEOUT, server.redis.ping()).await, Ok(Ok(())));
+    let status = &server.status;
+    let phase = status.phase();
+    let loop_runs = match status.silent_for() {
+        None => phase == RunnerPhase::Starting,
+        Some(silent) => silent < LOOP_TIMEOUT,
     };
-    (code, json(&health)).into_response()
+    let healthy = redis_answers && loop_runs && phase != RunnerPhase::Stopped;
+    let names = |models: Vec<crate::ModelId>| models.iter().map(ToString::to_string).collect();
+    let health = Health {
+        status: if healthy { "healthy" } else { "unhealthy" },
+        engine_id: server.capabilities.engine_id.clone(),
+        instance: server.instance.clone(),
+        phase: name_of(phase),
+        control_loop: if loop_runs { "running" } else { "stuck" },
+        redis: if redis_answers { "connected" } else { "unreachable" },
+        active_tasks: status.active_tasks(),
+        model: status.model().map(|model| model.to_string()),
+        models: names(status.models()),
+        loading: names(status.loading()),
+    };
+    let code = match healthy {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (code, json::response(&health)).into_response()
 }
 
-pub(super) async fn capabilities(State(server): State<Arc<Server>>) -> Response {
-    json(&server.capabilities).into_response()
+pub(super) async fn capabilities(State(server): State<Arc<ServerState>>) -> Response {
+    json::response(&server.capabilities)
 }
 
-pub(super) async fn debug(State(server): State<Arc<Server>>) -> Response {
+pub(super) async fn debug(State(server): State<Arc<ServerState>>) -> Response {
     let process = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let gpu = server.status.gpu_memory();
-    let tasks = server.status.tasks().into_iter().map(|task| TaskInHand {
+    let tasks = server.status.tasks().into_iter().map(|task| DebugTask {
         task_id: task.task_id.to_string(),
         phase: task.phase.as_str(),
         age_seconds: (task.age.as_secs_f64() * 1000.0).round() / 1000.0,
     });
-    let answer = Debugging {
+    json::response(&DebugStatus {
         thread_count: number_in(&process, "Threads:"),
         rss_mb: number_in(&process, "VmRSS:").map(|kibibytes| kibibytes / 1024),
         gpu_used_mb: gpu.map(|gpu| gpu.used >> 20),
         gpu_total_mb: gpu.map(|gpu| gpu.total >> 20),
         phase: name_of(server.status.phase()),
-        http_requests: server.max_requests - server.places.available_permits().min(server.max_requests),
+        http_requests: server.requests(),
         tasks: tasks.collect(),
-    };
-    json(&answer).into_response()
-}
-
-/// A JSON document as an answer.
-pub(super) fn json<T: Serialize>(value: &T) -> impl IntoResponse + use<T> {
-    let text = serde_json::to_string(value).expect("string keys and no `Serialize` that fails");
-    ([(header::CONTENT_TYPE, "application/json")], text)
+    })
 }
 
 #[derive(Serialize)]
-struct Debugging {
+struct DebugStatus {
     thread_count: Option<u64>,
     rss_mb: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,14 +106,14 @@ struct Debugging {
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu_total_mb: Option<u64>,
     phase: &'static str,
-    /// Recordings that come in, or are worked on.
+    /// Recordings that are received or processed.
     http_requests: usize,
     /// Oldest first.
-    tasks: Vec<TaskInHand>,
+    tasks: Vec<DebugTask>,
 }
 
 #[derive(Serialize)]
-struct TaskInHand {
+struct DebugTask {
     task_id: String,
     phase: &'static str,
     age_seconds: f64,
@@ -111,29 +122,6 @@ struct TaskInHand {
 fn number_in(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
-}
-
-fn judge(server: &Server, redis_answers: bool) -> Health {
-    let status = &server.status;
-    let phase = status.phase();
-    let goes_round = match status.silent_for() {
-        None => phase == RunnerPhase::Starting,
-        Some(silent) => silent < LOOP_PATIENCE,
-    };
-    let healthy = redis_answers && goes_round && phase != RunnerPhase::Stopped;
-    let names = |models: Vec<crate::ModelId>| models.iter().map(ToString::to_string).collect();
-    Health {
-        status: if healthy { "healthy" } else { "unhealthy" },
-        engine_id: server.capabilities.engine_id.clone(),
-        instance: server.instance.clone(),
-        phase: name_of(phase),
-        control_loop: if goes_round { "running" } else { "stuck" },
-        redis: if redis_answers { "connected" } else { "unreachable" },
-        active_tasks: status.active_tasks(),
-        model: status.model().map(|model| model.to_string()),
-        models: names(status.models()),
-        loading: names(status.loading()),
-    }
 }
 
 fn name_of(phase: RunnerPhase) -> &'static str {
@@ -150,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_numbers_are_found() {
+    fn numbers_of_the_kernel_are_read() {
         let text = "Name:\tx\nVmRSS:\t   5120 kB\nThreads:\t7\n";
         assert_eq!(number_in(text, "VmRSS:"), Some(5120));
         assert_eq!(number_in(text, "Threads:"), Some(7));

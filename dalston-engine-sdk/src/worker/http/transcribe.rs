@@ -1,9 +1,10 @@
-//! The way of a request for a transcript, whatever form it has.
+//! The handler of requests for a transcript, independent of their form.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use dalston_telemetry::context::{LogContext, WithLogContext};
@@ -12,48 +13,29 @@ use dalston_telemetry::opentelemetry::trace::Status;
 use dalston_telemetry::propagate;
 use dalston_telemetry::services::engine::spans::attr;
 use dalston_telemetry::services::engine::{DirectEndpoint, DirectMetrics, DirectStatus};
-use serde_json::{Map, Value};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
-use super::Server;
-use super::form::{Fields, Form, Incoming, Recording};
+use super::api::{Api, TranscriptionRequest};
+use super::body::RequestBody;
+use super::form::{Form, Recording};
 use super::refusal::{RETRY_AFTER, Refusal};
-use crate::runner::{DirectTask, RunnerPhase};
+use super::state::ServerState;
+use crate::runner::{DIRECT_JOB, DirectTask, RunnerPhase};
 use crate::spans;
 use crate::stage::Stage;
+use crate::task_dir::TaskFiles;
 
-/// How long a recording may take to arrive.
-const RECEIVE_TIME: Duration = Duration::from_secs(30 * 60);
+/// The limit for a recording to arrive.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What makes one route different from another.
-pub(super) trait Contract: Send + Sync + 'static {
-    const ENDPOINT: DirectEndpoint;
-    /// The field that may name a recording instead of bringing it.
-    const URL: Option<&'static str>;
-    /// What the answer depends on.
-    type Wishes: Send;
-
-    /// Reads what is wished for.
-    fn read(fields: &Fields, engine_id: &str) -> Result<(Self::Wishes, Order), Refusal>;
-    /// Puts the `data` of the task's answer in the form of the route.
-    fn answer(wishes: Self::Wishes, engine_id: &str, data: Value) -> Result<Response, Refusal>;
-    fn refuse(refusal: &Refusal) -> Response;
-}
-
-/// What the engine is asked to do.
-#[derive(Debug, Default)]
-pub(super) struct Order {
-    pub(super) model: Option<String>,
-    pub(super) config: Map<String, Value>,
-}
-
-pub(super) async fn handle<C: Contract>(State(server): State<Arc<Server>>, request: Request) -> Response {
+pub(super) async fn handle<A: Api>(State(server): State<Arc<ServerState>>, request: Request) -> Response {
     let engine_id = server.capabilities.engine_id.as_str();
-    let carried = propagate::extract_headers(request.headers());
+    let parent = propagate::extract_headers(request.headers());
     let ids = Ids {
         task: Uuid::new_v4().to_string(),
         request: request_id(request.headers()),
@@ -61,26 +43,27 @@ pub(super) async fn handle<C: Contract>(State(server): State<Arc<Server>>, reque
     let attributes = [
         (attr::STAGE, Stage::Transcribe.to_string()),
         (attr::TASK_ID, ids.task.clone()),
-        (attr::JOB_ID, crate::runner::DIRECT_JOB.to_owned()),
+        (attr::JOB_ID, DIRECT_JOB.to_owned()),
         (attr::REQUEST_ID, ids.request.clone()),
-        (attr::HTTP_ROUTE, C::ENDPOINT.as_str().to_owned()),
+        (attr::HTTP_ROUTE, A::ENDPOINT.as_str().to_owned()),
     ];
-    let span = spans::http_request(&server.telemetry, &carried, engine_id, attributes);
+    let span = spans::http_request(&server.telemetry, &parent, engine_id, attributes);
     let log = LogContext::new()
         .request_id(&*ids.request)
         .task_id(&*ids.task)
-        .job_id(crate::runner::DIRECT_JOB)
+        .job_id(DIRECT_JOB)
         .engine_id(engine_id)
-        .carrier(carried.clone());
+        .carrier(parent.clone());
     let work = async {
-        let unfinished = Unfinished {
+        let mut record = RequestRecord {
             begun: Instant::now(),
             metrics: &server.metrics,
-            endpoint: C::ENDPOINT,
+            endpoint: A::ENDPOINT,
+            status: None,
         };
-        let answer = transcribe::<C>(&server, request, &ids, &carried).await;
-        let response = answer.unwrap_or_else(|refusal| refused::<C>(&refusal));
-        unfinished.finish(response.status());
+        let result = transcribe::<A>(&server, request, &ids, &parent).await;
+        let response = result.unwrap_or_else(|refusal| refuse::<A>(&refusal));
+        record.status = Some(response.status());
         response
     };
     let mut response = work.instrument(span).with_log_context(log).await;
@@ -95,38 +78,38 @@ struct Ids {
     request: String,
 }
 
-async fn transcribe<C: Contract>(
-    server: &Server,
+async fn transcribe<A: Api>(
+    server: &ServerState,
     request: Request,
     ids: &Ids,
-    carried: &Context,
+    parent: &Context,
 ) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    // Who waits to be told that we want its body needs no draining.
-    let sending = !parts.headers.contains_key(header::EXPECT);
-    let incoming = Incoming::new(body);
-    let received = match admit(server, &parts.headers) {
-        Ok(place) => receive::<C>(server, parts, &incoming)
-            .await
-            .map(|received| (place, received))
-            .map_err(|refusal| (refusal, true)),
-        Err(refusal) => Err((refusal, sending)),
-    };
-    let (_place, received) = match received {
-        Ok(received) => received,
-        Err((refusal, drain)) => {
-            if drain {
-                incoming.drain().await;
+    // Such a client waits for a status before it sends the body, so there is nothing to drain.
+    let waits = parts.headers.contains_key(header::EXPECT);
+    let body = RequestBody::new(body);
+    let permit = match admit(server, &parts.headers) {
+        Ok(permit) => permit,
+        Err(refusal) => {
+            if !waits {
+                body.drain().await;
             }
             return Err(refusal);
         }
     };
     let Received {
-        wishes,
-        order: Order { model, config },
+        options,
+        request: TranscriptionRequest { model, config },
         recording,
         files,
-    } = received;
+    } = match receive::<A>(server, parts, &body).await {
+        Ok(received) => received,
+        Err(refusal) => {
+            drop(permit);
+            body.drain().await;
+            return Err(refusal);
+        }
+    };
     let model_named = model.is_some();
     let mut task = DirectTask::for_file(recording.path)
         .named(recording.name)
@@ -135,20 +118,20 @@ async fn transcribe<C: Contract>(
         .task_id(&*ids.task)
         .request_id(&*ids.request)
         .configs(config)
-        .parent(here(carried));
+        .parent(task_parent(parent));
     if let Some(model) = model {
         task = task.model(model);
     }
     let data = server
         .direct
-        .submit(task, server.patience)
+        .submit(task, server.queue_timeout)
         .await
-        .map_err(|error| Refusal::of_task(&error, model_named))?;
-    C::answer(wishes, &server.capabilities.engine_id, data)
+        .map_err(|error| Refusal::from_direct_error(&error, model_named))?;
+    A::respond(options, &server.capabilities.engine_id, data)
 }
 
-/// Finds a place for the request, or why there is none, from what is known before its body is.
-fn admit(server: &Server, headers: &HeaderMap) -> Result<tokio::sync::OwnedSemaphorePermit, Refusal> {
+/// Takes a permit for the request, or refuses it by its header alone.
+fn admit(server: &ServerState, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, Refusal> {
     if !server.capabilities.stages.contains(&Stage::Transcribe) {
         let message = format!("the engine {} does not transcribe", server.capabilities.engine_id);
         return Err(Refusal::new(StatusCode::NOT_FOUND, "not_found", message));
@@ -165,29 +148,29 @@ fn admit(server: &Server, headers: &HeaderMap) -> Result<tokio::sync::OwnedSemap
     if length.is_some_and(|length| length > server.max_upload.saturating_add(1 << 20)) {
         return Err(Refusal::too_large(server.max_upload));
     }
-    Arc::clone(&server.places)
+    Arc::clone(&server.permits)
         .try_acquire_owned()
         .map_err(|_| Refusal::busy())
 }
 
-struct Received<W> {
-    wishes: W,
-    order: Order,
+struct Received<O> {
+    options: O,
+    request: TranscriptionRequest,
     recording: Recording,
-    files: Arc<crate::task_dir::TaskFiles>,
+    files: Arc<TaskFiles>,
 }
 
-async fn receive<C: Contract>(
-    server: &Server,
-    parts: axum::http::request::Parts,
-    incoming: &Incoming,
-) -> Result<Received<C::Wishes>, Refusal> {
+async fn receive<A: Api>(
+    server: &ServerState,
+    parts: Parts,
+    body: &RequestBody,
+) -> Result<Received<A::ResponseOptions>, Refusal> {
     let files = Arc::new(server.direct.workspace());
-    let arriving = async {
-        let form = Form::read(parts, incoming, files.path()?, server.max_upload).await?;
-        // What is wrong with the fields is told before anything is fetched for them.
-        let (wishes, order) = C::read(&form.fields, &server.capabilities.engine_id)?;
-        let url = match C::URL {
+    let receiving = async {
+        let form = Form::read(parts, body, files.path()?, server.max_upload).await?;
+        // Before the download, so that an invalid field costs none.
+        let (options, request) = A::read(&form.fields, &server.capabilities.engine_id)?;
+        let url = match A::URL_FIELD {
             Some(name) => form.fields.text(name)?.map(|url| (name, url)),
             None => None,
         };
@@ -201,37 +184,38 @@ async fn receive<C: Contract>(
                 return Err(Refusal::field(name, "given beside file: expected one of them"));
             }
             (None, None) => {
-                let problem = C::URL.map_or_else(
+                let problem = A::URL_FIELD.map_or_else(
                     || "missing: expected a recording".to_owned(),
                     |name| format!("missing: expected a recording, or {name}"),
                 );
                 return Err(Refusal::field("file", problem));
             }
         };
-        Ok((wishes, order, recording))
+        Ok((options, request, recording))
     };
     let span = spans::receive_input();
-    let received = timeout(RECEIVE_TIME, arriving).instrument(span).await;
-    let (wishes, order, recording) = received.map_err(|_| Refusal::too_slow())??;
+    let received = timeout(RECEIVE_TIMEOUT, receiving).instrument(span).await;
+    let (options, request, recording) = received.map_err(|_| Refusal::too_slow())??;
     Ok(Received {
-        wishes,
-        order,
+        options,
+        request,
         recording,
         files,
     })
 }
 
-/// The context that the task belongs to: the span of the request, or with tracing off whatever the caller sent.
-fn here(carried: &Context) -> Context {
+/// The parent context of the task: the span of the request, or with tracing off the context of the
+/// client.
+fn task_parent(parent: &Context) -> Context {
     let span = Span::current();
     if span.is_disabled() {
-        carried.clone()
+        parent.clone()
     } else {
         span.context()
     }
 }
 
-/// What clients sent so that they find their request again, or one of ours.
+/// The request id of the client if it is safe for logs and headers, else a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
@@ -239,8 +223,8 @@ fn request_id(headers: &HeaderMap) -> String {
     given.map_or_else(|| format!("req_{}", Uuid::new_v4().simple()), str::to_owned)
 }
 
-/// The answer without a transcript, and on the span why there is none.
-fn refused<C: Contract>(refusal: &Refusal) -> Response {
+/// The response for a refusal. A server error is recorded on the span.
+fn refuse<A: Api>(refusal: &Refusal) -> Response {
     let span = Span::current();
     if refusal.status.is_server_error() {
         span.set_attribute(attr::ERROR_TYPE, refusal.code);
@@ -252,7 +236,7 @@ fn refused<C: Contract>(refusal: &Refusal) -> Response {
         error = refusal.message,
         "direct_request_refused"
     );
-    let mut response = C::refuse(refusal);
+    let mut response = A::refuse(refusal);
     *response.status_mut() = refusal.status;
     if refusal.status == StatusCode::SERVICE_UNAVAILABLE {
         response
@@ -262,36 +246,35 @@ fn refused<C: Contract>(refusal: &Refusal) -> Response {
     response
 }
 
-/// A request that has no answer yet. It is dropped when the client closes the connection.
-struct Unfinished<'a> {
+/// Records the end of a request. It is dropped without a status if the client closes the
+/// connection.
+struct RequestRecord<'a> {
     begun: Instant,
     metrics: &'a DirectMetrics,
     endpoint: DirectEndpoint,
+    status: Option<StatusCode>,
 }
 
-impl Unfinished<'_> {
-    fn finish(self, status: StatusCode) {
-        let span = Span::current();
-        span.set_attribute(attr::HTTP_RESPONSE_STATUS_CODE, i64::from(status.as_u16()));
-        let took = self.begun.elapsed();
-        if status.is_success() {
-            tracing::info!(seconds = took.as_secs_f64(), "direct_request_answered");
-        }
-        let status = DirectStatus::of(status.as_u16());
-        self.metrics.request(self.endpoint, status, took);
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for Unfinished<'_> {
+impl Drop for RequestRecord<'_> {
     fn drop(&mut self) {
         let span = Span::current();
-        span.set_attribute(attr::ERROR_TYPE, "client_gone");
-        span.set_status(Status::error("the client closed the connection"));
-        tracing::info!("direct_request_abandoned");
         let took = self.begun.elapsed();
-        self.metrics
-            .request(self.endpoint, DirectStatus::ClientGone, took);
+        let status = match self.status {
+            Some(status) => {
+                span.set_attribute(attr::HTTP_RESPONSE_STATUS_CODE, i64::from(status.as_u16()));
+                if status.is_success() {
+                    tracing::info!(seconds = took.as_secs_f64(), "direct_request_answered");
+                }
+                DirectStatus::of(status.as_u16())
+            }
+            None => {
+                span.set_attribute(attr::ERROR_TYPE, "client_gone");
+                span.set_status(Status::error("the client closed the connection"));
+                tracing::info!("direct_request_abandoned");
+                DirectStatus::ClientGone
+            }
+        };
+        self.metrics.request(self.endpoint, status, took);
     }
 }
 
@@ -300,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_harmless_request_id_is_taken_over() {
+    fn only_a_harmless_request_id_is_kept() {
         let with = |id: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(REQUEST_ID, HeaderValue::from_bytes(id.as_bytes()).unwrap());

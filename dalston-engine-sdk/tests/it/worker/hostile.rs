@@ -1,5 +1,5 @@
-//! Everything that comes from outside may be broken, hostile or absent. It fails its own task, after a start, with an error
-//! that names what is wrong, and the worker goes on.
+//! Broken, hostile and absent input. It fails its own task, after a start, with an error that names
+//! the problem, and the worker goes on.
 
 use std::future::pending;
 use std::process::Stdio;
@@ -14,10 +14,11 @@ use testbed::{Fault, TestS3, Trouble};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::{Deployment, Echo, JOB, STREAM, Worker, request, settings};
+use super::{Deployment, Echo, JOB, STREAM, Worker, request};
+use crate::support::until;
 
 impl Deployment {
-    /// The error of a task that has to fail, once, after one start.
+    /// The error of a task that must fail once, after one start.
     async fn error_of(&self, task: &str) -> String {
         let failure = self.until_event("task.failed", task).await;
         assert_eq!(self.kinds(task).await, ["task.started", "task.failed"], "{task}");
@@ -34,13 +35,16 @@ impl Deployment {
         about.map(|(kind, _)| kind).collect()
     }
 
-    /// The worker does a task as if nothing had happened, and has nothing else in its hands.
+    /// Checks that the worker completes a task and then has no other one.
     async fn goes_on(&self, worker: &Worker) {
         self.enqueue("good", request("good", json!({}))).await;
         self.until_event("task.completed", "good").await;
-        self.until("empty queue", async || (self.pending().await == 0).then_some(()))
-            .await;
-        assert_eq!(worker.get("/health").await.0, 200);
+        self.until_nothing_pends().await;
+        assert_eq!(worker.get("/health").await.status, 200);
+    }
+
+    async fn until_nothing_pends(&self) {
+        until("empty queue", async || (self.pending().await == 0).then_some(())).await;
     }
 
     async fn enqueue_with_input(&self, task: &str, locator: &str) {
@@ -77,7 +81,7 @@ impl Deployment {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn messages_that_name_no_task_are_removed() {
+async fn message_without_a_task_is_removed() {
     let deployment = Deployment::start().await;
     let worker = deployment.worker("a", "5");
     let long = vec![b'x'; 100_000];
@@ -95,11 +99,11 @@ async fn messages_that_name_no_task_are_removed() {
         let () = deployment.redis.send_bytes(&[&command, fields].concat()).await;
     }
     deployment.goes_on(&worker).await;
-    assert_eq!(deployment.events().await.len(), 2, "only of the good one");
+    assert_eq!(deployment.events().await.len(), 2, "only those of the good task");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_only_for_tracing_or_the_clock_may_be_rubbish() {
+async fn invalid_times_and_trace_contexts_are_ignored() {
     let deployment = Deployment::start().await;
     let _worker = deployment.worker("a", "5");
     deployment.prepare("odd", request("odd", json!({}))).await;
@@ -126,9 +130,9 @@ async fn what_is_only_for_tracing_or_the_clock_may_be_rubbish() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metadata_of_the_wrong_kind_fails_the_task() {
+async fn invalid_metadata_fails_the_task() {
     let deployment = Deployment::start().await;
-    // The worker comes later, so that it does not see the tasks half made.
+    // The worker starts later, so that it does not see incomplete tasks.
     let table: [(&str, &[u8], &[u8], &str); 6] = [
         (
             "no-text",
@@ -172,7 +176,7 @@ async fn metadata_of_the_wrong_kind_fails_the_task() {
         let error = deployment.error_of(task).await;
         assert!(error.contains(expected), "{task}: {error}");
         let failure = deployment.until_event("task.failed", task).await;
-        assert_eq!(failure["request_id"], "req-7", "what can be read is passed on");
+        assert_eq!(failure["request_id"], "req-7", "readable fields are passed on");
     }
     let error = deployment.error_of("no-hash").await;
     assert!(error.contains("metadata can't be read"), "{error}");
@@ -180,7 +184,7 @@ async fn metadata_of_the_wrong_kind_fails_the_task() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_that_is_none_fails_its_task() {
+async fn invalid_request_fails_the_task() {
     let deployment = Deployment::start().await;
     let worker = deployment.worker("a", "5");
     let whole = request("truncated", json!({"key": "value"}));
@@ -232,7 +236,7 @@ async fn a_request_that_is_none_fails_its_task() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn locators_lead_to_objects_and_nowhere_else() {
+async fn locator_reaches_only_objects() {
     let deployment = Deployment::start().await;
     deployment.s3.put("uploads/there", "hello");
     let temp = tempfile::tempdir().unwrap();
@@ -273,11 +277,11 @@ async fn locators_lead_to_objects_and_nowhere_else() {
     deployment.until_event("task.completed", "right").await;
     deployment.goes_on(&worker).await;
     let empty = async || temp.path().read_dir().unwrap().next().is_none().then_some(());
-    deployment.until("empty temporary directory", empty).await;
+    until("empty temporary directory", empty).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn names_with_tricks_stay_names() {
+async fn hostile_names_reach_no_other_file() {
     let deployment = Deployment::start().await;
     deployment.s3.put("uploads/there", "hello");
     let worker = deployment.worker("a", "5");
@@ -295,7 +299,7 @@ async fn names_with_tricks_stay_names() {
         &long,
     ];
     for (number, name) in names.into_iter().enumerate() {
-        // As the name of an input it is no more than a part of a file's name.
+        // As the name of an input it is only a part of a file's name.
         let task = format!("input-{number}");
         let artifact = json!({"artifact_id": format!("P:{name}"), "kind": "text", "storage_locator": "s3://uploads/there"});
         let ids = json!({name: format!("P:{name}"), "text": format!("P:{name}")});
@@ -326,7 +330,7 @@ async fn names_with_tricks_stay_names() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_lets_nobody_in_is_named() {
+async fn refused_credentials_are_named_in_the_error() {
     let deployment = Deployment::start().await;
     let wrong = [
         (
@@ -349,8 +353,7 @@ async fn a_store_that_lets_nobody_in_is_named() {
             "{task}: {error}"
         );
         assert!(!error.contains("hunter2"), "{error}");
-        worker.stop().await;
-        (&mut worker.running).await.unwrap().unwrap();
+        worker.finish().await;
     }
     let worker = deployment.worker("a", "5");
     let troubles = [
@@ -371,7 +374,7 @@ async fn a_store_that_lets_nobody_in_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_fails_for_a_moment_costs_no_task() {
+async fn brief_storage_failure_fails_no_task() {
     let deployment = Deployment::start().await;
     let worker = deployment.worker("a", "5");
     deployment.s3.put("uploads/there", "hello world");
@@ -404,7 +407,7 @@ async fn a_store_that_fails_for_a_moment_costs_no_task() {
                 .then(|| panic!("{fault:?}: {kinds:?}"));
             kinds.contains(&"task.completed".to_owned()).then_some(())
         };
-        deployment.until(&format!("end of {task}"), ended).await;
+        until(&format!("end of {task}"), ended).await;
         assert_eq!(
             deployment.response(&task).unwrap().1["data"]["text"],
             "hello world",
@@ -416,7 +419,7 @@ async fn a_store_that_fails_for_a_moment_costs_no_task() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_goes_on_failing_fails_the_task() {
+async fn lasting_storage_failure_fails_the_task() {
     let deployment = Deployment::start().await;
     let worker = deployment.worker("a", "5");
     deployment.s3.put("uploads/there", "hello world");
@@ -440,7 +443,7 @@ async fn a_store_that_goes_on_failing_fails_the_task() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_hangs_holds_a_task_until_its_deadline() {
+async fn hanging_storage_fails_the_task_at_its_deadline() {
     let deployment = Deployment::start().await;
     let worker = deployment.worker("a", "5");
     deployment.s3.trouble(Trouble::new(Fault::Hang).path("hanging"));
@@ -453,7 +456,7 @@ async fn a_store_that_hangs_holds_a_task_until_its_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_deadline_of_the_message_counts() {
+async fn deadline_of_the_message_fails_the_task() {
     let deployment = Deployment::start().await;
     let worker = deployment.worker("a", "5");
     let slow = |task| request(task, json!({"takes_ms": 60_000}));
@@ -473,14 +476,13 @@ async fn the_deadline_of_the_message_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_cancelled_job_the_waiting_task_is_skipped_and_the_running_one_stopped() {
+async fn cancelled_job_skips_waiting_and_stops_running_task() {
     let deployment = Deployment::start().await;
     let worker = deployment.worker("a", "5");
     deployment
         .enqueue("running", request("running", json!({"takes_ms": 60_000})))
         .await;
-    let begun = async || (worker.begun.load(Ordering::SeqCst) == 1).then_some(());
-    deployment.until("the engine at work", begun).await;
+    worker.until_busy().await;
     let () = deployment
         .redis
         .send(&["SET", &format!("dalston:job:cancelled:{JOB}"), "1"])
@@ -490,13 +492,9 @@ async fn of_a_cancelled_job_the_waiting_task_is_skipped_and_the_running_one_stop
     deployment.until_event("task.completed", "running").await;
     let took = cancelled.elapsed();
     assert_eq!(deployment.response("running"), None);
-    // It hears of it within a second; the rest is for a busy machine.
+    // The worker asks once a second; the rest is for a busy machine.
     assert!(took < Duration::from_secs(5), "{took:?}");
-    deployment
-        .until("empty queue", async || {
-            (deployment.pending().await == 0).then_some(())
-        })
-        .await;
+    deployment.until_nothing_pends().await;
     let () = deployment
         .redis
         .send(&["DEL", &format!("dalston:job:cancelled:{JOB}")])
@@ -506,23 +504,24 @@ async fn of_a_cancelled_job_the_waiting_task_is_skipped_and_the_running_one_stop
     assert_eq!(
         worker.begun.load(Ordering::SeqCst),
         2,
-        "the running one and the good one"
+        "the running task and the good one"
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_task_that_kills_its_engine_three_times_is_failed_by_the_fourth() {
-    /// With this variable the test is one of the engines. It holds the addresses of the servers.
+async fn task_that_kills_three_workers_is_failed_by_the_fourth() {
+    /// With this variable, which holds the addresses of the servers, the test is one of the
+    /// engines.
     const ENGINE: &str = "TEST_ENGINE_OF";
     const LEASE: Duration = Duration::from_secs(1);
-    let settings = |redis: &str, s3: &str, name: &str| {
-        let (config, mut deployment) = settings(redis, s3, name, &[]);
+    let configs = |redis: &str, s3: &str, name: &str| {
+        let (config, mut deployment) = super::configs(redis, s3, name, &[]);
         deployment.lease = LEASE;
         (config, deployment)
     };
     if let Ok(addresses) = std::env::var(ENGINE) {
         let (redis, s3) = addresses.split_once(' ').unwrap();
-        let (config, deployment) = settings(redis, s3, &std::process::id().to_string());
+        let (config, deployment) = configs(redis, s3, &std::process::id().to_string());
         let telemetry = TelemetryHandle::disabled();
         worker::run(Echo::default(), config, deployment, telemetry, pending())
             .await
@@ -530,7 +529,7 @@ async fn a_task_that_kills_its_engine_three_times_is_failed_by_the_fourth() {
         return;
     }
 
-    let name = "worker::hostile::a_task_that_kills_its_engine_three_times_is_failed_by_the_fourth";
+    let name = "worker::hostile::task_that_kills_three_workers_is_failed_by_the_fourth";
     let deployment = Deployment::start().await;
     deployment
         .enqueue("poison", request("poison", json!({"abort": true})))
@@ -552,7 +551,7 @@ async fn a_task_that_kills_its_engine_three_times_is_failed_by_the_fourth() {
             .unwrap();
         assert_eq!(ended.code(), None, "{ended}");
     }
-    let (config, of_worker) = settings(&deployment.redis.url(), &deployment.s3.url(), "d");
+    let (config, of_worker) = configs(&deployment.redis.url(), &deployment.s3.url(), "d");
     let worker = deployment.worker_as(config, of_worker);
     let failure = deployment.until_event("task.failed", "poison").await;
     let error = failure["error"].as_str().unwrap();
@@ -566,5 +565,5 @@ async fn a_task_that_kills_its_engine_three_times_is_failed_by_the_fourth() {
         [started, started, started, started, "task.failed"]
     );
     deployment.goes_on(&worker).await;
-    assert_eq!(worker.begun.load(Ordering::SeqCst), 1, "only the good one");
+    assert_eq!(worker.begun.load(Ordering::SeqCst), 1, "only the good task");
 }

@@ -1,6 +1,5 @@
-//! A worker on EC2: what the registry shows of it, and what it does when its machine will be taken away.
+//! A worker on EC2: its registry record, and its reaction to interruption notices.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use dalston_engine_sdk::protocol::Timestamp;
@@ -10,7 +9,8 @@ use dalston_telemetry::testing::TestTelemetry;
 use serde_json::json;
 use testbed::{ImdsFault, TestImds};
 
-use super::{Deployment, Worker, request};
+use super::{Deployment, request};
+use crate::support::until;
 
 const ACTION: &str = "meta-data/spot/instance-action";
 const REBALANCE: &str = "meta-data/events/recommendations/rebalance";
@@ -18,7 +18,7 @@ const REBALANCE: &str = "meta-data/events/recommendations/rebalance";
 /// Milliseconds, unless the test releases the engine.
 const LONG: u64 = 600_000;
 
-/// A machine of EC2 in the test.
+/// An EC2 instance with its metadata service.
 struct Machine {
     imds: TestImds,
     cloud: Cloud,
@@ -34,7 +34,7 @@ impl Machine {
         Self { imds, cloud }
     }
 
-    fn will(&self, action: &str, within: Duration) {
+    fn announce(&self, action: &str, within: Duration) {
         let time = Timestamp::from(SystemTime::now() + within);
         self.imds.put(
             ACTION,
@@ -42,7 +42,8 @@ impl Machine {
         );
     }
 
-    fn looked_for(&self, path: &str) -> usize {
+    /// The number of requests for this path.
+    fn requests(&self, path: &str) -> usize {
         let request = format!("GET /latest/{path}");
         self.imds
             .requests()
@@ -52,14 +53,8 @@ impl Machine {
     }
 }
 
-/// A worker that drains for so many seconds.
-fn patient(seconds: &str) -> [(&str, &str); 1] {
+fn drain_timeout(seconds: &str) -> [(&str, &str); 1] {
     [("DALSTON_DRAIN_TIMEOUT_SECONDS", seconds)]
-}
-
-async fn at_work(deployment: &Deployment, worker: &Worker) {
-    let begun = async || (worker.begun.load(Ordering::SeqCst) == 1).then_some(());
-    deployment.until("the engine at work", begun).await;
 }
 
 /// The values of the attribute on the spans of this name.
@@ -91,13 +86,11 @@ fn notices(telemetry: &TestTelemetry) -> Vec<(String, bool)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_registry_shows_a_worker_on_ec2_by_its_instance() {
+async fn registry_record_has_the_ec2_instance() {
     let deployment = Deployment::start().await;
     let machine = Machine::start().await;
     let worker = deployment.worker_on(machine.cloud.clone(), "a", &[], None);
-    deployment
-        .until("registration", async || deployment.status(&worker).await)
-        .await;
+    deployment.until_registered(&worker).await;
     let record = format!("dalston:engine:instance:{}", worker.instance);
     let shown: Vec<String> = deployment
         .redis
@@ -111,36 +104,31 @@ async fn the_registry_shows_a_worker_on_ec2_by_its_instance() {
         ])
         .await;
     assert_eq!(shown, [TestImds::INSTANCE_ID, "aws", "eu-west-2a", "g5.xlarge"]);
-    // What was known before the worker started is not asked for again.
-    assert_eq!(machine.looked_for("dynamic/instance-identity/document"), 1);
+    // The identity that was read before the worker started is not read again.
+    assert_eq!(machine.requests("dynamic/instance-identity/document"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_interruption_notice_starts_the_drain_and_shows_on_the_spans_in_flight() {
+async fn interruption_notice_drains_and_marks_spans_in_flight() {
     let deployment = Deployment::start().await;
     let machine = Machine::start().await;
     let telemetry = TestTelemetry::new();
-    // What goes wrong with a question is no reason to stop asking.
+    // The worker continues to poll after an error.
     machine.imds.fault(ACTION, ImdsFault::Status(500));
-    let mut worker = deployment.worker_on(machine.cloud.clone(), "a", &patient("60"), Some(&telemetry));
+    let mut worker = deployment.worker_on(machine.cloud.clone(), "a", &drain_timeout("60"), Some(&telemetry));
     deployment
         .enqueue("long", request("long", json!({"takes_ms": LONG})))
         .await;
-    at_work(&deployment, &worker).await;
-    deployment
-        .until("a first look", async || {
-            (machine.looked_for(ACTION) > 0).then_some(())
-        })
-        .await;
-    machine.will("terminate", Duration::from_secs(120));
+    worker.until_busy().await;
+    until("first request", async || {
+        (machine.requests(ACTION) > 0).then_some(())
+    })
+    .await;
+    machine.announce("terminate", Duration::from_secs(120));
     machine.imds.heal();
     machine.imds.forget_tokens();
 
-    deployment
-        .until("draining", async || {
-            (deployment.status(&worker).await? == "draining").then_some(())
-        })
-        .await;
+    deployment.until_draining(&worker).await;
     deployment.enqueue("late", request("late", json!({}))).await;
     worker.release();
     (&mut worker.running).await.unwrap().unwrap();
@@ -159,21 +147,21 @@ async fn an_interruption_notice_starts_the_drain_and_shows_on_the_spans_in_fligh
     assert_eq!(
         interruptions(&telemetry, "engine.download_input"),
         [None],
-        "it was over"
+        "it had ended"
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_task_that_would_outlast_the_machine_goes_to_a_peer() {
+async fn task_longer_than_the_notice_goes_to_a_peer() {
     let deployment = Deployment::start().await;
     let machine = Machine::start().await;
-    let mut worker = deployment.worker_on(machine.cloud.clone(), "a", &patient("3600"), None);
+    let mut worker = deployment.worker_on(machine.cloud.clone(), "a", &drain_timeout("3600"), None);
     deployment
         .enqueue("long", request("long", json!({"takes_ms": LONG})))
         .await;
-    at_work(&deployment, &worker).await;
-    // Seen late: what is left is needed for leaving.
-    machine.will("stop", Duration::from_secs(15));
+    worker.until_busy().await;
+    // The notice comes late: the remaining time is needed for the shutdown.
+    machine.announce("stop", Duration::from_secs(15));
     let ended = tokio::time::timeout(Duration::from_secs(60), &mut worker.running).await;
     ended.expect("an end long before the hour").unwrap().unwrap();
 
@@ -185,42 +173,40 @@ async fn a_task_that_would_outlast_the_machine_goes_to_a_peer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rebalance_recommendation_starts_the_drain_unless_it_is_older_than_the_worker() {
+async fn only_a_new_rebalance_recommendation_starts_the_drain() {
     let deployment = Deployment::start().await;
     let (old, new) = (Machine::start().await, Machine::start().await);
     let telemetry = TestTelemetry::new();
     let notice = r#"{"noticeTime": "2026-11-21T14:02:00Z"}"#;
     old.imds.put(REBALANCE, notice);
-    let ignoring = deployment.worker_on(old.cloud.clone(), "a", &[], None);
+    let with_old_notice = deployment.worker_on(old.cloud.clone(), "a", &[], None);
     let only = [("DALSTON_SPOT_DRAIN", "interruption")];
-    let indifferent = deployment.worker_on(new.cloud.clone(), "b", &only, None);
-    let mut heeding = deployment.worker_on(new.cloud.clone(), "c", &[], Some(&telemetry));
-    deployment
-        .until("a first look", async || {
-            (new.looked_for(REBALANCE) > 0).then_some(())
-        })
-        .await;
+    let interruptions_only = deployment.worker_on(new.cloud.clone(), "b", &only, None);
+    let mut draining = deployment.worker_on(new.cloud.clone(), "c", &[], Some(&telemetry));
+    until("first request", async || {
+        (new.requests(REBALANCE) > 0).then_some(())
+    })
+    .await;
     new.imds.put(REBALANCE, "<html>Please log in.</html>");
-    deployment
-        .until("a second look", async || {
-            (new.looked_for(REBALANCE) > 1).then_some(())
-        })
-        .await;
+    until("second request", async || {
+        (new.requests(REBALANCE) > 1).then_some(())
+    })
+    .await;
     new.imds.put(REBALANCE, notice);
 
-    (&mut heeding.running).await.unwrap().unwrap();
+    (&mut draining.running).await.unwrap().unwrap();
     assert_eq!(notices(&telemetry), [("rebalance".to_owned(), true)]);
-    assert!(old.looked_for(REBALANCE) > 1);
-    for worker in [&ignoring, &indifferent] {
+    assert!(old.requests(REBALANCE) > 1);
+    for worker in [&with_old_notice, &interruptions_only] {
         assert_eq!(deployment.status(worker).await.as_deref(), Some("idle"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_looks_for_notices_where_that_is_turned_off_or_the_service_was_not_found() {
+async fn disabled_or_absent_metadata_service_is_not_polled() {
     let deployment = Deployment::start().await;
     let machine = Machine::start().await;
-    machine.will("terminate", Duration::from_secs(120));
+    machine.announce("terminate", Duration::from_secs(120));
     let before = machine.imds.requests();
     let endpoint = machine.imds.url();
     let disabled = Env::from_pairs([
@@ -233,9 +219,9 @@ async fn nobody_looks_for_notices_where_that_is_turned_off_or_the_service_was_no
     let second = deployment.worker_on(unknown, "b", &[], None);
     for worker in [&first, &second] {
         let idle = async || (deployment.status(worker).await? == "idle").then_some(());
-        deployment.until("an idle worker", idle).await;
+        until("idle worker", idle).await;
     }
-    // The first look is the first thing that a worker does.
+    // A worker polls before it takes a task.
     deployment.enqueue("short", request("short", json!({}))).await;
     deployment.until_event("task.completed", "short").await;
     assert_eq!(machine.imds.requests(), before);

@@ -1,0 +1,68 @@
+//! The state that all routes share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dalston_telemetry::TelemetryHandle;
+use dalston_telemetry::services::engine::DirectMetrics;
+use tokio::sync::Semaphore;
+
+use super::fetch::Fetcher;
+use crate::config::DeploymentConfig;
+use crate::protocol::Capabilities;
+use crate::redis::RedisServer;
+use crate::runner::{Direct, Runner, RunnerStatus};
+
+/// The state that all routes share.
+pub(crate) struct ServerState {
+    pub(super) instance: String,
+    pub(super) capabilities: Capabilities,
+    pub(super) status: RunnerStatus,
+    pub(super) redis: RedisServer,
+    pub(super) telemetry: TelemetryHandle,
+    pub(super) metrics: DirectMetrics,
+    pub(super) direct: Direct,
+    pub(super) fetcher: Fetcher,
+    /// One permit for each recording that is received or processed.
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) max_requests: usize,
+    pub(super) max_upload: u64,
+    pub(super) queue_timeout: Duration,
+    pub(super) metrics_enabled: bool,
+}
+
+impl ServerState {
+    pub(crate) fn new(
+        runner: &Runner,
+        capabilities: Capabilities,
+        redis: RedisServer,
+        telemetry: TelemetryHandle,
+        deployment: &DeploymentConfig,
+    ) -> Self {
+        Self {
+            metrics: DirectMetrics::register(telemetry.metrics(), runner.engine_id()),
+            instance: runner.instance().to_owned(),
+            capabilities,
+            status: runner.status(),
+            redis,
+            telemetry,
+            direct: runner.direct(),
+            fetcher: Fetcher::new(deployment.http_max_upload),
+            permits: Arc::new(Semaphore::new(deployment.http_max_requests)),
+            max_requests: deployment.http_max_requests,
+            max_upload: deployment.http_max_upload,
+            queue_timeout: deployment.http_queue_timeout,
+            metrics_enabled: deployment.metrics_enabled,
+        }
+    }
+
+    /// The most recordings that are received or processed at the same time.
+    pub(crate) fn max_requests(&self) -> usize {
+        self.max_requests
+    }
+
+    /// The number of recordings that are received or processed.
+    pub(super) fn requests(&self) -> usize {
+        self.max_requests - self.permits.available_permits().min(self.max_requests)
+    }
+}

@@ -1,0 +1,160 @@
+//! Transcripts as responses, in the form of each route.
+
+use dalston_engine_sdk::Transcript;
+use serde_json::json;
+
+use super::{Form, Host, OPENAI, PLATFORM};
+use crate::support::until;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recording_is_answered_in_each_openai_format() {
+    let host = Host::start().await;
+    let ask = async |form: Form| {
+        let answer = host
+            .post(OPENAI, form.text("model", "whisper-1").and_file("one two three"))
+            .await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer
+    };
+
+    let answer = ask(Form::default()).await;
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert_eq!(answer.json(), json!({"text": "one two three"}));
+
+    let answer = ask(Form::default().text("response_format", "text")).await;
+    assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"));
+    assert_eq!(answer.body, "one two three");
+
+    let answer = ask(Form::default().text("response_format", "srt")).await;
+    assert_eq!(
+        answer.body,
+        "1\n00:00:00,000 --> 00:00:01,000\none two\n\n2\n00:00:01,000 --> 00:00:01,500\nthree\n\n"
+    );
+    let answer = ask(Form::default().text("response_format", "vtt")).await;
+    assert_eq!(
+        answer.body,
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.000\none two\n\n00:00:01.000 --> 00:00:01.500\nthree\n\n"
+    );
+
+    let verbose = Form::default().text("response_format", "verbose_json");
+    let segment = |id, start, end, text| {
+        json!({"id": id, "seek": 0, "start": start, "end": end, "text": text, "tokens": [7, 8], "temperature": 0.0,
+            "avg_logprob": -0.5, "compression_ratio": 1.0, "no_speech_prob": 0.25})
+    };
+    let expected = json!({"task": "transcribe", "language": "en", "duration": 1.5, "text": "one two three",
+        "segments": [segment(0, 0.0, 1.0, "one two"), segment(1, 1.0, 1.5, "three")]});
+    assert_eq!(ask(verbose.clone()).await.json(), expected);
+
+    let words = json!([{"word": "one", "start": 0.0, "end": 0.5}, {"word": "two", "start": 0.5, "end": 1.0},
+        {"word": "three", "start": 1.0, "end": 1.5}]);
+    let both = verbose
+        .clone()
+        .text("timestamp_granularities[]", "word")
+        .text("timestamp_granularities[]", "segment");
+    let mut with_words = expected.clone();
+    with_words["words"] = words.clone();
+    assert_eq!(ask(both).await.json(), with_words);
+    let only = verbose.text("timestamp_granularities", "word");
+    with_words.as_object_mut().unwrap().remove("segments");
+    assert_eq!(ask(only).await.json(), with_words);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn platform_route_passes_fields_and_returns_transcript() {
+    let host = Host::start().await;
+    let form = Form::file("one two")
+        .text("model", "small")
+        .text("language", "DE")
+        .text("word_timestamps", "false")
+        .text("vocabulary", "Dalston, Whisper,")
+        .text("channel", "1")
+        .text("beam_size", "5")
+        .text("vad_batch_size", "2");
+    let answer = host.post(PLATFORM, form).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let transcript = answer.json();
+    let config = json!({"language": "DE", "word_timestamps": false, "vocabulary": ["Dalston", "Whisper"],
+        "channel": 1, "beam_size": 5, "vad_batch_size": 2});
+    assert_eq!(transcript["metadata"]["config"], config);
+    assert_eq!(
+        (
+            &transcript["text"],
+            &transcript["engine_id"],
+            &transcript["channel"],
+            &transcript["metadata"]["model"]
+        ),
+        (&json!("one two"), &json!("scribe"), &json!(1), &json!("small"))
+    );
+    serde_json::from_value::<Transcript>(transcript).unwrap();
+
+    // Absent fields have no defaults, and a name that stands for the engine selects its default
+    // model.
+    for model in ["auto", "scribe", ""] {
+        let answer = host.post(PLATFORM, Form::file("one").text("model", model)).await;
+        let metadata = &answer.json()["metadata"];
+        assert_eq!(
+            (&metadata["config"], &metadata["model"]),
+            (&json!({}), &json!("tiny"))
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spans_join_callers_trace_and_log_lines_have_request_id() {
+    let host = Host::start().await;
+    let headers =
+        "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nX-Request-ID: req.7\r\n";
+    let answer = host.post_with(OPENAI, headers, Form::file("one")).await;
+    assert_eq!(
+        (answer.status, answer.header("x-request-id")),
+        (200, Some("req.7"))
+    );
+
+    // The response is sent a moment before the span of the task ends.
+    let ended = async || {
+        let spans = host.telemetry.spans();
+        let task = spans.iter().find(|span| span.name == "engine.scribe.process");
+        task.map(|_| ())
+    };
+    until("span of the task", ended).await;
+    let root = host.telemetry.span("engine.scribe.http_process");
+    assert_eq!(root.parent_span_id.unwrap().to_string(), "b7ad6b7169203331");
+    let spans = host.telemetry.spans();
+    assert!(
+        spans
+            .iter()
+            .all(|span| span.trace_id.to_string() == "0af7651916cd43dd8448eb211c80319c")
+    );
+    host.telemetry.tree().assert_eq(
+        "
+        engine.scribe.http_process {dalston.engine_id=scribe, dalston.stage=transcribe, dalston.task_id=*, dalston.job_id=http, dalston.transport=http, dalston.request_id=req.7, http.request.method=POST, http.route=/v1/audio/transcriptions, http.response.status_code=200}
+          engine.receive_input
+          engine.queue_wait
+          engine.scribe.process {dalston.job_id=http, dalston.request_id=req.7, dalston.instance=scribe-w1}
+            engine.download_input
+            engine.process
+            engine.upload_output
+        ",
+    );
+    let labels = [
+        ("endpoint", OPENAI),
+        ("engine_id", "scribe"),
+        ("status_code", "200"),
+    ];
+    let counted = host.telemetry.metrics().snapshot();
+    assert_eq!(
+        counted.value("dalston_engine_direct_requests_total", &labels),
+        Some(1.0)
+    );
+    let lines = host.telemetry.logs();
+    for event in ["task_received", "task_completed", "direct_request_answered"] {
+        let line = lines.iter().find(|line| line.event() == event).expect(event);
+        assert_eq!(line.field("request_id"), Some(&json!("req.7")), "{event}");
+    }
+
+    let answer = host
+        .post_with(OPENAI, "X-Request-ID: a b\r\n", Form::file("one"))
+        .await;
+    let made = answer.header("x-request-id").unwrap();
+    assert!(made.starts_with("req_") && made.len() == 36, "{made}");
+}
