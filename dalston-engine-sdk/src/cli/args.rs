@@ -1,4 +1,4 @@
-//! The command line as types.
+//! The arguments of the command line.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,7 +11,6 @@ use crate::model_id::ModelId;
 use crate::options::{DeviceChoice, EngineOptions, PrecisionChoice};
 use crate::stage::Stage;
 
-/// What to do.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Process files on this machine and print the results, without Redis, S3 or a collector
@@ -19,9 +18,9 @@ pub(super) enum Command {
     /// Join a live deployment: take tasks from Redis, with their files in S3
     #[cfg(feature = "worker")]
     Run(EngineArgs),
-    /// Print what this engine is and can do, as JSON
+    /// Print the identity and capabilities of this engine as JSON
     Describe,
-    /// Say what this engine finds on this machine, what is missing, and what to do about it
+    /// Check this machine for the engine, and give advice for missing parts
     Doctor(EngineArgs),
 }
 
@@ -38,28 +37,28 @@ pub(super) struct TranscribeArgs {
     #[arg(long, value_name = "CODE", value_parser = language)]
     language: Option<String>,
 
-    /// Write down what is said, or its translation into English
+    /// Transcribe the speech, or translate it into English
     #[arg(long, value_enum)]
     task: Option<TaskArg>,
 
-    /// Whether to find out when each segment was said
+    /// Whether to find the times of each segment
     #[arg(long, value_name = "true|false", action = ArgAction::Set)]
     timestamps: Option<bool>,
 
-    /// Print one JSON object per file, on a line of its own
+    /// Print one line of JSON per file
     #[arg(long)]
     pub(super) json: bool,
 
-    /// Print where the time went, as a waterfall per file
+    /// Print the trace of each file as a waterfall
     #[arg(long)]
     pub(super) trace: bool,
 
-    /// Print the metrics that moved
+    /// Print the metrics that changed
     #[arg(long)]
     pub(super) metrics: bool,
 }
 
-/// The choices that `transcribe`, `run` and `doctor` share.
+/// The arguments that `transcribe`, `run` and `doctor` share.
 #[derive(Debug, Args)]
 pub(super) struct EngineArgs {
     /// The model: a directory, or a name that the engine knows
@@ -91,7 +90,7 @@ struct CommandLine {
 ///
 /// # Errors
 ///
-/// What clap wants to print: a usage error, or the help or version that was asked for.
+/// The output of clap: a usage error, the help or the version.
 pub(super) fn parse(
     info: &EngineInfo,
     args: impl IntoIterator<Item = OsString>,
@@ -114,14 +113,14 @@ pub(super) fn parse(
         .bin_name(program)
         .version(info.version.clone())
         .about(about)
-        .after_help("Settings that are not given here come from DALSTON_* and OTEL_* variables.");
+        .after_help("Defaults come from DALSTON_* and OTEL_* variables.");
     let matches = command.try_get_matches_from_mut(args)?;
     let command_line = CommandLine::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
     Ok(command_line.command)
 }
 
 impl EngineArgs {
-    /// What was given here wins over the environment.
+    /// Overrides the environment with the arguments.
     pub(super) fn apply(&self, options: &mut EngineOptions) {
         if let Some(model) = &self.model {
             options.model = Some(ModelId::new(model.as_str()));
@@ -136,7 +135,7 @@ impl EngineArgs {
 }
 
 impl TranscribeArgs {
-    /// The configuration of each task, in the platform's words.
+    /// The configuration of each task, with the platform's keys.
     pub(super) fn config(&self) -> Map<String, Value> {
         let mut config = Map::new();
         if let Some(language) = &self.language {
@@ -157,7 +156,7 @@ impl TranscribeArgs {
     }
 }
 
-/// A language code, in the form that tasks carry it.
+/// A language code in the form of tasks.
 fn language(text: &str) -> Result<String, String> {
     let code = text.to_ascii_lowercase();
     let plausible =

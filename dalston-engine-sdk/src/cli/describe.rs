@@ -1,4 +1,4 @@
-//! `describe`: what the engine is, as JSON.
+//! `describe`: identity and capabilities of the engine, as JSON.
 
 use serde::Serialize;
 
@@ -6,7 +6,6 @@ use crate::engine::EngineInfo;
 use crate::protocol::Capabilities;
 use crate::stage::Stage;
 
-/// Identity and capabilities.
 #[derive(Debug, Serialize)]
 pub(super) struct Description<'a> {
     engine_id: &'a str,
@@ -19,7 +18,7 @@ pub(super) struct Description<'a> {
     capabilities: Capabilities,
 }
 
-/// The form in which the engine wants its audio.
+/// The audio format that the engine expects.
 #[derive(Debug, Serialize)]
 struct Audio {
     sample_rate: u32,
@@ -53,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_engine_is_described_with_its_capabilities() {
+    fn description_has_identity_and_capabilities() {
         let info = EngineInfo::new("my-asr", "1.4.0")
             .stage(Stage::Transcribe)
             .default_model("tiny")

@@ -1,21 +1,66 @@
-//! `doctor`: what was found on this machine, what is missing, and what to do about it.
+//! `doctor`: the state of this machine, with advice for missing parts.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
 
-use dalston_telemetry::Telemetry;
+use console::Term;
 use dalston_telemetry::tracing::info_span;
+use dalston_telemetry::{Env, Telemetry};
 
+use super::args::EngineArgs;
+use super::failure::{FAILED, Failure, print};
+use super::setup;
 use super::terminal::Style;
-use crate::engine::{Check, CheckStatus};
+use crate::config::RunnerConfig;
+use crate::engine::{Check, CheckStatus, Engine};
+use crate::load::LoadContext;
 
-/// Whether the engine could work: nothing is missing.
-pub(super) fn can_work(checks: &[Check]) -> bool {
+/// The limit for the export of a span to the collector.
+const COLLECTOR_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub(super) fn doctor<E: Engine>(engine: &E, args: &EngineArgs, env: &Env) -> Result<ExitCode, Failure> {
+    let info = engine.info();
+    let invalid =
+        |error: String| Check::missing("environment", error).advice("correct or unset the variable");
+    let mut checks = vec![Check::ok("engine", format!("{} {}", info.id, info.version))];
+    let mut config = RunnerConfig::default();
+    match RunnerConfig::from_env(env) {
+        Ok(read) => config = read,
+        Err(error) => checks.push(invalid(error.to_string())),
+    }
+    args.apply(&mut config.options);
+    checks.push(temp_dir(&config.temp_root));
+    let telemetry = setup::quiet_telemetry(&info, env).shutdown_timeout(COLLECTOR_TIMEOUT);
+    checks.push(match telemetry.install() {
+        Ok(telemetry) => collector(telemetry),
+        Err(error) => invalid(error.to_string()),
+    });
+    let cx = LoadContext::new(config.options);
+    // The engine's own checks may panic on a broken machine.
+    match catch_unwind(AssertUnwindSafe(|| engine.check(&cx))) {
+        Ok(own) => checks.extend(own),
+        Err(_) => checks.push(Check::missing(
+            "engine",
+            "its own checks panicked; the panic is shown above",
+        )),
+    }
+    print(&table(&checks, Style::of(&Term::stdout(), env)))?;
+    Ok(match can_work(&checks) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(FAILED),
+    })
+}
+
+/// Whether nothing is missing.
+fn can_work(checks: &[Check]) -> bool {
     checks.iter().all(|check| check.status != CheckStatus::Missing)
 }
 
-/// The rows as a table, the advice below its row.
-pub(super) fn table(checks: &[Check], style: Style) -> String {
+/// The checks as a table, each with its advice on a second line.
+fn table(checks: &[Check], style: Style) -> String {
     let width = checks
         .iter()
         .map(|check| check.name.chars().count())
@@ -36,8 +81,8 @@ pub(super) fn table(checks: &[Check], style: Style) -> String {
     out
 }
 
-/// Whether tasks have a place for their files.
-pub(super) fn temp_dir(root: &Path) -> Check {
+/// Checks the directory for temporary files.
+fn temp_dir(root: &Path) -> Check {
     const NAME: &str = "temporary files";
     match tempfile::Builder::new()
         .prefix("dalston-doctor-")
@@ -52,26 +97,27 @@ pub(super) fn temp_dir(root: &Path) -> Check {
     }
 }
 
-/// Whether a collector takes our spans: one is sent. A warning at most, because an engine works without a collector.
-pub(super) fn collector(telemetry: Telemetry) -> Check {
+/// Checks that a collector accepts a span. A failure is only a warning, because an engine works
+/// without a collector.
+fn collector(telemetry: Telemetry) -> Check {
     const NAME: &str = "trace collector";
     let handle = telemetry.handle();
     if !handle.traces_enabled() {
-        return Check::ok(NAME, "not asked for (OTEL_ENABLED is not true)");
+        return Check::ok(NAME, "not used (OTEL_ENABLED is not true)");
     }
     info_span!("doctor").in_scope(|| {});
     match telemetry.shutdown_blocking() {
-        Ok(()) if handle.export_stats().exported() > 0 => Check::ok(NAME, "has taken a span"),
+        Ok(()) if handle.export_stats().exported() > 0 => Check::ok(NAME, "has accepted a span"),
         Ok(()) => Check::warning(NAME, "tracing is on, but no span was sent")
             .advice("look at OTEL_TRACES_SAMPLER and OTEL_TRACES_EXPORTER"),
         Err(error) => Check::warning(NAME, error.to_string()).advice(
-            "start a collector, set OTEL_EXPORTER_OTLP_ENDPOINT to one that runs, or leave OTEL_ENABLED unset; tasks \
-             are processed all the same",
+            "start a collector, set OTEL_EXPORTER_OTLP_ENDPOINT to a running one, or leave OTEL_ENABLED unset; tasks \
+             are processed in any case",
         ),
     }
 }
 
-/// The system's words without Rust's `(os error 13)`.
+/// The message of the operating system, without Rust's `(os error 13)`.
 fn cause(error: &io::Error) -> String {
     let text = error.to_string();
     match text.rfind(" (os error ") {
@@ -85,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn advice_stands_under_its_row() {
+    fn advice_follows_its_check() {
         let checks = [
             Check::ok("libtorch", "2.11.0, CPU only"),
             Check::warning("GPU", "none found").advice("the CPU is used"),
@@ -101,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_temporary_directory_must_exist() {
+    fn temporary_directory_must_exist() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(temp_dir(dir.path()).status, CheckStatus::Ok);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);

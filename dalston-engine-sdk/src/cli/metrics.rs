@@ -1,8 +1,8 @@
-//! The metrics that moved, for a person.
+//! The metrics that changed, as a table.
 
 use dalston_telemetry::metrics::MetricChange;
 
-/// One line per series: the name, by how much it moved, the labels. The two series of a histogram are one line with the
+/// One line per series: name, change, labels. The two series of a histogram are one line with the
 /// number of observations and their average.
 pub(super) fn table(changes: &[MetricChange]) -> String {
     let rows: Vec<(&str, String, &str)> = changes.iter().filter_map(|change| row(change, changes)).collect();
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_grow_and_histograms_have_an_average() {
+    fn counters_show_growth_and_histograms_their_average() {
         let metrics = Metrics::new();
         let engine = EngineMetrics::register(&metrics, &EngineLabels::new("my-asr", "transcribe"));
         let before = metrics.snapshot();

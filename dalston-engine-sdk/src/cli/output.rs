@@ -1,4 +1,4 @@
-//! How a result looks: for a person, and for a program.
+//! The two forms of a result: lines for a person, and JSON for a program.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -7,18 +7,18 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// What is known about a file that was processed.
+/// A file that was processed.
 pub(super) struct Finished<'a> {
     pub(super) file: &'a Path,
-    /// The answer of the stage.
+    /// The response of the stage.
     pub(super) data: &'a Value,
-    /// How long the engine worked on it, without loading the model.
+    /// The processing time of the engine, without loading the model.
     pub(super) processing: Duration,
 }
 
 /// One line of JSON.
 ///
-/// A transcript is given the names that Whisper's tools use; the answer of another stage is passed on as it is.
+/// A transcript has the keys of Whisper's tools; the response of another stage is unchanged.
 pub(super) fn json_line(finished: &Finished<'_>) -> String {
     let file = finished.file.to_string_lossy();
     let line = match Transcript::of(finished.data) {
@@ -28,11 +28,11 @@ pub(super) fn json_line(finished: &Finished<'_>) -> String {
             data: finished.data,
         }),
     };
-    // There is nothing in it that JSON can't say: it was JSON before.
+    // It was JSON before, so it can be written as JSON.
     line.unwrap_or_default()
 }
 
-/// A few lines for a person.
+/// Lines for a person.
 pub(super) fn readable(finished: &Finished<'_>) -> String {
     match Transcript::of(finished.data) {
         Some(transcript) => transcript.to_text(&finished.file.to_string_lossy(), finished.processing),
@@ -40,7 +40,7 @@ pub(super) fn readable(finished: &Finished<'_>) -> String {
     }
 }
 
-/// An answer that is a transcript.
+/// A response that is a transcript.
 struct Transcript<'a> {
     data: &'a Map<String, Value>,
     text: &'a str,
@@ -63,7 +63,7 @@ impl<'a> Transcript<'a> {
             .flatten()
             .collect();
         if tokens.is_empty() {
-            // What was said may have no segments, when no times were asked for.
+            // Without timestamps there may be no segments.
             let all = self
                 .data
                 .get("metadata")
@@ -89,7 +89,7 @@ impl<'a> Transcript<'a> {
     fn to_text(&self, file: &str, processing: Duration) -> String {
         let mut out = String::new();
         let timed = self.data.get("timestamp_granularity").and_then(Value::as_str) != Some("none");
-        // Hours only where the recording has them.
+        // Hours appear only in a long recording.
         let long = self.duration().is_some_and(|seconds| seconds >= 3600.0);
         for segment in self.segments {
             let text = printable(segment.get("text").and_then(Value::as_str).unwrap_or_default());
@@ -115,7 +115,7 @@ impl<'a> Transcript<'a> {
         out
     }
 
-    /// Language, length and speed.
+    /// Language, duration and speed.
     fn summary(&self, processing: Duration) -> String {
         let mut parts = Vec::new();
         match self.data.get("language").and_then(Value::as_str) {
@@ -141,7 +141,7 @@ impl<'a> Transcript<'a> {
     }
 }
 
-/// A transcript under the names, and in the order, that people know from Whisper's tools.
+/// A transcript with the keys, and in the order, of Whisper's tools.
 #[derive(Serialize)]
 struct TranscriptJson<'a> {
     file: &'a str,
@@ -185,14 +185,14 @@ impl<'a> SegmentJson<'a> {
     }
 }
 
-/// The answer of another stage.
+/// The response of another stage.
 #[derive(Serialize)]
 struct DataJson<'a> {
     file: &'a str,
     data: &'a Value,
 }
 
-/// A figure of a segment: of its metadata, where transcripts carry it, or of the segment itself.
+/// A value from the metadata of a segment, or else from the segment.
 fn fact<'a>(segment: &'a Value, key: &str) -> Option<&'a Value> {
     segment
         .get("metadata")
@@ -204,7 +204,7 @@ fn seconds(segment: &Value, key: &str) -> Option<f64> {
     segment.get(key).and_then(Value::as_f64)
 }
 
-/// `1:02:03.45`, or `02:03.45` without the hours.
+/// `1:02:03.45`, or `02:03.45` without hours.
 fn clock(seconds: f64, hours: bool) -> String {
     let hundredths = (seconds.max(0.0) * 100.0).round() as u64;
     let (minutes, rest) = (hundredths / 6000, hundredths % 6000);
@@ -216,7 +216,7 @@ fn clock(seconds: f64, hours: bool) -> String {
     }
 }
 
-/// What a model wrote must not move the cursor of a terminal.
+/// A text without control characters, which could move the cursor of a terminal.
 fn printable(text: &str) -> String {
     let text: String = text
         .chars()
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transcript_is_one_line_of_json_with_whispers_names() {
+    fn transcript_is_one_line_of_json_with_whisper_keys() {
         let data = transcript();
         let line = json_line(&finished(&data));
         assert!(!line.contains('\n'));
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_sees_times_language_and_speed() {
+    fn lines_show_times_language_and_speed() {
         let data = transcript();
         assert_eq!(
             readable(&finished(&data)),
@@ -291,14 +291,14 @@ mod tests {
     }
 
     #[test]
-    fn times_that_nobody_asked_for_are_not_shown() {
+    fn times_are_hidden_without_timestamp_granularity() {
         let mut data = transcript();
         data["timestamp_granularity"] = "none".into();
         assert!(readable(&finished(&data)).starts_with("eins\nzwei\nlanguage de"));
     }
 
     #[test]
-    fn silence_is_said_to_be_silence() {
+    fn silence_is_shown_as_no_speech() {
         let data = json!({ "text": "", "segments": [], "language": "und", "duration": 6.0,
                            "warnings": ["no speech was found"] });
         assert_eq!(
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_of_another_stage_is_passed_on() {
+    fn response_of_another_stage_is_unchanged() {
         let data = json!({ "words": 3 });
         assert_eq!(readable(&finished(&data)), "{\n  \"words\": 3\n}\n");
         assert_eq!(
@@ -318,14 +318,14 @@ mod tests {
     }
 
     #[test]
-    fn hours_appear_when_there_are_any() {
+    fn hours_appear_in_long_recordings() {
         assert_eq!(clock(3723.456, true), "1:02:03.46");
         assert_eq!(clock(59.999, false), "01:00.00");
         assert_eq!(clock(-1.0, false), "00:00.00");
     }
 
     #[test]
-    fn what_a_model_wrote_cannot_steer_the_terminal() {
+    fn control_characters_are_removed() {
         let data =
             json!({ "text": "x", "segments": [{ "start": 0.0, "end": 1.0, "text": "a\u{1b}[2Jb\nc" }] });
         assert!(readable(&finished(&data)).starts_with("[00:00.00 -> 00:01.00]  a [2Jb c\n"));

@@ -1,4 +1,4 @@
-//! How far a long recording is, on a terminal.
+//! A progress bar for long files, on a terminal.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-/// A bar for a file that is being worked on. It appears when a file takes long, and only on a terminal.
+/// A progress bar for a file in progress. It appears only for a file that takes long, and only on a
+/// terminal.
 #[derive(Debug)]
 pub(super) struct Progress {
     state: Mutex<State>,
@@ -17,18 +18,18 @@ pub(super) struct Progress {
 
 #[derive(Debug, Default)]
 struct State {
-    /// When each file was first heard of. With several threads there are several at a time.
+    /// The first report of each file in progress.
     began: HashMap<usize, Instant>,
-    /// The file that has the bar: there is one, and it stays with its file.
+    /// The bar, and the file that has it until its end.
     shown: Option<(usize, ProgressBar)>,
 }
 
-/// Files that are done sooner have no bar.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// A file that ends earlier has no bar.
+const DELAY: Duration = Duration::from_secs(1);
 const STEPS: u64 = 1000;
 
 impl Progress {
-    /// `visible` says whether a person looks at standard error.
+    /// `visible` says whether standard error is a terminal.
     pub(super) fn new(visible: bool) -> Self {
         Self {
             state: Mutex::default(),
@@ -36,7 +37,7 @@ impl Progress {
         }
     }
 
-    /// The engine has reached `fraction` of the file number `index`.
+    /// Reports that the engine has reached `fraction` of the file number `index`.
     pub(super) fn report(&self, index: usize, file: &Path, fraction: f32) {
         self.report_at(Instant::now(), index, file, fraction);
     }
@@ -47,7 +48,7 @@ impl Progress {
         }
         let mut state = self.state();
         let elapsed = now.saturating_duration_since(*state.began.entry(index).or_insert(now));
-        if state.shown.is_none() && elapsed >= PATIENCE {
+        if state.shown.is_none() && elapsed >= DELAY {
             state.shown = Some((index, bar(file).with_elapsed(elapsed)));
         }
         match &state.shown {
@@ -58,7 +59,7 @@ impl Progress {
         }
     }
 
-    /// The file number `index` needs no bar any more.
+    /// Reports the end of the file number `index`.
     pub(super) fn done(&self, index: usize) {
         let mut state = self.state();
         state.began.remove(&index);
@@ -67,7 +68,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away, so that something else can be printed.
+    /// Removes the bar, so that something else can be printed.
     pub(super) fn hide(&self) {
         if let Some((_, bar)) = self.state().shown.take() {
             bar.finish_and_clear();
@@ -90,7 +91,7 @@ fn bar(file: &Path) -> ProgressBar {
         bar.set_style(
             style.with_key("left", |state: &ProgressState, text: &mut dyn Write| {
                 let left = left(state.elapsed(), state.fraction());
-                // Nobody can be told.
+                // The style has no place for an error.
                 let _ = left.map_or(Ok(()), |left| {
                     write!(text, " (about {} left)", HumanDuration(left))
                 });
@@ -101,7 +102,8 @@ fn bar(file: &Path) -> ProgressBar {
     bar
 }
 
-/// If the rest goes as fast. Indicatif's own guess is about the last moments, and an engine reports once per window of its model.
+/// The remaining time at the average speed so far. Indicatif's own estimate follows the last
+/// moments, but an engine reports only once per window of its model.
 fn left(elapsed: Duration, fraction: f32) -> Option<Duration> {
     Duration::try_from_secs_f32(elapsed.as_secs_f32() * (1.0 - fraction) / fraction).ok()
 }
@@ -111,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_that_is_left_follows_from_the_time_that_it_took_so_far() {
+    fn remaining_time_follows_from_average_speed() {
         let after = |seconds, fraction| left(Duration::from_secs(seconds), fraction);
         assert_eq!(after(30, 0.75), Some(Duration::from_secs(10)));
         assert_eq!(after(30, 1.0), Some(Duration::ZERO));
@@ -119,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_report_in_turns_have_a_bar_after_a_second() {
+    fn bar_appears_after_a_second_and_stays_with_its_file() {
         let progress = Progress::new(true);
         let shown = || {
             progress
@@ -137,11 +139,11 @@ mod tests {
         assert_eq!(report(0, 0, 0.1), None);
         assert_eq!(report(500, 1, 0.1), None);
         assert_eq!(report(1000, 0, 0.25), Some((0, 250)));
-        // The bar stays with its file until that is done.
+        // The bar stays with its file until the end.
         assert_eq!(report(1600, 1, 0.25), Some((0, 250)));
         progress.done(0);
         assert_eq!(report(1700, 1, 0.5), Some((1, 500)));
-        // It comes back after what was printed.
+        // The bar returns after other output.
         progress.hide();
         assert_eq!(shown(), None);
         assert_eq!(report(1800, 1, 0.75), Some((1, 750)));

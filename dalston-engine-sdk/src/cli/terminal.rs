@@ -1,9 +1,11 @@
-//! What the terminal can show.
+//! Output for a person, in the style that the terminal supports.
+
+use std::io::{self, Write};
 
 use console::Term;
 use dalston_telemetry::{Env, Waterfall};
 
-/// Words in colour, or without.
+/// The style of a terminal.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Style {
     color: bool,
@@ -12,7 +14,7 @@ pub(super) struct Style {
 }
 
 impl Style {
-    /// Text and nothing else.
+    /// Plain text.
     #[cfg(test)]
     pub(super) fn plain() -> Self {
         Self {
@@ -22,12 +24,12 @@ impl Style {
         }
     }
 
-    /// What suits this terminal, if it is one. `NO_COLOR`, `TERM` and the locale have a say.
+    /// The style for this terminal, if it is one. `NO_COLOR`, `TERM` and the locale count.
     pub(super) fn of(term: &Term, env: &Env) -> Self {
         let locale = env
             .first(&["LC_ALL", "LC_CTYPE", "LANG"])
             .map(|(_, value)| value.to_ascii_uppercase());
-        // No locale at all is the rule in containers, whose terminals show Unicode nevertheless.
+        // Containers usually have no locale, but their terminals show Unicode.
         let ascii = locale.is_some_and(|locale| !locale.contains("UTF-8") && !locale.contains("UTF8"));
         let color = term.is_term() && env.get("NO_COLOR").is_none() && env.get("TERM") != Some("dumb");
         let columns = term.size_checked().map(|(_, columns)| usize::from(columns));
@@ -56,7 +58,7 @@ impl Style {
 
     /// A waterfall for this terminal.
     pub(super) fn waterfall(self) -> Waterfall {
-        // Wider than this the eye loses the line.
+        // Longer lines are hard to read.
         let width = self.columns.unwrap_or(Waterfall::DEFAULT_WIDTH).min(160);
         Waterfall::new().width(width).ascii(self.ascii).color(self.color)
     }
@@ -68,4 +70,21 @@ impl Style {
             text.to_owned()
         }
     }
+}
+
+/// Prints an error as one line on standard error.
+pub(super) fn complain(message: &str, env: &Env) {
+    let style = Style::of(&Term::stderr(), env);
+    to_stderr(&format!("{} {message}\n", style.bad("error:")));
+}
+
+/// Prints a warning as one line on standard error.
+pub(super) fn remark(message: &str, env: &Env) {
+    let style = Style::of(&Term::stderr(), env);
+    to_stderr(&format!("{} {message}\n", style.warning("warning:")));
+}
+
+/// Writes to standard error. A failure has no place to be reported.
+pub(super) fn to_stderr(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }

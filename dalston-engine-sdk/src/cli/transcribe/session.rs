@@ -1,0 +1,314 @@
+//! The files of one command line: [`Session`].
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dalston_telemetry::opentelemetry::trace::{Status, TraceContextExt, TraceId};
+use dalston_telemetry::services::engine::spans::span;
+use dalston_telemetry::tracing::{Instrument, Span, info_span};
+use dalston_telemetry::{TelemetryHandle, propagate};
+use futures_util::{StreamExt, stream};
+use serde_json::{Map, Value};
+use tokio::sync::oneshot;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use super::printer::{FileResult, Printer};
+use super::reorder::ReorderBuffer;
+use super::watch::{Watch, WatchedEngine};
+use crate::cli::failure::{FAILED, Failure};
+use crate::cli::signals::{Received, Signals};
+use crate::cli::terminal::complain;
+use crate::config::RunnerConfig;
+use crate::engine::Engine;
+use crate::local::{LocalOutcome, LocalPlatform, LocalTask};
+use crate::runner::Runner;
+use crate::task::TaskInfo;
+
+/// The files of one command line, and the runner that processes them.
+pub(super) struct Session<'a> {
+    pub(super) platform: LocalPlatform,
+    pub(super) files: &'a [PathBuf],
+    pub(super) config: Map<String, Value>,
+    pub(super) watch: Arc<Watch>,
+    pub(super) printer: Printer<'a>,
+    /// The traces of the printed results.
+    pub(super) traces: Vec<TraceId>,
+}
+
+/// A file that was processed, or failed.
+struct Ended {
+    index: usize,
+    trace_id: TraceId,
+    result: FileResult,
+}
+
+/// Why the session waits for no more results.
+enum Stopped {
+    Done,
+    Interrupted(Received),
+    Failed(Failure),
+}
+
+impl Session<'_> {
+    /// Processes all files; returns the exit status and the traces of the printed results.
+    pub(super) async fn run<E: Engine>(
+        mut self,
+        engine: E,
+        config: RunnerConfig,
+        telemetry: TelemetryHandle,
+    ) -> Result<(u8, Vec<TraceId>), Failure> {
+        let slots = config.slots;
+        let mut signals = Signals::new().map_err(Failure::of_signals)?;
+        let watch = Arc::clone(&self.watch);
+        let engine = WatchedEngine {
+            engine,
+            watch: Arc::clone(&self.watch),
+        };
+        let runner = Runner::builder(engine)
+            .config(config)
+            .broker(self.platform.broker().clone())
+            .store(self.platform.store().clone())
+            .telemetry(telemetry)
+            .on_progress(move |task: &TaskInfo, fraction| watch.report(&task.task_id, fraction))
+            .build()
+            .map_err(|error| Failure::Failed(error.to_string()))?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let stopped = async {
+            let _ = stopped.await;
+        };
+        let mut running = tokio::spawn(runner.run_until(stopped));
+
+        // One file more than there are threads: its input is fetched while the others are
+        // processed.
+        let ahead = slots + 1;
+        let submissions: Vec<_> = (0..self.files.len()).map(|index| self.process(index)).collect();
+        let mut results = stream::iter(submissions).buffer_unordered(ahead);
+        // The next file is submitted when any file ends, even if the result waits for an earlier
+        // one.
+        let mut in_order = ReorderBuffer::new();
+        let mut code = 0;
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                signal = signals.next() => break Stopped::Interrupted(signal),
+                ended = results.next() => match ended {
+                    None => break Stopped::Done,
+                    Some(ended) => {
+                        if let Err(failure) = self.print(in_order.push(ended.index, ended), &mut code) {
+                            break Stopped::Failed(failure);
+                        }
+                    }
+                },
+                // The runner should not end before it is stopped.
+                ended = &mut running => {
+                    let why = match ended {
+                        Ok(Ok(())) => "the runner stopped by itself".to_owned(),
+                        Ok(Err(error)) => error.to_string(),
+                        Err(error) => error.to_string(),
+                    };
+                    self.print(in_order.rest(), &mut code)?;
+                    return Err(Failure::Failed(why));
+                }
+            }
+        };
+        drop(results);
+        self.watch.progress.hide();
+        drop(stop);
+        tokio::select! {
+            _ = &mut running => {}
+            _ = signals.next() => {}
+        }
+        match outcome {
+            Stopped::Done => Ok((code, self.traces)),
+            Stopped::Failed(failure) => Err(failure),
+            Stopped::Interrupted(signal) => {
+                tracing::info!(signal = signal.name, "shutdown_signal_received");
+                self.print(in_order.rest(), &mut code)?;
+                complain("interrupted", self.printer.env);
+                Ok((signal.exit_status(), self.traces))
+            }
+        }
+    }
+
+    fn print(&mut self, results: Vec<Ended>, code: &mut u8) -> Result<(), Failure> {
+        for ended in results {
+            self.watch.progress.hide();
+            self.traces.push(ended.trace_id);
+            if ended.result.is_err() {
+                *code = FAILED;
+            }
+            let file = self
+                .files
+                .get(ended.index)
+                .map_or(Path::new(""), PathBuf::as_path);
+            self.printer.print(file, &ended.result)?;
+        }
+        Ok(())
+    }
+
+    /// Processes one file.
+    fn process(&self, index: usize) -> impl Future<Output = Ended> + use<> {
+        let file = self.files.get(index).cloned().unwrap_or_default();
+        let (platform, watch, config) = (
+            self.platform.clone(),
+            Arc::clone(&self.watch),
+            self.config.clone(),
+        );
+        async move {
+            watch.until_previous_begun(index).await;
+            let span = info_span!(span::LOCAL_TASK, file.path = %file.display());
+            let trace_id = trace_id(&span);
+            let work = async {
+                check_readable(&file)?;
+                let task = LocalTask::for_file(&file)
+                    .configs(config)
+                    .parent(propagate::current_context());
+                let task_id = platform.submit(task).await.map_err(|error| error.to_string())?;
+                watch.follow(&task_id, index);
+                match platform
+                    .outcome(&task_id)
+                    .await
+                    .map_err(|error| error.to_string())?
+                {
+                    LocalOutcome::Completed(response) => Ok((response.data, watch.processing_time(&task_id))),
+                    LocalOutcome::Failed { error, .. } => Err(error),
+                }
+            };
+            let result = work.instrument(span.clone()).await;
+            if let Err(error) = &result {
+                span.set_status(Status::error(error.clone()));
+            }
+            watch.progress.done(index);
+            watch.release_next(index);
+            Ended {
+                index,
+                trace_id,
+                result,
+            }
+        }
+    }
+}
+
+fn trace_id(span: &Span) -> TraceId {
+    span.in_scope(|| propagate::current_context().span().span_context().trace_id())
+}
+
+/// Checks that there is a regular file that can be read, before a task is queued for it.
+fn check_readable(file: &Path) -> Result<(), String> {
+    // Opening a pipe would wait for its writer, so only a regular file is opened.
+    let opened = std::fs::metadata(file).and_then(|metadata| match metadata.is_file() {
+        true => File::open(file).map(|_| metadata),
+        false => Ok(metadata),
+    });
+    match opened {
+        Ok(metadata) if metadata.is_dir() => Err("is a directory, not a file".to_owned()),
+        Ok(metadata) if !metadata.is_file() => Err("is not a regular file".to_owned()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(match error.kind() {
+            io::ErrorKind::NotFound => "there is no such file".to_owned(),
+            io::ErrorKind::PermissionDenied => "permission to read it is denied".to_owned(),
+            _ => error.to_string(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, mpsc};
+    use std::time::Duration;
+
+    use console::Term;
+    use dalston_telemetry::Env;
+
+    use super::*;
+    use crate::cli::terminal::Style;
+    use crate::{EngineInfo, LoadContext, ModelId, TaskContext, TaskError, TaskRequest};
+
+    /// An engine that blocks on the file `long` until the file `last` has been processed.
+    struct Blocking {
+        wait: Mutex<mpsc::Receiver<()>>,
+        wake: Mutex<mpsc::Sender<()>>,
+    }
+
+    impl Engine for Blocking {
+        type Model = ();
+        type Output = Value;
+
+        fn info(&self) -> EngineInfo {
+            EngineInfo::new("blocking", "1.0.0").stage("wait".parse().unwrap())
+        }
+
+        fn load(&self, _: &ModelId, _: &LoadContext) -> Result<(), TaskError> {
+            Ok(())
+        }
+
+        fn process(&self, _: &mut (), task: &TaskRequest, _: &TaskContext) -> Result<Value, TaskError> {
+            match std::fs::read_to_string(task.require_input("input")?.path())?.as_str() {
+                "long" => self
+                    .wait
+                    .lock()
+                    .unwrap()
+                    .recv_timeout(Duration::from_secs(20))
+                    .map_err(|_| TaskError::permanent("alone", "no other file was processed"))?,
+                "last" => self.wake.lock().unwrap().send(()).unwrap(),
+                _ => {}
+            }
+            Ok(serde_json::json!({}))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn long_first_file_does_not_block_other_threads() {
+        let dir = tempfile::tempdir().unwrap();
+        let files: Vec<_> = ["long", "", "", "", "", "last"]
+            .iter()
+            .enumerate()
+            .map(|(index, text)| {
+                let path = dir.path().join(index.to_string());
+                std::fs::write(&path, text).unwrap();
+                path
+            })
+            .collect();
+        let (wake, wait) = mpsc::channel();
+        let engine = Blocking {
+            wait: Mutex::new(wait),
+            wake: Mutex::new(wake),
+        };
+        let telemetry = dalston_telemetry::testing::TestTelemetry::new();
+        let env = Env::default();
+        let session = Session {
+            platform: LocalPlatform::for_engine(&engine.info()),
+            files: &files,
+            config: Map::new(),
+            watch: Watch::new(&files),
+            printer: Printer {
+                json: true,
+                several: true,
+                style: Style::of(&Term::stdout(), &env),
+                env: &env,
+            },
+            traces: Vec::new(),
+        };
+        let config = RunnerConfig {
+            slots: 2,
+            ..RunnerConfig::default()
+        };
+        let (code, traces) = session.run(engine, config, telemetry.handle()).await.unwrap();
+        assert_eq!((code, traces.len()), (0, files.len()));
+    }
+
+    #[test]
+    fn unreadable_file_fails_before_it_is_queued() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(
+            check_readable(dir.path()),
+            Err("is a directory, not a file".to_owned())
+        );
+        assert_eq!(
+            check_readable(&dir.path().join("gone.wav")),
+            Err("there is no such file".to_owned())
+        );
+    }
+}
