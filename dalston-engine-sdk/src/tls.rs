@@ -1,8 +1,8 @@
-//! Which cryptography TLS uses.
+//! The cryptography of TLS.
 
-/// Makes ring the process's provider, unless the program has chosen one already. The clients of Redis and S3 take the
-/// provider from there, and panic when there is none.
+/// Makes ring the provider of the process, unless the program has chosen one. The clients of Redis
+/// and S3 use this provider and panic without one.
 pub(crate) fn use_ring() {
-    // An error means that there is one.
+    // An error means that a provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }

@@ -18,13 +18,15 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 /// The least time between two reads, however many tasks begin.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 
-/// Keeps the [`GpuMetrics`] up to date while it lives. While the driver does not answer there are no series.
+/// Keeps the [`GpuMetrics`] up to date while it lives. While the driver does not answer there are
+/// no series.
 pub(crate) struct GpuMonitor {
     reading: GpuReading,
 }
 
 impl GpuMonitor {
-    /// Reads the driver every `interval` on a thread of its own, and shares the results through `reading`.
+    /// Reads the driver every `interval` on a thread of its own, and shares the results through
+    /// `reading`.
     ///
     /// `None` on a machine without a driver, and if another monitor already writes to `reading`.
     #[must_use = "dropping the monitor stops it"]

@@ -57,8 +57,8 @@ pub(super) fn driver_present_under(root: &Path) -> bool {
     .any(|path| root.join(path).exists())
 }
 
-/// The driver's library. Clones share its thread, which starts with the first request. The thread ends with the last
-/// clone, unless it is stuck in a call.
+/// The driver's library. Clones share its thread, which starts with the first request. The thread
+/// ends with the last clone, unless it is stuck in a call.
 #[derive(Clone)]
 pub(super) struct Driver {
     shared: Arc<Shared>,
@@ -207,7 +207,8 @@ impl Session {
             None => self.load()?,
         };
         let answer = request(&nvml);
-        // After an error the library is loaded again: the driver may have been replaced, and the two must match.
+        // After an error the library is loaded again: the driver may have been replaced, and the
+        // two must match.
         if answer.is_ok() {
             self.nvml = Some(nvml);
         }
@@ -250,7 +251,8 @@ fn gpu(device: &Device<'_>, index: usize, driver_version: &str) -> Result<Gpu, N
     })
 }
 
-/// The memory of this process, one value per partition of the device. `None` where the driver does not report it.
+/// The memory of this process, one value per partition of the device. `None` where the driver does
+/// not report it.
 fn own_memory(device: &Device<'_>) -> Vec<Option<u64>> {
     let processes = device.running_compute_processes().unwrap_or_default();
     let own = processes

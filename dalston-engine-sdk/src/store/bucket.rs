@@ -81,9 +81,11 @@ impl Store {
         Ok(Self::new(Arc::new(objects), DEFAULT_BUCKET))
     }
 
-    /// A store on S3. It writes to the bucket of `settings` and also follows locators into other buckets.
+    /// A store on S3. It writes to the bucket of `settings` and also follows locators into other
+    /// buckets.
     ///
-    /// Nothing is sent yet. There is one client per bucket, which keeps its connections and credentials.
+    /// Nothing is sent yet. There is one client per bucket, which keeps its connections and
+    /// credentials.
     ///
     /// # Errors
     ///
@@ -97,7 +99,8 @@ impl Store {
         Ok(store)
     }
 
-    /// Lets tasks name files of this machine as `file:///path`. Only for workers that take tasks from their own user.
+    /// Lets tasks name files of this machine as `file:///path`. Only for workers that take tasks
+    /// from their own user.
     #[must_use]
     pub fn with_local_files(mut self) -> Self {
         self.local_files = true;
@@ -168,10 +171,11 @@ impl Store {
         Ok(locator)
     }
 
-    /// Copies a file to `to` on this machine and returns its path. A file that is local already stays where it is.
+    /// Copies a file to `to` on this machine and returns its path. A file that is local already
+    /// stays where it is.
     ///
-    /// The directory of `to` is created if it does not exist; the directory above it must exist. The file is copied
-    /// chunk by chunk, so memory does not grow with its size.
+    /// The directory of `to` is created if it does not exist; the directory above it must exist.
+    /// The file is copied chunk by chunk, so memory does not grow with its size.
     ///
     /// # Errors
     ///
@@ -314,7 +318,8 @@ enum Location {
 
 /// Creates a file, and the last directory of its path.
 ///
-/// The directories above are gone if the task has ended meanwhile, and nothing would remove them again.
+/// The directories above are gone if the task has ended meanwhile, and nothing would remove them
+/// again.
 async fn create(path: PathBuf) -> std::io::Result<File> {
     let created = tokio::task::spawn_blocking(move || {
         match path.parent() {

@@ -16,7 +16,7 @@ pub enum StoreError {
     Locator {
         /// The locator.
         locator: String,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
     /// There is no such bucket.
@@ -42,7 +42,7 @@ pub enum StoreError {
     /// A file of this machine could not be read or written.
     #[error("{action} {path}: {source}")]
     File {
-        /// What was tried: `reading`, `writing` or `creating`.
+        /// The action that failed: `reading`, `writing` or `creating`.
         action: &'static str,
         /// The file.
         path: String,
@@ -52,7 +52,7 @@ pub enum StoreError {
     /// The storage failed.
     #[error("{action} {locator}: {}", chain(&**source))]
     Storage {
-        /// What was tried: `reading`, `writing` or `opening`.
+        /// The action that failed: `reading`, `writing` or `opening`.
         action: &'static str,
         /// The locator.
         locator: String,
@@ -80,7 +80,7 @@ impl StoreError {
     pub(super) fn storage(action: &'static str, locator: &str, source: object_store::Error) -> Self {
         let locator = locator.to_owned();
         match source {
-            // Only the text of the response tells the two apart.
+            // Only the text of the response differs.
             object_store::Error::NotFound { source, .. } if chain(&*source).contains("NoSuchBucket") => {
                 Self::NoBucket { locator }
             }

@@ -15,7 +15,8 @@ pub fn task_response(job_id: &str, task_id: &str) -> String {
     format!("jobs/{job_id}/tasks/{task_id}/response.json")
 }
 
-/// `jobs/{job_id}/tasks/{task_id}/{name}.{suffix}`: a file that a task produced. The default suffix is `bin`.
+/// `jobs/{job_id}/tasks/{task_id}/{name}.{suffix}`: a file that a task produced. The default suffix
+/// is `bin`.
 #[must_use]
 pub fn task_artifact(job_id: &str, task_id: &str, name: &str, suffix: Option<&str>) -> String {
     format!("jobs/{job_id}/tasks/{task_id}/{name}.{}", suffix.unwrap_or("bin"))
@@ -38,7 +39,8 @@ pub(crate) fn is_plain_name(name: &str) -> bool {
     (1..=128).contains(&name.len()) && name.bytes().all(plain) && !name.bytes().all(|byte| byte == b'.')
 }
 
-/// The extension of a file name or a locator, if it is short and plain enough for a local file name.
+/// The extension of a file name or a locator, if it is short and plain enough for a local file
+/// name.
 pub(crate) fn suffix(name: &str) -> Option<&str> {
     let file = name.rsplit('/').next()?;
     let (stem, suffix) = file.rsplit_once('.')?;

@@ -1,8 +1,9 @@
 //! The files of tasks: [`Store`], a thin layer over [`object_store`].
 //!
-//! A locator names a file: `s3://bucket/key` for everything that the platform stores, and `file:///path` for a file of
-//! this machine where that is allowed. A store in memory or in a local directory takes the place of S3 under the same
-//! locators, so the code above it needs no second path.
+//! A locator names a file: `s3://bucket/key` for everything that the platform stores, and
+//! `file:///path` for a file of this machine where that is allowed. A store in memory or in a local
+//! directory takes the place of S3 under the same locators, so the code above it needs no second
+//! path.
 
 mod bucket;
 mod error;

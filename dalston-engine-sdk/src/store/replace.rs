@@ -1,4 +1,5 @@
-//! Conditional writes: [`Store::replace`] overwrites only the version of a file that its caller has seen.
+//! Conditional writes: [`Store::replace`] overwrites only the version of a file that its caller has
+//! seen.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,8 +13,8 @@ use super::bucket::{Store, parse_key};
 use super::error::StoreError;
 use crate::error::chain;
 
-/// How often a request is sent when its response is lost. The client retries only requests that are idempotent,
-/// and a conditional write is not.
+/// How often a request is sent when its response is lost. The client retries only requests that are
+/// idempotent, and a conditional write is not.
 const TRIES: u32 = 4;
 
 /// Codes of other errors that a storage also reports with status 400.
@@ -81,7 +82,8 @@ impl Store {
                 StorageError::AlreadyExists { .. } | StorageError::Precondition { .. } => {
                     return self.version(&locator, &object).await.map(Written::Conflict);
                 }
-                // If the write succeeded although its response was lost, the next one reports a conflict.
+                // If the write succeeded although its response was lost, the next one reports a
+                // conflict.
                 error if (is_lost(&error) || is_cut_off(&error)) && tries < TRIES => {
                     sleep(Duration::from_millis(50) * 2_u32.pow(tries)).await;
                     tries += 1;
@@ -132,7 +134,8 @@ fn is_cut_off(error: &StorageError) -> bool {
     chain(error).contains(CUT_OFF)
 }
 
-/// Whether the storage may have refused the request because of its condition. The status stands only in the text.
+/// Whether the storage may have refused the request because of its condition. The status stands
+/// only in the text.
 fn may_refuse_condition(error: &StorageError) -> bool {
     match error {
         StorageError::NotImplemented { .. } => true,

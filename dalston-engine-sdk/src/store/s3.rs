@@ -21,10 +21,11 @@ pub struct S3Settings {
     pub bucket: String,
     /// The region of the bucket. Default `eu-west-2`.
     pub region: String,
-    /// The URL of a server that speaks the protocol, `http://` included. Default `None`, which means Amazon's.
+    /// The URL of a server that speaks the protocol, `http://` included. Default `None`, which
+    /// means Amazon's.
     pub endpoint: Option<String>,
-    /// Credentials and their sources, by the names of the `AWS_*` variables. Without any, the client asks for those of
-    /// the machine: of the container, or of the EC2 instance.
+    /// Credentials and their sources, by the names of the `AWS_*` variables. Without any, the
+    /// client asks for those of the machine: of the container, or of the EC2 instance.
     pub credentials: Vec<(String, String)>,
 }
 

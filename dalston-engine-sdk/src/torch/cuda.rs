@@ -1,8 +1,9 @@
-//! libtorch's CUDA back end, loaded while the program runs.
+//! libtorch's CUDA back end, loaded at run time.
 //!
-//! A program that uses `tch` does not name `libtorch_cuda.so` among the libraries it needs: the linker drops it, because
-//! no symbol of it is used. So one binary starts on machines with and without CUDA, and on the former the back end has
-//! to be loaded by name before libtorch is first asked for a GPU.
+//! The linker drops `libtorch_cuda.so` from the needed libraries of a program that uses `tch`,
+//! because the program uses no symbol of it. So one binary starts on machines with and without
+//! CUDA. With CUDA, the back end must be loaded by name before the first call of libtorch about
+//! GPUs.
 
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
@@ -15,59 +16,58 @@ use super::libtorch;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CudaError {
-    /// The libtorch that this program runs on was built or installed without CUDA.
+    /// The libtorch of this process was built or installed without CUDA.
     #[error(
         "libtorch in {} has no CUDA back end (libtorch_cuda.so); install the full torch=={} wheel with its CUDA \
-         packages and let LD_LIBRARY_PATH name its torch/lib directory",
+         packages, and set LD_LIBRARY_PATH to its torch/lib directory",
         .directory.display(),
         libtorch::WANTED_VERSION
     )]
     NotInstalled {
-        /// Where libtorch lies.
+        /// The directory of libtorch.
         directory: PathBuf,
     },
-    /// The back end is there and does not load: usually one of CUDA's own libraries is missing.
+    /// The back end does not load. Usually one of CUDA's own libraries is missing.
     #[error(
-        "libtorch's CUDA back end does not load: {message}; install the CUDA packages that torch=={} depends on \
-         beside it",
+        "libtorch's CUDA back end does not load: {message}; install the CUDA packages that torch=={} depends on",
         libtorch::WANTED_VERSION
     )]
     NotLoadable {
-        /// What the dynamic loader said.
+        /// The message of the dynamic loader.
         message: String,
     },
-    /// The back end is loaded and sees no GPU.
+    /// The back end is loaded but finds no GPU.
     #[error(
-        "libtorch's CUDA back end sees no GPU; check that the NVIDIA driver is loaded (nvidia-smi), that it is new \
+        "libtorch's CUDA back end finds no GPU; check that the NVIDIA driver is loaded (nvidia-smi), that it is new \
          enough for this libtorch, and that CUDA_VISIBLE_DEVICES does not hide the device"
     )]
     NoDevice,
     /// There are GPUs, but not this one.
-    #[error("cuda:{index} was asked for, but the devices are cuda:0 to cuda:{}", .count - 1)]
+    #[error("cuda:{index} does not exist: the devices are cuda:0 to cuda:{}", .count - 1)]
     NoSuchDevice {
-        /// The device asked for.
+        /// The index of the device.
         index: usize,
-        /// How many devices there are, at least one.
+        /// The number of devices, at least one.
         count: usize,
     },
-    /// The device is there and a first computation on it fails.
-    #[error("cuda:{index} does not work: {message}")]
+    /// A first computation on the device fails.
+    #[error("a computation on cuda:{index} fails: {message}")]
     Unusable {
-        /// The device asked for.
+        /// The index of the device.
         index: usize,
-        /// What libtorch said.
+        /// The message of libtorch.
         message: String,
     },
 }
 
-/// Loads libtorch's CUDA back end, once in the life of the process; later calls return what the first one did.
+/// Loads libtorch's CUDA back end once per process. Later calls return the result of the first one.
 ///
-/// It takes about a second, and must come before libtorch is first asked about GPUs. [`Placement::choose`] calls it
-/// when it has reason to, so engines rarely need to.
+/// The first call takes about a second, and must precede all calls of libtorch about GPUs.
+/// [`Placement::choose`] makes it where needed, so engines rarely do.
 ///
 /// # Errors
 ///
-/// [`CudaError::NotInstalled`] or [`CudaError::NotLoadable`]: the program can go on with the CPU.
+/// [`CudaError::NotInstalled`] or [`CudaError::NotLoadable`]. The program can continue on the CPU.
 ///
 /// [`Placement::choose`]: super::Placement::choose
 pub fn load_cuda() -> Result<(), CudaError> {
@@ -77,7 +77,8 @@ pub fn load_cuda() -> Result<(), CudaError> {
         .clone()
 }
 
-/// `directory` is where the libtorch in use lies. Taking the back end from anywhere else could mix two versions.
+/// `directory` is that of the libtorch in use. A back end from another directory could have another
+/// version.
 fn load_from(directory: Option<&Path>) -> Result<(), CudaError> {
     let library = match directory {
         Some(directory) => {
@@ -89,28 +90,29 @@ fn load_from(directory: Option<&Path>) -> Result<(), CudaError> {
             }
             library
         }
-        // /proc is hidden from us: leave the search to the loader.
+        // Without /proc the dynamic loader has to search.
         None => PathBuf::from("libtorch_cuda.so"),
     };
     tracing::info!(library = %library.display(), "cuda_backend_loading");
-    open_for_ever(&library).map_err(|message| CudaError::NotLoadable { message })
+    open(&library).map_err(|message| CudaError::NotLoadable { message })
 }
 
 #[allow(unsafe_code)]
-fn open_for_ever(library: &Path) -> Result<(), String> {
+fn open(library: &Path) -> Result<(), String> {
     let path = CString::new(library.as_os_str().as_bytes())
         .map_err(|_| format!("the path {} contains a zero byte", library.display()))?;
-    // SAFETY: `path` is a valid C string for the whole call. Loading runs the static initialisers of libtorch_cuda,
-    // which register its kernels and need nothing but the libtorch that is already in the process. The handle is
-    // never closed: the registered kernels have to stay. `dlerror` returns null or a string that is valid until this
-    // thread's next call into the loader, and is copied before that.
+    // SAFETY: `path` is a valid C string for the whole call. Loading runs the static initialisers
+    // of libtorch_cuda, which register its kernels and need only the libtorch that is already in
+    // the process. The handle is never closed, because the registered kernels have to stay.
+    // `dlerror` returns null or a string that is valid until this thread's next call into the
+    // loader, and it is copied before that.
     unsafe {
         if !libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL).is_null() {
             return Ok(());
         }
         let message = libc::dlerror();
         if message.is_null() {
-            return Err("the loader gave no reason".to_owned());
+            return Err("the dynamic loader gave no reason".to_owned());
         }
         Err(CStr::from_ptr(message).to_string_lossy().into_owned())
     }
@@ -121,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_libtorch_without_cuda_is_named_together_with_the_way_out() {
+    fn libtorch_without_cuda_is_named_with_advice() {
         let empty = tempfile::tempdir().unwrap();
 
         let error = load_from(Some(empty.path())).unwrap_err();
@@ -132,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_loaders_own_message_reaches_the_reader() {
+    fn error_has_the_message_of_the_loader() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("libtorch_cuda.so"), "not a library").unwrap();
 

@@ -3,14 +3,17 @@
 use tch::Device;
 
 use super::libtorch::{Libtorch, WANTED_VERSION, libtorch};
+use super::memory::message;
 use super::placement::{Placement, probe};
 use crate::engine::Check;
 use crate::gpu::{Gpu, GpuError, gpus, nvidia_driver_present};
 use crate::options::{DeviceChoice, EngineOptions};
 
-/// Looks at libtorch, the GPUs, and whether the device and precision of `options` can be had here.
+/// Checks libtorch, the GPUs, and whether this machine supports the device and precision of
+/// `options`.
 ///
-/// An engine on libtorch returns these from [`Engine::check`](crate::Engine::check), with rows of its own beside them:
+/// An engine on libtorch returns these checks from [`Engine::check`](crate::Engine::check),
+/// together with its own:
 ///
 /// ```
 /// use dalston_engine_sdk::{Check, LoadContext, torch};
@@ -23,7 +26,7 @@ use crate::options::{DeviceChoice, EngineOptions};
 /// ```
 #[must_use]
 pub fn checks(options: &EngineOptions) -> Vec<Check> {
-    // Choosing comes before everything that asks libtorch about GPUs: it loads the CUDA back end.
+    // First, because it loads the CUDA back end, which must precede other calls about GPUs.
     let placement = Placement::choose(options);
     let mut checks = vec![libtorch_check(&libtorch()), threads_check()];
     checks.extend(gpu_checks(options.device, nvidia_driver_present(), gpus));
@@ -39,10 +42,10 @@ pub fn checks(options: &EngineOptions) -> Vec<Check> {
 fn libtorch_check(found: &Libtorch) -> Check {
     let place = match &found.directory {
         Some(directory) => format!("in {}", directory.display()),
-        None => "in an unknown place (/proc/self/maps cannot be read)".to_owned(),
+        None => "in an unknown directory (/proc/self/maps can't be read)".to_owned(),
     };
-    let get_this = format!(
-        "install torch=={WANTED_VERSION}, build with LIBTORCH naming its directory, and let LD_LIBRARY_PATH name no other"
+    let advice = format!(
+        "install torch=={WANTED_VERSION}, build with its directory in LIBTORCH, and remove others from LD_LIBRARY_PATH"
     );
     match (&found.version, found.version_fits()) {
         (Some(version), Some(true)) => Check::ok("libtorch", format!("{version} {place}")),
@@ -50,12 +53,12 @@ fn libtorch_check(found: &Libtorch) -> Check {
             "libtorch",
             format!("{version} {place}, but this program was written for {WANTED_VERSION}"),
         )
-        .advice(get_this),
+        .advice(advice),
         (None, _) => Check::warning(
             "libtorch",
             format!("of unknown version {place}; {WANTED_VERSION} is needed"),
         )
-        .advice(get_this),
+        .advice(advice),
     }
 }
 
@@ -77,9 +80,9 @@ fn gpu_checks(
 ) -> Vec<Check> {
     if !driver_present {
         let check = match choice {
-            DeviceChoice::Cuda(_) => Check::missing("GPU", "no NVIDIA driver is at work")
+            DeviceChoice::Cuda(_) => Check::missing("GPU", "no NVIDIA driver is running")
                 .advice("install the NVIDIA driver, or start the container with access to the GPU"),
-            DeviceChoice::Auto | DeviceChoice::Cpu => Check::ok("GPU", "none; no NVIDIA driver is at work"),
+            DeviceChoice::Auto | DeviceChoice::Cpu => Check::ok("GPU", "none; no NVIDIA driver is running"),
         };
         return vec![check];
     }
@@ -116,9 +119,9 @@ fn placement_check(placement: Placement) -> Check {
             "device",
             format!("{placement}, although there is an NVIDIA driver"),
         )
-        .advice("run with --device cuda to be told what is missing"),
+        .advice("run with --device cuda to see what is missing"),
         Ok(()) => Check::ok("device", format!("{placement}; a small computation succeeds")),
-        Err(error) => Check::missing("device", format!("{placement}: {}", super::message(&error))),
+        Err(error) => Check::missing("device", format!("{placement}: {}", message(&error))),
     }
 }
 
@@ -143,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn on_the_cpu_everything_needed_is_here() {
+    fn nothing_is_missing_on_the_cpu() {
         let checks = checks(&EngineOptions::new().device(DeviceChoice::Cpu));
 
         let names: Vec<_> = checks.iter().map(|check| check.name.as_str()).collect();
@@ -156,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_precision_that_cannot_be_had_is_missing_with_advice() {
+    fn unsupported_precision_is_missing_with_advice() {
         let options = EngineOptions::new()
             .device(DeviceChoice::Cpu)
             .precision(PrecisionChoice::Float16);
@@ -170,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_libtorch_of_another_version_is_missing() {
+    fn libtorch_of_another_version_is_missing() {
         let old = Libtorch {
             directory: Some("/opt/torch/lib".into()),
             version: Some("2.7.1+cu126".to_owned()),
@@ -213,9 +216,9 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_driver_matters_only_to_those_who_ask_for_a_gpu() {
+    fn missing_driver_matters_only_for_a_named_gpu() {
         let unasked = || -> Result<Vec<Result<Gpu, GpuError>>, GpuError> {
-            panic!("without a driver there is nobody to ask")
+            panic!("without a driver it must not be called")
         };
 
         let status = |choice| gpu_checks(choice, false, unasked)[0].status;
@@ -226,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stuck_driver_is_a_warning_that_says_so() {
+    fn stuck_driver_is_a_warning() {
         let checks = gpu_checks(DeviceChoice::Auto, true, || {
             Err(GpuError::Timeout(std::time::Duration::from_secs(5)))
         });

@@ -1,11 +1,11 @@
-//! The scope of inference.
+//! Inference without gradients.
 
 use std::num::NonZeroUsize;
 
-/// Runs `work` without recording what would be needed to compute gradients, on this thread, also if it panics.
+/// Runs `work` without recording gradients on this thread. A panic restores the recording, too.
 ///
-/// Put around everything that `process` computes: it saves the memory of all intermediate results. Loading weights
-/// does not need it.
+/// Use it around all computations of `process`: it saves the memory of the intermediate results.
+/// Loading weights does not need it.
 ///
 /// ```
 /// use dalston_engine_sdk::torch::inference;
@@ -21,10 +21,11 @@ pub fn inference<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Sets how many threads libtorch uses for one operation on the CPU, in the whole process.
+/// Sets the number of threads that libtorch uses for one operation on the CPU, in the whole
+/// process.
 ///
-/// The default is one for each core. With several inference threads, divide the cores among them: they would otherwise
-/// get in each other's way.
+/// Default: one per core. With several inference threads, divide the cores among them, or they slow
+/// each other down.
 pub fn set_threads(threads: NonZeroUsize) {
     tch::set_num_threads(i32::try_from(threads.get()).unwrap_or(i32::MAX));
 }
@@ -38,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gradients_are_recorded_again_afterwards_even_after_a_panic() {
+    fn gradients_are_recorded_again_even_after_a_panic() {
         let weights = Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
 
         let inside = inference(|| (&weights * 2.0).requires_grad());

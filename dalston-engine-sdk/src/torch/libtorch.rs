@@ -1,38 +1,31 @@
-//! Which libtorch this process runs on.
+//! The libtorch of this process.
 
 use std::path::{Path, PathBuf};
 
-/// The version of libtorch that the `tch` in use is written for. Another version may fail to start, or compute rubbish.
+/// The version of libtorch that `tch` supports. Another version may fail to start, or compute wrong
+/// results.
 pub(super) const WANTED_VERSION: &str = "2.11.0";
 
 /// The libtorch that is loaded into this process.
-///
-/// ```
-/// let libtorch = dalston_engine_sdk::torch::libtorch();
-/// println!("libtorch {} in {:?}", libtorch.version.as_deref().unwrap_or("?"), libtorch.directory);
-/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Libtorch {
-    /// The directory of `libtorch_cpu.so`; `None` where `/proc` does not tell.
-    pub directory: Option<PathBuf>,
-    /// What the files around that directory say its version is, for example `2.11.0+cu130`.
-    pub version: Option<String>,
+pub(super) struct Libtorch {
+    /// The directory of `libtorch_cpu.so`; `None` if `/proc` does not show it.
+    pub(super) directory: Option<PathBuf>,
+    /// The version according to the files around that directory, for example `2.11.0+cu130`.
+    pub(super) version: Option<String>,
 }
 
 impl Libtorch {
-    /// Whether the version is the one this crate was written for; `None` when the version is not known.
-    #[must_use]
-    pub fn version_fits(&self) -> Option<bool> {
+    /// Whether this is the version that this crate supports; `None` if the version is unknown.
+    pub(super) fn version_fits(&self) -> Option<bool> {
         let version = self.version.as_deref()?;
-        // What follows the plus sign names the CUDA it was built for, which the ABI does not depend on.
+        // The part after the plus sign names the version of CUDA, which does not change the ABI.
         Some(version.split('+').next() == Some(WANTED_VERSION))
     }
 }
 
-/// Finds out which libtorch this process runs on.
-#[must_use]
-pub fn libtorch() -> Libtorch {
+/// Finds the libtorch of this process.
+pub(super) fn libtorch() -> Libtorch {
     let directory = directory();
     let version = directory.as_deref().and_then(version_beside);
     Libtorch { directory, version }
@@ -44,7 +37,7 @@ pub(super) fn directory() -> Option<PathBuf> {
 
 fn directory_in(maps: &str) -> Option<PathBuf> {
     let library = maps.lines().find_map(|line| {
-        // Address, permissions, offset, device, inode, then the path, which may contain spaces.
+        // Address, permissions, offset, device, inode, and the path, which may contain spaces.
         let path = &line[line.find('/')?..];
         path.ends_with("/libtorch_cpu.so").then_some(path)
     })?;
@@ -88,8 +81,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_libtorch_of_this_very_process_is_found_with_its_version() {
-        // Any use of tch, so that the library is linked into the test binary.
+    fn libtorch_of_this_process_is_found_with_its_version() {
+        // A use of tch, so that the test binary links to the library.
         let _ = tch::get_num_threads();
 
         let found = libtorch();
@@ -104,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_with_spaces_is_read_whole() {
+    fn path_with_spaces_is_read_whole() {
         let maps = "7f00-7f01 r--p 00000000 fe:00 12 /lib/libc.so.6\n\
                     7f02-7f03 r-xp 00000000 fe:00 13                 /opt/my torch/lib/libtorch_cpu.so\n";
         assert_eq!(directory_in(maps), Some(PathBuf::from("/opt/my torch/lib")));
@@ -112,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_distribution_tells_its_version() {
+    fn version_of_each_distribution_is_read() {
         let root = tempfile::tempdir().unwrap();
         let lib = root.path().join("lib");
         assert_eq!(version_beside(&lib), None);

@@ -1,4 +1,4 @@
-//! Telling that memory ran out from what libtorch says, and what it says in one line.
+//! Recognition of exhausted memory, and libtorch's messages in one line.
 
 use std::error::Error;
 
@@ -6,10 +6,10 @@ use tch::TchError;
 
 use crate::error::{one_line, says_out_of_memory};
 
-/// Whether `error`, or anything that caused it, is libtorch saying that the memory of the host or of the GPU ran out.
+/// Whether `error` or one of its causes reports exhausted memory of the host or of a GPU.
 ///
-/// The runner looks for it itself in every error and panic of an engine: an engine needs this only to do something about
-/// it on its own, for example to try again with a smaller batch.
+/// The runner recognises it in every error and panic of an engine. An engine needs this function
+/// only for a reaction of its own, for example to try again with a smaller batch.
 ///
 /// ```
 /// use dalston_engine_sdk::torch::is_out_of_memory;
@@ -30,17 +30,8 @@ pub fn is_out_of_memory(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// What libtorch said, in one line: its messages carry a C++ back-trace that helps nobody outside libtorch.
-///
-/// ```
-/// use dalston_engine_sdk::torch::message;
-/// use tch::TchError;
-///
-/// let error = TchError::Torch("expected 3 dimensions\nException raised from f at g.cpp:1\nframe #0: …".to_owned());
-/// assert_eq!(message(&error), "expected 3 dimensions");
-/// ```
-#[must_use]
-pub fn message(error: &TchError) -> String {
+/// The message of libtorch in one line, without its C++ back-trace.
+pub(super) fn message(error: &TchError) -> String {
     match error {
         TchError::Torch(text) => one_line(text),
         other => one_line(&other.to_string()),
@@ -58,8 +49,8 @@ mod tests {
     struct Wrapped(#[source] TchError);
 
     #[test]
-    fn more_memory_than_any_machine_has_is_recognised() {
-        // 256 TiB is beyond the address space, whatever the machine's policy on overcommitment.
+    fn failed_allocation_is_recognised() {
+        // 256 TiB exceed the address space, so overcommitment does not matter.
         let error = Tensor::f_zeros([1 << 46], (Kind::Float, Device::Cpu)).unwrap_err();
 
         assert!(is_out_of_memory(&error), "{error}");
@@ -67,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_cuda_libraries_say_is_recognised() {
+    fn messages_of_the_cuda_libraries_are_recognised() {
         for text in [
             "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB",
             "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
@@ -79,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn any_other_failure_is_not_taken_for_it() {
+    fn other_failures_are_not_recognised() {
         let shapes = Tensor::from_slice(&[1.0, 2.0])
             .f_add(&Tensor::from_slice(&[1.0, 2.0, 3.0]))
             .unwrap_err();
@@ -88,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_one_line_without_the_back_trace() {
+    fn message_is_one_line_without_the_back_trace() {
         let shapes = Tensor::from_slice(&[1.0, 2.0])
             .f_add(&Tensor::from_slice(&[1.0, 2.0, 3.0]))
             .unwrap_err();

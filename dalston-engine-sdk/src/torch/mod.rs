@@ -1,4 +1,5 @@
-//! Help for engines on libtorch (feature `tch`): device, precision, memory, and what `doctor` says about them.
+//! Helpers for engines on libtorch (feature `tch`): device, precision, memory, and their rows in
+//! `doctor`.
 //!
 //! ```
 //! use dalston_engine_sdk::torch::{self, Placement};
@@ -6,30 +7,31 @@
 //! use tch::Tensor;
 //!
 //! # fn load(_model: &ModelId, cx: &LoadContext) -> Result<Tensor, TaskError> {
-//! // Once, in `load`: where to put the weights, and as what.
+//! // Once, in `load`: the device and the number format of the weights.
 //! let placement = Placement::choose(cx.options())?;
 //! let weights = Tensor::f_ones([4, 4], (placement.kind(), placement.device()))?;
 //! # Ok(weights)
 //! # }
 //! # fn process(weights: &Tensor) -> Result<f64, TaskError> {
-//! // In `process`: no gradients. A failure goes on through `?`; the runner recognises memory that ran out.
+//! // In `process`: no gradients. Pass errors on with `?`; the runner recognises exhausted memory.
 //! torch::inference(|| Ok(f64::try_from(weights.f_matmul(weights)?.f_sum(tch::Kind::Float)?)?))
 //! # }
 //! ```
 //!
 //! # Which libtorch
 //!
-//! `tch` 0.24 is written for libtorch 2.11.0 exactly. It is linked when the engine is built (`LIBTORCH` names its
-//! directory) and found again when it runs, by the path in the binary or by `LD_LIBRARY_PATH`. A binary links to
-//! libtorch's CPU half only; the CUDA half is loaded when a GPU is asked for or, with `auto`, when an NVIDIA driver is
-//! at work. So one binary runs on both kinds of machine.
+//! `tch` 0.24 is written for libtorch 2.11.0 exactly. It is linked when the engine is built
+//! (`LIBTORCH` names its directory) and found at run time by the path in the binary or by
+//! `LD_LIBRARY_PATH`. A binary links only to libtorch's CPU half. The CUDA half is loaded if the
+//! configuration names a GPU or, with `auto`, if an NVIDIA driver runs. So one binary runs on both
+//! kinds of machine.
 //!
 //! # Memory
 //!
-//! Memory of dropped tensors goes back to libtorch. On the CPU it goes on to the system. On a GPU libtorch keeps it for
-//! the next tensors, as other processes will notice; before it reports that memory ran out it gives back all that it
-//! kept and tries again, so an engine has nothing to release by hand after it dropped its tensors. How it keeps memory
-//! is set by libtorch's own variable `PYTORCH_ALLOC_CONF`.
+//! Memory of dropped tensors returns to libtorch, and on the CPU to the system. On a GPU libtorch
+//! keeps it for the next tensors, so other processes can't use it. Before libtorch reports
+//! exhausted memory it frees all that it kept and tries again, so an engine only has to drop its
+//! tensors. Libtorch's own variable `PYTORCH_ALLOC_CONF` configures this.
 
 mod cuda;
 mod doctor;
@@ -41,6 +43,5 @@ mod placement;
 pub use self::cuda::{CudaError, load_cuda};
 pub use self::doctor::checks;
 pub use self::inference::{inference, set_threads};
-pub use self::libtorch::{Libtorch, libtorch};
-pub use self::memory::{is_out_of_memory, message};
+pub use self::memory::is_out_of_memory;
 pub use self::placement::{Placement, PlacementError};

@@ -1,4 +1,4 @@
-//! Where an engine computes, and in which number format.
+//! The device and number format of an engine.
 
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -7,7 +7,7 @@ use super::memory::message;
 use crate::gpu::nvidia_driver_present;
 use crate::options::{DeviceChoice, EngineOptions, PrecisionChoice};
 
-/// Where an engine computes, and in which number format: what the options ask for, made concrete for this machine.
+/// The device and number format of an engine on this machine, chosen by its options.
 ///
 /// ```no_run
 /// use dalston_engine_sdk::torch::Placement;
@@ -25,14 +25,16 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// Chooses the device and the precision, and computes something small there.
+    /// Chooses the device and the precision. A small computation tests a GPU.
     ///
-    /// `auto` means the first GPU where an NVIDIA driver is at work and libtorch can use it, else the CPU; what stands
-    /// in the way of a GPU is logged. The precision `auto` means float16 on a GPU and float32 on the CPU.
+    /// The device `auto` means the first GPU if an NVIDIA driver runs and libtorch can use the GPU,
+    /// else the CPU; a warning says why a GPU can't be used. The precision `auto` means float16 on
+    /// a GPU and float32 on the CPU.
     ///
     /// # Errors
     ///
-    /// A GPU was asked for by name and cannot be used, or the device does not offer the precision.
+    /// If the options name a GPU that can't be used, or a precision that the device does not
+    /// support.
     pub fn choose(options: &EngineOptions) -> Result<Self, PlacementError> {
         let device = device(options.device)?;
         let kind = kind(options.precision, device)?;
@@ -40,7 +42,7 @@ impl Placement {
         Ok(Self { device, kind })
     }
 
-    /// The device to put tensors on.
+    /// The device for tensors.
     #[must_use]
     pub fn device(&self) -> Device {
         self.device
@@ -60,26 +62,26 @@ impl std::fmt::Display for Placement {
     }
 }
 
-/// Why a device or a precision that was asked for cannot be had.
+/// Why a device or a precision can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlacementError {
-    /// A GPU was asked for by name and cannot be used.
-    #[error("the device {asked} cannot be used: {reason}")]
+    /// The GPU that the options name can't be used.
+    #[error("the device {asked} can't be used: {reason}")]
     Device {
-        /// What was asked for.
+        /// The device in the options.
         asked: String,
-        /// Why it cannot be had, and what would help.
+        /// The reason, with advice.
         #[source]
         reason: CudaError,
     },
-    /// The device does not offer the precision.
+    /// The device does not support the precision.
     #[error(
-        "the precision {precision} is not offered on the CPU, where libtorch is slower with it than with float32 and \
+        "the precision {precision} is not supported on the CPU, where libtorch is slower with it than with float32 and \
          lacks some operations; use auto, float32 or bfloat16, or a GPU"
     )]
     Precision {
-        /// What was asked for.
+        /// The precision in the options.
         precision: &'static str,
     },
 }
@@ -93,7 +95,7 @@ fn device(choice: DeviceChoice) -> Result<Device, PlacementError> {
         }),
         DeviceChoice::Auto if !nvidia_driver_present() => Ok(Device::Cpu),
         DeviceChoice::Auto => Ok(gpu(0).unwrap_or_else(|reason| {
-            // The machine has a GPU and we are about to be many times slower than it could be.
+            // A warning, because the CPU is many times slower.
             tracing::warn!(%reason, "gpu_unusable");
             Device::Cpu
         })),
@@ -110,8 +112,9 @@ fn gpu(index: usize) -> Result<Device, CudaError> {
         return Err(CudaError::NoSuchDevice { index, count });
     }
     let device = Device::Cuda(index);
-    // A GPU can be listed and yet be of no use: too old for this build's kernels, in an exclusive mode, or broken.
-    // Better to learn it here than in the first task; the CUDA context that this makes is needed anyway.
+    // A listed GPU can be unusable: too old for this build's kernels, in an exclusive mode, or
+    // broken. The test fails here rather than in the first task. The CUDA context that it creates
+    // is needed in any case.
     probe(device).map_err(|error| CudaError::Unusable {
         index,
         message: message(&error),
@@ -119,7 +122,7 @@ fn gpu(index: usize) -> Result<Device, CudaError> {
     Ok(device)
 }
 
-/// Computes something small and brings the result back.
+/// Runs a small computation and reads its result.
 pub(super) fn probe(device: Device) -> Result<(), tch::TchError> {
     let ones = Tensor::f_ones([4, 4], (Kind::Float, device))?;
     let sum = ones.f_matmul(&ones)?.f_sum(Kind::Float)?;
@@ -127,7 +130,7 @@ pub(super) fn probe(device: Device) -> Result<(), tch::TchError> {
     if sum == 64.0 {
         Ok(())
     } else {
-        Err(tch::TchError::Torch(format!("a sum of 64 came out as {sum}")))
+        Err(tch::TchError::Torch(format!("a sum of 64 was computed as {sum}")))
     }
 }
 
@@ -178,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn half_precision_on_the_cpu_is_refused_with_the_alternatives() {
+    fn half_precision_on_the_cpu_is_refused_with_advice() {
         let error = Placement::choose(&options(DeviceChoice::Cpu, PrecisionChoice::Float16)).unwrap_err();
 
         let text = error.to_string();
@@ -195,8 +198,8 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_that_is_not_there_is_refused_with_the_reason() {
-        // No machine has this many, so the test says the same with and without a GPU.
+    fn missing_gpu_is_refused_with_the_reason() {
+        // No machine has so many, so the test is the same with and without a GPU.
         let error = Placement::choose(&options(DeviceChoice::Cuda(4096), PrecisionChoice::Auto)).unwrap_err();
 
         let PlacementError::Device { asked, reason } = &error else {
@@ -207,10 +210,10 @@ mod tests {
     }
 
     #[test]
-    fn a_device_beyond_the_last_one_is_told_how_many_there_are() {
+    fn error_for_missing_gpu_names_the_devices() {
         assert_eq!(
             CudaError::NoSuchDevice { index: 2, count: 2 }.to_string(),
-            "cuda:2 was asked for, but the devices are cuda:0 to cuda:1"
+            "cuda:2 does not exist: the devices are cuda:0 to cuda:1"
         );
     }
 }

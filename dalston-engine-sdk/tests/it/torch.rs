@@ -1,4 +1,4 @@
-//! libtorch itself under the runner.
+//! libtorch under the runner.
 
 use std::sync::atomic::Ordering;
 
@@ -7,11 +7,11 @@ use tch::{Device, Kind, Tensor};
 
 use crate::rig::{Closures, Rig};
 
-/// 256 TiB of floats: beyond the address space, whatever the machine's policy on overcommitment.
+/// 256 TiB of floats exceed the address space, so overcommitment does not matter.
 const TOO_MUCH: [i64; 1] = [1 << 46];
 
 #[tokio::test]
-async fn libtorch_out_of_memory_fails_one_task_however_the_engine_notices_and_the_next_one_succeeds() {
+async fn exhausted_memory_fails_one_task_and_reloads_the_model() {
     let rig = Rig::new();
     let floats = (Kind::Float, Device::Cpu);
     let engine = Closures::with_model(move |model, _, cx| match cx.info().task_id.as_str() {
