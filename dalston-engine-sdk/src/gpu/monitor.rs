@@ -1,4 +1,9 @@
 //! Reads the GPUs periodically, and more often while tasks run.
+//!
+//! The peak memory of a task is sampled from the driver, because `tch` can't read the peak of
+//! libtorch's allocator. libtorch returns little memory to the driver, so a short peak is still
+//! visible at the next sample. The figure is that of the whole process, which decides whether
+//! another process fits.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
