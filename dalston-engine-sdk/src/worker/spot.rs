@@ -1,4 +1,7 @@
 //! Notices of EC2 that a spot instance will be interrupted, two minutes ahead.
+//!
+//! A rebalance recommendation that is older than the worker is ignored. It stands for hours, and a
+//! worker that drained for it would be restarted on the same machine and drain again.
 
 use std::convert::Infallible;
 use std::future::pending;

@@ -1,4 +1,8 @@
 //! Connections: their number, their age, and the shutdown of the server.
+//!
+//! `axum::serve` bounds neither the time of a header nor that of a connection, and a connection
+//! that carries an hour of audio can't end after a minute. So hyper serves each connection, with
+//! axum's router as its service.
 
 use std::io;
 use std::pin::{Pin, pin};
