@@ -1,7 +1,7 @@
-//! A collector of traces in this process, over gRPC or HTTP, that can misbehave in every way we know.
+//! An OTLP collector in this process, over gRPC or HTTP, with injected faults.
 //!
-//! A real OTLP server stands behind a front that owns the port. The front can refuse, hang or cut connections and
-//! speak TLS; the server can answer anything the protocol allows.
+//! A front owns the port and forwards to a real OTLP server. The front can refuse, hang or cut
+//! connections and use TLS. The server can send every answer that the protocol allows.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -32,33 +32,33 @@ use tokio_rustls::TlsAcceptor;
 use tonic::codec::CompressionEncoding;
 use tonic::{Code, Request, Response, Status};
 
-/// How the server answers one request.
+/// The answer to one request.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// As the protocol has it.
+    /// Accepts the request.
     Accept,
-    /// Takes the request and never answers.
+    /// Reads the request and never answers.
     Hang,
     /// Answers 400, or `INVALID_ARGUMENT`.
     Refuse,
-    /// Answers 503, or `UNAVAILABLE`, with a hint when to come back if there is one.
+    /// Answers 503, or `UNAVAILABLE`, with this retry delay, if any.
     Unavailable(Option<Duration>),
-    /// Answers 429, or `RESOURCE_EXHAUSTED`, with a hint when to come back.
+    /// Answers 429, or `RESOURCE_EXHAUSTED`, with a retry delay.
     TooMany(Duration),
-    /// Takes the request, and over HTTP never comes to the end of saying so.
+    /// Accepts the request, and over HTTP sends an answer without end.
     Endless,
-    /// Takes the request and rejects some of its spans or points.
+    /// Accepts the request and rejects some of its spans or points.
     Partial(i64, &'static str),
 }
 
-/// What the front does with one connection.
+/// The action of the front on one connection.
 #[derive(Clone, Debug)]
 pub enum Connection {
-    /// Passes it on to the server.
+    /// Forwards it to the server.
     Serve,
-    /// Accepts and then does nothing.
+    /// Accepts it and does nothing.
     Hang,
-    /// Reads the beginning of the request and closes.
+    /// Reads the start of the request and closes it.
     Cut,
 }
 
@@ -74,11 +74,11 @@ pub enum Protocol {
 /// A request that reached the server.
 #[derive(Debug)]
 pub struct Received {
-    /// When it came.
+    /// The time of its arrival.
     pub at: Instant,
-    /// What was sent.
+    /// The message.
     pub request: ExportTraceServiceRequest,
-    /// Its headers, over gRPC the metadata.
+    /// The headers, or the metadata of gRPC.
     pub headers: HeaderMap,
     /// Path of the URL.
     pub path: String,
@@ -87,9 +87,9 @@ pub struct Received {
 /// A request with metrics that reached the server.
 #[derive(Debug)]
 pub struct ReceivedMetrics {
-    /// What was sent.
+    /// The message.
     pub request: ExportMetricsServiceRequest,
-    /// Its headers, over gRPC the metadata.
+    /// The headers, or the metadata of gRPC.
     pub headers: HeaderMap,
     /// Path of the URL.
     pub path: String,
@@ -110,7 +110,7 @@ impl Received {
             .collect()
     }
 
-    /// An attribute of the service that sent it.
+    /// An attribute of the sender's resource.
     #[must_use]
     pub fn resource(&self, key: &str) -> Option<String> {
         let resource = self.request.resource_spans.first()?.resource.as_ref()?;
@@ -124,19 +124,19 @@ impl Received {
         }
     }
 
-    /// The text of a header.
+    /// The value of a header.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 }
 
-/// A collector that runs on a thread of its own until the value is dropped.
+/// A collector on its own thread. It ends when this value is dropped.
 #[derive(Debug)]
 pub struct Collector {
-    /// What it speaks.
+    /// The protocol.
     pub protocol: Protocol,
-    /// Where it listens.
+    /// The address.
     pub address: SocketAddr,
     received: Receiver<Received>,
     received_metrics: Receiver<ReceivedMetrics>,
@@ -157,19 +157,19 @@ impl Collector {
         Self::start_with(protocol, [], [], None)
     }
 
-    /// Answers the first requests as listed, and accepts the others.
+    /// Gives these answers to the first requests, and accepts the others.
     #[must_use]
     pub fn answering<const N: usize>(protocol: Protocol, answers: [Answer; N]) -> Self {
         Self::start_with(protocol, answers, [], None)
     }
 
-    /// Treats the first connections as listed, and serves the others.
+    /// Applies these actions to the first connections, and serves the others.
     #[must_use]
     pub fn connecting<const N: usize>(protocol: Protocol, connections: [Connection; N]) -> Self {
         Self::start_with(protocol, [], connections, None)
     }
 
-    /// Speaks TLS.
+    /// Uses TLS.
     #[must_use]
     pub fn with_tls(protocol: Protocol, tls: TlsAcceptor) -> Self {
         Self::start_with(protocol, [], [], Some(tls))
@@ -225,7 +225,7 @@ impl Collector {
         }
     }
 
-    /// The variables that make a service export here, as fast as it can.
+    /// The variables with which a service exports to this collector, without delay.
     #[must_use]
     pub fn env(&self) -> Vec<(String, String)> {
         env(self.protocol, &format!("http://{}", self.address))
@@ -235,48 +235,49 @@ impl Collector {
     ///
     /// # Panics
     ///
-    /// If none comes within half a minute.
+    /// If none arrives within half a minute.
     #[track_caller]
     #[must_use]
     pub fn next(&self) -> Received {
         self.received
             .recv_timeout(Duration::from_secs(30))
-            .expect("a request should have come")
+            .expect("a request arrives in time")
     }
 
-    /// The next request with metrics; they come apart from those with spans, and are answered by the same list.
+    /// The next request with metrics. Requests with spans are separate, and both use the same list
+    /// of answers.
     ///
     /// # Panics
     ///
-    /// If none comes.
+    /// If none arrives within half a minute.
     #[track_caller]
     #[must_use]
     pub fn next_metrics(&self) -> ReceivedMetrics {
         self.received_metrics
             .recv_timeout(Duration::from_secs(30))
-            .expect("a request with metrics should have come")
+            .expect("a request with metrics arrives in time")
     }
 
-    /// The requests that have come and were not looked at.
+    /// The requests that have arrived since the last call.
     #[must_use]
     pub fn rest(&self) -> Vec<Received> {
         self.received.try_iter().collect()
     }
 
-    /// The requests with metrics that have come and were not looked at.
+    /// The requests with metrics that have arrived since the last call.
     #[must_use]
     pub fn rest_of_metrics(&self) -> Vec<ReceivedMetrics> {
         self.received_metrics.try_iter().collect()
     }
 
-    /// Answers that were not given yet.
+    /// The number of listed answers that are left.
     #[must_use]
     pub fn answers_left(&self) -> usize {
         self.script.answers.lock().unwrap().len()
     }
 }
 
-/// The variables that make a service export to an endpoint.
+/// The variables with which a service exports to an endpoint.
 #[must_use]
 pub fn env(protocol: Protocol, endpoint: &str) -> Vec<(String, String)> {
     let protocol = match protocol {
@@ -294,7 +295,7 @@ pub fn env(protocol: Protocol, endpoint: &str) -> Vec<(String, String)> {
         .to_vec()
 }
 
-/// An address where nobody listens.
+/// An address without a listener.
 #[must_use]
 pub fn nowhere() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0")
@@ -320,7 +321,7 @@ async fn stand_in_front(
         match what {
             Connection::Hang => hanging.push(stream),
             Connection::Cut => {
-                // Something has arrived, and a reset is what the client sees.
+                // Unread data makes the kernel send a reset.
                 let _ = stream.read(&mut [0; 64]).await;
                 let _ = stream.set_zero_linger();
             }
@@ -373,7 +374,8 @@ impl Server {
     }
 
     fn answer(&self, report: impl FnOnce(&Self)) -> Answer {
-        // Before the request is reported, so that a test that has seen it knows which answers are left.
+        // Before the request is reported, so that a test that sees it also sees the remaining
+        // answers.
         let answer = self
             .script
             .answers

@@ -1,4 +1,4 @@
-//! EC2's instance metadata service, which can also be out of order.
+//! EC2's instance metadata service, with injected faults.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,7 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-/// A metadata service of version 2, as a `g5.xlarge` in `eu-west-2a` has it. It ends with this value.
+/// A metadata service of version 2 of a `g5.xlarge` in `eu-west-2a`. It ends when this value is
+/// dropped.
 #[derive(Debug)]
 pub struct TestImds {
     address: SocketAddr,
@@ -18,25 +19,25 @@ pub struct TestImds {
     _accepting: JoinSet<()>,
 }
 
-/// What the service does instead of answering.
+/// A fault of the service.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum ImdsFault {
-    /// It takes the request and never says anything.
+    /// It reads the request and never answers.
     Hang,
-    /// It answers, but a byte every 20 ms and without an end.
+    /// It sends a byte every 20 ms, without end.
     Drip,
     /// It answers with this status.
     Status(u16),
-    /// It answers everything with a page that wants somebody to log in.
+    /// It answers with a login page.
     Page,
-    /// It sends the client elsewhere.
+    /// It redirects the client.
     Redirect(String),
-    /// It answers as it should, but so much later.
+    /// It answers correctly after this delay.
     Slow(Duration),
-    /// It answers with more than anyone wants to read.
+    /// It sends an answer of many megabytes.
     Huge,
-    /// It answers with something that is not HTTP.
+    /// It answers with bytes that are not HTTP.
     Garbage,
 }
 
@@ -48,7 +49,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     content: BTreeMap<String, String>,
-    /// The service is that of version 1.
+    /// The service is version 1.
     open: bool,
     faults: Vec<(String, ImdsFault)>,
     tokens: Vec<String>,
@@ -61,7 +62,7 @@ impl TestImds {
     /// The id of the instance.
     pub const INSTANCE_ID: &str = "i-0123456789abcdef0";
 
-    /// Starts one on 127.0.0.1.
+    /// Starts a service on 127.0.0.1.
     ///
     /// # Panics
     ///
@@ -70,7 +71,7 @@ impl TestImds {
         Self::start_on(Ipv4Addr::LOCALHOST.into()).await
     }
 
-    /// Starts one on this address.
+    /// Starts a service on this address.
     ///
     /// # Panics
     ///
@@ -86,7 +87,7 @@ impl TestImds {
             while let Ok((stream, _)) = listener.accept().await {
                 let shared = Arc::clone(&serving);
                 connections.spawn(async move {
-                    // A client that goes away is no concern of ours.
+                    // A client may disconnect.
                     let _ = serve(stream, &shared).await;
                 });
                 while connections.try_join_next().is_some() {}
@@ -126,33 +127,33 @@ impl TestImds {
         self.state().content.remove(path);
     }
 
-    /// Is out of order from now on, for paths below `/latest/` that begin like this. Faults that were set before come first.
+    /// Adds a fault for paths below `/latest/` with this prefix. Earlier faults have precedence.
     pub fn fault(&self, path: &str, fault: ImdsFault) {
         self.state().faults.push((path.to_owned(), fault));
     }
 
-    /// Is in order again.
+    /// Removes all faults.
     pub fn heal(&self) {
         self.state().faults.clear();
     }
 
-    /// Wants no tokens from now on.
+    /// Requires no tokens from now on.
     pub fn open(&self) {
         self.state().open = true;
     }
 
-    /// Takes none of the tokens that it has given out.
+    /// Invalidates the tokens that it has issued.
     pub fn forget_tokens(&self) {
         self.state().tokens.clear();
     }
 
-    /// All requests so far: `GET /latest/meta-data/ami-id`.
+    /// All requests so far, such as `GET /latest/meta-data/ami-id`.
     #[must_use]
     pub fn requests(&self) -> Vec<String> {
         self.state().requests.clone()
     }
 
-    /// How many bytes of huge answers somebody took.
+    /// The number of bytes of huge answers that clients have read.
     #[must_use]
     pub fn huge_bytes_sent(&self) -> usize {
         self.state().sent

@@ -1,7 +1,7 @@
-//! Real servers for tests and benchmarks. Each listens on a free port of this machine, keeps its files in a directory of its
-//! own or in memory, and ends with its value.
+//! Real servers for tests and benchmarks. Each listens on a free port, keeps its files in its own
+//! directory or in memory, and ends when its value is dropped.
 //!
-//! Their callers are tests, so what goes wrong here is a panic that says so.
+//! The callers are tests, so errors are panics.
 
 #![allow(clippy::unwrap_used)]
 

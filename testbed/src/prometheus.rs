@@ -1,4 +1,4 @@
-//! A real Prometheus, and the tool that comes with it.
+//! A real Prometheus server, and `promtool`.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Runs `promtool` with `input` on its standard input. `Err` is what it has to say against it.
+/// Runs `promtool` with `input` on its standard input. `Err` contains its complaints.
 ///
 /// # Panics
 ///
@@ -30,7 +30,7 @@ pub fn promtool(arguments: &[&str], input: &str) -> Result<(), String> {
     let output = process.wait_with_output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said).into_owned();
-    // It finds fault on standard error, and then does not always fail.
+    // It writes complaints to standard error and may still exit with 0.
     if output.status.success() && said.is_empty() {
         Ok(())
     } else {
@@ -38,7 +38,7 @@ pub fn promtool(arguments: &[&str], input: &str) -> Result<(), String> {
     }
 }
 
-/// A server that scrapes what it is told to, five times a second. It ends with this value.
+/// A server that scrapes its jobs five times a second. It ends when this value is dropped.
 #[derive(Debug)]
 pub struct TestPrometheus {
     process: Child,
@@ -47,7 +47,7 @@ pub struct TestPrometheus {
 }
 
 impl TestPrometheus {
-    /// Starts one that scrapes `/metrics` of these jobs, each a name and an address.
+    /// Starts a server that scrapes `/metrics` of these jobs, each a name and an address.
     ///
     /// # Panics
     ///
@@ -87,21 +87,21 @@ impl TestPrometheus {
             address,
             _directory: directory,
         };
-        let patience = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while this.ask("/-/ready").is_none_or(|(status, _)| status != 200) {
-            assert!(Instant::now() < patience, "prometheus does not start");
+            assert!(Instant::now() < deadline, "prometheus does not start");
             sleep(Duration::from_millis(50));
         }
         this
     }
 
-    /// Asks the interface under `/api/v1` until `wanted` finds in the answer's `data` what it looks for.
+    /// Queries `/api/v1` until `wanted` accepts the `data` of the answer.
     ///
     /// # Panics
     ///
     /// If that takes longer than a minute.
     pub fn wait_for<T>(&self, path: &str, wanted: impl Fn(&Value) -> Option<T>) -> T {
-        let patience = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let answer = self.ask(&format!("/api/v1/{path}"));
             let body = answer.map_or(Value::Null, |(_, body)| {
@@ -110,15 +110,15 @@ impl TestPrometheus {
             if let Some(found) = wanted(&body["data"]) {
                 return found;
             }
-            assert!(Instant::now() < patience, "{path}: {body}");
+            assert!(Instant::now() < deadline, "{path}: {body}");
             sleep(Duration::from_millis(100));
         }
     }
 
-    /// Status and body; `None` when it does not answer.
+    /// Status and body, or `None` without an answer.
     fn ask(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(self.address).ok()?;
-        // An older version of HTTP, in which an answer is not cut into pieces.
+        // HTTP/1.0 has no chunked answers.
         write!(stream, "GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", self.address).ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;

@@ -1,4 +1,4 @@
-//! A network cable that can be made to fail.
+//! A TCP proxy with injected faults.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-/// Passes connections on to a server of this machine. What is switched here holds for the open connections, too, from the
-/// next byte on.
+/// Forwards connections to a server on this machine. Faults apply to open connections, too, from
+/// the next byte.
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
@@ -60,38 +60,39 @@ impl Proxy {
         }
     }
 
-    /// Its own port on 127.0.0.1.
+    /// The port of the proxy on 127.0.0.1.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Requests still reach the server, but instead of an answer the client sees the connection end.
+    /// Forwards requests, and closes the connection instead of forwarding the answer.
     pub fn lose_answers(&self, lose: bool) {
         self.state.send_modify(|state| state.loses_answers = lose);
     }
 
-    /// New connections go to the server on this port. Those that are open stay.
+    /// Connects new connections to the server on this port. Open connections stay.
     pub fn lead_to(&self, server: u16) {
         self.state.send_modify(|state| state.server = server);
     }
 
-    /// Ends all connections that are open now.
+    /// Closes all open connections.
     pub fn cut(&self) {
         self.state.send_modify(|state| state.cuts += 1);
     }
 
-    /// New connections end at once. Those that are open stay: [`cut`](Self::cut) ends them.
+    /// Closes new connections at once. Open connections stay; [`cut`](Self::cut) closes them.
     pub fn refuse(&self, refuse: bool) {
         self.state.send_modify(|state| state.refuses = refuse);
     }
 
-    /// Nothing passes any more, and nobody is told: what a pulled cable looks like. What was sent meanwhile passes later.
+    /// Forwards nothing without closing connections, as a disconnected cable does. The data is
+    /// forwarded later.
     pub fn stall(&self, stall: bool) {
         self.state.send_modify(|state| state.stalls = stall);
     }
 
-    /// Whatever is sent arrives later by so much, in both directions.
+    /// Delays data by this time in each direction.
     pub fn delay(&self, delay: Duration) {
         self.state.send_modify(|state| state.delay = delay);
     }

@@ -1,4 +1,4 @@
-//! A real Redis.
+//! A real Redis server.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::tls::{Authority, Issued};
 
-/// A server on a free port with a directory of its own. It ends with this value.
+/// A server on a free port with its own directory. It ends when this value is dropped.
 #[derive(Debug)]
 pub struct TestRedis {
     setup: Setup,
@@ -26,7 +26,7 @@ struct Running {
 }
 
 impl TestRedis {
-    /// Starts one that keeps nothing on disk and lets everybody in.
+    /// Starts a server without persistence and without a password.
     ///
     /// # Panics
     ///
@@ -35,7 +35,7 @@ impl TestRedis {
         Self::with().start().await
     }
 
-    /// The choices for another one.
+    /// Builds a server with other options.
     #[must_use]
     pub fn with() -> RedisBuilder {
         RedisBuilder {
@@ -46,24 +46,25 @@ impl TestRedis {
         }
     }
 
-    /// Its port on 127.0.0.1: the one for TLS, if it speaks that.
+    /// The port on 127.0.0.1; with TLS, the port for TLS.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.setup.tls_port.unwrap_or(self.setup.port)
     }
 
-    /// The id of its process, for benchmarks that want to know what it uses.
+    /// The id of the process, from which benchmarks read its processor time.
     ///
     /// # Panics
     ///
-    /// If it does not run.
+    /// If the server does not run.
     #[must_use]
     pub fn pid(&self) -> u32 {
         let running = self.running.lock().unwrap();
-        running.as_ref().expect("a Redis that runs").process.id()
+        running.as_ref().expect("this Redis is running").process.id()
     }
 
-    /// `redis://127.0.0.1:…`, with the name and the password that it asks for, and `rediss://` if it speaks TLS.
+    /// The URL, with user and password if they are set: `redis://127.0.0.1:…`, or `rediss://…` with
+    /// TLS.
     #[must_use]
     pub fn url(&self) -> String {
         let scheme = if self.setup.tls_port.is_some() {
@@ -75,25 +76,33 @@ impl TestRedis {
         format!("{scheme}://{login}127.0.0.1:{}", self.port())
     }
 
-    /// Ends the server as a power cut does: what it has not written is gone. Returns when it is dead.
+    /// Kills the server, which loses data that is not on disk. Returns after the process has ended.
     ///
     /// # Panics
     ///
-    /// If it does not run.
+    /// If the server does not run.
     pub fn kill(&self) {
-        let mut running = self.running.lock().unwrap().take().expect("a Redis that runs");
+        let mut running = self
+            .running
+            .lock()
+            .unwrap()
+            .take()
+            .expect("this Redis is running");
         running.process.kill().unwrap();
         running.process.wait().unwrap();
     }
 
-    /// Starts it again on the same port, with what it has kept.
+    /// Starts it again on the same port with the data on disk.
     ///
     /// # Panics
     ///
-    /// If it runs, or does not come up.
+    /// If the server runs already, or does not start.
     pub async fn restart(&self) {
-        assert!(self.running.lock().unwrap().is_none(), "this Redis runs");
-        let running = self.setup.launch().await.expect("Redis does not start again");
+        assert!(
+            self.running.lock().unwrap().is_none(),
+            "this Redis is running already"
+        );
+        let running = self.setup.launch().await.expect("Redis starts again");
         *self.running.lock().unwrap() = Some(running);
     }
 
@@ -101,7 +110,7 @@ impl TestRedis {
     ///
     /// # Panics
     ///
-    /// If the server refuses it, or answers with something else than expected.
+    /// If the server refuses it, or the answer has another type.
     pub async fn send<T: FromRedisValue>(&self, words: &[&str]) -> T {
         self.try_send(words)
             .await
@@ -112,7 +121,7 @@ impl TestRedis {
     ///
     /// # Errors
     ///
-    /// If it does, or answers with something else than expected.
+    /// If the server refuses it, or the answer has another type.
     pub async fn try_send<T: FromRedisValue>(&self, words: &[&str]) -> redis::RedisResult<T> {
         let mut command = redis::Cmd::new();
         for word in words {
@@ -121,7 +130,7 @@ impl TestRedis {
         command.query_async(&mut self.connection()).await
     }
 
-    /// Sends a command whose words need not be text.
+    /// Sends a command whose words are bytes.
     ///
     /// # Panics
     ///
@@ -136,7 +145,11 @@ impl TestRedis {
 
     fn connection(&self) -> MultiplexedConnection {
         let running = self.running.lock().unwrap();
-        running.as_ref().expect("a Redis that runs").connection.clone()
+        running
+            .as_ref()
+            .expect("this Redis is running")
+            .connection
+            .clone()
     }
 }
 
@@ -147,7 +160,7 @@ impl Drop for Running {
     }
 }
 
-/// What a [`TestRedis`] is to be like.
+/// The options of a [`TestRedis`].
 #[derive(Debug)]
 pub struct RedisBuilder {
     fsync: Option<Fsync>,
@@ -156,49 +169,49 @@ pub struct RedisBuilder {
     user: Option<(String, String)>,
 }
 
-/// When a Redis that keeps its data has them on disk.
+/// The time at which a persistent Redis writes its data to disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fsync {
-    /// Before it answers: nothing that was answered is lost.
+    /// Before it answers, so that no acknowledged write is lost.
     Always,
     /// Once a second.
     EverySecond,
 }
 
 impl RedisBuilder {
-    /// It keeps its data over a restart, in an append-only file.
+    /// Keeps its data over a restart, in an append-only file.
     #[must_use]
     pub fn append_only(mut self, fsync: Fsync) -> Self {
         self.fsync = Some(fsync);
         self
     }
 
-    /// It speaks TLS, with a certificate of this authority.
+    /// Uses TLS, with a certificate of this authority.
     #[must_use]
     pub fn tls(mut self, authority: &Authority) -> Self {
         self.tls = Some(authority.issue());
         self
     }
 
-    /// It asks for this password.
+    /// Requires this password.
     #[must_use]
     pub fn password(mut self, password: &str) -> Self {
         self.password = Some(password.to_owned());
         self
     }
 
-    /// It has a user of this name with all rights, whom [`url`](TestRedis::url) names.
+    /// Has a user of this name with all rights, which [`url`](TestRedis::url) contains.
     #[must_use]
     pub fn user(mut self, name: &str, password: &str) -> Self {
         self.user = Some((name.to_owned(), password.to_owned()));
         self
     }
 
-    /// Starts it.
+    /// Starts the server.
     ///
     /// # Panics
     ///
-    /// If there is no `redis-server` on this machine, or it does not do what is asked.
+    /// If there is no `redis-server` on this machine, or it rejects an option.
     pub async fn start(self) -> TestRedis {
         let directory = tempfile::tempdir().unwrap();
         let tls_files = self.tls.map(|issued| issued.write_to(directory.path()));
@@ -251,11 +264,11 @@ impl RedisBuilder {
                 };
             }
         }
-        panic!("redis-server does not start");
+        panic!("redis-server does not start on any of several free ports");
     }
 }
 
-/// What it takes to start a server, again and again.
+/// The data to start a server, more than once.
 #[derive(Debug)]
 struct Setup {
     arguments: Vec<String>,
@@ -266,7 +279,7 @@ struct Setup {
 }
 
 impl Setup {
-    /// What stands before the host in a URL.
+    /// The user information of the URL.
     fn login(&self) -> String {
         match (&self.user, &self.password) {
             (Some((name, password)), _) => format!("{name}:{password}@"),
@@ -287,8 +300,8 @@ impl Setup {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut process = command
             .spawn()
-            .expect("these tests need a Redis server: apt-get install redis-server, or cargo xtask test");
-        // The test itself needs no TLS.
+            .expect("redis-server is needed: apt-get install redis-server");
+        // The connection of the test itself needs no TLS.
         let url = format!("redis://{}127.0.0.1:{}", self.login(), self.port);
         let client = redis::Client::open(url).unwrap();
         let give_up = Instant::now() + Duration::from_secs(10);

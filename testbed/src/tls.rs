@@ -1,4 +1,4 @@
-//! A certificate authority of the tests' own.
+//! A certificate authority for tests.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
 
-/// Signs the certificates of servers on `localhost` and 127.0.0.1. A client has to be told to trust it.
+/// Signs the certificates of servers on `localhost` and 127.0.0.1. Clients must be configured to
+/// trust it.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: String,
@@ -21,7 +22,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes one with a key of its own.
+    /// Creates an authority with its own key.
     ///
     /// # Panics
     ///
@@ -51,7 +52,7 @@ impl Authority {
         &self.certificate
     }
 
-    /// A file with [its certificate](Self::certificate), which goes with this value.
+    /// A file with [its certificate](Self::certificate), which is removed with this value.
     #[must_use]
     pub fn file(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
@@ -84,7 +85,7 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// What a server shows, and the key to it, as PEM.
+/// The certificate of a server and its key, as PEM.
 #[derive(Debug)]
 pub(crate) struct Issued {
     certificate: String,
@@ -92,7 +93,7 @@ pub(crate) struct Issued {
 }
 
 impl Issued {
-    /// Writes both into `directory`: the paths of the certificate and of the key.
+    /// Writes both into `directory`, and returns the paths of the certificate and of the key.
     pub(crate) fn write_to(&self, directory: &Path) -> (PathBuf, PathBuf) {
         let (certificate, key) = (directory.join("server.pem"), directory.join("server.key"));
         std::fs::write(&certificate, &self.certificate).unwrap();

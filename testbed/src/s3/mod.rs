@@ -1,4 +1,4 @@
-//! Storage that speaks the protocol of S3.
+//! A storage server with the protocol of S3.
 
 mod storage;
 mod trouble;
@@ -33,10 +33,11 @@ use self::trouble::Troubles;
 pub use self::trouble::{Fault, Trouble};
 use crate::Authority;
 
-/// A server with its files in memory, on a free port and a thread of its own.
+/// A server with its objects in memory, on a free port and its own thread.
 ///
-/// It checks signatures (version 4) as Amazon's does, and knows single objects, conditions, ranges, multipart uploads, copies and lists. A
-/// place is a bucket and a key: `dalston-artifacts/jobs/J/audio/original.wav`.
+/// It checks signatures (version 4) as Amazon's server does. It implements single objects,
+/// conditions, ranges, multipart uploads, copies and lists. A place is a bucket and a key:
+/// `dalston-artifacts/jobs/J/audio/original.wav`.
 #[derive(Debug)]
 pub struct TestS3 {
     port: u16,
@@ -59,7 +60,7 @@ impl TestS3 {
     pub const ACCESS_KEY_ID: &'static str = "test-id";
     /// The secret of the only credentials that it accepts.
     pub const SECRET_ACCESS_KEY: &'static str = "test-secret";
-    /// The bucket that is there from the start.
+    /// The bucket that exists from the start.
     pub const BUCKET: &'static str = "dalston-artifacts";
 
     /// Starts a server for plain HTTP.
@@ -96,7 +97,7 @@ impl TestS3 {
         shared.files.make_bucket(Self::BUCKET);
         let (stop, stopped) = oneshot::channel();
         let serving = serve(listener, tls, Arc::clone(&shared));
-        // Its own thread and clock: a test may pause time, and must not see our spans among its own.
+        // Its own thread, because a test may pause time and collects the spans of its own thread.
         let thread = thread::Builder::new().name("test-s3".to_owned()).spawn(move || {
             tracing::subscriber::with_default(NoSubscriber::new(), || {
                 let runtime = tokio::runtime::Builder::new_current_thread()
@@ -126,13 +127,13 @@ impl TestS3 {
         format!("{}://127.0.0.1:{}", self.scheme, self.port)
     }
 
-    /// Its port on 127.0.0.1.
+    /// The port on 127.0.0.1.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Stores an object without asking the server, and makes its bucket if need be.
+    /// Stores an object without a request, and creates its bucket if necessary.
     ///
     /// # Panics
     ///
@@ -143,7 +144,7 @@ impl TestS3 {
         self.shared.files.put(bucket, key, None, content.into());
     }
 
-    /// What lies at a place.
+    /// The object at a place.
     ///
     /// # Panics
     ///
@@ -154,7 +155,7 @@ impl TestS3 {
         self.shared.files.get(bucket, key)
     }
 
-    /// Removes what lies at a place.
+    /// Removes the object at a place.
     ///
     /// # Panics
     ///
@@ -164,29 +165,29 @@ impl TestS3 {
         self.shared.files.remove(bucket, key);
     }
 
-    /// The keys of a bucket in order; none if there is no such bucket.
+    /// The sorted keys of a bucket, or none if the bucket does not exist.
     #[must_use]
     pub fn keys(&self, bucket: &str) -> Vec<String> {
         self.shared.files.keys(bucket)
     }
 
-    /// How many requests came in so far, whatever became of them.
+    /// The number of requests so far, including failed ones.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::Relaxed)
     }
 
-    /// From now on it refuses to store an object under a condition, as servers do that know none.
+    /// Refuses conditional writes from now on, as servers without this feature do.
     pub fn refuse_conditions(&self) {
         self.shared.conditions.store(false, Ordering::Relaxed);
     }
 
-    /// From now on some requests fare as `trouble` says, or all.
+    /// Adds a fault from now on.
     pub fn trouble(&self, trouble: Trouble) {
         self.shared.troubles.add(trouble);
     }
 
-    /// Ends all trouble. Requests that hang already go on hanging.
+    /// Removes all faults. Requests that hang continue to hang.
     pub fn heal(&self) {
         self.shared.troubles.clear();
     }
@@ -214,7 +215,7 @@ async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shar
     let service = service.build();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Too many open files. Some will be closed.
+            // Too many open files. Other connections will close theirs.
             sleep(Duration::from_millis(20)).await;
             continue;
         };
@@ -239,7 +240,7 @@ async fn converse(
     shared: Arc<Shared>,
 ) {
     let answer = service_fn(|request| answer(&service, &shared, request));
-    // A client that goes away is no news.
+    // A client may disconnect.
     let _ = http1::Builder::new()
         .serve_connection(TokioIo::new(stream), answer)
         .await;
@@ -287,13 +288,13 @@ async fn answer(
     }
 }
 
-/// Announces the whole length, and ends the connection after a part.
+/// Sends the full `Content-Length`, and closes the connection after a part of the body.
 async fn truncate(response: Response<Body>, length: usize) -> Result<Response<Body>, StdError> {
     let (mut head, body) = response.into_parts();
     let content = BodyExt::collect(body).await?.to_bytes();
     head.headers.insert("content-length", content.len().into());
     let part = content.slice(..length.min(content.len()));
-    // Only what was sent before the error arrives.
+    // The client receives only the data before the error.
     let end = async {
         sleep(Duration::from_millis(20)).await;
         Err(StdError::from("cut"))

@@ -1,4 +1,4 @@
-//! The server's files, and what requests do with them.
+//! The objects of the server, and the requests on them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -23,12 +23,12 @@ use s3s::{Body, S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_er
 
 use super::{Shared, TestS3};
 
-/// An object as it lies in a bucket. Cheap to clone.
+/// An object in a bucket. It is cheap to clone.
 #[derive(Debug, Clone)]
 pub struct StoredObject {
-    /// What it holds.
+    /// Its content.
     pub content: Bytes,
-    /// What the client said that it is.
+    /// The content type that the client sent.
     pub content_type: Option<String>,
     modified: SystemTime,
     version: u64,
@@ -62,7 +62,7 @@ struct Upload {
     parts: BTreeMap<i32, Bytes>,
 }
 
-/// Under which a client wants its object stored.
+/// The condition of a write.
 struct Condition {
     if_match: Option<IfMatch>,
     if_none_match: Option<IfNoneMatch>,
@@ -97,7 +97,7 @@ impl Files {
         self.buckets.lock().unwrap().entry(bucket.to_owned()).or_default();
     }
 
-    /// Nothing comes of it if there is no such bucket.
+    /// Has no effect if the bucket does not exist.
     pub(super) fn put(
         &self,
         bucket: &str,
@@ -156,7 +156,7 @@ impl Files {
         stored.ok_or_else(|| s3_error!(NoSuchBucket))
     }
 
-    /// Stores an object if the one that is there, or is not there, is as the client thinks.
+    /// Stores an object if the existing one meets the condition of the client.
     fn store_if(
         &self,
         bucket: &str,
@@ -185,7 +185,7 @@ impl Files {
     }
 }
 
-/// Who may come in.
+/// The accepted credentials.
 pub(super) struct Keys;
 
 #[async_trait]
@@ -199,7 +199,7 @@ impl S3Auth for Keys {
     }
 }
 
-/// What the requests of the protocol do.
+/// The requests of the protocol.
 pub(super) struct Storage(pub(super) Arc<Shared>);
 
 #[async_trait]
@@ -337,7 +337,7 @@ impl S3 for Storage {
             let folder = input.delimiter.as_ref().and_then(|delimiter| {
                 Some(&key[..prefix.len() + rest.find(&**delimiter)? + delimiter.len()])
             });
-            // A folder that the last page ended in is known already.
+            // The last page contained this folder already.
             let known = folder.is_some_and(|folder| {
                 prefixes
                     .last()

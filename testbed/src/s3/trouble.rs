@@ -1,27 +1,28 @@
-//! What can go wrong with a server, on demand.
+//! Injected faults of the server.
 
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// What happens to a request.
+/// A fault of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// It is refused with this status and this code of S3.
+    /// The server refuses it with this status and this code of S3.
     Answer {
         /// The HTTP status.
         status: u16,
-        /// The code in the document that says why.
+        /// The code in the error document.
         code: &'static str,
     },
-    /// It is answered later by so much.
+    /// The server answers after this delay.
     Delay(Duration),
-    /// It is never answered.
+    /// The server never answers.
     Hang,
-    /// The connection ends after so many bytes of the answer's content, of which the whole length was announced.
+    /// The connection closes after this many bytes of the body. `Content-Length` has the full
+    /// length.
     Truncate(usize),
-    /// The connection ends, and nothing was done.
+    /// The connection closes, and the request has no effect.
     Cut,
-    /// What it asks for is done, and then the connection ends without an answer.
+    /// The request takes effect, and the connection closes without an answer.
     LoseAnswer,
 }
 
@@ -36,7 +37,7 @@ impl Fault {
         status: 503,
         code: "SlowDown",
     };
-    /// 400: what Amazon's server says of temporary credentials after their time.
+    /// 400: Amazon's answer to expired temporary credentials.
     pub const EXPIRED_TOKEN: Self = Self::Answer {
         status: 400,
         code: "ExpiredToken",
@@ -48,7 +49,7 @@ impl Fault {
     };
 }
 
-/// A fault, and the requests that it befalls: all of them, until it is narrowed down.
+/// A fault and the requests that it applies to: all requests, unless the methods restrict them.
 #[derive(Debug, Clone)]
 pub struct Trouble {
     fault: Fault,
@@ -85,22 +86,22 @@ impl Trouble {
         self
     }
 
-    /// Only for the next so many requests.
+    /// Only for this number of requests.
     #[must_use]
     pub fn times(mut self, times: u64) -> Self {
         self.times = Some(times);
         self
     }
 
-    /// Only for this part of the requests, picked at random: 0.1 is every tenth.
+    /// Only for this share of the requests, at random: 0.1 is every tenth.
     #[must_use]
     pub fn fraction(mut self, fraction: f64) -> Self {
         self.fraction = fraction;
         self
     }
 
-    /// Whether it befalls this request. If so, that is one time less.
-    fn befalls(&mut self, method: &str, path: &str) -> bool {
+    /// Whether it applies to this request. If so, one of its times is used up.
+    fn applies_to(&mut self, method: &str, path: &str) -> bool {
         let concerned = self.method.is_none_or(|wanted| wanted == method)
             && self.path.as_ref().is_none_or(|part| path.contains(&**part))
             && self.times != Some(0)
@@ -112,7 +113,7 @@ impl Trouble {
     }
 }
 
-/// What is to happen to one request.
+/// The faults of one request.
 #[derive(Debug, Default)]
 pub(super) struct Fate {
     pub(super) delay: Duration,
@@ -131,12 +132,12 @@ impl Troubles {
         self.0.lock().unwrap().clear();
     }
 
-    /// Delays add up. Of the other faults, the first one that befalls the request decides.
+    /// Delays add up. Of the other faults, the first one that applies to the request is used.
     pub(super) fn fate(&self, method: &str, path: &str) -> Fate {
         let mut fate = Fate::default();
         for trouble in self.0.lock().unwrap().iter_mut() {
             let decided = fate.fault.is_some() && !matches!(trouble.fault, Fault::Delay(_));
-            if decided || !trouble.befalls(method, path) {
+            if decided || !trouble.applies_to(method, path) {
                 continue;
             }
             match &trouble.fault {

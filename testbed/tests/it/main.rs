@@ -1,4 +1,4 @@
-//! The servers do what the tests that use them rely on.
+//! Tests of the servers themselves.
 
 #![allow(clippy::unwrap_used)] // A failing test may panic.
 

@@ -1,4 +1,4 @@
-//! A proxy in front of a server that sends back what it gets.
+//! A proxy in front of an echo server.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ async fn connect(proxy: &Proxy) -> TcpStream {
         .unwrap()
 }
 
-/// What comes back for one byte: nothing when the connection ends.
+/// The answer to one byte, or `None` when the connection closes.
 async fn ask(stream: &mut TcpStream) -> Option<u8> {
     stream.write_all(b"x").await.ok()?;
     stream.read_u8().await.ok()
@@ -54,7 +54,7 @@ async fn connections_can_be_cut_and_refused() {
 }
 
 #[tokio::test]
-async fn a_stalled_connection_keeps_what_it_was_given() {
+async fn stalled_connection_forwards_its_data_later() {
     let proxy = Proxy::to(echo().await).await;
     let mut stream = connect(&proxy).await;
     assert_eq!(ask(&mut stream).await, Some(b'x'));
@@ -65,13 +65,13 @@ async fn a_stalled_connection_keeps_what_it_was_given() {
 }
 
 #[tokio::test]
-async fn a_delay_counts_in_both_directions() {
+async fn delay_applies_in_both_directions() {
     let proxy = Proxy::to(echo().await).await;
     let mut stream = connect(&proxy).await;
     proxy.delay(SOON);
-    let begun = Instant::now();
+    let started = Instant::now();
     assert_eq!(ask(&mut stream).await, Some(b'x'));
-    assert!(begun.elapsed() >= 2 * SOON, "{:?}", begun.elapsed());
+    assert!(started.elapsed() >= 2 * SOON, "{:?}", started.elapsed());
     proxy.delay(Duration::ZERO);
     assert_eq!(ask(&mut stream).await, Some(b'x'));
 }

@@ -1,9 +1,9 @@
-//! With the client that workers use.
+//! Redis servers with the client that workers use.
 
 use testbed::{Authority, Fsync, TestRedis};
 
 #[tokio::test]
-async fn what_was_answered_outlives_a_kill_if_it_is_written_at_once() {
+async fn acknowledged_writes_survive_a_kill_with_fsync_always() {
     let redis = TestRedis::with().append_only(Fsync::Always).start().await;
     let url = redis.url();
     let () = redis.send(&["SET", "key", "value"]).await;
@@ -12,15 +12,15 @@ async fn what_was_answered_outlives_a_kill_if_it_is_written_at_once() {
     assert_eq!(redis.url(), url);
     assert_eq!(redis.send::<String>(&["GET", "key"]).await, "value");
 
-    let forgetful = TestRedis::start().await;
-    let () = forgetful.send(&["SET", "key", "value"]).await;
-    forgetful.kill();
-    forgetful.restart().await;
-    assert_eq!(forgetful.send::<Option<String>>(&["GET", "key"]).await, None);
+    let volatile = TestRedis::start().await;
+    let () = volatile.send(&["SET", "key", "value"]).await;
+    volatile.kill();
+    volatile.restart().await;
+    assert_eq!(volatile.send::<Option<String>>(&["GET", "key"]).await, None);
 }
 
 #[tokio::test]
-async fn a_password_or_a_user_is_asked_for_and_stands_in_the_url() {
+async fn server_requires_the_login_of_its_url() {
     let with_password = TestRedis::with().password("hunter2").start().await;
     let with_user = TestRedis::with()
         .password("other")
@@ -35,14 +35,14 @@ async fn a_password_or_a_user_is_asked_for_and_stands_in_the_url() {
     for redis in [with_password, with_user] {
         assert_eq!(redis.send::<String>(&["PING"]).await, "PONG");
         assert!(ping(&redis.url()).await.is_ok());
-        let stranger = format!("redis://127.0.0.1:{}", redis.port());
-        let error = ping(&stranger).await.unwrap_err();
+        let without_login = format!("redis://127.0.0.1:{}", redis.port());
+        let error = ping(&without_login).await.unwrap_err();
         assert!(error.to_string().contains("NOAUTH"), "{error}");
     }
 }
 
 #[tokio::test]
-async fn tls_works_for_whoever_trusts_the_authority() {
+async fn client_that_trusts_the_authority_connects_over_tls() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let authority = Authority::new();
     let redis = TestRedis::with().tls(&authority).start().await;

@@ -1,4 +1,4 @@
-//! With the client that workers use.
+//! S3 servers with the client that workers use.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use testbed::{Authority, Fault, TestS3, Trouble};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-/// A client that tries once.
+/// A client without retries.
 fn client(server: &TestS3, id: &str, secret: &str, bucket: &str, authority: Option<&Authority>) -> AmazonS3 {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut options = ClientOptions::new().with_allow_http(true);
@@ -47,7 +47,7 @@ async fn read(client: &AmazonS3, key: &str) -> object_store::Result<Bytes> {
 }
 
 #[tokio::test]
-async fn what_is_put_is_found_read_in_parts_copied_listed_and_removed() {
+async fn objects_are_stored_read_copied_listed_and_removed() {
     let server = TestS3::start();
     let client = trusted(&server);
     client
@@ -89,7 +89,7 @@ async fn what_is_put_is_found_read_in_parts_copied_listed_and_removed() {
 }
 
 #[tokio::test]
-async fn lists_of_several_pages_have_every_key_and_every_folder_once() {
+async fn lists_of_several_pages_have_each_key_and_folder_once() {
     let server = TestS3::start();
     let client = trusted(&server);
     for number in 0..1500 {
@@ -107,7 +107,7 @@ async fn lists_of_several_pages_have_every_key_and_every_folder_once() {
 }
 
 #[tokio::test]
-async fn a_large_file_arrives_in_parts_and_whole() {
+async fn large_file_is_uploaded_in_parts() {
     let server = TestS3::start();
     let client = Arc::new(trusted(&server));
     let content: Vec<u8> = (0..12_000_000_u32).map(|index| (index % 251) as u8).collect();
@@ -124,7 +124,7 @@ async fn a_large_file_arrives_in_parts_and_whole() {
 }
 
 #[tokio::test]
-async fn only_the_right_keys_open_it_and_only_what_is_there_is_found() {
+async fn wrong_keys_and_missing_objects_are_refused() {
     let server = TestS3::start();
     server.put("dalston-artifacts/x", "hello");
     let (id, secret) = (TestS3::ACCESS_KEY_ID, TestS3::SECRET_ACCESS_KEY);
@@ -144,7 +144,7 @@ async fn only_the_right_keys_open_it_and_only_what_is_there_is_found() {
 }
 
 #[tokio::test]
-async fn https_works_for_whoever_trusts_the_authority() {
+async fn client_that_trusts_the_authority_connects_over_https() {
     let authority = Authority::new();
     let server = TestS3::start_tls(&authority);
     server.put("dalston-artifacts/x", "hello");
@@ -156,7 +156,7 @@ async fn https_works_for_whoever_trusts_the_authority() {
 }
 
 #[tokio::test]
-async fn trouble_befalls_whom_it_should_as_often_as_it_should() {
+async fn faults_apply_to_the_selected_requests() {
     let server = TestS3::start();
     let client = trusted(&server);
     server.put("dalston-artifacts/x", "hello");
@@ -181,7 +181,7 @@ async fn trouble_befalls_whom_it_should_as_often_as_it_should() {
 }
 
 #[tokio::test]
-async fn answers_can_be_cut_short_lost_late_or_missing() {
+async fn answers_can_be_truncated_lost_late_or_missing() {
     let server = TestS3::start();
     let client = trusted(&server);
     server.put("dalston-artifacts/x", "hello world");
@@ -202,9 +202,9 @@ async fn answers_can_be_cut_short_lost_late_or_missing() {
 
     let late = Duration::from_millis(300);
     server.trouble(Trouble::new(Fault::Delay(late)).times(1));
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     read(&client, "x").await.unwrap();
-    assert!(begun.elapsed() >= late, "{:?}", begun.elapsed());
+    assert!(started.elapsed() >= late, "{:?}", started.elapsed());
 
     server.trouble(Trouble::new(Fault::Hang).times(1));
     assert!(
