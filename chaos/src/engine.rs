@@ -1,5 +1,5 @@
-//! An engine process: a real worker whose engine waits instead of computing, and that may kill or stop itself at any fault
-//! point.
+//! An engine process: a real worker whose engine sleeps instead of computing. It may kill or
+//! suspend itself at fault points.
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,48 +22,49 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::random::Random;
 
-/// The engine id, and so the name of the queue.
+/// The engine id, which is also the name of the queue.
 pub(crate) const ENGINE: &str = "chaos";
-/// How often a task may be delivered before its engine refuses it. A storm is no poison.
+/// The largest number of deliveries of a task. A storm causes many that are not the fault of the
+/// task.
 const MAX_DELIVERIES: &str = "100000";
-/// What stands in the log before the name of the point at which the process killed itself.
+/// The log text before the name of the fault point at which the process killed itself.
 pub(crate) const KILLED_AT: &str = "chaos: killed at ";
-/// The same for a process that stopped itself.
+/// The log text before the name of the fault point at which the process suspended itself.
 pub(crate) const STOPPED_AT: &str = "chaos: stopped at ";
 
-/// What one engine process is told.
+/// The arguments of an engine process.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Arguments {
     #[arg(long)]
     pub(crate) redis: String,
     #[arg(long)]
     pub(crate) s3: String,
-    /// What makes its instance name.
+    /// The end of its instance name.
     #[arg(long)]
     pub(crate) name: String,
     #[arg(long)]
     pub(crate) lease: f64,
-    /// How long it may drain, in seconds.
+    /// The drain time-out in seconds.
     #[arg(long)]
     pub(crate) drain: f64,
     #[arg(long)]
     pub(crate) slots: usize,
-    /// Where it makes the directories of its tasks.
+    /// The parent directory of the directories of its tasks.
     #[arg(long)]
     pub(crate) temp: PathBuf,
     #[arg(long)]
     pub(crate) seed: u64,
-    /// How likely it is that it kills itself at a fault point.
+    /// The probability that it kills itself at a fault point.
     #[arg(long)]
     pub(crate) kill: f64,
-    /// How likely it is that it stops there instead, until someone lets it go on.
+    /// The probability that it suspends itself there.
     #[arg(long)]
     pub(crate) stop: f64,
 }
 
-/// Works until `SIGTERM`.
+/// Runs the worker until `SIGTERM`.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
-    // A driver that is killed leaves nothing behind.
+    // The engines end with the test.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     install_faults(arguments);
     let env = Env::from_pairs([
@@ -79,8 +80,8 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         ("TMPDIR", arguments.temp.display().to_string()),
         ("DALSTON_LOG_FORMAT", "json".to_owned()),
     ]);
-    let config = RunnerConfig::from_env(&env).expect("settings that make sense");
-    let mut deployment = DeploymentConfig::from_env(&env).expect("settings that make sense");
+    let config = RunnerConfig::from_env(&env).expect("the variables are valid");
+    let mut deployment = DeploymentConfig::from_env(&env).expect("the variables are valid");
     deployment.lease = Duration::from_secs_f64(arguments.lease);
     let telemetry = Telemetry::builder("chaos").env(env).install().expect("telemetry");
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -93,14 +94,14 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         let shutdown = async move {
             terminate.recv().await;
         };
-        worker::run(Waiting, config, deployment, telemetry.handle(), shutdown).await
+        worker::run(ChaosEngine, config, deployment, telemetry.handle(), shutdown).await
     });
     runtime.shutdown_background();
     let _ = telemetry.shutdown_blocking();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("chaos: the worker ended: {error}");
+            eprintln!("chaos: the worker failed: {error}");
             ExitCode::FAILURE
         }
     }
@@ -113,29 +114,29 @@ fn install_faults(arguments: &Arguments) {
         return;
     }
     fault::install(move |point| {
-        // A task seldom comes by these, and they are no less dangerous.
+        // A task rarely passes these points.
         let weight = match point {
             Point::BeforeRelease | Point::AfterRelease => 40.0,
             Point::TakenOver => 10.0,
             _ => 1.0,
         };
         let drawn = random.lock().map_or(1.0, |mut random| random.fraction()) / weight;
-        let (said, sent) = if drawn < kill {
+        let (text, signal) = if drawn < kill {
             (KILLED_AT, Signal::KILL)
         } else if drawn < kill + stop {
             (STOPPED_AT, Signal::STOP)
         } else {
             return;
         };
-        eprintln!("{said}{point}");
-        let _ = kill_process(getpid(), sent);
+        eprintln!("{text}{point}");
+        let _ = kill_process(getpid(), signal);
     });
 }
 
-/// Does what the configuration of a task says.
-struct Waiting;
+/// An engine that does what the configuration of a task says.
+struct ChaosEngine;
 
-impl Engine for Waiting {
+impl Engine for ChaosEngine {
     type Model = ();
     type Output = Value;
 
@@ -162,13 +163,13 @@ impl Engine for Waiting {
             thread::sleep(Duration::from_millis(5).min(end.saturating_duration_since(Instant::now())));
         }
         if number("fails") > 0 {
-            return Err(TaskError::permanent("meant", FAILURE));
+            return Err(TaskError::permanent("intended", FAILURE));
         }
         if number("panics") > 0 {
             panic!("{FAILURE}");
         }
         let info = cx.info();
-        // Which attempt a file is from shows in its content and in its length.
+        // Content and length of a file identify the attempt that wrote it.
         let by = format!("{}/{}", info.instance, info.attempt);
         for name in 0..number("artifacts") {
             let path = cx.temp_dir().join(format!("{name}.json"));
@@ -184,8 +185,8 @@ impl Engine for Waiting {
     }
 }
 
-/// The error of a task that is meant to fail.
-pub(crate) const FAILURE: &str = "this task is meant to fail";
+/// The error of a task whose configuration demands a failure.
+pub(crate) const FAILURE: &str = "this task fails by its configuration";
 
 /// The content of a task's input.
 pub(crate) fn input_of(task_id: &str, length: u64) -> String {

@@ -1,4 +1,4 @@
-//! The engine processes: started, killed, stopped and let go on, and started anew when they have ended.
+//! The engine processes: starts, kills, suspends and resumes them, and replaces ended ones.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,30 +15,31 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use crate::engine::{ENGINE, KILLED_AT, STOPPED_AT};
-use crate::orchestrator::{How, Orchestrator};
+use crate::orchestrator::{Cause, Orchestrator};
 use crate::platform::Platform;
 use crate::random::Random;
 
-/// How long an engine that was told to end may take, on a busy machine and with Redis and storage away.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest time from `SIGTERM` to the end of an engine, on a busy machine without Redis and
+/// storage.
+const END_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What all engines have in common.
+/// The configuration of all engines.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
     pub(crate) lease: Duration,
     pub(crate) drain: Duration,
     pub(crate) slots: usize,
-    /// Whether every other engine keeps its name when it is started anew.
+    /// Whether every second engine keeps its name when it is replaced.
     pub(crate) keep_names: bool,
     /// For the directories of tasks and for logs.
     pub(crate) directory: PathBuf,
-    /// How likely it is at each fault point that a process kills itself.
+    /// The probability that a process kills itself at a fault point.
     pub(crate) kill: f64,
-    /// The same for stopping.
+    /// The probability that it suspends itself there.
     pub(crate) stop: f64,
 }
 
-/// All engine processes, and what became of those that are gone.
+/// All engine processes, and counts of their ends.
 #[derive(Debug)]
 pub(crate) struct Fleet {
     platform: Arc<Platform>,
@@ -50,16 +51,16 @@ pub(crate) struct Fleet {
     pub(crate) counts: Counts,
 }
 
-/// What was done to the engines.
+/// The faults of the engines.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    /// By us, at whatever they were doing.
+    /// By the test, at random times.
     pub(crate) killed_anywhere: usize,
     /// By themselves, by fault point.
     pub(crate) killed_at: BTreeMap<String, usize>,
     pub(crate) stopped: usize,
     pub(crate) drained: usize,
-    /// Directories of tasks that killed processes left.
+    /// Task directories that killed processes left behind.
     pub(crate) directories_left: usize,
 }
 
@@ -75,17 +76,17 @@ struct Process {
     child: Child,
     temp: PathBuf,
     log: PathBuf,
-    /// Whether the next one has the same name.
+    /// Whether its replacement has the same name.
     keeps_name: bool,
-    fate: Fate,
+    state: State,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Fate {
+enum State {
     Running,
-    /// It goes on at this time.
+    /// Until this time.
     Stopped(Instant),
-    /// It was told to end.
+    /// After `SIGTERM`; it must end by this time.
     Ending(Instant),
     Killed(Timestamp),
 }
@@ -112,7 +113,7 @@ impl Fleet {
         self.engines.len()
     }
 
-    /// Starts engines until there are so many.
+    /// Starts engines until this number runs.
     pub(crate) fn fill(&mut self, engines: usize) {
         while self.engines.len() < engines {
             let keeps_name = self.setup.keep_names && self.engines.len() % 2 == 1;
@@ -126,12 +127,12 @@ impl Fleet {
         let name = name.unwrap_or_else(|| format!("e{}", self.started));
         let directory = &self.setup.directory;
         let temp = directory.join("temp").join(self.started.to_string());
-        fs::create_dir_all(&temp).expect("a directory for an engine");
+        fs::create_dir_all(&temp).expect("the directory of an engine is created");
         let log = directory.join(format!("{name}.{}.log", self.started));
-        let output = File::create(&log).expect("a log for an engine");
+        let output = File::create(&log).expect("the log of an engine is created");
         let seconds = |duration: Duration| duration.as_secs_f64().to_string();
         let arguments = [
-            ("--redis", self.platform.cable_url()),
+            ("--redis", self.platform.proxy_url()),
             ("--s3", self.platform.s3.url()),
             ("--name", name.clone()),
             ("--lease", seconds(self.setup.lease)),
@@ -142,24 +143,24 @@ impl Fleet {
             ("--kill", self.setup.kill.to_string()),
             ("--stop", self.setup.stop.to_string()),
         ];
-        let mut command = Command::new(std::env::current_exe().expect("the path of this program"));
+        let mut command = Command::new(std::env::current_exe().expect("a program has a path"));
         command.arg("engine");
         for (option, value) in arguments {
             command.arg(option).arg(value);
         }
         let child = command
             .stdin(Stdio::null())
-            .stdout(output.try_clone().expect("a log for an engine"))
+            .stdout(output.try_clone().expect("the log of an engine is created"))
             .stderr(output)
             .spawn()
-            .expect("an engine process");
+            .expect("an engine process starts");
         Process {
             name,
             child,
             temp,
             log,
             keeps_name,
-            fate: Fate::Running,
+            state: State::Running,
         }
     }
 
@@ -172,61 +173,61 @@ impl Fleet {
 
     pub(crate) fn kill(&mut self, index: usize) {
         if let Some(process) = self.engines.get_mut(index)
-            && !matches!(process.fate, Fate::Killed(_))
+            && !matches!(process.state, State::Killed(_))
         {
-            process.fate = Fate::Killed(Timestamp::now());
+            process.state = State::Killed(Timestamp::now());
             process.signal(Signal::KILL);
         }
     }
 
-    /// Tells an engine to drain and end.
+    /// Sends `SIGTERM` to an engine, which drains and ends.
     pub(crate) fn end(&mut self, index: usize) {
         if let Some(process) = self.engines.get_mut(index)
-            && matches!(process.fate, Fate::Running)
+            && matches!(process.state, State::Running)
         {
-            process.fate = Fate::Ending(Instant::now() + PATIENCE);
+            process.state = State::Ending(Instant::now() + END_TIMEOUT);
             process.signal(Signal::TERM);
         }
     }
 
-    /// Stops an engine for a while, unless that would leave none that runs.
+    /// Suspends an engine for this time, unless it is the last one that runs.
     pub(crate) fn stop(&mut self, index: usize, pause: Duration) {
         let running = self
             .engines
             .iter()
-            .filter(|process| matches!(process.fate, Fate::Running))
+            .filter(|process| matches!(process.state, State::Running))
             .count();
         if let Some(process) = self.engines.get_mut(index)
-            && matches!(process.fate, Fate::Running)
+            && matches!(process.state, State::Running)
             && running > 1
         {
-            process.fate = Fate::Stopped(Instant::now() + pause);
+            process.state = State::Stopped(Instant::now() + pause);
             process.signal(Signal::STOP);
             self.counts.stopped += 1;
         }
     }
 
-    /// Lets stopped engines go on when it is time, and starts those anew that have ended.
-    pub(crate) async fn look_after(&mut self) {
-        self.mind(true).await;
+    /// Resumes suspended engines that are due, and replaces ended ones.
+    pub(crate) async fn supervise(&mut self) {
+        self.check_processes(true).await;
     }
 
-    /// Tells all engines to end, and waits until they have.
+    /// Ends all engines and waits for them.
     pub(crate) async fn end_all(&mut self) {
         while !self.engines.is_empty() {
             for index in 0..self.engines.len() {
                 self.end(index);
             }
-            self.mind(false).await;
+            self.check_processes(false).await;
             sleep(Duration::from_millis(20)).await;
         }
     }
 
-    async fn mind(&mut self, replace: bool) {
+    async fn check_processes(&mut self, replace: bool) {
         let mut index = 0;
         while let Some(process) = self.engines.get_mut(index) {
-            if let Some(status) = process.child.try_wait().expect("a process of ours") {
-                let name = self.bury(index, status).await;
+            if let Some(status) = process.child.try_wait().expect("the process is a child") {
+                let name = self.record_exit(index, status).await;
                 let keeps_name = self.engines[index].keeps_name;
                 if replace {
                     self.engines[index] = self.start(name, keeps_name);
@@ -245,36 +246,36 @@ impl Fleet {
         let pause = self.setup.lease.mul_f64(self.random.between(0.1, 2.5));
         let process = &mut self.engines[index];
         let now = Instant::now();
-        match process.fate {
-            Fate::Stopped(until) if until <= now => {
-                process.fate = Fate::Running;
+        match process.state {
+            State::Stopped(until) if until <= now => {
+                process.state = State::Running;
                 process.signal(Signal::CONT);
             }
-            Fate::Stopped(_) | Fate::Killed(_) => {}
-            Fate::Running if is_stopped(process.child.id()) => {
-                process.fate = Fate::Stopped(now + pause);
+            State::Stopped(_) | State::Killed(_) => {}
+            State::Running if is_stopped(process.child.id()) => {
+                process.state = State::Stopped(now + pause);
                 self.counts.stopped += 1;
             }
-            // It may stop itself while it drains, too.
-            Fate::Ending(_) if is_stopped(process.child.id()) => {
-                process.fate = Fate::Ending(now + PATIENCE);
+            // It may also suspend itself while it drains.
+            State::Ending(_) if is_stopped(process.child.id()) => {
+                process.state = State::Ending(now + END_TIMEOUT);
                 process.signal(Signal::CONT);
                 self.counts.stopped += 1;
             }
-            Fate::Ending(until) if until <= now => {
+            State::Ending(until) if until <= now => {
                 let what = format!(
-                    "engine {} was told to end and did not in {PATIENCE:?}",
+                    "engine {} did not end within {END_TIMEOUT:?} of SIGTERM",
                     process.name
                 );
                 self.orchestrator.violation(None, what);
                 self.kill(index);
             }
-            Fate::Running | Fate::Ending(_) => {}
+            State::Running | State::Ending(_) => {}
         }
     }
 
-    /// Notes how a process ended. Returns the name for the next one, if that is its own.
-    async fn bury(&mut self, index: usize, status: ExitStatus) -> Option<String> {
+    /// Records the end of a process. Returns the name of the replacement if it is the same.
+    async fn record_exit(&mut self, index: usize, status: ExitStatus) -> Option<String> {
         let now = Timestamp::now();
         let process = &self.engines[index];
         let keeps_name = process.keeps_name;
@@ -286,21 +287,21 @@ impl Fleet {
             .find_map(|line| line.strip_prefix(KILLED_AT));
         let left = fs::read_dir(&process.temp).map_or(0, Iterator::count);
         let instance = process.instance();
-        let killed = status.signal() == Some(Signal::KILL.as_raw());
+        let is_killed = status.signal() == Some(Signal::KILL.as_raw());
         let mut since = now;
-        match (killed, process.fate, killed_at) {
+        match (is_killed, process.state, killed_at) {
             (true, _, Some(point)) => *self.counts.killed_at.entry(point.to_owned()).or_default() += 1,
-            (true, Fate::Killed(at), None) => {
+            (true, State::Killed(at), None) => {
                 since = at;
                 self.counts.killed_anywhere += 1;
             }
-            // Before it listened to signals.
-            (false, Fate::Ending(_), _) if status.signal() == Some(Signal::TERM.as_raw()) => {}
-            (false, Fate::Ending(_), _) if status.success() => {
+            // It had not installed its signal handler yet.
+            (false, State::Ending(_), _) if status.signal() == Some(Signal::TERM.as_raw()) => {}
+            (false, State::Ending(_), _) if status.success() => {
                 self.counts.drained += 1;
                 if left > 0 {
                     let what = format!(
-                        "engine {} ended and left {left} directories of tasks",
+                        "engine {} ended and left {left} task directories behind",
                         process.name
                     );
                     self.orchestrator.violation(None, what);
@@ -308,23 +309,23 @@ impl Fleet {
             }
             _ => {
                 let log = process.log.display();
-                let what = format!("engine {} ended by itself: {status}; see {log}", process.name);
+                let what = format!("engine {} ended unexpectedly: {status}; see {log}", process.name);
                 self.orchestrator.violation(None, what);
             }
         }
-        if killed {
+        if is_killed {
             self.counts.directories_left += left;
-            let how = if keeps_name {
-                How::KilledAndBack
+            let cause = if keeps_name {
+                Cause::KilledAndRestarted
             } else {
-                How::Killed
+                Cause::Killed
             };
-            // Redis may be away just now; then this one is not measured.
+            // Without Redis, this takeover is not measured.
             let entries = pending(&self.platform, &instance).await.unwrap_or_default();
-            self.orchestrator.freed(&entries, since, how);
+            self.orchestrator.freed(&entries, since, cause);
         }
-        for (task, at) in handed_back(&log) {
-            self.orchestrator.handed_back(&task, at);
+        for (task, at) in released(&log) {
+            self.orchestrator.released(&task, at);
         }
         keeps_name.then(|| self.engines[index].name.clone())
     }
@@ -336,7 +337,7 @@ impl Process {
     }
 
     fn signal(&self, signal: Signal) {
-        // It may have ended meanwhile.
+        // The process may have ended.
         let _ = kill_process(Pid::from_child(&self.child), signal);
     }
 }
@@ -355,7 +356,8 @@ async fn pending(platform: &Platform, instance: &str) -> RedisResult<Vec<String>
     Ok(rows.into_iter().map(|row| row.0).collect())
 }
 
-/// The state of a process stands behind its name, which is in parentheses and may hold anything.
+/// The state of a process follows its name, which is in parentheses and may contain every
+/// character.
 fn is_stopped(process: u32) -> bool {
     let stat =
         fs::read_to_string(Path::new("/proc").join(process.to_string()).join("stat")).unwrap_or_default();
@@ -363,8 +365,8 @@ fn is_stopped(process: u32) -> bool {
         .is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
 }
 
-/// The tasks that a process handed back, and when, by its own log.
-fn handed_back(log: &str) -> Vec<(String, Timestamp)> {
+/// The tasks that a process released, and the times, from its log.
+fn released(log: &str) -> Vec<(String, Timestamp)> {
     let lines = log.lines().filter(|line| line.contains("task_handed_back"));
     lines
         .filter_map(|line| {
@@ -375,7 +377,7 @@ fn handed_back(log: &str) -> Vec<(String, Timestamp)> {
         .collect()
 }
 
-/// The points at which processes stopped themselves, by their logs.
+/// The fault points at which processes suspended themselves, from their logs.
 pub(crate) fn stops(directory: &Path) -> BTreeMap<String, usize> {
     let mut stops = BTreeMap::new();
     let logs = fs::read_dir(directory).into_iter().flatten().flatten();

@@ -1,16 +1,18 @@
-//! Proves that no task is ever lost, with several engine processes, a real Redis that keeps its data, and a server that
-//! speaks S3's protocol. `cargo xtask chaos` runs it.
+//! Tests that no task is lost, with several engine processes, a persistent Redis and an S3 server.
+//! `cargo xtask chaos` runs it.
 //!
-//! 1. A *storm*: tasks are queued while engines are killed at random instants and at the fault points between any two steps
-//!    of a task, stopped past their lease and let go on, told to end; while Redis is restarted, connections are cut, delayed,
-//!    stalled and lose their answers, and the storage refuses, is slow, or breaks off.
-//! 2. A *calm*: everything works again, and every task has to end.
-//! 3. *Takeovers*: how soon a peer has a task whose engine was killed, or told to end.
+//! 1. The *storm* queues tasks. Meanwhile it kills engines at random times and at the fault points
+//!    between the steps of a task, suspends them beyond their lease, and terminates them. It
+//!    restarts Redis, it cuts, delays and stalls connections and loses answers, and the storage
+//!    refuses requests, is slow, or truncates answers.
+//! 2. The *recovery* ends all faults. Every task must end.
+//! 3. The *takeovers* measure the time until a peer starts a task whose engine was killed or
+//!    terminated.
 //!
-//! All the while every event is held against the orchestrator's rules, and every result is read at the moment at which it is
-//! reported. The exit status is 0 only if nothing was found.
+//! The test checks every event against the orchestrator's rules and reads every result when its
+//! event arrives. The exit status is 0 only without violations.
 
-#![allow(clippy::print_stdout, clippy::print_stderr)] // Talking to a terminal is its purpose.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // It is a command-line program.
 
 mod engine;
 mod fleet;
@@ -33,38 +35,36 @@ use tokio::time::{Instant, sleep};
 
 use crate::engine::ENGINE;
 use crate::fleet::{Fleet, Setup};
-use crate::orchestrator::{How, Orchestrator};
+use crate::orchestrator::{Cause, Orchestrator};
 use crate::platform::Platform;
 use crate::random::Random;
 use crate::report::{Report, seconds};
 
 #[derive(Debug, Parser)]
-#[command(
-    about = "Kills engines, restarts Redis, breaks network and storage, and counts the tasks that are lost: none"
-)]
+#[command(about = "Kills engines, restarts Redis, breaks network and storage, and fails if a task is lost")]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// How long the storm lasts. Default 1.5; none with --platform-times.
+    /// The duration of the storm. Default: 1.5, and 0 with --platform-times.
     #[arg(long)]
     minutes: Option<f64>,
-    /// What decides which things happen; printed, so that a run can be repeated. Default: the clock.
+    /// The seed of all random decisions, which the test prints. Default: the clock.
     #[arg(long)]
     seed: Option<u64>,
-    /// Engine processes.
+    /// The number of engine processes.
     #[arg(long, default_value_t = 6)]
     engines: usize,
-    /// Seconds that an engine may be silent before its tasks go to others.
+    /// The lease in seconds.
     #[arg(long, default_value_t = 3.0)]
     lease: f64,
-    /// The platform's own 60 s instead.
+    /// Use the platform's lease of 60 s.
     #[arg(long, conflicts_with = "lease")]
     platform_times: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// One of the engines.
+    /// Run one engine.
     #[command(hide = true)]
     Engine(engine::Arguments),
 }
@@ -86,24 +86,27 @@ pub(crate) fn queue() -> String {
     keys::task_stream(ENGINE)
 }
 
-/// How likely it is at a fault point that the process kills itself there. A task comes by a dozen.
+/// The probability that a process kills itself at a fault point. A task passes a dozen of them.
 const KILL: f64 = 0.002;
-/// The same for stopping.
+/// The probability that it suspends itself there.
 const STOP: f64 = 0.001;
-/// How long an engine that was told to end lets its tasks go on.
+/// The drain time-out of the engines.
 const DRAIN: Duration = Duration::from_millis(300);
-/// How long the task of a killed engine may be without one, in leases: 75 s for 60 s.
+/// The longest time from the kill of an engine to the next start of its task, in leases: 75 s for
+/// 60 s.
 const LEASES: f64 = 1.25;
-/// How much longer than a lease it may be in any case: a short lease leaves a busy machine too little time.
-const BUSY: f64 = 3.0;
-/// Acknowledged entries go in blocks of a hundred.
+/// The minimum of that time beyond the lease, in seconds. A busy machine needs it with a short
+/// lease.
+const TAKEOVER_MARGIN: f64 = 3.0;
+/// Workers trim acknowledged entries in blocks of a hundred.
 const MOST_ENTRIES: u64 = 300;
-/// Those that are gone stay for ten leases. After a storm of minutes there were hundreds.
+/// Consumers of ended processes stay for ten leases. Without their removal, a storm leaves
+/// hundreds.
 const MOST_CONSUMERS: usize = 40;
-/// Their peers remove them when their record ends. After a storm of minutes there were hundreds of these, too.
-const MOST_GHOSTS: usize = 40;
-/// How soon a task has to be with a peer that was handed back.
-const HANDED_OVER: f64 = 1.0;
+/// Peers remove stale instances when their record expires. Without that, a storm leaves hundreds.
+const MOST_STALE_INSTANCES: usize = 40;
+/// The longest median time from the release of a task to its next start, in seconds.
+const RELEASE_LIMIT: f64 = 1.0;
 
 async fn run(arguments: &Arguments) -> ExitCode {
     let lease = match arguments.platform_times {
@@ -159,12 +162,12 @@ async fn run(arguments: &Arguments) -> ExitCode {
             random.fork(),
             ended,
         ));
-        let begun = Instant::now();
-        let lasts = Duration::from_secs_f64(minutes * 60.0);
-        let counts = storm::rage(&platform, &mut fleet, lasts, random.fork(), |fleet, counts| {
+        let started = Instant::now();
+        let duration = Duration::from_secs_f64(minutes * 60.0);
+        let counts = storm::run(&platform, &mut fleet, duration, random.fork(), |fleet, counts| {
             println!(
                 "{}",
-                report::progress(begun.elapsed(), &orchestrator.counts(), &fleet.counts, counts)
+                report::progress(started.elapsed(), &orchestrator.counts(), &fleet.counts, counts)
             );
         });
         let counts = counts.await;
@@ -172,7 +175,7 @@ async fn run(arguments: &Arguments) -> ExitCode {
         if let Err(error) = tasks.await {
             std::panic::resume_unwind(error.into_panic());
         }
-        calm_down(&orchestrator, &mut fleet, &mut report).await;
+        recover(&orchestrator, &mut fleet, &mut report).await;
         check_queue(&platform, &orchestrator).await;
         report.storm(counts, &fleet, &orchestrator);
     }
@@ -197,12 +200,12 @@ async fn run(arguments: &Arguments) -> ExitCode {
     takeover::measure(&platform, &orchestrator, &mut fleet, &mut random, true).await;
     fleet.end_all().await;
     let (killed, drained) = (
-        orchestrator.takeovers(How::Killed),
-        orchestrator.takeovers(How::HandedBack),
+        orchestrator.takeovers(Cause::Killed),
+        orchestrator.takeovers(Cause::Released),
     );
-    let limit = (lease.as_secs_f64() * LEASES).max(lease.as_secs_f64() + BUSY);
+    let limit = (lease.as_secs_f64() * LEASES).max(lease.as_secs_f64() + TAKEOVER_MARGIN);
     check_takeovers(&orchestrator, &killed, &drained, limit);
-    report.takeovers(&killed, limit, &drained, HANDED_OVER);
+    report.takeovers(&killed, limit, &drained, RELEASE_LIMIT);
 
     check_queue(&platform, &orchestrator).await;
     check_keys(&platform, &orchestrator, &mut report).await;
@@ -217,34 +220,34 @@ async fn run(arguments: &Arguments) -> ExitCode {
     conclude(&orchestrator, directory).await
 }
 
-/// Everything works again: every task has to end, and then every engine.
-async fn calm_down(orchestrator: &Orchestrator, fleet: &mut Fleet, report: &mut Report) {
-    let begun = Instant::now();
-    // Retries of an engine's, its time-outs, and some leases, one after the other.
-    let patience = fleet.setup.lease * 10 + Duration::from_secs(90);
+/// Waits after the end of all faults until every task and then every engine has ended.
+async fn recover(orchestrator: &Orchestrator, fleet: &mut Fleet, report: &mut Report) {
+    let started = Instant::now();
+    // The retries and time-outs of an engine, and several leases.
+    let limit = fleet.setup.lease * 10 + Duration::from_secs(90);
     (fleet.setup.kill, fleet.setup.stop) = (0.0, 0.0);
-    // Those that still kill themselves do so no more.
+    // The running processes kill themselves with the earlier probability.
     for index in 0..fleet.len() {
         fleet.end(index);
     }
-    while !orchestrator.open_tasks().is_empty() && begun.elapsed() < patience {
-        fleet.look_after().await;
+    while !orchestrator.open_tasks().is_empty() && started.elapsed() < limit {
+        fleet.supervise().await;
         sleep(Duration::from_millis(20)).await;
     }
-    report.calm = begun.elapsed();
+    report.recovery = started.elapsed();
     let lost = orchestrator.open_tasks();
     report.lost = lost.len();
     for task in lost {
-        let waited = seconds(begun.elapsed());
+        let waited = seconds(started.elapsed());
         orchestrator.violation(
             Some(&task),
-            format!("it is lost: not ended {waited} after everything worked again"),
+            format!("it is lost: not ended {waited} after the end of all faults"),
         );
     }
     fleet.end_all().await;
 }
 
-/// Nothing is left in the queue, and what was done does not pile up in it.
+/// Checks that the queue has no pending entries and no lag.
 async fn check_queue(platform: &Platform, orchestrator: &Orchestrator) {
     let rows: Vec<(String, String, u64, u64)> = platform
         .ask(&["XPENDING", &queue(), keys::TASK_GROUP, "-", "+", "10"])
@@ -266,23 +269,23 @@ fn check_takeovers(orchestrator: &Orchestrator, killed: &[f64], drained: &[f64],
     {
         orchestrator.violation(
             None,
-            format!("a task of a killed engine waited {longest:.1} s, more than {limit:.1} s"),
+            format!("a task of a killed engine waited {longest:.1} s; the limit is {limit:.1} s"),
         );
     }
     if let Some(median) = drained.get(drained.len() / 2)
-        && *median > HANDED_OVER
+        && *median > RELEASE_LIMIT
     {
         orchestrator.violation(
             None,
-            format!("handed back tasks waited {median:.2} s, more than {HANDED_OVER} s"),
+            format!("released tasks waited {median:.2} s; the limit is {RELEASE_LIMIT} s"),
         );
     }
     if killed.is_empty() || drained.is_empty() {
-        orchestrator.violation(None, "no takeover could be measured");
+        orchestrator.violation(None, "no takeover was measured");
     }
 }
 
-/// Nothing is left that nobody will ever remove.
+/// Checks that no key, consumer or instance is left without a removal.
 async fn check_keys(platform: &Platform, orchestrator: &Orchestrator, report: &mut Report) {
     let known = [
         queue(),
@@ -290,7 +293,7 @@ async fn check_keys(platform: &Platform, orchestrator: &Orchestrator, report: &m
         keys::INSTANCES.to_owned(),
         keys::engine_instances(ENGINE),
         keys::stage_instances(ENGINE),
-        // By which engines know their own dead.
+        // Engines recognise their earlier instances by it.
         keys::rejoining_instances(ENGINE),
     ];
     let found: Vec<String> = platform.ask(&["KEYS", "*"]).await;
@@ -305,34 +308,37 @@ async fn check_keys(platform: &Platform, orchestrator: &Orchestrator, report: &m
         .ask(&["XINFO", "CONSUMERS", &queue(), keys::TASK_GROUP])
         .await;
     report.consumers = consumers.len();
-    report.ghosts = platform.ask(&["SCARD", keys::INSTANCES]).await;
+    report.stale_instances = platform.ask(&["SCARD", keys::INSTANCES]).await;
     report.queue = platform.ask(&["XLEN", &queue()]).await;
     if report.queue > MOST_ENTRIES {
         orchestrator.violation(
             None,
-            format!("{} acknowledged entries pile up in the queue", report.queue),
+            format!("{} acknowledged entries are left in the queue", report.queue),
         );
     }
-    if report.ghosts > MOST_GHOSTS {
+    if report.stale_instances > MOST_STALE_INSTANCES {
         orchestrator.violation(
             None,
-            format!("{} dead instances pile up in the registry", report.ghosts),
+            format!(
+                "{} stale instances are left in the registry",
+                report.stale_instances
+            ),
         );
     }
     if report.consumers > MOST_CONSUMERS {
         orchestrator.violation(
             None,
-            format!("{} consumers pile up in the group", report.consumers),
+            format!("{} consumers are left in the group", report.consumers),
         );
     }
 }
 
-/// Says what was found, with all that is known about it.
+/// Prints the violations with their evidence.
 async fn conclude(orchestrator: &Orchestrator, directory: tempfile::TempDir) -> ExitCode {
     const SHOWN: usize = 10;
     let violations = orchestrator.violations();
     if violations.is_empty() {
-        println!("nothing was lost");
+        println!("no task was lost");
         return ExitCode::SUCCESS;
     }
     for violation in violations.iter().take(SHOWN) {
@@ -351,14 +357,14 @@ async fn conclude(orchestrator: &Orchestrator, directory: tempfile::TempDir) -> 
     }
     let kept = directory.keep();
     eprintln!(
-        "\n{} violations. The logs of the engines are kept: {}",
+        "\n{} violations. The logs of the engines are in {}",
         violations.len(),
         kept.display()
     );
     ExitCode::FAILURE
 }
 
-/// The logs that speak of a task.
+/// The logs that contain the id of a task.
 fn mentions(directory: &Path, task: &str) -> Vec<String> {
     let logs = ["storm", "takeover"]
         .iter()

@@ -1,6 +1,7 @@
-//! The platform's side of every task: queues it, follows its events, and decides by the orchestrator's rules how it ended.
+//! The platform's side of the protocol: queues tasks, follows their events, and applies the
+//! orchestrator's rules.
 //!
-//! The state that the orchestrator keeps in its database is kept here in memory: it is what the engines are measured by.
+//! The orchestrator keeps its state in a database. This one is in memory.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,15 +18,15 @@ use tokio::time::{Instant, sleep};
 use crate::engine::{ENGINE, FAILURE, input_of};
 use crate::platform::Platform;
 
-/// How often a task that failed is queued again.
+/// The number of retries of a failed task.
 const MAX_RETRIES: u32 = 2;
-/// Long enough that no task of a storm comes near it.
+/// Longer than every task of a storm.
 const TASK_TIMEOUT: Duration = Duration::from_secs(3600);
 const GROUP: &str = "orchestrators";
-/// What an error of a task says if the storage was away for longer than the engine tries.
+/// A part of the error of a task if the storage failed for longer than the engine retries.
 const STORAGE_FAILED: &str = "s3://";
 
-/// Queues tasks and reads what becomes of them.
+/// Queues tasks and follows their events.
 #[derive(Debug)]
 pub(crate) struct Orchestrator {
     platform: Arc<Platform>,
@@ -43,13 +44,13 @@ struct State {
     freed: Vec<Freed>,
 }
 
-/// What a task is to do.
+/// The configuration of a task.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Order {
+pub(crate) struct TaskPlan {
     pub(crate) kind: Kind,
-    pub(crate) takes: Duration,
+    pub(crate) duration: Duration,
     pub(crate) artifacts: u64,
-    /// Of its input, in lines.
+    /// The length of its input in lines.
     pub(crate) length: u64,
 }
 
@@ -58,19 +59,20 @@ pub(crate) enum Kind {
     Plain,
     Fails,
     Panics,
-    /// Its job is cancelled at some time. If it was started, it has to be reported as completed, and needs no response.
+    /// Its job is cancelled at some time. If it was started, it must be reported as completed, and
+    /// needs no response.
     Cancelled,
 }
 
 #[derive(Debug)]
 struct Task {
     job: String,
-    order: Order,
+    plan: TaskPlan,
     status: Status,
     retries: u32,
     messages: Vec<String>,
     starts: Vec<Timestamp>,
-    /// How many of its starts came while it was running already.
+    /// The number of starts while it was running.
     duplicates: usize,
     timeline: Vec<(Timestamp, String)>,
 }
@@ -83,7 +85,7 @@ enum Status {
     Failed(String),
 }
 
-/// Something that must not happen.
+/// A violation of the rules.
 #[derive(Debug, Clone)]
 pub(crate) struct Violation {
     pub(crate) task: Option<String>,
@@ -95,27 +97,27 @@ pub(crate) struct Violation {
 struct Freed {
     task: String,
     since: Timestamp,
-    how: How,
+    cause: Cause,
 }
 
-/// How a task came to need another engine.
+/// The reason why a task lost its engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum How {
-    /// Its process was killed and its name never came back.
+pub(crate) enum Cause {
+    /// Its process was killed, and the replacement has another name.
     Killed,
-    /// Its process was killed and started anew under the same name.
-    KilledAndBack,
-    /// Its process handed it back.
-    HandedBack,
+    /// Its process was killed, and the replacement has the same name.
+    KilledAndRestarted,
+    /// Its process released it.
+    Released,
 }
 
-/// What became of all tasks.
+/// The state of all tasks.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Counts {
     pub(crate) tasks: usize,
     pub(crate) open: usize,
     pub(crate) completed: usize,
-    pub(crate) failed_as_meant: usize,
+    pub(crate) failed_as_planned: usize,
     pub(crate) failed_by_storage: usize,
     pub(crate) cancelled: usize,
     pub(crate) retries: u32,
@@ -124,15 +126,15 @@ pub(crate) struct Counts {
     pub(crate) violations: usize,
 }
 
-/// What is wrong with a result.
+/// A defect of a result.
 enum Finding {
-    /// It is not there, or not whole.
+    /// It is missing or incomplete.
     Missing(String),
-    /// It is whole, but its parts are from different attempts.
+    /// It is complete, but its parts are from different attempts.
     Mixed(String),
 }
 
-/// What an event asks for.
+/// The reaction to an event.
 enum Reaction {
     Nothing,
     CheckResult,
@@ -149,7 +151,7 @@ impl Orchestrator {
     }
 
     /// Queues a new task of a new job.
-    pub(crate) async fn queue(&self, task: &str, job: &str, order: Order) {
+    pub(crate) async fn queue(&self, task: &str, job: &str, plan: TaskPlan) {
         let bindings = json!([{"slot": "text", "selector": {"producer_stage": "prepare", "kind": "text", "required": true}}]);
         let resolved = json!({"text": "P:text"});
         let input = format!("jobs/{job}/audio/original.txt");
@@ -158,12 +160,12 @@ impl Orchestrator {
             "task_id": task, "job_id": job, "request_bindings": bindings, "resolved_artifact_ids": resolved,
             "artifact_index": {"P:text": artifact}, "previous_responses": {},
             "config": {
-                "takes_ms": order.takes.as_millis() as u64, "artifacts": order.artifacts, "length": order.length,
-                "fails": u8::from(order.kind == Kind::Fails), "panics": u8::from(order.kind == Kind::Panics),
+                "takes_ms": plan.duration.as_millis() as u64, "artifacts": plan.artifacts, "length": plan.length,
+                "fails": u8::from(plan.kind == Kind::Fails), "panics": u8::from(plan.kind == Kind::Panics),
             },
         });
         let place = |key: &str| format!("{}/{key}", TestS3::BUCKET);
-        self.platform.s3.put(&place(&input), input_of(task, order.length));
+        self.platform.s3.put(&place(&input), input_of(task, plan.length));
         self.platform
             .s3
             .put(&place(&key::task_request(job, task)), request.to_string());
@@ -171,7 +173,7 @@ impl Orchestrator {
             task.to_owned(),
             Task {
                 job: job.to_owned(),
-                order,
+                plan,
                 status: Status::Ready,
                 retries: 0,
                 messages: Vec::new(),
@@ -215,29 +217,29 @@ impl Orchestrator {
             .await;
     }
 
-    /// A process was killed while it had these entries.
-    pub(crate) fn freed(&self, messages: &[String], since: Timestamp, how: How) {
+    /// Records that a process with these pending entries was killed.
+    pub(crate) fn freed(&self, messages: &[String], since: Timestamp, cause: Cause) {
         let mut state = self.state();
         for message in messages {
             if let Some(task) = state.task_of_message.get(message).cloned() {
-                state.freed.push(Freed { task, since, how });
+                state.freed.push(Freed { task, since, cause });
             }
         }
     }
 
-    /// A process said that it handed this task back.
-    pub(crate) fn handed_back(&self, task: &str, since: Timestamp) {
-        let (task, how) = (task.to_owned(), How::HandedBack);
-        self.state().freed.push(Freed { task, since, how });
+    /// Records that a process released this task.
+    pub(crate) fn released(&self, task: &str, since: Timestamp) {
+        let (task, cause) = (task.to_owned(), Cause::Released);
+        self.state().freed.push(Freed { task, since, cause });
     }
 
-    /// Seconds from the moment that a task lost its engine to its next start, in order.
-    pub(crate) fn takeovers(&self, how: How) -> Vec<f64> {
+    /// The sorted seconds from the loss of its engine to the next start of each task.
+    pub(crate) fn takeovers(&self, cause: Cause) -> Vec<f64> {
         let state = self.state();
         let mut took: Vec<f64> = state
             .freed
             .iter()
-            .filter(|freed| freed.how == how)
+            .filter(|freed| freed.cause == cause)
             .filter_map(|freed| {
                 let starts = &state.tasks.get(&freed.task)?.starts;
                 let next = starts.iter().filter(|start| **start > freed.since).min()?;
@@ -248,7 +250,7 @@ impl Orchestrator {
         took
     }
 
-    /// Forgets what was measured so far.
+    /// Discards the measured takeovers.
     pub(crate) fn forget_takeovers(&self) {
         self.state().freed.clear();
     }
@@ -268,7 +270,7 @@ impl Orchestrator {
         }
     }
 
-    /// How often a task was started.
+    /// The number of starts of a task.
     pub(crate) fn starts(&self, task: &str) -> usize {
         self.state().tasks.get(task).map_or(0, |task| task.starts.len())
     }
@@ -277,11 +279,11 @@ impl Orchestrator {
         self.state().tasks.get(task).is_some_and(Task::is_over)
     }
 
-    /// Tasks of whose end nothing is known yet. A cancelled one that was never started may end without a word.
+    /// Tasks without a known end. A cancelled task that was never started may end without an event.
     pub(crate) fn open_tasks(&self) -> Vec<String> {
         let state = self.state();
         let open = state.tasks.iter().filter(|(_, task)| {
-            !task.is_over() && (task.order.kind, &task.status) != (Kind::Cancelled, &Status::Ready)
+            !task.is_over() && (task.plan.kind, &task.status) != (Kind::Cancelled, &Status::Ready)
         });
         open.map(|(id, _)| id.clone()).collect()
     }
@@ -298,10 +300,10 @@ impl Orchestrator {
             counts.starts += task.starts.len();
             counts.duplicates += task.duplicates;
             match &task.status {
-                Status::Completed if task.order.kind == Kind::Cancelled => counts.cancelled += 1,
+                Status::Completed if task.plan.kind == Kind::Cancelled => counts.cancelled += 1,
                 Status::Completed => counts.completed += 1,
-                Status::Ready if task.order.kind == Kind::Cancelled => counts.cancelled += 1,
-                Status::Failed(error) if error.contains(FAILURE) => counts.failed_as_meant += 1,
+                Status::Ready if task.plan.kind == Kind::Cancelled => counts.cancelled += 1,
+                Status::Failed(error) if error.contains(FAILURE) => counts.failed_as_planned += 1,
                 Status::Failed(_) => counts.failed_by_storage += 1,
                 Status::Ready | Status::Running => counts.open += 1,
             }
@@ -309,17 +311,14 @@ impl Orchestrator {
         counts
     }
 
-    /// What is known of a task, for people.
+    /// The history of a task, as lines of text.
     pub(crate) async fn evidence(&self, task: &str) -> Vec<String> {
         let (mut lines, messages) = {
             let state = self.state();
             let Some(known) = state.tasks.get(task) else {
                 return Vec::new();
             };
-            let mut lines = vec![format!(
-                "{:?}, {:?}, job {}",
-                known.order, known.status, known.job
-            )];
+            let mut lines = vec![format!("{:?}, {:?}, job {}", known.plan, known.status, known.job)];
             lines.extend(known.timeline.iter().map(|(at, what)| format!("{at}  {what}")));
             (lines, known.messages.clone())
         };
@@ -339,14 +338,15 @@ impl Orchestrator {
         lines
     }
 
-    /// Looks at the results of all completed tasks once more. Returns how many have parts of different attempts.
+    /// Checks the results of all completed tasks again. Returns the number of results with parts of
+    /// different attempts.
     pub(crate) async fn check_all_results(&self) -> usize {
         let completed: Vec<String> = {
             let state = self.state();
             let completed = state
                 .tasks
                 .iter()
-                .filter(|(_, task)| task.status == Status::Completed && task.order.kind == Kind::Plain);
+                .filter(|(_, task)| task.status == Status::Completed && task.plan.kind == Kind::Plain);
             completed.map(|(id, _)| id.clone()).collect()
         };
         let mut mixed = 0;
@@ -365,7 +365,7 @@ impl Orchestrator {
         mixed
     }
 
-    /// Follows the events for as long as it is polled.
+    /// Follows the events until the future is dropped.
     pub(crate) async fn follow(self: Arc<Self>) {
         let mut connection = None;
         loop {
@@ -396,7 +396,7 @@ impl Orchestrator {
                         Err(error)
                     }
                 })?;
-                // What was on its way to us when the last connection ended.
+                // Entries that were delivered to the lost connection.
                 (new, "0")
             }
         };
@@ -458,7 +458,8 @@ impl Orchestrator {
         }
     }
 
-    /// The orchestrator's rules, where they are strict; where they forgive what a correct engine never does, that is an error.
+    /// Applies the orchestrator's rules. An event that the orchestrator tolerates and a correct
+    /// engine never sends is an error.
     fn decide(
         &self,
         kind: &str,
@@ -486,31 +487,29 @@ impl Orchestrator {
                 task.duplicates += 1;
                 Ok(Reaction::Nothing)
             }
-            // Whoever had it before may have started it; who gets it now can't know.
-            ("task.completed", Status::Ready | Status::Running) if task.order.kind == Kind::Cancelled => {
+            // An earlier delivery may have started it, which the current worker cannot know.
+            ("task.completed", Status::Ready | Status::Running) if task.plan.kind == Kind::Cancelled => {
                 task.status = Status::Completed;
                 Ok(Reaction::Nothing)
             }
             ("task.completed", Status::Running) => {
                 task.status = Status::Completed;
-                match task.order.kind {
+                match task.plan.kind {
                     Kind::Plain => Ok(Reaction::CheckResult),
-                    _ => Err("it is completed, though it was to fail".to_owned()),
+                    _ => Err("it is completed, and its configuration demands a failure".to_owned()),
                 }
             }
             ("task.failed", Status::Running) => {
-                let explained = match task.order.kind {
+                let is_expected = match task.plan.kind {
                     _ if error.contains(STORAGE_FAILED) => true,
                     Kind::Fails | Kind::Panics => error.contains(FAILURE),
                     Kind::Plain | Kind::Cancelled => false,
                 };
-                if !explained {
+                if !is_expected {
                     task.status = Status::Failed(error.to_owned());
-                    return Err(format!(
-                        "it failed for a reason that nothing here explains: {error}"
-                    ));
+                    return Err(format!("it failed for an unexpected reason: {error}"));
                 }
-                if task.retries < MAX_RETRIES && task.order.kind != Kind::Cancelled {
+                if task.retries < MAX_RETRIES && task.plan.kind != Kind::Cancelled {
                     task.retries += 1;
                     task.status = Status::Ready;
                     return Ok(Reaction::Retry);
@@ -525,7 +524,8 @@ impl Orchestrator {
         }
     }
 
-    /// Adds a message with exactly the four fields. The id is chosen here, so that it can be sent again without harm.
+    /// Adds a message with exactly the four fields. This side chooses the id, so that a retry adds
+    /// no second message.
     async fn send(&self, task: &str, job: &str) {
         let stream = keys::task_stream(ENGINE);
         let mut last = self.last_id.lock().await;
@@ -568,7 +568,7 @@ impl Orchestrator {
             let added: RedisResult<String> = self.platform.try_ask(&words).await;
             match added {
                 Ok(_) => return,
-                // It was added, and only the answer was lost.
+                // The message was added, and the answer was lost.
                 Err(error) if error.to_string().contains("equal or smaller") => return,
                 Err(error) if Instant::now() > give_up => panic!("queueing a task: {error}"),
                 Err(_) => sleep(Duration::from_millis(50)).await,
@@ -576,16 +576,16 @@ impl Orchestrator {
         }
     }
 
-    /// Whether what the next stage would read is all there.
+    /// Checks that the next stage finds everything that it reads.
     async fn check_result(&self, task: &str) -> Result<(), Finding> {
         let missing = |what: String| Err(Finding::Missing(what));
         let Some((job, artifacts)) = self
             .state()
             .tasks
             .get(task)
-            .map(|task| (task.job.clone(), task.order.artifacts as usize))
+            .map(|task| (task.job.clone(), task.plan.artifacts as usize))
         else {
-            return missing("it is unknown".to_owned());
+            return missing("the task is unknown".to_owned());
         };
         let response = self.read_json(&key::task_response(&job, task), task)?;
         let data = &response["data"];
@@ -636,10 +636,10 @@ impl Orchestrator {
 
     fn read_json(&self, path: &str, task: &str) -> Result<Value, Finding> {
         let Some(object) = self.platform.s3.get(&format!("{}/{path}", TestS3::BUCKET)) else {
-            return Err(Finding::Missing(format!("{path} is not there")));
+            return Err(Finding::Missing(format!("{path} is missing")));
         };
         let value: Value = serde_json::from_slice(&object.content)
-            .map_err(|error| Finding::Missing(format!("{path} is no JSON: {error}")))?;
+            .map_err(|error| Finding::Missing(format!("{path} is not JSON: {error}")))?;
         if value["task_id"] != task {
             return Err(Finding::Missing(format!(
                 "{path} is about the task {}",

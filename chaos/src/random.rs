@@ -1,4 +1,4 @@
-//! Numbers that a seed decides, so that what was done can be done again.
+//! Random numbers from a seed, so that a run can be repeated.
 
 /// SplitMix64.
 #[derive(Debug, Clone)]
@@ -9,7 +9,7 @@ impl Random {
         Self(seed)
     }
 
-    /// Another sequence that this one decides.
+    /// Another sequence, seeded by this one.
     pub(crate) fn fork(&mut self) -> Self {
         Self(self.number())
     }
@@ -22,7 +22,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// From 0 up to but without 1.
+    /// From 0 to less than 1.
     pub(crate) fn fraction(&mut self) -> f64 {
         (self.number() >> 11) as f64 / (1_u64 << 53) as f64
     }
@@ -31,7 +31,7 @@ impl Random {
         low + self.fraction() * (high - low)
     }
 
-    /// From 0 up to but without `end`.
+    /// From 0 to less than `end`.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         (self.fraction() * end as f64) as usize
     }
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_decides_everything() {
+    fn equal_seeds_give_equal_sequences() {
         let draw = |seed| {
             let mut random = Random::new(seed);
             (random.uuid(), random.fork().number(), random.below(7))
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_have_the_form_of_a_uuid() {
+    fn ids_are_uuids() {
         let id = Random::new(3).uuid();
         let lengths: Vec<usize> = id.split('-').map(str::len).collect();
         assert_eq!(lengths, [8, 4, 4, 4, 12]);

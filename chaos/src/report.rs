@@ -1,4 +1,4 @@
-//! What is printed: a line now and then, and a table at the end.
+//! The output: progress lines, and a table at the end.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,28 +6,28 @@ use std::time::Duration;
 use dalston_engine_sdk::fault::Point;
 
 use crate::fleet::{self, Fleet};
-use crate::orchestrator::{self, How, Orchestrator};
+use crate::orchestrator::{self, Cause, Orchestrator};
 use crate::storm;
 
-/// What is known at the end.
+/// The results.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     seed: u64,
     rows: Vec<(&'static str, String)>,
-    /// How long it took until the last task had ended, after everything worked again.
-    pub(crate) calm: Duration,
+    /// The time from the end of all faults to the end of the last task.
+    pub(crate) recovery: Duration,
     pub(crate) lost: usize,
-    /// Results of which an engine that was stopped in the middle of an upload overwrote a part after their end.
+    /// Results of which a suspended engine overwrote a part after their end.
     pub(crate) mixed: usize,
-    /// Of the group.
+    /// Consumers in the group.
     pub(crate) consumers: usize,
-    /// Instances in the registry that died without a word.
-    pub(crate) ghosts: usize,
-    /// Entries that are still in the stream, all acknowledged.
+    /// Instances in the registry whose process was killed.
+    pub(crate) stale_instances: usize,
+    /// Acknowledged entries that are still in the stream.
     pub(crate) queue: u64,
 }
 
-/// One line about how far it is.
+/// A progress line.
 pub(crate) fn progress(
     elapsed: Duration,
     tasks: &orchestrator::Counts,
@@ -35,7 +35,7 @@ pub(crate) fn progress(
     servers: &storm::Counts,
 ) -> String {
     format!(
-        "{:>5}  {} tasks, {} open, {} kills, {} stops, {} drains, {} Redis restarts, {} violations",
+        "{:>5}  {} tasks, {} open, {} kills, {} suspensions, {} drains, {} Redis restarts, {} violations",
         seconds(elapsed),
         tasks.tasks,
         tasks.open,
@@ -58,25 +58,28 @@ impl Report {
     pub(crate) fn storm(&mut self, servers: storm::Counts, fleet: &Fleet, orchestrator: &Orchestrator) {
         let engines = &fleet.counts;
         let rows = &mut self.rows;
-        rows.push(("kills survived", engines.kills().to_string()));
-        rows.push(("  at random instants", engines.killed_anywhere.to_string()));
+        rows.push(("kills", engines.kills().to_string()));
+        rows.push(("  at random times", engines.killed_anywhere.to_string()));
         rows.push(("  at fault points", points(&engines.killed_at)));
-        rows.push(("stops past or within a lease", engines.stopped.to_string()));
+        rows.push((
+            "suspensions within or beyond a lease",
+            engines.stopped.to_string(),
+        ));
         rows.push(("  at fault points", points(&fleet::stops(&fleet.setup.directory))));
-        rows.push(("graceful ends", engines.drained.to_string()));
+        rows.push(("drains", engines.drained.to_string()));
         rows.push(("restarts of Redis", servers.redis_restarts.to_string()));
-        rows.push(("troubles of the network", servers.network_faults.to_string()));
-        rows.push(("troubles of the storage", servers.storage_faults.to_string()));
+        rows.push(("network faults", servers.network_faults.to_string()));
+        rows.push(("storage faults", servers.storage_faults.to_string()));
         rows.push(("longest queue", format!("{} entries", servers.longest_queue)));
         rows.push((
             "directories of killed processes",
             engines.directories_left.to_string(),
         ));
-        rows.push(("until all tasks had ended", seconds(self.calm)));
-        let mut waits = |title, how| rows.push((title, distribution(&orchestrator.takeovers(how))));
-        waits("in the storm, from a kill to a peer", How::Killed);
-        waits("  to the process that came back", How::KilledAndBack);
-        waits("  from a hand-back to a peer", How::HandedBack);
+        rows.push(("recovery until all tasks ended", seconds(self.recovery)));
+        let mut waits = |title, cause| rows.push((title, distribution(&orchestrator.takeovers(cause))));
+        waits("storm: from a kill to a peer", Cause::Killed);
+        waits("  to the restarted process", Cause::KilledAndRestarted);
+        waits("  from a release to a peer", Cause::Released);
     }
 
     pub(crate) fn takeovers(
@@ -90,7 +93,7 @@ impl Report {
         self.rows
             .push(("from a kill to an idle peer", row(killed, killed_limit)));
         self.rows
-            .push(("from a hand-back to an idle peer", row(drained, drained_limit)));
+            .push(("from a release to an idle peer", row(drained, drained_limit)));
     }
 
     pub(crate) fn print(&self, tasks: &orchestrator::Counts) {
@@ -99,24 +102,24 @@ impl Report {
             ("tasks", tasks.tasks.to_string()),
             ("tasks lost", self.lost.to_string()),
             ("  completed", tasks.completed.to_string()),
+            ("  failed as planned", tasks.failed_as_planned.to_string()),
             (
-                "  failed as they were meant to",
-                tasks.failed_as_meant.to_string(),
-            ),
-            (
-                "  failed because the storage did",
+                "  failed because of storage faults",
                 tasks.failed_by_storage.to_string(),
             ),
             ("  cancelled", tasks.cancelled.to_string()),
-            ("queued again after a failure", tasks.retries.to_string()),
-            ("executions begun", tasks.starts.to_string()),
-            ("duplicate executions, harmless", tasks.duplicates.to_string()),
+            ("retries after a failure", tasks.retries.to_string()),
+            ("starts", tasks.starts.to_string()),
+            ("duplicate starts (harmless)", tasks.duplicates.to_string()),
             ("results overwritten after their end", self.mixed.to_string()),
         ];
         rows.extend(self.rows.iter().cloned());
         rows.push(("consumers left in the group", self.consumers.to_string()));
         rows.push(("acknowledged entries in the queue", self.queue.to_string()));
-        rows.push(("dead instances in the registry", self.ghosts.to_string()));
+        rows.push((
+            "stale instances in the registry",
+            self.stale_instances.to_string(),
+        ));
         rows.push(("violations", tasks.violations.to_string()));
         println!();
         for (name, value) in rows {
@@ -129,7 +132,7 @@ pub(crate) fn seconds(time: Duration) -> String {
     format!("{:.0} s", time.as_secs_f64())
 }
 
-/// How often at which point, in the order in which a task comes by.
+/// Counts by fault point, in the order of a task.
 fn points(counted: &BTreeMap<String, usize>) -> String {
     let all: usize = counted.values().sum();
     let each: Vec<String> = Point::ALL

@@ -1,4 +1,4 @@
-//! Everything fails, again and again, while tasks are queued.
+//! The storm: tasks are queued while engines, network, storage and Redis fail.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,24 +9,24 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep};
 
 use crate::fleet::Fleet;
-use crate::orchestrator::{Kind, Orchestrator, Order};
+use crate::orchestrator::{Kind, Orchestrator, TaskPlan};
 use crate::platform::Platform;
 use crate::random::Random;
 
-/// Tasks that are queued or being worked on at the same time.
+/// The largest number of tasks that are queued or running.
 const IN_FLIGHT: usize = 200;
 
-/// What was done to the servers.
+/// The faults of the servers.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) redis_restarts: usize,
     pub(crate) network_faults: usize,
     pub(crate) storage_faults: usize,
-    /// The most entries that the queue had.
+    /// The largest number of entries in the queue.
     pub(crate) longest_queue: u64,
 }
 
-/// A thing that happens about every so many seconds.
+/// An event with this mean interval.
 struct Every {
     seconds: f64,
     next: Instant,
@@ -47,7 +47,7 @@ impl Every {
     }
 }
 
-/// Queues tasks until it is told to end. It must not be aborted: a task that is half queued looks as if it were lost.
+/// Queues tasks until `end` is dropped. Do not abort it: a partly queued task counts as lost.
 pub(crate) async fn queue_tasks(
     orchestrator: Arc<Orchestrator>,
     lease: Duration,
@@ -66,20 +66,20 @@ pub(crate) async fn queue_tasks(
             6..10 => Kind::Cancelled,
             _ => Kind::Plain,
         };
-        let takes = match random.below(100) {
-            // Longer than a lease, which has to be renewed meanwhile.
+        let duration = match random.below(100) {
+            // Longer than a lease, which the engine must renew.
             0..1 => lease.mul_f64(random.between(1.0, 2.0)),
             1..15 => Duration::from_secs_f64(random.between(0.1, 0.5)),
             _ => Duration::from_secs_f64(random.between(0.0, 0.03)),
         };
-        let order = Order {
+        let plan = TaskPlan {
             kind,
-            takes,
+            duration,
             artifacts: random.below(4) as u64,
             length: 1 + random.below(100) as u64,
         };
         let (task, job) = (random.uuid(), random.uuid());
-        orchestrator.queue(&task, &job, order).await;
+        orchestrator.queue(&task, &job, plan).await;
         if kind == Kind::Cancelled {
             let after = Duration::from_secs_f64(random.between(0.0, 1.0));
             let orchestrator = Arc::clone(&orchestrator);
@@ -93,11 +93,11 @@ pub(crate) async fn queue_tasks(
     cancellations.join_all().await;
 }
 
-/// Lets everything fail for so long, and then nothing any more.
-pub(crate) async fn rage(
+/// Injects faults for this time, and then removes them.
+pub(crate) async fn run(
     platform: &Platform,
     fleet: &mut Fleet,
-    lasts: Duration,
+    duration: Duration,
     mut random: Random,
     mut progress: impl FnMut(&Fleet, &Counts),
 ) -> Counts {
@@ -112,20 +112,20 @@ pub(crate) async fn rage(
     let mut restart = Every::new(10.0, random);
     let mut report = Instant::now();
     let (mut network_heals, mut storage_heals) = (None, None);
-    let ends = Instant::now() + lasts;
+    let ends = Instant::now() + duration;
     let mut ticks = interval(Duration::from_millis(20));
     while Instant::now() < ends {
         ticks.tick().await;
-        fleet.look_after().await;
-        let someone = random.below(fleet.len());
+        fleet.supervise().await;
+        let engine = random.below(fleet.len());
         if kill.is_due(random) {
-            fleet.kill(someone);
+            fleet.kill(engine);
         }
         if end.is_due(random) {
-            fleet.end(someone);
+            fleet.end(engine);
         }
         if stop.is_due(random) {
-            fleet.stop(someone, lease.mul_f64(random.between(0.1, 2.5)));
+            fleet.stop(engine, lease.mul_f64(random.between(0.1, 2.5)));
         }
         if network_heals.is_some_and(|at| at <= Instant::now()) {
             network_heals = None;
@@ -163,36 +163,36 @@ pub(crate) async fn rage(
 }
 
 fn heal_network(platform: &Platform) {
-    let cable = &platform.cable;
-    cable.lose_answers(false);
-    cable.refuse(false);
-    cable.stall(false);
-    cable.delay(Duration::ZERO);
+    let proxy = &platform.proxy;
+    proxy.lose_answers(false);
+    proxy.refuse(false);
+    proxy.stall(false);
+    proxy.delay(Duration::ZERO);
 }
 
-/// Returns how long it lasts.
+/// Starts a network fault. Returns its duration.
 fn disturb_network(platform: &Platform, lease: Duration, random: &mut Random) -> Duration {
-    let cable = &platform.cable;
+    let proxy = &platform.proxy;
     match random.below(12) {
         0..5 => {
-            cable.cut();
+            proxy.cut();
             Duration::ZERO
         }
         5..7 => {
-            cable.lose_answers(true);
+            proxy.lose_answers(true);
             Duration::from_secs_f64(random.between(0.02, 0.5))
         }
         7..9 => {
-            cable.delay(Duration::from_secs_f64(random.between(0.001, 0.2)));
+            proxy.delay(Duration::from_secs_f64(random.between(0.001, 0.2)));
             Duration::from_secs_f64(random.between(0.5, 2.0))
         }
         9..11 => {
-            cable.refuse(true);
-            cable.cut();
+            proxy.refuse(true);
+            proxy.cut();
             Duration::from_secs_f64(random.between(0.1, 1.0))
         }
         _ => {
-            cable.stall(true);
+            proxy.stall(true);
             lease.mul_f64(random.between(0.1, 1.5))
         }
     }

@@ -1,5 +1,5 @@
-//! How soon a peer has a task that lost its engine, with nothing else going on: the figures of a storm also hold the waits
-//! for Redis to come back and for a peer to be free.
+//! Measures the time until a peer starts a task that lost its engine, without other faults. The
+//! times of a storm include waits for Redis and for an idle peer.
 
 use std::time::Duration;
 
@@ -8,16 +8,16 @@ use tokio::time::{Instant, sleep};
 
 use crate::engine::ENGINE;
 use crate::fleet::Fleet;
-use crate::orchestrator::{Kind, Orchestrator, Order};
+use crate::orchestrator::{Kind, Orchestrator, TaskPlan};
 use crate::platform::Platform;
 use crate::random::Random;
 
-/// How often each is measured.
+/// The number of measurements.
 const ROUNDS: usize = 5;
-/// Of engines: one has the task, the others have nothing to do.
+/// One engine has the task, and the others are idle.
 const ENGINES: usize = 3;
 
-/// Kills, or tells to end, the engine that works on a task, and waits until a peer has finished it.
+/// Kills or terminates the engine of a task, and waits until a peer has finished the task.
 pub(crate) async fn measure(
     platform: &Platform,
     orchestrator: &Orchestrator,
@@ -25,26 +25,26 @@ pub(crate) async fn measure(
     random: &mut Random,
     kill: bool,
 ) {
-    let patience = fleet.setup.lease * 2 + Duration::from_secs(60);
+    let timeout = fleet.setup.lease * 2 + Duration::from_secs(60);
     for _ in 0..ROUNDS {
         fleet.fill(ENGINES);
         let (task, job) = (random.uuid(), random.uuid());
-        let order = Order {
+        let plan = TaskPlan {
             kind: Kind::Plain,
-            takes: Duration::from_secs(2),
+            duration: Duration::from_secs(2),
             artifacts: 1,
             length: 10,
         };
-        orchestrator.queue(&task, &job, order).await;
-        let give_up = Instant::now() + patience;
+        orchestrator.queue(&task, &job, plan).await;
+        let deadline = Instant::now() + timeout;
         let mut freed = false;
-        while !orchestrator.is_over(&task) && Instant::now() < give_up {
-            fleet.look_after().await;
+        while !orchestrator.is_over(&task) && Instant::now() < deadline {
+            fleet.supervise().await;
             if !freed
                 && orchestrator.starts(&task) == 1
                 && let Some(index) = owner(platform).await.and_then(|owner| fleet.find(&owner))
             {
-                // At any time between two heartbeats.
+                // A random time between two heartbeats.
                 sleep(Duration::from_secs_f64(random.between(0.0, 1.0))).await;
                 if kill {
                     fleet.kill(index);
@@ -58,15 +58,15 @@ pub(crate) async fn measure(
         if !orchestrator.is_over(&task) {
             orchestrator.violation(
                 Some(&task),
-                format!("its engine was gone, and no peer finished it in {patience:?}"),
+                format!("its engine ended, and no peer finished it within {timeout:?}"),
             );
-            // The others would fail as slowly.
+            // Further rounds would also time out.
             return;
         }
     }
 }
 
-/// Who has the only entry that is pending.
+/// The consumer of the only pending entry.
 async fn owner(platform: &Platform) -> Option<String> {
     let rows: Vec<(String, String, u64, u64)> = platform
         .ask(&["XPENDING", &crate::queue(), keys::TASK_GROUP, "-", "+", "1"])
