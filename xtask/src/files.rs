@@ -97,6 +97,37 @@ fn every_package_uses_the_lints_of_the_workspace() {
 }
 
 #[test]
+fn packages_contain_sources_and_documents_only() {
+    for name in crate::test::CRATES {
+        let list = cargo()
+            .args("package --list --allow-dirty --offline --package")
+            .arg(name)
+            .output()
+            .expect("cargo lists the package");
+        for needed in ["LICENSE", "README.md", "src/lib.rs"] {
+            assert!(list.lines().any(|file| file == needed), "{name}: no {needed}");
+        }
+        for file in list.lines() {
+            let made_by_cargo = ["Cargo.lock", "Cargo.toml", "Cargo.toml.orig", ".cargo_vcs_info.json"];
+            if made_by_cargo.contains(&file) {
+                continue;
+            }
+            let is_source = file.starts_with("src/") && file.ends_with(".rs") && !file.ends_with("tests.rs");
+            let is_document = file == "LICENSE" || file.ends_with(".md");
+            assert!(is_source || is_document, "{name}: {file}");
+            let path = root().join(name).join(file);
+            let metadata = fs::symlink_metadata(&path).unwrap();
+            assert!(metadata.is_file(), "{} is not a real file", path.display());
+        }
+        assert_eq!(
+            read(&format!("{name}/LICENSE")),
+            read("LICENSE"),
+            "copy LICENSE into {name}"
+        );
+    }
+}
+
+#[test]
 fn dependencies_need_no_newer_rust_than_the_crates() {
     // For one platform, because this machine may lack the packages of others.
     let metadata = cargo()

@@ -11,6 +11,7 @@ mod error;
 #[cfg(test)]
 mod files;
 mod libtorch;
+mod package;
 mod reference;
 mod steps;
 mod system;

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::chaos;
 use crate::error::Error;
 use crate::libtorch;
+use crate::package;
 use crate::reference;
 use crate::steps::{Cmd, Steps, cargo, root};
 use crate::system::{Need, REDIS, require};
@@ -15,7 +16,7 @@ use crate::tools;
 pub(crate) const CRATES: [&str; 2] = ["dalston-telemetry", "dalston-engine-sdk"];
 
 /// A directory without libtorch, for steps that must pass without it.
-const NO_LIBTORCH: &str = "/nonexistent/libtorch";
+pub(crate) const NO_LIBTORCH: &str = "/nonexistent/libtorch";
 
 const PROMETHEUS: Need = Need {
     purpose: "test that Prometheus and promtool read the metrics",
@@ -26,7 +27,7 @@ const PROMETHEUS: Need = Need {
 type Step = (&'static str, fn(&Path) -> Result<(), Error>);
 
 /// In an order that finds likely failures early.
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     ("format", |_| cargo().args("fmt --all --check").run()),
     ("clippy without libtorch", |_| {
         without_libtorch(cargo().args("clippy --all-targets -- -D warnings"))
@@ -57,6 +58,8 @@ const STEPS: [Step; 11] = [
             .env("LIBTORCH", libtorch)
             .run()
     }),
+    // After the examples, which compile the same dependencies.
+    ("packages", |_| package::check()),
     ("chaos", |_| {
         without_libtorch(cargo().args("test -p chaos"))?;
         chaos::run(&["--minutes", "1.5"])
