@@ -1,6 +1,7 @@
-//! Writes the pages of `docs/reference` from what the crates say of themselves, or says which of them are not up to date.
+//! Writes the pages of `docs/reference` from the declarations in the crates, or lists the pages
+//! that are out of date.
 
-#![allow(clippy::print_stderr)] // Talking to a terminal is its purpose.
+#![allow(clippy::print_stderr)] // It is a command-line program.
 
 mod environment;
 mod markdown;
@@ -50,10 +51,10 @@ fn check(directory: &Path) -> Result<(), Box<dyn Error>> {
     if stale.is_empty() {
         return Ok(());
     }
-    Err(format!("not up to date: {}; run cargo xtask reference", stale.join(", ")).into())
+    Err(format!("out of date: {}; run cargo xtask reference", stale.join(", ")).into())
 }
 
-/// Each file with what stands in it.
+/// The files and their contents.
 fn pages() -> Result<[(&'static str, String); 4], Box<dyn Error>> {
     let families = metrics::families()?;
     Ok([

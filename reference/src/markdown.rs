@@ -1,8 +1,8 @@
 use std::fmt::Write;
 
-/// The head of a page: what it is and that nobody should write in it.
+/// The head of a page, with a note that the page is generated.
 pub(crate) fn page(title: &str, about: &str) -> String {
-    format!("# {title}\n\n<!-- Made by cargo xtask reference. Changes belong into the code. -->\n\n{about}\n")
+    format!("# {title}\n\n<!-- Written by cargo xtask reference. Change the code instead. -->\n\n{about}\n")
 }
 
 pub(crate) fn section(page: &mut String, title: &str, about: &str) {
@@ -28,13 +28,13 @@ pub(crate) fn table<const N: usize>(
     rows.into_iter().for_each(line);
 }
 
-/// Each of them as code, with commas between.
+/// The texts as code, separated by commas.
 pub(crate) fn codes<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> String {
     let codes = texts.into_iter().map(|text| format!("`{}`", text.as_ref()));
     codes.collect::<Vec<_>>().join(", ")
 }
 
-/// A text of several lines of documentation as one.
+/// A documentation text on one line.
 pub(crate) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -18,13 +18,13 @@ use tracing_subscriber::Registry;
 use crate::markdown::{codes, page as head, section, table};
 
 const ABOUT: &str = "\
-All series that a service can have, also as [metrics.json](metrics.json). A label whose values stand beside it has no others, but \
-for `__other__` where it is unusual. Any other takes its values from outside: as many as `DALSTON_METRICS_LABEL_VALUES` says, then `__other__`. A counter is there at zero as \
-soon as the values of its open labels are known. Histograms have `_bucket`, `_sum` and `_count`.
+All metrics of all services, also as [metrics.json](metrics.json). A label with listed values has no other values, except \
+`__other__` where noted. A label without a list is open: it takes as many values as `DALSTON_METRICS_LABEL_VALUES` allows, and then \
+`__other__`. A counter is present at zero as soon as the values of its open labels are known. Histograms have `_bucket`, `_sum` and `_count`.
 
-What to ask of them stands with each set of metrics in the documentation of `dalston_telemetry::metrics`.";
+The documentation of each service's metrics in `dalston_telemetry::services` suggests queries.";
 
-/// Which part of the platform the names that begin so belong to; the longest beginning counts.
+/// The part of the platform for each prefix of a name. The longest prefix is used.
 const PARTS: [(&str, &str); 11] = [
     ("", "Audio pipeline"),
     ("dalston_build_", "Every service"),
@@ -39,7 +39,7 @@ const PARTS: [(&str, &str); 11] = [
     ("dalston_webhook_", "Webhooks"),
 ];
 
-/// All families of a process that is every service at once.
+/// All families, from a process that registers the metrics of every service.
 pub(crate) fn families() -> Result<Vec<FamilyDescription>, Box<dyn Error>> {
     let (_layer, telemetry) = Telemetry::builder("reference")
         .env(Env::default())
@@ -52,7 +52,7 @@ pub(crate) fn families() -> Result<Vec<FamilyDescription>, Box<dyn Error>> {
 }
 
 fn register(metrics: &Metrics) {
-    // Which engine and worker asks makes no difference to what there is.
+    // The values of labels do not change the families.
     let _ = AudioPipelineMetrics::register(metrics);
     let _ = DirectMetrics::register(metrics, "");
     let _ = EngineMetrics::register(metrics, &EngineLabels::new("", ""));

@@ -3,8 +3,7 @@ use dalston_telemetry::services::{Name, attr, event};
 
 use crate::markdown::{codes, one_line, page as head, section, table};
 
-const ABOUT: &str =
-    "What traces are made of. `docs/architecture.md` shows how the spans of a task lie in each other.";
+const ABOUT: &str = "The names in traces. `docs/architecture.md` shows the tree of the spans of a task.";
 
 pub(crate) fn page() -> String {
     let mut page = head("Spans, attributes and events", ABOUT);
@@ -13,7 +12,7 @@ pub(crate) fn page() -> String {
     names(
         &mut page,
         "Attributes of all services' spans",
-        "Attributes of the whole service, such as `service.name` and `host.type`, stand in its resource.",
+        "The resource contains the attributes of the whole service, such as `service.name` and `host.type`.",
         attr::ALL,
     );
     names(&mut page, "Events", "", event::ALL);

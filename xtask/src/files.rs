@@ -108,7 +108,12 @@ fn packages_contain_sources_and_documents_only() {
             assert!(list.lines().any(|file| file == needed), "{name}: no {needed}");
         }
         for file in list.lines() {
-            let made_by_cargo = ["Cargo.lock", "Cargo.toml", "Cargo.toml.orig", ".cargo_vcs_info.json"];
+            let made_by_cargo = [
+                "Cargo.lock",
+                "Cargo.toml",
+                "Cargo.toml.orig",
+                ".cargo_vcs_info.json",
+            ];
             if made_by_cargo.contains(&file) {
                 continue;
             }
