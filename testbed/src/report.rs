@@ -126,9 +126,12 @@ impl Target {
     }
 }
 
-/// A number with three significant digits, and at most three decimals.
+/// A number with three significant digits and at most three decimals, or a dash for NaN.
 #[must_use]
 pub fn number(value: f64) -> String {
+    if value.is_nan() {
+        return "–".to_owned();
+    }
     let digits = value.abs().max(1e-9).log10().floor();
     let decimals = (2.0 - digits).clamp(0.0, 3.0);
     format!("{value:.*}", decimals as usize)

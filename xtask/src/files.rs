@@ -117,7 +117,8 @@ fn packages_contain_sources_and_documents_only() {
             if made_by_cargo.contains(&file) {
                 continue;
             }
-            let is_source = file.starts_with("src/") && file.ends_with(".rs") && !file.ends_with("tests.rs");
+            let is_code = [".rs", ".lua"].iter().any(|end| file.ends_with(end));
+            let is_source = file.starts_with("src/") && is_code && !file.ends_with("tests.rs");
             let is_document = file == "LICENSE" || file.ends_with(".md");
             assert!(is_source || is_document, "{name}: {file}");
             let path = root().join(name).join(file);
