@@ -1,5 +1,6 @@
 //! How a task fails: [`TaskError`]; how a worker fails: [`BuildError`], [`RunError`].
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 
@@ -255,7 +256,7 @@ pub enum BuildError {
         /// Its value.
         value: String,
         /// What would be accepted.
-        accepted: &'static str,
+        accepted: Cow<'static, str>,
     },
 }
 

@@ -60,7 +60,6 @@ mod load;
 pub mod local;
 mod model_id;
 pub mod models;
-mod options;
 pub mod protocol;
 #[cfg(feature = "redis")]
 pub mod redis;
@@ -77,28 +76,28 @@ pub mod testing;
 mod tls;
 #[cfg(feature = "tch")]
 pub mod torch;
-pub mod variables;
 
 #[cfg(feature = "worker")]
 pub mod worker;
 
 #[cfg(feature = "cli")]
 pub use crate::cli::main;
-pub use crate::config::RunnerConfig;
+pub use crate::config::settings;
 #[cfg(feature = "worker")]
 pub use crate::config::{DeploymentConfig, SpotDrain};
+pub use crate::config::{DeviceChoice, EngineConfig, PrecisionChoice, RunnerConfig};
 pub use crate::context::{CancelReason, OutputFile, TaskContext};
 pub use crate::engine::{Check, CheckStatus, Engine, EngineInfo};
 pub use crate::error::{BuildError, RunError, TaskError, TaskErrorKind};
 pub use crate::interruption::Interruption;
 pub use crate::load::LoadContext;
 pub use crate::model_id::ModelId;
-pub use crate::options::{DeviceChoice, EngineOptions, OptionError, PrecisionChoice};
 pub use crate::runner::{
     Direct, DirectError, DirectTask, Runner, RunnerBuilder, RunnerPhase, RunnerStatus, TaskPhase, TaskStatus,
 };
 pub use crate::stage::{Segment, Stage, StageName, StageOutput, TranscribeRequest, Transcript, Word};
 pub use crate::task::{Input, TaskInfo, TaskRequest};
+pub use dalston_telemetry::ParseError;
 pub use dalston_telemetry::services::engine::Device;
 
 pub use async_trait;

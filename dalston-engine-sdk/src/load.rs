@@ -6,15 +6,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use dalston_telemetry::services::engine::Device;
 use tokio::runtime::Handle;
 
+use crate::config::{DeviceChoice, EngineConfig};
 use crate::error::TaskError;
 use crate::model_id::ModelId;
 use crate::models::{LoadStop, LocalModel, ModelStorage};
-use crate::options::{DeviceChoice, EngineOptions};
 
 /// What [`Engine::load`](crate::Engine::load) gets: the options of this worker and the way from a model's name to its files.
 #[derive(Debug, Clone)]
 pub struct LoadContext {
-    options: Arc<EngineOptions>,
+    config: Arc<EngineConfig>,
     slot: usize,
     device: Arc<OnceLock<Device>>,
     storage: Option<Storage>,
@@ -32,13 +32,13 @@ struct Storage {
 impl LoadContext {
     /// A context for the first inference thread, as tests and `doctor` need it.
     #[must_use]
-    pub fn new(options: EngineOptions) -> Self {
-        Self::for_slot(Arc::new(options), 0)
+    pub fn new(config: EngineConfig) -> Self {
+        Self::for_slot(Arc::new(config), 0)
     }
 
-    pub(crate) fn for_slot(options: Arc<EngineOptions>, slot: usize) -> Self {
+    pub(crate) fn for_slot(config: Arc<EngineConfig>, slot: usize) -> Self {
         Self {
-            options,
+            config,
             slot,
             device: Arc::default(),
             storage: None,
@@ -69,8 +69,8 @@ impl LoadContext {
 
     /// Device, precision and the other choices of whoever started the worker.
     #[must_use]
-    pub fn options(&self) -> &EngineOptions {
-        &self.options
+    pub fn config(&self) -> &EngineConfig {
+        &self.config
     }
 
     /// The number of the inference thread, from 0. An engine with several GPUs may spread its threads over them.
@@ -85,7 +85,7 @@ impl LoadContext {
     }
 
     pub(crate) fn device(&self) -> Device {
-        self.device.get().copied().unwrap_or(match self.options.device {
+        self.device.get().copied().unwrap_or(match self.config.device {
             DeviceChoice::Auto => Device::Unknown,
             DeviceChoice::Cpu => Device::Cpu,
             DeviceChoice::Cuda(_) => Device::Cuda,
@@ -116,7 +116,7 @@ impl LoadContext {
                 "no model is named: give one with --model, DALSTON_DEFAULT_MODEL or the task's loaded_model_id",
             ));
         }
-        let Some(root) = &self.options.model_root else {
+        let Some(root) = &self.config.model_root else {
             if let Some(storage) = &self.storage {
                 return self.obtain(model, storage);
             }

@@ -22,12 +22,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
+use crate::config::EngineConfig;
 use crate::config::RunnerConfig;
 use crate::engine::Engine;
 use crate::error::{RunError, chain};
 use crate::local::{LocalOutcome, LocalPlatform, LocalTask};
 use crate::models::ModelStorage;
-use crate::options::EngineOptions;
 use crate::protocol::TaskResponseData;
 use crate::runner::Runner;
 use crate::stage::Transcript;
@@ -89,8 +89,8 @@ impl<E: Engine> EngineHarness<E> {
     }
 
     /// Sets device, precision and model, as whoever starts the worker would.
-    pub fn options(mut self, options: EngineOptions) -> Self {
-        self.config.options = options;
+    pub fn engine_config(mut self, config: EngineConfig) -> Self {
+        self.config.engine = config;
         self
     }
 

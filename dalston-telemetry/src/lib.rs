@@ -55,48 +55,11 @@
 //!
 //! # Environment
 //!
-//! An explicit call wins over the variable for one signal, which wins over the variable for all
-//! signals, which wins over the default. `OTEL_SERVICE_NAME` is the exception: it wins over the name
-//! that the program gives. An empty value counts as unset. An invalid value is an error that names
-//! the variable, the value and the accepted values. While tracing is off, the variables of traces are
-//! not read.
-//!
-//! | Variable | Default | |
-//! |---|---|---|
-//! | `OTEL_ENABLED` | `false` | whether spans are exported |
-//! | `OTEL_SDK_DISABLED` | `false` | `true` wins over everything |
-//! | `OTEL_TRACES_EXPORTER` | `otlp` | `otlp`, `console` (JSON on standard output), both, or `none`: spans then only have ids |
-//! | `OTEL_EXPORTER_OTLP_PROTOCOL`, `…_TRACES_PROTOCOL` | `grpc` | `grpc` or `http/protobuf` |
-//! | `OTEL_EXPORTER_OTLP_ENDPOINT` | `http://localhost:4317`, for HTTP `http://localhost:4318` | URL or `host:port`; for HTTP, `/v1/traces` is appended |
-//! | `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` | | the same, used as it is |
-//! | `OTEL_EXPORTER_OTLP_INSECURE`, `…_TRACES_INSECURE`, `OTEL_INSECURE` | `true` | whether an endpoint without a scheme is spoken to in plain text |
-//! | `OTEL_EXPORTER_OTLP_HEADERS`, `…_TRACES_HEADERS` | | `name=value` pairs with commas between, percent-encoded; never logged |
-//! | `OTEL_EXPORTER_OTLP_TIMEOUT`, `…_TRACES_TIMEOUT` | `10000` | milliseconds for one request; 0 for no limit of its own |
-//! | `OTEL_EXPORTER_OTLP_COMPRESSION`, `…_TRACES_COMPRESSION` | `none` | `gzip` or `none` |
-//! | `OTEL_EXPORTER_OTLP_CERTIFICATE`, `…_TRACES_CERTIFICATE` | the system's | PEM file with the certificates to trust |
-//! | `OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE`, `…_CLIENT_KEY`, `…_TRACES_CLIENT_CERTIFICATE`, `…_TRACES_CLIENT_KEY` | | PEM files by which we identify ourselves |
-//! | `HTTPS_PROXY`, `https_proxy`, `http_proxy`, `all_proxy`, `NO_PROXY`, … | | proxy for OTLP over HTTP; not for this machine |
-//! | `OTEL_BSP_SCHEDULE_DELAY` | `5000` | milliseconds that a span waits for others to go with it |
-//! | `OTEL_BSP_MAX_QUEUE_SIZE` | `2048` | spans that may wait, of 64 MiB at most |
-//! | `OTEL_BSP_MAX_EXPORT_BATCH_SIZE` | `512` | spans in one request, of 4 MiB at most |
-//! | `OTEL_BSP_EXPORT_TIMEOUT` | `30000` | milliseconds for one batch with all its retries |
-//! | `OTEL_TRACES_SAMPLER` | `parentbased_always_on` | `always_on`, `always_off`, `traceidratio`, or one of these with `parentbased_` |
-//! | `OTEL_TRACES_SAMPLER_ARG` | `1` | the ratio, from 0 to 1 |
-//! | `OTEL_PROPAGATORS` | `tracecontext,baggage` | any of these, or `none`; counts also while tracing is off |
-//! | `OTEL_SERVICE_NAME` | the program's | `service.name` |
-//! | `OTEL_RESOURCE_ATTRIBUTES` | | `key=value` pairs with commas between, percent-encoded |
-//! | `OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT`, `OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT`, `OTEL_LINK_ATTRIBUTE_COUNT_LIMIT`, `OTEL_ATTRIBUTE_COUNT_LIMIT` | `128` | attributes of one span, event, link |
-//! | `OTEL_SPAN_EVENT_COUNT_LIMIT`, `OTEL_SPAN_LINK_COUNT_LIMIT` | `128` | events and links of one span |
-//! | `OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT`, `OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT` | none | characters after which a text is cut |
-//! | `DALSTON_METRICS_ENABLED`, `METRICS_ENABLED` | `true` | whether metrics are served and pushed; the first that is set counts |
-//! | `DALSTON_METRICS_LABEL_VALUES` | `100` | values that an open label of the platform's metrics takes, at most 10000; further ones share `__other__` |
-//! | `OTEL_METRICS_EXPORTER` | `none` | `otlp`: metrics are also pushed, unless `OTEL_ENABLED` is set to `false`; `prometheus`: they are scraped, as always; `console` is refused: `/metrics` is text |
-//! | `OTEL_METRIC_EXPORT_INTERVAL` | `60000` | milliseconds between two pushes |
-//! | `OTEL_METRIC_EXPORT_TIMEOUT` | `30000` | milliseconds for one push with all its retries |
-//! | `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE` | `cumulative` | `delta` or `lowmemory`: counters and histograms tell what was added since the collector last heard of them |
-//! | `OTEL_EXPORTER_OTLP_METRICS_…` | those for all signals | as the variables with `TRACES`; over HTTP, `/v1/metrics` is appended to an endpoint for all |
-//! | `INSTANCE_TYPE` | what was detected | `host.type`, and `instance_type` of log lines |
-//! | `RUST_LOG`, `LOG_LEVEL`, `DALSTON_LOG_LEVEL`, `DALSTON_LOG_FORMAT` | `info`, by terminal | which lines are logged, and how |
+//! The page of [`settings`] has the table of all variables. An explicit call wins over the variable
+//! for one signal, which wins over the variable for all signals, which wins over the default.
+//! `OTEL_SERVICE_NAME` is the exception: it wins over the name that the program gives. An empty value
+//! counts as unset. An invalid value is an error that names the variable, the value and the accepted
+//! values. While tracing is off, the variables of traces are not read.
 //!
 //! # Crate features
 //!
@@ -125,7 +88,6 @@ mod setup;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod traces;
-pub mod variables;
 
 /// Guides.
 pub mod _documentation {

@@ -1,40 +1,55 @@
-use dalston_telemetry::variables::VariableGroup;
+use dalston_telemetry::settings::{Description, Group, SERVICES};
 
-use crate::markdown::{codes, page as head, section, table};
+use crate::markdown::{codes, one_line, page as head, section, table};
 
-const ABOUT: &str = "Everything is off or has a default that works. A value that makes no sense is an error that names the \
-variable, the value and what is accepted. An empty value counts as not set.";
+const ABOUT: &str = "Everything is off or has a default that works. A value that is not accepted is an error that names the \
+variable, the value and the accepted values. An empty value counts as not set. Of several names in one row, the first that is \
+set counts, unless the row says otherwise. Switches also accept 1, yes, on and 0, no, off, except for those that OpenTelemetry \
+defines.";
 
+const OF_SERVICES: &str = "Engines also read the other variables of \
+[telemetry](https://docs.rs/dalston-telemetry/latest/dalston_telemetry/settings/index.html): traces, metrics, log lines, cloud.";
+
+/// The page of `docs/reference`.
 pub(crate) fn page() -> String {
     let mut page = head("Environment variables", ABOUT);
-    let groups = [
-        dalston_telemetry::variables::VARIABLES,
-        dalston_engine_sdk::variables::VARIABLES,
-    ];
-    for group in groups.into_iter().flatten() {
-        let VariableGroup {
-            title, about, note, ..
-        } = *group;
-        let mut about = about.to_owned();
-        if let Some(first) = about.get_mut(..1) {
-            first.make_ascii_uppercase();
-            about.push('.');
-        }
-        section(&mut page, title, &about);
+    groups(&mut page, dalston_telemetry::settings::VARIABLES);
+    groups(&mut page, dalston_engine_sdk::settings::VARIABLES);
+    page
+}
+
+/// The page of telemetry, which is a part of its rustdoc.
+pub(crate) fn page_of_telemetry() -> String {
+    let mut page = head("Environment variables", ABOUT);
+    groups(&mut page, dalston_telemetry::settings::VARIABLES);
+    page
+}
+
+/// The page of the SDK, which is a part of its rustdoc.
+pub(crate) fn page_of_sdk() -> String {
+    let mut page = head("Environment variables", &format!("{ABOUT} {OF_SERVICES}"));
+    groups(&mut page, dalston_engine_sdk::settings::VARIABLES);
+    groups(&mut page, &[&SERVICES]);
+    page
+}
+
+fn groups(page: &mut String, groups: &[&Group]) {
+    for group in groups {
+        section(page, group.title, &one_line(group.about));
+        let described = group.variables.iter().map(|variable| variable.describe());
         table(
-            &mut page,
-            ["Variable", "Default", "Meaning"],
-            group.variables.iter().map(|variable| {
-                [
-                    codes(variable.names),
-                    variable.default.to_owned(),
-                    variable.meaning.to_owned(),
-                ]
+            page,
+            ["Variable", "Default", "Accepted", "Meaning"],
+            described.map(|variable| {
+                let Description {
+                    names,
+                    default,
+                    accepted,
+                    meaning,
+                    ..
+                } = variable;
+                [codes(names), default, accepted, meaning]
             }),
         );
-        if !note.is_empty() {
-            page.push_str(&format!("\n{note}\n"));
-        }
     }
-    page
 }

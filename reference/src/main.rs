@@ -1,4 +1,4 @@
-//! Writes the pages of `docs/reference` from the declarations in the crates, or lists the pages
+//! Writes the reference pages from the declarations in the crates, or lists the pages
 //! that are out of date.
 
 #![allow(clippy::print_stderr)] // It is a command-line program.
@@ -13,14 +13,14 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::{env, fs};
 
-const USAGE: &str = "usage: reference write|check DIRECTORY";
+const USAGE: &str = "usage: reference write|check WORKSPACE";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match arguments[..] {
-        ["write", directory] => write(Path::new(directory)),
-        ["check", directory] => check(Path::new(directory)),
+        ["write", workspace] => write(Path::new(workspace)),
+        ["check", workspace] => check(Path::new(workspace)),
         _ => Err(USAGE.into()),
     };
     match done {
@@ -32,20 +32,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn write(directory: &Path) -> Result<(), Box<dyn Error>> {
-    fs::create_dir_all(directory)?;
+fn write(workspace: &Path) -> Result<(), Box<dyn Error>> {
     for (name, page) in pages()? {
-        fs::write(directory.join(name), page)?;
+        let path = workspace.join(name);
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        fs::write(&path, page).map_err(|error| format!("writing {}: {error}", path.display()))?;
     }
     Ok(())
 }
 
-fn check(directory: &Path) -> Result<(), Box<dyn Error>> {
+fn check(workspace: &Path) -> Result<(), Box<dyn Error>> {
     let mut stale = Vec::new();
     for (name, page) in pages()? {
-        let path = directory.join(name);
-        if fs::read_to_string(&path).ok().as_ref() != Some(&page) {
-            stale.push(path.display().to_string());
+        if fs::read_to_string(workspace.join(name)).ok().as_ref() != Some(&page) {
+            stale.push(name);
         }
     }
     if stale.is_empty() {
@@ -54,13 +56,24 @@ fn check(directory: &Path) -> Result<(), Box<dyn Error>> {
     Err(format!("out of date: {}; run cargo xtask reference", stale.join(", ")).into())
 }
 
-/// The files and their contents.
-fn pages() -> Result<[(&'static str, String); 4], Box<dyn Error>> {
+/// The files, by their paths in the workspace, and their contents.
+fn pages() -> Result<[(&'static str, String); 6], Box<dyn Error>> {
     let families = metrics::families()?;
     Ok([
-        ("metrics.md", metrics::page(&families)),
-        ("metrics.json", metrics::manifest(&families)?),
-        ("spans.md", spans::page()),
-        ("environment.md", environment::page()),
+        ("docs/reference/metrics.md", metrics::page(&families)),
+        ("docs/reference/metrics.json", metrics::manifest(&families)?),
+        ("docs/reference/spans.md", spans::page()),
+        ("docs/reference/environment.md", environment::page()),
+        (
+            "dalston-telemetry/docs/environment.md",
+            environment::page_of_telemetry(),
+        ),
+        (
+            "dalston-engine-sdk/docs/environment.md",
+            environment::page_of_sdk(),
+        ),
     ])
 }
+
+#[cfg(test)]
+mod tests;

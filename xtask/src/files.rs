@@ -8,29 +8,6 @@ use serde_json::Value;
 
 use crate::steps::{cargo, root};
 
-/// `cargo xtask test reference` compares the reference with the tables.
-#[test]
-fn every_environment_variable_is_declared() {
-    let tables = read("dalston-telemetry/src/variables.rs") + &read("dalston-engine-sdk/src/variables.rs");
-    let mut missing = BTreeSet::new();
-    for package in ["dalston-telemetry", "dalston-engine-sdk"] {
-        let files = sources(&root().join(package).join("src"));
-        for file in files.iter().filter(|file| !file.ends_with("variables.rs")) {
-            let text = fs::read_to_string(file).unwrap();
-            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-            missing.extend(
-                variables(code)
-                    .filter(|name| !names(&tables, name))
-                    .map(str::to_owned),
-            );
-        }
-    }
-    assert!(
-        missing.is_empty(),
-        "not declared in variables.rs of their crate: {missing:?}; declare them and run cargo xtask reference"
-    );
-}
-
 #[test]
 fn readme_names_existing_variables_only() {
     let reference = read("docs/reference/environment.md");
@@ -226,13 +203,6 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// Whether the tables contain this variable, as a name or in a description.
-fn names(tables: &str, variable: &str) -> bool {
-    [format!("\"{variable}\""), format!("`{variable}`")]
-        .iter()
-        .any(|name| tables.contains(name))
-}
-
 fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
@@ -248,33 +218,4 @@ fn sources(directory: &Path) -> Vec<PathBuf> {
         }
     }
     files
-}
-
-/// String literals that are names of variables of these crates.
-fn variables(code: &str) -> impl Iterator<Item = &str> {
-    code.split('"').filter(|literal| {
-        let is_upper_case = literal
-            .chars()
-            .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
-        is_upper_case
-            && !literal.ends_with('_')
-            && [
-                "OTEL_",
-                "DALSTON_",
-                "METRICS_",
-                "LOG_",
-                "RUST_LOG",
-                "INSTANCE_TYPE",
-                "AWS_",
-                "REDIS_",
-            ]
-            .iter()
-            .any(|prefix| literal.starts_with(prefix))
-    })
-}
-
-#[test]
-fn variables_are_found_in_literals_only() {
-    let code = r#"env.get("OTEL_ENABLED"); let OTEL_NOT = 1; get("TMPDIR"), "OTEL_A_B", "OTEL_", "Otel_x""#;
-    assert_eq!(variables(code).collect::<Vec<_>>(), ["OTEL_ENABLED", "OTEL_A_B"]);
 }

@@ -17,6 +17,6 @@ fn generator(verb: &str) -> Result<(), Error> {
     cargo()
         .args("run --quiet --package reference --")
         .arg(verb)
-        .arg("docs/reference")
+        .arg(".")
         .run()
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
-use dalston_engine_sdk::store::{S3Settings, Store};
+use dalston_engine_sdk::store::{S3Config, Store};
 use dalston_engine_sdk::{
     Engine, EngineInfo, LoadContext, ModelId, Runner, Stage, TaskContext, TaskError, TaskRequest,
 };
@@ -72,7 +72,7 @@ pub(crate) fn throughput(redis: &str, tasks: usize, slots: usize, collector: &st
 
 pub(crate) fn with_s3(redis: &str, tasks: usize, slots: usize, s3: &str, collector: &str) -> Value {
     let telemetry = telemetry(collector);
-    let mut settings = S3Settings::default();
+    let mut settings = S3Config::default();
     settings.endpoint = Some(s3.to_owned());
     settings.credentials = [
         ("AWS_ACCESS_KEY_ID", "test-id"),

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
+use crate::config::{DeviceChoice, EngineConfig, PrecisionChoice};
 use crate::engine::EngineInfo;
 use crate::model_id::ModelId;
-use crate::options::{DeviceChoice, EngineOptions, PrecisionChoice};
 use crate::stage::Stage;
 
 #[derive(Debug, Subcommand)]
@@ -121,15 +121,15 @@ pub(super) fn parse(
 
 impl EngineArgs {
     /// Overrides the environment with the arguments.
-    pub(super) fn apply(&self, options: &mut EngineOptions) {
+    pub(super) fn apply(&self, config: &mut EngineConfig) {
         if let Some(model) = &self.model {
-            options.model = Some(ModelId::new(model.as_str()));
+            config.model = Some(ModelId::new(model.as_str()));
         }
         if let Some(device) = self.device {
-            options.device = device;
+            config.device = device;
         }
         if let Some(precision) = self.precision {
-            options.precision = precision;
+            config.precision = precision;
         }
     }
 }

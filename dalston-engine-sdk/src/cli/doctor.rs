@@ -31,14 +31,14 @@ pub(super) fn doctor<E: Engine>(engine: &E, args: &EngineArgs, env: &Env) -> Res
         Ok(read) => config = read,
         Err(error) => checks.push(invalid(error.to_string())),
     }
-    args.apply(&mut config.options);
+    args.apply(&mut config.engine);
     checks.push(temp_dir(&config.temp_root));
     let telemetry = setup::quiet_telemetry(&info, env).shutdown_timeout(COLLECTOR_TIMEOUT);
     checks.push(match telemetry.install() {
         Ok(telemetry) => collector(telemetry),
         Err(error) => invalid(error.to_string()),
     });
-    let cx = LoadContext::new(config.options);
+    let cx = LoadContext::new(config.engine);
     // The engine's own checks may panic on a broken machine.
     match catch_unwind(AssertUnwindSafe(|| engine.check(&cx))) {
         Ok(own) => checks.extend(own),

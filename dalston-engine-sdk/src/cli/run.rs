@@ -18,7 +18,7 @@ use crate::worker::{self, WorkerError};
 pub(super) fn run<E: Engine>(engine: E, args: &EngineArgs, env: &Env) -> Result<ExitCode, Failure> {
     let info = engine.info();
     let mut config = RunnerConfig::from_env(env)?;
-    args.apply(&mut config.options);
+    args.apply(&mut config.engine);
     let deployment = DeploymentConfig::from_env(env)?;
     // Before telemetry, so that the first span and the first log line have the identity of the
     // machine.

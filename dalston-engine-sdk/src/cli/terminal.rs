@@ -3,7 +3,10 @@
 use std::io::{self, Write};
 
 use console::Term;
+use dalston_telemetry::settings::{NO_COLOR, TERM};
 use dalston_telemetry::{Env, Waterfall};
+
+use crate::config::settings::LOCALE;
 
 /// The style of a terminal.
 #[derive(Debug, Clone, Copy)]
@@ -26,12 +29,11 @@ impl Style {
 
     /// The style for this terminal, if it is one. `NO_COLOR`, `TERM` and the locale count.
     pub(super) fn of(term: &Term, env: &Env) -> Self {
-        let locale = env
-            .first(&["LC_ALL", "LC_CTYPE", "LANG"])
-            .map(|(_, value)| value.to_ascii_uppercase());
+        let locale = LOCALE.first(env).map(|(_, locale)| locale.to_ascii_uppercase());
         // Containers usually have no locale, but their terminals show Unicode.
         let ascii = locale.is_some_and(|locale| !locale.contains("UTF-8") && !locale.contains("UTF8"));
-        let color = term.is_term() && env.get("NO_COLOR").is_none() && env.get("TERM") != Some("dumb");
+        let is_dumb = TERM.first(env).is_some_and(|(_, terminal)| terminal == "dumb");
+        let color = term.is_term() && !NO_COLOR.is_set(env) && !is_dumb;
         let columns = term.size_checked().map(|(_, columns)| usize::from(columns));
         Self {
             color,

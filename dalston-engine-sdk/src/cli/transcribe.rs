@@ -12,6 +12,7 @@ use std::time::Duration;
 use console::Term;
 use dalston_telemetry::cloud::Cloud;
 use dalston_telemetry::metrics::Metrics;
+use dalston_telemetry::settings::OTEL_ENABLED;
 use dalston_telemetry::{Env, SpanCollector};
 
 use self::printer::{Printer, print_metrics, print_traces};
@@ -22,6 +23,7 @@ use super::failure::Failure;
 use super::setup;
 use super::terminal::{Style, remark};
 use crate::config::RunnerConfig;
+use crate::config::settings::DALSTON_DEFAULT_TASK_TIMEOUT_S;
 use crate::engine::Engine;
 use crate::local::LocalPlatform;
 
@@ -36,8 +38,8 @@ pub(super) fn transcribe<E: Engine>(
 ) -> Result<ExitCode, Failure> {
     let info = engine.info();
     let mut config = RunnerConfig::from_env(env)?;
-    args.engine.apply(&mut config.options);
-    if env.get("DALSTON_DEFAULT_TASK_TIMEOUT_S").is_none() {
+    args.engine.apply(&mut config.engine);
+    if !DALSTON_DEFAULT_TASK_TIMEOUT_S.is_set(env) {
         config.task_timeout = TASK_TIMEOUT;
     }
     config.drain_timeout = DRAIN_TIMEOUT;
@@ -49,7 +51,7 @@ pub(super) fn transcribe<E: Engine>(
     let mut builder = setup::quiet_telemetry(&info, env).metrics(metrics.clone());
     // Only exported telemetry needs the identity of the machine. Without a metadata service the
     // detection would delay the first file.
-    if env.flag("OTEL_ENABLED")? == Some(true) {
+    if OTEL_ENABLED.read_or_default(env)? {
         builder = builder.cloud(Cloud::detect(env)?);
     }
     if let Some(collector) = &collector {

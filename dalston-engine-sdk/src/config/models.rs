@@ -6,106 +6,80 @@ use std::time::Duration;
 
 use dalston_telemetry::{Env, EnvError};
 
-const SOURCES_ACCEPTED: &str =
-    "s3, hf or auto, or several of them with commas between (models of ngc can't be downloaded)";
+use super::choices::ModelSource;
+use super::settings::{
+    DALSTON_MODEL_CACHE_DIR, DALSTON_MODEL_CACHE_MAX_GB, DALSTON_MODEL_CACHE_SCAN_INTERVAL,
+    DALSTON_MODEL_CACHE_TTL_HOURS, DALSTON_MODEL_DIR, DALSTON_MODEL_SOURCE, HF_ENDPOINT, HF_TOKEN, HOME,
+    XDG_CACHE_HOME,
+};
 
 /// How models reach a worker of a live deployment.
 ///
-/// | Field | Variable | Default |
-/// |---|---|---|
-/// | `sources` | `DALSTON_MODEL_SOURCE` | `s3` |
-/// | `cache_dir` | `DALSTON_MODEL_CACHE_DIR` | `s3-cache` under `DALSTON_MODEL_DIR`, else under `/models` if there is such a directory, else under `~/.cache/dalston/models` |
-/// | `max_bytes` | `DALSTON_MODEL_CACHE_MAX_GB` | 0: no limit |
-/// | `ttl` | `DALSTON_MODEL_CACHE_TTL_HOURS` | 0: no limit |
-/// | `scan_interval` | `DALSTON_MODEL_CACHE_SCAN_INTERVAL` | 600 s |
-/// | `hub_endpoint` | `HF_ENDPOINT` | `https://huggingface.co` |
-/// | `hub_token` | `HF_TOKEN` | none |
+/// Each field names its environment variable. The page of [`settings`](crate::settings) has the defaults and the accepted
+/// values.
 ///
 /// `Debug` shows no token.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct ModelSettings {
-    /// Where to look for a model that is not on this machine, in this order.
+pub struct ModelConfig {
+    /// Where to look for a model that is not on this machine, in this order. `DALSTON_MODEL_SOURCE`.
     pub sources: Vec<ModelSource>,
     /// The directory for models that were downloaded. Processes may share it. Without one, nothing is downloaded.
+    /// `DALSTON_MODEL_CACHE_DIR`.
     pub cache_dir: Option<PathBuf>,
-    /// How much all models in the cache may take, in bytes. Those that were not used for longest go first.
+    /// The size of all models in the cache, in bytes. Those that were not used for longest go first. Default no limit.
+    /// `DALSTON_MODEL_CACHE_MAX_GB`.
     pub max_bytes: Option<u64>,
-    /// How long a model stays in the cache that nobody uses.
+    /// How long a model that is not used stays in the cache. Default no limit. `DALSTON_MODEL_CACHE_TTL_HOURS`.
     pub ttl: Option<Duration>,
-    /// How often the two limits are looked after.
+    /// The time between two checks of these limits. `DALSTON_MODEL_CACHE_SCAN_INTERVAL`.
     pub scan_interval: Duration,
-    /// The Hugging Face hub, or a mirror of it.
+    /// The Hugging Face hub, or a mirror of it. `HF_ENDPOINT`.
     pub hub_endpoint: String,
-    /// The key to the hub, for models that are not open to everybody.
+    /// The key to models of the hub that are not public. `HF_TOKEN`.
     pub hub_token: Option<String>,
 }
 
-/// A place that models come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ModelSource {
-    /// `models/{model_id}/` in the bucket of the deployment.
-    S3,
-    /// The Hugging Face hub.
-    HuggingFace,
-}
-
-impl Default for ModelSettings {
+impl Default for ModelConfig {
     fn default() -> Self {
         Self {
-            sources: vec![ModelSource::S3],
+            sources: DALSTON_MODEL_SOURCE.default_value(),
             cache_dir: None,
             max_bytes: None,
             ttl: None,
-            scan_interval: Duration::from_secs(600),
-            hub_endpoint: "https://huggingface.co".to_owned(),
+            scan_interval: DALSTON_MODEL_CACHE_SCAN_INTERVAL.default_value(),
+            hub_endpoint: HF_ENDPOINT.default_value(),
             hub_token: None,
         }
     }
 }
 
-impl ModelSettings {
-    /// Reads the settings from the environment.
+impl ModelConfig {
+    /// Reads the configuration from the environment.
     ///
     /// # Errors
     ///
-    /// If a variable has a value that it can't have; the error names the variable, the value and what is accepted.
+    /// If a variable has a value that it does not accept. The error names the variable, the value and the accepted values.
     pub fn from_env(env: &Env) -> Result<Self, EnvError> {
-        let mut settings = Self {
-            cache_dir: cache_dir(env, Path::new("/models")),
-            hub_token: env.get("HF_TOKEN").map(str::to_owned),
-            ..Self::default()
-        };
-        if let Some(sources) = sources(env)? {
-            settings.sources = sources;
-        }
-        if let Some(endpoint) = env.get("HF_ENDPOINT") {
-            settings.hub_endpoint = endpoint.trim_end_matches('/').to_owned();
-        }
         const GIB: f64 = 1_073_741_824.0;
-        let gib = number(env, "DALSTON_MODEL_CACHE_MAX_GB", 0.0, "a number of GiB from 0")?;
-        settings.max_bytes = gib.filter(|gib| *gib > 0.0).map(|gib| (gib * GIB) as u64);
-        let hours = number(
-            env,
-            "DALSTON_MODEL_CACHE_TTL_HOURS",
-            0.0,
-            "a number of hours from 0",
-        )?;
-        settings.ttl = hours
-            .filter(|hours| *hours > 0.0)
-            .map(|hours| Duration::from_secs_f64(hours * 3600.0));
-        let name = "DALSTON_MODEL_CACHE_SCAN_INTERVAL";
-        if let Some(seconds) = number(env, name, 1.0, "a number of seconds from 1")? {
-            settings.scan_interval = Duration::from_secs_f64(seconds);
-        }
-        Ok(settings)
+        let gib = DALSTON_MODEL_CACHE_MAX_GB.read_or_default(env)?;
+        let hours = DALSTON_MODEL_CACHE_TTL_HOURS.read_or_default(env)?;
+        let endpoint = HF_ENDPOINT.read_or_default(env)?;
+        Ok(Self {
+            sources: DALSTON_MODEL_SOURCE.read_or_default(env)?,
+            cache_dir: cache_dir(env, Path::new("/models"))?,
+            max_bytes: (gib > 0.0).then_some((gib * GIB) as u64),
+            ttl: (hours > 0.0).then(|| Duration::from_secs_f64(hours * 3600.0)),
+            scan_interval: DALSTON_MODEL_CACHE_SCAN_INTERVAL.read_or_default(env)?,
+            hub_endpoint: endpoint.trim_end_matches('/').to_owned(),
+            hub_token: HF_TOKEN.read(env)?,
+        })
     }
 }
 
-impl fmt::Debug for ModelSettings {
+impl fmt::Debug for ModelConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ModelSettings")
+        f.debug_struct("ModelConfig")
             .field("sources", &self.sources)
             .field("cache_dir", &self.cache_dir)
             .field("max_bytes", &self.max_bytes)
@@ -120,73 +94,39 @@ impl fmt::Debug for ModelSettings {
     }
 }
 
-fn sources(env: &Env) -> Result<Option<Vec<ModelSource>>, EnvError> {
-    const NAME: &str = "DALSTON_MODEL_SOURCE";
-    let Some(value) = env.get(NAME) else {
-        return Ok(None);
-    };
-    let mut sources = Vec::new();
-    for word in value.split(',').map(str::trim).filter(|word| !word.is_empty()) {
-        match word.to_ascii_lowercase().as_str() {
-            "s3" => sources.push(ModelSource::S3),
-            "hf" => sources.push(ModelSource::HuggingFace),
-            "auto" => sources.extend([ModelSource::S3, ModelSource::HuggingFace]),
-            _ => return Err(EnvError::new(NAME, value, SOURCES_ACCEPTED)),
-        }
+/// The same places as the platform's own engines, so that both can share downloads.
+fn cache_dir(env: &Env, mounted: &Path) -> Result<Option<PathBuf>, EnvError> {
+    if let Some(dir) = DALSTON_MODEL_CACHE_DIR.read(env)? {
+        return Ok(Some(dir));
     }
-    let mut known = Vec::new();
-    sources.retain(|source| {
-        let new = !known.contains(source);
-        known.push(*source);
-        new
-    });
-    match sources.is_empty() {
-        true => Err(EnvError::new(NAME, value, SOURCES_ACCEPTED)),
-        false => Ok(Some(sources)),
-    }
-}
-
-/// The same places as the platform's own engines, so that both can share what they downloaded.
-fn cache_dir(env: &Env, mounted: &Path) -> Option<PathBuf> {
-    if let Some(dir) = env.get("DALSTON_MODEL_CACHE_DIR") {
-        return Some(PathBuf::from(dir));
-    }
-    let root = match env.get("DALSTON_MODEL_DIR") {
-        Some(dir) => PathBuf::from(dir),
-        None if mounted.is_dir() => mounted.to_owned(),
+    let root = match DALSTON_MODEL_DIR.read(env)? {
+        Some(dir) => Some(dir),
+        None if mounted.is_dir() => Some(mounted.to_owned()),
         None => {
-            let home = || Some(Path::new(env.get("HOME")?).join(".cache"));
-            let cache = env.get("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?;
-            cache.join("dalston").join("models")
+            let of_user = HOME.read(env)?.map(|home| home.join(".cache"));
+            let cache = XDG_CACHE_HOME.read(env)?.or(of_user);
+            cache.map(|cache| cache.join("dalston").join("models"))
         }
     };
-    Some(root.join("s3-cache"))
-}
-
-fn number(env: &Env, name: &str, least: f64, accepted: &'static str) -> Result<Option<f64>, EnvError> {
-    // More than any disk holds and than any machine lives, and still exact.
-    const MOST: f64 = 1e9;
-    match env.parse::<f64>(name, accepted)? {
-        Some(number) if !(least..=MOST).contains(&number) => {
-            Err(EnvError::new(name, env.get(name).unwrap_or_default(), accepted))
-        }
-        number => Ok(number),
-    }
+    Ok(root.map(|root| root.join("s3-cache")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const SOURCES: &str =
+        "s3, hf or auto, or several of them with commas between (models of ngc can't be downloaded)";
+
     #[test]
-    fn without_any_variable_models_come_from_s3_and_stay() {
-        let mut settings = ModelSettings::from_env(&Env::default()).unwrap();
-        settings.cache_dir = None;
-        assert_eq!(settings, ModelSettings::default());
+    fn defaults_are_s3_and_no_limits() {
+        let mut config = ModelConfig::from_env(&Env::default()).unwrap();
+        config.cache_dir = None;
+        assert_eq!(config, ModelConfig::default());
     }
 
     #[test]
-    fn every_variable_sets_its_field() {
+    fn each_variable_sets_its_field() {
         let env = Env::from_pairs([
             ("DALSTON_MODEL_SOURCE", "HF, s3,hf"),
             ("DALSTON_MODEL_DIR", "/weights"),
@@ -197,8 +137,8 @@ mod tests {
             ("HF_ENDPOINT", "https://hub.example/"),
             ("HF_TOKEN", "hf_hunter2"),
         ]);
-        let settings = ModelSettings::from_env(&env).unwrap();
-        let expected = ModelSettings {
+        let config = ModelConfig::from_env(&env).unwrap();
+        let expected = ModelConfig {
             sources: vec![ModelSource::HuggingFace, ModelSource::S3],
             cache_dir: Some(PathBuf::from("/scratch/models")),
             max_bytes: Some(3 << 29),
@@ -207,28 +147,28 @@ mod tests {
             hub_endpoint: "https://hub.example".to_owned(),
             hub_token: Some("hf_hunter2".to_owned()),
         };
-        assert_eq!(settings, expected);
-        let shown = format!("{settings:?}");
+        assert_eq!(config, expected);
+        let shown = format!("{config:?}");
         assert!(!shown.contains("hunter2"), "{shown}");
     }
 
     #[test]
-    fn zero_turns_the_limits_off() {
+    fn zero_turns_limits_off() {
         let env = Env::from_pairs([
             ("DALSTON_MODEL_CACHE_MAX_GB", "0"),
             ("DALSTON_MODEL_CACHE_TTL_HOURS", "0"),
         ]);
-        let settings = ModelSettings::from_env(&env).unwrap();
-        assert_eq!((settings.max_bytes, settings.ttl), (None, None));
+        let config = ModelConfig::from_env(&env).unwrap();
+        assert_eq!((config.max_bytes, config.ttl), (None, None));
     }
 
     #[test]
-    fn the_cache_lies_where_the_engines_of_the_platform_have_theirs() {
+    fn cache_is_where_the_platforms_engines_have_theirs() {
         let home = [("HOME", "/home/me")];
         let nowhere = Path::new("/no/such/directory");
         let place = |pairs: &[(&str, &str)], mounted: &Path| {
             let env = Env::from_pairs(home.into_iter().chain(pairs.iter().copied()));
-            cache_dir(&env, mounted).unwrap().display().to_string()
+            cache_dir(&env, mounted).unwrap().unwrap().display().to_string()
         };
         assert_eq!(place(&[], nowhere), "/home/me/.cache/dalston/models/s3-cache");
         assert_eq!(
@@ -240,15 +180,15 @@ mod tests {
             place(&[("DALSTON_MODEL_DIR", "/weights")], nowhere),
             "/weights/s3-cache"
         );
-        assert_eq!(cache_dir(&Env::default(), nowhere), None);
+        assert_eq!(cache_dir(&Env::default(), nowhere), Ok(None));
     }
 
     #[test]
-    fn a_wrong_value_is_an_error_that_says_what_is_accepted() {
+    fn wrong_value_is_named_with_accepted_values() {
         for (name, value, accepted) in [
-            ("DALSTON_MODEL_SOURCE", "ngc", SOURCES_ACCEPTED),
-            ("DALSTON_MODEL_SOURCE", "s3;hf", SOURCES_ACCEPTED),
-            ("DALSTON_MODEL_SOURCE", ",", SOURCES_ACCEPTED),
+            ("DALSTON_MODEL_SOURCE", "ngc", SOURCES),
+            ("DALSTON_MODEL_SOURCE", "s3;hf", SOURCES),
+            ("DALSTON_MODEL_SOURCE", ",", SOURCES),
             ("DALSTON_MODEL_CACHE_MAX_GB", "-1", "a number of GiB from 0"),
             ("DALSTON_MODEL_CACHE_TTL_HOURS", "inf", "a number of hours from 0"),
             (
@@ -257,7 +197,7 @@ mod tests {
                 "a number of seconds from 1",
             ),
         ] {
-            let error = ModelSettings::from_env(&Env::from_pairs([(name, value)])).unwrap_err();
+            let error = ModelConfig::from_env(&Env::from_pairs([(name, value)])).unwrap_err();
             assert_eq!(
                 error.to_string(),
                 format!("{name} is {value:?}: expected {accepted}")

@@ -1,22 +1,25 @@
-//! The environment variables that this crate reads, beside those of [`dalston_telemetry::settings`].
+//! The environment variables of this crate, beside those of [`dalston_telemetry::settings`].
+//!
+#![doc = include_str!("../../docs/environment.md")]
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dalston_telemetry::settings::{Group, Number, OneOf, Parsed, Seconds, Text, Variable, WholeNumber};
+use dalston_telemetry::settings::{
+    Accepts, Group, Number, OneOf, Parsed, Seconds, Text, Variable, WholeNumber,
+};
 use dalston_telemetry::variables;
 
-use super::engine::{DeviceChoice, PrecisionChoice};
-use super::models::ModelSource;
-use super::preload::Preload;
-use super::spot_drain::SpotDrain;
+use super::choices::{DeviceChoice, ModelSource, PrecisionChoice, SpotDrain};
 use crate::model_id::ModelId;
+use crate::store::DEFAULT_BUCKET;
 
 /// All variables that this crate declares.
 pub static VARIABLES: &[&Group] = &[&ENGINES, &WORKERS, &LOCAL];
 
 /// More inference threads than any machine has use for.
-pub(crate) const MAX_SLOTS: u64 = 1024;
+pub(crate) const MAX_SLOTS: usize = 1024;
 
 /// A year.
 const ANY_TIME: Seconds = Seconds(0.0, 365.0 * 86_400.0);
@@ -43,8 +46,8 @@ variables! {
         Variable::new(&["DALSTON_MODEL_DIR"], &Text("a directory"));
 
     /// Models to load before the first task. `true` stands for the default model.
-    pub(crate) static DALSTON_MODEL_PRELOAD: Variable<Preload> =
-        Variable::new(&["DALSTON_MODEL_PRELOAD"], &Text("names of models with commas between"));
+    pub(crate) static DALSTON_MODEL_PRELOAD: Variable<Vec<ModelId>> =
+        Variable::new(&["DALSTON_MODEL_PRELOAD"], &ModelNames);
 
     /// How many models an inference thread keeps.
     pub(crate) static DALSTON_MAX_LOADED_MODELS: Variable<usize> =
@@ -56,7 +59,7 @@ variables! {
 
     /// Inference threads, each with models of its own.
     pub(crate) static DALSTON_SLOTS: Variable<usize> =
-        Variable::new(&["DALSTON_SLOTS"], &WholeNumber(1, MAX_SLOTS)).default("1");
+        Variable::new(&["DALSTON_SLOTS"], &WholeNumber(1, MAX_SLOTS as u64)).default("1");
 
     /// An engine id that replaces the engine's own: another queue for the same program.
     pub(crate) static DALSTON_ENGINE_ID: Variable<String> =
@@ -101,7 +104,7 @@ variables! {
 
     /// The bucket with the files of tasks.
     pub(crate) static DALSTON_S3_BUCKET: Variable<String> =
-        Variable::new(&["DALSTON_S3_BUCKET"], &Text("a name")).default("dalston-artifacts");
+        Variable::new(&["DALSTON_S3_BUCKET"], &Text("a name")).default(DEFAULT_BUCKET);
 
     /// The region of the bucket.
     pub(crate) static DALSTON_S3_REGION: Variable<String> =
@@ -208,4 +211,54 @@ variables! {
     /// The locale. Without UTF-8, waterfalls are drawn in ASCII.
     pub(crate) static LOCALE: Variable<String> =
         Variable::new(&["LC_ALL", "LC_CTYPE", "LANG"], &Text("a locale")).default_described("UTF-8");
+}
+
+/// A list of models. `true` stands for the unnamed one.
+#[derive(Debug)]
+struct ModelNames;
+
+impl Accepts<Vec<ModelId>> for ModelNames {
+    fn parse(&self, text: &str) -> Option<Vec<ModelId>> {
+        let names = entries(text).map(|name| match name {
+            "true" => ModelId::default(),
+            name => ModelId::from(name),
+        });
+        Some(names.collect())
+    }
+
+    fn expected(&self) -> Cow<'static, str> {
+        "names of models with commas between, or true".into()
+    }
+}
+
+/// A list of sources without repetitions.
+#[derive(Debug)]
+struct ModelSources;
+
+impl Accepts<Vec<ModelSource>> for ModelSources {
+    fn parse(&self, text: &str) -> Option<Vec<ModelSource>> {
+        let mut sources = Vec::new();
+        for name in entries(text) {
+            let named: &[ModelSource] = match name.to_ascii_lowercase().as_str() {
+                "s3" => &[ModelSource::S3],
+                "hf" => &[ModelSource::HuggingFace],
+                "auto" => &[ModelSource::S3, ModelSource::HuggingFace],
+                _ => return None,
+            };
+            for source in named {
+                if !sources.contains(source) {
+                    sources.push(*source);
+                }
+            }
+        }
+        (!sources.is_empty()).then_some(sources)
+    }
+
+    fn expected(&self) -> Cow<'static, str> {
+        "s3, hf or auto, or several of them with commas between (models of ngc can't be downloaded)".into()
+    }
+}
+
+fn entries(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(str::trim).filter(|entry| !entry.is_empty())
 }

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::cache::{Cache, Name};
-use crate::config::ModelSettings;
+use crate::config::ModelConfig;
 use crate::model_id::ModelId;
 
 /// Deeper directories are not followed. No model has any.
@@ -30,7 +30,7 @@ struct Entry {
 /// Keeps the cache within its limits. Scans it periodically, and whenever a model has `arrived`.
 pub(super) async fn evict_periodically(
     cache: &Cache,
-    settings: &ModelSettings,
+    settings: &ModelConfig,
     arrived: &Notify,
 ) -> std::convert::Infallible {
     let (max_bytes, ttl) = (settings.max_bytes, settings.ttl);

@@ -16,7 +16,7 @@ use url::Url;
 use super::cache::{COMPLETE, LAST_ACCESSED};
 use super::error::{Kind, ModelError};
 use super::transfer::{check_count, check_size, create, local_path, retry, run_all, sync};
-use crate::config::ModelSettings;
+use crate::config::ModelConfig;
 use crate::error::chain;
 use crate::model_id::ModelId;
 
@@ -87,7 +87,7 @@ struct Large {
     sha256: Option<String>,
 }
 
-pub(super) async fn find(settings: &ModelSettings, model: &ModelId) -> Result<HubModel, ModelError> {
+pub(super) async fn find(settings: &ModelConfig, model: &ModelId) -> Result<HubModel, ModelError> {
     let hub = Hub::new(settings)?;
     let (commit, files) = hub.files(model).await?;
     Ok(HubModel {
@@ -99,7 +99,7 @@ pub(super) async fn find(settings: &ModelSettings, model: &ModelId) -> Result<Hu
 }
 
 impl Hub {
-    fn new(settings: &ModelSettings) -> Result<Self, ModelError> {
+    fn new(settings: &ModelConfig) -> Result<Self, ModelError> {
         crate::tls::use_ring();
         let shown = dalston_telemetry::redact::text(&settings.hub_endpoint);
         let wrong = |problem: String| {

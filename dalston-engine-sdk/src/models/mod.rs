@@ -17,4 +17,4 @@ mod transfer;
 pub(crate) use self::cache::LocalModel;
 pub(crate) use self::download::LoadStop;
 pub use self::storage::ModelStorage;
-pub use crate::config::{ModelSettings, ModelSource};
+pub use crate::config::{ModelConfig, ModelSource};

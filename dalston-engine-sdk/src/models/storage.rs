@@ -17,7 +17,7 @@ use super::error::{Kind, ModelError};
 use super::evict::evict_periodically;
 #[cfg(feature = "worker")]
 use super::hub::{self, HubModel};
-use crate::config::{ModelSettings, ModelSource};
+use crate::config::{ModelConfig, ModelSource};
 use crate::error::TaskError;
 use crate::model_id::ModelId;
 use crate::spans;
@@ -34,12 +34,12 @@ const SPARE_BYTES: u64 = 64 * 1024 * 1024;
 /// place in the cache.
 ///
 /// ```
-/// use dalston_engine_sdk::models::{ModelSettings, ModelStorage};
+/// use dalston_engine_sdk::models::{ModelConfig, ModelStorage};
 /// use dalston_engine_sdk::store::Store;
 /// use dalston_telemetry::Env;
 ///
 /// let env = Env::from_pairs([("DALSTON_MODEL_CACHE_DIR", "/tmp/models")]);
-/// let models = ModelStorage::new(ModelSettings::from_env(&env)?, Store::memory());
+/// let models = ModelStorage::new(ModelConfig::from_env(&env)?, Store::memory());
 /// assert!(!models.is_downloading());
 /// # Ok::<(), dalston_telemetry::EnvError>(())
 /// ```
@@ -49,7 +49,7 @@ pub struct ModelStorage {
 }
 
 struct Shared {
-    settings: ModelSettings,
+    settings: ModelConfig,
     cache: Option<Cache>,
     store: Store,
     downloads: Mutex<HashMap<Name, Weak<Download>>>,
@@ -62,7 +62,7 @@ impl ModelStorage {
     ///
     /// Nothing is read or written yet.
     #[must_use]
-    pub fn new(settings: ModelSettings, store: Store) -> Self {
+    pub fn new(settings: ModelConfig, store: Store) -> Self {
         let cache = settings.cache_dir.clone().map(Cache::new);
         Self {
             shared: Arc::new(Shared {

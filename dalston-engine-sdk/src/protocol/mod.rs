@@ -39,4 +39,4 @@ pub use self::registry::{
 };
 pub use self::request::TaskRequestData;
 pub use self::response::TaskResponseData;
-pub use self::timestamp::{InvalidTimestamp, Timestamp};
+pub use self::timestamp::Timestamp;

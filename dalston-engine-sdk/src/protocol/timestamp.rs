@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+use dalston_telemetry::ParseError;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A moment as the platform writes it: `2026-01-31T12:00:00.000000+00:00`.
@@ -17,7 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 ///
 /// let time: Timestamp = "2026-01-31T13:00:00.5+01:00".parse()?;
 /// assert_eq!(time.to_string(), "2026-01-31T12:00:00.500000+00:00");
-/// # Ok::<(), dalston_engine_sdk::protocol::InvalidTimestamp>(())
+/// # Ok::<(), dalston_engine_sdk::ParseError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(jiff::Timestamp);
@@ -56,19 +57,17 @@ impl From<SystemTime> for Timestamp {
 }
 
 impl FromStr for Timestamp {
-    type Err = InvalidTimestamp;
+    type Err = ParseError;
 
-    fn from_str(text: &str) -> Result<Self, InvalidTimestamp> {
+    fn from_str(text: &str) -> Result<Self, ParseError> {
         let text = text.trim();
         let with_offset = text.parse::<jiff::Timestamp>();
         let time = with_offset.or_else(|_| {
             let civil = text.parse::<jiff::civil::DateTime>()?;
             jiff::tz::TimeZone::UTC.to_timestamp(civil)
         });
-        time.map(Self).map_err(|source| InvalidTimestamp {
-            text: shortened(text),
-            source: source.into(),
-        })
+        time.map(Self)
+            .map_err(|_| ParseError::new("time", shortened(text), EXPECTED))
     }
 }
 
@@ -102,13 +101,7 @@ impl std::ops::Add<Duration> for Timestamp {
     }
 }
 
-/// The error for a text that is not a time.
-#[derive(Debug, thiserror::Error)]
-#[error("{text:?} is not a time: expected for example 2026-01-31T12:00:00+00:00 or 2026-01-31T12:00:00.5Z")]
-pub struct InvalidTimestamp {
-    text: String,
-    source: Box<dyn std::error::Error + Send + Sync>,
-}
+const EXPECTED: &str = "for example 2026-01-31T12:00:00+00:00 or 2026-01-31T12:00:00.5Z";
 
 /// The beginning of a text that came from outside, for a message.
 fn shortened(text: &str) -> String {
@@ -207,7 +200,7 @@ mod tests {
         ] {
             let message = text.parse::<Timestamp>().unwrap_err().to_string();
             assert!(
-                message.starts_with(&format!("{text:?} is not a time: expected for example ")),
+                message.starts_with(&format!("time is {text:?}: expected for example ")),
                 "{message}"
             );
         }

@@ -18,4 +18,4 @@ mod trim;
 
 pub use self::broker::RedisBroker;
 pub use self::registry::RedisRegistry;
-pub use self::server::{InvalidRedisUrl, RedisServer};
+pub use self::server::RedisServer;

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use dalston_telemetry::ParseError;
+use dalston_telemetry::settings::REDIS_URL;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisError,
@@ -37,7 +39,7 @@ impl RedisServer {
     /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
     /// let server = RedisServer::new("redis://:secret@localhost:6379")?;
     /// assert_eq!(server.address(), "localhost:6379");
-    /// # Ok::<(), dalston_engine_sdk::redis::InvalidRedisUrl>(())
+    /// # Ok::<(), dalston_engine_sdk::ParseError>(())
     /// # }).unwrap();
     /// ```
     ///
@@ -48,9 +50,10 @@ impl RedisServer {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub fn new(url: &str) -> Result<Self, InvalidRedisUrl> {
-        let invalid = |error: redis::RedisError| InvalidRedisUrl {
-            problem: error.to_string(),
+    pub fn new(url: &str) -> Result<Self, ParseError> {
+        let invalid = |error: redis::RedisError| {
+            let expected = format!("{} ({error})", REDIS_URL.accepted());
+            ParseError::secret("the Redis URL", expected)
         };
         let connection = url.into_connection_info().map_err(invalid)?;
         if matches!(connection.addr(), ConnectionAddr::TcpTls { .. }) {
@@ -186,13 +189,6 @@ impl fmt::Debug for RedisServer {
             .field("address", &self.address)
             .finish_non_exhaustive()
     }
-}
-
-/// A text that is not the URL of a Redis server. The text is not shown, because it may hold a password.
-#[derive(Debug, thiserror::Error)]
-#[error("the Redis URL is not valid: {problem}; expected redis://, rediss:// or unix:// and a host or path")]
-pub struct InvalidRedisUrl {
-    problem: String,
 }
 
 /// Whether an error of the server has this code. An error inside a script has it as its first word since Redis 7; before, it

@@ -20,7 +20,8 @@ use super::pool::SlotPool;
 use super::slot::{self, Keeping, Setting};
 use super::{Origin, Runner, RunnerStatus, UPLOADS_PER_SLOT, Worker};
 use crate::broker::{Broker, Consumer};
-use crate::config::{MAX_SLOTS, RunnerConfig, SLOTS_ACCEPTED};
+use crate::config::settings::{DALSTON_SLOTS, MAX_SLOTS};
+use crate::config::{EngineConfig, RunnerConfig};
 use crate::context::ProgressHook;
 use crate::engine::{Engine, EngineInfo};
 use crate::error::BuildError;
@@ -28,7 +29,6 @@ use crate::interruption::Interruption;
 use crate::load::LoadContext;
 use crate::model_id::ModelId;
 use crate::models::ModelStorage;
-use crate::options::EngineOptions;
 use crate::store::Store;
 use crate::task::TaskInfo;
 
@@ -104,8 +104,8 @@ impl<E: Engine> RunnerBuilder<E> {
     }
 
     /// Sets device, precision and model. Default: the engine chooses.
-    pub fn options(mut self, options: EngineOptions) -> Self {
-        self.config.options = options;
+    pub fn engine_config(mut self, config: EngineConfig) -> Self {
+        self.config.engine = config;
         self
     }
 
@@ -187,12 +187,8 @@ impl<E: Engine> RunnerBuilder<E> {
                 problem: "it has no stage".to_owned(),
             });
         };
-        let default_model = config
-            .options
-            .model
-            .clone()
-            .or_else(|| info.default_model.clone());
-        config.options.model.clone_from(&default_model);
+        let default_model = config.engine.model.clone().or_else(|| info.default_model.clone());
+        config.engine.model.clone_from(&default_model);
         if let Some(default) = &default_model {
             for model in config.preload.iter_mut().filter(|model| model.is_unnamed()) {
                 model.clone_from(default);
@@ -273,7 +269,7 @@ fn slots_of<E: Engine>(
     surroundings: Surroundings,
 ) -> Box<super::pool::SpawnThread> {
     let engine = Arc::new(engine);
-    let options = Arc::new(config.options.clone());
+    let engine_config = Arc::new(config.engine.clone());
     let keeping = Keeping {
         max_models: config.max_loaded_models,
         ttl: config.model_ttl,
@@ -281,7 +277,7 @@ fn slots_of<E: Engine>(
     let metrics = metrics.clone();
     Box::new(move |line, seat, preload| {
         let index = seat.index;
-        let mut context = LoadContext::for_slot(Arc::clone(&options), index);
+        let mut context = LoadContext::for_slot(Arc::clone(&engine_config), index);
         if let (Some(models), Ok(runtime)) = (&surroundings.models, Handle::try_current()) {
             context = context.with_storage(models.clone(), runtime);
         }
@@ -324,7 +320,7 @@ fn check_config(config: &RunnerConfig) -> Result<(), BuildError> {
         0 => Err(BuildError::Value {
             what,
             value: value.to_string(),
-            accepted: "a whole number from 1",
+            accepted: "a whole number from 1".into(),
         }),
         _ => Ok(()),
     };
@@ -332,7 +328,7 @@ fn check_config(config: &RunnerConfig) -> Result<(), BuildError> {
         return Err(BuildError::Value {
             what: "slots",
             value: config.slots.to_string(),
-            accepted: SLOTS_ACCEPTED,
+            accepted: DALSTON_SLOTS.accepted(),
         });
     }
     at_least_one("max_loaded_models", config.max_loaded_models)?;

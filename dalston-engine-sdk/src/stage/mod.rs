@@ -19,7 +19,7 @@ mod validation;
 pub use input_slot::input_slot;
 pub(crate) use language::language_tag;
 pub use metadata::Metadata;
-pub use name::{InvalidStage, OtherStage, Stage, StageName};
+pub use name::{OtherStage, Stage, StageName};
 pub use output::{OutputDefaults, StageOutput};
 pub use segment::{Character, Phoneme, Segment, Word};
 pub use timing::{AlignmentMethod, TimestampGranularity};

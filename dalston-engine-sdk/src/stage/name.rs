@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use dalston_telemetry::ParseError;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A step of a job, such as `transcribe`.
@@ -16,7 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 ///
 /// assert_eq!("pii_detect".parse(), Ok(Stage::PiiDetect));
 /// assert_eq!("summarise".parse::<Stage>()?.as_str(), "summarise");
-/// # Ok::<(), dalston_engine_sdk::stage::InvalidStage>(())
+/// # Ok::<(), dalston_engine_sdk::ParseError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -43,7 +44,7 @@ impl Stage {
     /// # Errors
     ///
     /// If `name` is empty, longer than 64 characters, or has other characters than `a`–`z`, `0`–`9`, `_` and `-`.
-    pub fn other(name: &str) -> Result<Self, InvalidStage> {
+    pub fn other(name: &str) -> Result<Self, ParseError> {
         name.parse()
     }
 
@@ -63,9 +64,9 @@ impl Stage {
 }
 
 impl FromStr for Stage {
-    type Err = InvalidStage;
+    type Err = ParseError;
 
-    fn from_str(name: &str) -> Result<Self, InvalidStage> {
+    fn from_str(name: &str) -> Result<Self, ParseError> {
         Ok(match name {
             "prepare" => Self::Prepare,
             "transcribe" => Self::Transcribe,
@@ -75,9 +76,7 @@ impl FromStr for Stage {
             "audio_redact" => Self::AudioRedact,
             other if is_well_formed(other) => Self::Other(OtherStage(other.into())),
             _ => {
-                return Err(InvalidStage {
-                    name: name.chars().take(LONGEST_NAME).collect(),
-                });
+                return Err(wrong_name(name));
             }
         })
     }
@@ -121,7 +120,7 @@ impl fmt::Debug for OtherStage {
 /// let name: StageName = "transcribe_ch1".parse()?;
 /// assert_eq!((name.stage(), name.channel()), (&Stage::Transcribe, Some(1)));
 /// assert_eq!(name.to_string(), "transcribe_ch1");
-/// # Ok::<(), dalston_engine_sdk::stage::InvalidStage>(())
+/// # Ok::<(), dalston_engine_sdk::ParseError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StageName {
@@ -159,11 +158,11 @@ impl From<Stage> for StageName {
 }
 
 impl FromStr for StageName {
-    type Err = InvalidStage;
+    type Err = ParseError;
 
     /// The channel is what follows the last `_ch`, if that is a number as we would write it. Anything else, `two_chairs` or
     /// `x_ch07`, is a stage's name as a whole, so that every name is written as it was read.
-    fn from_str(name: &str) -> Result<Self, InvalidStage> {
+    fn from_str(name: &str) -> Result<Self, ParseError> {
         if let Some((stage, digits)) = name.rsplit_once("_ch")
             && let Ok(channel) = digits.parse::<u32>()
             && channel.to_string() == digits
@@ -197,17 +196,17 @@ impl<'de> Deserialize<'de> for StageName {
     }
 }
 
-/// A text that can't be the name of a stage.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{name:?} is not a stage: expected 1 to {LONGEST_NAME} characters from a-z, 0-9, _ and -, such as transcribe"
-)]
-pub struct InvalidStage {
-    name: String,
-}
-
 /// Stage names become labels, span attributes and parts of storage keys.
 const LONGEST_NAME: usize = 64;
+
+fn wrong_name(name: &str) -> ParseError {
+    let expected = format!("1 to {LONGEST_NAME} characters from a-z, 0-9, _ and -, such as transcribe");
+    ParseError::new(
+        "stage",
+        name.chars().take(LONGEST_NAME).collect::<String>(),
+        expected,
+    )
+}
 
 fn is_well_formed(name: &str) -> bool {
     let allowed = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
@@ -251,10 +250,7 @@ mod tests {
     fn a_name_that_could_not_be_a_label_or_a_key_is_refused() {
         for text in ["", "Transcribe", "a/b", "a b", "ä", "_ch0", &"x".repeat(65)] {
             let message = text.parse::<StageName>().unwrap_err().to_string();
-            assert!(
-                message.contains(" is not a stage: expected 1 to 64 characters"),
-                "{message}"
-            );
+            assert!(message.contains(": expected 1 to 64 characters"), "{message}");
         }
     }
 

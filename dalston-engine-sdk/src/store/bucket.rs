@@ -19,7 +19,7 @@ use url::Url;
 use super::error::StoreError;
 use super::key::DEFAULT_BUCKET;
 #[cfg(feature = "s3")]
-use super::s3::{self, OtherBuckets, S3Settings};
+use super::s3::{self, OtherBuckets, S3Config};
 
 /// The files of one bucket. Cheap to clone.
 ///
@@ -91,7 +91,7 @@ impl Store {
     ///
     /// If the bucket has an invalid name, or the client can't be built from the settings.
     #[cfg(feature = "s3")]
-    pub fn s3(settings: S3Settings) -> Result<Self, StoreError> {
+    pub fn s3(settings: S3Config) -> Result<Self, StoreError> {
         crate::tls::use_ring();
         let objects = s3::open(&settings, &settings.bucket, &format!("s3://{}", settings.bucket))?;
         let mut store = Self::new(objects, settings.bucket.clone());

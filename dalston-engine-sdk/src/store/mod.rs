@@ -17,4 +17,4 @@ pub use self::error::StoreError;
 pub use self::key::DEFAULT_BUCKET;
 pub(crate) use self::replace::{Seen, Written};
 #[cfg(feature = "s3")]
-pub use self::s3::S3Settings;
+pub use self::s3::S3Config;

@@ -10,13 +10,14 @@ use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use super::error::StoreError;
 use super::key::DEFAULT_BUCKET;
+use crate::config::settings::DALSTON_S3_REGION;
 
 /// The bucket with the platform's files, and how to reach it.
 ///
 /// `Debug` shows no keys.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct S3Settings {
+pub struct S3Config {
     /// The bucket that this worker writes to. Default `dalston-artifacts`.
     pub bucket: String,
     /// The region of the bucket. Default `eu-west-2`.
@@ -29,38 +30,21 @@ pub struct S3Settings {
     pub credentials: Vec<(String, String)>,
 }
 
-impl Default for S3Settings {
+impl Default for S3Config {
     fn default() -> Self {
         Self {
             bucket: DEFAULT_BUCKET.to_owned(),
-            region: "eu-west-2".to_owned(),
+            region: DALSTON_S3_REGION.default_value(),
             endpoint: None,
             credentials: Vec::new(),
         }
     }
 }
 
-impl S3Settings {
-    /// The variables that [`credentials`](Self::credentials) may hold.
-    pub const CREDENTIALS: [&'static str; 11] = [
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_SESSION_TOKEN",
-        "AWS_WEB_IDENTITY_TOKEN_FILE",
-        "AWS_ROLE_ARN",
-        "AWS_ROLE_SESSION_NAME",
-        "AWS_ENDPOINT_URL_STS",
-        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-        "AWS_METADATA_ENDPOINT",
-    ];
-}
-
-impl fmt::Debug for S3Settings {
+impl fmt::Debug for S3Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.credentials.iter().map(|(name, _)| name.as_str()).collect();
-        f.debug_struct("S3Settings")
+        f.debug_struct("S3Config")
             .field("bucket", &self.bucket)
             .field("region", &self.region)
             .field(
@@ -74,7 +58,7 @@ impl fmt::Debug for S3Settings {
 
 /// Clients for the buckets that tasks name.
 pub(super) struct OtherBuckets {
-    settings: S3Settings,
+    config: S3Config,
     clients: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
 }
 
@@ -82,9 +66,9 @@ pub(super) struct OtherBuckets {
 const MAX_BUCKETS: usize = 64;
 
 impl OtherBuckets {
-    pub(super) fn new(settings: S3Settings) -> Self {
+    pub(super) fn new(config: S3Config) -> Self {
         Self {
-            settings,
+            config,
             clients: Mutex::default(),
         }
     }
@@ -95,7 +79,7 @@ impl OtherBuckets {
         if let Some(objects) = clients.get(bucket) {
             return Ok(Arc::clone(objects));
         }
-        let objects = open(&self.settings, bucket, locator)?;
+        let objects = open(&self.config, bucket, locator)?;
         if clients.len() >= MAX_BUCKETS {
             clients.clear();
         }
@@ -116,7 +100,7 @@ fn is_bucket(name: &str) -> bool {
 
 /// A client for a bucket. Errors name `locator`.
 pub(super) fn open(
-    settings: &S3Settings,
+    config: &S3Config,
     bucket: &str,
     locator: &str,
 ) -> Result<Arc<dyn ObjectStore>, StoreError> {
@@ -139,12 +123,12 @@ pub(super) fn open(
     let mut builder = AmazonS3Builder::new()
         .with_client_options(client)
         .with_retry(retry);
-    for (name, value) in &settings.credentials {
+    for (name, value) in &config.credentials {
         let key = name.to_ascii_lowercase().parse().map_err(failed)?;
         builder = builder.with_config(key, value);
     }
-    builder = builder.with_bucket_name(bucket).with_region(&settings.region);
-    if let Some(endpoint) = &settings.endpoint {
+    builder = builder.with_bucket_name(bucket).with_region(&config.region);
+    if let Some(endpoint) = &config.endpoint {
         builder = builder
             .with_endpoint(endpoint.trim_end_matches('/'))
             .with_allow_http(endpoint.starts_with("http://"));
@@ -157,15 +141,16 @@ mod tests {
     use object_store::aws::AmazonS3ConfigKey;
 
     use super::*;
+    use crate::config::settings::AWS_CREDENTIALS;
 
     #[test]
     fn debug_shows_no_keys() {
-        let settings = S3Settings {
+        let config = S3Config {
             endpoint: Some("http://key:hunter2@minio:9000".to_owned()),
             credentials: vec![("AWS_SECRET_ACCESS_KEY".to_owned(), "hunter2".to_owned())],
-            ..S3Settings::default()
+            ..S3Config::default()
         };
-        let shown = format!("{settings:?}");
+        let shown = format!("{config:?}");
         assert!(
             !shown.contains("hunter2") && shown.contains("AWS_SECRET_ACCESS_KEY"),
             "{shown}"
@@ -174,7 +159,7 @@ mod tests {
 
     #[test]
     fn client_knows_every_credential_variable() {
-        for name in S3Settings::CREDENTIALS {
+        for name in AWS_CREDENTIALS.names() {
             name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>().unwrap();
         }
     }
@@ -182,8 +167,8 @@ mod tests {
     #[test]
     fn invalid_bucket_name_is_refused() {
         for name in ["", "ab", "../x", "a/b", "Upper", "a..b", "user@host"] {
-            let settings = S3Settings::default();
-            assert!(open(&settings, name, "s3://x").is_err(), "{name}");
+            let config = S3Config::default();
+            assert!(open(&config, name, "s3://x").is_err(), "{name}");
         }
     }
 }

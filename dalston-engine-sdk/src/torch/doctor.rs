@@ -5,9 +5,9 @@ use tch::Device;
 use super::libtorch::{Libtorch, WANTED_VERSION, libtorch};
 use super::memory::message;
 use super::placement::{Placement, probe};
+use crate::config::{DeviceChoice, EngineConfig};
 use crate::engine::Check;
 use crate::gpu::{Gpu, GpuError, gpus, nvidia_driver_present};
-use crate::options::{DeviceChoice, EngineOptions};
 
 /// Checks libtorch, the GPUs, and whether this machine supports the device and precision of
 /// `options`.
@@ -19,17 +19,17 @@ use crate::options::{DeviceChoice, EngineOptions};
 /// use dalston_engine_sdk::{Check, LoadContext, torch};
 ///
 /// fn check(cx: &LoadContext) -> Vec<Check> {
-///     let mut checks = torch::checks(cx.options());
+///     let mut checks = torch::checks(cx.config());
 ///     checks.push(Check::ok("vocabulary", "built in"));
 ///     checks
 /// }
 /// ```
 #[must_use]
-pub fn checks(options: &EngineOptions) -> Vec<Check> {
+pub fn checks(config: &EngineConfig) -> Vec<Check> {
     // First, because it loads the CUDA back end, which must precede other calls about GPUs.
-    let placement = Placement::choose(options);
+    let placement = Placement::choose(config);
     let mut checks = vec![libtorch_check(&libtorch()), threads_check()];
-    checks.extend(gpu_checks(options.device, nvidia_driver_present(), gpus));
+    checks.extend(gpu_checks(config.device, nvidia_driver_present(), gpus));
     checks.push(match placement {
         Ok(placement) => placement_check(placement),
         Err(error) => Check::missing("device", error.to_string()).advice(
@@ -128,8 +128,8 @@ fn placement_check(placement: Placement) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PrecisionChoice;
     use crate::engine::CheckStatus;
-    use crate::options::PrecisionChoice;
 
     fn l4() -> Gpu {
         Gpu {
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn nothing_is_missing_on_the_cpu() {
-        let checks = checks(&EngineOptions::new().device(DeviceChoice::Cpu));
+        let checks = checks(&EngineConfig::new().device(DeviceChoice::Cpu));
 
         let names: Vec<_> = checks.iter().map(|check| check.name.as_str()).collect();
         assert_eq!(names.first(), Some(&"libtorch"));
@@ -160,11 +160,11 @@ mod tests {
 
     #[test]
     fn unsupported_precision_is_missing_with_advice() {
-        let options = EngineOptions::new()
+        let config = EngineConfig::new()
             .device(DeviceChoice::Cpu)
             .precision(PrecisionChoice::Float16);
 
-        let checks = checks(&options);
+        let checks = checks(&config);
 
         let device = checks.last().unwrap();
         assert_eq!(device.status, CheckStatus::Missing);

@@ -8,7 +8,7 @@
 //!
 //! # fn load(_model: &ModelId, cx: &LoadContext) -> Result<Tensor, TaskError> {
 //! // Once, in `load`: the device and the number format of the weights.
-//! let placement = Placement::choose(cx.options())?;
+//! let placement = Placement::choose(cx.config())?;
 //! let weights = Tensor::f_ones([4, 4], (placement.kind(), placement.device()))?;
 //! # Ok(weights)
 //! # }

@@ -4,8 +4,8 @@ use tch::{Cuda, Device, Kind, Tensor};
 
 use super::cuda::{CudaError, load_cuda};
 use super::memory::message;
+use crate::config::{DeviceChoice, EngineConfig, PrecisionChoice};
 use crate::gpu::nvidia_driver_present;
-use crate::options::{DeviceChoice, EngineOptions, PrecisionChoice};
 
 /// The device and number format of an engine on this machine, chosen by its options.
 ///
@@ -14,7 +14,7 @@ use crate::options::{DeviceChoice, EngineOptions, PrecisionChoice};
 /// use dalston_engine_sdk::{LoadContext, TaskError};
 ///
 /// fn load(cx: &LoadContext) -> Result<tch::Tensor, TaskError> {
-///     let placement = Placement::choose(cx.options())?;
+///     let placement = Placement::choose(cx.config())?;
 ///     Ok(tch::Tensor::f_zeros([80, 3000], (placement.kind(), placement.device()))?)
 /// }
 /// ```
@@ -35,9 +35,9 @@ impl Placement {
     ///
     /// If the options name a GPU that can't be used, or a precision that the device does not
     /// support.
-    pub fn choose(options: &EngineOptions) -> Result<Self, PlacementError> {
-        let device = device(options.device)?;
-        let kind = kind(options.precision, device)?;
+    pub fn choose(config: &EngineConfig) -> Result<Self, PlacementError> {
+        let device = device(config.device)?;
+        let kind = kind(config.precision, device)?;
         tracing::debug!(device = %device_name(device), precision = precision_name(kind), "device_chosen");
         Ok(Self { device, kind })
     }
@@ -165,8 +165,8 @@ fn precision_name(kind: Kind) -> &'static str {
 mod tests {
     use super::*;
 
-    fn options(device: DeviceChoice, precision: PrecisionChoice) -> EngineOptions {
-        EngineOptions::new().device(device).precision(precision)
+    fn config(device: DeviceChoice, precision: PrecisionChoice) -> EngineConfig {
+        EngineConfig::new().device(device).precision(precision)
     }
 
     #[test]
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn half_precision_on_the_cpu_is_refused_with_advice() {
-        let error = Placement::choose(&options(DeviceChoice::Cpu, PrecisionChoice::Float16)).unwrap_err();
+        let error = Placement::choose(&config(DeviceChoice::Cpu, PrecisionChoice::Float16)).unwrap_err();
 
         let text = error.to_string();
         assert!(text.contains("float16") && text.contains("bfloat16"), "{text}");
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn the_cpu_can_always_be_chosen() {
-        let placement = Placement::choose(&options(DeviceChoice::Cpu, PrecisionChoice::Auto)).unwrap();
+        let placement = Placement::choose(&config(DeviceChoice::Cpu, PrecisionChoice::Auto)).unwrap();
 
         assert_eq!((placement.device(), placement.kind()), (Device::Cpu, Kind::Float));
         assert_eq!(placement.to_string(), "cpu, float32");
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn missing_gpu_is_refused_with_the_reason() {
         // No machine has so many, so the test is the same with and without a GPU.
-        let error = Placement::choose(&options(DeviceChoice::Cuda(4096), PrecisionChoice::Auto)).unwrap_err();
+        let error = Placement::choose(&config(DeviceChoice::Cuda(4096), PrecisionChoice::Auto)).unwrap_err();
 
         let PlacementError::Device { asked, reason } = &error else {
             panic!("{error:?}")

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dalston_telemetry::TelemetryHandle;
+use dalston_telemetry::{ParseError, TelemetryHandle};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -20,7 +20,7 @@ use crate::engine::Engine;
 use crate::error::{BuildError, RunError};
 use crate::models::ModelStorage;
 use crate::protocol::{Heartbeat, InstanceStatus, RegistryRecord};
-use crate::redis::{InvalidRedisUrl, RedisBroker, RedisRegistry, RedisServer};
+use crate::redis::{RedisBroker, RedisRegistry, RedisServer};
 use crate::registry::{self, Registry};
 use crate::runner::{Runner, RunnerPhase, RunnerStatus};
 use crate::store::{Store, StoreError};
@@ -49,7 +49,7 @@ pub async fn run<E: Engine>(
     telemetry: TelemetryHandle,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
-    let server = RedisServer::new(&deployment.redis_url)?;
+    let server = RedisServer::new(&deployment.redis_url).map_err(WorkerError::Redis)?;
     let store = Store::s3(deployment.s3.clone())?;
     let models = ModelStorage::new(deployment.models.clone(), store.clone());
     let slots = u32::try_from(config.slots).unwrap_or(u32::MAX);
@@ -104,7 +104,7 @@ pub async fn run<E: Engine>(
 pub enum WorkerError {
     /// `REDIS_URL` is not a URL.
     #[error(transparent)]
-    Redis(#[from] InvalidRedisUrl),
+    Redis(ParseError),
     /// The configuration of the storage is invalid.
     #[error("the configuration of the storage is invalid: {0}")]
     Store(#[from] StoreError),

@@ -9,9 +9,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use dalston_engine_sdk::broker::{QueuedTask, TaskMetadata};
-use dalston_engine_sdk::models::{ModelSettings, ModelStorage};
+use dalston_engine_sdk::models::{ModelConfig, ModelStorage};
 use dalston_engine_sdk::protocol::Timestamp;
-use dalston_engine_sdk::store::{S3Settings, Store};
+use dalston_engine_sdk::store::{S3Config, Store};
 use dalston_engine_sdk::{RunnerBuilder, TaskError};
 use dalston_telemetry::Env;
 use serde_json::{Value, json};
@@ -104,10 +104,10 @@ fn storage(url: &str, cache: &Path, more: &[(&'static str, &str)]) -> ModelStora
     let cache = cache.display().to_string();
     let pairs = [("DALSTON_MODEL_CACHE_DIR", cache.as_str())];
     let env = Env::from_pairs(pairs.into_iter().chain(more.iter().copied()));
-    let mut s3 = S3Settings::default();
+    let mut s3 = S3Config::default();
     s3.endpoint = Some(url.to_owned());
     s3.credentials = credentials();
-    ModelStorage::new(ModelSettings::from_env(&env).unwrap(), Store::s3(s3).unwrap())
+    ModelStorage::new(ModelConfig::from_env(&env).unwrap(), Store::s3(s3).unwrap())
 }
 
 fn credentials() -> Vec<(String, String)> {
@@ -212,11 +212,11 @@ async fn model_in_local_directory_needs_no_storage() {
     let root = site.temp.path().join("models");
     fs::create_dir_all(root.join(MODEL)).unwrap();
     fs::write(root.join(MODEL).join("model.bin"), weights(20_000)).unwrap();
-    let options = dalston_engine_sdk::EngineOptions::new().model_root(root);
+    let config = dalston_engine_sdk::EngineConfig::new().model_root(root);
     site.submit("T1", MODEL).await;
     let (outcome, _) = site
         .rig
-        .run(site.runner().options(options), site.rig.outcome("T1"))
+        .run(site.runner().engine_config(config), site.rig.outcome("T1"))
         .await;
     outcome.unwrap();
     assert_eq!(site.s3.requests(), 0);
@@ -338,11 +338,11 @@ async fn model_replaced_during_download_is_not_mixed() {
 #[tokio::test]
 async fn missing_bucket_is_named_in_the_error() {
     let site = Site::new();
-    let mut s3 = S3Settings::default();
+    let mut s3 = S3Config::default();
     s3.bucket = "no-such-bucket".to_owned();
     s3.endpoint = Some(site.s3.url());
     s3.credentials = credentials();
-    let mut settings = ModelSettings::default();
+    let mut settings = ModelConfig::default();
     settings.cache_dir = Some(site.cache());
     let models = ModelStorage::new(settings, Store::s3(s3).unwrap());
     site.submit("T1", MODEL).await;

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use dalston_engine_sdk::broker::{Broker, EventContext, MemoryBroker, Outcome};
-use dalston_engine_sdk::store::{S3Settings, Store, key};
+use dalston_engine_sdk::store::{S3Config, Store, key};
 use dalston_engine_sdk::{OutputFile, TaskContext, TaskError};
 use serde_json::{Value, json};
 use testbed::{Fault, TestS3, Trouble};
@@ -14,7 +14,7 @@ use crate::hazards::{AwkwardBroker, other_worker};
 use crate::rig::{Closures, Rig, answer, job_of};
 
 fn s3(server: &TestS3) -> Store {
-    let mut settings = S3Settings::default();
+    let mut settings = S3Config::default();
     settings.endpoint = Some(server.url());
     let keys = [
         ("AWS_ACCESS_KEY_ID", TestS3::ACCESS_KEY_ID),

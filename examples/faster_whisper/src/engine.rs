@@ -44,7 +44,7 @@ impl Engine for FasterWhisper {
     fn load(&self, model: &ModelId, cx: &LoadContext) -> Result<Whisper, TaskError> {
         let dir = model_dir(model, cx)?;
         let chosen =
-            torch::Placement::choose(cx.options()).map_err(|e| TaskError::permanent("unusable_device", e))?;
+            torch::Placement::choose(cx.config()).map_err(|e| TaskError::permanent("unusable_device", e))?;
         let placement = Placement {
             device: chosen.device(),
             kind: chosen.kind(),
@@ -99,7 +99,7 @@ impl Engine for FasterWhisper {
     }
 
     fn check(&self, cx: &LoadContext) -> Vec<Check> {
-        let mut checks = torch::checks(cx.options());
+        let mut checks = torch::checks(cx.config());
         checks.push(model_check(self, cx));
         checks
     }
@@ -260,7 +260,7 @@ fn transcript(
 /// a deployment.
 fn model_dir(model: &ModelId, cx: &LoadContext) -> Result<PathBuf, TaskError> {
     let shipped = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models")).join(SHIPPED_MODEL);
-    let root = cx.options().model_root.as_deref();
+    let root = cx.config().model_root.as_deref();
     let another =
         Path::new(SHIPPED_MODEL).is_dir() || root.is_some_and(|root| root.join(SHIPPED_MODEL).is_dir());
     if model.as_str() == SHIPPED_MODEL && shipped.is_dir() && !another {
@@ -286,7 +286,7 @@ fn check_rate(whisper: &Whisper, dir: &std::path::Path) -> Result<(), LoadError>
 
 fn model_check(engine: &FasterWhisper, cx: &LoadContext) -> Check {
     let model = cx
-        .options()
+        .config()
         .model
         .clone()
         .or(engine.info().default_model)

@@ -27,15 +27,8 @@
 //! every answer is bounded, and what does not look like an answer of Amazon's (a captive portal's page) is not believed.
 //! Finding nothing is never an error.
 //!
-//! # Environment
-//!
-//! | Variable | Default | |
-//! |---|---|---|
-//! | `AWS_EC2_METADATA_DISABLED` | `false` | `true`: EC2's metadata is not asked for, and its firmware not looked at |
-//! | `AWS_EC2_METADATA_SERVICE_ENDPOINT` | `http://169.254.169.254` | where the service is; it is asked, and the firmware not looked at |
-//! | `AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE` | `IPv4` | `IPv6` for `http://[fd00:ec2::254]` |
-//! | `AWS_EC2_METADATA_V1_DISABLED` | `false` | `true`: never falls back on version 1, which is done where version 2 is refused |
-//! | `DALSTON_DEPLOY_ENV` | | `aws`: the service is asked whatever the firmware says; anything else: nothing is asked |
+//! [`settings`](crate::settings) lists the variables that decide what is asked. With `DALSTON_DEPLOY_ENV=aws` the service is asked
+//! whatever the firmware says; with any other value nothing is asked.
 
 mod detect;
 mod firmware;

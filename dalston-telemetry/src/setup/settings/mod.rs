@@ -24,6 +24,8 @@
 //! );
 //! assert_eq!(WORD_COUNTER.variables[0].describe().default, "`1000`");
 //! ```
+//!
+#![doc = include_str!("../../../docs/environment.md")]
 
 /// Declares environment variables and the [`Group`](crate::settings::Group) that lists them. See
 /// [`settings`](crate::settings).

@@ -89,6 +89,12 @@ impl<T> Variable<T> {
             .find_map(|name| env.get(name).map(|value| (*name, value)))
     }
 
+    /// All of its names that are set, with their values as they were written.
+    pub fn all<'e>(&self, env: &'e Env) -> impl Iterator<Item = (&'static str, &'e str)> {
+        let set = self.names.iter();
+        set.filter_map(|name| env.get(name).map(|value| (*name, value)))
+    }
+
     /// Whether one of its names is set.
     #[must_use]
     pub fn is_set(&self, env: &Env) -> bool {

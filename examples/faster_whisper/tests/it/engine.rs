@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
-use dalston_engine_sdk::models::{ModelSettings, ModelStorage};
+use dalston_engine_sdk::models::{ModelConfig, ModelStorage};
 use dalston_engine_sdk::stage::{LanguageSource, TimestampGranularity};
-use dalston_engine_sdk::store::{S3Settings, Store};
+use dalston_engine_sdk::store::{S3Config, Store};
 use dalston_engine_sdk::testing::EngineHarness;
-use dalston_engine_sdk::{CheckStatus, DeviceChoice, Engine, EngineOptions, LoadContext};
+use dalston_engine_sdk::{CheckStatus, DeviceChoice, Engine, EngineConfig, LoadContext};
 use faster_whisper::FasterWhisper;
 use serde_json::json;
 use tempfile::TempDir;
@@ -222,9 +222,9 @@ async fn model_is_downloaded_from_the_bucket_and_transcribes() {
     }
     s3.put("dalston-artifacts/models/team/digits/.complete", "");
     let cache = TempDir::new().unwrap();
-    let mut settings = ModelSettings::default();
+    let mut settings = ModelConfig::default();
     settings.cache_dir = Some(cache.path().to_owned());
-    let mut bucket = S3Settings::default();
+    let mut bucket = S3Config::default();
     bucket.endpoint = Some(s3.url());
     bucket.credentials = [
         ("AWS_ACCESS_KEY_ID", TestS3::ACCESS_KEY_ID),
@@ -260,11 +260,11 @@ async fn model_is_downloaded_from_the_bucket_and_transcribes() {
 
 #[test]
 fn doctor_describes_the_model_or_its_error() {
-    let model = |options: EngineOptions| {
-        let checks = FasterWhisper.check(&LoadContext::new(options.device(DeviceChoice::Cpu)));
+    let model = |config: EngineConfig| {
+        let checks = FasterWhisper.check(&LoadContext::new(config.device(DeviceChoice::Cpu)));
         checks.into_iter().find(|check| check.name == "model").unwrap()
     };
-    let shipped = model(EngineOptions::new());
+    let shipped = model(EngineConfig::new());
     assert_eq!(shipped.status, CheckStatus::Ok);
     assert!(
         shipped.detail.ends_with(
@@ -279,7 +279,7 @@ fn doctor_describes_the_model_or_its_error() {
     crate::generated_models::edit(dir.path(), "config.json", |config| {
         config["decoder_ffn_dim"] = json!(64)
     });
-    let broken = model(EngineOptions::new().model(dir.path().to_str().unwrap()));
+    let broken = model(EngineConfig::new().model(dir.path().to_str().unwrap()));
     assert_eq!(broken.status, CheckStatus::Missing);
     assert!(
         broken.detail.contains("fc1.weight\" has shape [128, 32]"),
@@ -297,6 +297,6 @@ fn harness_with(model: &str, file: &str) -> EngineHarness<FasterWhisper> {
     tch::set_num_threads(1);
     let path: PathBuf = root().join("audio").join(file);
     EngineHarness::new(FasterWhisper)
-        .options(EngineOptions::new().device(DeviceChoice::Cpu).model(model))
+        .engine_config(EngineConfig::new().device(DeviceChoice::Cpu).model(model))
         .input("audio", path)
 }
