@@ -1,7 +1,6 @@
 //! The driver's library, called on a thread of its own.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -185,12 +184,6 @@ impl Driver {
             .map_err(|error| GpuError::Failed(format!("no thread can be started to call it: {error}")))?;
         *thread = Some(sender.clone());
         Ok(sender)
-    }
-}
-
-impl fmt::Debug for Driver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Driver").finish_non_exhaustive()
     }
 }
 

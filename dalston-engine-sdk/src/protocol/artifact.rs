@@ -111,8 +111,8 @@ impl ArtifactSelector {
 /// ```
 /// use dalston_engine_sdk::protocol::ArtifactReference;
 ///
-/// let reference = ArtifactReference::new("T:audio", "audio", "s3://b/a.wav").channel(0);
-/// let json = r#"{"artifact_id":"T:audio","kind":"audio","storage_locator":"s3://b/a.wav","channel":0}"#;
+/// let reference = ArtifactReference::new("T:audio", "audio", "s3://b/a.wav").size(9);
+/// let json = r#"{"artifact_id":"T:audio","kind":"audio","storage_locator":"s3://b/a.wav","size":9}"#;
 /// assert_eq!(serde_json::to_string(&reference).unwrap(), json);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -169,31 +169,10 @@ impl ArtifactReference {
         }
     }
 
-    /// Sets the SHA-256 checksum, in hexadecimal digits.
-    #[must_use]
-    pub fn checksum(mut self, checksum: impl Into<String>) -> Self {
-        self.checksum = Some(checksum.into());
-        self
-    }
-
     /// Sets the size in bytes.
     #[must_use]
     pub fn size(mut self, size: u64) -> Self {
         self.size = Some(size);
-        self
-    }
-
-    /// Sets the media type, for example `audio/wav`.
-    #[must_use]
-    pub fn media_type(mut self, media_type: impl Into<String>) -> Self {
-        self.media_type = Some(media_type.into());
-        self
-    }
-
-    /// Sets the channel of the recording that the artifact holds.
-    #[must_use]
-    pub fn channel(mut self, channel: u32) -> Self {
-        self.channel = Some(channel);
         self
     }
 

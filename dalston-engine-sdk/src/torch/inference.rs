@@ -1,7 +1,5 @@
 //! Inference without gradients.
 
-use std::num::NonZeroUsize;
-
 /// Runs `work` without recording gradients on this thread. A panic restores the recording, too.
 ///
 /// Use it around all computations of `process`: it saves the memory of the intermediate results.
@@ -19,15 +17,6 @@ use std::num::NonZeroUsize;
 pub fn inference<T>(work: impl FnOnce() -> T) -> T {
     let _no_gradients = tch::no_grad_guard();
     work()
-}
-
-/// Sets the number of threads that libtorch uses for one operation on the CPU, in the whole
-/// process.
-///
-/// Default: one per core. With several inference threads, divide the cores among them, or they slow
-/// each other down.
-pub fn set_threads(threads: NonZeroUsize) {
-    tch::set_num_threads(i32::try_from(threads.get()).unwrap_or(i32::MAX));
 }
 
 #[cfg(test)]

@@ -42,6 +42,6 @@ mod placement;
 
 pub use self::cuda::{CudaError, load_cuda};
 pub use self::doctor::checks;
-pub use self::inference::{inference, set_threads};
+pub use self::inference::inference;
 pub use self::memory::is_out_of_memory;
 pub use self::placement::{Placement, PlacementError};

@@ -24,17 +24,15 @@ const REQUEST: &str = r#"{
 }"#;
 
 fn prepared_audio() -> ArtifactReference {
-    ArtifactReference::new(
-        "P:prepared_audio",
-        "audio",
-        "s3://dalston-artifacts/jobs/J/tasks/P/prepared_audio.wav",
-    )
-    .checksum("<sha256 hex>")
-    .size(78092)
-    .media_type("audio/wav")
-    .channel(0)
-    .role("prepared")
-    .producer("P", "prepare")
+    let locator = "s3://dalston-artifacts/jobs/J/tasks/P/prepared_audio.wav";
+    let mut reference = ArtifactReference::new("P:prepared_audio", "audio", locator)
+        .size(78092)
+        .role("prepared")
+        .producer("P", "prepare");
+    reference.checksum = Some("<sha256 hex>".to_owned());
+    reference.media_type = Some("audio/wav".to_owned());
+    reference.channel = Some(0);
+    reference
 }
 
 fn edited(pointer: &str, value: Value) -> Vec<u8> {

@@ -119,14 +119,12 @@ fn value(text: &str) -> Value {
 }
 
 fn artifact() -> ArtifactReference {
-    ArtifactReference::new(
-        format!("{TASK}:words"),
-        "words",
-        format!("s3://dalston-artifacts/jobs/{JOB}/tasks/{TASK}/words.json"),
-    )
-    .size(17)
-    .media_type("application/json")
-    .producer(TASK, "transcribe_ch0")
+    let locator = format!("s3://dalston-artifacts/jobs/{JOB}/tasks/{TASK}/words.json");
+    let mut artifact = ArtifactReference::new(format!("{TASK}:words"), "words", locator)
+        .size(17)
+        .producer(TASK, "transcribe_ch0");
+    artifact.media_type = Some("application/json".to_owned());
+    artifact
 }
 
 #[tokio::test]
