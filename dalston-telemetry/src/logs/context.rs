@@ -1,9 +1,8 @@
-//! What the current piece of work is: the fields that every log line written on its behalf carries.
+//! The log context: fields of the current task or request, which all of its log lines carry.
 //!
-//! A subscriber that remembers the fields of every span, only so that log lines can repeat them, makes each
-//! span cost hundreds of nanoseconds although nobody exports it. A [`LogContext`] is set once per task or
-//! request instead: log lines carry the fields whether tracing is on or off, and with tracing off a span stays
-//! a disabled span.
+//! A [`LogContext`] is set once per task or request. Log lines carry its fields whether tracing is
+//! on or off. Log lines that take their fields from spans need a subscriber that remembers the
+//! fields of all spans, which costs hundreds of nanoseconds a span even if no span is exported.
 //!
 //! ```
 //! use dalston_telemetry::context::{LogContext, WithLogContext};
@@ -32,18 +31,23 @@ use opentelemetry::Context;
 use opentelemetry::trace::{TraceContextExt, TraceId};
 use pin_project_lite::pin_project;
 
+use super::inherited::{INHERITED, InheritedField};
+use super::json::member;
+use super::key::is_reserved;
+use crate::redact;
+
 thread_local! {
     static CURRENT: RefCell<LogContext> = const { RefCell::new(LogContext::EMPTY) };
 }
 
-/// The fields of the current task, request or session, shared by all log lines written on its behalf.
+/// The fields of the current task, request or session, which all of its log lines carry.
 ///
-/// Cheap to clone. Make it where the work begins, and put it around the work with
-/// [`with_log_context`](WithLogContext::with_log_context) for a future or [`enter`](Self::enter) for a stretch
-/// of synchronous code. Threads don't inherit it: hand a clone over and `enter` it there.
+/// Cheap to clone. Make it where the work starts, and put it around the work with
+/// [`with_log_context`](WithLogContext::with_log_context) for a future or [`enter`](Self::enter)
+/// for synchronous code. Threads don't inherit it: give a clone to the thread and `enter` it there.
 ///
-/// Setting a field again replaces its value. An empty value removes the field, so that an id that turned out to
-/// be absent is absent in the log line too.
+/// A field that is set again gets the new value. An empty value removes the field, so that an id
+/// that is absent is absent in the log line too.
 #[derive(Clone, Default)]
 pub struct LogContext {
     inner: Option<Arc<Inner>>,
@@ -57,14 +61,14 @@ struct Inner {
     trace_id: Option<TraceId>,
 }
 
-/// One field, kept in both the forms that a log line may need.
+/// A field in both forms of a log line.
 #[derive(Clone)]
 pub(crate) struct ContextField {
     pub(crate) name: Cow<'static, str>,
     pub(crate) value: String,
-    /// Which of the ids it is that lines inherit, if it is one.
-    pub(crate) id: Option<u8>,
-    /// `,"name":"value"`, ready to be copied into a JSON line.
+    /// Its position in [`INHERITED`], if it has a row there.
+    pub(crate) position: Option<usize>,
+    /// `,"name":"value"`, the member of a JSON line.
     pub(crate) json: String,
 }
 
@@ -77,9 +81,9 @@ impl LogContext {
         Self::EMPTY
     }
 
-    /// The context that log lines of this thread carry now; empty outside of any.
+    /// The current context of this thread; empty if none was entered.
     ///
-    /// Hand it to a thread or a task that works for the same request.
+    /// Give it to a thread or a task that works for the same request.
     #[must_use]
     pub fn current() -> Self {
         CURRENT.with(|current| current.borrow().clone())
@@ -111,46 +115,44 @@ impl LogContext {
 
     /// Sets a further field, such as `model`, `session_id` or `instance`.
     ///
-    /// The names that every line has by itself (`timestamp`, `level`, `service`, `target`, `event`, `trace_id`,
-    /// `span_id`) can't be set; such a field is ignored.
+    /// The names of members that every line has (`timestamp`, `level`, `service`, `target`,
+    /// `event`, `trace_id`, `span_id`) can't be set; such a field is ignored.
     #[must_use]
     pub fn field(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
         let (mut name, value) = (name.into(), value.into());
-        let id = crate::logs::id_of(&name);
-        if let Some(id) = id {
-            name = Cow::Borrowed(crate::logs::IDS[usize::from(id)]);
+        let position = InheritedField::position(&name);
+        if let Some(position) = position {
+            name = Cow::Borrowed(INHERITED[position].name);
         }
-        if id.is_none() && (name.is_empty() || crate::logs::is_reserved(&name)) {
+        if name.is_empty() || is_reserved(&name) {
             return self;
         }
         let fields = &mut self.inner_mut().fields;
         fields.retain(|field| field.name != name);
         if !value.is_empty() {
-            let masked = match id.is_none() && crate::redact::is_secret_name(&name) {
-                true => Some(crate::redact::MASK.to_owned()),
-                false => match crate::redact::text(&value) {
-                    Cow::Owned(masked) => Some(masked),
-                    Cow::Borrowed(_) => None,
-                },
+            let value = match position.is_none() && redact::is_secret_name(&name) {
+                true => redact::MASK.to_owned(),
+                false => redact::text(&value).into_owned(),
             };
-            let value = masked.unwrap_or(value);
-            let json = crate::logs::json_member(&name, &value);
+            let json = member(&name, &value);
             fields.push(ContextField {
                 name,
                 value,
-                id,
+                position,
                 json,
             });
         }
         self
     }
 
-    /// Remembers the trace context that came with the work (see [`propagate`](crate::propagate)).
+    /// Sets the trace context that came with the task or request (see
+    /// [`propagate`](crate::propagate)).
     ///
-    /// With tracing off there is no span to take ids from: lines then carry the trace id of this context, so
-    /// that they can still be found from the producer's trace, and
-    /// [`propagate::current_context`](crate::propagate::current_context) hands it on untouched. With tracing on
-    /// the spans' own ids win. An invalid context is kept for its baggage and never shows in a line.
+    /// With tracing off, lines carry the trace id of this context, so that they can be found from
+    /// the producer's trace, and
+    /// [`propagate::current_context`](crate::propagate::current_context) returns it unchanged.
+    /// With tracing on, the ids of spans win. An invalid context is kept for its baggage, and lines
+    /// do not carry its id.
     #[must_use]
     pub fn carrier(mut self, carrier: Context) -> Self {
         let inner = self.inner_mut();
@@ -177,9 +179,9 @@ impl LogContext {
 
     /// Makes this the current context of the thread until the guard is dropped.
     ///
-    /// For synchronous code only: a guard that is held across an `.await` leaks the fields into whatever runs on
-    /// the thread meanwhile (the guard is not `Send`, which makes most such mistakes a compile error). Use
-    /// [`with_log_context`](WithLogContext::with_log_context) for futures.
+    /// For synchronous code only: a guard that is held across an `.await` leaks the fields into
+    /// other tasks of the thread. (The guard is not `Send`, so most such mistakes do not compile.)
+    /// Use [`with_log_context`](WithLogContext::with_log_context) for futures.
     ///
     /// ```
     /// use dalston_telemetry::context::LogContext;
@@ -210,7 +212,8 @@ impl LogContext {
         self.inner.as_ref()?.trace_id
     }
 
-    /// Lends the current context without touching its reference count. `f` must not run foreign code.
+    /// Lends the current context, without cloning it. `f` must not run code that could enter a
+    /// context.
     pub(crate) fn with_current<R>(f: impl FnOnce(&Self) -> R) -> R {
         CURRENT.with(|current| f(&current.borrow()))
     }
@@ -235,7 +238,7 @@ impl fmt::Debug for LogContext {
 
 /// Restores the previous [`LogContext`] of the thread when dropped. Made by [`LogContext::enter`].
 ///
-/// Guards must be dropped in the reverse order of their making, which scopes do by themselves.
+/// Guards must be dropped in the reverse order of their creation, as scopes do.
 #[must_use = "the context is left as soon as the guard is dropped"]
 pub struct LogContextGuard {
     previous: LogContext,
@@ -252,9 +255,9 @@ impl fmt::Debug for LogContextGuard {
 impl Drop for LogContextGuard {
     fn drop(&mut self) {
         let previous = mem::take(&mut self.previous);
-        // The replaced context is dropped only after the borrow has ended: it may hold the last reference to a
-        // span, whose end may log.
-        let _left = CURRENT.try_with(|current| current.replace(previous));
+        // The replaced context is dropped after the borrow has ended: it may hold the last
+        // reference to a span, and the end of a span may log.
+        let _replaced = CURRENT.try_with(|current| current.replace(previous));
     }
 }
 
@@ -275,7 +278,7 @@ pin_project! {
     /// A future with a [`LogContext`] around it. Made by [`WithLogContext::with_log_context`].
     #[must_use = "futures do nothing unless polled"]
     pub struct InLogContext<F> {
-        // `None` only while it is being dropped.
+        // `None` only during the drop.
         #[pin]
         inner: Option<F>,
         context: LogContext,
@@ -283,7 +286,7 @@ pin_project! {
 
     impl<F> PinnedDrop for InLogContext<F> {
         fn drop(this: Pin<&mut Self>) {
-            // A cancelled task writes its last lines from destructors.
+            // Destructors of a cancelled task may log.
             let mut this = this.project();
             let _guard = this.context.enter();
             this.inner.set(None);
@@ -326,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guard_sets_the_fields_and_restores_what_was_there_before() {
+    fn a_dropped_guard_restores_the_previous_fields() {
         assert!(LogContext::current().is_empty());
         let outer = LogContext::new().job_id("job").task_id("outer");
         let guard = outer.enter();
@@ -341,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_future_has_its_fields_at_every_poll_and_leaks_none() {
+    fn a_future_has_its_fields_only_while_polled() {
         let mut polls = 0;
         let future = poll_fn(move |cx| {
             assert_eq!(current("task_id").as_deref(), Some("t"));
@@ -366,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_future_still_has_its_fields_while_it_is_dropped() {
+    fn a_cancelled_future_has_its_fields_while_dropped() {
         struct Last<'a>(&'a RefCell<Option<String>>);
         impl Drop for Last<'_> {
             fn drop(&mut self) {
@@ -391,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_value_removes_a_field_and_reserved_names_are_refused() {
+    fn empty_values_and_reserved_names_set_no_field() {
         let context = LogContext::new()
             .task_id("t")
             .task_id("")
@@ -403,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_never_holds_a_secret() {
+    fn secrets_in_context_fields_are_masked() {
         let context = LogContext::new()
             .field("source", "s3://key:hunter2@host/x")
             .field("api_key", "sk-1");

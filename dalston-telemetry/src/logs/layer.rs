@@ -3,71 +3,63 @@ use std::fmt;
 use std::time::SystemTime;
 
 use opentelemetry::Context as OtelContext;
-use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceId};
+use opentelemetry::trace::{SpanContext, TraceContextExt};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
-use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
+use tracing::{Dispatch, Event, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::{LookupSpan, SpanRef};
 
-use super::fields::{FieldForm, FieldScratch, FieldVisitor, IDS, id_of};
-use super::json::{JsonHead, JsonLine};
+use super::context::LogContext;
+use super::fields::{FieldScratch, FieldVisitor};
+use super::inherited::{Fallback, INHERITED, InheritedField, PerField};
+use super::json::{JsonHead, JsonLine, member};
+use super::line::LineForm;
 use super::readable::ReadableLine;
-use super::time::TimeCache;
 use super::writer::LogWriter;
 use super::{Form, LogFilter, LogSettings};
-use crate::logs::context::LogContext;
 use crate::metrics::TelemetryMetrics;
 use crate::redact;
 
-/// Writes a line for every event that its [`LogFilter`] lets through.
+/// Writes a line for each event that its [`LogFilter`] enables.
 pub(crate) struct LogLayer {
     form: Form,
     head: JsonHead,
+    /// The fields with a fallback, by their position in [`INHERITED`], as JSON members.
+    process_fields: Vec<(usize, String)>,
     writer: LogWriter,
-    /// Whether [`SpanFields`] is there to inherit from.
+    /// Whether the subscriber has [`SpanFields`], from which lines inherit.
     inherits: bool,
     filter: LogFilter,
     metrics: TelemetryMetrics,
     clock: fn() -> SystemTime,
 }
 
-/// The parts of a line besides the event's own fields.
-pub(super) trait LineForm: FieldForm {
-    fn begin(&mut self, time: SystemTime, times: &mut TimeCache, level: Level);
-    fn trace_id(&mut self, trace_id: TraceId);
-    fn span_id(&mut self, span_id: SpanId);
-    /// A field of the task or of a span around; `json` is the whole member, if it was prepared.
-    fn inherited(&mut self, name: &str, value: &str, json: Option<&str>);
-    /// The process's own instance type.
-    fn instance_type(&mut self);
-    fn end(&mut self, metadata: &Metadata<'_>);
-}
-
-/// Buffers of a thread, so that a line allocates nothing.
+/// The buffers of a thread, kept so that a line allocates nothing.
 #[derive(Default)]
 struct Scratch {
     line: Vec<u8>,
     fields: Vec<u8>,
     ids: Vec<u8>,
-    times: TimeCache,
     names: FieldScratch,
 }
 
 thread_local! {
-    /// Empty while a line is being made: an event from within a value's `Display` makes its line in other buffers.
+    /// Empty while a line is being written: a value's `Display` may log, and that line needs
+    /// buffers of its own.
     static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
 }
 
 impl LogLayer {
-    /// `inherits` tells whether somebody has [`SpanFields`] remember what lines can inherit.
+    /// `inherits`: whether the subscriber has [`SpanFields`], from which lines inherit.
     pub(crate) fn new(settings: &LogSettings, inherits: bool) -> Self {
         Self {
             form: settings.form,
-            head: JsonHead::new(&settings.service, &settings.instance_type),
+            head: JsonHead::new(&settings.service),
+            process_fields: process_fields(settings),
             writer: settings.writer.clone(),
             inherits,
             filter: settings.filter.clone(),
@@ -97,7 +89,7 @@ impl LogLayer {
         if self.writer.write_line(&scratch.line) {
             self.metrics.log_message((*event.metadata().level()).into());
         }
-        // Fails only in a thread that is ending.
+        // Fails only while the thread ends.
         let _ = SCRATCH.try_with(|kept| kept.set(Some(scratch)));
     }
 
@@ -109,7 +101,6 @@ impl LogLayer {
             line,
             fields,
             ids,
-            times,
             names,
         } = scratch;
         match self.form {
@@ -118,7 +109,7 @@ impl LogLayer {
                     line,
                     head: &self.head,
                 };
-                self.fill(event, cx, &mut form, times, names);
+                self.fill(event, cx, &mut form, names);
             }
             Form::Readable { colours } => {
                 let mut form = ReadableLine {
@@ -127,7 +118,7 @@ impl LogLayer {
                     ids,
                     colours,
                 };
-                self.fill(event, cx, &mut form, times, names);
+                self.fill(event, cx, &mut form, names);
             }
         }
     }
@@ -137,16 +128,15 @@ impl LogLayer {
         event: &Event<'_>,
         cx: &Context<'_, S>,
         form: &mut F,
-        times: &mut TimeCache,
         names: &mut FieldScratch,
     ) where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
         let metadata = event.metadata();
-        form.begin((self.clock)(), times, *metadata.level());
+        form.begin((self.clock)(), *metadata.level());
         event.record(&mut FieldVisitor { form, scratch: names });
         if !names.has("event") {
-            form.event(metadata.name());
+            form.message(metadata.name());
         }
         let has_trace_id = self.span_ids::<S>(event, form);
         let mut missing = Missing::of(names);
@@ -161,22 +151,24 @@ impl LogLayer {
                 form.trace_id(trace_id);
             }
             for field in context.fields() {
-                let is_wanted = match field.id {
-                    Some(id) => missing.take(id),
+                let is_missing = match field.position {
+                    Some(position) => missing.take(position),
                     None => !names.has(&field.name),
                 };
-                if is_wanted {
-                    form.inherited(&field.name, &field.value, Some(&field.json));
+                if is_missing {
+                    form.context_field(&field.name, &field.value, &field.json);
                 }
             }
         });
-        if missing.take(INSTANCE_TYPE) {
-            form.instance_type();
+        for (position, json) in &self.process_fields {
+            if missing.take(*position) {
+                form.process_field(json);
+            }
         }
         form.end(metadata);
     }
 
-    /// Writes the ids of the span around the event, and tells whether there was one.
+    /// Writes the ids of the span around the event. Returns whether there is a trace id.
     fn span_ids<S>(&self, event: &Event<'_>, form: &mut impl LineForm) -> bool
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
@@ -184,7 +176,7 @@ impl LogLayer {
         let mut write = |span: &SpanContext| {
             if span.is_valid() {
                 form.trace_id(span.trace_id());
-                // The parent in another process is not the span around this event.
+                // A remote span is a parent in another process, not the span around this event.
                 if !span.is_remote() {
                     form.span_id(span.span_id());
                 }
@@ -195,7 +187,7 @@ impl LogLayer {
             let Some(dispatch) = self.filter.dispatch() else {
                 return false;
             };
-            // The nearest span that has a context: others are not exported.
+            // The nearest span that has a context. Spans without one are not exported.
             return scope_of::<S>(&dispatch, parent)
                 .into_iter()
                 .flatten()
@@ -204,7 +196,7 @@ impl LogLayer {
                         .is_some_and(|context| write(context.span().span_context()))
                 });
         }
-        // OpenTelemetry warns about its context stack while it is being changed: not the time to look at it.
+        // OpenTelemetry logs warnings while it changes its context stack, which can't be read then.
         let is_readable = event.is_contextual() && !event.metadata().target().starts_with("opentelemetry");
         is_readable
             && OtelContext::map_current(|context| {
@@ -235,18 +227,18 @@ impl LogLayer {
             return;
         };
         for span in scope_of::<S>(&dispatch, span).into_iter().flatten() {
-            if missing.is_nothing() {
+            if missing.is_empty() {
                 return;
             }
             let extensions = span.extensions();
-            let Some(SpanIds(values)) = extensions.get::<SpanIds>() else {
+            let Some(SpanValues(values)) = extensions.get() else {
                 continue;
             };
-            for (id, value) in (0..).zip(values) {
+            for (position, value) in values.iter().enumerate() {
                 if let Some(value) = value
-                    && missing.take(id)
+                    && missing.take(position)
                 {
-                    form.inherited(IDS[usize::from(id)], value, None);
+                    form.inherited(INHERITED[position].name, value);
                 }
             }
         }
@@ -275,35 +267,39 @@ impl fmt::Debug for LogLayer {
     }
 }
 
-const INSTANCE_TYPE: u8 = 4;
+fn process_fields(settings: &LogSettings) -> Vec<(usize, String)> {
+    let value = |fallback| match fallback {
+        Fallback::Absent => None,
+        Fallback::InstanceType => Some(settings.instance_type.as_str()),
+    };
+    INHERITED
+        .iter()
+        .enumerate()
+        .filter_map(|(position, field)| Some((position, member(field.name, value(field.fallback)?))))
+        .collect()
+}
 
-/// The ids that a line does not have yet.
-struct Missing(u8);
+/// Whether the line still lacks each of the inherited fields.
+struct Missing(PerField<bool>);
 
 impl Missing {
     fn of(names: &FieldScratch) -> Self {
-        let mut missing = 0;
-        for (id, name) in IDS.iter().enumerate() {
-            if !names.has(name) {
-                missing |= 1 << id;
-            }
-        }
-        Self(missing)
+        Self(std::array::from_fn(|position| {
+            !names.has(INHERITED[position].name)
+        }))
     }
 
-    /// Whether the id is missing, which it is not from now on.
-    fn take(&mut self, id: u8) -> bool {
-        let was_missing = self.0 & 1 << id != 0;
-        self.0 &= !(1 << id);
-        was_missing
+    /// Returns whether the field is missing, and marks it as present.
+    fn take(&mut self, position: usize) -> bool {
+        std::mem::take(&mut self.0[position])
     }
 
-    fn is_nothing(&self) -> bool {
-        self.0 == 0
+    fn is_empty(&self) -> bool {
+        !self.0.contains(&true)
     }
 }
 
-/// The spans from this one outwards, whatever the filters of layers say.
+/// The spans from this one outwards, also those that the layer's filter hides.
 fn scope_of<'a, S>(dispatch: &'a Dispatch, id: &Id) -> Option<impl Iterator<Item = SpanRef<'a, S>>>
 where
     S: Subscriber + for<'s> LookupSpan<'s>,
@@ -311,23 +307,24 @@ where
     Some(dispatch.downcast_ref::<S>()?.span(id)?.scope())
 }
 
-/// Remembers the ids among a span's fields, for the lines of events within it.
+/// Remembers the inherited fields of a span, for the lines of events within it.
 ///
-/// Used only when tracing is on, when spans are recorded anyway.
+/// It is part of the subscriber only with tracing on. With tracing off it would make spans that
+/// cost next to nothing expensive.
 pub(crate) struct SpanFields;
 
-/// In the order of [`IDS`].
+/// The values of the inherited fields of a span.
 #[derive(Default)]
-struct SpanIds([Option<Box<str>>; IDS.len()]);
+struct SpanValues(PerField<Option<Box<str>>>);
 
 impl SpanFields {
-    /// The layer and its filter; spans above this level are not recorded.
+    /// The layer behind a filter for spans up to this level that have inherited fields.
     pub(crate) fn layer<S>(level: LevelFilter) -> impl Layer<S> + Send + Sync + 'static
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
         let wants = move |metadata: &Metadata<'_>| {
-            metadata.is_span() && *metadata.level() <= level && has_ids(metadata)
+            metadata.is_span() && *metadata.level() <= level && has_inherited_fields(metadata)
         };
         Self.with_filter(filter_fn(wants).with_max_level_hint(level))
     }
@@ -338,23 +335,23 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, cx: Context<'_, S>) {
-        let mut ids = SpanIds::default();
-        attributes.record(&mut ids);
+        let mut values = SpanValues::default();
+        attributes.record(&mut values);
         if let Some(span) = cx.span(id) {
-            span.extensions_mut().replace(ids);
+            span.extensions_mut().replace(values);
         }
     }
 
-    fn on_record(&self, id: &Id, values: &Record<'_>, cx: Context<'_, S>) {
+    fn on_record(&self, id: &Id, record: &Record<'_>, cx: Context<'_, S>) {
         if let Some(span) = cx.span(id) {
-            // Formatted before the lock is taken: a value's `Display` may log.
-            let mut new = SpanIds::default();
-            values.record(&mut new);
+            // Formatted before the span is locked: a value's `Display` may log.
+            let mut new = SpanValues::default();
+            record.record(&mut new);
             let mut extensions = span.extensions_mut();
-            if let Some(SpanIds(ids)) = extensions.get_mut::<SpanIds>() {
-                for (id, new) in ids.iter_mut().zip(new.0) {
+            if let Some(SpanValues(values)) = extensions.get_mut() {
+                for (value, new) in values.iter_mut().zip(new.0) {
                     if new.is_some() {
-                        *id = new;
+                        *value = new;
                     }
                 }
             }
@@ -362,30 +359,30 @@ where
     }
 }
 
-impl SpanIds {
+impl SpanValues {
     fn set(&mut self, field: &Field, value: &str) {
-        if let Some(id) = id_of(field.name())
+        if let Some(position) = InheritedField::position(field.name())
             && !value.is_empty()
         {
-            self.0[usize::from(id)] = Some(redact::text(value).into());
+            self.0[position] = Some(redact::text(value).into());
         }
     }
 }
 
-impl Visit for SpanIds {
+impl Visit for SpanValues {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.set(field, value);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if id_of(field.name()).is_some() {
+        if InheritedField::position(field.name()).is_some() {
             self.set(field, &format!("{value:?}"));
         }
     }
 }
 
-/// Whether a span that is made there may have such a field.
-fn has_ids(metadata: &Metadata<'_>) -> bool {
+/// Whether lines inherit a field of the spans of this callsite.
+fn has_inherited_fields(metadata: &Metadata<'_>) -> bool {
     let mut fields = metadata.fields().iter();
-    fields.any(|field| id_of(field.name()).is_some())
+    fields.any(|field| InheritedField::position(field.name()).is_some())
 }

@@ -7,8 +7,11 @@ pub mod context;
 mod fields;
 mod filter;
 pub(crate) mod format;
+mod inherited;
 mod json;
+mod key;
 mod layer;
+mod line;
 mod readable;
 mod time;
 mod writer;
@@ -18,9 +21,7 @@ use tracing::level_filters::LevelFilter;
 pub use format::LogFormat;
 pub use writer::{LogBuffer, LogWriter};
 
-pub(crate) use fields::{IDS, id_of, is_reserved};
 pub(crate) use filter::LogFilter;
-pub(crate) use json::member as json_member;
 pub(crate) use layer::{LogLayer, SpanFields};
 
 use crate::env::{Env, EnvError};

@@ -1,21 +1,22 @@
-//! Lines for people at a terminal.
+//! Readable lines, for a terminal.
 
 use std::time::SystemTime;
 
 use opentelemetry::trace::{SpanId, TraceId};
 use tracing::{Level, Metadata};
 
-use super::fields::{FieldForm, Key, Kind};
 use super::json::push_hex;
-use super::layer::LineForm;
-use super::time::TimeCache;
+use super::key::{Key, KeyKind};
+use super::line::LineForm;
+use super::time::push_time_of_day;
 
-/// The line that is being written: `12:59:59.123  INFO task_received stream=3 task_id=9 dalston_engine_sdk::runner`.
+/// The line that is being written, such as
+/// `12:59:59.123  INFO task_received stream=3 task_id=9 dalston_engine_sdk::runner`.
 pub(super) struct ReadableLine<'a> {
     pub(super) line: &'a mut Vec<u8>,
-    /// Fields that came before the message.
+    /// The fields of the event, which follow the message.
     pub(super) fields: &'a mut Vec<u8>,
-    /// The ids, which stand dimmed at the end.
+    /// The ids and the target, which stand dimmed at the end.
     pub(super) ids: &'a mut Vec<u8>,
     pub(super) colours: bool,
 }
@@ -23,28 +24,9 @@ pub(super) struct ReadableLine<'a> {
 const DIM: &[u8] = b"\x1b[2m";
 const RESET: &[u8] = b"\x1b[0m";
 
-impl FieldForm for ReadableLine<'_> {
-    fn event(&mut self, text: &str) {
-        self.line.push(b' ');
-        push_message(self.line, text);
-    }
-
-    fn text(&mut self, key: Key, text: &str) {
-        let place = self.place_of(key);
-        push_name(place, key.name);
-        push_value(place, text);
-    }
-
-    fn literal(&mut self, key: Key, literal: &str) {
-        let place = self.place_of(key);
-        push_name(place, key.name);
-        place.extend_from_slice(literal.as_bytes());
-    }
-}
-
 impl LineForm for ReadableLine<'_> {
-    fn begin(&mut self, time: SystemTime, times: &mut TimeCache, level: Level) {
-        self.dimmed(|line| times.push_time_of_day(line, time));
+    fn begin(&mut self, time: SystemTime, level: Level) {
+        self.dimmed(|line| push_time_of_day(line, time));
         let (name, colour): (_, &[u8]) = match level {
             Level::ERROR => ("ERROR", b"\x1b[31m"),
             Level::WARN => (" WARN", b"\x1b[33m"),
@@ -62,6 +44,23 @@ impl LineForm for ReadableLine<'_> {
         }
     }
 
+    fn message(&mut self, text: &str) {
+        self.line.push(b' ');
+        push_message(self.line, text);
+    }
+
+    fn text(&mut self, key: Key, text: &str) {
+        let place = self.place_of(key);
+        push_name(place, key.name);
+        push_value(place, text);
+    }
+
+    fn literal(&mut self, key: Key, literal: &str) {
+        let place = self.place_of(key);
+        push_name(place, key.name);
+        place.extend_from_slice(literal.as_bytes());
+    }
+
     fn trace_id(&mut self, trace_id: TraceId) {
         push_name(self.ids, "trace_id");
         push_hex(self.ids, &trace_id.to_bytes());
@@ -72,13 +71,17 @@ impl LineForm for ReadableLine<'_> {
         push_hex(self.ids, &span_id.to_bytes());
     }
 
-    fn inherited(&mut self, name: &str, value: &str, _json: Option<&str>) {
+    fn inherited(&mut self, name: &str, value: &str) {
         push_name(self.ids, name);
         push_value(self.ids, value);
     }
 
-    // At a terminal one knows what one sits at.
-    fn instance_type(&mut self) {}
+    fn context_field(&mut self, name: &str, value: &str, _json: &str) {
+        self.inherited(name, value);
+    }
+
+    // The person at the terminal knows the machine.
+    fn process_field(&mut self, _json: &str) {}
 
     fn end(&mut self, metadata: &Metadata<'_>) {
         self.line.extend_from_slice(self.fields);
@@ -94,7 +97,7 @@ impl LineForm for ReadableLine<'_> {
 impl ReadableLine<'_> {
     fn place_of(&mut self, key: Key) -> &mut Vec<u8> {
         match key.kind {
-            Kind::Id(_) => self.ids,
+            KeyKind::Inherited => self.ids,
             _ => self.fields,
         }
     }
@@ -116,7 +119,7 @@ fn push_name(line: &mut Vec<u8>, name: &str) {
     line.push(b'=');
 }
 
-/// A value as it is, if that is unambiguous, else in quotes.
+/// Writes a value, in quotes if its end would be unclear without.
 fn push_value(line: &mut Vec<u8>, text: &str) {
     let is_bare = |character: char| {
         !character.is_whitespace() && !matches!(character, '"' | '=') && !is_unsafe(character)
@@ -138,7 +141,7 @@ fn push_value(line: &mut Vec<u8>, text: &str) {
     line.push(b'"');
 }
 
-/// A message may have several lines; those after the first are indented, so that none looks like a line of its own.
+/// Indents all lines of a message but the first, so that none looks like a log line of its own.
 fn push_message(line: &mut Vec<u8>, text: &str) {
     for (at, part) in text.lines().enumerate() {
         if at > 0 {
@@ -152,7 +155,7 @@ fn push_plain(line: &mut Vec<u8>, text: &str) {
     text.chars().for_each(|character| push_character(line, character));
 }
 
-/// What comes from outside must not drive the terminal.
+/// Escapes characters with which a text could control the terminal.
 fn push_character(line: &mut Vec<u8>, character: char) {
     if is_unsafe(character) {
         line.extend(character.escape_default().map(|ascii| ascii as u8));
@@ -161,7 +164,7 @@ fn push_character(line: &mut Vec<u8>, character: char) {
     }
 }
 
-/// Control characters, and those that reorder what is shown.
+/// Control characters, and those that reorder the text around them.
 fn is_unsafe(character: char) -> bool {
     character.is_control()
         || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

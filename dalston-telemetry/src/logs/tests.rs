@@ -1,17 +1,23 @@
 use std::fmt;
 use std::io;
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use serde_json::Value;
+use tracing::callsite::{Callsite, Identifier};
 use tracing::dispatcher::with_default;
+use tracing::field::FieldSet;
 use tracing::level_filters::LevelFilter;
-use tracing::{Dispatch, debug, error, info, info_span, trace, warn};
+use tracing::metadata::Kind;
+use tracing::subscriber::Interest;
+use tracing::{Dispatch, Level, Metadata, Span, debug, error, info, info_span, trace, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::Registry;
 
+use super::inherited::{Fallback, INHERITED, InheritedField};
 use super::*;
 use crate::logs::context::{LogContext, WithLogContext};
 use crate::metrics::{Metrics, TelemetryMetrics};
@@ -23,7 +29,7 @@ fn noon() -> SystemTime {
     UNIX_EPOCH + Duration::from_micros(1_709_208_000_123_456)
 }
 
-/// A subscriber as the builder makes it, whose lines are kept.
+/// A subscriber like that of the builder, with its lines.
 struct Logs {
     dispatch: Dispatch,
     lines: LogBuffer,
@@ -64,7 +70,7 @@ impl Logs {
         Self::new(Form::Json, tracing)
     }
 
-    /// The lines of what `f` logs, each checked to be JSON without double keys.
+    /// The lines that `f` logs. Each is JSON in which no member occurs twice.
     fn of(&self, f: impl FnOnce()) -> Vec<Value> {
         let before = self.lines.lines().len();
         with_default(&self.dispatch, f);
@@ -90,7 +96,7 @@ fn settings(form: Form) -> (LogSettings, LogBuffer) {
     (settings, lines)
 }
 
-/// Parses an object and refuses double keys, which `serde_json` would not.
+/// Parses an object. Panics if a member occurs twice, which `serde_json` accepts.
 fn parse(line: &str) -> Value {
     struct Unique;
     impl<'de> serde::de::Visitor<'de> for Unique {
@@ -111,7 +117,7 @@ fn parse(line: &str) -> Value {
     Value::Object(object.unwrap_or_else(|error| panic!("{error} in {line}")))
 }
 
-fn hex_ids(span: &tracing::Span) -> (String, String) {
+fn hex_ids(span: &Span) -> (String, String) {
     use opentelemetry::trace::TraceContextExt as _;
     let context = span.context();
     let span = context.span();
@@ -122,7 +128,7 @@ fn hex_ids(span: &tracing::Span) -> (String, String) {
 }
 
 #[test]
-fn a_json_line_is_exactly_this() {
+fn json_lines_have_exactly_this_form() {
     let logs = Logs::json(false);
     with_default(&logs.dispatch, || {
         info!(
@@ -156,7 +162,7 @@ fn a_json_line_is_exactly_this() {
 }
 
 #[test]
-fn a_readable_line_is_exactly_this() {
+fn readable_lines_have_exactly_this_form() {
     let line = |colours| {
         let logs = Logs::new(Form::Readable { colours }, false);
         with_default(&logs.dispatch, || {
@@ -177,7 +183,7 @@ fn a_readable_line_is_exactly_this() {
 }
 
 #[test]
-fn levels_have_the_names_that_the_platform_gives_them() {
+fn levels_have_the_names_of_the_platform() {
     let lines = Logs::json(false).of(|| {
         error!("e");
         warn!("w");
@@ -227,7 +233,7 @@ fn every_kind_of_value_becomes_valid_json() {
 }
 
 #[test]
-fn an_error_is_shown_with_what_caused_it() {
+fn an_error_is_written_with_its_sources() {
     #[derive(Debug, thiserror::Error)]
     #[error("cannot load the model")]
     struct Outer(#[source] std::io::Error);
@@ -238,7 +244,7 @@ fn an_error_is_shown_with_what_caused_it() {
 }
 
 #[test]
-fn no_key_occurs_twice_whatever_fields_are_called() {
+fn no_member_occurs_twice() {
     let logs = Logs::json(true);
     let lines = logs.of(|| {
         let span = info_span!("s", task_id = "from-span", dalston.job_id = "job");
@@ -283,7 +289,7 @@ fn no_key_occurs_twice_whatever_fields_are_called() {
 }
 
 #[test]
-fn an_event_without_a_message_is_called_by_its_name() {
+fn an_event_without_message_is_written_with_its_name() {
     let lines = Logs::json(false).of(|| {
         info!(name: "task_received", stream = 1);
         info!(message = "by field", stream = 1);
@@ -295,7 +301,7 @@ fn an_event_without_a_message_is_called_by_its_name() {
 }
 
 #[test]
-fn ids_are_those_of_the_span_around_the_event() {
+fn ids_are_from_the_span_around_the_event() {
     let logs = Logs::json(true);
     let lines = logs.of(|| {
         let outer = info_span!("outer");
@@ -329,7 +335,7 @@ fn ids_are_those_of_the_span_around_the_event() {
 }
 
 #[tokio::test]
-async fn ids_and_fields_stay_with_a_task_across_await() {
+async fn a_task_keeps_ids_and_fields_across_await() {
     use tracing::Instrument as _;
     let logs = Logs::json(true);
     // On one thread, so that the tasks interleave.
@@ -365,7 +371,7 @@ async fn futures_join(a: impl Future<Output = ()>, b: impl Future<Output = ()>) 
 }
 
 #[test]
-fn ids_are_inherited_from_the_spans_around_and_the_nearest_wins() {
+fn fields_are_inherited_from_the_nearest_span() {
     let logs = Logs::json(true);
     let lines = logs.of(|| {
         let outer = info_span!(
@@ -396,11 +402,74 @@ fn ids_are_inherited_from_the_spans_around_and_the_nearest_wins() {
 }
 
 #[test]
-fn nobody_is_interested_in_spans_when_tracing_is_off() {
+fn each_row_of_the_table_is_inherited_from_the_context() {
+    for field in INHERITED {
+        let InheritedField { name, attribute, .. } = *field;
+        assert_eq!(
+            InheritedField::position(name),
+            InheritedField::position(attribute)
+        );
+        for logs in [Logs::json(false), Logs::json(true)] {
+            let lines = logs.of(|| {
+                info!("without");
+                let _context = LogContext::new().field(attribute, "s3://a:hunter2@b").enter();
+                info!("from the context");
+            });
+            let fallback = match field.fallback {
+                Fallback::Absent => None,
+                Fallback::InstanceType => Some("g5.xlarge"),
+            };
+            assert_eq!(lines[0].get(name).and_then(Value::as_str), fallback, "{name}");
+            assert_eq!(lines[1][name], "s3://***@b");
+        }
+    }
+}
+
+#[test]
+fn each_row_of_the_table_is_inherited_from_spans() {
+    let logs = Logs::json(true);
+    for InheritedField { name, attribute, .. } in INHERITED {
+        let lines = logs.of(|| {
+            let _outer = span_with(attribute, "http://a:hunter2@outer").entered();
+            info!("in outer");
+            let _inner = span_with(name, "inner").entered();
+            info!("in inner");
+        });
+        assert_eq!(lines[0][*name], "http://***@outer");
+        assert_eq!(lines[1][*name], "inner");
+    }
+}
+
+/// A span with one field, whose name is not a literal.
+fn span_with(field: &'static str, value: &str) -> Span {
+    struct Site(OnceLock<Metadata<'static>>);
+    impl Callsite for Site {
+        fn set_interest(&self, _: Interest) {}
+        fn metadata(&self) -> &Metadata<'_> {
+            self.0.get().unwrap()
+        }
+    }
+    let site: &'static Site = Box::leak(Box::new(Site(OnceLock::new())));
+    let names: &'static [&'static str] = Box::leak(Box::new([field]));
+    let metadata = site.0.get_or_init(|| {
+        let fields = FieldSet::new(names, Identifier(site));
+        Metadata::new("span", "test", Level::INFO, None, None, None, fields, Kind::SPAN)
+    });
+    let field = metadata.fields().field(field).unwrap();
+    let values = [(&field, Some(&value as &dyn tracing::field::Value))];
+    // The filters of layers decide when they are asked, which the macros of `tracing` do.
+    assert!(tracing::dispatcher::get_default(
+        |dispatch| dispatch.enabled(metadata)
+    ));
+    Span::new(metadata, &metadata.fields().value_set(&values))
+}
+
+#[test]
+fn spans_are_disabled_when_tracing_is_off() {
     let logs = Logs::json(false);
     let lines = logs.of(|| {
         let span = info_span!("work", task_id = "t");
-        // Asked directly, because what other tests of this process do has a say in whether the span exists.
+        // Asked directly, because a subscriber of another test can enable the span.
         let is_wanted = |metadata| !logs.dispatch.register_callsite(metadata).is_never();
         assert!(!span.metadata().is_some_and(is_wanted));
         span.in_scope(|| info!("inside"));
@@ -410,7 +479,7 @@ fn nobody_is_interested_in_spans_when_tracing_is_off() {
 }
 
 #[test]
-fn the_filter_can_be_changed_while_running_and_does_not_touch_spans() {
+fn a_changed_filter_applies_to_lines_and_not_to_spans() {
     let logs = Logs::json(true);
     let step = || {
         debug!("fine");
@@ -432,7 +501,7 @@ fn the_filter_can_be_changed_while_running_and_does_not_touch_spans() {
 }
 
 #[test]
-fn secrets_do_not_get_into_lines() {
+fn secrets_are_masked_in_lines() {
     let logs = Logs::json(true);
     let uri: http::Uri = "/v1/audio?token=hunter2".parse().unwrap();
     let mut headers = http::HeaderMap::new();
@@ -454,7 +523,7 @@ fn secrets_do_not_get_into_lines() {
 }
 
 #[test]
-fn an_event_from_within_a_value_makes_a_line_of_its_own() {
+fn an_event_within_a_value_leaves_the_outer_line_whole() {
     struct Chatty;
     impl fmt::Display for Chatty {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -463,8 +532,8 @@ fn an_event_from_within_a_value_makes_a_line_of_its_own() {
             f.write_str("chatty")
         }
     }
-    // While an event is being recorded `tracing` hides the scoped subscriber from its own thread, so that the inner
-    // event is lost; what counts is that the outer line is whole.
+    // While an event is recorded, `tracing` hides the scoped subscriber from its thread, and the
+    // inner event is lost. The outer line must be whole.
     let lines = Logs::json(false).of(|| info!(value = %Chatty, "outer"));
     let outer = lines.iter().find(|line| line["event"] == "outer").unwrap();
     assert_eq!(outer["value"], "chatty");
@@ -504,7 +573,7 @@ fn each_line_is_one_write() {
 }
 
 #[test]
-fn a_filter_is_read_from_the_first_variable_that_is_set() {
+fn the_filter_is_from_the_first_variable_that_is_set() {
     let filter = |pairs: &[(&str, &str)]| {
         LogFilter::from_env(&Env::from_pairs(pairs.iter().copied()), LevelFilter::INFO)
             .map(|filter| format!("{filter:?}"))
@@ -544,7 +613,7 @@ fn a_filter_is_read_from_the_first_variable_that_is_set() {
 }
 
 #[test]
-fn a_line_that_could_not_be_written_is_not_counted() {
+fn lines_that_fail_to_be_written_are_not_counted() {
     struct Full(bool);
     impl io::Write for Full {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

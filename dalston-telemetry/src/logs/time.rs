@@ -1,56 +1,24 @@
+//! Times of log lines, in UTC.
+
+use std::io::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Times as RFC 3339 in UTC. Everything down to the second is written once per second.
-#[derive(Default)]
-pub(super) struct TimeCache {
-    second: u64,
-    /// `2026-01-31T12:59:59`, empty before its first use.
-    text: String,
+use jiff::Timestamp;
+
+/// Appends `2026-01-31T12:59:59.000001Z`.
+pub(super) fn push_timestamp(line: &mut Vec<u8>, time: SystemTime) {
+    // Writing to a vector does not fail.
+    let _ = write!(line, "{:.6}", timestamp(time));
 }
 
-impl TimeCache {
-    /// Appends `2026-01-31T12:59:59.000001Z`.
-    pub(super) fn push_timestamp(&mut self, line: &mut Vec<u8>, time: SystemTime) {
-        let micros = self.update(time);
-        line.extend_from_slice(self.text.as_bytes());
-        line.push(b'.');
-        push_digits::<6>(line, micros);
-        line.push(b'Z');
-    }
-
-    /// Appends `12:59:59.001`.
-    pub(super) fn push_time_of_day(&mut self, line: &mut Vec<u8>, time: SystemTime) {
-        let micros = self.update(time);
-        let time_of_day = self.text.split_once('T').map_or("", |(_, time)| time);
-        line.extend_from_slice(time_of_day.as_bytes());
-        line.push(b'.');
-        push_digits::<3>(line, micros / 1000);
-    }
-
-    /// Gives the microseconds within the second.
-    fn update(&mut self, time: SystemTime) -> u32 {
-        // A clock before 1970 is not set; any time will do.
-        let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let second = since_epoch.as_secs();
-        if second != self.second || self.text.is_empty() {
-            self.second = second;
-            let timestamp = i64::try_from(second)
-                .ok()
-                .and_then(|second| jiff::Timestamp::from_second(second).ok());
-            self.text = timestamp.unwrap_or_default().to_string();
-            self.text.truncate(self.text.trim_end_matches('Z').len());
-        }
-        since_epoch.subsec_micros()
-    }
+/// Appends `12:59:59.001`.
+pub(super) fn push_time_of_day(line: &mut Vec<u8>, time: SystemTime) {
+    let _ = write!(line, "{}", timestamp(time).strftime("%H:%M:%S%.3f"));
 }
 
-fn push_digits<const N: usize>(line: &mut Vec<u8>, mut value: u32) {
-    let mut digits = [b'0'; N];
-    for digit in digits.iter_mut().rev() {
-        *digit += (value % 10) as u8;
-        value /= 10;
-    }
-    line.extend_from_slice(&digits);
+/// A clock that is set to a time before 1970 is taken for 1970.
+fn timestamp(time: SystemTime) -> Timestamp {
+    Timestamp::try_from(time.max(UNIX_EPOCH)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -59,35 +27,42 @@ mod tests {
 
     use super::*;
 
-    fn timestamp(cache: &mut TimeCache, time: SystemTime) -> String {
+    fn of(push: fn(&mut Vec<u8>, SystemTime), time: SystemTime) -> String {
         let mut line = Vec::new();
-        cache.push_timestamp(&mut line, time);
+        push(&mut line, time);
         String::from_utf8(line).unwrap()
     }
 
     #[test]
     fn times_are_utc_with_microseconds() {
-        let cache = &mut TimeCache::default();
-        let at = |micros| UNIX_EPOCH + Duration::from_micros(micros);
-        assert_eq!(timestamp(cache, at(0)), "1970-01-01T00:00:00.000000Z");
-        assert_eq!(
-            timestamp(cache, at(1_709_211_599_999_999)),
-            "2024-02-29T12:59:59.999999Z"
-        );
-        assert_eq!(
-            timestamp(cache, at(1_709_211_599_000_001)),
-            "2024-02-29T12:59:59.000001Z"
-        );
-        assert_eq!(
-            timestamp(cache, at(1_709_211_600_000_000)),
-            "2024-02-29T13:00:00.000000Z"
-        );
+        let table = [
+            (0, "1970-01-01T00:00:00.000000Z", "00:00:00.000"),
+            (
+                1_709_211_599_999_999,
+                "2024-02-29T12:59:59.999999Z",
+                "12:59:59.999",
+            ),
+            (
+                1_709_211_599_000_001,
+                "2024-02-29T12:59:59.000001Z",
+                "12:59:59.000",
+            ),
+            (
+                1_709_211_600_000_000,
+                "2024-02-29T13:00:00.000000Z",
+                "13:00:00.000",
+            ),
+        ];
+        for (micros, timestamp, time_of_day) in table {
+            let time = UNIX_EPOCH + Duration::from_micros(micros);
+            assert_eq!(of(push_timestamp, time), timestamp);
+            assert_eq!(of(push_time_of_day, time), time_of_day);
+        }
     }
 
     #[test]
-    fn a_clock_that_is_not_set_breaks_no_line() {
-        let cache = &mut TimeCache::default();
+    fn a_clock_before_1970_shows_as_1970() {
         let before = UNIX_EPOCH - Duration::from_secs(5);
-        assert_eq!(timestamp(cache, before), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(of(push_timestamp, before), "1970-01-01T00:00:00.000000Z");
     }
 }

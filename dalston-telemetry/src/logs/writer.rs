@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
 
-/// Where log lines go. Cheap to clone.
+/// The destination of log lines. Cheap to clone.
 ///
-/// Each line is handed over in one call of `write_all`, so that lines of threads, and of processes that share a pipe,
-/// don't mix. A line that can't be written is lost: there is nowhere to complain.
+/// Each line is written in one call of `write_all`, so that lines of threads, and of processes that
+/// share a pipe, don't mix. A line that can't be written is lost.
 #[derive(Clone)]
 pub struct LogWriter {
     target: Target,
@@ -21,7 +21,7 @@ enum Target {
 }
 
 impl LogWriter {
-    /// Standard output: what the platform's services log to, and the default.
+    /// Standard output, the default: services of the platform log there.
     #[must_use]
     pub const fn stdout() -> Self {
         Self {
@@ -45,7 +45,7 @@ impl LogWriter {
         }
     }
 
-    /// A buffer in memory, for tests, and the means to read it.
+    /// A writer into memory, for tests, and the buffer to read the lines from.
     ///
     /// ```
     /// use dalston_telemetry::LogWriter;
@@ -68,10 +68,10 @@ impl LogWriter {
         }
     }
 
-    /// Whether it was written.
+    /// Returns whether the line was written.
     pub(crate) fn write_line(&self, line: &[u8]) -> bool {
         let written = match &self.target {
-            // Its line buffering passes a whole line straight on, in one write.
+            // Standard output is line-buffered: a whole line leaves in one write.
             Target::Stdout => io::stdout().lock().write_all(line),
             Target::Stderr => io::stderr().lock().write_all(line),
             Target::Custom(writer) => match lock_to_write(writer) {
@@ -83,7 +83,8 @@ impl LogWriter {
     }
 }
 
-/// Waits for its turn; a thread that panics not for long, since it may have panicked in this very writer.
+/// Locks the writer. A panicking thread waits for 50 ms at most, because it may have panicked in
+/// this writer and hold its lock.
 fn lock_to_write<W: ?Sized>(writer: &Mutex<W>) -> Option<MutexGuard<'_, W>> {
     const ATTEMPTS: u32 = 50;
     if !thread::panicking() {
@@ -115,21 +116,21 @@ impl fmt::Debug for LogWriter {
     }
 }
 
-/// The lines that were written to [`LogWriter::buffer`]. Cheap to clone; clones are the same buffer.
+/// The lines that were written to a [`LogWriter::buffer`]. Cheap to clone; clones share the buffer.
 #[derive(Clone, Default)]
 pub struct LogBuffer {
     bytes: Arc<Mutex<Vec<u8>>>,
 }
 
 impl LogBuffer {
-    /// Everything that was written so far.
+    /// The text that was written so far.
     #[must_use]
     pub fn text(&self) -> String {
         let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The lines that were written so far, without their line ends.
+    /// The lines that were written so far, without line breaks.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         self.text().lines().map(str::to_owned).collect()

@@ -1,4 +1,4 @@
-//! Log lines of a service that is set up as a program sets it up.
+//! Log lines of a service that is set up with the builder.
 
 use std::collections::HashMap;
 
@@ -56,7 +56,7 @@ fn carrier() -> HashMap<String, String> {
 }
 
 #[test]
-fn the_log_filter_has_no_say_in_which_spans_are_recorded() {
+fn the_log_filter_does_not_filter_spans() {
     let service = Service::start(&[("LOG_LEVEL", "ERROR")], true);
     with_default(&service.dispatch, || {
         info_span!("first").in_scope(|| info!("quiet"))
@@ -81,7 +81,7 @@ fn the_log_filter_has_no_say_in_which_spans_are_recorded() {
     assert_eq!(events, ["loud"]);
 }
 
-/// A worker as the platform has it: asynchronous around, synchronous on a thread of its own.
+/// A worker of the platform: an asynchronous task with a synchronous part on its own thread.
 async fn handle_task(task_id: &'static str) {
     info!("task_received");
     tokio::task::yield_now().await;
@@ -108,7 +108,7 @@ async fn handle_task(task_id: &'static str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lines_carry_the_task_on_every_thread_that_works_for_it() {
+async fn lines_of_all_threads_carry_the_task() {
     for traced in [false, true] {
         let service = Service::start(&[], traced);
         let tasks = ["task-a", "task-b", "task-c"].map(|task_id| {
@@ -118,7 +118,6 @@ async fn lines_carry_the_task_on_every_thread_that_works_for_it() {
                 .task_id(task_id)
                 .carrier(carried.clone());
             async move {
-                // Made where its parent can be set, as a runner does.
                 let span = info_span!("task");
                 let _ = span.set_parent(carried);
                 handle_task(task_id).instrument(span).await;
@@ -153,13 +152,13 @@ async fn lines_carry_the_task_on_every_thread_that_works_for_it() {
         for line in lines.iter().filter(|line| line["event"] == "task_completed") {
             let handed_on = line["traceparent"].as_str().unwrap();
             assert!(handed_on.starts_with(&PARENT[..35]), "the trace goes on");
-            assert_eq!(handed_on == PARENT, !traced, "untouched if nobody records spans");
+            assert_eq!(handed_on == PARENT, !traced, "unchanged if no span is recorded");
         }
     }
 }
 
 #[test]
-fn a_span_between_two_processes_is_the_child_of_one_and_the_parent_of_the_other() {
+fn a_span_joins_the_carried_trace_and_is_carried_on() {
     let service = Service::start(&[], true);
     let carried = with_default(&service.dispatch, || {
         let span = info_span!("orchestrator.schedule_task");
@@ -179,7 +178,7 @@ fn a_span_between_two_processes_is_the_child_of_one_and_the_parent_of_the_other(
 }
 
 #[test]
-fn wrong_settings_are_errors_that_name_them() {
+fn errors_name_the_wrong_setting() {
     let start = |name: &str, value: &str| {
         let builder = Telemetry::builder("s").env(Env::from_pairs([(name, value)]));
         builder
@@ -195,12 +194,12 @@ fn wrong_settings_are_errors_that_name_them() {
 }
 
 #[test]
-fn log_lines_and_build_info_carry_the_service_name_of_the_environment() {
+fn lines_and_build_info_have_the_service_of_the_environment() {
     let cases: [(&[(&str, &str)], &str); 4] = [
         (&[("OTEL_SERVICE_NAME", "renamed")], "renamed"),
         (&[("OTEL_RESOURCE_ATTRIBUTES", "service.name=listed")], "listed"),
         (&[("OTEL_RESOURCE_ATTRIBUTES", "service.name=")], "engine-test"),
-        // Wrong, and of no matter while nothing is traced.
+        // A wrong value is no error while tracing is off.
         (&[("OTEL_RESOURCE_ATTRIBUTES", "nonsense")], "engine-test"),
     ];
     for (env, expected) in cases {
@@ -214,7 +213,7 @@ fn log_lines_and_build_info_carry_the_service_name_of_the_environment() {
 }
 
 #[test]
-fn recorded_spans_hold_no_secrets() {
+fn secrets_are_masked_in_recorded_spans() {
     let service = Service::start(&[("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "24")], true);
     with_default(&service.dispatch, || {
         let span = info_span!(
