@@ -2,9 +2,11 @@
 //!
 //! Where two sources name the same attribute, the later one in this list counts:
 //!
-//! 1. detectors: operating system, host, process, container, Kubernetes, a random `service.instance.id`
-//! 2. what is known of the cloud ([`TelemetryBuilder::cloud`](crate::TelemetryBuilder)): it knows the host better than the
-//!    host does, its `host.id` is the instance id where the host has only the machine id
+//! 1. detectors: operating system, host, process, container, Kubernetes, a random
+//!    `service.instance.id`
+//! 2. what is known of the cloud ([`TelemetryBuilder::cloud`](crate::TelemetryBuilder)): it knows
+//!    the host better than the host does, its `host.id` is the instance id where the host has only
+//!    the machine id
 //! 3. `service.namespace=dalston` and the service name given in code
 //! 4. `OTEL_RESOURCE_ATTRIBUTES`
 //! 5. `OTEL_SERVICE_NAME` and `INSTANCE_TYPE` (`host.type`)
@@ -38,8 +40,8 @@ mod names {
     pub(super) const SERVICE_NAMESPACE: &str = "service.namespace";
 }
 
-/// The service name in force: `OTEL_SERVICE_NAME`, else `service.name` in `OTEL_RESOURCE_ATTRIBUTES`, else the name
-/// that the program gives.
+/// The service name in force: `OTEL_SERVICE_NAME`, else `service.name` in
+/// `OTEL_RESOURCE_ATTRIBUTES`, else the name that the program gives.
 pub(crate) fn service_name(env: &Env, from_code: &str) -> Result<String, EnvError> {
     if let Some(name) = OTEL_SERVICE_NAME.read(env)? {
         return Ok(name);
@@ -51,9 +53,10 @@ pub(crate) fn service_name(env: &Env, from_code: &str) -> Result<String, EnvErro
     Ok(from_attributes.map_or_else(|| from_code.to_owned(), |(_, value)| value))
 }
 
-/// The kind of machine: what the program says of `host.type`, else `INSTANCE_TYPE`, else `host.type` in
-/// `OTEL_RESOURCE_ATTRIBUTES`, else what was detected. The attribute, the field of log lines and the label of metrics
-/// all say this; where it is not known, field and label say `unknown` and there is no attribute.
+/// The kind of machine: what the program says of `host.type`, else `INSTANCE_TYPE`, else
+/// `host.type` in `OTEL_RESOURCE_ATTRIBUTES`, else what was detected. The attribute, the field of
+/// log lines and the label of metrics all say this; where it is not known, field and label say
+/// `unknown` and there is no attribute.
 pub(crate) fn instance_type(
     env: &Env,
     explicit: &[KeyValue],
@@ -74,7 +77,8 @@ pub(crate) fn instance_type(
     Ok(from_attributes.map(|(_, value)| value).or_else(|| of(detected)))
 }
 
-/// Merges what the detectors say with the environment and the program; `detected` is what is known of the cloud.
+/// Merges what the detectors say with the environment and the program; `detected` is what is known
+/// of the cloud.
 ///
 /// Reads a few files and runs `hostname`; opens no socket.
 pub(crate) fn build(

@@ -1,4 +1,4 @@
-//! Finding out where the process runs, against a metadata service that also hangs, refuses and lies.
+//! Cloud detection, with a metadata service that also hangs, refuses and returns wrong answers.
 
 use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::Registry;
 
-/// The budget is 2 s. The rest is for a machine that has other things to do.
+/// The budget of 2 s, and time for a busy machine.
 const AT_MOST: Duration = Duration::from_secs(8);
 
 const DOCUMENT: &str = "GET /latest/dynamic/instance-identity/document";
@@ -28,11 +28,11 @@ fn env(imds: &TestImds, more: &[(&str, &str)]) -> Env {
     Env::from_pairs(more.iter().copied().chain([endpoint]))
 }
 
-/// Blocks, as a program's start does; the service has other threads.
+/// Blocks, like the start of a program. The service runs on other threads.
 fn detect(imds: &TestImds, more: &[(&str, &str)]) -> Cloud {
-    let begun = Instant::now();
+    let start = Instant::now();
     let cloud = Cloud::detect(&env(imds, more)).unwrap();
-    assert!(begun.elapsed() < AT_MOST, "{:?}", begun.elapsed());
+    assert!(start.elapsed() < AT_MOST, "{:?}", start.elapsed());
     cloud
 }
 
@@ -57,19 +57,19 @@ const NOTHING: [Option<&str>; 4] = [None; 4];
 async fn an_instance_is_recognised_with_two_requests() {
     let imds = TestImds::start().await;
     let cloud = detect(&imds, &[]);
-    assert_eq!((cloud.platform(), known(&cloud)), (Some(Platform::Ec2), ALL));
+    assert_eq!((cloud.platform(), known(&cloud)), (Some(Platform::EC2), ALL));
     assert_eq!(imds.requests(), [TOKEN, DOCUMENT]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_endpoint_may_be_an_address_of_version_6() {
+async fn the_endpoint_can_be_an_ipv6_address() {
     let imds = TestImds::start_on(Ipv6Addr::LOCALHOST.into()).await;
     assert!(imds.url().starts_with("http://[::1]:"));
     assert_eq!(known(&detect(&imds, &[])), ALL);
 }
 
 #[test]
-fn detection_works_without_a_runtime_and_inside_one_of_a_single_thread() {
+fn detection_works_within_and_without_a_runtime() {
     let server = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -82,7 +82,7 @@ fn detection_works_without_a_runtime_and_inside_one_of_a_single_thread() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_is_wrong_with_the_service_ends_in_time_and_is_no_error() {
+async fn a_faulty_service_ends_detection_in_time_without_error() {
     let elsewhere = TestImds::start().await;
     let faults = [
         ImdsFault::Hang,
@@ -100,7 +100,7 @@ async fn whatever_is_wrong_with_the_service_ends_in_time_and_is_no_error() {
     ];
     let mut detections = Vec::new();
     for fault in faults {
-        // Everywhere, and after the token was given.
+        // For all requests, and for requests after the token.
         for path in ["", "dynamic", "meta-data"] {
             let fault = fault.clone();
             detections.push(tokio::spawn(async move {
@@ -110,9 +110,9 @@ async fn whatever_is_wrong_with_the_service_ends_in_time_and_is_no_error() {
                 }
                 imds.fault(path, fault.clone());
                 let env = env(&imds, &[]);
-                let begun = Instant::now();
+                let start = Instant::now();
                 let cloud = tokio::task::spawn_blocking(move || Cloud::detect(&env)).await;
-                let took = begun.elapsed();
+                let took = start.elapsed();
                 (path, fault, cloud.unwrap().unwrap(), took, imds)
             }));
         }
@@ -123,13 +123,13 @@ async fn whatever_is_wrong_with_the_service_ends_in_time_and_is_no_error() {
         let of = format!("{fault:?} at {path:?}: {cloud:?} after {took:?} and {requests} requests");
         assert!(took < AT_MOST, "{of}");
         assert!(requests <= 7, "{of}");
-        // What the sockets hold, and not what 2 s would bring.
+        // The buffers of sockets may be full, but nothing is read from them.
         assert!(imds.huge_bytes_sent() < 32 << 20, "{of}");
-        // Where only the document is out of order, single items tell the same, unless waiting for it used up the time.
+        // Single items replace a document that fails quickly.
         if path == "dynamic" && matches!(fault, ImdsFault::Status(404) | ImdsFault::Page) {
             assert_eq!(known(&cloud), ALL, "{of}");
         } else if path == "dynamic" && matches!(fault, ImdsFault::Slow(_)) {
-            // Late, but in time where the machine is not busy.
+            // Whether the items arrive in time depends on the load of the machine.
         } else {
             assert_eq!(
                 (known(&cloud), cloud.metadata().is_some()),
@@ -146,7 +146,7 @@ async fn whatever_is_wrong_with_the_service_ends_in_time_and_is_no_error() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn version_1_is_spoken_where_tokens_are_refused_and_only_there() {
+async fn version_1_is_used_only_if_tokens_are_refused() {
     let imds = TestImds::start().await;
     imds.open();
     assert_eq!(known(&detect(&imds, &[])), ALL);
@@ -174,7 +174,7 @@ async fn version_1_is_spoken_where_tokens_are_refused_and_only_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn items_stand_in_for_a_document_that_is_missing_or_none() {
+async fn single_items_replace_a_missing_document() {
     for document in [
         None,
         Some("not JSON"),
@@ -193,11 +193,7 @@ async fn items_stand_in_for_a_document_that_is_missing_or_none() {
     imds.remove("meta-data/placement/region");
     imds.put("meta-data/instance-type", "<html>");
     let partly = [ALL[0], None, None, ALL[3]];
-    assert_eq!(
-        known(&detect(&imds, &[])),
-        partly,
-        "what is not believed is left out"
-    );
+    assert_eq!(known(&detect(&imds, &[])), partly, "a wrong value is left out");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -231,7 +227,7 @@ async fn a_token_that_is_refused_is_renewed_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_asked_where_it_is_not_wanted_or_plainly_not_there() {
+async fn no_request_where_forbidden_or_not_ec2() {
     let imds = TestImds::start().await;
     for variables in [
         &[("AWS_EC2_METADATA_DISABLED", "true")][..],
@@ -250,7 +246,7 @@ async fn nothing_is_asked_where_it_is_not_wanted_or_plainly_not_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fargate_is_recognised_by_its_variable_and_has_no_instance() {
+async fn fargate_is_recognised_and_has_no_instance() {
     let ecs = TestImds::start().await;
     let imds = TestImds::start().await;
     ecs.open();
@@ -262,7 +258,7 @@ async fn fargate_is_recognised_by_its_variable_and_has_no_instance() {
 
     ecs.put("v4/a1b2/task", task.replace("LAUNCH", "FARGATE"));
     let cloud = detect(&imds, &variables);
-    assert_eq!(cloud.platform(), Some(Platform::Ecs));
+    assert_eq!(cloud.platform(), Some(Platform::ECS));
     assert_eq!(known(&cloud), [None, None, Some("eu-west-2"), Some("eu-west-2b")]);
     assert!(
         imds.requests().is_empty() && cloud.metadata().is_none(),
@@ -277,25 +273,25 @@ async fn fargate_is_recognised_by_its_variable_and_has_no_instance() {
     ] {
         assert_eq!(attributes(name).as_deref(), Some(expected), "{name}");
     }
-    // They name the customer.
+    // Attributes that name the customer.
     for name in ["cloud.account.id", "aws.ecs.cluster.arn", "aws.ecs.task.arn"] {
         assert_eq!(attributes(name), None, "{name}");
     }
     assert_eq!(attributes("host.type"), None);
 
-    // On instances of one's own there is one to ask.
+    // An instance of the customer has a metadata service.
     ecs.put("v4/a1b2/task", task.replace("LAUNCH", "EC2"));
     let cloud = detect(&imds, &variables);
-    assert_eq!((cloud.platform(), known(&cloud)), (Some(Platform::Ecs), ALL));
+    assert_eq!((cloud.platform(), known(&cloud)), (Some(Platform::ECS), ALL));
 
-    // Silence leaves what the variable itself says.
+    // Without an answer, the variable still tells the platform.
     ecs.fault("", ImdsFault::Hang);
     let cloud = detect(&imds, &variables);
-    assert_eq!((cloud.platform(), known(&cloud)), (Some(Platform::Ecs), NOTHING));
+    assert_eq!((cloud.platform(), known(&cloud)), (Some(Platform::ECS), NOTHING));
 }
 
 #[test]
-fn lambda_is_recognised_by_its_variables_alone() {
+fn lambda_is_recognised_without_a_request() {
     let env = Env::from_pairs([
         ("AWS_LAMBDA_FUNCTION_NAME", "transcribe"),
         ("AWS_LAMBDA_FUNCTION_VERSION", "7"),
@@ -304,7 +300,7 @@ fn lambda_is_recognised_by_its_variables_alone() {
     let cloud = Cloud::detect(&env).unwrap();
     assert_eq!(
         (cloud.platform(), cloud.region()),
-        (Some(Platform::Lambda), Some("eu-west-2"))
+        (Some(Platform::LAMBDA), Some("eu-west-2"))
     );
     let attributes = resource_of(cloud, &[]);
     let shown = ["cloud.provider", "cloud.platform", "faas.name", "faas.version"].map(attributes);
@@ -313,7 +309,7 @@ fn lambda_is_recognised_by_its_variables_alone() {
 }
 
 #[test]
-fn a_wrong_variable_is_an_error_that_names_it() {
+fn the_error_names_the_wrong_variable() {
     let env = Env::from_pairs([("AWS_EC2_METADATA_SERVICE_ENDPOINT", "169.254.169.254")]);
     let error = Cloud::detect(&env).unwrap_err().to_string();
     assert!(
@@ -323,14 +319,14 @@ fn a_wrong_variable_is_an_error_that_names_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_service_that_takes_its_time_with_the_token_is_waited_for() {
+async fn a_slow_token_is_awaited() {
     let imds = TestImds::start().await;
     imds.fault("api/token", ImdsFault::Slow(Duration::from_millis(800)));
     assert_eq!(known(&detect(&imds, &[])), ALL);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_port_that_nobody_listens_on_ends_it_at_once() {
+async fn a_closed_port_ends_detection_without_error() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
@@ -339,7 +335,7 @@ async fn a_port_that_nobody_listens_on_ends_it_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn spans_and_log_lines_say_the_same_of_the_machine() {
+async fn spans_and_log_lines_have_the_same_instance_type() {
     let imds = TestImds::start().await;
     let cloud = detect(&imds, &[]);
     let attributes = resource_of(cloud.clone(), &[]);
@@ -405,7 +401,7 @@ fn line_of(cloud: Cloud, variables: &[(&str, &str)]) -> Value {
     line
 }
 
-/// The attributes that spans are exported with.
+/// The resource attributes of exported spans.
 fn resource_of(cloud: Cloud, variables: &[(&str, &str)]) -> impl Fn(&str) -> Option<String> + use<> {
     let seen = SeenResource::default();
     let (_layer, _telemetry) = Telemetry::builder("engine-test")

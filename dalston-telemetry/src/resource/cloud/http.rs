@@ -1,5 +1,5 @@
-//! One request over plain HTTP/1.1, with bounds on everything. There is no proxy, no redirect and no TLS that would have to be
-//! turned off.
+//! A request to a metadata service: plain HTTP/1.1 with bounds on everything, without proxy,
+//! redirects and TLS.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -14,13 +14,24 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::imds::MetadataError;
-use super::settings::Endpoint;
+use super::error::MetadataError;
 
-/// Metadata services are on this machine, or look as if they were.
+/// Metadata services are on this machine or one hop away.
 const CONNECT: Duration = Duration::from_millis(300);
-/// The most that status line and headers may take.
+/// The longest status line with headers.
 const MAX_HEAD: usize = 16 * 1024;
+
+/// An address that answers plain HTTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    /// A name, or an address without brackets.
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// The value of the header `Host`.
+    pub(super) authority: String,
+    /// Without a slash at its end.
+    pub(super) path: String,
+}
 
 pub(super) struct Answer {
     pub(super) status: StatusCode,
@@ -28,8 +39,8 @@ pub(super) struct Answer {
     pub(super) body: String,
 }
 
-/// Asks, and takes as long as it takes: who calls sees to the time.
-pub(super) async fn ask(
+/// Sends a request. The caller limits the time.
+pub(super) async fn request(
     endpoint: &Endpoint,
     method: Method,
     path: &str,
@@ -41,7 +52,7 @@ pub(super) async fn ask(
     let stream = match timeout(CONNECT, connecting).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(MetadataError::NoConnection(error.to_string())),
-        Err(_) => return Err(MetadataError::NoConnection("nobody answered".to_owned())),
+        Err(_) => return Err(MetadataError::NoConnection("no answer within 300 ms".to_owned())),
     };
     let mut builder = http1::Builder::new();
     builder.max_buf_size(MAX_HEAD);
@@ -67,20 +78,20 @@ pub(super) async fn ask(
             return Ok(Answer { status, body });
         }
         let body = Limited::new(answer.into_body(), max_body).collect().await;
-        // Besides a connection that breaks, only a body that is too long ends up here.
+        // A broken connection or a body that is too long.
         let body = body
             .map_err(|error| MetadataError::Broken(error.to_string()))?
             .to_bytes();
-        let body = String::from_utf8(body.into()).map_err(|_| MetadataError::Unbelievable)?;
+        let body = String::from_utf8(body.into()).map_err(|_| MetadataError::InvalidAnswer)?;
         Ok(Answer { status, body })
     };
-    // The end of the connection is for `asking` to notice: its answer may have arrived by then.
-    let keeping = async {
+    // Only `asking` ends on a closed connection, because the answer may have arrived before.
+    let driving = async {
         let _ = connection.await;
         pending::<Infallible>().await
     };
     tokio::select! {
         answer = asking => answer,
-        never = keeping => match never {},
+        never = driving => match never {},
     }
 }

@@ -1,15 +1,16 @@
-//! What the machine's firmware says of itself: costs nothing to read, and needs no network.
+//! The names that the firmware of the machine has. Reading them needs no network.
 
 use std::fs;
 use std::path::Path;
 
-use super::identity::Identity;
+use super::identity::{set_instance_id, set_instance_type};
+use crate::resource::cloud::provider::Identity;
 
-/// The names that Linux shows of the machine; empty where it shows none.
+/// The names in the firmware; empty where Linux shows none.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Firmware {
     vendor: String,
-    /// Other places where Amazon's name stands on some kind of instance.
+    /// Other fields that hold Amazon's name on some instances.
     others: Vec<String>,
     /// The identifier of a Xen guest.
     hypervisor: String,
@@ -18,12 +19,12 @@ pub(super) struct Firmware {
     foreign_system: bool,
 }
 
-/// What follows from them.
+/// Whether the machine is an EC2 instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Ec2,
     Elsewhere,
-    /// Nothing is said, as in some containers and on old instances.
+    /// There are no names, as in some containers and on old instances.
     Unknown,
 }
 
@@ -52,7 +53,7 @@ impl Firmware {
         }
     }
 
-    /// A board of this vendor with what Amazon's boards say besides.
+    /// The firmware of this vendor, with the other names of Amazon's.
     #[cfg(test)]
     pub(super) fn of(vendor: &str) -> Self {
         Self {
@@ -76,12 +77,12 @@ impl Firmware {
         }
     }
 
-    /// What current instances say: their id as the tag of the board, their type as the name of the product.
+    /// On current instances, the tag of the board is the id and the name of the product the type.
     pub(super) fn identity(&self) -> Identity {
         let mut identity = Identity::default();
         if self.verdict() == Verdict::Ec2 {
-            identity.set_instance_id(&self.asset);
-            identity.set_instance_type(&self.product);
+            set_instance_id(&mut identity, &self.asset);
+            set_instance_type(&mut identity, &self.product);
         }
         identity
     }
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_is_told_by_its_vendor() {
+    fn the_vendor_decides_whether_it_is_ec2() {
         let table: &[(&[(&str, &str)], Verdict)] = &[
             (&[("class/dmi/id/sys_vendor", "Amazon EC2")], Verdict::Ec2),
             (
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_knows_its_id_and_type_without_the_network() {
+    fn firmware_of_ec2_holds_instance_id_and_type() {
         let board = |vendor| {
             firmware(&[
                 ("class/dmi/id/sys_vendor", vendor),

@@ -2,19 +2,22 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use tokio::time::timeout;
 
-use super::BUDGET;
-use super::http::ask;
-use super::settings::{Endpoint, Imds};
+use super::settings::Imds;
+use crate::resource::cloud::error::MetadataError;
+use crate::resource::cloud::http::{Endpoint, request};
 
 const TOKEN: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
 const TOKEN_TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
-/// The longest there is. A token that has ended earlier is answered with 401, and then we ask for another one.
+/// The longest that the service accepts. An expired token is answered with 401, and is renewed.
 const TTL_SECONDS: u16 = 21_600;
+/// The longest time for one item.
+const LONGEST_REQUEST: Duration = Duration::from_secs(2);
 const MAX_TOKEN: usize = 4 * 1024;
 const MAX_DOCUMENT: usize = 16 * 1024;
 
@@ -39,27 +42,6 @@ enum Access {
     Open,
 }
 
-/// Why a metadata service gave no answer.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum MetadataError {
-    /// Nobody accepted the connection.
-    #[error("no connection: {0}")]
-    NoConnection(String),
-    /// There was no whole answer in time.
-    #[error("no answer within 2 s")]
-    Timeout,
-    /// It was answered with a status that is of no use.
-    #[error("the answer has status {0}")]
-    Status(u16),
-    /// The connection broke, or what came was too long or no HTTP.
-    #[error("the answer can't be read: {0}")]
-    Broken(String),
-    /// The answer is not one of a metadata service.
-    #[error("the answer is not one of a metadata service")]
-    Unbelievable,
-}
-
 impl MetadataService {
     pub(super) fn new(settings: &Imds) -> Self {
         Self {
@@ -71,14 +53,14 @@ impl MetadataService {
         }
     }
 
-    /// Gets what stands at a path below `/latest/`, such as `meta-data/spot/instance-action`; `None` if there is no such thing.
-    /// Takes 2 s at most and reads 16 KiB at most.
+    /// Gets the item at a path below `/latest/`, such as `meta-data/spot/instance-action`; `None`
+    /// if there is none. Takes 2 s at most and reads 16 KiB at most.
     ///
     /// # Errors
     ///
     /// When the service can't be reached or gives no proper answer in time.
     pub async fn get(&self, path: &str) -> Result<Option<String>, MetadataError> {
-        match timeout(BUDGET, self.get_unbounded(path)).await {
+        match timeout(LONGEST_REQUEST, self.get_unbounded(path)).await {
             Ok(answer) => answer,
             Err(_) => Err(MetadataError::Timeout),
         }
@@ -96,7 +78,7 @@ impl MetadataService {
                 Access::Token(token) => Some((TOKEN, token)),
                 Access::Open => None,
             };
-            let answer = ask(&self.shared.endpoint, Method::GET, &path, header, MAX_DOCUMENT).await?;
+            let answer = request(&self.shared.endpoint, Method::GET, &path, header, MAX_DOCUMENT).await?;
             match answer.status {
                 StatusCode::OK => return Ok(Some(answer.body)),
                 StatusCode::NOT_FOUND => return Ok(None),
@@ -111,7 +93,7 @@ impl MetadataService {
 
     async fn gain_access(&self) -> Result<Access, MetadataError> {
         let ttl = Some((TOKEN_TTL, HeaderValue::from(TTL_SECONDS)));
-        let answer = ask(
+        let answer = request(
             &self.shared.endpoint,
             Method::PUT,
             "/latest/api/token",
@@ -120,8 +102,9 @@ impl MetadataService {
         )
         .await?;
         let access = match answer.status {
-            StatusCode::OK => Access::Token(token(&answer.body).ok_or(MetadataError::Unbelievable)?),
-            // As Amazon's own clients do. No answer at all is no reason: where tokens are wanted, it looks like that.
+            StatusCode::OK => Access::Token(token(&answer.body).ok_or(MetadataError::InvalidAnswer)?),
+            // Amazon's clients do the same. A missing answer is no reason to use version 1: version
+            // 2 looks like that one hop too far away.
             StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
                 if self.shared.allow_v1 =>
             {
@@ -154,7 +137,7 @@ impl fmt::Debug for MetadataService {
     }
 }
 
-/// A token is in Base64; a page that asks for a password is not.
+/// A token is in Base64. The page of a captive portal is not.
 fn token(text: &str) -> Option<HeaderValue> {
     let text = text.trim();
     let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'-' | b'_' | b'=');

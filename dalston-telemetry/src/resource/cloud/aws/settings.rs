@@ -1,8 +1,9 @@
-//! What the environment says about the cloud.
+//! The settings of the environment about AWS.
 
 use url::{Host, Url};
 
 use crate::env::{Env, EnvError};
+use crate::resource::cloud::http::Endpoint;
 use crate::settings::cloud::{
     AWS_EC2_METADATA_DISABLED, AWS_EC2_METADATA_SERVICE_ENDPOINT, AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE,
     AWS_EC2_METADATA_V1_DISABLED, AWS_EXECUTION_ENV, AWS_LAMBDA_FUNCTION_NAME, AWS_LAMBDA_FUNCTION_VERSION,
@@ -10,10 +11,10 @@ use crate::settings::cloud::{
 };
 use crate::settings::{DALSTON_DEPLOY_ENV, Variable};
 
-/// Where to look, and where not.
+/// Which services are asked, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Settings {
-    /// Whether anything may be asked at all.
+    /// Whether requests are allowed.
     pub(super) allowed: bool,
     pub(super) lambda: Option<Lambda>,
     pub(super) ecs: Option<Ecs>,
@@ -30,7 +31,7 @@ pub(super) struct Lambda {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ecs {
     pub(super) endpoint: Endpoint,
-    /// Whether the containers are known to run on instances, which then have a metadata service of their own.
+    /// Whether containers are known to run on instances, which have a metadata service.
     pub(super) on_instances: bool,
 }
 
@@ -38,23 +39,11 @@ pub(super) struct Ecs {
 pub(super) struct Imds {
     pub(super) enabled: bool,
     pub(super) endpoint: Endpoint,
-    /// Whether to ask whatever the firmware says.
+    /// Whether the service is asked even if the firmware is of another vendor.
     pub(super) certain: bool,
-    /// Whether somebody says where it is. That speaks for the machine then, not the firmware.
+    /// Whether the environment sets the endpoint. The firmware is not read then.
     pub(super) given: bool,
     pub(super) allow_v1: bool,
-}
-
-/// An address that is spoken to in plain HTTP.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Endpoint {
-    /// A name, or an address without brackets.
-    pub(super) host: String,
-    pub(super) port: u16,
-    /// As the header `Host` has it.
-    pub(super) authority: String,
-    /// Without a slash at its end.
-    pub(super) path: String,
 }
 
 impl Settings {
@@ -148,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_is_where_amazon_says_unless_a_variable_does() {
+    fn the_endpoint_is_from_a_variable_or_the_default() {
         let default = imds(&[]);
         assert_eq!(
             default.endpoint,
@@ -177,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_deployment_may_forbid_asking_or_insist_on_it() {
+    fn the_deployment_forbids_or_forces_requests() {
         for (value, allowed, certain) in [("", true, false), ("aws", true, true), ("staging", false, false)] {
             let settings = read(&[("DALSTON_DEPLOY_ENV", value)]).unwrap();
             assert_eq!(
@@ -189,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_names_its_variable() {
+    fn errors_name_the_variable() {
         for (variable, value) in [
             (ENDPOINT, "169.254.169.254"),
             (ENDPOINT, "https://169.254.169.254"),
