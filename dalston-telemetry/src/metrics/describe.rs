@@ -1,6 +1,7 @@
 //! What families there are, for people and programs that have no running service at hand.
 
 use super::series::{Head, Kind};
+use super::shape::{LabelDescription, Shape};
 
 /// A family of metrics as it is declared. Made by [`Metrics::families`](super::Metrics::families).
 #[derive(Clone, Debug, PartialEq)]
@@ -18,45 +19,6 @@ pub struct FamilyDescription {
     pub labels: Vec<LabelDescription>,
     /// The upper bounds of a histogram, ascending and without infinity.
     pub buckets: Vec<f64>,
-}
-
-/// A label of a family.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LabelDescription {
-    /// Its name.
-    pub name: &'static str,
-    /// All values that it can have; `None` for one that takes values from outside, up to its cap.
-    pub values: Option<Vec<String>>,
-}
-
-impl LabelDescription {
-    pub(crate) fn open(name: &'static str) -> Self {
-        Self { name, values: None }
-    }
-
-    pub(crate) fn closed(name: &'static str, values: Vec<String>) -> Self {
-        Self {
-            name,
-            values: Some(values),
-        }
-    }
-}
-
-/// What all series of a family have in common.
-#[derive(Debug, Default)]
-pub struct Shape {
-    pub(crate) labels: Vec<LabelDescription>,
-    pub(crate) buckets: Vec<f64>,
-}
-
-impl Shape {
-    pub(crate) fn with_labels(labels: Vec<LabelDescription>) -> Self {
-        Self {
-            labels,
-            buckets: Vec::new(),
-        }
-    }
 }
 
 pub(crate) fn describe(head: &Head<'_>, shape: Shape) -> FamilyDescription {

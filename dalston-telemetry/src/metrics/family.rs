@@ -4,9 +4,10 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::describe::{LabelDescription, Shape};
 use super::label::{LabelSet, OpenLabel};
-use super::series::{Family, Kind, Metric, Series, Value, push_label};
+use super::label_text::push_label;
+use super::series::{Family, Kind, Metric, Series, Value};
+use super::shape::{LabelDescription, Shape};
 
 /// A metric with closed labels: one cell for every combination, all there from the start.
 ///

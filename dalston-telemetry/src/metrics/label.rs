@@ -3,9 +3,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::cells::Counter;
-use super::describe::{LabelDescription, Shape};
+use super::label_text::push_label;
 use super::lock;
-use super::series::{Family, Kind, Metric, Series, push_label};
+use super::series::{Family, Kind, Metric, Series};
+use super::shape::{LabelDescription, Shape};
 
 /// The value under which everything is counted that an [`OpenLabel`] had no room for.
 pub const OTHER: &str = "__other__";

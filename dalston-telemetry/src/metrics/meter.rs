@@ -11,8 +11,9 @@ use opentelemetry_sdk::metrics::data::{AggregatedMetrics, Metric, MetricData, Re
 use opentelemetry_sdk::metrics::reader::MetricReader;
 use opentelemetry_sdk::metrics::{InstrumentKind, ManualReader, Pipeline, SdkMeterProvider, Temporality};
 
-use super::foreign::{OwnedHistogram, OwnedValue};
-use super::series::{Head, Kind, Number, Original, Series, Visitor, push_label};
+use super::label_text::push_label;
+use super::owned::{OwnedHistogram, OwnedValue};
+use super::series::{Head, Kind, Number, Original, Series, Visitor};
 
 /// The instruments of a process, and what reads them.
 pub(super) struct Meters {

@@ -46,18 +46,21 @@
 
 pub mod buckets;
 mod cells;
-pub(crate) mod describe;
+mod client_metrics;
+mod describe;
 mod exemplar;
 mod family;
-mod foreign;
 mod label;
+pub(crate) mod label_text;
 mod meter;
 mod outcome;
+mod owned;
 mod registry;
 // Without a transport nobody pushes.
 #[cfg_attr(not(any(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]
 pub(crate) mod series;
 mod server;
+pub(crate) mod shape;
 mod snapshot;
 mod telemetry;
 mod text;
@@ -74,21 +77,23 @@ use opentelemetry_sdk::metrics::SdkMeterProvider;
 
 use crate::env::{Env, EnvError};
 use crate::settings::metrics::{DALSTON_METRICS_ENABLED, DALSTON_METRICS_LABEL_VALUES};
-use describe::Shape;
+use label_text::push_label;
 use meter::Meters;
-use series::{Kind, Number, Series, Value, Visitor, push_label};
+use series::{Kind, Number, Series, Value, Visitor};
+use shape::Shape;
 use text::TextWriter;
 
 pub use cells::{Counter, DurationCounter, Gauge, Histogram};
-pub use describe::{FamilyDescription, LabelDescription};
+pub use describe::FamilyDescription;
 pub use exemplar::Exemplar;
 pub use family::{BoundedFamily, DenseFamily};
 pub use label::{Label, LabelSet, OTHER, OpenLabel};
 pub use outcome::Outcome;
-use registry::Foreign;
+use registry::ClientMetrics;
 pub use registry::{PrefixedRegistry, Registry, Unit};
 pub use series::{Family, Metric};
 pub use server::MetricsServer;
+pub use shape::LabelDescription;
 pub use snapshot::{MetricChange, MetricsSnapshot};
 pub use telemetry::{DropReason, LogLevel, Signal, TelemetryMetrics};
 pub use text::TextFormat;
@@ -182,13 +187,13 @@ impl Metrics {
         let mut writer = TextWriter::new(format, self.inner.longest.load(Ordering::Relaxed));
         let registry = lock(&self.inner.registry);
         registry.visit(&mut writer);
-        let foreign = registry.foreign();
+        let client = registry.client_metrics();
         drop(registry);
         match format {
-            TextFormat::OpenMetrics => writer.raw(&foreign.text),
-            TextFormat::Prometheus => foreign.visit(&mut writer),
+            TextFormat::OpenMetrics => writer.raw(&client.text),
+            TextFormat::Prometheus => client.visit(&mut writer),
         }
-        self.visit_meters(&foreign, &mut writer);
+        self.visit_meters(&client, &mut writer);
         let text = writer.finish();
         self.inner.longest.fetch_max(text.len(), Ordering::Relaxed);
         text
@@ -268,16 +273,16 @@ impl Metrics {
     pub(crate) fn visit(&self, visitor: &mut dyn Visitor) {
         let registry = lock(&self.inner.registry);
         registry.visit(visitor);
-        let foreign = registry.foreign();
+        let client = registry.client_metrics();
         drop(registry);
-        foreign.visit(visitor);
-        self.visit_meters(&foreign, visitor);
+        client.visit(visitor);
+        self.visit_meters(&client, visitor);
     }
 
     /// Not under the lock: instruments may ask the program for their values.
-    fn visit_meters(&self, foreign: &Foreign, visitor: &mut dyn Visitor) {
+    fn visit_meters(&self, client: &ClientMetrics, visitor: &mut dyn Visitor) {
         if let Some(meters) = self.inner.meters.get() {
-            let is_taken = |name: &str| foreign.has(name) || lock(&self.inner.registry).has(name);
+            let is_taken = |name: &str| client.has(name) || lock(&self.inner.registry).has(name);
             meters.visit(is_taken, visitor);
         }
     }

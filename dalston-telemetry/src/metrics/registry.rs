@@ -5,8 +5,8 @@ use std::fmt;
 
 use prometheus_client::registry::Registry as PrometheusRegistry;
 
+use super::client_metrics;
 use super::describe::{FamilyDescription, describe};
-use super::foreign;
 use super::series::{Family, Head, Visitor};
 
 /// The metrics of a process by name. Lent out by [`Metrics::register`](super::Metrics::register).
@@ -18,7 +18,7 @@ use super::series::{Family, Head, Visitor};
 pub struct Registry {
     families: Vec<Registered>,
     /// `None` until somebody asks for it, so that nobody else pays for it.
-    foreign: Option<PrometheusRegistry>,
+    client: Option<PrometheusRegistry>,
 }
 
 struct Registered {
@@ -96,7 +96,7 @@ impl Registry {
     /// A registry of [`prometheus_client`], for metrics made with that crate. What is in it is exposed and pushed like
     /// everything else, unless its name is taken.
     pub fn prometheus(&mut self) -> &mut PrometheusRegistry {
-        self.foreign.get_or_insert_default()
+        self.client.get_or_insert_default()
     }
 
     fn add(&mut self, name: String, help: &'static str, unit: &'static str, family: Box<dyn Family>) {
@@ -142,10 +142,10 @@ impl Registry {
 
     /// What is in [`prometheus`](Self::prometheus), as OpenMetrics text without its last line. That crate takes any name, and
     /// one that is taken would cost the whole scrape: it belongs to the first here as well, and families of ours come first.
-    pub(crate) fn foreign(&self) -> Foreign {
-        let mut foreign = Foreign::default();
-        let Some(registry) = &self.foreign else {
-            return foreign;
+    pub(crate) fn client_metrics(&self) -> ClientMetrics {
+        let mut metrics = ClientMetrics::default();
+        let Some(registry) = &self.client else {
+            return metrics;
         };
         let mut text = String::new();
         // Writing into a string does not fail; a metric that can't be encoded is a bug of that metric, and what
@@ -159,26 +159,26 @@ impl Registry {
                 .strip_prefix("# HELP ")
                 .and_then(|rest| rest.split(' ').next())
             {
-                is_free = !self.has(name) && foreign.names.insert(name.to_owned());
+                is_free = !self.has(name) && metrics.names.insert(name.to_owned());
             }
             if is_free {
-                foreign.text.push_str(line);
+                metrics.text.push_str(line);
             }
         }
-        foreign
+        metrics
     }
 }
 
 /// What was made with `prometheus_client`.
 #[derive(Default)]
-pub(crate) struct Foreign {
+pub(crate) struct ClientMetrics {
     pub(crate) text: String,
     names: HashSet<String>,
 }
 
-impl Foreign {
+impl ClientMetrics {
     pub(crate) fn visit(&self, visitor: &mut dyn Visitor) {
-        foreign::visit(&self.text, visitor);
+        client_metrics::visit(&self.text, visitor);
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -261,13 +261,13 @@ mod tests {
         use super::super::{Metrics, TextFormat};
 
         let metrics = Metrics::new();
-        let foreign = prometheus_client::metrics::counter::Counter::<u64>::default;
+        let counter = prometheus_client::metrics::counter::Counter::<u64>::default;
         metrics.register(|registry| {
-            registry.prometheus().register("mine", "Theirs", foreign());
-            registry.prometheus().register("theirs", "Theirs", foreign());
+            registry.prometheus().register("mine", "Theirs", counter());
+            registry.prometheus().register("theirs", "Theirs", counter());
             registry
                 .prometheus()
-                .register("theirs", "Theirs again", foreign());
+                .register("theirs", "Theirs again", counter());
             registry.register("mine", "Mine", DenseFamily::<(), Counter>::default());
         });
         for name in ["mine", "theirs", "free"] {

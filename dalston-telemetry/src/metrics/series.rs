@@ -7,9 +7,9 @@
 
 use std::borrow::Cow;
 
-use super::describe::Shape;
 pub(crate) use super::exemplar::Measured;
-use super::foreign::parse_labels;
+use super::label_text::parse_labels;
+use super::shape::Shape;
 
 /// A type of cell: [`Counter`](super::Counter), [`Gauge`](super::Gauge), [`Histogram`](super::Histogram).
 ///
@@ -86,6 +86,16 @@ pub enum Number {
     Real(f64),
 }
 
+impl Number {
+    pub(crate) fn as_f64(self) -> f64 {
+        match self {
+            Self::Whole(number) => number as f64,
+            Self::Signed(number) => number as f64,
+            Self::Real(number) => number,
+        }
+    }
+}
+
 /// The inside of a histogram. Buckets are counted from 0 and hold what is in them alone; there is one more of them than
 /// there are bounds.
 pub trait Buckets {
@@ -129,27 +139,5 @@ pub(crate) trait Visitor {
     /// Prometheus are shown once.
     fn knows_originals(&self) -> bool {
         false
-    }
-}
-
-/// Writes a label as it stands between the braces of a line.
-pub(crate) fn push_label(text: &mut String, name: &str, value: &str) {
-    if !text.is_empty() {
-        text.push(',');
-    }
-    text.push_str(name);
-    text.push_str("=\"");
-    push_escaped(text, value);
-    text.push('"');
-}
-
-pub(crate) fn push_escaped(text: &mut String, value: &str) {
-    for character in value.chars() {
-        match character {
-            '\\' => text.push_str("\\\\"),
-            '"' => text.push_str("\\\""),
-            '\n' => text.push_str("\\n"),
-            other => text.push(other),
-        }
     }
 }

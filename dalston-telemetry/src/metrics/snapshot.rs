@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::foreign::{as_f64, parse_labels, parse_series};
+use super::label_text::{parse_labels, parse_series};
 use super::series::{Head, Kind, Series, Value, Visitor};
 
 /// The values of all series at one moment. Made by [`Metrics::snapshot`](super::Metrics::snapshot).
@@ -91,10 +91,10 @@ impl Visitor for MetricsSnapshot {
                 .insert(series_name(&format!("{}{suffix}", head.name), labels), value);
         };
         match &series.value {
-            Value::Counter(count, _) => add("_total", labels, as_f64(*count)),
+            Value::Counter(count, _) => add("_total", labels, count.as_f64()),
             Value::Gauge(value) => {
                 let suffix = if head.kind == Kind::Info { "_info" } else { "" };
-                add(suffix, labels, as_f64(*value));
+                add(suffix, labels, value.as_f64());
             }
             Value::Histogram(buckets) => {
                 let bounds = buckets.bounds().iter().map(|bound| format!("{bound:?}"));

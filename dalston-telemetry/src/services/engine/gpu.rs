@@ -1,8 +1,9 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::metrics::describe::{LabelDescription, Shape};
-use crate::metrics::series::{Family, Kind, Number, Series, Value, push_label};
+use crate::metrics::label_text::push_label;
+use crate::metrics::series::{Family, Kind, Number, Series, Value};
+use crate::metrics::shape::{LabelDescription, Shape};
 use crate::metrics::{Metrics, Unit};
 
 /// The GPUs of a machine, as somebody found them: the SDK's `GpuMonitor` is who looks.

@@ -2,8 +2,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::metrics::describe::{LabelDescription, Shape};
-use crate::metrics::series::{Family, Kind, Number, Series, Value, push_label};
+use crate::metrics::label_text::push_label;
+use crate::metrics::series::{Family, Kind, Number, Series, Value};
+use crate::metrics::shape::{LabelDescription, Shape};
 use crate::metrics::{Metrics, Unit};
 
 /// The queues of a deployment, as somebody found them in Redis: the feature `queue-exporter` has who looks.

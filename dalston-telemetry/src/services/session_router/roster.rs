@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, Weak};
 
-use crate::metrics::describe::Shape;
-use crate::metrics::series::{Family, Kind, Number, Series, Value, push_label};
+use crate::metrics::label_text::push_label;
+use crate::metrics::series::{Family, Kind, Number, Series, Value};
+use crate::metrics::shape::Shape;
 use crate::metrics::{Gauge, OTHER, OpenLabel, lock};
 
 /// A gauge with one open label, whose series are there for as long as somebody holds them.

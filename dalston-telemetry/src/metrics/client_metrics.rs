@@ -1,7 +1,8 @@
 //! Metrics that were made with `prometheus_client`, read from its text.
 
-use super::exemplar::Measured;
-use super::series::{Buckets, Head, Kind, Number, Series, Value, Visitor, push_label};
+use super::label_text::{parse_series, push_label, unescaped};
+use super::owned::{OwnedHistogram, OwnedValue};
+use super::series::{Head, Kind, Number, Series, Visitor};
 
 /// Shows what stands in an OpenMetrics text. Lines that make no sense are passed over.
 pub(super) fn visit(text: &str, visitor: &mut dyn Visitor) {
@@ -64,47 +65,6 @@ fn split_series(line: &str) -> Option<(&str, &str)> {
     None
 }
 
-/// The name and the labels of a series.
-pub(super) fn parse_series(series: &str) -> Option<(&str, Vec<(String, String)>)> {
-    let Some((name, rest)) = series.split_once('{') else {
-        return Some((series, Vec::new()));
-    };
-    Some((name, parse_labels(rest.strip_suffix('}')?)?))
-}
-
-/// What stands between the braces.
-pub(super) fn parse_labels(mut rest: &str) -> Option<Vec<(String, String)>> {
-    let mut labels = Vec::new();
-    while !rest.is_empty() {
-        let (label, quoted) = rest.split_once("=\"")?;
-        let mut escaped = false;
-        let end = quoted.bytes().position(|byte| {
-            let is_end = byte == b'"' && !escaped;
-            escaped = byte == b'\\' && !escaped;
-            is_end
-        })?;
-        labels.push((label.to_owned(), unescaped(&quoted[..end])));
-        let after = &quoted[end + 1..];
-        rest = after.strip_prefix(',').unwrap_or(after);
-    }
-    Some(labels)
-}
-
-fn unescaped(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    let mut characters = text.chars();
-    while let Some(character) = characters.next() {
-        match character {
-            '\\' => match characters.next() {
-                Some('n') => plain.push('\n'),
-                other => plain.extend(other),
-            },
-            other => plain.push(other),
-        }
-    }
-    plain
-}
-
 fn kind(text: &str) -> Kind {
     match text {
         "counter" => Kind::Counter,
@@ -127,30 +87,6 @@ struct Reading {
 struct OwnedSeries {
     labels: Vec<(String, String)>,
     value: OwnedValue,
-}
-
-pub(super) enum OwnedValue {
-    Number(Number),
-    Histogram(OwnedHistogram),
-}
-
-impl OwnedValue {
-    pub(super) fn shown_as(&self, kind: Kind) -> Value<'_> {
-        match self {
-            Self::Number(number) if kind == Kind::Counter => Value::Counter(*number, None),
-            Self::Number(number) => Value::Gauge(*number),
-            Self::Histogram(histogram) => Value::Histogram(histogram),
-        }
-    }
-}
-
-/// A histogram at one moment.
-#[derive(Default)]
-pub(super) struct OwnedHistogram {
-    pub(super) bounds: Vec<f64>,
-    /// What is in each bucket alone, while the lines are read: in it and in all below it.
-    pub(super) counts: Vec<u64>,
-    pub(super) sum: f64,
 }
 
 impl Reading {
@@ -192,7 +128,7 @@ impl Reading {
                     }
                 }
             }
-            (Kind::Histogram, "_sum") => self.histogram(labels).sum = as_f64(number),
+            (Kind::Histogram, "_sum") => self.histogram(labels).sum = number.as_f64(),
             _ => {}
         }
     }
@@ -244,32 +180,6 @@ impl Reading {
             };
             visitor.series(&head, &series);
         }
-    }
-}
-
-impl Buckets for OwnedHistogram {
-    fn bounds(&self) -> &[f64] {
-        &self.bounds
-    }
-
-    fn count(&self, bucket: usize) -> u64 {
-        self.counts.get(bucket).copied().unwrap_or(0)
-    }
-
-    fn exemplar(&self, _bucket: usize) -> Option<Measured> {
-        None
-    }
-
-    fn sum(&self) -> f64 {
-        self.sum
-    }
-}
-
-pub(super) fn as_f64(number: Number) -> f64 {
-    match number {
-        Number::Whole(number) => number as f64,
-        Number::Signed(number) => number as f64,
-        Number::Real(number) => number,
     }
 }
 

@@ -1,0 +1,46 @@
+//! Values that are read from elsewhere and kept while they are shown.
+
+use super::exemplar::Measured;
+use super::series::{Buckets, Kind, Number, Value};
+
+pub(super) enum OwnedValue {
+    Number(Number),
+    Histogram(OwnedHistogram),
+}
+
+impl OwnedValue {
+    pub(super) fn shown_as(&self, kind: Kind) -> Value<'_> {
+        match self {
+            Self::Number(number) if kind == Kind::Counter => Value::Counter(*number, None),
+            Self::Number(number) => Value::Gauge(*number),
+            Self::Histogram(histogram) => Value::Histogram(histogram),
+        }
+    }
+}
+
+/// A histogram at one moment.
+#[derive(Default)]
+pub(super) struct OwnedHistogram {
+    pub(super) bounds: Vec<f64>,
+    /// What is in each bucket alone, while the lines are read: in it and in all below it.
+    pub(super) counts: Vec<u64>,
+    pub(super) sum: f64,
+}
+
+impl Buckets for OwnedHistogram {
+    fn bounds(&self) -> &[f64] {
+        &self.bounds
+    }
+
+    fn count(&self, bucket: usize) -> u64 {
+        self.counts.get(bucket).copied().unwrap_or(0)
+    }
+
+    fn exemplar(&self, _bucket: usize) -> Option<Measured> {
+        None
+    }
+
+    fn sum(&self) -> f64 {
+        self.sum
+    }
+}
