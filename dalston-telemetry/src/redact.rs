@@ -543,7 +543,7 @@ mod tests {
 
     #[test]
     fn time_for_hostile_text_grows_linearly() {
-        const LENGTH: usize = 1024 * 1024;
+        const LENGTH: usize = 256 * 1024;
         let started = std::time::Instant::now();
         for part in [
             "://", "://a:b", "://a:b/", "://a:1/", "://@", "://a:b ", ":", "=", "a=\"", "token=\\",
