@@ -446,6 +446,8 @@ async fn lasting_storage_failure_fails_the_task() {
 async fn hanging_storage_fails_the_task_at_its_deadline() {
     let deployment = Deployment::start().await;
     let worker = deployment.worker("a", "5");
+    // The deadline is short, so the worker must be ready before.
+    deployment.until_registered(&worker).await;
     deployment.s3.trouble(Trouble::new(Fault::Hang).path("hanging"));
     deployment
         .enqueue_until("hanging", Duration::from_secs(1), request("hanging", json!({})))
@@ -459,6 +461,8 @@ async fn hanging_storage_fails_the_task_at_its_deadline() {
 async fn deadline_of_the_message_fails_the_task() {
     let deployment = Deployment::start().await;
     let worker = deployment.worker("a", "5");
+    // The deadline is short, so the worker must be ready before.
+    deployment.until_registered(&worker).await;
     let slow = |task| request(task, json!({"takes_ms": 60_000}));
     deployment
         .enqueue_until("slow", Duration::from_millis(500), slow("slow"))
