@@ -1,4 +1,4 @@
-//! Serves figures of the platform's queues at `/metrics` until a signal ends it.
+//! Serves metrics of the platform's queues at `/metrics` until a signal ends it.
 
 use std::process::ExitCode;
 
@@ -8,14 +8,14 @@ use dalston_telemetry::settings::DALSTON_METRICS_PORT;
 use dalston_telemetry::{Env, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Exit status of a program that was called in a way that makes no sense.
+/// The exit status of a program with wrong settings.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     match run(&Env::from_process()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { text, status }) => {
-            complain(&text);
+            print_error(&text);
             ExitCode::from(status)
         }
     }
@@ -34,9 +34,9 @@ impl Failure {
         }
     }
 
-    fn at(doing: &str) -> impl Fn(std::io::Error) -> Self {
+    fn while_doing(doing: &str) -> impl Fn(std::io::Error) -> Self {
         move |error| Self {
-            text: format!("{doing}: {error}"),
+            text: format!("cannot {doing}: {error}"),
             status: 1,
         }
     }
@@ -49,27 +49,29 @@ fn run(env: &Env) -> Result<(), Failure> {
         .map_err(Failure::usage)?;
     if !are_enabled(env).map_err(Failure::usage)? {
         return Err(Failure::usage(
-            "DALSTON_METRICS_ENABLED or METRICS_ENABLED is false, and metrics are all that this program has: \
-             don't start it, or leave the variable out",
+            "DALSTON_METRICS_ENABLED or METRICS_ENABLED is false, but this program only serves metrics: \
+             don't start it, or unset the variable",
         ));
     }
     let telemetry = Telemetry::builder("queue-exporter").env(env.clone()).install();
     let telemetry = telemetry.map_err(Failure::usage)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(Failure::at("starting the runtime"))?;
+    let runtime = runtime.map_err(Failure::while_doing("start the runtime"))?;
     runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).map_err(Failure::at("waiting for signals"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::at("waiting for signals"))?;
+        let mut terminate =
+            signal(SignalKind::terminate()).map_err(Failure::while_doing("wait for signals"))?;
+        let mut interrupt =
+            signal(SignalKind::interrupt()).map_err(Failure::while_doing("wait for signals"))?;
         let exporter = QueueExporter::spawn(config, telemetry.metrics());
         let queues = exporter.metrics().clone();
         let health = move || match queues.is_connected() {
             Some(true) => Ok(r#"{"status":"healthy","redis":"connected"}"#.into()),
-            // That is what is to be told, so whoever tells it must not be taken away.
+            // Healthy, so that the platform does not restart the process that reports the failure.
             Some(false) => Ok(r#"{"status":"healthy","redis":"unreachable"}"#.into()),
             None => Err(r#"{"status":"unhealthy"}"#.into()),
         };
         let server = MetricsServer::start_with_health(("0.0.0.0", port), telemetry.metrics().clone(), health)
-            .map_err(Failure::at(&format!("listening on port {port}")))?;
+            .map_err(Failure::while_doing(&format!("listen on port {port}")))?;
         tracing::info!(address = %server.address(), "http_server_listening");
         let signal = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
@@ -85,7 +87,10 @@ fn run(env: &Env) -> Result<(), Failure> {
     })
 }
 
-#[expect(clippy::print_stderr, reason = "nothing else tells why the program ended")]
-fn complain(text: &str) {
+#[expect(
+    clippy::print_stderr,
+    reason = "the program has no log before telemetry is set up"
+)]
+fn print_error(text: &str) {
     eprintln!("dalston-queue-exporter: {text}");
 }

@@ -5,29 +5,29 @@ use std::time::Duration;
 use super::exemplar::{Exemplar, LatestExemplar, Measured};
 use super::series::{Buckets, Kind, Metric, Number, Value};
 
-/// A number that only grows.
+/// A number that only increases.
 ///
-/// Lives in a [`DenseFamily`](super::DenseFamily), the one without labels being `DenseFamily<(), Counter>`.
-/// Counting is one atomic addition.
+/// It is a cell of a family, of `DenseFamily<(), Counter>` if it has no labels. An increment is one
+/// atomic addition.
 #[derive(Default)]
 pub struct Counter {
     count: AtomicU64,
-    /// Fits into what is left of the cache lines that a cell has for itself.
+    /// Fits into the rest of the cell's cache lines.
     exemplar: LatestExemplar,
 }
 
 impl Counter {
-    /// Counts one.
+    /// Adds one.
     pub fn inc(&self) {
         self.inc_by(1);
     }
 
-    /// Counts several.
+    /// Adds several.
     pub fn inc_by(&self, n: u64) {
         self.count.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// Counts one, and remembers the span that it was counted in; see [`Exemplar::current`].
+    /// Adds one, with the span in which it happened; see [`Exemplar::current`].
     pub fn inc_in(&self, exemplar: Option<Exemplar>) {
         self.inc();
         if let Some(exemplar) = exemplar {
@@ -35,7 +35,7 @@ impl Counter {
         }
     }
 
-    /// The present count.
+    /// The current count.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
@@ -58,15 +58,15 @@ impl Metric for Counter {
 
 /// A counter of seconds.
 ///
-/// It is kept in whole nanoseconds, so that a day of audio in pieces of 20 ms is a day to the last digit, which a sum of
-/// floating-point numbers would not be. It stays at its largest value, some 584 years.
+/// It holds whole nanoseconds: the sum of a day of audio in chunks of 20 ms is exact, which the sum
+/// of floating-point numbers is not. The largest value is 584 years.
 #[derive(Default)]
 pub struct DurationCounter {
     nanoseconds: AtomicU64,
 }
 
 impl DurationCounter {
-    /// Adds a stretch of time.
+    /// Adds a duration.
     pub fn add(&self, time: Duration) {
         let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let add = |sum: u64| Some(sum.saturating_add(time));
@@ -75,7 +75,7 @@ impl DurationCounter {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
-    /// The sum of all that was added.
+    /// The sum of all durations.
     #[must_use]
     pub fn get(&self) -> Duration {
         Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed))
@@ -96,7 +96,7 @@ impl Metric for DurationCounter {
     }
 }
 
-/// A number that goes up and down.
+/// A number that increases and decreases.
 #[derive(Default)]
 pub struct Gauge {
     value: AtomicI64,
@@ -113,12 +113,12 @@ impl Gauge {
         self.value.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes one away.
+    /// Subtracts one.
     pub fn dec(&self) {
         self.value.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// The present value.
+    /// The current value.
     #[must_use]
     pub fn get(&self) -> i64 {
         self.value.load(Ordering::Relaxed)
@@ -139,21 +139,22 @@ impl Metric for Gauge {
     }
 }
 
-/// How often values fell into which range. Lock-free: an observation is a search over the bounds and two atomic
-/// additions.
+/// The distribution of values over buckets. Lock-free: an observation is a search over the bounds
+/// and two atomic additions.
 pub struct Histogram {
     /// Inclusive upper bounds, ascending.
     bounds: &'static [f64],
-    /// One more than there are bounds; the last counts what is above all of them.
+    /// One for each bound, and one for values above all bounds.
     counts: Box<[AtomicU64]>,
     /// The bits of an `f64`.
     sum: AtomicU64,
-    /// One per bucket, or none at all.
+    /// One for each bucket, or none.
     exemplars: Box<[LatestExemplar]>,
 }
 
 impl Histogram {
-    /// A histogram with these inclusive upper bounds, in ascending order; see [`buckets`](super::buckets).
+    /// A histogram with these inclusive upper bounds, in ascending order; see
+    /// [`buckets`](super::buckets).
     #[must_use]
     pub fn new(bounds: &'static [f64]) -> Self {
         debug_assert!(bounds.is_sorted(), "bounds of a histogram ascend");
@@ -166,8 +167,8 @@ impl Histogram {
         }
     }
 
-    /// A histogram that keeps, for every bucket, the span of the newest value that was recorded with one. Takes 48
-    /// bytes more for each bucket.
+    /// A histogram with exemplars: each bucket keeps the newest value that was recorded with a
+    /// span. Takes 48 bytes more for each bucket.
     #[must_use]
     pub fn with_exemplars(bounds: &'static [f64]) -> Self {
         Self {
@@ -176,13 +177,13 @@ impl Histogram {
         }
     }
 
-    /// Records a value. What is not a finite number is ignored: it would spoil the sum for ever.
+    /// Records a value. Infinity and NaN are ignored, because the sum would never be finite again.
     pub fn observe(&self, value: f64) {
         self.observe_in(value, None);
     }
 
-    /// Records a value, and the span that it was measured in if this histogram [keeps them](Self::with_exemplars);
-    /// see [`Exemplar::current`].
+    /// Records a value with the span in which it was measured (see [`Exemplar::current`]), which a
+    /// histogram [with exemplars](Self::with_exemplars) keeps.
     pub fn observe_in(&self, value: f64, exemplar: Option<Exemplar>) {
         if !value.is_finite() {
             return;
@@ -207,12 +208,12 @@ impl Histogram {
         self.observe(duration.as_secs_f64());
     }
 
-    /// Records a duration in seconds, and the span that it was measured in.
+    /// Records a duration in seconds with the span in which it was measured.
     pub fn observe_duration_in(&self, duration: Duration, exemplar: Option<Exemplar>) {
         self.observe_in(duration.as_secs_f64(), exemplar);
     }
 
-    /// How many values were recorded.
+    /// The number of recorded values.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.counts
@@ -268,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_on_a_bound_belongs_below_it_and_nonsense_is_ignored() {
+    fn bounds_are_inclusive_and_infinite_values_are_ignored() {
         let histogram = Histogram::new(&[1.0, 2.0]);
         for value in [0.5, 1.0, 1.5, 2.5, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             histogram.observe(value);
@@ -283,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_day_in_small_pieces_is_a_day() {
+    fn the_sum_of_small_durations_is_exact() {
         let counter = DurationCounter::default();
         let chunk = Duration::from_micros(7_500);
         for _ in 0..11_520_000 / 8 {
@@ -299,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn no_observation_is_lost_when_threads_observe_at_once() {
+    fn concurrent_observations_are_all_counted() {
         let histogram = Histogram::new(&[1.0]);
         std::thread::scope(|scope| {
             for _ in 0..4 {

@@ -1,10 +1,10 @@
-//! Metrics that were made with `prometheus_client`, read from its text.
+//! Metrics of `prometheus_client`, which are parsed from its text.
 
 use super::label_text::{parse_series, push_label, unescaped};
 use super::owned::{OwnedHistogram, OwnedValue};
 use super::series::{Head, Kind, Number, Series, Visitor};
 
-/// Shows what stands in an OpenMetrics text. Lines that make no sense are passed over.
+/// Visits the families of an OpenMetrics text. Invalid lines are ignored.
 pub(super) fn visit(text: &str, visitor: &mut dyn Visitor) {
     let mut help = String::new();
     let mut family: Option<Reading> = None;
@@ -43,13 +43,13 @@ impl<'a> Sample<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let (series, rest) = split_series(line)?;
         let (name, labels) = parse_series(series)?;
-        // After the value there may be a time and an exemplar.
+        // A time and an exemplar may follow the value.
         let value = rest.split_whitespace().next()?;
         Some(Self { name, labels, value })
     }
 }
 
-/// Label values may contain anything.
+/// Splits a line behind the series. Label values can contain spaces and braces.
 fn split_series(line: &str) -> Option<(&str, &str)> {
     let mut quoted = false;
     let mut escaped = false;
@@ -75,7 +75,7 @@ fn kind(text: &str) -> Kind {
     }
 }
 
-/// A family while its lines are read.
+/// A family while its lines are parsed.
 struct Reading {
     name: String,
     help: String,
@@ -134,7 +134,7 @@ impl Reading {
     }
 
     fn histogram(&mut self, labels: Vec<(String, String)>) -> &mut OwnedHistogram {
-        // The lines of one series stand together.
+        // The lines of a series follow each other.
         if self.series.last().is_none_or(|last| last.labels != labels) {
             let value = OwnedValue::Histogram(OwnedHistogram::default());
             self.series.push(OwnedSeries { labels, value });
@@ -176,7 +176,7 @@ impl Reading {
                 open: "",
                 closed: &text,
                 attributes: Some(&labels),
-                value: value.shown_as(self.kind),
+                value: value.as_value(self.kind),
             };
             visitor.series(&head, &series);
         }
@@ -195,7 +195,7 @@ mod tests {
     use super::super::{Metrics, TextFormat};
 
     #[test]
-    fn metrics_of_prometheus_client_are_exposed_in_both_formats() {
+    fn metrics_of_prometheus_client_are_in_both_formats() {
         let metrics = Metrics::new();
         let jobs = Family::<Vec<(String, String)>, Counter>::default();
         let heat = Gauge::<f64, std::sync::atomic::AtomicU64>::default();

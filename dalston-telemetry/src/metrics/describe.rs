@@ -1,21 +1,22 @@
-//! What families there are, for people and programs that have no running service at hand.
+//! Descriptions of families, for documentation and for programs without a running service.
 
 use super::series::{Head, Kind};
 use super::shape::{LabelDescription, Shape};
 
-/// A family of metrics as it is declared. Made by [`Metrics::families`](super::Metrics::families).
+/// The description of a family. Returned by [`Metrics::families`](super::Metrics::families).
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct FamilyDescription {
-    /// The name to ask for: with unit and `_total`; that of a histogram without `_bucket`, `_sum` and `_count`.
+    /// The name in queries, with unit and `_total`. For a histogram, without `_bucket`, `_sum` and
+    /// `_count`.
     pub name: String,
     /// `counter`, `gauge`, `histogram` or `info`.
     pub kind: &'static str,
     /// `seconds`, `bytes`, `ratio`, or empty.
     pub unit: String,
-    /// What it counts or measures.
+    /// The help text, without a full stop.
     pub help: String,
-    /// Its labels, in the order in which they are written.
+    /// The labels, in the order of the text formats.
     pub labels: Vec<LabelDescription>,
     /// The upper bounds of a histogram, ascending and without infinity.
     pub buckets: Vec<f64>,
@@ -56,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_is_described_before_anything_was_counted() {
+    fn a_family_without_series_is_described() {
         let metrics = Metrics::new();
         let model = metrics.open_label("model", 3);
         let status = OpenLabel::of::<Outcome>();
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_ordinary_family_is_described_too() {
+    fn families_of_other_types_are_described() {
         let metrics = Metrics::new();
         register_build_info(&metrics, "engine-x", "1");
         let _model = metrics.open_label("model", 3);

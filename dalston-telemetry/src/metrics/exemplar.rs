@@ -1,4 +1,4 @@
-//! Which span a number came from.
+//! Exemplars: the span of a measured value.
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -6,10 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceId};
 
-/// The span in which something was measured, for whoever sees the number and wants to see the trace.
+/// The span in which a value was measured. It leads from a metric to a trace.
 ///
-/// There is one for sampled spans only: the trace of any other is nowhere to be found. Taking one and recording it
-/// neither allocates nor locks.
+/// Only sampled spans are exemplars, because the others have no trace in the backend. An exemplar
+/// is taken and recorded without allocation and without a lock.
 ///
 /// ```
 /// use dalston_telemetry::metrics::{DenseFamily, Exemplar, Histogram};
@@ -24,7 +24,7 @@ pub struct Exemplar {
 }
 
 impl Exemplar {
-    /// The span that is entered on this thread, if it is sampled.
+    /// The current span of this thread, if it is sampled.
     #[must_use]
     pub fn current() -> Option<Self> {
         Context::map_current(|cx| {
@@ -46,7 +46,7 @@ impl Exemplar {
     }
 }
 
-/// An exemplar with what was measured in it.
+/// An exemplar with its value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
     pub(crate) trace_id: TraceId,
@@ -56,13 +56,13 @@ pub struct Measured {
     pub(crate) at: u64,
 }
 
-/// Keeps the newest exemplar.
+/// The newest exemplar.
 ///
-/// Writers never wait: one that finds another at work gives up, for what that one writes is as new. Readers try again
-/// when a writer came in between.
+/// A writer never waits: if another one is writing, it gives up, because the other exemplar is as
+/// new. A reader tries again if a writer has interfered.
 #[derive(Debug, Default)]
 pub(super) struct LatestExemplar {
-    /// Odd while somebody writes; 0 before anything was written.
+    /// Odd during a write; 0 before the first one.
     version: AtomicU64,
     trace_high: AtomicU64,
     trace_low: AtomicU64,
@@ -85,7 +85,7 @@ impl LatestExemplar {
         if taken {
             return;
         }
-        // Whoever reads one of the new values below also sees that the version is odd.
+        // A reader of one of the new values below also sees an odd version.
         fence(Ordering::Release);
         let trace = u128::from_be_bytes(exemplar.trace_id.to_bytes());
         self.trace_high.store((trace >> 64) as u64, Ordering::Relaxed);
@@ -98,7 +98,7 @@ impl LatestExemplar {
     }
 
     pub(super) fn get(&self) -> Option<Measured> {
-        /// Writers are rare, and a scrape without an exemplar is no loss.
+        /// Writes are rare, and a scrape can do without the exemplar.
         const ATTEMPTS: usize = 8;
         for _ in 0..ATTEMPTS {
             let version = self.version.load(Ordering::Acquire);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_sampled_span_is_an_exemplar() {
+    fn only_sampled_spans_are_exemplars() {
         assert!(Exemplar::of(&span(1, TraceFlags::SAMPLED)).is_some());
         assert_eq!(Exemplar::of(&span(1, TraceFlags::default())), None);
         assert_eq!(Exemplar::of(&SpanContext::NONE), None);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_never_sees_half_of_one_exemplar_and_half_of_another() {
+    fn readers_never_see_a_mix_of_two_exemplars() {
         let latest = LatestExemplar::default();
         assert_eq!(latest.get(), None);
         let done = AtomicBool::new(false);

@@ -9,9 +9,9 @@ use super::label_text::push_label;
 use super::series::{Family, Kind, Metric, Series, Value};
 use super::shape::{LabelDescription, Shape};
 
-/// A metric with closed labels: one cell for every combination, all there from the start.
+/// A metric with closed labels: one cell for each combination, all of which exist from the start.
 ///
-/// Finding a cell is an index into an array. Cheap to clone; clones are the same cells.
+/// A look-up is an index into an array. Cheap to clone; clones share the cells.
 ///
 /// ```
 /// use dalston_telemetry::metrics::{Counter, DenseFamily, Outcome};
@@ -27,7 +27,7 @@ pub struct DenseFamily<L, M> {
     labels: PhantomData<fn(L)>,
 }
 
-/// The closed labels of each cell as they stand in a line: written once, copied by every scrape.
+/// The text of the closed labels of each cell, which scrapes copy.
 type ClosedTexts = Arc<[Box<str>]>;
 
 fn closed_texts<L: LabelSet>() -> ClosedTexts {
@@ -39,12 +39,12 @@ fn closed_texts<L: LabelSet>() -> ClosedTexts {
     texts.collect()
 }
 
-/// A cell on cache lines of its own: two of them, because processors fetch lines in pairs.
+/// A cell on two cache lines of its own, because processors fetch lines in pairs.
 #[repr(align(128))]
 struct Padded<M>(M);
 
 impl<L: LabelSet, M> DenseFamily<L, M> {
-    /// A family whose cells are made by `make`.
+    /// A family whose cells `make` creates.
     pub fn new(make: impl Fn() -> M) -> Self {
         Self::with_texts(closed_texts::<L>(), make)
     }
@@ -108,7 +108,7 @@ impl<L: LabelSet, M: Metric> Family for DenseFamily<L, M> {
     }
 }
 
-/// In the order in which they are written.
+/// The labels, in the order of the text.
 fn closed_labels<L: LabelSet>() -> Vec<LabelDescription> {
     let mut labels: Vec<(&'static str, Vec<String>)> = Vec::new();
     for position in 0..L::CARDINALITY {
@@ -152,11 +152,12 @@ fn visit_cells<M: Metric>(
     }
 }
 
-/// A metric with `N` open labels, and closed ones below them.
+/// A metric with `N` open labels, and closed labels below them.
 ///
-/// For every combination of open values there is a [`DenseFamily`] over the closed labels: ask for it once with
-/// [`with`](Self::with) and keep it. How many combinations there can be is bounded by the caps of the labels, and by what
-/// [`with_room_for`](Self::with_room_for) says: two labels of a hundred values each have ten thousand of them.
+/// Each combination of open values has a [`DenseFamily`] over the closed labels. Get it once by
+/// [`with`](Self::with) and keep it. The caps of the labels limit the number of combinations (two
+/// labels of a hundred values have ten thousand), and so does
+/// [`with_room_for`](Self::with_room_for).
 pub struct BoundedFamily<const N: usize, L, M> {
     inner: Arc<Inner<N, L, M>>,
 }
@@ -171,26 +172,25 @@ struct Inner<const N: usize, L, M> {
 
 struct Children<const N: usize, L, M> {
     by_places: BTreeMap<[u32; N], DenseFamily<L, M>>,
-    /// In the order in which they came, for whoever reads them all: it meets everything in the order in which it lies in
-    /// memory.
+    /// In the order of their creation, which is the order in memory: a scrape visits them in it.
     in_order: Vec<Child<M>>,
-    /// The open labels of all children as they stand in a line, one after the other.
+    /// The texts of the open labels of all children, one after the other.
     texts: String,
 }
 
 struct Child<M> {
     cells: Arc<[Padded<M>]>,
-    /// Its part of the texts.
+    /// Its range in the texts.
     text: Range<usize>,
 }
 
 impl<const N: usize, L: LabelSet, M> BoundedFamily<N, L, M> {
-    /// A family with these open labels, whose cells are made by `make`.
+    /// A family with these open labels, whose cells `make` creates.
     pub fn new(labels: [&OpenLabel; N], make: impl Fn() -> M + Send + Sync + 'static) -> Self {
         Self::with_room_for(usize::MAX, labels, make)
     }
 
-    /// A family that tells at most this many combinations of its open labels apart. Further ones are counted under
+    /// A family with at most this many combinations of open labels. Further ones are counted as
     /// [`OTHER`](super::OTHER) in each of the labels.
     pub fn with_room_for(
         combinations: usize,
@@ -213,7 +213,7 @@ impl<const N: usize, L: LabelSet, M> BoundedFamily<N, L, M> {
         }
     }
 
-    /// The cells for these values of the open labels, made if they are new.
+    /// The cells for these values of the open labels, which are created if they are new.
     #[must_use]
     pub fn with(&self, values: [&str; N]) -> DenseFamily<L, M> {
         let inner = &*self.inner;
@@ -235,16 +235,16 @@ impl<const N: usize, L: LabelSet, M> Inner<N, L, M> {
         children.by_places.get(places).cloned()
     }
 
-    /// `None` if there are as many children as there is room for.
+    /// `None` if the family has reached its cap.
     fn insert(&self, places: [u32; N], room: usize) -> Option<DenseFamily<L, M>> {
         let is_full = |children: &Children<N, L, M>| children.by_places.len() >= room;
         {
             let children = self.children.read().unwrap_or_else(PoisonError::into_inner);
-            // Somebody may have been faster, and have taken the last place for it.
+            // Another thread may have created it as the last one.
             if let Some(cells) = children.by_places.get(&places) {
                 return Some(cells.clone());
             }
-            // Whoever is turned away keeps nobody waiting.
+            // Refused without the lock for writing, so that no scrape waits.
             if is_full(&children) {
                 return None;
             }
@@ -253,12 +253,12 @@ impl<const N: usize, L: LabelSet, M> Inner<N, L, M> {
         for (label, place) in self.labels.iter().zip(places) {
             push_label(&mut text, label.name(), &label.value_at(place));
         }
-        // So that the closed labels can follow as they are.
+        // The closed labels follow without a change.
         if !text.is_empty() && self.texts.iter().any(|closed| !closed.is_empty()) {
             text.push(',');
         }
         let mut children = self.children.write().unwrap_or_else(PoisonError::into_inner);
-        // Somebody may have been faster.
+        // Another thread may have created it.
         if let Some(cells) = children.by_places.get(&places) {
             return Some(cells.clone());
         }
@@ -309,7 +309,7 @@ impl<const N: usize, L: LabelSet, M: Metric> Family for BoundedFamily<N, L, M> {
     }
 
     fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {
-        /// So many children are shown at once: whoever makes a new one waits for these, not for a whole scrape.
+        /// Children that are visited under one lock: a new child waits for these, not for a scrape.
         const AT_ONCE: usize = 64;
         let mut shown = 0;
         loop {
@@ -333,7 +333,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bounded_family_has_all_closed_children_of_a_value_at_zero() {
+    fn a_new_open_value_has_all_closed_series_at_zero() {
         let metrics = Metrics::new();
         let model = metrics.open_label("model", 1);
         let tasks = BoundedFamily::<1, Outcome, Counter>::new([&model], Counter::default);
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_without_labels_is_exposed_without_braces() {
+    fn a_family_without_labels_has_no_braces() {
         let metrics = Metrics::new();
         let wait = DenseFamily::<(), Histogram>::new(|| Histogram::new(&[0.5]));
         metrics.register(|registry| registry.register("wait", "Wait", wait.clone()));
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cells_of_a_family_share_no_cache_line() {
+    fn cells_share_no_cache_line() {
         assert_eq!(size_of::<Padded<Counter>>(), 128);
         assert_eq!(align_of::<Padded<Counter>>(), 128);
     }

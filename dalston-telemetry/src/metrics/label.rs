@@ -8,10 +8,11 @@ use super::lock;
 use super::series::{Family, Kind, Metric, Series};
 use super::shape::{LabelDescription, Shape};
 
-/// The value under which everything is counted that an [`OpenLabel`] had no room for.
+/// The label value for all values beyond the cap of an [`OpenLabel`].
 pub const OTHER: &str = "__other__";
 
-/// A closed label: its values are known when the program is compiled. Made by [`label!`](crate::label).
+/// A closed label, whose values are known when the program is compiled. Declared by
+/// [`label!`](crate::label).
 pub trait Label: Copy + Send + Sync + 'static {
     /// The name of the label.
     const NAME: &'static str;
@@ -23,13 +24,13 @@ pub trait Label: Copy + Send + Sync + 'static {
 
 /// A set of closed labels: a [`Label`], a tuple of them, or `()` for none.
 pub trait LabelSet: Copy + Send + Sync + 'static {
-    /// How many combinations there are: the number of series of a metric with these labels.
+    /// The number of combinations, which is the number of series of a metric with these labels.
     const CARDINALITY: usize;
 
     /// The position of this combination, below [`CARDINALITY`](Self::CARDINALITY).
     fn position(self) -> usize;
 
-    /// Calls `each` with the name and value of every label of the combination at a position.
+    /// Calls `each` with the name and the value of each label of the combination at a position.
     fn labels_at(position: usize, each: &mut dyn FnMut(&'static str, &'static str));
 }
 
@@ -76,7 +77,7 @@ label_set_for_tuples! { (A) (A, B) (A, B, C) (A, B, C, D) }
 /// use dalston_telemetry::metrics::Label;
 ///
 /// dalston_telemetry::label! {
-///     /// Where a session came from.
+///     /// The origin of a session.
 ///     pub enum Origin = "origin" {
 ///         Web => "web",
 ///         /// By telephone.
@@ -141,12 +142,12 @@ macro_rules! label {
     };
 }
 
-/// A label whose values come from outside, such as a model's name: it takes as many different values as its cap
-/// says, the others become [`OTHER`].
+/// A label whose values come from outside, such as the name of a model. Values beyond its cap are
+/// counted as [`OTHER`].
 ///
-/// Get one from [`Metrics::open_label`](super::Metrics::open_label), so that all families of a registry agree on
-/// which values have a place. A value that has a place keeps it for the life of the process. Values longer than 128
-/// bytes, or with control characters, have none.
+/// Get it from [`Metrics::open_label`](super::Metrics::open_label), so that all families of a
+/// registry share its values. A value that was accepted stays for the life of the process. Values
+/// longer than 128 bytes or with control characters are not accepted.
 #[derive(Clone)]
 pub struct OpenLabel {
     inner: Arc<Inner>,
@@ -155,7 +156,7 @@ pub struct OpenLabel {
 struct Inner {
     name: &'static str,
     cap: usize,
-    /// Whether the values are those that the label was made with, and no others.
+    /// Whether further values are refused.
     is_closed: bool,
     values: RwLock<Values>,
     folded: Counter,
@@ -163,7 +164,7 @@ struct Inner {
 
 struct Values {
     by_name: HashMap<Arc<str>, u32>,
-    /// In the order in which they came; the first is [`OTHER`].
+    /// In the order of their arrival, after [`OTHER`].
     names: Vec<Arc<str>>,
 }
 
@@ -174,8 +175,8 @@ impl OpenLabel {
         Self::made(name, cap, false, &[])
     }
 
-    /// A label with exactly these values, for families in which most combinations of closed labels never occur: what is not
-    /// seen takes no series.
+    /// A label with exactly these values, for families in which most combinations of closed labels
+    /// never occur: a combination has a series only if it has occurred.
     pub(crate) fn closed(name: &'static str, values: &[&'static str]) -> Self {
         Self::made(name, values.len(), true, values)
     }
@@ -209,27 +210,27 @@ impl OpenLabel {
         self.inner.name
     }
 
-    /// The place of a value: its own, if there is one left, else that of [`OTHER`].
+    /// The position of a value, or that of [`OTHER`] if the label has reached its cap.
     pub(crate) fn place(&self, value: &str) -> u32 {
         let inner = &*self.inner;
         let values = inner.values.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = values.by_name.get(value) {
             return *place;
         }
-        // Known without the lock for writing, so that a flood of new values keeps nobody waiting.
+        // Refused without the lock for writing, so that a flood of new values blocks no thread.
         if inner.is_closed || !Self::is_fit(value) || values.names.len() > inner.cap {
             drop(values);
             return self.fold();
         }
         drop(values);
         let mut values = inner.values.write().unwrap_or_else(PoisonError::into_inner);
-        // Somebody may have been faster.
+        // Another thread may have added it.
         if let Some(place) = values.by_name.get(value) {
             return *place;
         }
         let place = values.names.len();
         match u32::try_from(place) {
-            // `OTHER` itself does not count.
+            // `OTHER` does not count against the cap.
             Ok(id) if place <= inner.cap => {
                 let name: Arc<str> = Arc::from(value);
                 values.names.push(name.clone());
@@ -240,9 +241,10 @@ impl OpenLabel {
         }
     }
 
-    /// The place of [`OTHER`] instead of a value's own, unless all values are known beforehand: of those there are few.
+    /// The position of [`OTHER`] instead of that of a value. A label with fixed values keeps it,
+    /// because it has few.
     pub(crate) fn fold_place(&self, place: u32) -> u32 {
-        // What is at 0 is `OTHER` already.
+        // Position 0 is `OTHER`.
         if self.inner.is_closed || place == 0 {
             place
         } else {
@@ -250,7 +252,7 @@ impl OpenLabel {
         }
     }
 
-    /// Counts a value for which there was no room.
+    /// Counts a value beyond the cap.
     pub(crate) fn fold(&self) -> u32 {
         self.inner.folded.inc();
         0
@@ -269,12 +271,12 @@ impl OpenLabel {
             return LabelDescription::open(self.inner.name);
         }
         let values = self.inner.values.read().unwrap_or_else(PoisonError::into_inner);
-        // The first one is `OTHER`, which none of them says of itself.
+        // The first is `OTHER`, which is not one of the fixed values.
         let names = values.names.iter().skip(1).map(|name| name.to_string());
         LabelDescription::closed(self.inner.name, names.collect())
     }
 
-    /// The value at a place.
+    /// The value at a position.
     pub(crate) fn value_at(&self, place: u32) -> Arc<str> {
         let values = self.inner.values.read().unwrap_or_else(PoisonError::into_inner);
         values
@@ -294,7 +296,7 @@ impl fmt::Debug for OpenLabel {
     }
 }
 
-/// The open labels of a registry. As a metric, it counts the values that were folded, by label.
+/// The open labels of a registry, and the metric of their folded values.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct OpenLabels {
     labels: Arc<Mutex<Vec<OpenLabel>>>,
@@ -344,7 +346,7 @@ mod tests {
     label! { enum Size = "size" { Small => "small", Large => "large" } }
 
     #[test]
-    fn every_combination_has_a_position_of_its_own() {
+    fn each_combination_has_its_own_position() {
         type Set = (Colour, Size);
         let mut seen = Vec::new();
         for colour in [Colour::Red, Colour::Green, Colour::Blue] {
@@ -362,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_label_takes_values_up_to_its_cap_and_counts_the_others() {
+    fn values_beyond_the_cap_are_folded_and_counted() {
         let metrics = Metrics::new();
         let label = metrics.open_label("model", 2);
         let values: Vec<_> = ["a", "b", "c", "a", "c"]
@@ -385,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_no_label_should_have_is_folded() {
+    fn values_that_are_too_long_or_unprintable_are_folded() {
         let label = Metrics::new().open_label("model", 10);
         assert_eq!(&*label.value_at(label.place(&"x".repeat(129))), OTHER);
         assert_eq!(&*label.value_at(label.place("a\nb")), OTHER);

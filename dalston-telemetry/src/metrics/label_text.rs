@@ -1,6 +1,6 @@
 //! Labels as text: `name="value",…`, as between the braces of a line.
 
-/// Writes a label as it stands between the braces of a line.
+/// Appends a label.
 pub(crate) fn push_label(text: &mut String, name: &str, value: &str) {
     if !text.is_empty() {
         text.push(',');
@@ -22,7 +22,7 @@ pub(crate) fn push_escaped(text: &mut String, value: &str) {
     }
 }
 
-/// The name and the labels of a series.
+/// Parses the name and the labels of a series.
 pub(crate) fn parse_series(series: &str) -> Option<(&str, Vec<(String, String)>)> {
     let Some((name, rest)) = series.split_once('{') else {
         return Some((series, Vec::new()));
@@ -30,7 +30,7 @@ pub(crate) fn parse_series(series: &str) -> Option<(&str, Vec<(String, String)>)
     Some((name, parse_labels(rest.strip_suffix('}')?)?))
 }
 
-/// What stands between the braces.
+/// Parses the text between the braces.
 pub(crate) fn parse_labels(mut rest: &str) -> Option<Vec<(String, String)>> {
     let mut labels = Vec::new();
     while !rest.is_empty() {

@@ -1,4 +1,4 @@
-//! Instruments of OpenTelemetry beside ours.
+//! Instruments of OpenTelemetry.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
@@ -15,7 +15,7 @@ use super::label_text::push_label;
 use super::owned::{OwnedHistogram, OwnedValue};
 use super::series::{Head, Kind, Number, Original, Series, Visitor};
 
-/// The instruments of a process, and what reads them.
+/// The meter provider of a process and its reader.
 pub(super) struct Meters {
     pub(super) provider: SdkMeterProvider,
     reader: Reader,
@@ -25,7 +25,7 @@ impl Default for Meters {
     fn default() -> Self {
         let reader = Reader::default();
         let provider = SdkMeterProvider::builder()
-            // Who pushes adds the resource, and a scrape has none.
+            // The push adds the resource, and a scrape has none.
             .with_resource(Resource::builder_empty().build())
             .with_reader(reader.clone())
             .build();
@@ -34,14 +34,14 @@ impl Default for Meters {
 }
 
 impl Meters {
-    /// Shows all instruments but those whose names are taken.
+    /// Visits all instruments whose names are not taken.
     pub(super) fn visit(&self, is_taken: impl Fn(&str) -> bool, visitor: &mut dyn Visitor) {
         let mut read = ResourceMetrics::default();
         if self.reader.collect(&mut read).is_err() {
-            // Somebody has shut the provider down: there is nothing to be read any more.
+            // The provider was shut down.
             return;
         }
-        // Instruments of one name from several scopes are one family.
+        // Instruments with the same name in several scopes are one family.
         let mut families: BTreeMap<String, Vec<(&InstrumentationScope, &Metric, Kind, &'static str)>> =
             BTreeMap::new();
         for scope in read.scope_metrics() {
@@ -56,7 +56,7 @@ impl Meters {
             }
         }
         for (name, mut instruments) in families {
-            // The SDK lists them in any order.
+            // The order of the SDK is not stable.
             instruments.sort_by_key(|(scope, metric, ..)| {
                 let of_scope = (scope.name(), scope.version(), scope.schema_url());
                 (of_scope, metric.name(), metric.description(), metric.unit())
@@ -97,15 +97,16 @@ impl Meters {
     }
 }
 
-/// A point as it is shown.
+/// A point of an instrument with its labels.
 struct Point {
     labels: String,
     attributes: Vec<(String, String)>,
     value: OwnedValue,
 }
 
-/// Shows the points of an instrument. Two instruments of a scope, or two sets of attributes, may have the same labels: nobody takes
-/// a text in which a series stands twice, so `shown` are the labels that have been there.
+/// Visits the points of an instrument. Two instruments of a scope, or two sets of attributes, can
+/// have the same labels. `shown` has the labels of earlier points, because a text with the same
+/// series twice is invalid.
 fn show<T: Copy>(
     visitor: &mut dyn Visitor,
     shown: &mut BTreeSet<String>,
@@ -115,7 +116,8 @@ fn show<T: Copy>(
     real: fn(T) -> f64,
 ) {
     let mut points = points(head, data, number, real);
-    // The SDK has them in any order, and of two that become one it must always be the same that is shown.
+    // The order of the SDK is not stable, and of two points with the same labels always the same
+    // one must be visited.
     points.sort_by(|a, b| (&a.labels, &a.attributes).cmp(&(&b.labels, &b.attributes)));
     for point in points {
         if shown.contains(&point.labels) && !visitor.knows_originals() {
@@ -125,7 +127,7 @@ fn show<T: Copy>(
             open: "",
             closed: &point.labels,
             attributes: Some(&point.attributes),
-            value: point.value.shown_as(head.kind),
+            value: point.value.as_value(head.kind),
         };
         visitor.series(head, &series);
         shown.insert(point.labels);
@@ -180,7 +182,7 @@ fn points<T: Copy>(
     }
 }
 
-/// What an instrument is to Prometheus; `None` for what it has no text for.
+/// The kind of an instrument in Prometheus; `None` if there is no such kind.
 fn kind(metric: &Metric) -> Option<Kind> {
     fn of<T>(data: &MetricData<T>) -> Option<Kind> {
         match data {
@@ -206,8 +208,8 @@ fn is_sum(metric: &Metric) -> bool {
     }
 }
 
-/// The name under which an instrument is exposed, without `_total`, and the unit at its end: `http.wait` in `s` is
-/// `http_wait_seconds`.
+/// The name of an instrument in Prometheus, without `_total`, and the unit at its end: `http.wait`
+/// in `s` is `http_wait_seconds`.
 fn exposed_name(metric: &Metric, kind: Kind) -> (String, &'static str) {
     let mut name = as_name(metric.name());
     if kind == Kind::Counter && name.ends_with("_total") {
@@ -221,12 +223,12 @@ fn exposed_name(metric: &Metric, kind: Kind) -> (String, &'static str) {
         "min" => "minutes",
         "h" => "hours",
         "By" => "bytes",
-        // Not for what goes up and down, which counts things: so says the specification of the names.
+        // Only gauges in `1` are ratios (OpenTelemetry's specification for Prometheus).
         "1" if kind == Kind::Gauge && !is_sum(metric) => "ratio",
         _ => "",
     };
     if name == unit {
-        // Prometheus wants a `_` before a unit, and refuses the whole text otherwise.
+        // Prometheus refuses a text in which a unit does not follow a `_`.
         return (name, "");
     }
     let has_unit = name.strip_suffix(unit).is_some_and(|name| name.ends_with('_'));
@@ -237,8 +239,9 @@ fn exposed_name(metric: &Metric, kind: Kind) -> (String, &'static str) {
     (name, unit)
 }
 
-/// Attributes as labels. A name that stands twice on a line, or is not one, would cost the whole scrape: values of
-/// attributes that become one label are joined, as OpenTelemetry has it, and names that mean something else get a `_`.
+/// Attributes as labels. A line with an invalid or repeated label name would invalidate the whole
+/// scrape: the values of attributes with the same label name are joined, as OpenTelemetry
+/// specifies, and reserved names get a `_`.
 fn labels(attributes: &[(String, String)], kind: Kind) -> BTreeMap<String, String> {
     let mut sorted: Vec<_> = attributes.iter().collect();
     sorted.sort();
@@ -275,7 +278,7 @@ fn as_name(text: &str) -> String {
     name
 }
 
-/// The SDK wants to own its reader, and so do we.
+/// A reader that is shared with the SDK, which takes ownership of its reader.
 #[derive(Clone, Debug, Default)]
 struct Reader(Arc<ManualReader>);
 
@@ -309,7 +312,7 @@ mod tests {
     use super::super::{Counter, DenseFamily, Metrics, TextFormat};
 
     #[test]
-    fn instruments_of_opentelemetry_are_exposed_under_names_that_prometheus_can_read() {
+    fn instruments_have_names_of_prometheus() {
         let metrics = Metrics::new();
         let ours = DenseFamily::<(), Counter>::default();
         metrics.register(|registry| registry.register("taken", "Taken", ours.clone()));
@@ -361,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_stands_behind_an_underscore_or_is_not_told() {
+    fn a_unit_follows_an_underscore_or_is_left_out() {
         let metrics = Metrics::new();
         let meter = metrics.meter("s");
         for (name, unit) in [
@@ -392,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn no_label_stands_twice_on_a_line_or_is_without_a_name() {
+    fn label_names_are_valid_and_unique() {
         let metrics = Metrics::new();
         let meter = metrics.meter("mine");
         let attributes = [
@@ -426,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn what_becomes_one_series_stands_there_once() {
+    fn points_with_equal_labels_are_exposed_once() {
         let metrics = Metrics::new();
         let meter = metrics.meter("mine");
         meter.u64_counter("jobs.done").build().add(1, &[]);
@@ -448,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gauge_in_ones_is_a_ratio_and_a_count_that_goes_up_and_down_is_not() {
+    fn only_gauges_in_ones_are_ratios() {
         let metrics = Metrics::new();
         let meter = metrics.meter("s");
         meter.f64_gauge("busy").with_unit("1").build().record(0.5, &[]);
@@ -462,7 +465,7 @@ mod tests {
         assert_eq!(types, ["# TYPE busy_ratio gauge", "# TYPE open gauge"]);
     }
     #[test]
-    fn of_two_versions_of_a_scope_it_is_always_the_same_that_is_shown() {
+    fn of_two_scope_versions_always_the_same_is_exposed() {
         for _ in 0..20 {
             let metrics = Metrics::new();
             for (version, count) in [("2", 2), ("1", 1)] {

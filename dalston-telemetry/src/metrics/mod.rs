@@ -1,4 +1,5 @@
-//! Metrics: a registry that is passed around, handles that are resolved once, and labels that can't explode.
+//! Metrics: an explicit registry, handles that are resolved once, and labels with a bounded number
+//! of values.
 //!
 //! ```
 //! use std::time::Duration;
@@ -18,33 +19,36 @@
 //!
 //! # Labels
 //!
-//! Every label is either *closed*, a type whose values are known when the program is compiled (see
-//! [`label!`](crate::label)), or *open* with a cap: once an [`OpenLabel`] has seen as many values as it may have,
-//! further ones are counted under [`OTHER`], and how often that happened is itself a metric,
-//! `dalston_telemetry_label_values_folded_total`. Ids of tasks and jobs, languages, raw paths and error texts are
-//! not labels. A label of the platform takes 100 values, or what `DALSTON_METRICS_LABEL_VALUES` says, and a family with several
-//! of them ten times as many combinations.
+//! A label is either *closed* or *open*. The values of a closed label are known when the program is
+//! compiled (see [`label!`](crate::label)). An [`OpenLabel`] takes values from outside up to a cap;
+//! further values are counted as [`OTHER`], and their number is a metric:
+//! `dalston_telemetry_label_values_folded_total`. Ids of tasks and jobs, languages, raw paths and
+//! error texts are no labels.
 //!
-//! The children of closed labels exist at zero from the start, so that `rate()` sees the first increment.
+//! An open label of the platform takes 100 values, or as many as `DALSTON_METRICS_LABEL_VALUES`
+//! says. A family with several of them takes ten times as many combinations.
 //!
-//! # The services of the platform
+//! All series of closed labels exist at zero from the start, so that `rate()` sees the first
+//! increment.
 //!
-//! Each has a set of metrics with the names that its dashboards ask for: [`GatewayMetrics`](crate::services::gateway::GatewayMetrics), [`OrchestratorMetrics`](crate::services::orchestrator::OrchestratorMetrics),
-//! [`SessionRouterMetrics`](crate::services::session_router::SessionRouterMetrics), [`RealtimeMetrics`](crate::services::realtime::RealtimeMetrics), [`WebhookMetrics`](crate::services::webhook::WebhookMetrics), [`EngineMetrics`](crate::services::engine::EngineMetrics), [`DirectMetrics`](crate::services::engine::DirectMetrics) and
-//! [`AudioPipelineMetrics`](crate::services::audio_pipeline::AudioPipelineMetrics). A process registers those of all services that it is, as often as it likes. What somebody looks up from
-//! time to time has a set of its own, too: [`QueueMetrics`](crate::services::queue::QueueMetrics) and [`GpuMetrics`](crate::services::engine::GpuMetrics).
+//! # Metrics of services
 //!
-//! # Being scraped
+//! The metrics of each service of the platform are a type in [`services`](crate::services), such as
+//! [`EngineMetrics`](crate::services::engine::EngineMetrics), with the names that existing
+//! dashboards use. A process registers the metrics of all services that it runs. Registering them
+//! again returns the same handles.
 //!
-//! [`Metrics::encode_for`] gives the text in the format that a client asks for: OpenMetrics 1.0, or Prometheus text 0.0.4.
-//! [`MetricsServer`] serves it on a port of its own, and with the feature `axum` there is a route for a server that is
-//! there already.
+//! # Scrapes
 //!
-//! In OpenMetrics, histograms made by [`Histogram::with_exemplars`] and counters counted by [`Counter::inc_in`] show the
-//! newest span that each of their values came from, so that a slow bucket leads to a slow trace. Only sampled spans are
-//! shown. Times of creation (`_created`) are not: all series are there from the start.
+//! [`Metrics::encode_for`] returns the text in the format that a client accepts: OpenMetrics 1.0 or
+//! Prometheus text 0.0.4. [`MetricsServer`] serves it on a port of its own. With the feature `axum`
+//! there is a route for an existing server.
+//!
+//! In OpenMetrics, histograms of [`Histogram::with_exemplars`] and counters that use
+//! [`Counter::inc_in`] carry exemplars: the newest sampled span of each value, which leads from a
+//! slow bucket to a slow trace. Creation times (`_created`) are left out, because all series exist
+//! from the start.
 
-pub mod buckets;
 mod cells;
 mod client_metrics;
 mod describe;
@@ -56,7 +60,7 @@ mod meter;
 mod outcome;
 mod owned;
 mod registry;
-// Without a transport nobody pushes.
+// Without a transport there is no push.
 #[cfg_attr(not(any(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]
 pub(crate) mod series;
 mod server;
@@ -98,13 +102,13 @@ pub use snapshot::{MetricChange, MetricsSnapshot};
 pub use telemetry::{DropReason, LogLevel, Signal, TelemetryMetrics};
 pub use text::TextFormat;
 
-/// For metrics that are made with this crate; see [`Registry::prometheus`].
+/// The crate of metrics for [`Registry::prometheus`].
 pub use prometheus_client;
 
-/// The metrics of a process. Cheap to clone; all clones are the same registry.
+/// The metrics of a process. Cheap to clone; clones share the registry.
 ///
-/// There is no global one: a program makes it, or takes [`Telemetry::metrics`](crate::Telemetry::metrics), and
-/// hands it to whatever measures.
+/// There is no global registry. A program creates one, or takes
+/// [`Telemetry::metrics`](crate::Telemetry::metrics), and passes it to the code that measures.
 #[derive(Clone)]
 pub struct Metrics {
     inner: Arc<Inner>,
@@ -115,16 +119,16 @@ struct Inner {
     registry: Mutex<Registry>,
     sets: Mutex<HashMap<TypeId, Box<dyn Any + Send>>>,
     labels: label::OpenLabels,
-    /// How many values each label of the platform takes.
+    /// The cap of each open label of the platform.
     label_values: usize,
-    /// Made when it is first asked for.
+    /// Created on first use.
     meters: OnceLock<Meters>,
-    /// Bytes of the longest text so far, so that the next one is written without growing.
+    /// The length of the longest text so far in bytes, which is the capacity of the next one.
     longest: AtomicUsize,
 }
 
 impl Metrics {
-    /// How many values each open label of the platform's metrics takes, unless it is told otherwise.
+    /// The default cap of the open labels of the platform's metrics.
     pub const LABEL_VALUES: usize = 100;
 
     /// An empty registry.
@@ -133,8 +137,8 @@ impl Metrics {
         Self::with_label_values(Self::LABEL_VALUES)
     }
 
-    /// An empty registry in which each open label of the platform's metrics takes as many values as
-    /// `DALSTON_METRICS_LABEL_VALUES` says, from 1 to 10000; [`LABEL_VALUES`](Self::LABEL_VALUES) unless set.
+    /// An empty registry with the cap of `DALSTON_METRICS_LABEL_VALUES`, from 1 to 10000, for the
+    /// open labels of the platform's metrics. The default is [`LABEL_VALUES`](Self::LABEL_VALUES).
     ///
     /// # Errors
     ///
@@ -145,8 +149,8 @@ impl Metrics {
         ))
     }
 
-    /// An empty registry in which each open label of the platform's metrics takes this many values: tenants, routes, engines,
-    /// models, workers. Further ones share [`OTHER`].
+    /// An empty registry with this cap for each open label of the platform's metrics: tenants,
+    /// routes, engines, models, workers. Further values share [`OTHER`].
     #[must_use]
     pub fn with_label_values(values: usize) -> Self {
         Self {
@@ -168,8 +172,8 @@ impl Metrics {
         self.encode_as(TextFormat::OpenMetrics)
     }
 
-    /// All metrics in the format that suits a request best, with the content type to serve them as; see
-    /// [`TextFormat::negotiate`].
+    /// All metrics in the best format for the `Accept` headers of a request, with the content type;
+    /// see [`TextFormat::negotiate`].
     ///
     /// ```
     /// # let metrics = dalston_telemetry::metrics::Metrics::new();
@@ -199,7 +203,7 @@ impl Metrics {
         text
     }
 
-    /// The present value of every series, to find out later [which of them moved](MetricsSnapshot::diff).
+    /// The current values of all series, to be [compared](MetricsSnapshot::diff) with later ones.
     #[must_use]
     pub fn snapshot(&self) -> MetricsSnapshot {
         let mut snapshot = MetricsSnapshot::default();
@@ -207,21 +211,21 @@ impl Metrics {
         snapshot
     }
 
-    /// Registers metrics of your own.
-    ///
-    /// Register a set of metrics once and keep the handles.
+    /// Registers metrics of your own. Register them once and keep the handles.
     ///
     /// ```
     /// use dalston_telemetry::metrics::{Counter, DenseFamily, Metrics};
     ///
     /// dalston_telemetry::label! {
-    ///     /// What became of a cache look-up.
+    ///     /// The result of a cache look-up.
     ///     pub enum Lookup = "result" { Hit => "hit", Miss => "miss" }
     /// }
     ///
     /// let metrics = Metrics::new();
     /// let lookups = DenseFamily::<Lookup, Counter>::default();
-    /// metrics.register(|registry| registry.register("my_cache_lookups", "Cache look-ups", lookups.clone()));
+    /// metrics.register(|registry| {
+    ///     registry.register("my_cache_lookups", "Cache look-ups", lookups.clone());
+    /// });
     /// lookups.with(Lookup::Hit).inc();
     /// assert!(metrics.encode().contains("my_cache_lookups_total{result=\"hit\"} 1"));
     /// ```
@@ -229,9 +233,9 @@ impl Metrics {
         register(&mut lock(&self.inner.registry))
     }
 
-    /// The set of metrics of this type, made and registered when it is first asked for.
+    /// The set of metrics of this type, which is registered on the first call.
     ///
-    /// This is what lets several engines of one process share their families.
+    /// Several engines of one process share their families by it.
     pub fn set<T: Clone + Send + 'static>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
         let mut sets = lock(&self.inner.sets);
         let set = sets
@@ -243,13 +247,14 @@ impl Metrics {
         }
     }
 
-    /// A meter of OpenTelemetry, for instruments of your own and for libraries that expect one. Its instruments are exposed
-    /// and pushed like everything else.
+    /// A meter of OpenTelemetry, for instruments of your own and for libraries that expect one. Its
+    /// instruments are exposed and pushed like all other metrics.
     ///
-    /// Prometheus knows them by names that it can read, with unit and `_total`: `http.wait` in `s` is
-    /// `http_wait_seconds`, and every series says by `otel_scope_name` whose it is. A push has their own names. An
-    /// instrument whose name is taken by a [registered](Self::register) family is left out, and so are exponential
-    /// histograms. The SDK folds the label sets of an instrument beyond 2000.
+    /// In a scrape they have names of Prometheus, with unit and `_total`: `http.wait` in `s` is
+    /// `http_wait_seconds`. The label `otel_scope_name` of each series is the scope. In a push they
+    /// have their own names. An instrument is left out if its name is taken by a
+    /// [registered](Self::register) family, or if it is an exponential histogram. The SDK folds the
+    /// label sets of an instrument beyond 2000.
     ///
     /// ```
     /// use dalston_telemetry::metrics::Metrics;
@@ -263,13 +268,13 @@ impl Metrics {
         self.meter_provider().meter(scope)
     }
 
-    /// What [`meter`](Self::meter) takes its meters from.
+    /// The provider of the [meters](Self::meter).
     #[must_use]
     pub fn meter_provider(&self) -> SdkMeterProvider {
         self.inner.meters.get_or_init(Meters::default).provider.clone()
     }
 
-    /// Shows everything that there is.
+    /// Visits all metrics.
     pub(crate) fn visit(&self, visitor: &mut dyn Visitor) {
         let registry = lock(&self.inner.registry);
         registry.visit(visitor);
@@ -279,7 +284,7 @@ impl Metrics {
         self.visit_meters(&client, visitor);
     }
 
-    /// Not under the lock: instruments may ask the program for their values.
+    /// Called without the lock, because observable instruments run code of the program.
     fn visit_meters(&self, client: &ClientMetrics, visitor: &mut dyn Visitor) {
         if let Some(meters) = self.inner.meters.get() {
             let is_taken = |name: &str| client.has(name) || lock(&self.inner.registry).has(name);
@@ -287,24 +292,25 @@ impl Metrics {
         }
     }
 
-    /// When counting began.
+    /// The start time of all counters.
     #[cfg_attr(not(any(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]
     pub(crate) fn created(&self) -> SystemTime {
         self.inner.created
     }
 
-    /// What is registered, whether or not anything was counted yet; without what comes from
-    /// [`Registry::prometheus`] or a [meter](Self::meter).
+    /// The registered families, also those without series. Metrics of [`Registry::prometheus`] and
+    /// of [meters](Self::meter) are left out.
     #[must_use]
     pub fn families(&self) -> Vec<FamilyDescription> {
         lock(&self.inner.registry).families()
     }
 
-    /// The open label of this name, shared by all families that have it. `cap` counts when it is first asked for.
+    /// The open label of this name, which all families with the label share. The first call sets
+    /// the cap.
     #[must_use]
     pub fn open_label(&self, name: &'static str, cap: usize) -> OpenLabel {
         self.set(|registry| {
-            let help = "Label values that were counted as __other__ because there was no room for more";
+            let help = "Label values that were counted as __other__ because the label had reached its cap";
             registry.register(
                 "dalston_telemetry_label_values_folded",
                 help,
@@ -320,13 +326,13 @@ impl Metrics {
         self.open_label(name, self.inner.label_values)
     }
 
-    /// How many combinations of such labels a family tells apart.
+    /// The cap of the combinations of open labels in a family of the platform.
     pub(crate) fn combinations(&self) -> usize {
         self.inner.label_values.saturating_mul(10)
     }
 }
 
-/// Marks that the metric about folded values is registered.
+/// Marks that `dalston_telemetry_label_values_folded` is registered.
 #[derive(Clone)]
 struct FoldedValues;
 
@@ -342,10 +348,8 @@ impl fmt::Debug for Metrics {
     }
 }
 
-/// Whether metrics are wanted: `DALSTON_METRICS_ENABLED`, else `METRICS_ENABLED`, else yes.
-///
-/// It decides whether they are served and pushed. They are counted in any case: that costs next to nothing, and nobody who
-/// counts has to ask.
+/// Whether metrics are served and pushed: `DALSTON_METRICS_ENABLED`, otherwise `METRICS_ENABLED`,
+/// otherwise `true`. They are counted in either case.
 ///
 /// # Errors
 ///
@@ -354,9 +358,7 @@ pub fn are_enabled(env: &Env) -> Result<bool, EnvError> {
     DALSTON_METRICS_ENABLED.read_or_default(env)
 }
 
-/// `dalston_build_info`: which build of which service this is.
-///
-/// Called by the set-up of telemetry; a service has one.
+/// Registers `dalston_build_info`, the service and its version.
 pub(crate) fn register_build_info(metrics: &Metrics, service: &str, version: &str) {
     metrics.set(|registry| {
         let mut labels = String::new();
@@ -392,7 +394,7 @@ impl Family for BuildInfo {
     }
 }
 
-/// A panic while the lock was held leaves counters behind, not broken invariants.
+/// Ignores poisoning: a panic under the lock breaks no invariant of a metric.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -402,7 +404,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_build_info_is_there_once_however_often_it_is_registered() {
+    fn the_build_info_is_registered_once() {
         let metrics = Metrics::new();
         register_build_info(&metrics, "engine-x", "1.2.3");
         register_build_info(&metrics, "engine-x", "1.2.3");
@@ -416,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn clones_are_the_same_registry() {
+    fn clones_share_the_registry() {
         let metrics = Metrics::new();
         let seen = DenseFamily::<(), Counter>::default();
         metrics

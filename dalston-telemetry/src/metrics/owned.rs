@@ -1,4 +1,4 @@
-//! Values that are read from elsewhere and kept while they are shown.
+//! Values that were copied from other libraries.
 
 use super::exemplar::Measured;
 use super::series::{Buckets, Kind, Number, Value};
@@ -9,7 +9,7 @@ pub(super) enum OwnedValue {
 }
 
 impl OwnedValue {
-    pub(super) fn shown_as(&self, kind: Kind) -> Value<'_> {
+    pub(super) fn as_value(&self, kind: Kind) -> Value<'_> {
         match self {
             Self::Number(number) if kind == Kind::Counter => Value::Counter(*number, None),
             Self::Number(number) => Value::Gauge(*number),
@@ -18,11 +18,11 @@ impl OwnedValue {
     }
 }
 
-/// A histogram at one moment.
+/// A copy of a histogram.
 #[derive(Default)]
 pub(super) struct OwnedHistogram {
     pub(super) bounds: Vec<f64>,
-    /// What is in each bucket alone, while the lines are read: in it and in all below it.
+    /// The values in each bucket. While the lines of a text are parsed: in it and in all below it.
     pub(super) counts: Vec<u64>,
     pub(super) sum: f64,
 }

@@ -1,4 +1,4 @@
-//! Which metrics there are.
+//! The registered metrics.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -9,15 +9,16 @@ use super::client_metrics;
 use super::describe::{FamilyDescription, describe};
 use super::series::{Family, Head, Visitor};
 
-/// The metrics of a process by name. Lent out by [`Metrics::register`](super::Metrics::register).
+/// The metrics of a process by name. Lent by [`Metrics::register`](super::Metrics::register).
 ///
-/// Names are given without `_total` and without their unit, help texts without a full stop: they are added where they
-/// belong. A name that is taken belongs to the first who took it; registering it again is a mistake that debug builds
-/// panic at, and that other builds pass over, because two families of one name make Prometheus refuse them all.
+/// Names are given without `_total` and without their unit, help texts without a full stop: the
+/// text formats add them. A name can be registered once. Registering it again panics in debug
+/// builds and is ignored in others, because Prometheus refuses a text in which two families have
+/// the same name.
 #[derive(Default)]
 pub struct Registry {
     families: Vec<Registered>,
-    /// `None` until somebody asks for it, so that nobody else pays for it.
+    /// Created on first use, so that other programs do not pay for it.
     client: Option<PrometheusRegistry>,
 }
 
@@ -28,7 +29,7 @@ struct Registered {
     family: Box<dyn Family>,
 }
 
-/// What a metric is measured in. Units are base units: there are no milliseconds.
+/// The unit of a metric. Units are base units, so there are no milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unit {
@@ -41,7 +42,7 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// As it stands at the end of a name.
+    /// The suffix of names.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -69,12 +70,12 @@ impl Registry {
     ///
     /// # Panics
     ///
-    /// In debug builds, if the name is taken or can't be one.
+    /// In debug builds, if the name is taken or invalid.
     pub fn register(&mut self, name: &str, help: &'static str, family: impl Family) {
         self.add(name.to_owned(), help, "", Box::new(family));
     }
 
-    /// Registers a family of metrics; the unit is appended to its name.
+    /// Registers a family of metrics with a unit, which is appended to the name.
     ///
     /// # Panics
     ///
@@ -84,7 +85,7 @@ impl Registry {
         self.add(format!("{name}_{unit}"), help, unit, Box::new(family));
     }
 
-    /// The same registry, for metrics whose names all start with `prefix` and an underscore.
+    /// The same registry, for metrics whose names start with `prefix` and an underscore.
     #[must_use]
     pub fn with_prefix(&mut self, prefix: &'static str) -> PrefixedRegistry<'_> {
         PrefixedRegistry {
@@ -93,8 +94,8 @@ impl Registry {
         }
     }
 
-    /// A registry of [`prometheus_client`], for metrics made with that crate. What is in it is exposed and pushed like
-    /// everything else, unless its name is taken.
+    /// A registry of [`prometheus_client`], for metrics of that crate. They are exposed and pushed
+    /// like all others, unless their names are taken.
     pub fn prometheus(&mut self) -> &mut PrometheusRegistry {
         self.client.get_or_insert_default()
     }
@@ -117,7 +118,7 @@ impl Registry {
         self.families.iter().any(|family| family.name == name)
     }
 
-    /// What families there are that are ours.
+    /// The families of this crate.
     pub(crate) fn families(&self) -> Vec<FamilyDescription> {
         let families = self.families.iter();
         families
@@ -125,7 +126,7 @@ impl Registry {
             .collect()
     }
 
-    /// Shows all families that are ours.
+    /// Visits the families of this crate.
     pub(crate) fn visit(&self, visitor: &mut dyn Visitor) {
         for registered in &self.families {
             let (head, family) = (registered.head(), &registered.family);
@@ -140,16 +141,19 @@ impl Registry {
         }
     }
 
-    /// What is in [`prometheus`](Self::prometheus), as OpenMetrics text without its last line. That crate takes any name, and
-    /// one that is taken would cost the whole scrape: it belongs to the first here as well, and families of ours come first.
+    /// The metrics of [`prometheus`](Self::prometheus), as OpenMetrics text without its last line.
+    ///
+    /// `prometheus_client` accepts names that are taken, which would invalidate the whole scrape.
+    /// Such a family is left out: families of this crate come first, then the order of registration
+    /// counts.
     pub(crate) fn client_metrics(&self) -> ClientMetrics {
         let mut metrics = ClientMetrics::default();
         let Some(registry) = &self.client else {
             return metrics;
         };
         let mut text = String::new();
-        // Writing into a string does not fail; a metric that can't be encoded is a bug of that metric, and what
-        // stands before it is still worth having.
+        // Writing to a string does not fail. A metric that can't be encoded is a bug of that
+        // metric, and the text before it is still valid.
         let encoded = prometheus_client::encoding::text::encode_registry(&mut text, registry);
         debug_assert!(encoded.is_ok(), "every metric can be encoded");
         let mut is_free = true;
@@ -169,7 +173,7 @@ impl Registry {
     }
 }
 
-/// What was made with `prometheus_client`.
+/// The text of metrics of `prometheus_client`.
 #[derive(Default)]
 pub(crate) struct ClientMetrics {
     pub(crate) text: String,
@@ -201,7 +205,7 @@ pub struct PrefixedRegistry<'a> {
 }
 
 impl PrefixedRegistry<'_> {
-    /// Registers a family and gives it back.
+    /// Registers a family and returns it.
     pub(crate) fn keep<F: Family + Clone>(&mut self, name: &str, help: &'static str, family: F) -> F {
         self.register(name, help, family.clone());
         family
@@ -244,7 +248,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "the metric jobs is registered already")]
-    fn a_name_is_taken_once() {
+    fn a_name_is_registered_once() {
         let mut registry = Registry::default();
         registry.register("jobs", "Jobs", DenseFamily::<(), Counter>::default());
         registry.register("jobs", "Jobs", DenseFamily::<(), Counter>::default());
@@ -252,12 +256,12 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "can't be the name of a metric")]
-    fn a_name_that_prometheus_would_refuse_is_refused() {
+    fn an_invalid_name_is_refused() {
         Registry::default().register("jobs-done", "Jobs", DenseFamily::<(), Counter>::default());
     }
 
     #[test]
-    fn a_name_is_taken_once_by_whichever_crate() {
+    fn all_sources_of_metrics_share_the_names() {
         use super::super::{Metrics, TextFormat};
 
         let metrics = Metrics::new();

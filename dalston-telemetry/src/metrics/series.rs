@@ -1,9 +1,6 @@
-//! What a metric looks like to whoever reads all of them: the text that is scraped, and the push.
+//! The series of metrics, which scrapes and pushes visit.
 
-#![expect(
-    missing_debug_implementations,
-    reason = "made and taken apart within one call"
-)]
+#![expect(missing_debug_implementations, reason = "these values live for one call")]
 
 use std::borrow::Cow;
 
@@ -11,7 +8,8 @@ pub(crate) use super::exemplar::Measured;
 use super::label_text::parse_labels;
 use super::shape::Shape;
 
-/// A type of cell: [`Counter`](super::Counter), [`Gauge`](super::Gauge), [`Histogram`](super::Histogram).
+/// A type of cell: [`Counter`](super::Counter), [`Gauge`](super::Gauge),
+/// [`Histogram`](super::Histogram).
 ///
 /// Sealed: its methods are not for use outside of this crate.
 pub trait Metric: Send + Sync + 'static {
@@ -22,19 +20,19 @@ pub trait Metric: Send + Sync + 'static {
     fn value(&self) -> Value<'_>;
 }
 
-/// What a [`Registry`](super::Registry) holds: a [`DenseFamily`](super::DenseFamily) or a
-/// [`BoundedFamily`](super::BoundedFamily).
+/// A family of metrics in a [`Registry`](super::Registry): a [`DenseFamily`](super::DenseFamily) or
+/// a [`BoundedFamily`](super::BoundedFamily).
 ///
 /// Sealed: its methods are not for use outside of this crate.
 pub trait Family: Send + Sync + 'static {
     #[doc(hidden)]
     fn kind(&self) -> Kind;
 
-    /// What all series have in common, known before there is one.
+    /// The labels and bounds of all series, which are known before there is a series.
     #[doc(hidden)]
     fn shape(&self) -> Shape;
 
-    /// Shows every series, in an order that stays the same.
+    /// Visits all series, in a stable order.
     #[doc(hidden)]
     fn visit(&self, each: &mut dyn FnMut(&Series<'_>));
 }
@@ -48,23 +46,23 @@ pub enum Kind {
     Unknown,
 }
 
-/// One series of a family at this moment.
+/// A series of a family with its current value.
 pub struct Series<'a> {
-    /// The labels as they stand between the braces of a line, in two parts, of which the second can follow the first as it is.
+    /// The labels in the form of a line, in two parts that are concatenated without a separator.
     pub(crate) open: &'a str,
     pub(crate) closed: &'a str,
-    /// What stands for the labels in a push, where that is something else.
+    /// The attributes of a push, if they differ from the labels.
     pub(crate) attributes: Option<&'a [(String, String)]>,
     pub(crate) value: Value<'a>,
 }
 
 impl Series<'_> {
-    /// What stands between the braces of a line.
+    /// The labels in the form of a line.
     pub(crate) fn text(&self) -> String {
         [self.open, self.closed].concat()
     }
 
-    /// The labels, or what stands for them in a push.
+    /// The attributes of a push.
     pub(crate) fn attributes(&self) -> Cow<'_, [(String, String)]> {
         match self.attributes {
             Some(attributes) => Cow::Borrowed(attributes),
@@ -96,8 +94,8 @@ impl Number {
     }
 }
 
-/// The inside of a histogram. Buckets are counted from 0 and hold what is in them alone; there is one more of them than
-/// there are bounds.
+/// The content of a histogram. Buckets are numbered from 0 and not cumulative. There is one for
+/// each bound, and one for values above all bounds.
 pub trait Buckets {
     fn bounds(&self) -> &[f64];
     fn count(&self, bucket: usize) -> u64;
@@ -105,17 +103,17 @@ pub trait Buckets {
     fn sum(&self) -> f64;
 }
 
-/// What is said once about all series of a family.
+/// The metadata of a family.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Head<'a> {
     /// With its unit, without `_total`.
     pub(crate) name: &'a str,
     /// Without a full stop at the end.
     pub(crate) help: &'a str,
-    /// As it stands in the name, `seconds`; empty for none.
+    /// The suffix of the name, such as `seconds`; empty if there is no unit.
     pub(crate) unit: &'a str,
     pub(crate) kind: Kind,
-    /// What the instrument was called that is exposed under this name, if it is one of OpenTelemetry's.
+    /// The instrument of OpenTelemetry, if the family is one.
     pub(crate) original: Option<Original<'a>>,
 }
 
@@ -125,18 +123,18 @@ pub(crate) struct Original<'a> {
     pub(crate) scope: &'a str,
     pub(crate) name: &'a str,
     pub(crate) unit: &'a str,
-    /// Whether values are added up, be it with negative ones, rather than replaced.
+    /// Whether the value is a sum, not the last value.
     pub(crate) is_sum: bool,
 }
 
-/// Whoever reads all metrics.
+/// A reader of all metrics.
 pub(crate) trait Visitor {
-    /// Called before the first series of a family; again for each scope of OpenTelemetry that has some.
+    /// Called before the first series of a family, and for an instrument again in each scope.
     fn family(&mut self, head: &Head<'_>);
     fn series(&mut self, head: &Head<'_>, series: &Series<'_>);
 
-    /// Whether instruments of OpenTelemetry are told apart by their original names and attributes. If not, those that are one to
-    /// Prometheus are shown once.
+    /// Whether the reader distinguishes instruments of OpenTelemetry by their original names and
+    /// attributes. Otherwise, those that are the same series in Prometheus are visited once.
     fn knows_originals(&self) -> bool {
         false
     }

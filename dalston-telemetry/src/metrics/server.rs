@@ -1,4 +1,4 @@
-//! `/metrics` for programs that have no HTTP server.
+//! A server of `/metrics`, for programs without an HTTP server.
 
 use std::fmt;
 use std::io;
@@ -14,22 +14,22 @@ use tokio::time::{sleep, timeout};
 
 use super::Metrics;
 
-/// Connections at the same time. Who comes later waits.
+/// Concurrent connections. Further ones wait.
 const CONNECTIONS: usize = 16;
-/// How long a connection may stay, whatever it does.
+/// The longest duration of a connection.
 const CONNECTION_LIFE: Duration = Duration::from_secs(30);
-/// How long a client that has its answer may take to hang up.
+/// The longest wait for a client to close the connection after its answer.
 const LONGEST_FAREWELL: Duration = Duration::from_secs(1);
-/// How long the thread is waited for when the server ends.
+/// The longest wait for the thread at the shutdown of the server.
 const LONGEST_END: Duration = Duration::from_secs(1);
 /// The longest request line with all headers.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// Serves `GET /metrics` until it is dropped.
 ///
-/// It has a thread of its own, so that a program that is busy, stuck or without a runtime can be looked at all the same.
-/// At most 16 clients are served at a time, each for half a minute at most. There is no TLS and no password: bind it to
-/// an address that only Prometheus reaches.
+/// It has its own thread, so that a program that is busy, stuck or without a runtime can be
+/// observed. It serves at most 16 clients at a time, each for 30 s at most. There is no TLS and no
+/// password: bind it to an address that only Prometheus reaches.
 ///
 /// ```
 /// use dalston_telemetry::metrics::{Metrics, MetricsServer};
@@ -43,17 +43,17 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 #[must_use = "the server ends when this is dropped"]
 pub struct MetricsServer {
     address: SocketAddr,
-    /// `None` once it was told to end.
+    /// `None` after the shutdown has started.
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl MetricsServer {
-    /// Binds the address and starts to serve.
+    /// Binds the address and starts the server.
     ///
     /// # Errors
     ///
-    /// When the address can't be bound, or the thread not be started.
+    /// When the address can't be bound or the thread can't be started.
     pub fn start(address: impl ToSocketAddrs, metrics: Metrics) -> io::Result<Self> {
         Self::serve(
             address,
@@ -64,8 +64,8 @@ impl MetricsServer {
         )
     }
 
-    /// The same, and answers `GET /health`: with 200 and what is `Ok`, or with 503 and what is `Err`. Either is JSON. It is asked
-    /// on the server's thread and must not block.
+    /// As [`start`](Self::start), with an answer to `GET /health`: JSON with status 200 for `Ok`
+    /// and 503 for `Err`. The function runs on the server's thread and must not block.
     ///
     /// # Errors
     ///
@@ -109,7 +109,7 @@ impl MetricsServer {
         })
     }
 
-    /// Where it listens: with port 0, the system has chosen one.
+    /// The local address, with the port that the system has chosen for port 0.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -120,7 +120,8 @@ impl Drop for MetricsServer {
     fn drop(&mut self) {
         drop(self.stop.take());
         let Some(thread) = self.thread.take() else { return };
-        // It may be stuck in what an instrument or `/health` asks for, which must not keep the process from ending.
+        // An observable instrument or the health function may block, and the process must end
+        // anyway.
         let given_up = Instant::now() + LONGEST_END;
         while !thread.is_finished() {
             if Instant::now() >= given_up {
@@ -128,7 +129,7 @@ impl Drop for MetricsServer {
             }
             thread::sleep(Duration::from_millis(1));
         }
-        // A panic over there has been reported where it happened.
+        // The panic hook has reported a panic of the thread.
         let _ = thread.join();
     }
 }
@@ -141,7 +142,7 @@ impl fmt::Debug for MetricsServer {
     }
 }
 
-/// What there is to see.
+/// The pages of the server.
 #[derive(Clone)]
 struct Pages {
     metrics: Metrics,
@@ -160,12 +161,12 @@ async fn serve(listener: TcpListener, pages: Pages) {
             Ok((stream, _)) => {
                 let pages = pages.clone();
                 tokio::spawn(async move {
-                    // Who does not read the answer, or never asks for one, is let go.
+                    // A client that sends no request or does not read is disconnected.
                     let _ = timeout(CONNECTION_LIFE, answer(stream, &pages)).await;
                     drop(permit);
                 });
             }
-            // Too many open files, or the peer is gone again.
+            // There are too many open files, or the client has gone.
             Err(_) => sleep(Duration::from_millis(100)).await,
         }
     }
@@ -178,13 +179,13 @@ async fn answer(mut stream: TcpStream, pages: &Pages) -> io::Result<()> {
     };
     stream.write_all(response.as_bytes()).await?;
     stream.shutdown().await?;
-    // Closing with something unread would tell the client to forget what it was told.
+    // A close with unread input would reset the connection, and the client would lose the answer.
     let rest = async { while matches!(stream.read(&mut [0; 1024]).await, Ok(1..)) {} };
     let _ = timeout(LONGEST_FAREWELL, rest).await;
     Ok(())
 }
 
-/// The request up to the empty line; `None` if that is too far away.
+/// The request up to the empty line; `None` if it is too long.
 async fn read_head(stream: &mut TcpStream) -> io::Result<Option<String>> {
     let mut head = Vec::new();
     let mut chunk = [0; 1024];
@@ -270,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_are_served_in_the_format_that_was_asked_for() {
+    fn metrics_are_served_in_the_accepted_format() {
         let server = server();
         let older = ask(&server, "GET /metrics?x=1 HTTP/1.1\r\nHost: x\r\n\r\n");
         assert_eq!(
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn health_is_what_the_program_says_and_not_there_if_it_says_nothing() {
+    fn health_is_served_only_with_a_health_function() {
         let healthy = Arc::new(AtomicBool::new(true));
         let says = healthy.clone();
         let health = move || match says.load(Ordering::Relaxed) {
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_that_is_never_answered_does_not_keep_the_program_from_ending() {
+    fn a_blocked_health_function_does_not_block_shutdown() {
         let (asked, is_asked) = std::sync::mpsc::channel();
         let health = move || {
             let _ = asked.send(());
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_for_metrics_is_refused() {
+    fn other_requests_are_refused() {
         let server = server();
         for (request, status) in [
             ("GET / HTTP/1.1\r\n\r\n", "404"),
@@ -350,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_say_nothing_do_not_keep_others_out_and_the_port_is_free_afterwards() {
+    fn idle_clients_block_neither_others_nor_the_port() {
         let server = server();
         let silent: Vec<_> = (1..CONNECTIONS)
             .map(|_| TcpStream::connect(server.address()).unwrap())

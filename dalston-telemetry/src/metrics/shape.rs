@@ -6,7 +6,7 @@
 pub struct LabelDescription {
     /// Its name.
     pub name: &'static str,
-    /// All values that it can have; `None` for one that takes values from outside, up to its cap.
+    /// All values; `None` for an open label.
     pub values: Option<Vec<String>>,
 }
 
@@ -23,7 +23,7 @@ impl LabelDescription {
     }
 }
 
-/// What all series of a family have in common.
+/// The labels and bounds of all series of a family.
 #[derive(Debug, Default)]
 pub struct Shape {
     pub(crate) labels: Vec<LabelDescription>,

@@ -6,17 +6,17 @@ use super::series::{Head, Kind, Series, Value, Visitor};
 
 /// The values of all series at one moment. Made by [`Metrics::snapshot`](super::Metrics::snapshot).
 ///
-/// A series is written as `name{label="value",...}` with its labels in alphabetical order.
+/// A series has the form `name{label="value",...}`, with labels in alphabetical order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MetricsSnapshot {
     series: BTreeMap<String, f64>,
 }
 
-/// A series whose value is not what it was. Shown as `name{...}: before -> after`.
+/// A series with its values before and after. Displayed as `name{...}: before -> after`.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct MetricChange {
-    /// The series, as in [`MetricsSnapshot`].
+    /// The series, in the form of [`MetricsSnapshot`].
     pub series: String,
     /// The value before; 0 if the series did not exist.
     pub before: f64,
@@ -25,7 +25,7 @@ pub struct MetricChange {
 }
 
 impl MetricsSnapshot {
-    /// The value of a series, if it exists. Its labels may be given in any order.
+    /// The value of a series, if it exists. The order of the labels does not matter.
     #[must_use]
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let labels = labels
@@ -35,7 +35,8 @@ impl MetricsSnapshot {
         self.series.get(&series_name(name, labels)).copied()
     }
 
-    /// The sum of all series of this name that have at least these labels; 0 if there are none.
+    /// The sum of all series of this name that have these labels and perhaps others; 0 if there are
+    /// none.
     #[must_use]
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let matching = self.series.iter().filter(|(series, _)| {
@@ -58,9 +59,9 @@ impl MetricsSnapshot {
             .map(|(series, value)| (series.as_str(), *value))
     }
 
-    /// The series that have moved since an earlier snapshot, in alphabetical order.
+    /// The series that differ from an earlier snapshot, in alphabetical order.
     ///
-    /// A histogram shows as its `_count` and `_sum`; the buckets are left out.
+    /// Of a histogram, `_count` and `_sum` are compared, not the buckets.
     #[must_use]
     pub fn diff(&self, earlier: &Self) -> Vec<MetricChange> {
         let is_bucket = |series: &str| {
@@ -135,7 +136,7 @@ mod tests {
     use super::super::{BoundedFamily, Counter, DenseFamily, Gauge, Histogram, LogLevel, Metrics, Outcome};
 
     #[test]
-    fn the_difference_of_two_snapshots_is_what_moved() {
+    fn the_difference_has_the_changed_series() {
         let metrics = Metrics::new();
         let model = metrics.open_label("model", 5);
         let tasks = BoundedFamily::<1, Outcome, Counter>::new([&model], Counter::default);
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_found_by_its_labels_in_any_order() {
+    fn the_order_of_labels_does_not_matter() {
         let metrics = Metrics::new();
         let x = DenseFamily::<(Outcome, LogLevel), Counter>::default();
         let y = DenseFamily::<(), Gauge>::default();

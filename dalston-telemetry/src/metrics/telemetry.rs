@@ -5,21 +5,21 @@ use super::{Counter, DenseFamily, Metrics};
 crate::label! {
     /// Why a span was not delivered.
     pub enum DropReason = "reason" {
-        /// The queue was full: the collector is slower than the work, or away.
+        /// The queue was full: the collector is too slow or does not answer.
         QueueFull => "queue_full",
-        /// The span alone is larger than a collector takes in one request.
+        /// The span is larger than a request may be.
         TooLarge => "too_large",
-        /// The collector could not be reached, or refused the batch for good.
+        /// The collector could not be reached, or refused the batch permanently.
         ExportFailed => "export_failed",
-        /// The collector took the batch and rejected some of it.
+        /// The collector accepted the batch and rejected some of its spans.
         Rejected => "rejected",
-        /// It ended after telemetry did, or time was up before it was sent.
+        /// The span ended after the shutdown, or could not be sent within its time.
         Shutdown => "shutdown",
     }
 }
 
 crate::label! {
-    /// What kind of telemetry was to be delivered.
+    /// A kind of telemetry.
     pub enum Signal = "signal" {
         Traces => "traces",
         Metrics => "metrics",
@@ -28,7 +28,7 @@ crate::label! {
 }
 
 crate::label! {
-    /// How serious a log line is.
+    /// The level of a log line.
     pub enum LogLevel = "level" {
         Error => "error",
         Warning => "warning",
@@ -50,12 +50,12 @@ impl From<Level> for LogLevel {
     }
 }
 
-/// Telemetry about telemetry: what did not arrive, and how much is logged.
+/// Metrics of telemetry itself: lost spans, failed exports and log lines.
 ///
-/// `dalston_telemetry_spans_dropped_total`, `dalston_telemetry_export_failures_total` and `dalston_log_messages_total`. Cheap to
-/// clone.
+/// `dalston_telemetry_spans_dropped_total`, `dalston_telemetry_export_failures_total` and
+/// `dalston_log_messages_total`. Cheap to clone.
 ///
-/// Errors a second of a service: `sum(rate(dalston_log_messages_total{level="error"}[5m]))`.
+/// Errors of a service per second: `sum(rate(dalston_log_messages_total{level="error"}[5m]))`.
 #[derive(Clone, Debug)]
 pub struct TelemetryMetrics {
     spans_dropped: DenseFamily<DropReason, Counter>,
@@ -64,7 +64,7 @@ pub struct TelemetryMetrics {
 }
 
 impl TelemetryMetrics {
-    /// The handles in this registry; registered when first asked for.
+    /// The handles of this registry. The first call registers them.
     #[must_use]
     pub fn register(metrics: &Metrics) -> Self {
         metrics.set(|registry| {
@@ -75,12 +75,12 @@ impl TelemetryMetrics {
             };
             registry.register(
                 "dalston_telemetry_spans_dropped",
-                "Spans that were recorded and not delivered",
+                "Recorded spans that were not delivered",
                 this.spans_dropped.clone(),
             );
             registry.register(
                 "dalston_telemetry_export_failures",
-                "Attempts to deliver a batch that failed",
+                "Failed attempts to deliver a batch",
                 this.export_failures.clone(),
             );
             registry.register(
@@ -97,12 +97,13 @@ impl TelemetryMetrics {
         self.spans_dropped.with(reason).inc_by(count);
     }
 
-    /// Counts an attempt that failed.
+    /// Counts a failed attempt to export.
     pub fn export_failed(&self, signal: Signal) {
         self.export_failures.with(signal).inc();
     }
 
-    /// Counts a log line. For a program that writes its lines by other means; ours are counted.
+    /// Counts a log line. Lines of this crate are counted already; a program with log lines of its
+    /// own calls it.
     pub fn log_message(&self, level: LogLevel) {
         self.log_messages.with(level).inc();
     }
@@ -113,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn drops_failures_and_lines_are_counted_from_zero() {
+    fn all_series_start_at_zero() {
         let metrics = Metrics::new();
         let telemetry = TelemetryMetrics::register(&metrics);
         TelemetryMetrics::register(&metrics).spans_dropped(DropReason::QueueFull, 3);

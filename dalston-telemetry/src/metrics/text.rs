@@ -1,31 +1,30 @@
-//! The two texts that Prometheus reads, and which of them a client wants.
+//! The two text formats of Prometheus, and the choice between them.
 
 use std::fmt::Write as _;
 
 use super::exemplar::Measured;
 use super::series::{Buckets, Head, Kind, Number, Series, Value, Visitor};
 
-/// A form in which metrics are exposed.
+/// A text format of metrics.
 ///
 /// ```
 /// use dalston_telemetry::metrics::TextFormat;
 ///
-/// let prometheus = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+/// let prometheus = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5,*/*;q=0.1";
 /// assert_eq!(TextFormat::negotiate([prometheus]), TextFormat::OpenMetrics);
 /// assert_eq!(TextFormat::negotiate(["*/*"]), TextFormat::Prometheus);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TextFormat {
-    /// OpenMetrics 1.0. The only one with exemplars.
+    /// OpenMetrics 1.0, which has exemplars.
     OpenMetrics,
-    /// Prometheus text 0.0.4, which every tool can read.
+    /// Prometheus text 0.0.4, which all tools can read.
     Prometheus,
 }
 
 impl TextFormat {
-    /// What a text of this format must be served as: as anything else, Prometheus fails the whole scrape once there
-    /// are exemplars.
+    /// The content type. With another one, Prometheus fails the whole scrape if it has exemplars.
     #[must_use]
     pub const fn content_type(self) -> &'static str {
         match self {
@@ -34,10 +33,10 @@ impl TextFormat {
         }
     }
 
-    /// The format that suits the `Accept` headers of a request best.
+    /// The best format for the `Accept` headers of a request.
     ///
-    /// OpenMetrics goes only to those who name it, and not to those who would rather have the other. Whoever accepts
-    /// neither gets Prometheus text: a scrape that can be read is worth more than an error that is right.
+    /// A client gets OpenMetrics if it names it and does not prefer Prometheus text. A client that
+    /// accepts neither gets Prometheus text, because a scrape is worth more than an error.
     #[must_use]
     pub fn negotiate<'a>(accept: impl IntoIterator<Item = &'a str>) -> Self {
         let (mut open_metrics, mut prometheus) = (0.0, 0.0);
@@ -75,14 +74,15 @@ impl TextFormat {
     }
 }
 
-/// Writes all that it is shown.
+/// Writes the families that it visits.
 pub(super) struct TextWriter {
     format: TextFormat,
     text: String,
-    /// The upper bounds of the histogram that was written last, and how they are written. Neighbours mostly share them.
+    /// The upper bounds of the last histogram with their texts. Most histograms in a row share
+    /// them.
     bounds: Vec<f64>,
     bound_texts: Vec<String>,
-    /// The family whose head was written last.
+    /// The last family with a head.
     family: String,
 }
 
@@ -97,7 +97,7 @@ impl TextWriter {
         }
     }
 
-    /// Adds what somebody else has written.
+    /// Appends a text of another writer.
     pub(super) fn raw(&mut self, text: &str) {
         self.text.push_str(text);
     }
@@ -109,7 +109,7 @@ impl TextWriter {
         self.text
     }
 
-    /// The beginning of a line up to the value.
+    /// Writes a line up to the value.
     fn sample(&mut self, name: &str, suffix: &str, series: &Series<'_>) {
         self.text.push_str(name);
         self.text.push_str(suffix);
@@ -127,7 +127,7 @@ impl TextWriter {
         if let Some(exemplar) = exemplar
             && self.format == TextFormat::OpenMetrics
         {
-            // Far below the 128 characters that OpenMetrics allows.
+            // An exemplar is far below the 128 characters that OpenMetrics allows.
             let Measured {
                 trace_id,
                 span_id,
@@ -157,7 +157,7 @@ impl TextWriter {
         let has_labels = !series.open.is_empty() || !series.closed.is_empty();
         let mut count = 0;
         for bucket in 0..self.bound_texts.len() {
-            // Summed up from the same reads as the buckets, so that the last bucket and the count agree.
+            // The sum of the buckets that were written, so that the last bucket equals the count.
             count += buckets.count(bucket);
             self.text.push_str(name);
             self.text.push_str("_bucket{");
@@ -186,7 +186,7 @@ impl Visitor for TextWriter {
         }
         head.name.clone_into(&mut self.family);
         let open_metrics = self.format == TextFormat::OpenMetrics;
-        // The older text knows samples only, so that a family is called what its samples are.
+        // In Prometheus text, a family has the name of its samples.
         let (suffix, kind) = match (head.kind, open_metrics) {
             (Kind::Counter, true) => ("", "counter"),
             (Kind::Counter, false) => ("_total", "counter"),
@@ -246,7 +246,7 @@ pub(super) fn push_number(text: &mut String, number: Number) {
         Number::Whole(number) => text.push_str(itoa::Buffer::new().format(number)),
         Number::Signed(number) => text.push_str(itoa::Buffer::new().format(number)),
         Number::Real(number) if number.is_finite() => {
-            // With a point, as everybody writes the bounds of buckets: `1.0`.
+            // With a point, as other clients write the bounds of buckets: `1.0`.
             let _ = write!(text, "{number:?}");
         }
         Number::Real(number) if number.is_nan() => text.push_str("NaN"),
@@ -288,7 +288,7 @@ mod tests {
         metrics
     }
 
-    /// Exemplars end with the present time.
+    /// Cuts the times from exemplars.
     fn without_times(text: &str) -> String {
         let lines = text.lines().map(|line| match line.split_once(" # ") {
             Some((_, exemplar)) => line.trim_end_matches(exemplar.rsplit(' ').next().unwrap_or_default()),
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_text_has_the_same_series_and_calls_families_what_their_samples_are_called() {
+    fn prometheus_text_has_the_same_series() {
         let metrics = some_of_each();
         let text = metrics.encode_as(TextFormat::Prometheus);
         let samples = |text: &str| -> Vec<String> {
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_written_so_that_prometheus_reads_them() {
+    fn numbers_have_the_form_of_prometheus() {
         let mut text = String::new();
         for number in [
             1.0,
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn the_accept_header_decides() {
+    fn the_accept_header_selects_the_format() {
         use TextFormat::{OpenMetrics, Prometheus};
         let cases = [
             // Prometheus 2, then 3.

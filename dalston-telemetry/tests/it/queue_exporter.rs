@@ -11,13 +11,13 @@ use testbed::{Authority, Fsync, Proxy, TestRedis, promtool};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An exporter that looks as often as it can.
-struct Watched {
+/// An exporter with the shortest interval.
+struct Running {
     metrics: Metrics,
     exporter: QueueExporter,
 }
 
-impl Watched {
+impl Running {
     fn start(url: &str) -> Self {
         Self::with(url, |_| {})
     }
@@ -31,7 +31,7 @@ impl Watched {
         Self { metrics, exporter }
     }
 
-    /// Waits until the metrics show something.
+    /// Waits until the metrics meet the condition.
     async fn until<T>(&self, wanted: impl Fn(&MetricsSnapshot) -> Option<T>) -> T {
         let give_up = Instant::now() + PATIENCE;
         loop {
@@ -67,7 +67,7 @@ fn stream(engine_id: &str) -> String {
     format!("dalston:stream:{engine_id}")
 }
 
-/// Queues tasks as the orchestrator does, so many seconds ago. Gives the ids of their entries.
+/// Queues tasks like the orchestrator, that many seconds ago. Returns the ids of their entries.
 async fn queue(redis: &TestRedis, engine_id: &str, tasks: usize, seconds_ago: i64) -> Vec<String> {
     let enqueued = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(seconds_ago);
     let key = stream(engine_id);
@@ -86,7 +86,7 @@ async fn queue(redis: &TestRedis, engine_id: &str, tasks: usize, seconds_ago: i6
     ids
 }
 
-/// Queues very many tasks.
+/// Queues many tasks.
 async fn queue_many(redis: &TestRedis, engine_id: &str, tasks: usize) {
     let script = "for i = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'task_id', i) end";
     let _: () = redis
@@ -100,7 +100,7 @@ async fn make_group(redis: &TestRedis, engine_id: &str, group: &str) {
         .await;
 }
 
-/// Gives tasks to an engine.
+/// Delivers tasks to an engine.
 async fn deliver(redis: &TestRedis, engine_id: &str, group: &str, tasks: usize) {
     let words = ["XREADGROUP", "GROUP", group, "one", "COUNT", &tasks.to_string()];
     let _: redis::Value = redis
@@ -108,7 +108,7 @@ async fn deliver(redis: &TestRedis, engine_id: &str, group: &str, tasks: usize) 
         .await;
 }
 
-/// What Redis itself says is waiting.
+/// The lag that Redis reports.
 async fn lag(redis: &TestRedis, engine_id: &str) -> Option<u64> {
     let groups: Vec<std::collections::HashMap<String, redis::Value>> =
         redis.send(&["XINFO", "GROUPS", &stream(engine_id)]).await;
@@ -116,7 +116,7 @@ async fn lag(redis: &TestRedis, engine_id: &str) -> Option<u64> {
 }
 
 #[tokio::test]
-async fn a_queue_shows_what_waits_and_what_is_taken_and_how_long_the_oldest_has_waited() {
+async fn depth_pending_and_age_of_a_queue_are_exposed() {
     let redis = TestRedis::start().await;
     make_group(&redis, "asr", "engines").await;
     queue(&redis, "asr", 2, 7200).await;
@@ -128,16 +128,16 @@ async fn a_queue_shows_what_waits_and_what_is_taken_and_how_long_the_oldest_has_
     let _: () = redis
         .send(&["XADD", "dalston:events:stream", "*", "type", "x"])
         .await;
-    let watched = Watched::start(&redis.url());
-    watched.until_depth("asr", Some(3.0)).await;
-    let now = watched.metrics.snapshot();
+    let running = Running::start(&redis.url());
+    running.until_depth("asr", Some(3.0)).await;
+    let now = running.metrics.snapshot();
     assert_eq!(value(&now, "dalston_queue_pending", "asr"), 2.0);
     let age = value(&now, "dalston_queue_oldest_task_age_seconds", "asr");
     assert!((3600.0..7000.0).contains(&age), "{age}");
     assert_eq!(now.value("dalston_redis_connected", &[]), Some(1.0));
     assert_eq!(now.value("dalston_events_dead_letters", &[]), Some(1.0));
     assert_eq!(now.value("dalston_queues_left_out", &[]), Some(0.0));
-    // Neither the events nor the dead letters are a queue.
+    // The streams of events and of dead letters are no queues.
     assert_eq!(
         now.iter()
             .filter(|(series, _)| series.starts_with("dalston_queue_depth"))
@@ -146,49 +146,49 @@ async fn a_queue_shows_what_waits_and_what_is_taken_and_how_long_the_oldest_has_
     );
 
     deliver(&redis, "asr", "engines", 3).await;
-    watched.until_depth("asr", Some(0.0)).await;
-    let now = watched.metrics.snapshot();
+    running.until_depth("asr", Some(0.0)).await;
+    let now = running.metrics.snapshot();
     assert_eq!(value(&now, "dalston_queue_oldest_task_age_seconds", "asr"), 0.0);
     assert_eq!(value(&now, "dalston_queue_pending", "asr"), 5.0);
 
-    let text = watched.metrics.encode_as(TextFormat::Prometheus);
+    let text = running.metrics.encode_as(TextFormat::Prometheus);
     promtool(&["check", "metrics"], &text).unwrap_or_else(|fault| panic!("{fault}\n{text}"));
-    watched.exporter.shutdown().await;
-    assert_eq!(watched.metrics.snapshot().iter().count(), 0);
+    running.exporter.shutdown().await;
+    assert_eq!(running.metrics.snapshot().iter().count(), 0);
 }
 
 #[tokio::test]
-async fn tasks_that_were_removed_are_not_waiting_whatever_lag_redis_tells() {
+async fn removed_tasks_do_not_count_as_waiting() {
     let redis = TestRedis::start().await;
-    let watched = Watched::start(&redis.url());
+    let running = Running::start(&redis.url());
     make_group(&redis, "asr", "engines").await;
     queue(&redis, "asr", 1, 50).await;
     deliver(&redis, "asr", "engines", 1).await;
     let ids = queue(&redis, "asr", 4, 40).await;
     let _: u64 = redis.send(&["XDEL", &stream("asr"), &ids[1]]).await;
     assert_eq!(lag(&redis, "asr").await, None);
-    watched.until_depth("asr", Some(3.0)).await;
-    // The oldest goes, too.
+    running.until_depth("asr", Some(3.0)).await;
+    // The oldest is removed, too.
     let _: u64 = redis.send(&["XDEL", &stream("asr"), &ids[0]]).await;
-    watched.until_depth("asr", Some(2.0)).await;
-    // What nobody was given is trimmed, and Redis still counts it.
+    running.until_depth("asr", Some(2.0)).await;
+    // Tasks that were not delivered are trimmed, and Redis still counts them.
     make_group(&redis, "trimmed", "engines").await;
     queue(&redis, "trimmed", 310, 40).await;
     deliver(&redis, "trimmed", "engines", 10).await;
     let _: u64 = redis.send(&["XTRIM", &stream("trimmed"), "MAXLEN", "150"]).await;
     assert_eq!(lag(&redis, "trimmed").await, Some(300));
-    watched.until_depth("trimmed", Some(150.0)).await;
-    // Nothing is left to be given.
+    running.until_depth("trimmed", Some(150.0)).await;
+    // No task is left.
     for id in &ids[2..] {
         let _: u64 = redis.send(&["XDEL", &stream("asr"), id]).await;
     }
-    watched.until_depth("asr", Some(0.0)).await;
+    running.until_depth("asr", Some(0.0)).await;
 }
 
 #[tokio::test]
-async fn a_long_queue_is_what_redis_says_unless_that_cannot_be() {
+async fn a_long_queue_has_the_lag_of_redis_if_possible() {
     let redis = TestRedis::start().await;
-    let watched = Watched::start(&redis.url());
+    let running = Running::start(&redis.url());
     let setid = async |engine_id: &str, read: &str| {
         let key = stream(engine_id);
         let first = redis
@@ -201,13 +201,13 @@ async fn a_long_queue_is_what_redis_says_unless_that_cannot_be() {
     };
     make_group(&redis, "believed", "engines").await;
     queue_many(&redis, "believed", 12_000).await;
-    watched.until_depth("believed", Some(12_000.0)).await;
+    running.until_depth("believed", Some(12_000.0)).await;
 
-    // What a group looks like on a server that was a replica: it has forgotten what was read.
+    // The group of a server that was a replica does not know how many entries were read.
     make_group(&redis, "forgetful", "engines").await;
     queue_many(&redis, "forgetful", 50).await;
     setid("forgetful", "-1").await;
-    watched.until_depth("forgetful", Some(49.0)).await;
+    running.until_depth("forgetful", Some(49.0)).await;
 
     make_group(&redis, "counted", "engines").await;
     queue_many(&redis, "counted", 2_500).await;
@@ -216,80 +216,80 @@ async fn a_long_queue_is_what_redis_says_unless_that_cannot_be() {
         .await;
     assert_eq!(lag(&redis, "counted").await, Some(2_500));
     setid("counted", "1").await;
-    watched.until_depth("counted", Some(2_499.0)).await;
+    running.until_depth("counted", Some(2_499.0)).await;
     let ids: Vec<(String, redis::Value)> = redis
         .send(&["XRANGE", &stream("counted"), "-", "+", "COUNT", "9"])
         .await;
     let _: u64 = redis.send(&["XDEL", &stream("counted"), &ids[8].0]).await;
     assert_eq!(lag(&redis, "counted").await, None);
-    watched.until_depth("counted", Some(2_498.0)).await;
+    running.until_depth("counted", Some(2_498.0)).await;
 
-    // The most that is counted.
+    // The largest count.
     let ids: Vec<(String, redis::Value)> = redis
         .send(&["XRANGE", &stream("believed"), "-", "+", "COUNT", "9"])
         .await;
     let _: u64 = redis.send(&["XDEL", &stream("believed"), &ids[8].0]).await;
     setid("believed", "1").await;
     assert_eq!(lag(&redis, "believed").await, None);
-    watched.until_depth("believed", Some(10_000.0)).await;
+    running.until_depth("believed", Some(10_000.0)).await;
 }
 
 #[tokio::test]
-async fn only_the_group_of_the_engines_counts() {
+async fn only_the_consumer_group_of_engines_counts() {
     let redis = TestRedis::start().await;
-    let watched = Watched::start(&redis.url());
+    let running = Running::start(&redis.url());
     make_group(&redis, "asr", "audit").await;
     make_group(&redis, "asr", "engines").await;
     make_group(&redis, "asr", "zeal").await;
     queue(&redis, "asr", 5, 10).await;
     deliver(&redis, "asr", "audit", 5).await;
     deliver(&redis, "asr", "engines", 1).await;
-    watched.until_depth("asr", Some(4.0)).await;
+    running.until_depth("asr", Some(4.0)).await;
     assert_eq!(
-        value(&watched.metrics.snapshot(), "dalston_queue_pending", "asr"),
+        value(&running.metrics.snapshot(), "dalston_queue_pending", "asr"),
         1.0
     );
-    // Nobody has read of this one, so everything waits.
+    // No engine has read this queue, so all tasks wait.
     queue(&redis, "early", 3, 10).await;
-    watched.until_depth("early", Some(3.0)).await;
+    running.until_depth("early", Some(3.0)).await;
 }
 
 #[tokio::test]
-async fn queues_of_anybody_are_found_and_vanish_when_they_are_gone() {
+async fn queues_of_unknown_engines_appear_and_disappear() {
     let redis = TestRedis::start().await;
-    let watched = Watched::start(&redis.url());
-    watched.until_connected(true).await;
-    // Nobody knows this engine, its tasks say no time, and its ids are of its own.
+    let running = Running::start(&redis.url());
+    running.until_connected(true).await;
+    // An unknown engine, with tasks without a time and with ids that are no times.
     let key = stream("acme.third-party_v2");
     let _: () = redis.send(&["XADD", &key, "1000-1", "payload", "?"]).await;
-    watched.until_depth("acme.third-party_v2", Some(1.0)).await;
+    running.until_depth("acme.third-party_v2", Some(1.0)).await;
     let age = value(
-        &watched.metrics.snapshot(),
+        &running.metrics.snapshot(),
         "dalston_queue_oldest_task_age_seconds",
         "acme.third-party_v2",
     );
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     assert!((since_1970.as_secs_f64() - age).abs() < 300.0, "{age}");
-    // A time that lies ahead, by a clock that is fast.
+    // A time in the future, by a clock that is fast.
     queue(&redis, "ahead", 1, -3600).await;
-    watched.until_depth("ahead", Some(1.0)).await;
+    running.until_depth("ahead", Some(1.0)).await;
     let age = value(
-        &watched.metrics.snapshot(),
+        &running.metrics.snapshot(),
         "dalston_queue_oldest_task_age_seconds",
         "ahead",
     );
     assert_eq!(age, 0.0);
-    // What is no queue, and what is no name.
+    // A key that is no stream, and a name that can't be a label.
     let _: () = redis.send(&["SET", &stream("text"), "x"]).await;
     let _: () = redis
         .send_bytes(&[b"XADD", b"dalston:stream:\xff\n", b"*", b"a", b"b"])
         .await;
     let _: u64 = redis.send(&["DEL", &key]).await;
-    watched.until_depth("acme.third-party_v2", None).await;
-    // It becomes something else between two looks.
+    running.until_depth("acme.third-party_v2", None).await;
+    // The key gets another type between two polls.
     let _: () = redis.send(&["SET", &stream("ahead"), "x"]).await;
-    watched.until_depth("ahead", None).await;
-    let now = watched.metrics.snapshot();
+    running.until_depth("ahead", None).await;
+    let now = running.metrics.snapshot();
     assert_eq!(now.value("dalston_redis_connected", &[]), Some(1.0));
     assert_eq!(
         now.iter()
@@ -300,27 +300,27 @@ async fn queues_of_anybody_are_found_and_vanish_when_they_are_gone() {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_away_is_neither_a_vanished_target_nor_an_empty_queue() {
+async fn without_redis_the_last_values_stay_for_a_while() {
     let redis = TestRedis::with().append_only(Fsync::Always).start().await;
     queue(&redis, "asr", 3, 10).await;
-    let watched = Watched::with(&redis.url(), |config| config.keep = Duration::from_secs(3600));
-    let forgetful = Watched::with(&redis.url(), |config| config.keep = Duration::from_millis(200));
-    watched.until_depth("asr", Some(3.0)).await;
+    let running = Running::with(&redis.url(), |config| config.keep = Duration::from_secs(3600));
+    let forgetful = Running::with(&redis.url(), |config| config.keep = Duration::from_millis(200));
+    running.until_depth("asr", Some(3.0)).await;
     forgetful.until_depth("asr", Some(3.0)).await;
     redis.kill();
-    watched.until_connected(false).await;
+    running.until_connected(false).await;
     forgetful.until_depth("asr", None).await;
-    assert_eq!(depth_of(&watched.metrics.snapshot(), "asr"), Some(3.0));
+    assert_eq!(depth_of(&running.metrics.snapshot(), "asr"), Some(3.0));
     let gone = forgetful.metrics.snapshot();
     assert_eq!(
         gone.iter().collect::<Vec<_>>(),
         [("dalston_redis_connected", 0.0)]
     );
     redis.restart().await;
-    watched.until_connected(true).await;
+    running.until_connected(true).await;
     forgetful.until_depth("asr", Some(3.0)).await;
     deliver_all(&redis, "asr").await;
-    watched.until_depth("asr", Some(0.0)).await;
+    running.until_depth("asr", Some(0.0)).await;
 }
 
 async fn deliver_all(redis: &TestRedis, engine_id: &str) {
@@ -329,29 +329,29 @@ async fn deliver_all(redis: &TestRedis, engine_id: &str) {
 }
 
 #[tokio::test]
-async fn an_exporter_starts_before_redis_and_goes_where_its_name_leads() {
+async fn the_exporter_connects_anew_for_each_poll() {
     let (old, new) = (TestRedis::start().await, TestRedis::start().await);
     queue(&old, "asr", 1, 10).await;
     queue(&new, "asr", 2, 10).await;
     let proxy = Proxy::to(old.port()).await;
     proxy.refuse(true);
-    let watched = Watched::start(&format!("redis://127.0.0.1:{}", proxy.port()));
-    watched.until_connected(false).await;
+    let running = Running::start(&format!("redis://127.0.0.1:{}", proxy.port()));
+    running.until_connected(false).await;
     proxy.refuse(false);
-    watched.until_depth("asr", Some(1.0)).await;
-    // Connections to a server that has lost its role may stay open for ever.
+    running.until_depth("asr", Some(1.0)).await;
+    // A connection to a server that has lost its role can stay open.
     proxy.lead_to(new.port());
-    watched.until_depth("asr", Some(2.0)).await;
+    running.until_depth("asr", Some(2.0)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scrape_does_not_wait_for_a_redis_that_hangs() {
+async fn a_scrape_does_not_wait_for_a_hanging_redis() {
     let redis = TestRedis::start().await;
     queue(&redis, "asr", 3, 10).await;
     let proxy = Proxy::to(redis.port()).await;
-    let watched = Watched::start(&format!("redis://127.0.0.1:{}", proxy.port()));
-    watched.until_depth("asr", Some(3.0)).await;
-    let server = MetricsServer::start("127.0.0.1:0", watched.metrics.clone()).unwrap();
+    let running = Running::start(&format!("redis://127.0.0.1:{}", proxy.port()));
+    running.until_depth("asr", Some(3.0)).await;
+    let server = MetricsServer::start("127.0.0.1:0", running.metrics.clone()).unwrap();
     proxy.stall(true);
     let address = server.address();
     let scrape = async move || {
@@ -359,7 +359,7 @@ async fn a_scrape_does_not_wait_for_a_redis_that_hangs() {
             .await
             .unwrap()
     };
-    // Until the exporter gives up, and beyond.
+    // Until the exporter gives up, and longer.
     let mut last = String::new();
     let (begun, mut longest) = (Instant::now(), Duration::ZERO);
     while !last.contains("dalston_redis_connected 0\n") {
@@ -372,25 +372,25 @@ async fn a_scrape_does_not_wait_for_a_redis_that_hangs() {
         );
         assert!(begun.elapsed() < PATIENCE, "{last}");
     }
-    // A scrape that waited for Redis would have waited as long as the exporter did.
+    // A scrape that waits for Redis would take as long as the poll.
     assert!(
         longest * 2 < begun.elapsed(),
         "{longest:?} of {:?}",
         begun.elapsed()
     );
-    // Ending does not wait either.
-    let Watched { metrics, exporter } = watched;
+    // The shutdown does not wait either.
+    let Running { metrics, exporter } = running;
     tokio::time::timeout(PATIENCE, exporter.shutdown()).await.unwrap();
     assert_eq!(metrics.snapshot().iter().count(), 0);
 }
 
 #[tokio::test]
-async fn a_thousand_queues_take_fewer_round_trips_than_there_are_queues() {
+async fn a_thousand_queues_take_few_round_trips() {
     let redis = TestRedis::start().await;
     let script = "for i = 1, 1000 do for j = 1, 3 do redis.call('XADD', KEYS[1] .. i, '*', 'a', 'b') end end";
     let _: () = redis.send(&["EVAL", script, "1", &stream("asr-")]).await;
-    // One look, and no second one.
-    let watched = Watched::with(&redis.url(), |config| config.interval = Duration::from_secs(3600));
+    // One poll only.
+    let running = Running::with(&redis.url(), |config| config.interval = Duration::from_secs(3600));
     let reads = async || {
         let info: String = redis.send(&["INFO", "stats"]).await;
         let reads = info
@@ -399,11 +399,11 @@ async fn a_thousand_queues_take_fewer_round_trips_than_there_are_queues() {
         reads.unwrap().parse::<u64>().unwrap()
     };
     let before = reads().await;
-    watched.until_depth("asr-1000", Some(3.0)).await;
-    // What is sent together may still arrive in several pieces.
+    running.until_depth("asr-1000", Some(3.0)).await;
+    // Commands that are sent together can arrive in several reads.
     let reads = reads().await - before;
     assert!(reads < 200, "{reads}");
-    let now = watched.metrics.snapshot();
+    let now = running.metrics.snapshot();
     assert_eq!(now.sum("dalston_queue_depth", &[]), 3000.0);
     let info: String = redis.send(&["INFO", "commandstats"]).await;
     for (command, calls) in [("xinfo|groups", 1000), ("xrange", 1000)] {
@@ -416,13 +416,13 @@ async fn a_thousand_queues_take_fewer_round_trips_than_there_are_queues() {
 }
 
 #[tokio::test]
-async fn queues_beyond_the_most_are_left_out_and_counted() {
+async fn queues_beyond_the_limit_are_left_out_and_counted() {
     let redis = TestRedis::start().await;
     for number in 0..3 {
         queue(&redis, &format!("asr-{number}"), 1, 10).await;
     }
-    let watched = Watched::with(&redis.url(), |config| config.max_queues = 3);
-    watched
+    let running = Running::with(&redis.url(), |config| config.max_queues = 3);
+    running
         .until(|now| (now.sum("dalston_queue_depth", &[]) == 3.0).then_some(()))
         .await;
     for number in 3..8 {
@@ -431,30 +431,30 @@ async fn queues_beyond_the_most_are_left_out_and_counted() {
     let left_out = |wanted| {
         move |now: &MetricsSnapshot| (now.value("dalston_queues_left_out", &[]) == Some(wanted)).then_some(())
     };
-    watched.until(left_out(5.0)).await;
-    assert_eq!(depth_of(&watched.metrics.snapshot(), "asr-2"), Some(1.0));
-    // A place that becomes free is given away.
+    running.until(left_out(5.0)).await;
+    assert_eq!(depth_of(&running.metrics.snapshot(), "asr-2"), Some(1.0));
+    // A removed queue makes room for another one.
     let _: u64 = redis.send(&["DEL", &stream("asr-2")]).await;
-    watched.until(left_out(4.0)).await;
-    assert_eq!(watched.metrics.snapshot().sum("dalston_queue_depth", &[]), 3.0);
+    running.until(left_out(4.0)).await;
+    assert_eq!(running.metrics.snapshot().sum("dalston_queue_depth", &[]), 3.0);
 }
 
 #[tokio::test]
-async fn queues_among_very_many_keys_are_found_by_several_looks() {
+async fn queues_among_many_keys_are_found_in_several_polls() {
     let redis = TestRedis::start().await;
     let script = "for i = 1, 400000 do redis.call('SET', KEYS[1] .. i, '') end";
     let _: () = redis.send(&["EVAL", script, "1", "dalston:job:"]).await;
     for number in 0..20 {
         queue(&redis, &format!("asr-{number}"), 1, 10).await;
     }
-    let watched = Watched::start(&redis.url());
-    watched
+    let running = Running::start(&redis.url());
+    running
         .until(|now| (now.sum("dalston_queue_depth", &[]) == 20.0).then_some(()))
         .await;
 }
 
 #[tokio::test]
-async fn a_user_who_may_only_read_is_enough_and_one_who_may_not_is_told() {
+async fn a_user_with_read_permission_is_enough() {
     let redis = TestRedis::start().await;
     queue(&redis, "asr", 3, 10).await;
     let user = |name, rights: &[&str]| {
@@ -479,29 +479,29 @@ async fn a_user_who_may_only_read_is_enough_and_one_who_may_not_is_told() {
         let _: () = redis.send(&words).await;
     }
     let url = |name: &str| format!("redis://{name}:hunter2@127.0.0.1:{}", redis.port());
-    let reader = Watched::start(&url("reader"));
+    let reader = Running::start(&url("reader"));
     reader.until_depth("asr", Some(3.0)).await;
-    let nobody = Watched::start(&url("nobody"));
+    let nobody = Running::start(&url("nobody"));
     nobody.until_connected(false).await;
-    let blind = Watched::start(&url("blind"));
+    let blind = Running::start(&url("blind"));
     blind.until_connected(false).await;
     assert_eq!(depth_of(&blind.metrics.snapshot(), "asr"), None);
 }
 
 #[tokio::test]
-async fn figures_stay_from_one_look_to_the_next_however_far_apart() {
+async fn values_stay_between_polls_with_a_long_interval() {
     let redis = TestRedis::start().await;
     queue(&redis, "asr", 3, 10).await;
-    let watched = Watched::with(&redis.url(), |config| {
+    let running = Running::with(&redis.url(), |config| {
         config.interval = Duration::from_secs(3600);
         config.keep = Duration::from_millis(1);
     });
-    watched.until_depth("asr", Some(3.0)).await;
+    running.until_depth("asr", Some(3.0)).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
-    assert_eq!(depth_of(&watched.metrics.snapshot(), "asr"), Some(3.0));
+    assert_eq!(depth_of(&running.metrics.snapshot(), "asr"), Some(3.0));
 }
 
-/// The program, with what it says.
+/// The program with its log lines.
 struct Program {
     process: Child,
     stdout: BufReader<ChildStdout>,
@@ -527,12 +527,12 @@ impl Program {
         }
     }
 
-    /// Reads log lines until one of this event.
-    fn line(&mut self, event: &str, said: &mut String) -> serde_json::Value {
+    /// Reads log lines up to one of this event.
+    fn line(&mut self, event: &str, output: &mut String) -> serde_json::Value {
         loop {
             let mut line = String::new();
-            assert!(self.stdout.read_line(&mut line).unwrap() > 0, "{event}: {said}");
-            said.push_str(&line);
+            assert!(self.stdout.read_line(&mut line).unwrap() > 0, "{event}: {output}");
+            output.push_str(&line);
             let line: serde_json::Value = serde_json::from_str(&line).unwrap();
             if line["event"] == event {
                 return line;
@@ -540,12 +540,12 @@ impl Program {
         }
     }
 
-    /// Its exit status and the rest of what it says.
+    /// The exit status and the rest of the output.
     fn end(mut self) -> (Option<i32>, String) {
-        let mut said = String::new();
-        self.stdout.read_to_string(&mut said).unwrap();
-        self.stderr.read_to_string(&mut said).unwrap();
-        (self.process.wait().unwrap().code(), said)
+        let mut output = String::new();
+        self.stdout.read_to_string(&mut output).unwrap();
+        self.stderr.read_to_string(&mut output).unwrap();
+        (self.process.wait().unwrap().code(), output)
     }
 }
 
@@ -558,7 +558,7 @@ fn get(address: SocketAddr, path: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_program_speaks_tls_says_how_it_is_keeps_the_password_and_ends_by_signal() {
+async fn the_program_uses_tls_hides_the_password_and_shuts_down() {
     let authority = Authority::new();
     let redis = TestRedis::with()
         .tls(&authority)
@@ -574,8 +574,8 @@ async fn the_program_speaks_tls_says_how_it_is_keeps_the_password_and_ends_by_si
     ];
     assert!(variables[0].1.starts_with("rediss://:hunter2@"), "{variables:?}");
     let mut program = Program::start(&variables);
-    let mut said = String::new();
-    let line = program.line("http_server_listening", &mut said);
+    let mut output = String::new();
+    let line = program.line("http_server_listening", &mut output);
     let port = line["address"]
         .as_str()
         .unwrap()
@@ -585,7 +585,11 @@ async fn the_program_speaks_tls_says_how_it_is_keeps_the_password_and_ends_by_si
         .parse()
         .unwrap();
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    assert_eq!(program.line("redis_connected", &mut said)["queues"], 1, "{said}");
+    assert_eq!(
+        program.line("redis_connected", &mut output)["queues"],
+        1,
+        "{output}"
+    );
     let scraped = get(address, "/metrics");
     assert!(
         scraped.contains("dalston_queue_depth{engine_id=\"asr\"} 3\n"),
@@ -598,7 +602,7 @@ async fn the_program_speaks_tls_says_how_it_is_keeps_the_password_and_ends_by_si
     assert!(get(address, "/health").ends_with(r#"{"status":"healthy","redis":"connected"}"#));
 
     redis.kill();
-    program.line("redis_unreachable", &mut said);
+    program.line("redis_unreachable", &mut output);
     let health = get(address, "/health");
     assert!(
         health.starts_with("HTTP/1.1 200 ") && health.contains(r#""redis":"unreachable""#),
@@ -615,16 +619,16 @@ async fn the_program_speaks_tls_says_how_it_is_keeps_the_password_and_ends_by_si
             .success()
     );
     let (status, rest) = program.end();
-    said.push_str(&rest);
-    assert_eq!(status, Some(0), "{said}");
+    output.push_str(&rest);
+    assert_eq!(status, Some(0), "{output}");
     assert!(
-        said.contains("shutdown_signal_received") && !said.contains("hunter2"),
-        "{said}"
+        output.contains("shutdown_signal_received") && !output.contains("hunter2"),
+        "{output}"
     );
 }
 
 #[test]
-fn the_program_names_a_variable_that_makes_no_sense_and_shows_no_secret() {
+fn the_program_names_wrong_variables_without_secrets() {
     for (name, value, problem) in [
         (
             "REDIS_URL",
@@ -638,8 +642,11 @@ fn the_program_names_a_variable_that_makes_no_sense_and_shows_no_secret() {
         ),
         ("METRICS_ENABLED", "false", "METRICS_ENABLED is false"),
     ] {
-        let (status, said) = Program::start(&[(name, value)]).end();
-        assert_eq!(status, Some(2), "{said}");
-        assert!(said.contains(problem) && !said.contains("hunter2"), "{said}");
+        let (status, output) = Program::start(&[(name, value)]).end();
+        assert_eq!(status, Some(2), "{output}");
+        assert!(
+            output.contains(problem) && !output.contains("hunter2"),
+            "{output}"
+        );
     }
 }

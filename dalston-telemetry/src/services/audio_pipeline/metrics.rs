@@ -5,17 +5,17 @@ use crate::metrics::{
     BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, Outcome, Unit, buckets,
 };
 
-/// The metrics of a pipeline from a voice to its answer: what listens, what understands, and how long it takes altogether.
+/// The metrics of a voice assistant's pipeline, from the end of an utterance to the answer.
 ///
-/// Their names have no prefix: existing dashboards ask for them as they are. Cheap to clone.
+/// Their names have no prefix, because existing dashboards use them. Cheap to clone.
 ///
 /// | What | PromQL |
 /// |---|---|
-/// | Time from a voice to its answer that 95 % keep to | `histogram_quantile(0.95, sum by (le) (rate(end_to_end_response_duration_seconds_bucket[5m])))` |
-/// | Part of it that is transcription | `sum(rate(stt_latency_seconds_sum[5m])) / sum(rate(end_to_end_response_duration_seconds_sum[5m]))` |
-/// | Half of the audio is worse than | `histogram_quantile(0.5, sum by (le) (rate(audio_quality_score_bucket[1h])))` |
-/// | Pieces of audio per second | `sum(rate(audio_chunks_processed_total[5m]))` |
-/// | Part of the transcriptions that failed | `sum(rate(stt_transcriptions_total{status="failure"}[5m])) / sum(rate(stt_transcriptions_total[5m]))` |
+/// | 95th percentile of the time from an utterance to its answer | `histogram_quantile(0.95, sum by (le) (rate(end_to_end_response_duration_seconds_bucket[5m])))` |
+/// | Share of the transcription in that time | `sum(rate(stt_latency_seconds_sum[5m])) / sum(rate(end_to_end_response_duration_seconds_sum[5m]))` |
+/// | Median of the quality score | `histogram_quantile(0.5, sum by (le) (rate(audio_quality_score_bucket[1h])))` |
+/// | Chunks of audio per second | `sum(rate(audio_chunks_processed_total[5m]))` |
+/// | Share of failed transcriptions | `sum(rate(stt_transcriptions_total{status="failure"}[5m])) / sum(rate(stt_transcriptions_total[5m]))` |
 #[doc(alias("create_audio_metrics", "migrate_discord_metrics"))]
 #[derive(Clone)]
 pub struct AudioPipelineMetrics {
@@ -32,7 +32,7 @@ pub struct AudioPipelineMetrics {
 }
 
 impl AudioPipelineMetrics {
-    /// The handles in this registry; registered when first asked for.
+    /// The handles of this registry. The first call registers them.
     #[must_use]
     pub fn register(metrics: &Metrics) -> Self {
         let model = metrics.label("model");
@@ -53,17 +53,17 @@ impl AudioPipelineMetrics {
             for (name, help, family) in [
                 (
                     "audio_processing_duration",
-                    "Time to process a piece of audio",
+                    "Time to process a chunk of audio",
                     &this.processing,
                 ),
                 (
                     "wake_detection_duration",
-                    "Time to look for the wake phrase",
+                    "Time to search for the wake phrase",
                     &this.wake_detection,
                 ),
                 (
                     "end_to_end_response_duration",
-                    "Time between the end of a voice and the begin of its answer",
+                    "Time from the end of an utterance to the start of its answer",
                     &this.end_to_end,
                 ),
                 (
@@ -73,12 +73,12 @@ impl AudioPipelineMetrics {
                 ),
                 (
                     "stt_latency",
-                    "Time between asking for a transcription and having it",
+                    "Time from the request for a transcription to its result",
                     &this.latency,
                 ),
                 (
                     "stt_transcription_duration",
-                    "Time that a transcription took",
+                    "Duration of a transcription",
                     &this.transcription,
                 ),
             ] {
@@ -86,70 +86,67 @@ impl AudioPipelineMetrics {
             }
             registry.register(
                 "audio_quality_score",
-                "How good a piece of audio is, from 0 to 1",
+                "Quality score of a chunk of audio, from 0 to 1",
                 this.quality.clone(),
             );
             registry.register(
                 "audio_chunks_processed",
-                "Pieces of audio that were processed",
+                "Processed chunks of audio",
                 this.chunks.clone(),
             );
-            registry.register(
-                "stt_requests",
-                "Transcriptions that were asked for",
-                this.requests.clone(),
-            );
+            registry.register("stt_requests", "Requested transcriptions", this.requests.clone());
             registry.register(
                 "stt_transcriptions",
-                "Transcriptions that have ended",
+                "Transcriptions that have ended, by status",
                 this.transcriptions.clone(),
             );
             this
         })
     }
 
-    /// Records a piece of audio, and how long processing it took: `audio_chunks_processed_total` and
-    /// `audio_processing_duration_seconds`.
+    /// Records a chunk of audio with the duration of its processing: `audio_chunks_processed_total`
+    /// and `audio_processing_duration_seconds`.
     pub fn chunk_processed(&self, time: Duration) {
         self.chunks.with(()).inc();
         observe(&self.processing, time);
     }
 
-    /// Records how good a piece of audio is, from 0 to 1: `audio_quality_score`. Other values are brought into this range; what
-    /// is not a number is ignored.
+    /// Records the quality of a chunk of audio, from 0 to 1: `audio_quality_score`. Other values
+    /// are clamped to this range. NaN is ignored.
     pub fn quality(&self, score: f64) {
         if !score.is_nan() {
             self.quality.with(()).observe(score.clamp(0.0, 1.0));
         }
     }
 
-    /// Records how long the look for the wake phrase took: `wake_detection_duration_seconds`.
+    /// Records the duration of a search for the wake phrase: `wake_detection_duration_seconds`.
     pub fn wake_detection(&self, time: Duration) {
         observe(&self.wake_detection, time);
     }
 
-    /// Records the time between the end of a voice and the begin of its answer: `end_to_end_response_duration_seconds`.
+    /// Records the time from the end of an utterance to the start of its answer:
+    /// `end_to_end_response_duration_seconds`.
     pub fn end_to_end(&self, time: Duration) {
         observe(&self.end_to_end, time);
     }
 
-    /// Records how long it took to encode audio for transcription: `pre_stt_encode_seconds`.
+    /// Records the duration of the encoding of audio for transcription: `pre_stt_encode_seconds`.
     pub fn encoded(&self, time: Duration) {
         observe(&self.encode, time);
     }
 
-    /// Counts a transcription that is asked for: `stt_requests_total`.
+    /// Counts a requested transcription: `stt_requests_total`.
     pub fn requested(&self) {
         self.requests.with(()).inc_in(Exemplar::current());
     }
 
-    /// Records the time between asking for a transcription and having it: `stt_latency_seconds`.
+    /// Records the time from the request for a transcription to its result: `stt_latency_seconds`.
     pub fn latency(&self, time: Duration) {
         observe(&self.latency, time);
     }
 
-    /// Records a transcription that has ended, by its model, and the time that it took: `stt_transcriptions_total` and
-    /// `stt_transcription_duration_seconds`.
+    /// Records a transcription that has ended, with its model and its duration:
+    /// `stt_transcriptions_total` and `stt_transcription_duration_seconds`.
     pub fn transcribed(&self, model: &str, outcome: Outcome, time: Duration) {
         self.transcriptions
             .with([model])
@@ -174,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_to_a_voice_moves_exactly_its_series() {
+    fn an_answer_changes_exactly_its_series() {
         let metrics = Metrics::new();
         let pipeline = AudioPipelineMetrics::register(&metrics);
         let before = metrics.snapshot();

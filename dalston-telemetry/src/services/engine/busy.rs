@@ -1,15 +1,55 @@
-//! How busy an inference thread was.
+//! The busy time of inference threads.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::metrics::lock;
 use crate::metrics::series::{Kind, Metric, Number, Value};
+use crate::metrics::{DenseFamily, lock};
 
-/// In seconds.
+/// The length of the window, in seconds.
 const WINDOW: usize = 60;
 
-/// How much of the last minute was spent at work.
+/// The metrics of one inference thread. Returned by
+/// [`EngineMetrics::slot`](super::EngineMetrics::slot); cheap to clone.
+#[derive(Clone, Debug)]
+pub struct SlotMetrics {
+    pub(super) busy: DenseFamily<(), BusyRatio>,
+}
+
+impl SlotMetrics {
+    /// Marks the thread as busy until the guard is dropped.
+    ///
+    /// A guard that is never dropped, because its thread is stuck, counts until the next call.
+    pub fn busy(&self) -> BusyGuard {
+        let period = self.busy.with(()).begin(Instant::now());
+        BusyGuard {
+            slot: self.clone(),
+            period,
+        }
+    }
+
+    /// The share of the last minute in which the thread was busy, from 0 to 1.
+    #[must_use]
+    pub fn busy_ratio(&self) -> f64 {
+        self.busy.with(()).ratio(Instant::now())
+    }
+}
+
+/// Marks an inference thread as busy. Returned by [`SlotMetrics::busy`].
+#[derive(Debug)]
+#[must_use = "the thread counts as idle after the drop of the guard"]
+pub struct BusyGuard {
+    slot: SlotMetrics,
+    period: u64,
+}
+
+impl Drop for BusyGuard {
+    fn drop(&mut self) {
+        self.slot.busy.with(()).end(self.period, Instant::now());
+    }
+}
+
+/// The share of the last minute in which a thread was busy.
 #[derive(Debug)]
 pub(super) struct BusyRatio {
     state: Mutex<BusyState>,
@@ -18,8 +58,8 @@ pub(super) struct BusyRatio {
 #[derive(Debug)]
 struct BusyState {
     started: Instant,
-    /// Counts the stretches of work; also tells the guard of a stretch that its time is over.
-    turn: u64,
+    /// The number of busy periods. A guard ends its period only if it is the last one.
+    period: u64,
     working_since: Option<Instant>,
     /// Busy time of each second of the window, at `second % WINDOW`.
     seconds: [Duration; WINDOW],
@@ -39,7 +79,7 @@ impl BusyRatio {
         Self {
             state: Mutex::new(BusyState {
                 started,
-                turn: 0,
+                period: 0,
                 working_since: None,
                 seconds,
                 newest: 0,
@@ -50,14 +90,14 @@ impl BusyRatio {
     pub(super) fn begin(&self, now: Instant) -> u64 {
         let mut state = lock(&self.state);
         state.settle(now);
-        state.turn += 1;
+        state.period += 1;
         state.working_since = Some(now);
-        state.turn
+        state.period
     }
 
-    pub(super) fn end(&self, turn: u64, now: Instant) {
+    pub(super) fn end(&self, period: u64, now: Instant) {
         let mut state = lock(&self.state);
-        if state.turn == turn {
+        if state.period == period {
             state.settle(now);
             state.working_since = None;
         }
@@ -68,7 +108,7 @@ impl BusyRatio {
         state.settle(now);
         let age = now.saturating_duration_since(state.started).as_secs_f64();
         let busy: Duration = state.seconds.iter().sum();
-        // The window holds whole seconds and the one that has begun.
+        // The window holds complete seconds and the current one.
         let window = (WINDOW as f64 - 1.0 + age.fract()).min(age);
         if window > 0.0 {
             (busy.as_secs_f64() / window).min(1.0)
@@ -79,7 +119,7 @@ impl BusyRatio {
 }
 
 impl BusyState {
-    /// Books the work done so far, and forgets what has left the window.
+    /// Adds the busy time up to now, and removes the seconds that have left the window.
     fn settle(&mut self, now: Instant) {
         let now_at = now.saturating_duration_since(self.started);
         let this_second = now_at.as_secs();
@@ -116,13 +156,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_busy_ratio_is_that_of_the_last_minute() {
+    fn the_busy_ratio_covers_the_last_minute() {
         let start = Instant::now();
         let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
         let busy = BusyRatio::new(start);
         assert_eq!(busy.ratio(start), 0.0);
 
-        let turn = busy.begin(at(0.5));
+        let period = busy.begin(at(0.5));
         assert!(
             (busy.ratio(at(2.0)) - 0.75).abs() < 1e-6,
             "work in progress counts"
@@ -131,7 +171,7 @@ mod tests {
         assert!((busy.ratio(at(4.0)) - 0.5).abs() < 1e-6);
         assert_eq!(busy.ratio(at(300.0)), 0.0, "old work is forgotten");
 
-        let turn = busy.begin(at(300.0));
+        let period = busy.begin(at(300.0));
         assert!((busy.ratio(at(330.0)) - 0.5).abs() < 0.01);
         assert!(
             (busy.ratio(at(1000.0)) - 1.0).abs() < 1e-6,
@@ -141,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_hangs_does_not_count_once_it_is_replaced() {
+    fn a_replaced_thread_does_not_count_as_busy() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let busy = BusyRatio::new(start);

@@ -6,17 +6,17 @@ use crate::metrics::{
 };
 
 crate::label! {
-    /// Which route of an engine was asked.
+    /// A route of an engine.
     pub enum DirectEndpoint = "endpoint" {
-        /// The platform's own.
+        /// The route of the platform.
         Transcribe => "/v1/transcribe",
-        /// That of OpenAI's API.
+        /// The route of OpenAI's API.
         OpenAi => "/v1/audio/transcriptions",
     }
 }
 
 crate::label! {
-    /// How a request to an engine was answered.
+    /// The status of an answer.
     pub enum DirectStatus = "status_code" {
         Ok => "200",
         BadRequest => "400",
@@ -24,7 +24,7 @@ crate::label! {
         RequestTimeout => "408",
         PayloadTooLarge => "413",
         UnsupportedMediaType => "415",
-        /// Nobody was there any more to take the answer: the number that proxies use for it.
+        /// The client has disconnected before the answer. Proxies use the same number.
         ClientGone => "499",
         InternalServerError => "500",
         ServiceUnavailable => "503",
@@ -33,7 +33,7 @@ crate::label! {
 }
 
 impl DirectStatus {
-    /// The status of this number. A number that no engine answers with counts as 500.
+    /// The status of this number; 500 for a number that no engine uses.
     #[must_use]
     pub fn of(code: u16) -> Self {
         match code {
@@ -51,9 +51,10 @@ impl DirectStatus {
     }
 }
 
-/// What an engine is asked over HTTP, past its queue.
+/// The metrics of HTTP requests to an engine, which bypass its queue.
 ///
-/// `dalston_engine_direct_requests_total` and `dalston_engine_direct_request_seconds`. Cheap to clone.
+/// `dalston_engine_direct_requests_total` and `dalston_engine_direct_request_seconds`. Cheap to
+/// clone.
 #[derive(Clone)]
 pub struct DirectMetrics {
     requests: DenseFamily<(DirectEndpoint, DirectStatus), Counter>,
@@ -62,7 +63,7 @@ pub struct DirectMetrics {
 }
 
 impl DirectMetrics {
-    /// The handles for this engine; the families are registered when the first engine of a registry asks.
+    /// The handles of this engine. The first call for a registry registers the families.
     #[must_use]
     pub fn register(metrics: &Metrics, engine_id: impl Into<String>) -> Self {
         let engine_id = engine_id.into();
@@ -77,12 +78,12 @@ impl DirectMetrics {
             let mut registry = registry.with_prefix("dalston_engine");
             registry.register(
                 "direct_requests",
-                "Requests for a transcript over HTTP",
+                "HTTP requests for a transcript",
                 requests.clone(),
             );
             registry.register_with_unit(
                 "direct_request",
-                "Time to answer a request for a transcript over HTTP, from its header on",
+                "Time from the headers of an HTTP request for a transcript to its answer",
                 Unit::Seconds,
                 seconds.clone(),
             );
@@ -95,7 +96,7 @@ impl DirectMetrics {
         }
     }
 
-    /// Records a request that was answered, or whose client has gone.
+    /// Records a request that was answered or whose client has disconnected.
     pub fn request(&self, endpoint: DirectEndpoint, status: DirectStatus, time: Duration) {
         let exemplar = Exemplar::current();
         self.requests.with((endpoint, status)).inc_in(exemplar);
@@ -119,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_are_there_from_the_start_and_a_request_moves_exactly_its_own() {
+    fn a_request_changes_exactly_its_series() {
         let metrics = Metrics::new();
         let direct = DirectMetrics::register(&metrics, "asr");
         let labels = |status| {
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn every_status_has_its_number() {
+    fn each_status_has_its_number() {
         for code in [200, 400, 404, 408, 413, 415, 499, 500, 503, 504] {
             assert_eq!(DirectStatus::of(code).as_str(), code.to_string());
         }

@@ -1,87 +1,17 @@
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::busy::BusyRatio;
-use crate::metrics::{
-    BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, OpenLabel, Outcome, Registry, Unit,
-    buckets,
-};
-
-/// Inference threads of one engine.
-const MAX_SLOTS: usize = 64;
-
-crate::label! {
-    /// What inference ran on.
-    pub enum Device = "device" {
-        Cpu => "cpu",
-        Cuda => "cuda",
-        /// Apple's GPUs.
-        Mps => "mps",
-        Unknown => "unknown",
-    }
-}
-
-crate::label! {
-    /// Whether a task found its model in memory.
-    pub enum InMemory = "in_memory" {
-        No => "false",
-        Yes => "true",
-    }
-}
-
-crate::label! {
-    /// Why a task was delivered again.
-    pub enum RedeliveryReason = "reason" {
-        /// The engine that had it died.
-        EngineCrash => "engine_crash",
-        /// An engine handed it back.
-        Deferred => "deferred",
-    }
-}
-
-/// What all metrics of an engine have in common.
-#[derive(Clone, Debug)]
-pub struct EngineLabels {
-    engine_id: String,
-    stage: String,
-    instance_type: String,
-    execution_profile: String,
-}
-
-impl EngineLabels {
-    /// Labels of an engine that works for a stage, such as `transcribe`. The stage is the registered one, without
-    /// the suffix of a channel.
-    #[must_use]
-    pub fn new(engine_id: impl Into<String>, stage: impl Into<String>) -> Self {
-        Self {
-            engine_id: engine_id.into(),
-            stage: stage.into(),
-            instance_type: "unknown".to_owned(),
-            execution_profile: "container".to_owned(),
-        }
-    }
-
-    /// The hardware, such as `g5.xlarge`; `unknown` unless set.
-    #[must_use]
-    pub fn instance_type(mut self, instance_type: impl Into<String>) -> Self {
-        self.instance_type = instance_type.into();
-        self
-    }
-
-    /// How the platform runs the engine: `container` unless set, else `inproc` or `venv`.
-    #[must_use]
-    pub fn execution_profile(mut self, profile: impl Into<String>) -> Self {
-        self.execution_profile = profile.into();
-        self
-    }
-}
+use super::busy::SlotMetrics;
+use super::families::Families;
+use super::labels::{Device, EngineLabels, InMemory, RedeliveryReason};
+use crate::metrics::{Counter, DenseFamily, Exemplar, Histogram, Metrics, Outcome};
 
 /// The metrics of one engine. Cheap to clone.
 ///
-/// Names, labels and meaning are those of the platform's engines, so that one dashboard shows both. Methods are
-/// named after their metric, `dalston_engine_` left out. What is recorded while a sampled span is entered gets that span
-/// as its [exemplar](Exemplar): tasks, their durations and waits, downloads, uploads and loads.
+/// Names, labels and meaning are those of the platform's engines, so that a dashboard can show
+/// both. A method has the name of its metric without `dalston_engine_`. The durations of tasks,
+/// waits, downloads, uploads and loads have the current sampled span as their [exemplar](Exemplar).
 #[derive(Clone)]
 pub struct EngineMetrics {
     families: Families,
@@ -96,11 +26,10 @@ pub struct EngineMetrics {
 }
 
 impl EngineMetrics {
-    /// The handles for this engine; the families are registered when the first engine of a registry asks.
+    /// The handles of this engine. The first call for a registry registers the families.
     #[must_use]
     pub fn register(metrics: &Metrics, labels: &EngineLabels) -> Self {
-        let open = OpenEngineLabels::of(metrics);
-        let families = metrics.set(|registry| Families::register(registry, &open));
+        let families = Families::register(metrics);
         let EngineLabels {
             engine_id,
             stage,
@@ -121,8 +50,8 @@ impl EngineMetrics {
         }
     }
 
-    /// The metrics that have a model. Its counters exist at zero from now on; of more than 100 models the later
-    /// ones share [`OTHER`](crate::metrics::OTHER).
+    /// The metrics of a model, whose counters exist at zero after the call. Models beyond the cap
+    /// of 100 share [`OTHER`](crate::metrics::OTHER).
     #[must_use]
     pub fn model(&self, model: &str) -> ModelMetrics {
         let EngineLabels {
@@ -143,7 +72,7 @@ impl EngineMetrics {
         }
     }
 
-    /// The metrics of an inference thread, counted from 0.
+    /// The metrics of an inference thread, by its number from 0.
     #[must_use]
     pub fn slot(&self, slot: usize) -> SlotMetrics {
         let slot = slot.to_string();
@@ -152,21 +81,21 @@ impl EngineMetrics {
         }
     }
 
-    /// Records how long a task was queued before it was read.
+    /// Records the time from the queueing of a task to its read.
     pub fn queue_wait(&self, wait: Duration) {
         self.queue_wait
             .with(())
             .observe_duration_in(wait, Exemplar::current());
     }
 
-    /// Records how long it took to fetch a task's request and inputs.
+    /// Records the duration of the download of a task's request and inputs.
     pub fn s3_download(&self, time: Duration) {
         self.s3_download
             .with(())
             .observe_duration_in(time, Exemplar::current());
     }
 
-    /// Records how long it took to store a task's result.
+    /// Records the duration of the upload of a task's result.
     pub fn s3_upload(&self, time: Duration) {
         self.s3_upload
             .with(())
@@ -178,18 +107,18 @@ impl EngineMetrics {
         self.audio_duration.with(()).observe_duration(length);
     }
 
-    /// Records in how many stretches of speech voice activity detection has cut a task's audio
-    /// (`dalston_engine_vad_segment_count`): for engines that do so.
+    /// Records the number of speech segments of a task's audio
+    /// (`dalston_engine_vad_segment_count`), for engines with voice activity detection.
     pub fn vad_segments(&self, segments: usize) {
         self.vad_segments.with(()).observe(segments as f64);
     }
 
-    /// Counts a task that was delivered before.
+    /// Counts a redelivered task.
     pub fn task_redelivery(&self, reason: RedeliveryReason) {
         self.redelivery.with(reason).inc_in(Exemplar::current());
     }
 
-    /// Counts a task that was not begun or not finished because its job was cancelled.
+    /// Counts a task that was not started or not finished because its job was cancelled.
     pub fn task_skipped_cancelled(&self) {
         self.skipped_cancelled.with(()).inc();
     }
@@ -203,7 +132,7 @@ impl fmt::Debug for EngineMetrics {
     }
 }
 
-/// The metrics of one model of an engine. Made by [`EngineMetrics::model`]; cheap to clone.
+/// The metrics of one model of an engine. Returned by [`EngineMetrics::model`]; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ModelMetrics {
     tasks_processed: DenseFamily<Outcome, Counter>,
@@ -222,7 +151,7 @@ impl ModelMetrics {
         self.tasks_processed.with(outcome).inc_in(Exemplar::current());
     }
 
-    /// Records how long inference took: only that, neither loading the model nor moving data.
+    /// Records the duration of the inference, without model load and data transfer.
     #[doc(alias = "observe_engine_task_duration")]
     pub fn task_duration(&self, time: Duration) {
         self.task_duration
@@ -230,254 +159,36 @@ impl ModelMetrics {
             .observe_duration_in(time, Exemplar::current());
     }
 
-    /// Records the same by what inference ran on.
+    /// Records the duration of the inference by device.
     pub fn recognize(&self, device: Device, time: Duration) {
         self.recognize.with(device).observe_duration(time);
     }
 
-    /// Records how long a task waited for its model on its inference thread: no time at all if it was there.
+    /// Records the wait of a task for its model on the inference thread, which is zero if the model
+    /// was loaded.
     pub fn model_acquire(&self, in_memory: InMemory, time: Duration) {
         self.model_acquire.with(in_memory).observe_duration(time);
     }
 
-    /// Records how long loading the model took.
+    /// Records the duration of the load of the model.
     pub fn model_load(&self, time: Duration) {
         self.model_load
             .with(())
             .observe_duration_in(time, Exemplar::current());
     }
 
-    /// Counts a task that found its model loaded.
+    /// Counts a task whose model was loaded already.
     pub fn model_cache_hit(&self) {
         self.model_cache_hits.with(()).inc();
     }
 
-    /// Records processing time divided by audio time. Nothing is recorded for a task without audio.
+    /// Records processing time divided by audio time. Tasks without audio are not recorded.
     pub fn realtime_factor(&self, device: Device, processing: Duration, audio: Duration) {
         if !audio.is_zero() {
             self.realtime_factor
                 .with(device)
                 .observe(processing.as_secs_f64() / audio.as_secs_f64());
         }
-    }
-}
-
-/// The metrics of one inference thread. Made by [`EngineMetrics::slot`]; cheap to clone.
-#[derive(Clone, Debug)]
-pub struct SlotMetrics {
-    busy: DenseFamily<(), BusyRatio>,
-}
-
-impl SlotMetrics {
-    /// The thread is at work until the guard is dropped.
-    ///
-    /// A guard whose thread is stuck for ever does no harm: the next call ends its stretch.
-    pub fn busy(&self) -> BusyGuard {
-        let turn = self.busy.with(()).begin(Instant::now());
-        BusyGuard {
-            slot: self.clone(),
-            turn,
-        }
-    }
-
-    /// The part of the last minute that the thread was at work, from 0 to 1.
-    #[must_use]
-    pub fn busy_ratio(&self) -> f64 {
-        self.busy.with(()).ratio(Instant::now())
-    }
-}
-
-/// Marks an inference thread as busy. Made by [`SlotMetrics::busy`].
-#[derive(Debug)]
-#[must_use = "the thread counts as idle as soon as the guard is dropped"]
-pub struct BusyGuard {
-    slot: SlotMetrics,
-    turn: u64,
-}
-
-impl Drop for BusyGuard {
-    fn drop(&mut self) {
-        self.slot.busy.with(()).end(self.turn, Instant::now());
-    }
-}
-
-#[derive(Clone)]
-struct Families {
-    tasks_processed: BoundedFamily<4, Outcome, Counter>,
-    task_duration: BoundedFamily<4, (), Histogram>,
-    model_load: BoundedFamily<4, (), Histogram>,
-    model_cache_hits: BoundedFamily<2, (), Counter>,
-    model_acquire: BoundedFamily<2, InMemory, Histogram>,
-    recognize: BoundedFamily<2, Device, Histogram>,
-    vad_segments: BoundedFamily<1, (), Histogram>,
-    realtime_factor: BoundedFamily<2, Device, Histogram>,
-    queue_wait: BoundedFamily<3, (), Histogram>,
-    s3_download: BoundedFamily<3, (), Histogram>,
-    s3_upload: BoundedFamily<3, (), Histogram>,
-    audio_duration: BoundedFamily<2, (), Histogram>,
-    redelivery: BoundedFamily<1, RedeliveryReason, Counter>,
-    skipped_cancelled: BoundedFamily<1, (), Counter>,
-    busy: BoundedFamily<2, (), BusyRatio>,
-}
-
-struct OpenEngineLabels {
-    engine_id: OpenLabel,
-    model: OpenLabel,
-    execution_profile: OpenLabel,
-    instance_type: OpenLabel,
-    stage: OpenLabel,
-    slot: OpenLabel,
-    room: usize,
-}
-
-impl OpenEngineLabels {
-    fn of(metrics: &Metrics) -> Self {
-        Self {
-            engine_id: metrics.label("engine_id"),
-            model: metrics.label("model"),
-            execution_profile: metrics.label("execution_profile"),
-            instance_type: metrics.label("instance_type"),
-            stage: metrics.label("stage"),
-            slot: metrics.open_label("slot", MAX_SLOTS),
-            room: metrics.combinations(),
-        }
-    }
-}
-
-impl Families {
-    fn register(registry: &mut Registry, open: &OpenEngineLabels) -> Self {
-        let OpenEngineLabels {
-            engine_id,
-            model,
-            execution_profile,
-            instance_type,
-            stage,
-            slot,
-            room,
-        } = open;
-        let room = *room;
-        let per_model = [engine_id, model, execution_profile, instance_type];
-        let per_engine = [engine_id, execution_profile, instance_type];
-        let histogram = |bounds: &'static [f64]| move || Histogram::new(bounds);
-        let traced = |bounds: &'static [f64]| move || Histogram::with_exemplars(bounds);
-        let this = Self {
-            tasks_processed: BoundedFamily::with_room_for(room, per_model, Counter::default),
-            task_duration: BoundedFamily::with_room_for(room, per_model, traced(buckets::TASK_DURATION)),
-            model_load: BoundedFamily::with_room_for(room, per_model, traced(buckets::MODEL_LOAD)),
-            model_cache_hits: BoundedFamily::with_room_for(room, [engine_id, model], Counter::default),
-            model_acquire: BoundedFamily::with_room_for(
-                room,
-                [engine_id, model],
-                histogram(buckets::MODEL_ACQUIRE),
-            ),
-            recognize: BoundedFamily::with_room_for(
-                room,
-                [engine_id, model],
-                histogram(buckets::TASK_DURATION),
-            ),
-            vad_segments: BoundedFamily::with_room_for(room, [engine_id], histogram(buckets::VAD_SEGMENTS)),
-            realtime_factor: BoundedFamily::with_room_for(
-                room,
-                [engine_id, model],
-                histogram(buckets::REALTIME_FACTOR),
-            ),
-            queue_wait: BoundedFamily::with_room_for(room, per_engine, traced(buckets::QUEUE_WAIT)),
-            s3_download: BoundedFamily::with_room_for(room, per_engine, traced(buckets::STORAGE)),
-            s3_upload: BoundedFamily::with_room_for(room, per_engine, traced(buckets::STORAGE)),
-            audio_duration: BoundedFamily::with_room_for(
-                room,
-                [engine_id, instance_type],
-                histogram(buckets::AUDIO_DURATION),
-            ),
-            redelivery: BoundedFamily::with_room_for(room, [stage], Counter::default),
-            skipped_cancelled: BoundedFamily::with_room_for(room, [stage], Counter::default),
-            busy: BoundedFamily::with_room_for(room, [engine_id, slot], BusyRatio::default),
-        };
-        let mut registry = registry.with_prefix("dalston_engine");
-        registry.register(
-            "tasks_processed",
-            "Tasks that have ended",
-            this.tasks_processed.clone(),
-        );
-        registry.register_with_unit(
-            "task_duration",
-            "Time that inference took, without loading the model and without moving data",
-            Unit::Seconds,
-            this.task_duration.clone(),
-        );
-        registry.register_with_unit(
-            "queue_wait",
-            "Time between a task being queued and being read",
-            Unit::Seconds,
-            this.queue_wait.clone(),
-        );
-        registry.register_with_unit(
-            "s3_download",
-            "Time to fetch the request and the inputs of a task",
-            Unit::Seconds,
-            this.s3_download.clone(),
-        );
-        registry.register_with_unit(
-            "s3_upload",
-            "Time to store the result of a task",
-            Unit::Seconds,
-            this.s3_upload.clone(),
-        );
-        registry.register_with_unit(
-            "audio_duration",
-            "Length of the audio of a task",
-            Unit::Seconds,
-            this.audio_duration.clone(),
-        );
-        registry.register(
-            "realtime_factor_ratio",
-            "Processing time divided by audio time",
-            this.realtime_factor.clone(),
-        );
-        registry.register_with_unit(
-            "model_load",
-            "Time to load a model",
-            Unit::Seconds,
-            this.model_load.clone(),
-        );
-        registry.register(
-            "model_cache_hits",
-            "Tasks that found their model loaded",
-            this.model_cache_hits.clone(),
-        );
-        registry.register_with_unit(
-            "model_acquire",
-            "Time that a task waited for its model on its inference thread",
-            Unit::Seconds,
-            this.model_acquire.clone(),
-        );
-        registry.register_with_unit(
-            "recognize",
-            "Time that inference took, by what it ran on",
-            Unit::Seconds,
-            this.recognize.clone(),
-        );
-        registry.register(
-            "vad_segment_count",
-            "Stretches of speech in which the audio of a task was cut",
-            this.vad_segments.clone(),
-        );
-        registry.register(
-            "task_redelivery",
-            "Tasks that had been delivered before",
-            this.redelivery.clone(),
-        );
-        registry.register(
-            "tasks_skipped_cancelled",
-            "Tasks that were not begun or not finished because their job was cancelled",
-            this.skipped_cancelled.clone(),
-        );
-        registry.register(
-            "inference_busy_ratio",
-            "Part of the last minute that an inference thread was at work",
-            this.busy.clone(),
-        );
-        this
     }
 }
 
@@ -494,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn one_task_moves_exactly_its_series() {
+    fn a_task_changes_exactly_its_series() {
         let metrics = Metrics::new();
         let engine = engine(&metrics);
         let model = engine.model("tiny");
@@ -538,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_exist_at_zero_before_the_first_task() {
+    fn counters_are_zero_before_the_first_task() {
         let metrics = Metrics::new();
         let engine = engine(&metrics);
         let _model = engine.model("tiny");
@@ -576,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn engines_of_one_process_share_the_families() {
+    fn engines_of_a_process_share_the_families() {
         let metrics = Metrics::new();
         for id in ["a", "b"] {
             let engine = EngineMetrics::register(&metrics, &EngineLabels::new(id, "transcribe"));
@@ -601,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_models_is_folded_and_counted() {
+    fn models_beyond_the_cap_are_folded_and_counted() {
         let metrics = Metrics::new();
         let engine = engine(&metrics);
         for model in 0..Metrics::LABEL_VALUES + 50 {

@@ -2,10 +2,14 @@
 
 mod busy;
 mod direct;
+mod families;
 mod gpu;
+mod labels;
 mod metrics;
 pub mod spans;
 
-pub use direct::*;
-pub use gpu::*;
-pub use metrics::*;
+pub use busy::{BusyGuard, SlotMetrics};
+pub use direct::{DirectEndpoint, DirectMetrics, DirectStatus};
+pub use gpu::{GpuMetrics, GpuSample};
+pub use labels::{Device, EngineLabels, InMemory, RedeliveryReason};
+pub use metrics::{EngineMetrics, ModelMetrics};

@@ -1,4 +1,4 @@
-//! The names of an engine's spans, and of their attributes.
+//! The names of an engine's spans and of their attributes.
 
 pub use crate::services::event;
 
@@ -7,44 +7,44 @@ pub mod span {
     use crate::services::names::names;
 
     names! {
-        /// The time from a task's `enqueued_at` until a worker read it.
+        /// The wait of a task in the queue, from its `enqueued_at` to its read by a worker.
         pub const QUEUE_WAIT: &str = "engine.queue_wait";
-        /// `request.json` and the inputs come to the worker and are decoded.
+        /// The download of `request.json` and of the inputs, and their decoding.
         pub const DOWNLOAD_INPUT: &str = "engine.download_input";
-        /// A model is loaded. Only for tasks that met a cold inference thread.
+        /// The load of a model, if the inference thread does not have it.
         pub const MODEL_LOAD: &str = "engine.model_load";
-        /// A model comes to this machine. Below the load that needs it.
+        /// The download of a model to this machine, below the load that needs it.
         pub const MODEL_DOWNLOAD: &str = "engine.model_download";
-        /// The engine works. Spans of its own are below this one.
+        /// The work of the engine, with the spans of the engine below it.
         pub const PROCESS: &str = "engine.process";
-        /// Files and `response.json` go to the store.
+        /// The upload of files and of `response.json`.
         pub const UPLOAD_OUTPUT: &str = "engine.upload_output";
 
-        /// An upload comes in, or a recording is fetched from where a request says. Only for requests over HTTP.
+        /// The upload of a recording, or its download from the URL of a request. Only for HTTP
+        /// requests.
         pub const RECEIVE_INPUT: &str = "engine.receive_input";
 
-        /// All of one file that `transcribe` was given, from the platform inside the process.
+        /// A file of the command `transcribe`, with the platform inside the process.
         pub const LOCAL_TASK: &str = "local.task";
 
-        /// All of one request over HTTP, around the span of its task.
+        /// An HTTP request, around the span of its task.
         pub const HTTP_REQUEST: &str = "engine.{engine_id}.http_process";
-        /// All of one task, in one engine.
+        /// A task in an engine.
         pub const TASK: &str = "engine.{engine_id}.process";
     }
 
-    /// [`HTTP_REQUEST`] of this engine.
+    /// The span name [`HTTP_REQUEST`] of an engine.
     #[must_use]
     pub fn http_request(engine_id: &str) -> String {
         of_engine(HTTP_REQUEST, engine_id)
     }
 
-    /// [`TASK`] of this engine.
+    /// The span name [`TASK`] of an engine.
     #[must_use]
     pub fn task(engine_id: &str) -> String {
         of_engine(TASK, engine_id)
     }
 
-    /// For each task and each request, so without a search for more than a character.
     fn of_engine(name: &str, engine_id: &str) -> String {
         let (before, rest) = name.split_once('{').unwrap_or((name, ""));
         let (_, after) = rest.split_once('}').unwrap_or_default();
@@ -52,34 +52,38 @@ pub mod span {
     }
 }
 
-/// Names of attributes: those of an engine, and those of all services.
+/// Names of attributes: those of an engine and those of all services.
 pub mod attr {
     pub use crate::services::attr::*;
     use crate::services::names::names;
 
     names! {
-        /// Where a model was downloaded from: `s3` or `hf`. Absent if another process of the machine did that.
+        /// The source of a downloaded model: `s3` or `hf`. Absent if another process of the machine
+        /// downloaded it.
         pub const MODEL_SOURCE: &str = "dalston.model_source";
-        /// Bytes that were downloaded.
+        /// The number of downloaded bytes.
         pub const DOWNLOAD_BYTES: &str = "dalston.download_bytes";
-        /// The process that worked on it.
+        /// The worker that processed the task.
         pub const INSTANCE: &str = "dalston.instance";
-        /// Seconds of input audio.
+        /// The length of the input audio, in seconds.
         pub const AUDIO_DURATION_SECONDS: &str = "dalston.audio_duration_seconds";
-        /// Seconds in the queue, never negative.
+        /// The wait in the queue, in seconds; never negative.
         pub const QUEUE_WAIT_SECONDS: &str = "dalston.queue_wait_seconds";
-        /// The negative number of seconds that was measured where the clocks of two machines differ.
+        /// The wait in the queue as measured, in seconds, if it is negative because the clocks of
+        /// two machines differ.
         pub const CLOCK_SKEW_SECONDS: &str = "dalston.clock_skew_seconds";
-        /// Which delivery of the task this is, from 1.
+        /// The number of the delivery of the task, from 1.
         pub const DELIVERY_COUNT: &str = "dalston.delivery_count";
-        /// Seconds of processing per second of audio: below 1 is faster than real time.
+        /// Processing time divided by audio time: below 1 is faster than real time.
         pub const REALTIME_FACTOR: &str = "dalston.realtime_factor";
-        /// The most GPU memory, in bytes, that was seen in use while the task had its inference thread: by the whole process where
-        /// the driver tells it apart from others, else by all processes on the first GPU. Absent if nobody could look in that time.
+        /// The peak of GPU memory in bytes while the task had its inference thread: of the process,
+        /// or of all processes on the first GPU if the driver does not report memory by process.
+        /// Absent if the driver did not answer in that time.
         pub const GPU_MEMORY_PEAK_BYTES: &str = "dalston.gpu_memory_peak_bytes";
-        /// How a task came to the engine, if not by its queue: `http`.
+        /// The transport of a task that did not come from the queue: `http`.
         pub const TRANSPORT: &str = "dalston.transport";
-        /// What happens to the machine while the span is open: `terminate`, `stop`, `hibernate`, or `rebalance` when only that is likely.
+        /// The interruption of the machine during the span: `terminate`, `stop`, `hibernate`, or
+        /// `rebalance` if an interruption is likely.
         pub const SPOT_INTERRUPTION: &str = "dalston.spot_interruption";
     }
 }

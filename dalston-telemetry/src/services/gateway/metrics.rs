@@ -20,7 +20,7 @@ crate::label! {
         Options => "OPTIONS",
         Connect => "CONNECT",
         Trace => "TRACE",
-        /// One that somebody made up, under the name that OpenTelemetry has for it.
+        /// Another method. The name is that of OpenTelemetry.
         Unknown => "_OTHER",
     }
 }
@@ -58,8 +58,8 @@ impl From<&Method> for HttpMethod {
 /// | What | PromQL |
 /// |---|---|
 /// | Requests per second, by route | `sum by (method, endpoint) (rate(dalston_gateway_requests_total[5m]))` |
-/// | Part of them that the gateway failed | `sum(rate(dalston_gateway_requests_total{status_code=~"5.."}[5m])) / sum(rate(dalston_gateway_requests_total[5m]))` |
-/// | Time that 95 % of them keep to | `histogram_quantile(0.95, sum by (le) (rate(dalston_gateway_request_duration_seconds_bucket[5m])))` |
+/// | Share of requests with a server error | `sum(rate(dalston_gateway_requests_total{status_code=~"5.."}[5m])) / sum(rate(dalston_gateway_requests_total[5m]))` |
+/// | 95th percentile of the duration | `histogram_quantile(0.95, sum by (le) (rate(dalston_gateway_request_duration_seconds_bucket[5m])))` |
 /// | Jobs of each tenant in an hour | `sum by (tenant_id) (increase(dalston_gateway_jobs_created_total[1h]))` |
 /// | Open WebSockets | `sum(dalston_gateway_websocket_connections_active)` |
 /// | Bytes uploaded per second | `sum(rate(dalston_gateway_upload_bytes_total[5m]))` |
@@ -73,7 +73,7 @@ pub struct GatewayMetrics {
 }
 
 impl GatewayMetrics {
-    /// The handles in this registry; registered when first asked for.
+    /// The handles of this registry. The first call registers them.
     #[must_use]
     pub fn register(metrics: &Metrics) -> Self {
         let room = metrics.combinations();
@@ -87,12 +87,12 @@ impl GatewayMetrics {
             Self {
                 requests: registry.keep(
                     "requests",
-                    "Requests over HTTP that were answered",
+                    "HTTP requests that were answered",
                     BoundedFamily::with_room_for(room, [method, endpoint, status], Counter::default),
                 ),
                 request_duration: registry.keep_with_unit(
                     "request_duration",
-                    "Time to answer a request over HTTP",
+                    "Time from the headers of an HTTP request to its answer",
                     Unit::Seconds,
                     BoundedFamily::with_room_for(room, [method, endpoint], duration),
                 ),
@@ -103,12 +103,12 @@ impl GatewayMetrics {
                 ),
                 websockets: registry.keep(
                     "websocket_connections_active",
-                    "WebSockets that are open",
+                    "Open WebSockets",
                     DenseFamily::default(),
                 ),
                 upload_bytes: registry.keep_with_unit(
                     "upload",
-                    "Bytes of audio that were received",
+                    "Received bytes of audio",
                     Unit::Bytes,
                     DenseFamily::default(),
                 ),
@@ -118,14 +118,14 @@ impl GatewayMetrics {
 
     /// The metrics of a route, by its template: `/v1/jobs/{id}`.
     ///
-    /// What looks like an id in it becomes `{id}`, so that not even a raw path makes a series of its own. Its counters of 200
-    /// and 500 exist at zero from now on.
+    /// Parts that look like an id become `{id}`, so that even a raw path has no series of its own.
+    /// The counters of 200 and 500 exist at zero after the call.
     #[must_use]
     pub fn route(&self, method: HttpMethod, template: &str) -> RouteMetrics {
         self.endpoint(method, endpoint_of(template).into_owned())
     }
 
-    /// The metrics of all requests for which there is no route.
+    /// The metrics of all requests without a route.
     #[must_use]
     pub fn unmatched(&self, method: HttpMethod) -> RouteMetrics {
         self.endpoint(method, OTHER.to_owned())
@@ -144,7 +144,7 @@ impl GatewayMetrics {
         }
     }
 
-    /// Counts a job that was accepted: `dalston_gateway_jobs_created_total`.
+    /// Counts an accepted job: `dalston_gateway_jobs_created_total`.
     pub fn job_created(&self, tenant_id: &str) {
         self.jobs_created
             .with([tenant_id])
@@ -152,7 +152,8 @@ impl GatewayMetrics {
             .inc_in(Exemplar::current());
     }
 
-    /// A WebSocket is open until the guard is dropped: `dalston_gateway_websocket_connections_active`.
+    /// Counts a WebSocket as open until the guard is dropped:
+    /// `dalston_gateway_websocket_connections_active`.
     pub fn websocket(&self) -> WebSocketGuard {
         self.websockets.with(()).inc();
         WebSocketGuard {
@@ -160,7 +161,7 @@ impl GatewayMetrics {
         }
     }
 
-    /// Counts bytes of audio that were received: `dalston_gateway_upload_bytes_total`.
+    /// Counts received bytes of audio: `dalston_gateway_upload_bytes_total`.
     pub fn uploaded(&self, bytes: u64) {
         self.upload_bytes.with(()).inc_by(bytes);
     }
@@ -172,7 +173,7 @@ impl fmt::Debug for GatewayMetrics {
     }
 }
 
-/// The metrics of one route. Made by [`GatewayMetrics::route`]; cheap to clone.
+/// The metrics of one route. Returned by [`GatewayMetrics::route`]; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct RouteMetrics {
     requests: BoundedFamily<3, (), Counter>,
@@ -182,8 +183,9 @@ pub struct RouteMetrics {
 }
 
 impl RouteMetrics {
-    /// Records a request that was answered, and how long that took from its header on: `dalston_gateway_requests_total` and
-    /// `dalston_gateway_request_duration_seconds`. A status that has no name counts as the first of its hundred.
+    /// Records an answered request with the time since its headers:
+    /// `dalston_gateway_requests_total` and `dalston_gateway_request_duration_seconds`. A status
+    /// without a name counts as the first of its class.
     pub fn answered(&self, status: StatusCode, time: Duration) {
         let exemplar = Exemplar::current();
         let labels = [self.method.as_str(), &self.endpoint, status_of(status)];
@@ -192,7 +194,7 @@ impl RouteMetrics {
     }
 }
 
-/// Counts as an open WebSocket. Made by [`GatewayMetrics::websocket`].
+/// Counts as an open WebSocket. Returned by [`GatewayMetrics::websocket`].
 #[derive(Debug)]
 #[must_use = "the WebSocket counts as closed as soon as the guard is dropped"]
 pub struct WebSocketGuard {
@@ -205,7 +207,7 @@ impl Drop for WebSocketGuard {
     }
 }
 
-/// Those with a name, and 499, which proxies use for a client that has gone.
+/// Statuses with a name, and 499, which proxies use for a client that has disconnected.
 const STATUSES: [&str; 63] = [
     "100", "101", "102", "103", "200", "201", "202", "203", "204", "205", "206", "207", "208", "226", "300",
     "301", "302", "303", "304", "305", "307", "308", "400", "401", "402", "403", "404", "405", "406", "407",
@@ -226,7 +228,7 @@ fn status_of(status: StatusCode) -> &'static str {
     known(status.as_str()).copied().unwrap_or_else(first_of_hundred)
 }
 
-/// The template of a route, even if a raw path was given.
+/// The template of a route, also for a raw path.
 fn endpoint_of(path: &str) -> Cow<'_, str> {
     let path = path.split(['?', '#']).next().unwrap_or_default();
     if !path.split('/').any(looks_like_an_id) {
@@ -239,8 +241,8 @@ fn endpoint_of(path: &str) -> Cow<'_, str> {
     Cow::Owned(segments.collect::<Vec<_>>().join("/"))
 }
 
-/// Whether the part of a segment behind its prefix (`job_`, `sess_`) is a number, or so long and so full of digits that no
-/// person would have named a route like that.
+/// Whether the part of a segment behind its prefix (`job_`, `sess_`) is a number, or longer and
+/// with more digits than the name of a route.
 fn looks_like_an_id(segment: &str) -> bool {
     let id = segment.rsplit_once('_').map_or(segment, |(_prefix, rest)| rest);
     let is_plain = id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
@@ -258,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_moves_exactly_its_series_and_errors_are_there_at_zero_before_it() {
+    fn a_request_changes_its_series_and_errors_start_at_zero() {
         let metrics = Metrics::new();
         let gateway = GatewayMetrics::register(&metrics);
         let route = gateway.route(HttpMethod::Post, "/v1/audio/transcriptions");
@@ -303,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_in_a_path_is_no_endpoint_of_its_own() {
+    fn ids_in_paths_are_folded() {
         for (path, endpoint) in [
             ("/v1/audio/transcriptions", "/v1/audio/transcriptions"),
             ("/v1/jobs/{job_id}/tasks", "/v1/jobs/{job_id}/tasks"),
@@ -322,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn every_number_that_a_server_can_answer_with_has_a_status() {
+    fn each_status_code_has_a_label() {
         for code in 100..1000 {
             let status = StatusCode::from_u16(code).unwrap();
             let label = status_of(status);

@@ -7,7 +7,7 @@ use crate::metrics::{
 };
 
 crate::label! {
-    /// How a job ended.
+    /// The end of a job.
     pub enum JobStatus = "status" {
         Completed => "completed",
         Failed => "failed",
@@ -16,19 +16,19 @@ crate::label! {
 }
 
 crate::label! {
-    /// How the platform runs an engine.
+    /// The way in which the platform runs an engine.
     pub enum ExecutionProfile = "execution_profile" {
         Container => "container",
         Venv => "venv",
-        /// In the orchestrator's own process.
+        /// In the process of the orchestrator.
         InProcess => "inproc",
-        /// The catalogue does not know the engine.
+        /// The engine is not in the catalogue.
         Unknown => "unknown",
     }
 }
 
 crate::label! {
-    /// What an event of the platform tells.
+    /// The type of an event of the platform.
     pub enum EventType = "event_type" {
         JobCreated => "job.created",
         JobCompleted => "job.completed",
@@ -40,7 +40,7 @@ crate::label! {
         TaskFailed => "task.failed",
         TaskWaitTimeout => "task.wait_timeout",
         EngineNeeded => "engine.needed",
-        /// None of these.
+        /// Another type.
         Other => "__other__",
     }
 }
@@ -60,7 +60,7 @@ impl EventType {
         Self::Other,
     ];
 
-    /// The type that an event says it has.
+    /// The type of this name.
     #[must_use]
     pub fn of(name: &str) -> Self {
         let known = Self::ALL.into_iter().find(|known| known.as_str() == name);
@@ -69,7 +69,7 @@ impl EventType {
 }
 
 crate::label! {
-    /// Why an event could not be handled.
+    /// The reason for which an event could not be handled.
     pub enum FailureReason = "failure_reason" {
         InvalidPayloadJson => "invalid_payload_json",
         InvalidEventSchema => "invalid_event_schema",
@@ -79,18 +79,18 @@ crate::label! {
     }
 }
 
-/// What became of an event.
+/// The decision about an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventDecision {
-    /// It was handled: `decision="ack",failure_reason="none"`.
+    /// The event was handled: `decision="ack",failure_reason="none"`.
     Ack,
-    /// It will be handled again: `decision="retry"`.
+    /// The event will be handled again: `decision="retry"`.
     Retry(FailureReason),
-    /// It went to the dead letters: `decision="dlq"`.
+    /// The event went to the dead letters: `decision="dlq"`.
     DeadLetter(FailureReason),
 }
 
-/// A decision about an event: the combinations that occur, not all that could be written down.
+/// The labels of a decision, of which only the combinations that occur have series.
 #[derive(Clone, Copy)]
 struct Decided {
     decision: EventDecision,
@@ -126,11 +126,11 @@ impl LabelSet for Decided {
 }
 
 crate::label! {
-    /// How a look for tasks that got stuck ended.
+    /// The result of a scan for stuck tasks.
     pub enum ScanStatus = "status" {
         Success => "success",
         Error => "error",
-        /// Another orchestrator does this at present.
+        /// Another orchestrator scans.
         SkippedNotLeader => "skipped_not_leader",
     }
 }
@@ -140,12 +140,12 @@ crate::label! {
 /// | What | PromQL |
 /// |---|---|
 /// | Jobs completed per hour | `sum(increase(dalston_orchestrator_jobs_total{status="completed"}[1h]))` |
-/// | Part of the jobs that failed | `sum(rate(dalston_orchestrator_jobs_total{status="failed"}[1h])) / sum(rate(dalston_orchestrator_jobs_total[1h]))` |
-/// | Time that 95 % of the jobs keep to | `histogram_quantile(0.95, sum by (le) (rate(dalston_orchestrator_job_duration_seconds_bucket[1h])))` |
+/// | Share of failed jobs | `sum(rate(dalston_orchestrator_jobs_total{status="failed"}[1h])) / sum(rate(dalston_orchestrator_jobs_total[1h]))` |
+/// | 95th percentile of the duration of jobs | `histogram_quantile(0.95, sum by (le) (rate(dalston_orchestrator_job_duration_seconds_bucket[1h])))` |
 /// | Hours of audio per hour | `sum(rate(dalston_orchestrator_audio_duration_seconds_sum[1h]))` |
-/// | Engines that get tasks faster than they end them | `sum by (engine_id) (rate(dalston_orchestrator_tasks_scheduled_total[30m])) > sum by (engine_id) (rate(dalston_orchestrator_tasks_completed_total[30m]))` |
-/// | Events that were given up | `sum by (event_type, failure_reason) (increase(dalston_orchestrator_event_decisions_total{decision="dlq",event_type!="engine.needed"}[1h]))` |
-/// | Nobody looks for stuck tasks | `sum(increase(dalston_orchestrator_scanner_scans_total{status="success"}[15m])) == 0` |
+/// | Engines that receive tasks faster than they complete them | `sum by (engine_id) (rate(dalston_orchestrator_tasks_scheduled_total[30m])) > sum by (engine_id) (rate(dalston_orchestrator_tasks_completed_total[30m]))` |
+/// | Events that went to the dead letters | `sum by (event_type, failure_reason) (increase(dalston_orchestrator_event_decisions_total{decision="dlq",event_type!="engine.needed"}[1h]))` |
+/// | No scan for stuck tasks | `sum(increase(dalston_orchestrator_scanner_scans_total{status="success"}[15m])) == 0` |
 #[derive(Clone)]
 pub struct OrchestratorMetrics {
     jobs: DenseFamily<JobStatus, Counter>,
@@ -162,7 +162,7 @@ pub struct OrchestratorMetrics {
 }
 
 impl OrchestratorMetrics {
-    /// The handles in this registry; registered when first asked for.
+    /// The handles of this registry. The first call registers them.
     #[must_use]
     pub fn register(metrics: &Metrics) -> Self {
         let room = metrics.combinations();
@@ -176,15 +176,15 @@ impl OrchestratorMetrics {
             let job_duration = || Histogram::with_exemplars(buckets::JOB_DURATION);
             let audio_duration = || Histogram::new(buckets::AUDIO_DURATION);
             Self {
-                jobs: registry.keep("jobs", "Jobs that have ended", DenseFamily::default()),
+                jobs: registry.keep("jobs", "Jobs that have ended, by status", DenseFamily::default()),
                 jobs_in_progress: registry.keep(
                     "jobs_in_progress",
-                    "Jobs that have begun and not ended",
+                    "Jobs that were started and have not ended",
                     DenseFamily::default(),
                 ),
                 job_duration: registry.keep_with_unit(
                     "job_duration",
-                    "Time between a job being created and its end",
+                    "Time from the creation of a job to its end",
                     Unit::Seconds,
                     BoundedFamily::with_room_for(room, [engine, model, stage_count], job_duration),
                 ),
@@ -196,42 +196,46 @@ impl OrchestratorMetrics {
                 ),
                 tasks_scheduled: registry.keep(
                     "tasks_scheduled",
-                    "Tasks that were queued",
+                    "Queued tasks",
                     BoundedFamily::with_room_for(room, [engine, stage, profile], Counter::default),
                 ),
                 tasks_completed: registry.keep(
                     "tasks_completed",
-                    "Tasks that an engine has ended",
+                    "Tasks that an engine has completed, by status",
                     BoundedFamily::with_room_for(room, [engine, profile], Counter::default),
                 ),
                 events: registry.keep(
                     "events_processed",
-                    "Events that were read",
+                    "Events that were read, by type",
                     DenseFamily::default(),
                 ),
-                decisions: registry.keep("event_decisions", "What became of events", DenseFamily::default()),
+                decisions: registry.keep(
+                    "event_decisions",
+                    "Decisions about events",
+                    DenseFamily::default(),
+                ),
                 dag_build: registry.keep_with_unit(
                     "dag_build_duration",
-                    "Time to work out which tasks a job needs",
+                    "Time to plan the tasks of a job",
                     Unit::Seconds,
                     DenseFamily::new(|| Histogram::with_exemplars(buckets::DAG_BUILD)),
                 ),
                 timed_out: registry.keep(
                     "tasks_timed_out",
-                    "Tasks that were failed because nobody ended them in time",
+                    "Tasks that failed because they did not end in time",
                     BoundedFamily::new([stage], Counter::default),
                 ),
                 scans: registry.keep(
                     "scanner_scans",
-                    "Looks for tasks that got stuck",
+                    "Scans for stuck tasks, by result",
                     DenseFamily::default(),
                 ),
             }
         })
     }
 
-    /// The metrics of jobs that are transcribed by a model of an engine, with this number of stages. More than 32 stages
-    /// share [`OTHER`].
+    /// The metrics of jobs for this model of an engine, with this number of stages. Numbers above
+    /// 32 share [`OTHER`].
     #[must_use]
     pub fn jobs_of(&self, engine_id: &str, model: &str, stage_count: usize) -> JobMetrics {
         let stages = match stage_count {
@@ -245,19 +249,20 @@ impl OrchestratorMetrics {
         }
     }
 
-    /// Counts a job that ended before its engine was chosen: `dalston_orchestrator_jobs_total`.
+    /// Counts a job that ended before an engine was selected: `dalston_orchestrator_jobs_total`.
     pub fn job_ended(&self, status: JobStatus) {
         self.jobs.with(status).inc_in(Exemplar::current());
     }
 
-    /// Sets how many jobs there are that have begun and not ended: `dalston_orchestrator_jobs_in_progress`. To be counted where
-    /// jobs are kept: a number that goes up with each begin and down with each end is wrong from the next restart on.
+    /// Sets the number of jobs that were started and have not ended:
+    /// `dalston_orchestrator_jobs_in_progress`. Count them in the database: a number that follows
+    /// starts and ends is wrong after a restart.
     pub fn jobs_in_progress(&self, jobs: usize) {
         let jobs = i64::try_from(jobs).unwrap_or(i64::MAX);
         self.jobs_in_progress.with(()).set(jobs);
     }
 
-    /// The metrics of the tasks of an engine. Its counters exist at zero from now on.
+    /// The metrics of the tasks of an engine, whose counters exist at zero after the call.
     #[must_use]
     pub fn engine(&self, engine_id: &str, profile: ExecutionProfile) -> ScheduleMetrics {
         ScheduleMetrics {
@@ -268,7 +273,7 @@ impl OrchestratorMetrics {
         }
     }
 
-    /// The metrics of a stage. Its counter exists at zero from now on.
+    /// The metrics of a stage, whose counter exists at zero after the call.
     #[must_use]
     pub fn stage(&self, stage: &str) -> StageMetrics {
         StageMetrics {
@@ -276,7 +281,7 @@ impl OrchestratorMetrics {
         }
     }
 
-    /// Counts an event that was read, and what became of it: `dalston_orchestrator_events_processed_total` and
+    /// Counts an event and the decision about it: `dalston_orchestrator_events_processed_total` and
     /// `dalston_orchestrator_event_decisions_total`.
     pub fn event(&self, event: EventType, decision: EventDecision) {
         let exemplar = Exemplar::current();
@@ -284,14 +289,15 @@ impl OrchestratorMetrics {
         self.decisions.with(Decided { decision, event }).inc_in(exemplar);
     }
 
-    /// Records how long it took to work out the tasks of a job: `dalston_orchestrator_dag_build_duration_seconds`.
+    /// Records the duration of the planning of a job's tasks:
+    /// `dalston_orchestrator_dag_build_duration_seconds`.
     pub fn dag_built(&self, time: Duration) {
         self.dag_build
             .with(())
             .observe_duration_in(time, Exemplar::current());
     }
 
-    /// Counts a look for tasks that got stuck: `dalston_orchestrator_scanner_scans_total`.
+    /// Counts a scan for stuck tasks: `dalston_orchestrator_scanner_scans_total`.
     pub fn scanned(&self, status: ScanStatus) {
         self.scans.with(status).inc();
     }
@@ -303,7 +309,7 @@ impl fmt::Debug for OrchestratorMetrics {
     }
 }
 
-/// The metrics of jobs of a kind. Made by [`OrchestratorMetrics::jobs_of`]; cheap to clone.
+/// The metrics of jobs of a kind. Returned by [`OrchestratorMetrics::jobs_of`]; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct JobMetrics {
     ended: DenseFamily<JobStatus, Counter>,
@@ -312,8 +318,8 @@ pub struct JobMetrics {
 }
 
 impl JobMetrics {
-    /// Records a job that has ended, and the time since its creation: `dalston_orchestrator_jobs_total` and
-    /// `dalston_orchestrator_job_duration_seconds`.
+    /// Records a job that has ended, with the time since its creation:
+    /// `dalston_orchestrator_jobs_total` and `dalston_orchestrator_job_duration_seconds`.
     pub fn ended(&self, status: JobStatus, time: Duration) {
         let exemplar = Exemplar::current();
         self.ended.with(status).inc_in(exemplar);
@@ -326,7 +332,8 @@ impl JobMetrics {
     }
 }
 
-/// The metrics of the tasks of an engine. Made by [`OrchestratorMetrics::engine`]; cheap to clone.
+/// The metrics of the tasks of an engine. Returned by [`OrchestratorMetrics::engine`]; cheap to
+/// clone.
 #[derive(Clone, Debug)]
 pub struct ScheduleMetrics {
     scheduled: BoundedFamily<3, (), Counter>,
@@ -336,27 +343,28 @@ pub struct ScheduleMetrics {
 }
 
 impl ScheduleMetrics {
-    /// Counts a task that was queued: `dalston_orchestrator_tasks_scheduled_total`. A channel that the stage ends with
+    /// Counts a queued task: `dalston_orchestrator_tasks_scheduled_total`. The suffix of a channel
     /// (`transcribe_ch0`) is left out.
     pub fn task_scheduled(&self, stage: &str) {
         let labels = [&*self.engine_id, without_channel(stage), self.profile.as_str()];
         self.scheduled.with(labels).with(()).inc_in(Exemplar::current());
     }
 
-    /// Counts a task that the engine has ended: `dalston_orchestrator_tasks_completed_total`.
+    /// Counts a task that the engine has completed: `dalston_orchestrator_tasks_completed_total`.
     pub fn task_completed(&self, outcome: Outcome) {
         self.completed.with(outcome).inc_in(Exemplar::current());
     }
 }
 
-/// The metrics of a stage. Made by [`OrchestratorMetrics::stage`]; cheap to clone.
+/// The metrics of a stage. Returned by [`OrchestratorMetrics::stage`]; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct StageMetrics {
     timed_out: DenseFamily<(), Counter>,
 }
 
 impl StageMetrics {
-    /// Counts a task that was failed because nobody ended it in time: `dalston_orchestrator_tasks_timed_out_total`.
+    /// Counts a task that failed because it did not end in time:
+    /// `dalston_orchestrator_tasks_timed_out_total`.
     pub fn task_timed_out(&self) {
         self.timed_out.with(()).inc_in(Exemplar::current());
     }
@@ -367,7 +375,7 @@ const STAGE_COUNTS: [&str; 32] = [
     "20", "21", "22", "23", "24", "25", "26", "27", "28", "29", "30", "31", "32",
 ];
 
-/// The stage that engines register for: `transcribe`, not `transcribe_ch0`.
+/// The stage without the suffix of a channel: `transcribe` for `transcribe_ch0`.
 fn without_channel(stage: &str) -> &str {
     match stage.rsplit_once("_ch") {
         Some((stage, channel)) if !channel.is_empty() && channel.bytes().all(|c| c.is_ascii_digit()) => stage,
@@ -380,7 +388,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_with_its_tasks_moves_exactly_its_series() {
+    fn a_job_with_its_tasks_changes_exactly_its_series() {
         let metrics = Metrics::new();
         let orchestrator = OrchestratorMetrics::register(&metrics);
         let engine = orchestrator.engine("asr", ExecutionProfile::Container);
@@ -433,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn every_decision_about_every_event_has_a_place_of_its_own() {
+    fn each_decision_about_each_event_has_its_series() {
         let reasons = [
             FailureReason::InvalidPayloadJson,
             FailureReason::InvalidEventSchema,
@@ -469,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_channel_is_cut_off_a_stage() {
+    fn only_the_channel_suffix_is_cut_from_a_stage() {
         for (stage, registered) in [
             ("transcribe", "transcribe"),
             ("transcribe_ch12", "transcribe"),
@@ -482,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_with_a_strange_number_of_stages_has_no_series_of_its_own() {
+    fn unusual_numbers_of_stages_are_folded() {
         let metrics = Metrics::new();
         let orchestrator = OrchestratorMetrics::register(&metrics);
         for stages in [0, 33, usize::MAX] {

@@ -7,161 +7,163 @@ use crate::metrics::series::{Family, Kind, Number, Series, Value};
 use crate::metrics::shape::{LabelDescription, Shape};
 use crate::metrics::{Metrics, Unit};
 
-/// The queues of a deployment, as somebody found them in Redis: the feature `queue-exporter` has who looks.
+/// The queues of a deployment. The `queue_exporter` (feature `queue-exporter`) updates them from
+/// Redis.
 ///
 /// | Metric | |
 /// |---|---|
-/// | `dalston_redis_connected` | 1 when the last look at Redis told everything, 0 when it did not |
-/// | `dalston_queue_depth` | tasks that no engine has taken yet, by `engine_id` |
-/// | `dalston_queue_pending` | tasks that an engine has taken and not acknowledged, by `engine_id` |
-/// | `dalston_queue_oldest_task_age_seconds` | how long the oldest task waits that nobody has taken; 0 when none waits |
-/// | `dalston_events_dead_letters` | events that the orchestrator put aside |
-/// | `dalston_queues_left_out` | queues beyond the most that are shown |
+/// | `dalston_redis_connected` | 1 if the last poll of Redis succeeded, otherwise 0 |
+/// | `dalston_queue_depth` | tasks that were not delivered yet, by `engine_id` |
+/// | `dalston_queue_pending` | tasks that were delivered and not acknowledged, by `engine_id` |
+/// | `dalston_queue_oldest_task_age_seconds` | age of the oldest task that was not delivered; 0 if there is none |
+/// | `dalston_events_dead_letters` | events in the dead-letter stream |
+/// | `dalston_queues_left_out` | queues beyond the limit of the exporter |
 ///
-/// While Redis can't be read, the figures of the queues stay as they were for a while, which bridges a restart and a fail-over:
-/// neither does an alert resolve nor a queue look empty. Then their series end, because a number that nobody
-/// knows is no number. Ages go on growing: they are told as of the scrape. A queue that is gone from Redis is gone from here.
+/// While Redis can't be read, the last values stay for a while, so that alerts do not resolve and
+/// queues do not look empty during a restart or a fail-over. After that the series end. Ages are
+/// computed at the scrape, so they keep growing. A queue that is removed from Redis has no series.
 ///
-/// Unlike other metrics, these are one set of a registry with one source. Cheap to clone.
+/// A registry has one set of these metrics. Cheap to clone.
 #[derive(Clone)]
 pub struct QueueMetrics {
-    board: Arc<Board>,
+    state: Arc<State>,
 }
 
-/// What was found by one look at all queues.
+/// The state of all queues.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct QueuesSeen {
-    /// The queues, in the order in which they are to be shown. Of two with the same engine, Prometheus refuses the whole scrape.
-    pub queues: Vec<QueueSeen>,
-    /// Entries of the stream of dead letters.
+pub struct QueueSamples {
+    /// The queues, in the order of their series. Their engines must differ: Prometheus refuses a
+    /// scrape with the same series twice.
+    pub queues: Vec<QueueSample>,
+    /// The entries of the dead-letter stream.
     pub dead_letters: u64,
-    /// Queues that are there and not looked at.
+    /// The number of queues that are not in `queues`.
     pub left_out: u64,
 }
 
-/// What was found of one queue.
+/// The state of one queue.
 #[derive(Clone, Debug, PartialEq)]
-pub struct QueueSeen {
-    /// The engine whose queue it is.
+pub struct QueueSample {
+    /// The engine of the queue.
     pub engine_id: String,
-    /// Tasks that nobody has taken yet.
+    /// Tasks that were not delivered yet.
     pub depth: u64,
-    /// Tasks that were taken and not acknowledged.
+    /// Tasks that were delivered and not acknowledged.
     pub pending: u64,
-    /// Since when the oldest task waits that nobody has taken.
+    /// The time at which the oldest task that was not delivered was queued.
     pub oldest: Option<SystemTime>,
 }
 
-struct Board {
-    /// How long figures stay that can't be read anew.
+struct State {
+    /// How long the last values stay while Redis can't be read.
     keep: Duration,
-    /// `None` while nobody looks.
-    looks: Mutex<Option<Looks>>,
+    /// `None` while no exporter runs.
+    polls: Mutex<Option<Polls>>,
 }
 
 #[derive(Clone, Default)]
-struct Looks {
+struct Polls {
     connected: bool,
-    last: Option<(Instant, Arc<Seen>)>,
+    last: Option<(Instant, Arc<LabelledSamples>)>,
 }
 
-struct Seen {
-    figures: QueuesSeen,
-    /// The labels of each queue as they stand in a line.
-    texts: Vec<String>,
+struct LabelledSamples {
+    samples: QueueSamples,
+    /// The text of the label of each queue.
+    labels: Vec<String>,
 }
 
 impl QueueMetrics {
-    /// The handles in this registry; registered when first asked for. `keep` counts then, too: for how long figures are shown
-    /// that can't be read anew.
+    /// The handles of this registry. The first call registers them and sets `keep`: how long the
+    /// last values stay while Redis can't be read.
     #[must_use]
     pub fn register(metrics: &Metrics, keep: Duration) -> Self {
         metrics.set(|registry| {
-            let board = Arc::new(Board {
+            let state = Arc::new(State {
                 keep,
-                looks: Mutex::default(),
+                polls: Mutex::default(),
             });
-            let gauge = |gauge| View {
-                board: board.clone(),
+            let gauge = |gauge| QueueGauge {
+                state: state.clone(),
                 gauge,
             };
             registry.register(
                 "dalston_redis_connected",
-                "Whether the last look at Redis told everything about the queues",
+                "Whether the last poll of Redis succeeded",
                 gauge(Gauge::Connected),
             );
             registry.register(
                 "dalston_queue_depth",
-                "Tasks that no engine has taken yet",
+                "Tasks that were not delivered to an engine yet",
                 gauge(Gauge::Depth),
             );
             registry.register(
                 "dalston_queue_pending",
-                "Tasks that an engine has taken and not acknowledged",
+                "Tasks that were delivered to an engine and not acknowledged",
                 gauge(Gauge::Pending),
             );
             registry.register_with_unit(
                 "dalston_queue_oldest_task_age",
-                "How long the oldest task waits that no engine has taken, 0 if none waits",
+                "Age of the oldest task that was not delivered to an engine yet, 0 if there is none",
                 Unit::Seconds,
                 gauge(Gauge::OldestAge),
             );
             registry.register(
                 "dalston_events_dead_letters",
-                "Events that the orchestrator put aside",
+                "Events in the dead-letter stream",
                 gauge(Gauge::DeadLetters),
             );
             registry.register(
                 "dalston_queues_left_out",
-                "Queues beyond the most that are shown",
+                "Queues beyond the limit of the exporter, which have no series",
                 gauge(Gauge::LeftOut),
             );
-            Self { board }
+            Self { state }
         })
     }
 
-    /// Shows what was found.
-    pub fn seen(&self, figures: QueuesSeen) {
-        let texts = figures.queues.iter().map(|queue| {
+    /// Replaces all values.
+    pub fn update(&self, samples: QueueSamples) {
+        let labels = samples.queues.iter().map(|queue| {
             let mut text = String::new();
             push_label(&mut text, "engine_id", &queue.engine_id);
             text
         });
-        let texts = texts.collect();
-        let seen = Arc::new(Seen { figures, texts });
+        let labels = labels.collect();
+        let recent = Arc::new(LabelledSamples { samples, labels });
         self.change(|_| {
-            Some(Looks {
+            Some(Polls {
                 connected: true,
-                last: Some((Instant::now(), seen)),
+                last: Some((Instant::now(), recent)),
             })
         });
     }
 
-    /// Shows that Redis can't be read.
+    /// Sets `dalston_redis_connected` to 0.
     pub fn unreachable(&self) {
-        self.change(|looks| {
-            Some(Looks {
+        self.change(|polls| {
+            Some(Polls {
                 connected: false,
-                ..looks.unwrap_or_default()
+                ..polls.unwrap_or_default()
             })
         });
     }
 
-    /// Shows nothing any more, because nobody looks.
-    pub fn ended(&self) {
+    /// Removes all series.
+    pub fn clear(&self) {
         self.change(|_| None);
     }
 
-    /// Whether Redis could be read the last time; `None` while nobody looks.
+    /// Whether the last poll succeeded; `None` while no exporter runs.
     #[must_use]
     pub fn is_connected(&self) -> Option<bool> {
-        self.board.looks().map(|looks| looks.connected)
+        self.state.polls().map(|polls| polls.connected)
     }
 
-    fn change(&self, change: impl FnOnce(Option<Looks>) -> Option<Looks>) {
-        let mut looks = self.board.looks.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = looks.take();
-        *looks = change(before);
+    fn change(&self, change: impl FnOnce(Option<Polls>) -> Option<Polls>) {
+        let mut polls = self.state.polls.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = polls.take();
+        *polls = change(before);
     }
 }
 
@@ -173,22 +175,22 @@ impl fmt::Debug for QueueMetrics {
     }
 }
 
-impl Board {
-    fn looks(&self) -> Option<Looks> {
-        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
-        looks.clone()
+impl State {
+    fn polls(&self) -> Option<Polls> {
+        let polls = self.polls.lock().unwrap_or_else(PoisonError::into_inner);
+        polls.clone()
     }
 
-    /// What was seen, unless that was too long ago.
-    fn seen(&self) -> Option<Arc<Seen>> {
-        let (when, seen) = self.looks()?.last?;
-        (when.elapsed() < self.keep).then_some(seen)
+    /// The last samples, unless they are too old.
+    fn recent(&self) -> Option<Arc<LabelledSamples>> {
+        let (when, recent) = self.polls()?.last?;
+        (when.elapsed() < self.keep).then_some(recent)
     }
 }
 
-/// One metric of the board.
-struct View {
-    board: Arc<Board>,
+/// A metric of all queues.
+struct QueueGauge {
+    state: Arc<State>,
     gauge: Gauge,
 }
 
@@ -202,7 +204,7 @@ enum Gauge {
     LeftOut,
 }
 
-impl Family for View {
+impl Family for QueueGauge {
     fn kind(&self) -> Kind {
         Kind::Gauge
     }
@@ -217,19 +219,24 @@ impl Family for View {
     fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {
         let of_queue = match self.gauge {
             Gauge::Connected => {
-                let connected = self.board.looks().map(|looks| looks.connected);
-                return show(connected.map(u64::from), each);
+                let connected = self.state.polls().map(|polls| polls.connected);
+                return visit_number(connected.map(u64::from), each);
             }
             Gauge::DeadLetters => {
-                return show(self.board.seen().map(|seen| seen.figures.dead_letters), each);
+                return visit_number(
+                    self.state.recent().map(|recent| recent.samples.dead_letters),
+                    each,
+                );
             }
-            Gauge::LeftOut => return show(self.board.seen().map(|seen| seen.figures.left_out), each),
-            Gauge::Depth => |queue: &QueueSeen| Number::Whole(queue.depth),
-            Gauge::Pending => |queue: &QueueSeen| Number::Whole(queue.pending),
-            Gauge::OldestAge => |queue: &QueueSeen| Number::Real(age(queue.oldest)),
+            Gauge::LeftOut => {
+                return visit_number(self.state.recent().map(|recent| recent.samples.left_out), each);
+            }
+            Gauge::Depth => |queue: &QueueSample| Number::Whole(queue.depth),
+            Gauge::Pending => |queue: &QueueSample| Number::Whole(queue.pending),
+            Gauge::OldestAge => |queue: &QueueSample| Number::Real(age(queue.oldest)),
         };
-        let Some(seen) = self.board.seen() else { return };
-        for (queue, closed) in seen.figures.queues.iter().zip(&seen.texts) {
+        let Some(recent) = self.state.recent() else { return };
+        for (queue, closed) in recent.samples.queues.iter().zip(&recent.labels) {
             each(&Series {
                 open: "",
                 closed,
@@ -240,7 +247,7 @@ impl Family for View {
     }
 }
 
-fn show(value: Option<u64>, each: &mut dyn FnMut(&Series<'_>)) {
+fn visit_number(value: Option<u64>, each: &mut dyn FnMut(&Series<'_>)) {
     if let Some(value) = value {
         each(&Series {
             open: "",
@@ -251,7 +258,7 @@ fn show(value: Option<u64>, each: &mut dyn FnMut(&Series<'_>)) {
     }
 }
 
-/// The clocks of two hosts may differ, so a task can seem to come from the future.
+/// The age, which is 0 for a time in the future: the clocks of two hosts can differ.
 fn age(since: Option<SystemTime>) -> f64 {
     let age = since.and_then(|since| since.elapsed().ok());
     age.unwrap_or_default().as_secs_f64()
@@ -261,8 +268,8 @@ fn age(since: Option<SystemTime>) -> f64 {
 mod tests {
     use super::*;
 
-    fn queue(engine_id: &str, depth: u64, oldest: Option<SystemTime>) -> QueueSeen {
-        QueueSeen {
+    fn queue(engine_id: &str, depth: u64, oldest: Option<SystemTime>) -> QueueSample {
+        QueueSample {
             engine_id: engine_id.into(),
             depth,
             pending: 1,
@@ -277,12 +284,12 @@ mod tests {
     }
 
     #[test]
-    fn queues_come_and_go_with_what_is_seen_and_nobody_waits_a_negative_time() {
+    fn queues_have_series_only_while_they_exist() {
         let metrics = Metrics::new();
         let queues = QueueMetrics::register(&metrics, Duration::from_secs(60));
         assert_eq!(lines(&metrics), [""; 0]);
         let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
-        queues.seen(QueuesSeen {
+        queues.update(QueueSamples {
             queues: vec![queue("a", 2, Some(tomorrow)), queue("b\"", 0, None)],
             dead_letters: 7,
             left_out: 0,
@@ -301,9 +308,9 @@ mod tests {
                 "dalston_queues_left_out 0",
             ]
         );
-        queues.seen(QueuesSeen {
+        queues.update(QueueSamples {
             queues: vec![queue("b", 0, None)],
-            ..QueuesSeen::default()
+            ..QueueSamples::default()
         });
         assert_eq!(
             metrics
@@ -311,18 +318,18 @@ mod tests {
                 .value("dalston_queue_depth", &[("engine_id", "a")]),
             None
         );
-        queues.ended();
+        queues.clear();
         assert_eq!(lines(&metrics), [""; 0]);
     }
 
     #[test]
-    fn an_age_is_told_as_of_the_scrape() {
+    fn ages_are_computed_at_the_scrape() {
         let metrics = Metrics::new();
         let queues = QueueMetrics::register(&metrics, Duration::from_secs(60));
         let hour_ago = SystemTime::now() - Duration::from_secs(3600);
-        queues.seen(QueuesSeen {
+        queues.update(QueueSamples {
             queues: vec![queue("a", 2, Some(hour_ago))],
-            ..QueuesSeen::default()
+            ..QueueSamples::default()
         });
         let age = || {
             let snapshot = metrics.snapshot();
@@ -334,20 +341,20 @@ mod tests {
     }
 
     #[test]
-    fn figures_outlive_a_lost_connection_for_a_while_and_no_longer() {
-        for (keep, shown) in [(Duration::from_secs(3600), true), (Duration::ZERO, false)] {
+    fn values_stay_for_a_while_without_a_connection() {
+        for (keep, stays) in [(Duration::from_secs(3600), true), (Duration::ZERO, false)] {
             let metrics = Metrics::new();
             let queues = QueueMetrics::register(&metrics, keep);
-            queues.seen(QueuesSeen {
+            queues.update(QueueSamples {
                 queues: vec![queue("a", 2, None)],
-                ..QueuesSeen::default()
+                ..QueueSamples::default()
             });
             queues.unreachable();
             let lines = lines(&metrics);
             assert_eq!(lines[0], "dalston_redis_connected 0");
             let depth = r#"dalston_queue_depth{engine_id="a"} 2"#.to_owned();
-            assert_eq!(lines.contains(&depth), shown, "{lines:?}");
-            assert_eq!(lines.len() > 1, shown);
+            assert_eq!(lines.contains(&depth), stays, "{lines:?}");
+            assert_eq!(lines.len() > 1, stays);
         }
     }
 }

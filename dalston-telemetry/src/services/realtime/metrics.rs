@@ -7,7 +7,7 @@ use crate::metrics::{
 };
 
 crate::label! {
-    /// Whether a transcript may still change.
+    /// Whether a transcript can still change.
     pub enum TranscriptType = "type" {
         Partial => "partial",
         Final => "final",
@@ -33,10 +33,10 @@ crate::label! {
 /// | What | PromQL |
 /// |---|---|
 /// | Seconds of audio per second, by model | `sum by (model) (rate(dalston_realtime_audio_processed_seconds_total[5m]))` |
-/// | Time that 95 % of the pieces of audio keep to | `histogram_quantile(0.95, sum by (model, le) (rate(dalston_realtime_chunk_latency_seconds_bucket[5m])))` |
+/// | 95th percentile of the latency of a chunk | `histogram_quantile(0.95, sum by (model, le) (rate(dalston_realtime_chunk_latency_seconds_bucket[5m])))` |
 /// | Final transcripts per second | `sum(rate(dalston_realtime_transcripts_total{type="final"}[5m]))` |
-/// | Length of half of the sessions at most | `histogram_quantile(0.5, sum by (le) (rate(dalston_realtime_session_duration_seconds_bucket[1h])))` |
-/// | Time spent resampling | `sum by (from_rate, to_rate) (rate(dalston_realtime_resample_duration_seconds_sum[5m]))` |
+/// | Median length of a session | `histogram_quantile(0.5, sum by (le) (rate(dalston_realtime_session_duration_seconds_bucket[1h])))` |
+/// | Time of resampling | `sum by (from_rate, to_rate) (rate(dalston_realtime_resample_duration_seconds_sum[5m]))` |
 #[derive(Clone)]
 pub struct RealtimeMetrics {
     families: Families,
@@ -54,7 +54,7 @@ struct Families {
 }
 
 impl RealtimeMetrics {
-    /// The handles for this worker; the families are registered when the first one of a registry asks.
+    /// The handles of this worker. The first call for a registry registers the families.
     #[must_use]
     pub fn register(metrics: &Metrics, engine_id: impl Into<String>, worker_id: impl Into<String>) -> Self {
         let room = metrics.combinations();
@@ -68,7 +68,7 @@ impl RealtimeMetrics {
             Families {
                 session_duration: registry.keep_with_unit(
                     "session_duration",
-                    "Time between begin and end of a session",
+                    "Length of a session",
                     Unit::Seconds,
                     BoundedFamily::with_room_for(room, [engine, model], || {
                         Histogram::with_exemplars(buckets::SESSION_DURATION)
@@ -76,24 +76,24 @@ impl RealtimeMetrics {
                 ),
                 audio_processed: registry.keep_with_unit(
                     "audio_processed",
-                    "Audio of sessions that was worked on",
+                    "Processed audio of sessions",
                     Unit::Seconds,
                     BoundedFamily::with_room_for(room, [engine, model, worker], DurationCounter::default),
                 ),
                 transcripts: registry.keep(
                     "transcripts",
-                    "Transcripts that were sent in sessions",
+                    "Transcripts that were sent, by type",
                     BoundedFamily::with_room_for(room, [engine, model], Counter::default),
                 ),
                 resample: registry.keep_with_unit(
                     "resample_duration",
-                    "Time to resample a piece of audio",
+                    "Time to resample a chunk of audio",
                     Unit::Seconds,
                     BoundedFamily::new([from, to], || Histogram::new(buckets::RESAMPLE)),
                 ),
                 chunk_latency: registry.keep_with_unit(
                     "chunk_latency",
-                    "Time between the arrival of a piece of audio and the end of the work on it",
+                    "Time from the arrival of a chunk of audio to the end of its processing",
                     Unit::Seconds,
                     BoundedFamily::new([model], || Histogram::with_exemplars(buckets::CHUNK_LATENCY)),
                 ),
@@ -106,7 +106,7 @@ impl RealtimeMetrics {
         }
     }
 
-    /// The metrics of the sessions with a model. Its counters exist at zero from now on.
+    /// The metrics of the sessions with a model, whose counters exist at zero after the call.
     #[must_use]
     pub fn model(&self, model: &str) -> RealtimeModelMetrics {
         let Self {
@@ -122,8 +122,8 @@ impl RealtimeMetrics {
         }
     }
 
-    /// Records how long it took to resample a piece of audio: `dalston_realtime_resample_duration_seconds`. Unusual rates
-    /// share [`OTHER`].
+    /// Records the duration of the resampling of a chunk:
+    /// `dalston_realtime_resample_duration_seconds`. Unusual rates share [`OTHER`].
     pub fn resampled(&self, from_hertz: u32, to_hertz: u32, time: Duration) {
         self.families
             .resample
@@ -142,7 +142,8 @@ impl fmt::Debug for RealtimeMetrics {
     }
 }
 
-/// The metrics of the sessions with a model. Made by [`RealtimeMetrics::model`]; cheap to clone.
+/// The metrics of the sessions with a model. Returned by [`RealtimeMetrics::model`]; cheap to
+/// clone.
 #[derive(Clone, Debug)]
 pub struct RealtimeModelMetrics {
     session_duration: DenseFamily<(), Histogram>,
@@ -152,7 +153,8 @@ pub struct RealtimeModelMetrics {
 }
 
 impl RealtimeModelMetrics {
-    /// A session begins; its length is recorded when the guard is dropped: `dalston_realtime_session_duration_seconds`.
+    /// Starts a session, whose length is recorded when the guard is dropped:
+    /// `dalston_realtime_session_duration_seconds`.
     pub fn session(&self) -> RealtimeSession {
         RealtimeSession {
             duration: self.session_duration.clone(),
@@ -160,8 +162,8 @@ impl RealtimeModelMetrics {
         }
     }
 
-    /// Adds audio that was worked on: `dalston_realtime_audio_processed_seconds_total`. Exact to the nanosecond however many
-    /// pieces there are.
+    /// Adds processed audio: `dalston_realtime_audio_processed_seconds_total`. The sum is exact to
+    /// the nanosecond.
     pub fn audio_processed(&self, length: Duration) {
         self.audio_processed.with(()).add(length);
     }
@@ -171,7 +173,7 @@ impl RealtimeModelMetrics {
         self.transcripts.with(kind).inc_in(Exemplar::current());
     }
 
-    /// Records the time between the arrival of a piece of audio and the end of the work on it:
+    /// Records the time from the arrival of a chunk of audio to the end of its processing:
     /// `dalston_realtime_chunk_latency_seconds`.
     pub fn chunk_latency(&self, time: Duration) {
         self.chunk_latency
@@ -180,7 +182,7 @@ impl RealtimeModelMetrics {
     }
 }
 
-/// A session that is under way. Made by [`RealtimeModelMetrics::session`].
+/// An active session. Returned by [`RealtimeModelMetrics::session`].
 #[derive(Debug)]
 #[must_use = "the session has ended as soon as the guard is dropped"]
 pub struct RealtimeSession {
@@ -196,7 +198,7 @@ impl Drop for RealtimeSession {
     }
 }
 
-/// In hertz.
+/// The sample rates with a label value, in hertz.
 const SAMPLE_RATES: [&str; 10] = [
     "8000", "11025", "12000", "16000", "22050", "24000", "32000", "44100", "48000", "96000",
 ];
@@ -211,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_session_moves_exactly_its_series() {
+    fn a_session_changes_exactly_its_series() {
         let metrics = Metrics::new();
         let realtime = RealtimeMetrics::register(&metrics, "asr", "asr-rt-1");
         let model = realtime.model("tiny");

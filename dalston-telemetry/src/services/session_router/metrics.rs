@@ -6,7 +6,7 @@ use super::roster::{Entry, Roster};
 use crate::metrics::{Counter, DenseFamily, Exemplar, Gauge, Histogram, Metrics, Unit, buckets};
 
 crate::label! {
-    /// How a session ended.
+    /// The end of a session.
     pub enum SessionStatus = "status" {
         Completed => "completed",
         Error => "error",
@@ -18,10 +18,10 @@ crate::label! {
 ///
 /// | What | PromQL |
 /// |---|---|
-/// | Workers that are registered and not well | `dalston_session_router_workers_registered - dalston_session_router_workers_healthy` |
-/// | Sessions, in all and of each worker | `sum(dalston_session_router_sessions_active)`, `dalston_session_router_sessions_active` |
-/// | Part of the sessions that ended badly | `sum(rate(dalston_session_router_sessions_total{status!="completed"}[5m])) / sum(rate(dalston_session_router_sessions_total[5m]))` |
-/// | Time that 95 % of the sessions wait for a worker at most | `histogram_quantile(0.95, sum by (le) (rate(dalston_session_router_allocation_duration_seconds_bucket[5m])))` |
+/// | Registered workers that are not healthy | `dalston_session_router_workers_registered - dalston_session_router_workers_healthy` |
+/// | Sessions of all workers and of each worker | `sum(dalston_session_router_sessions_active)`, `dalston_session_router_sessions_active` |
+/// | Share of sessions that failed | `sum(rate(dalston_session_router_sessions_total{status!="completed"}[5m])) / sum(rate(dalston_session_router_sessions_total[5m]))` |
+/// | 95th percentile of the wait for a worker | `histogram_quantile(0.95, sum by (le) (rate(dalston_session_router_allocation_duration_seconds_bucket[5m])))` |
 #[derive(Clone)]
 pub struct SessionRouterMetrics {
     registered: DenseFamily<(), Gauge>,
@@ -32,7 +32,7 @@ pub struct SessionRouterMetrics {
 }
 
 impl SessionRouterMetrics {
-    /// The handles in this registry; registered when first asked for.
+    /// The handles of this registry. The first call registers them.
     #[must_use]
     pub fn register(metrics: &Metrics) -> Self {
         let worker = metrics.label("worker_id");
@@ -41,23 +41,27 @@ impl SessionRouterMetrics {
             Self {
                 registered: registry.keep(
                     "workers_registered",
-                    "Realtime workers that are registered",
+                    "Registered realtime workers",
                     DenseFamily::default(),
                 ),
                 healthy: registry.keep(
                     "workers_healthy",
-                    "Realtime workers that have lately been heard of",
+                    "Realtime workers with a recent heartbeat",
                     DenseFamily::default(),
                 ),
                 active: registry.keep(
                     "sessions_active",
-                    "Sessions that a worker has",
+                    "Active sessions of a worker",
                     Roster::new(&worker),
                 ),
-                sessions: registry.keep("sessions", "Sessions that have ended", DenseFamily::default()),
+                sessions: registry.keep(
+                    "sessions",
+                    "Sessions that have ended, by status",
+                    DenseFamily::default(),
+                ),
                 allocation: registry.keep_with_unit(
                     "allocation_duration",
-                    "Time to find a worker for a session",
+                    "Time to allocate a worker to a session",
                     Unit::Seconds,
                     DenseFamily::new(|| Histogram::with_exemplars(buckets::ALLOCATION)),
                 ),
@@ -65,16 +69,16 @@ impl SessionRouterMetrics {
         })
     }
 
-    /// Sets how many workers there are, and how many of them are well: `dalston_session_router_workers_registered` and
-    /// `dalston_session_router_workers_healthy`.
+    /// Sets the number of registered and of healthy workers:
+    /// `dalston_session_router_workers_registered` and `dalston_session_router_workers_healthy`.
     pub fn workers(&self, registered: usize, healthy: usize) {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.registered.with(()).set(number(registered));
         self.healthy.with(()).set(number(healthy));
     }
 
-    /// The number of sessions of a worker, at zero if it is new. Its series is there until the last handle is dropped: hold
-    /// one for as long as the worker is registered.
+    /// The number of sessions of a worker, which is zero for a new one. The series exists until the
+    /// last handle is dropped: keep one while the worker is registered.
     #[must_use = "the series vanishes as soon as the handle is dropped"]
     pub fn worker(&self, worker_id: &str) -> WorkerSessions {
         WorkerSessions {
@@ -87,7 +91,7 @@ impl SessionRouterMetrics {
         self.sessions.with(status).inc_in(Exemplar::current());
     }
 
-    /// Records how long it took to find a worker, or that there is none:
+    /// Records the duration of an allocation, whether it found a worker or not:
     /// `dalston_session_router_allocation_duration_seconds`.
     pub fn allocated(&self, time: Duration) {
         self.allocation
@@ -102,7 +106,8 @@ impl fmt::Debug for SessionRouterMetrics {
     }
 }
 
-/// How many sessions a worker has. Made by [`SessionRouterMetrics::worker`]; clones are the same number.
+/// The number of sessions of a worker. Returned by [`SessionRouterMetrics::worker`]; clones share
+/// the number.
 #[derive(Clone, Debug)]
 pub struct WorkerSessions {
     entry: Arc<Entry>,
@@ -123,7 +128,7 @@ mod tests {
     const ACTIVE: &str = "dalston_session_router_sessions_active";
 
     #[test]
-    fn a_worker_that_has_gone_has_no_series_and_leaves_room_for_the_next() {
+    fn a_removed_worker_has_no_series_and_frees_its_place() {
         let metrics = Metrics::with_label_values(2);
         let router = SessionRouterMetrics::register(&metrics);
         let active = |worker: &str| metrics.snapshot().value(ACTIVE, &[("worker_id", worker)]);
@@ -142,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn workers_beyond_the_cap_are_one_series_with_their_sum() {
+    fn workers_beyond_the_cap_share_a_series() {
         let metrics = Metrics::with_label_values(2);
         let router = SessionRouterMetrics::register(&metrics);
         let workers: Vec<_> = (0..5)
@@ -160,7 +165,7 @@ mod tests {
             &[("label", "worker_id")],
         );
         assert_eq!(folded, Some(3.0));
-        // The same one, whoever else holds it.
+        // A second handle of the same worker.
         let again = router.worker("worker-4");
         again.set(3);
         assert_eq!(other(), Some(7.0));
@@ -180,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn how_sessions_end_is_counted_from_zero() {
+    fn session_counters_start_at_zero() {
         let metrics = Metrics::new();
         let router = SessionRouterMetrics::register(&metrics);
         router.workers(4, 3);

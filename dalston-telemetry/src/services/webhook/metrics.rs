@@ -3,12 +3,12 @@ use std::time::Duration;
 use crate::metrics::{Counter, DenseFamily, Exemplar, Histogram, Metrics, Unit, buckets};
 
 crate::label! {
-    /// What became of an attempt to deliver a webhook.
+    /// The result of an attempt to deliver a webhook.
     pub enum DeliveryStatus = "status" {
         Success => "success",
-        /// It will not be tried again.
+        /// The attempt failed and there is no further one.
         Failed => "failed",
-        /// It failed and will be tried again.
+        /// The attempt failed and there will be a further one.
         Retried => "retried",
     }
 }
@@ -17,8 +17,8 @@ crate::label! {
 ///
 /// | What | PromQL |
 /// |---|---|
-/// | Webhooks that nobody got, in an hour | `increase(dalston_webhook_deliveries_total{status="failed"}[1h])` |
-/// | Time that 95 % of the attempts keep to | `histogram_quantile(0.95, sum by (le) (rate(dalston_webhook_delivery_duration_seconds_bucket[5m])))` |
+/// | Webhooks that were not delivered, in an hour | `increase(dalston_webhook_deliveries_total{status="failed"}[1h])` |
+/// | 95th percentile of the duration of an attempt | `histogram_quantile(0.95, sum by (le) (rate(dalston_webhook_delivery_duration_seconds_bucket[5m])))` |
 #[derive(Clone, Debug)]
 pub struct WebhookMetrics {
     deliveries: DenseFamily<DeliveryStatus, Counter>,
@@ -26,7 +26,7 @@ pub struct WebhookMetrics {
 }
 
 impl WebhookMetrics {
-    /// The handles in this registry; registered when first asked for.
+    /// The handles of this registry. The first call registers them.
     #[must_use]
     pub fn register(metrics: &Metrics) -> Self {
         metrics.set(|registry| {
@@ -34,12 +34,12 @@ impl WebhookMetrics {
             Self {
                 deliveries: registry.keep(
                     "deliveries",
-                    "Attempts to deliver a webhook",
+                    "Attempts to deliver a webhook, by result",
                     DenseFamily::default(),
                 ),
                 delivery_duration: registry.keep_with_unit(
                     "delivery_duration",
-                    "Time that an attempt to deliver a webhook took",
+                    "Duration of an attempt to deliver a webhook",
                     Unit::Seconds,
                     DenseFamily::new(|| Histogram::with_exemplars(buckets::DELIVERY)),
                 ),
@@ -47,7 +47,8 @@ impl WebhookMetrics {
         })
     }
 
-    /// Records an attempt: `dalston_webhook_deliveries_total` and `dalston_webhook_delivery_duration_seconds`.
+    /// Records an attempt: `dalston_webhook_deliveries_total` and
+    /// `dalston_webhook_delivery_duration_seconds`.
     pub fn attempted(&self, status: DeliveryStatus, time: Duration) {
         let exemplar = Exemplar::current();
         self.deliveries.with(status).inc_in(exemplar);
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_that_can_become_of_a_webhook_is_there_at_zero() {
+    fn all_results_start_at_zero() {
         let metrics = Metrics::new();
         let webhooks = WebhookMetrics::register(&metrics);
         webhooks.attempted(DeliveryStatus::Retried, Duration::from_secs(1));

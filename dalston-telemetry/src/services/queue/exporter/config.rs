@@ -1,4 +1,4 @@
-//! The settings of the queue exporter.
+//! The configuration of the queue exporter.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::parse_error::ParseError;
 use crate::settings::REDIS_URL;
 use crate::settings::queue_exporter::{DALSTON_EVENTS_DLQ_STREAM, DALSTON_SCRAPE_INTERVAL};
 
-/// What the queue exporter looks at, and how often.
+/// The configuration of the queue exporter.
 ///
 /// | Field | Variable | Default |
 /// |---|---|---|
@@ -25,19 +25,21 @@ use crate::settings::queue_exporter::{DALSTON_EVENTS_DLQ_STREAM, DALSTON_SCRAPE_
 #[non_exhaustive]
 pub struct QueueExporterConfig {
     pub(super) client: Client,
-    /// How long to wait between two looks.
+    /// The pause between two polls.
     pub interval: Duration,
     /// The stream of dead letters.
     pub dead_letters: String,
-    /// How many queues are shown. Those that were found first stay; how many are left out is a metric.
+    /// The largest number of queues with series. Queues that were found first keep them, and the
+    /// number of the others is a metric.
     pub max_queues: usize,
-    /// How long the figures of the queues are shown while Redis can't be read, from when they should have been read anew.
+    /// How long the last values stay while Redis can't be read, from the poll that failed.
     pub keep: Duration,
 }
 
 impl QueueExporterConfig {
-    /// The defaults for a server by its URL: `redis://[[user]:password@]host[:port][/database]`, `rediss://…` for TLS with the
-    /// certificates of the system, or `unix:///path`. Sentinels and clusters are not supported.
+    /// The defaults for the server at this URL: `redis://[[user]:password@]host[:port][/database]`,
+    /// `rediss://…` for TLS with the certificates of the system, or `unix:///path`. Sentinels and
+    /// clusters are not supported.
     ///
     /// # Errors
     ///
@@ -46,7 +48,7 @@ impl QueueExporterConfig {
         let invalid = |_| ParseError::secret("the Redis URL", REDIS_URL.accepted());
         let connection = redis_url.into_connection_info().map_err(invalid)?;
         if matches!(connection.addr(), ConnectionAddr::TcpTls { .. }) {
-            // The client takes the process's provider and panics if there is none. An error means that there is one.
+            // The client panics if the process has no provider. An error means that it has one.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
         Ok(Self {
@@ -58,12 +60,12 @@ impl QueueExporterConfig {
         })
     }
 
-    /// Reads the settings from the environment.
+    /// Reads the configuration from the environment.
     ///
     /// # Errors
     ///
-    /// If a variable has a value that it can't have; the error names the variable, the value unless that may be a secret, and
-    /// what is accepted.
+    /// If a variable has a wrong value. The error names the variable, the accepted values, and the
+    /// value unless that may be a secret.
     pub fn from_env(env: &Env) -> Result<Self, EnvError> {
         let (name, url) = (REDIS_URL.name(), REDIS_URL.read_or_default(env)?);
         let mut config = Self::new(&url).map_err(|_| REDIS_URL.error(name, &url))?;
@@ -72,7 +74,7 @@ impl QueueExporterConfig {
         Ok(config)
     }
 
-    /// Where Redis is: host and port, or the path of its socket.
+    /// The address of Redis: host and port, or the path of its socket.
     #[must_use]
     pub fn address(&self) -> String {
         self.client.get_connection_info().addr().to_string()
@@ -96,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_platforms_variables_are_understood() {
+    fn the_configuration_is_read_from_the_environment() {
         let config = QueueExporterConfig::from_env(&Env::default()).unwrap();
         let shown = (config.address(), config.interval, config.dead_letters.as_str());
         assert_eq!(
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_is_named_and_a_url_never_shown() {
+    fn errors_name_wrong_values_but_not_urls() {
         let error = |name, value| {
             let env = Env::from_pairs([(name, value)]);
             QueueExporterConfig::from_env(&env).unwrap_err().to_string()

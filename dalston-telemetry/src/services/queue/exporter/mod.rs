@@ -1,8 +1,8 @@
-//! How full the queues of a deployment are (feature `queue-exporter`).
+//! The queue exporter: metrics of a deployment's queues (feature `queue-exporter`).
 //!
-//! [`QueueExporter`] looks at Redis every 15 s and keeps the [`QueueMetrics`] of a registry up to date. A scrape
-//! only reads these: it never waits for Redis. Run it inside a service, or on its own as the program
-//! `dalston-queue-exporter`, which serves `/metrics` and `/health`.
+//! [`QueueExporter`] polls Redis every 15 s and updates the [`QueueMetrics`] of a registry. A
+//! scrape reads only these, so it never waits for Redis. Run the exporter inside a service, or as
+//! the program `dalston-queue-exporter`, which serves `/metrics` and `/health`.
 //!
 //! ```no_run
 //! use dalston_telemetry::metrics::{Metrics, MetricsServer};
@@ -20,33 +20,37 @@
 //! # }
 //! ```
 //!
-//! # What is counted
+//! # Metrics
 //!
-//! A queue is a stream `dalston:stream:{engine_id}`, whoever's engine that is. They are found by `SCAN`, 100 000 keys of the
-//! server in one look, so among a million keys a new queue may take ten looks to be found.
+//! A queue is a stream `dalston:stream:{engine_id}` of any engine. `SCAN` finds the queues, 100 000
+//! keys of the server in a poll. With a million keys, a new queue may take ten polls to be found.
 //!
-//! **Depth** is what the consumer group `engines` was not given yet; without the group, all entries. Up to 100 tasks are counted one
-//! by one. Beyond that, it is the lag that Redis tells, unless it tells none, which is so after a task in the middle was
-//! removed with `XDEL`, or one that can't be right: then tasks are counted up to 10 000, and a queue that is longer shows as 10 000.
-//! One wrong lag can't be told from a right one: that of a server that was a replica before, with more than 100 tasks waiting behind
-//! entries that were never trimmed. **Pending** is what was given to an engine and not acknowledged. The **age** is that of the
-//! oldest task that nobody was given: since its `enqueued_at`, or else since the time in its id.
+//! - **Depth** is the number of tasks that the consumer group `engines` has not received yet, or
+//!   all entries if there is no group. Up to 100 tasks are counted one by one. Beyond that, it is
+//!   the lag that Redis reports. Redis reports none after a task in the middle was removed with
+//!   `XDEL`. In that case, and if the lag is impossible, tasks are counted up to 10 000, which is
+//!   then the largest depth. A wrong lag that is possible can't be recognised: a server that was a
+//!   replica before can report one, if more than 100 tasks wait behind entries that were never
+//!   trimmed.
+//! - **Pending** is the number of tasks that were delivered and not acknowledged.
+//! - **Age** is the age of the oldest task that was not delivered, since its `enqueued_at`,
+//!   otherwise since the time in its id.
 //!
-//! # When Redis is away
+//! # Without a connection
 //!
-//! Then `dalston_redis_connected` is 0, and it is asked again every second. What was known of the queues stays for a minute
-//! ([`QueueExporterConfig::keep`]) after it should have been read anew, in which a restart or a fail-over should be over, and then goes: it is neither zero, which
-//! would have workers removed, nor a number that was true an hour ago. So pair every alert on a queue
-//! with one on `dalston_redis_connected == 0`. Each look is a connection of its own, so that the exporter is always where the name
-//! in the URL leads to.
+//! While Redis can't be read, `dalston_redis_connected` is 0 and Redis is polled every second. The
+//! values of the queues stay for a minute after the poll that failed
+//! ([`QueueExporterConfig::keep`]), which is enough for a restart or a fail-over. Then their series
+//! end: a depth of zero would have workers removed, and an old depth would be wrong. So combine
+//! each alert on a queue with one on `dalston_redis_connected == 0`.
 //!
-//! # Rights
+//! # Permissions
 //!
-//! A user of Redis who may only read is enough: `+@connection +scan +xinfo +xlen +xrange`, and `%R~dalston:*` for keys. `SCAN` shows names of
-//! other keys to whoever may use it, here as anywhere.
+//! The user of Redis needs `+@connection +scan +xinfo +xlen +xrange`, and `%R~dalston:*` for keys.
+//! `SCAN` also returns the names of other keys.
 
 mod config;
-mod look;
+mod poll;
 
 use std::time::Duration;
 
@@ -55,17 +59,18 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 pub use self::config::QueueExporterConfig;
-use self::look::{Look, LookError};
+use self::poll::{PollError, QueuePoll};
 use crate::metrics::Metrics;
 use crate::redact;
 use crate::services::queue::QueueMetrics;
 
-/// The longest that one look at all queues may take.
-const LONGEST_LOOK: Duration = Duration::from_secs(30);
-/// How soon Redis is asked again after it could not be read.
+/// The longest duration of a poll.
+const LONGEST_POLL: Duration = Duration::from_secs(30);
+/// The pause after a failed poll.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Keeps the [`QueueMetrics`] of a registry up to date until it is shut down or dropped. Their series end with it.
+/// Updates the [`QueueMetrics`] of a registry until it is shut down or dropped. Then their series
+/// end.
 #[derive(Debug)]
 #[must_use = "the exporter ends when this is dropped"]
 pub struct QueueExporter {
@@ -74,30 +79,30 @@ pub struct QueueExporter {
 }
 
 impl QueueExporter {
-    /// Starts to look. Redis need not be there yet. A registry has one exporter.
+    /// Starts the exporter. Redis need not be reachable yet. A registry has one exporter.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
     pub fn spawn(config: QueueExporterConfig, metrics: &Metrics) -> Self {
-        // Figures outlive the pause before the next look, too.
+        // `keep` starts at the poll that fails, which is an interval after the last one.
         let metrics = QueueMetrics::register(metrics, config.keep + config.interval);
         metrics.unreachable();
-        let shown = Shown(metrics.clone());
-        let task = tokio::spawn(async move { shown.keep_up_to_date(config).await });
+        let updated = UpdatedMetrics(metrics.clone());
+        let task = tokio::spawn(async move { updated.run(config).await });
         Self { task, metrics }
     }
 
-    /// What it shows.
+    /// The metrics that the exporter updates.
     #[must_use]
     pub fn metrics(&self) -> &QueueMetrics {
         &self.metrics
     }
 
-    /// Ends it, whatever Redis does.
+    /// Ends the exporter. Does not wait for Redis.
     pub async fn shutdown(mut self) {
         self.task.abort();
-        // It was cancelled, or has panicked, which was reported where it happened.
+        // The task was cancelled, or has panicked, which the panic hook has reported.
         let _ = (&mut self.task).await;
     }
 }
@@ -108,42 +113,42 @@ impl Drop for QueueExporter {
     }
 }
 
-/// Takes the series away when the task ends in whatever way.
-struct Shown(QueueMetrics);
+/// Removes the series at the end of the task, also after a panic.
+struct UpdatedMetrics(QueueMetrics);
 
-impl Drop for Shown {
+impl Drop for UpdatedMetrics {
     fn drop(&mut self) {
-        self.0.ended();
+        self.0.clear();
     }
 }
 
-impl Shown {
-    async fn keep_up_to_date(&self, config: QueueExporterConfig) {
-        let mut look = Look::new(&config);
-        let mut before = None;
+impl UpdatedMetrics {
+    async fn run(&self, config: QueueExporterConfig) {
+        let mut poll = QueuePoll::new(&config);
+        let mut was_connected = None;
         loop {
-            let seen = match timeout(LONGEST_LOOK, look.at_all()).await {
-                Ok(seen) => seen,
-                Err(_) => Err(LookError::too_long(LONGEST_LOOK)),
+            let polled = match timeout(LONGEST_POLL, poll.run()).await {
+                Ok(polled) => polled,
+                Err(_) => Err(PollError::timeout(LONGEST_POLL)),
             };
-            let connected = seen.is_ok();
-            match seen {
-                Ok(seen) => {
-                    let queues = seen.queues.len();
-                    self.0.seen(seen);
-                    if before != Some(true) {
+            let connected = polled.is_ok();
+            match polled {
+                Ok(samples) => {
+                    let queues = samples.queues.len();
+                    self.0.update(samples);
+                    if was_connected != Some(true) {
                         info!(redis = %config.address(), queues, "redis_connected");
                     }
                 }
                 Err(error) => {
                     self.0.unreachable();
-                    if before != Some(false) {
+                    if was_connected != Some(false) {
                         let error = error.to_string();
                         warn!(redis = %config.address(), error = %redact::text(&error), "redis_unreachable");
                     }
                 }
             }
-            before = Some(connected);
+            was_connected = Some(connected);
             sleep(if connected {
                 config.interval
             } else {

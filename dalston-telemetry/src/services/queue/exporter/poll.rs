@@ -1,4 +1,4 @@
-//! One look at all queues.
+//! A poll of all queues.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,43 +7,43 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Client, Pipeline, RedisError, Value};
 
 use super::QueueExporterConfig;
-use crate::services::queue::{QueueSeen, QueuesSeen};
+use crate::services::queue::{QueueSample, QueueSamples};
 
 const PREFIX: &str = "dalston:stream:";
 const GROUP: &[u8] = b"engines";
 
-/// How long a connection may take to come up, and each answer on it.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Keys that Redis passes over in one command, and so how long it can't do anything else: less than a millisecond.
-const SCANNED_AT_ONCE: usize = 1000;
-/// How often it is asked to in one look.
-const SCANS: usize = 100;
-/// Queues that are asked about in one round trip.
-const QUEUES_AT_ONCE: usize = 50;
-/// Tasks of each that are counted one by one in any case.
-const SURELY_COUNTED: usize = 100;
-/// Tasks that are asked for at a time where there are more to count.
-const COUNTED_AT_ONCE: usize = 1000;
-/// The most that are counted.
+/// The longest time for a connection, and for each answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// The keys of one `SCAN`, during which Redis executes no other command: less than a millisecond.
+const KEYS_PER_SCAN: usize = 1000;
+/// The number of `SCAN` commands in a poll.
+const SCANS_PER_POLL: usize = 100;
+/// The queues of one round trip.
+const QUEUES_PER_PIPELINE: usize = 50;
+/// The tasks of a queue that are always counted one by one.
+const ALWAYS_COUNTED: usize = 100;
+/// The entries of one `XRANGE` while more tasks are counted.
+const ENTRIES_PER_RANGE: usize = 1000;
+/// The largest count.
 const MOST_COUNTED: usize = 10_000;
-/// The longest name of an engine that is shown.
+/// The longest name of an engine.
 const LONGEST_NAME: usize = 128;
 
-/// Looks at Redis, and remembers which queues there are.
-pub(super) struct Look {
+/// Polls Redis, and remembers the queues that it has found.
+pub(super) struct QueuePoll {
     client: Client,
     dead_letters: String,
     max_queues: usize,
-    /// By their engines.
+    /// The engines of the queues.
     queues: BTreeSet<String>,
-    /// Where the next look goes on to search for queues.
+    /// The position at which the next poll continues the search for queues.
     cursor: u64,
-    /// Queues that have no place: as counted by the last search that came to its end, and by the present one.
+    /// The queues beyond the limit in the last complete search, and in the current one.
     left_out: u64,
     left_out_so_far: u64,
 }
 
-impl Look {
+impl QueuePoll {
     pub(super) fn new(config: &QueueExporterConfig) -> Self {
         Self {
             client: config.client.clone(),
@@ -56,30 +56,30 @@ impl Look {
         }
     }
 
-    /// Looks at all queues. Can be called again after it failed or was dropped.
-    pub(super) async fn at_all(&mut self) -> Result<QueuesSeen, LookError> {
+    /// Reads all queues. Can be called again after it failed or its future was dropped.
+    pub(super) async fn run(&mut self) -> Result<QueueSamples, PollError> {
         let mut redis = Redis::connect(&self.client).await?;
         self.search(&mut redis).await?;
-        let mut seen = QueuesSeen {
+        let mut samples = QueueSamples {
             dead_letters: redis.length(&self.dead_letters).await?,
-            ..QueuesSeen::default()
+            ..QueueSamples::default()
         };
         let engines: Vec<String> = self.queues.iter().cloned().collect();
-        for engines in engines.chunks(QUEUES_AT_ONCE) {
+        for engines in engines.chunks(QUEUES_PER_PIPELINE) {
             for (engine_id, queue) in engines.iter().zip(redis.queues(engines).await?) {
                 match queue {
-                    Some(queue) => seen.queues.push(queue),
+                    Some(queue) => samples.queues.push(queue),
                     None => _ = self.queues.remove(engine_id),
                 }
             }
         }
-        seen.left_out = self.left_out;
-        Ok(seen)
+        samples.left_out = self.left_out;
+        Ok(samples)
     }
 
-    /// Goes on to search for queues, where the last look stopped.
-    async fn search(&mut self, redis: &mut Redis) -> Result<(), LookError> {
-        for _ in 0..SCANS {
+    /// Continues the search for queues.
+    async fn search(&mut self, redis: &mut Redis) -> Result<(), PollError> {
+        for _ in 0..SCANS_PER_POLL {
             let (cursor, keys) = redis.scan(self.cursor).await?;
             self.cursor = cursor;
             for engine_id in keys.iter().filter_map(|key| engine_id(key)) {
@@ -101,48 +101,48 @@ impl Look {
     }
 }
 
-/// Whose queue it is, if it can be a label.
+/// The engine of a queue; `None` if its name can't be a label.
 fn engine_id(key: &[u8]) -> Option<&str> {
     let engine_id = std::str::from_utf8(key).ok()?.strip_prefix(PREFIX)?;
     let fits = (1..=LONGEST_NAME).contains(&engine_id.len()) && !engine_id.contains(char::is_control);
     fits.then_some(engine_id)
 }
 
-/// A connection for one look. The next look makes its own: so it is always made to the server that the name leads to, and
-/// never hangs on one that has lost its role.
+/// A connection for one poll. With a new connection for each poll, the name in the URL is resolved
+/// again, so that the exporter does not stay on a server that has lost its role.
 struct Redis {
     connection: MultiplexedConnection,
 }
 
 impl Redis {
-    async fn connect(client: &Client) -> Result<Self, LookError> {
+    async fn connect(client: &Client) -> Result<Self, PollError> {
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(PATIENCE))
-            .set_response_timeout(Some(PATIENCE));
+            .set_connection_timeout(Some(TIMEOUT))
+            .set_response_timeout(Some(TIMEOUT));
         let connection = client.get_multiplexed_async_connection_with_config(&config).await;
         Ok(Self {
-            connection: connection.map_err(LookError::at("connecting"))?,
+            connection: connection.map_err(PollError::while_doing("connect to Redis"))?,
         })
     }
 
-    async fn scan(&mut self, cursor: u64) -> Result<(u64, Vec<Vec<u8>>), LookError> {
+    async fn scan(&mut self, cursor: u64) -> Result<(u64, Vec<Vec<u8>>), PollError> {
         let mut scan = redis::cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(format!("{PREFIX}*"));
-        scan.arg("COUNT").arg(SCANNED_AT_ONCE).arg("TYPE").arg("stream");
+        scan.arg("COUNT").arg(KEYS_PER_SCAN).arg("TYPE").arg("stream");
         let answer = scan.query_async(&mut self.connection).await;
-        answer.map_err(LookError::at("searching for queues"))
+        answer.map_err(PollError::while_doing("search Redis for queues"))
     }
 
-    async fn length(&mut self, stream: &str) -> Result<u64, LookError> {
+    async fn length(&mut self, stream: &str) -> Result<u64, PollError> {
         let answer = redis::cmd("XLEN")
             .arg(stream)
             .query_async(&mut self.connection)
             .await;
-        answer.map_err(LookError::at("counting dead letters"))
+        answer.map_err(PollError::while_doing("count the dead letters in Redis"))
     }
 
-    /// What there is to know about these queues, in two round trips as a rule; `None` for one that is gone.
-    async fn queues(&mut self, engines: &[String]) -> Result<Vec<Option<QueueSeen>>, LookError> {
+    /// Reads these queues, usually in two round trips; `None` for one that was removed.
+    async fn queues(&mut self, engines: &[String]) -> Result<Vec<Option<QueueSample>>, PollError> {
         let mut about = Pipeline::new();
         for engine_id in engines {
             about.cmd("XINFO").arg("GROUPS").arg(key(engine_id));
@@ -156,7 +156,7 @@ impl Redis {
         let mut first = Pipeline::new();
         for (engine_id, group) in engines.iter().zip(&groups) {
             if let Some(group) = group {
-                first.add_command(after(engine_id, &group.last_delivered, SURELY_COUNTED + 1));
+                first.add_command(after(engine_id, &group.last_delivered, ALWAYS_COUNTED + 1));
             }
         }
         let mut first = self.all(&first).await?.into_iter();
@@ -164,8 +164,8 @@ impl Redis {
         for (engine_id, group) in engines.iter().zip(groups) {
             queues.push(match group {
                 Some(group) => {
-                    let waiting = Entries::read(first.next().unwrap_or_default())?;
-                    Some(QueueSeen {
+                    let waiting = Waiting::read(first.next().unwrap_or_default())?;
+                    Some(QueueSample {
                         engine_id: engine_id.clone(),
                         depth: self.depth(engine_id, &group, &waiting).await?,
                         pending: group.pending,
@@ -178,23 +178,24 @@ impl Redis {
         Ok(queues)
     }
 
-    /// How many tasks wait, of which the first ones are known.
-    async fn depth(&mut self, engine_id: &str, group: &Group, first: &Entries) -> Result<u64, LookError> {
-        if first.count <= SURELY_COUNTED {
+    /// The number of tasks that wait, of which `first` are the first ones.
+    async fn depth(&mut self, engine_id: &str, group: &Group, first: &Waiting) -> Result<u64, PollError> {
+        if first.count <= ALWAYS_COUNTED {
             return Ok(first.count as u64);
         }
-        // Redis goes on counting entries that were removed before they were delivered, and there is none after `XDEL`.
-        let plausible = SURELY_COUNTED as u64 + 1..=group.length;
+        // The lag of Redis includes entries that were removed before their delivery. After an
+        // `XDEL`, Redis reports none.
+        let plausible = ALWAYS_COUNTED as u64 + 1..=group.length;
         if let Some(lag) = group.lag.filter(|lag| plausible.contains(lag)) {
             return Ok(lag);
         }
         let mut count = first.count;
         let mut last = first.last.clone();
         while count < MOST_COUNTED {
-            let most = COUNTED_AT_ONCE.min(MOST_COUNTED - count);
+            let most = ENTRIES_PER_RANGE.min(MOST_COUNTED - count);
             let mut page = Pipeline::new();
             page.add_command(after(engine_id, &last, most));
-            let page = Entries::read(self.all(&page).await?.pop().unwrap_or_default())?;
+            let page = Waiting::read(self.all(&page).await?.pop().unwrap_or_default())?;
             count += page.count;
             if page.count < most {
                 break;
@@ -204,13 +205,15 @@ impl Redis {
         Ok(count as u64)
     }
 
-    /// Sends several commands at once; each answer may be an error of its own.
-    async fn all(&mut self, pipeline: &Pipeline) -> Result<Vec<Value>, LookError> {
+    /// Sends several commands in one round trip. Each answer can be an error.
+    async fn all(&mut self, pipeline: &Pipeline) -> Result<Vec<Value>, PollError> {
         if pipeline.is_empty() {
             return Ok(Vec::new());
         }
         let answers = self.connection.req_packed_commands(pipeline, 0, pipeline.len());
-        answers.await.map_err(LookError::at("reading queues"))
+        answers
+            .await
+            .map_err(PollError::while_doing("read the queues in Redis"))
     }
 }
 
@@ -218,7 +221,7 @@ fn key(engine_id: &str) -> String {
     format!("{PREFIX}{engine_id}")
 }
 
-/// The entries of a queue that come after this one.
+/// The entries of a queue after this one.
 fn after(engine_id: &str, id: &str, most: usize) -> redis::Cmd {
     let mut range = redis::cmd("XRANGE");
     range.arg(key(engine_id)).arg(format!("({id}")).arg("+");
@@ -226,20 +229,20 @@ fn after(engine_id: &str, id: &str, most: usize) -> redis::Cmd {
     range
 }
 
-/// What Redis keeps for the engines of a queue.
+/// The consumer group of a queue's engines.
 #[derive(Clone, Debug, PartialEq)]
 struct Group {
     last_delivered: String,
     pending: u64,
-    /// What it believes to be waiting.
+    /// The number of entries that wait, according to Redis.
     lag: Option<u64>,
-    /// Entries of the stream, delivered or not.
+    /// The entries of the stream, delivered or not.
     length: u64,
 }
 
 impl Group {
-    /// `None` if the queue is gone, or something else has taken its name.
-    fn read(groups: &Value, length: &Value) -> Result<Option<Self>, LookError> {
+    /// `None` if the queue was removed, or if the key has another type.
+    fn read(groups: &Value, length: &Value) -> Result<Option<Self>, PollError> {
         for answer in [groups, length] {
             if let Value::ServerError(error) = answer {
                 let is_gone = error.code() == "WRONGTYPE"
@@ -248,12 +251,14 @@ impl Group {
                         .is_some_and(|details| details.contains("no such key"));
                 return match is_gone {
                     true => Ok(None),
-                    false => Err(LookError::at("reading queues")(error.clone().into())),
+                    false => Err(PollError::while_doing("read the queues in Redis")(
+                        error.clone().into(),
+                    )),
                 };
             }
         }
         let length = whole(Some(length)).unwrap_or_default();
-        // Without its group nothing was delivered: it begins with the first entry.
+        // Without the group, no entry was delivered.
         let mut ours = Self {
             last_delivered: "0-0".into(),
             pending: 0,
@@ -261,14 +266,14 @@ impl Group {
             length,
         };
         let Value::Array(groups) = groups else {
-            return Err(LookError::unexpected("XINFO GROUPS"));
+            return Err(PollError::unexpected("XINFO GROUPS"));
         };
         if let Some(group) = groups
             .iter()
             .find(|group| text(field(group, "name")) == Some(GROUP))
         {
             let id = text(field(group, "last-delivered-id")).and_then(|id| std::str::from_utf8(id).ok());
-            id.ok_or_else(|| LookError::unexpected("XINFO GROUPS"))?
+            id.ok_or_else(|| PollError::unexpected("XINFO GROUPS"))?
                 .clone_into(&mut ours.last_delivered);
             ours.pending = whole(field(group, "pending")).unwrap_or_default();
             ours.lag = whole(field(group, "lag"));
@@ -277,25 +282,27 @@ impl Group {
     }
 }
 
-/// Some tasks that wait.
+/// Tasks that wait.
 #[derive(Debug)]
-struct Entries {
+struct Waiting {
     count: usize,
-    /// Since when the first of them waits.
+    /// The time at which the first of them was queued.
     oldest: Option<SystemTime>,
     /// The id of the last of them.
     last: String,
 }
 
-impl Entries {
-    fn read(answer: Value) -> Result<Self, LookError> {
-        let unexpected = || LookError::unexpected("XRANGE");
+impl Waiting {
+    fn read(answer: Value) -> Result<Self, PollError> {
+        let unexpected = || PollError::unexpected("XRANGE");
         let entries = match &answer {
             Value::Array(entries) => entries,
             Value::ServerError(error) if error.code() != "WRONGTYPE" => {
-                return Err(LookError::at("reading queues")(error.clone().into()));
+                return Err(PollError::while_doing("read the queues in Redis")(
+                    error.clone().into(),
+                ));
             }
-            // Gone since we were told of it.
+            // The queue was removed after the first round trip.
             Value::Nil | Value::ServerError(_) => &Vec::new(),
             _ => return Err(unexpected()),
         };
@@ -309,8 +316,8 @@ impl Entries {
         };
         let oldest = entries.first().and_then(|entry| {
             let Value::Array(parts) = entry else { return None };
-            let said = parts.get(1).and_then(|fields| text(field(fields, "enqueued_at")));
-            said.and_then(time).or_else(|| time_of_id(&id(entry)?))
+            let enqueued_at = parts.get(1).and_then(|fields| text(field(fields, "enqueued_at")));
+            enqueued_at.and_then(time).or_else(|| time_of_id(&id(entry)?))
         });
         Ok(Self {
             count: entries.len(),
@@ -320,7 +327,7 @@ impl Entries {
     }
 }
 
-/// A field of what is a map, or was one before `RESP3`.
+/// A field of a map, which is an array in RESP2.
 fn field<'a>(map: &'a Value, name: &str) -> Option<&'a Value> {
     let mut pairs = map.as_map_iter()?;
     let (_, value) = pairs.find(|(key, _)| text(Some(key)) == Some(name.as_bytes()))?;
@@ -342,7 +349,7 @@ fn whole(value: Option<&Value>) -> Option<u64> {
     }
 }
 
-/// A time as the platform writes it, with or without its offset.
+/// Parses a time of the platform, with or without an offset.
 fn time(text: &[u8]) -> Option<SystemTime> {
     let text = std::str::from_utf8(text).ok()?.trim();
     let time = text.parse::<jiff::Timestamp>().or_else(|_| {
@@ -352,22 +359,22 @@ fn time(text: &[u8]) -> Option<SystemTime> {
     Some(time.ok()?.into())
 }
 
-/// The first part of an id is the time of Redis in milliseconds.
+/// The first part of an entry's id is a time in milliseconds.
 fn time_of_id(id: &str) -> Option<SystemTime> {
     let milliseconds = id.split('-').next()?.parse().ok()?;
     UNIX_EPOCH.checked_add(Duration::from_millis(milliseconds))
 }
 
-/// Why the queues could not be read.
+/// The queues could not be read.
 #[derive(Debug, thiserror::Error)]
-#[error("{doing}: {problem}")]
-pub(super) struct LookError {
+#[error("cannot {doing}: {problem}")]
+pub(super) struct PollError {
     doing: &'static str,
     problem: String,
 }
 
-impl LookError {
-    fn at(doing: &'static str) -> impl Fn(RedisError) -> Self {
+impl PollError {
+    fn while_doing(doing: &'static str) -> impl Fn(RedisError) -> Self {
         move |error| Self {
             doing,
             problem: error.to_string(),
@@ -376,15 +383,15 @@ impl LookError {
 
     fn unexpected(command: &str) -> Self {
         Self {
-            doing: "reading queues",
-            problem: format!("the answer to {command} is not what Redis answers"),
+            doing: "read the queues in Redis",
+            problem: format!("the answer to {command} has an unexpected form"),
         }
     }
 
-    pub(super) fn too_long(limit: Duration) -> Self {
+    pub(super) fn timeout(limit: Duration) -> Self {
         Self {
-            doing: "reading queues",
-            problem: format!("not done after {} s", limit.as_secs()),
+            doing: "read the queues in Redis",
+            problem: format!("no result within {} s", limit.as_secs()),
         }
     }
 }
@@ -394,7 +401,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_read_as_the_platform_writes_them_and_nonsense_is_none() {
+    fn times_of_the_platform_are_parsed() {
         let known = UNIX_EPOCH + Duration::from_millis(1_769_860_800_500);
         for text in [
             "2026-01-31T12:00:00.500000+00:00",
@@ -412,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_label_is_no_queue() {
+    fn names_that_cannot_be_labels_are_no_queues() {
         assert_eq!(engine_id(b"dalston:stream:my-asr"), Some("my-asr"));
         let long = format!("{PREFIX}{}", "x".repeat(129));
         for key in [
@@ -426,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_read_as_either_protocol_writes_it() {
+    fn groups_are_read_from_resp2_and_resp3() {
         let text = |text: &str| Value::BulkString(text.into());
         let pairs = |name: &str| {
             [
@@ -458,10 +465,10 @@ mod tests {
             let group = Group::read(&Value::Array(groups), &Value::Int(9)).unwrap();
             assert_eq!(group, Some(expected.clone()));
         }
-        let nonsense = Group::read(&Value::Int(3), &Value::Int(9)).unwrap_err();
+        let error = Group::read(&Value::Int(3), &Value::Int(9)).unwrap_err();
         assert_eq!(
-            nonsense.to_string(),
-            "reading queues: the answer to XINFO GROUPS is not what Redis answers"
+            error.to_string(),
+            "cannot read the queues in Redis: the answer to XINFO GROUPS has an unexpected form"
         );
     }
 }
