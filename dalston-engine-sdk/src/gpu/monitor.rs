@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dalston_telemetry::metrics::Metrics;
-use dalston_telemetry::services::engine::{GpuMetrics, GpuSeen};
+use dalston_telemetry::services::engine::{GpuMetrics, GpuSample};
 
 use super::device::{Gpu, GpuMemory};
 use super::error::GpuError;
@@ -118,7 +118,7 @@ impl Sampler {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        self.gauges.seen([]);
+        self.gauges.update([]);
         self.reading.set(None);
     }
 
@@ -135,7 +135,7 @@ impl Sampler {
         }
         self.last_error = error;
         let gpus: Vec<Gpu> = each.into_iter().flatten().flatten().collect();
-        self.gauges.seen(gpus.iter().map(figures));
+        self.gauges.update(gpus.iter().map(figures));
         match gpus.is_empty() {
             true => self.reading.set(None),
             false => self.sample_memory(),
@@ -147,8 +147,8 @@ impl Sampler {
     }
 }
 
-fn figures(gpu: &Gpu) -> GpuSeen {
-    GpuSeen {
+fn figures(gpu: &Gpu) -> GpuSample {
+    GpuSample {
         index: gpu.index,
         memory_used: gpu.memory_used,
         memory_total: gpu.memory_total,

@@ -49,6 +49,7 @@
 //! slow bucket to a slow trace. Creation times (`_created`) are left out, because all series exist
 //! from the start.
 
+pub mod buckets;
 mod cells;
 mod client_metrics;
 mod describe;

@@ -150,7 +150,7 @@ fn a_push_and_a_scrape_of_the_same_moment_have_the_same_series() {
         let wait = metric(&received.request, "dalston_engine_queue_wait_seconds");
         assert_eq!(
             (&*wait.unit, &*wait.description),
-            ("s", "Time between a task being queued and being read")
+            ("s", "Time from the queueing of a task to its read")
         );
         let Some(Data::Histogram(wait)) = &wait.data else {
             panic!("{wait:?}")

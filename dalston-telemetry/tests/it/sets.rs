@@ -10,7 +10,7 @@ use dalston_telemetry::services::gateway::{GatewayMetrics, HttpMethod};
 use dalston_telemetry::services::orchestrator::{
     EventDecision, EventType, ExecutionProfile, FailureReason, JobStatus, OrchestratorMetrics, ScanStatus,
 };
-use dalston_telemetry::services::queue::{QueueMetrics, QueueSeen, QueuesSeen};
+use dalston_telemetry::services::queue::{QueueMetrics, QueueSample, QueueSamples};
 use dalston_telemetry::services::realtime::{RealtimeMetrics, TranscriptType};
 use dalston_telemetry::services::session_router::{SessionRouterMetrics, SessionStatus};
 use dalston_telemetry::services::webhook::{DeliveryStatus, WebhookMetrics};
@@ -54,15 +54,15 @@ impl Services {
 /// Moves every family of every service.
 pub(crate) fn everything(metrics: &Metrics) {
     move_all(metrics, &Services::register(metrics), &ORDINARY);
-    let queue = QueueSeen {
+    let queue = QueueSample {
         engine_id: "my-asr".into(),
         depth: 2,
         pending: 1,
         oldest: None,
     };
-    QueueMetrics::register(metrics, Duration::from_secs(3600)).seen(QueuesSeen {
+    QueueMetrics::register(metrics, Duration::from_secs(3600)).update(QueueSamples {
         queues: vec![queue],
-        ..QueuesSeen::default()
+        ..QueueSamples::default()
     });
 }
 

@@ -167,7 +167,7 @@ mod tests {
             (busy.ratio(at(2.0)) - 0.75).abs() < 1e-6,
             "work in progress counts"
         );
-        busy.end(turn, at(2.5));
+        busy.end(period, at(2.5));
         assert!((busy.ratio(at(4.0)) - 0.5).abs() < 1e-6);
         assert_eq!(busy.ratio(at(300.0)), 0.0, "old work is forgotten");
 
@@ -177,7 +177,7 @@ mod tests {
             (busy.ratio(at(1000.0)) - 1.0).abs() < 1e-6,
             "a task longer than the window fills it"
         );
-        busy.end(turn, at(1000.0));
+        busy.end(period, at(1000.0));
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::roster::{Entry, Roster};
+use super::worker_gauge::{WorkerGauge, WorkerSeries};
 use crate::metrics::{Counter, DenseFamily, Exemplar, Gauge, Histogram, Metrics, Unit, buckets};
 
 crate::label! {
@@ -26,7 +26,7 @@ crate::label! {
 pub struct SessionRouterMetrics {
     registered: DenseFamily<(), Gauge>,
     healthy: DenseFamily<(), Gauge>,
-    active: Roster,
+    active: WorkerGauge,
     sessions: DenseFamily<SessionStatus, Counter>,
     allocation: DenseFamily<(), Histogram>,
 }
@@ -52,7 +52,7 @@ impl SessionRouterMetrics {
                 active: registry.keep(
                     "sessions_active",
                     "Active sessions of a worker",
-                    Roster::new(&worker),
+                    WorkerGauge::new(&worker),
                 ),
                 sessions: registry.keep(
                     "sessions",
@@ -110,7 +110,7 @@ impl fmt::Debug for SessionRouterMetrics {
 /// the number.
 #[derive(Clone, Debug)]
 pub struct WorkerSessions {
-    entry: Arc<Entry>,
+    entry: Arc<WorkerSeries>,
 }
 
 impl WorkerSessions {

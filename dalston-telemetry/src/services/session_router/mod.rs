@@ -1,6 +1,6 @@
 //! The router of realtime sessions: metrics of workers and allocations.
 
 mod metrics;
-mod roster;
+mod worker_gauge;
 
 pub use metrics::*;

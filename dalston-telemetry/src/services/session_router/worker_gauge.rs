@@ -1,4 +1,4 @@
-//! A gauge of things that come and go.
+//! A gauge of the workers that are registered.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,12 +9,12 @@ use crate::metrics::series::{Family, Kind, Number, Series, Value};
 use crate::metrics::shape::Shape;
 use crate::metrics::{Gauge, OTHER, OpenLabel, lock};
 
-/// A gauge with one open label, whose series are there for as long as somebody holds them.
+/// A gauge with one open label, whose series exist only while a handle of them exists.
 ///
-/// For names that are made anew all the time, such as those of workers: the values of an [`OpenLabel`] stay, and soon every
-/// worker would be one of the others.
+/// The values of an [`OpenLabel`] stay for the life of the process. Names of workers are new after each
+/// start, so all workers would soon be folded.
 #[derive(Clone)]
-pub(super) struct Roster {
+pub(super) struct WorkerGauge {
     shared: Arc<Shared>,
 }
 
@@ -25,23 +25,23 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    named: BTreeMap<Arc<str>, Weak<Entry>>,
-    /// Those that have no place of their own, how many these are, and what they add up to.
-    unplaced: BTreeMap<Arc<str>, Weak<Entry>>,
-    others: usize,
-    of_others: i64,
+    named: BTreeMap<Arc<str>, Weak<WorkerSeries>>,
+    /// Workers beyond the cap, with their number and the sum of their values.
+    folded: BTreeMap<Arc<str>, Weak<WorkerSeries>>,
+    folded_count: usize,
+    folded_sum: i64,
 }
 
-/// One series of a roster.
-pub(super) struct Entry {
-    roster: Arc<Shared>,
+/// The series of one worker.
+pub(super) struct WorkerSeries {
+    gauge: Arc<Shared>,
     name: Arc<str>,
     value: Gauge,
-    has_place: bool,
+    is_named: bool,
 }
 
-impl Roster {
-    /// With the name and the cap of this label.
+impl WorkerGauge {
+    /// A gauge with the name and the cap of this label.
     pub(super) fn new(label: &OpenLabel) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -52,56 +52,56 @@ impl Roster {
     }
 
     /// The series of this name, at zero if it is new.
-    pub(super) fn entry(&self, name: &str) -> Arc<Entry> {
+    pub(super) fn entry(&self, name: &str) -> Arc<WorkerSeries> {
         let mut state = lock(&self.shared.state);
-        let known = [&state.named, &state.unplaced];
+        let known = [&state.named, &state.folded];
         let known = known.into_iter().find_map(|entries| entries.get(name)?.upgrade());
         if let Some(entry) = known {
             return entry;
         }
         let is_new = !state.named.contains_key(name);
         let has_room = !is_new || state.named.len() < self.shared.label.cap();
-        let has_place = OpenLabel::is_fit(name) && name != OTHER && has_room;
-        let entry = Arc::new(Entry {
-            roster: self.shared.clone(),
+        let is_named = OpenLabel::is_fit(name) && name != OTHER && has_room;
+        let entry = Arc::new(WorkerSeries {
+            gauge: self.shared.clone(),
             name: Arc::from(name),
             value: Gauge::default(),
-            has_place,
+            is_named,
         });
-        if has_place {
+        if is_named {
             state.named.insert(entry.name.clone(), Arc::downgrade(&entry));
         } else {
-            state.unplaced.insert(entry.name.clone(), Arc::downgrade(&entry));
-            state.others += 1;
+            state.folded.insert(entry.name.clone(), Arc::downgrade(&entry));
+            state.folded_count += 1;
             self.shared.label.fold();
         }
         entry
     }
 }
 
-impl Entry {
+impl WorkerSeries {
     pub(super) fn set(&self, value: i64) {
-        // Also keeps two who set it at the same time from counting one of the values twice.
-        let mut state = lock(&self.roster.state);
-        if !self.has_place {
-            state.of_others += value - self.value.get();
+        // Under the lock, so that concurrent calls keep the sum correct.
+        let mut state = lock(&self.gauge.state);
+        if !self.is_named {
+            state.folded_sum += value - self.value.get();
         }
         self.value.set(value);
     }
 }
 
-impl Drop for Entry {
+impl Drop for WorkerSeries {
     fn drop(&mut self) {
-        let mut state = lock(&self.roster.state);
-        if !self.has_place {
-            state.others -= 1;
-            state.of_others -= self.value.get();
+        let mut state = lock(&self.gauge.state);
+        if !self.is_named {
+            state.folded_count -= 1;
+            state.folded_sum -= self.value.get();
         }
-        let entries = match self.has_place {
+        let entries = match self.is_named {
             true => &mut state.named,
-            false => &mut state.unplaced,
+            false => &mut state.folded,
         };
-        // Unless somebody has come back under this name meanwhile.
+        // Another handle may have taken the name meanwhile.
         if entries
             .get(&self.name)
             .is_some_and(|entry| std::ptr::eq(entry.as_ptr(), self))
@@ -111,7 +111,7 @@ impl Drop for Entry {
     }
 }
 
-impl Family for Roster {
+impl Family for WorkerGauge {
     fn kind(&self) -> Kind {
         Kind::Gauge
     }
@@ -121,7 +121,7 @@ impl Family for Roster {
     }
 
     fn visit(&self, each: &mut dyn FnMut(&Series<'_>)) {
-        let mut show = |name: &str, value: i64| {
+        let mut visit = |name: &str, value: i64| {
             let mut open = String::new();
             push_label(&mut open, self.shared.label.name(), name);
             each(&Series {
@@ -131,32 +131,32 @@ impl Family for Roster {
                 value: Value::Gauge(Number::Signed(value)),
             });
         };
-        // Not shown under the lock: the last to hold an entry may be the one who shows it, and its end takes the lock.
+        // Visited without the lock: the drop of the last handle, which may be here, takes it.
         let (entries, others) = {
             let state = lock(&self.shared.state);
             let entries: Vec<_> = state.named.values().filter_map(Weak::upgrade).collect();
-            (entries, (state.others > 0).then_some(state.of_others))
+            (entries, (state.folded_count > 0).then_some(state.folded_sum))
         };
         for entry in &entries {
-            show(&entry.name, entry.value.get());
+            visit(&entry.name, entry.value.get());
         }
         if let Some(value) = others {
-            show(OTHER, value);
+            visit(OTHER, value);
         }
     }
 }
 
-impl fmt::Debug for Roster {
+impl fmt::Debug for WorkerGauge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Roster")
+        f.debug_struct("WorkerGauge")
             .field("label", &self.shared.label)
             .finish_non_exhaustive()
     }
 }
 
-impl fmt::Debug for Entry {
+impl fmt::Debug for WorkerSeries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry")
+        f.debug_struct("WorkerSeries")
             .field("name", &self.name)
             .field("value", &self.value)
             .finish_non_exhaustive()
