@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::direct;
 use super::lease::Drain;
 use super::pool::SlotPool;
-use super::slot::{self, Keeping, Setting};
+use super::slot::{self, ModelLimits, ThreadConfig};
 use super::{Origin, Runner, RunnerStatus, UPLOADS_PER_SLOT, Worker};
 use crate::broker::{Broker, Consumer};
 use crate::config::settings::{DALSTON_SLOTS, MAX_SLOTS};
@@ -270,26 +270,26 @@ fn slots_of<E: Engine>(
 ) -> Box<super::pool::SpawnThread> {
     let engine = Arc::new(engine);
     let engine_config = Arc::new(config.engine.clone());
-    let keeping = Keeping {
+    let limits = ModelLimits {
         max_models: config.max_loaded_models,
         ttl: config.model_ttl,
     };
     let metrics = metrics.clone();
-    Box::new(move |line, seat, preload| {
-        let index = seat.index;
+    Box::new(move |queue, handle, preload| {
+        let index = handle.index;
         let mut context = LoadContext::for_slot(Arc::clone(&engine_config), index);
         if let (Some(models), Ok(runtime)) = (&surroundings.models, Handle::try_current()) {
             context = context.with_storage(models.clone(), runtime);
         }
-        let setting = Setting {
+        let config = ThreadConfig {
             engine: Arc::clone(&engine),
             load_context: context,
             draining: surroundings.draining.clone(),
-            keeping,
+            limits,
             metrics: metrics.slot(index),
             shown: surroundings.status.thread(),
         };
-        slot::spawn(setting, line, seat, preload)
+        slot::spawn(config, queue, handle, preload)
     })
 }
 

@@ -32,10 +32,10 @@ mod decode;
 mod direct;
 mod files;
 mod lease;
-mod line;
 mod models;
 mod pool;
 mod retry;
+mod run_queue;
 mod slot;
 mod status;
 mod sweep;
@@ -64,7 +64,7 @@ use self::direct::Submission;
 pub use self::direct::{Direct, DirectError, DirectTask};
 use self::lease::Drain;
 use self::pool::SlotPool;
-use self::slot::Scene;
+use self::slot::TelemetryScope;
 pub use self::status::{RunnerPhase, RunnerStatus, TaskPhase, TaskStatus};
 #[cfg(feature = "audio")]
 use crate::audio::AudioFormat;
@@ -278,11 +278,11 @@ impl Worker {
     /// Starts the inference threads. Each gives out its turns when its models are loaded: until then a task is better off
     /// with a peer.
     async fn start_slots(&self, turns: &Turns) -> Result<Infallible, RunError> {
-        let scene = Scene::here();
+        let scope = TelemetryScope::current();
         let starts = (0..self.config.slots).map(|slot| {
-            let scene = scene.clone();
+            let scope = scope.clone();
             async move {
-                self.pool.start(slot, self.config.preload.clone(), scene).await?;
+                self.pool.start(slot, self.config.preload.clone(), scope).await?;
                 turns.queue.add_permits(TURNS_PER_SLOT);
                 turns.direct.add_permits(TURNS_PER_SLOT);
                 self.status.enter(RunnerPhase::Running);

@@ -2,23 +2,20 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::poll_fn;
 use std::io;
 use std::mem;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 
 use dalston_telemetry::services::engine::Device;
 use futures_util::future::join_all;
-use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber;
 
-use super::line::{Bell, Line, Seat, Ticket};
-use super::slot::{Answer, ModelUse, Preload, Scene, Work};
+use super::run_queue::{AssignedThread, BegunTask, QueueEntry, RunQueue, ThreadHandle};
+use super::slot::{Answer, ModelUse, Preload, TelemetryScope, Work};
 use crate::error::{RunError, TaskError, TaskErrorKind};
 use crate::model_id::ModelId;
 use crate::task_dir::TaskFiles;
@@ -31,8 +28,8 @@ pub(super) struct SlotPool {
 
 struct Shared {
     spawn: Box<SpawnThread>,
-    line: Arc<Line>,
-    /// Those that come back, as far as we know.
+    queue: Arc<RunQueue<Work>>,
+    /// The threads that were not given up.
     threads: Mutex<Vec<Thread>>,
     /// Threads that were given up and have not returned yet.
     stuck: AtomicUsize,
@@ -41,9 +38,10 @@ struct Shared {
     closed: CancellationToken,
 }
 
-/// Starts an inference thread that does what the line gives it. What it returns fails when the thread has ended.
-pub(super) type SpawnThread =
-    dyn Fn(Arc<Line>, Arc<Seat>, Option<Preload>) -> io::Result<oneshot::Receiver<Infallible>> + Send + Sync;
+/// Starts an inference thread that serves the run queue. The returned channel fails when the thread has ended.
+pub(super) type SpawnThread = dyn Fn(Arc<RunQueue<Work>>, Arc<ThreadHandle>, Preload) -> io::Result<oneshot::Receiver<Infallible>>
+    + Send
+    + Sync;
 
 /// Why the pool can't go on.
 #[derive(Debug, Clone)]
@@ -54,10 +52,10 @@ enum Failure {
 
 /// One inference thread, seen from outside.
 struct Thread {
-    seat: Arc<Seat>,
+    handle: Arc<ThreadHandle>,
     ended: oneshot::Receiver<Infallible>,
     /// It goes on with a task that is over.
-    late: bool,
+    overdue: bool,
 }
 
 impl SlotPool {
@@ -65,7 +63,7 @@ impl SlotPool {
         Self {
             shared: Arc::new(Shared {
                 spawn,
-                line: Arc::default(),
+                queue: Arc::default(),
                 threads: Mutex::default(),
                 stuck: AtomicUsize::new(0),
                 max_stuck,
@@ -80,43 +78,44 @@ impl SlotPool {
         &self,
         index: usize,
         preload: Vec<ModelId>,
-        scene: Scene,
+        scope: TelemetryScope,
     ) -> Result<(), RunError> {
-        if preload.is_empty() {
-            self.spawn(index, None).map_err(RunError::Thread)?;
-            return Ok(());
-        }
         let (done, ready) = oneshot::channel();
         let preload = Preload {
             models: preload,
-            scene,
+            scope,
             done,
         };
-        let seat = self.spawn(index, Some(preload)).map_err(RunError::Thread)?;
+        let handle = self.spawn(index, preload).map_err(RunError::Thread)?;
         if ready.await.is_err() {
-            // It has died over that.
-            self.replace(&seat);
+            // The thread died while it loaded a model.
+            self.replace(&handle);
         }
         Ok(())
     }
 
-    /// Has a thread process a task as soon as one is free, first come first served.
-    pub(super) fn process(&self, work: impl FnOnce(oneshot::Sender<Answer>) -> Work) -> Running {
+    /// Adds a task for this model to the run queue.
+    pub(super) fn enqueue(&self, model: &ModelId) -> QueueEntry<Work> {
+        self.shared.queue.enqueue(model.clone())
+    }
+
+    /// Has a thread process an admitted task.
+    pub(super) fn begin(
+        &self,
+        thread: AssignedThread<Work>,
+        work: impl FnOnce(oneshot::Sender<Answer>) -> Work,
+    ) -> Running {
         let (sender, answer) = oneshot::channel();
-        let (ticket, bell) = self.shared.line.join(work(sender));
         Running {
-            place: Place {
-                pool: self.clone(),
-                ticket,
-            },
+            pool: self.clone(),
+            task: thread.begin(work(sender)),
             answer,
-            bell,
         }
     }
 
-    /// Lets the idle threads drop the models that nobody has used for long.
+    /// Lets the idle threads drop the models that were not used for their time to live.
     pub(super) fn sweep(&self, now: Instant) {
-        self.shared.line.sweep(now);
+        self.shared.queue.sweep(now);
     }
 
     /// How many threads are stuck.
@@ -144,26 +143,24 @@ impl SlotPool {
     /// Stops waiting for threads that are stuck, and ends the others.
     pub(super) async fn close(&self) {
         self.shared.closed.cancel();
-        self.shared.line.close();
+        self.shared.queue.close();
         let mut threads = mem::take(&mut *self.threads());
-        threads.retain(|thread| !thread.late);
+        threads.retain(|thread| !thread.overdue);
         join_all(threads.into_iter().map(|thread| thread.ended)).await;
     }
 
-    fn spawn(&self, index: usize, preload: Option<Preload>) -> io::Result<Arc<Seat>> {
-        let seat = Seat::new(index);
-        let line = &self.shared.line;
-        if preload.is_none() {
-            line.expect(&seat);
-        }
-        let started = (self.shared.spawn)(Arc::clone(line), Arc::clone(&seat), preload);
-        let ended = started.inspect_err(|_| line.expect_no_more(&seat))?;
+    fn spawn(&self, index: usize, preload: Preload) -> io::Result<Arc<ThreadHandle>> {
+        let handle = ThreadHandle::new(index);
+        let queue = &self.shared.queue;
+        queue.add(&handle);
+        let started = (self.shared.spawn)(Arc::clone(queue), Arc::clone(&handle), preload);
+        let ended = started.inspect_err(|_| queue.remove(&handle))?;
         self.threads().push(Thread {
-            seat: Arc::clone(&seat),
+            handle: Arc::clone(&handle),
             ended,
-            late: false,
+            overdue: false,
         });
-        Ok(seat)
+        Ok(handle)
     }
 
     fn threads(&self) -> MutexGuard<'_, Vec<Thread>> {
@@ -171,34 +168,42 @@ impl SlotPool {
     }
 
     /// Puts a fresh thread in the place of one that is lost.
-    fn replace(&self, seat: &Arc<Seat>) {
-        self.threads().retain(|thread| !Arc::ptr_eq(&thread.seat, seat));
-        if let Err(error) = self.spawn(seat.index, None) {
+    fn replace(&self, handle: &Arc<ThreadHandle>) {
+        self.forget(handle);
+        self.shared.queue.remove(handle);
+        if let Err(error) = self.spawn(handle.index, Preload::none()) {
             self.fail(Failure::Thread(Arc::new(error)));
         }
+    }
+
+    fn forget(&self, handle: &Arc<ThreadHandle>) {
+        self.threads()
+            .retain(|thread| !Arc::ptr_eq(&thread.handle, handle));
     }
 
     fn fail(&self, failure: Failure) {
         self.shared.failure.send_replace(Some(failure));
     }
 
-    /// Gives a thread up that did not come back in time.
-    fn abandon(&self, seat: &Arc<Seat>) {
+    /// Counts a thread that was given up, and replaces it unless there are too many of them.
+    fn abandon(&self, handle: &Arc<ThreadHandle>) {
         let stuck = self.shared.stuck.fetch_add(1, Ordering::AcqRel) + 1;
-        tracing::error!(slot = seat.index, stuck, "inference_thread_abandoned");
+        tracing::error!(slot = handle.index, stuck, "inference_thread_abandoned");
         if stuck > self.shared.max_stuck {
-            self.threads().retain(|thread| !Arc::ptr_eq(&thread.seat, seat));
+            self.forget(handle);
             self.fail(Failure::Stuck(stuck));
         } else {
-            self.replace(seat);
+            self.replace(handle);
         }
     }
 
-    /// Whether a thread is late.
-    fn mark_late(&self, seat: &Arc<Seat>, late: bool) {
+    fn set_overdue(&self, handle: &Arc<ThreadHandle>, overdue: bool) {
         let mut threads = self.threads();
-        if let Some(thread) = threads.iter_mut().find(|thread| Arc::ptr_eq(&thread.seat, seat)) {
-            thread.late = late;
+        if let Some(thread) = threads
+            .iter_mut()
+            .find(|thread| Arc::ptr_eq(&thread.handle, handle))
+        {
+            thread.overdue = overdue;
         }
     }
 }
@@ -206,61 +211,34 @@ impl SlotPool {
 impl fmt::Debug for SlotPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SlotPool")
-            .field("line", &self.shared.line)
+            .field("queue", &self.shared.queue)
             .field("stuck", &self.stuck())
             .finish()
     }
 }
 
-/// Threads know the line only, so they end when nobody has the pool any more.
+/// Threads hold the queue only, so they end when the pool is dropped.
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.line.close();
+        self.queue.close();
     }
 }
 
-/// A task in the line, or on an inference thread.
+/// A task that an inference thread has begun.
 pub(super) struct Running {
-    place: Place,
-    answer: oneshot::Receiver<Answer>,
-    /// Of the thread that is to come for it.
-    bell: Option<Bell>,
-}
-
-/// Where a task is that nobody may be waiting for any more.
-struct Place {
     pool: SlotPool,
-    ticket: Arc<Ticket>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if self.ticket.seat().is_none() {
-            self.pool.shared.line.withdraw(&self.ticket);
-        }
-    }
+    task: BegunTask,
+    answer: oneshot::Receiver<Answer>,
 }
 
 impl Running {
-    /// Waits for a thread to have done the task.
+    /// Waits for the end of the task on its thread.
     pub(super) async fn answer(&mut self) -> Answer {
-        if self.bell.is_some() {
-            // The tasks that are about to join the line do so first: a thread that is woken for each of them only to sleep again
-            // costs more than what many an engine does.
-            step_back().await;
-            self.bell = None;
-        }
         match (&mut self.answer).await {
             Ok(answer) => answer,
             Err(_) => {
-                let Place { pool, ticket } = &self.place;
-                let error = match ticket.seat() {
-                    Some(seat) => {
-                        pool.replace(seat);
-                        TaskError::new(TaskErrorKind::Panic, "panic", "the inference thread has died")
-                    }
-                    None => TaskError::retryable("worker_failed", "the worker has no inference thread left"),
-                };
+                self.pool.replace(&self.task.thread);
+                let error = TaskError::new(TaskErrorKind::Panic, "panic", "the inference thread has died");
                 Answer {
                     result: Err(error),
                     model: ModelUse::None,
@@ -271,55 +249,37 @@ impl Running {
         }
     }
 
-    /// Takes the task out of the line. Returns whether that was possible: no thread has begun it then, and none will.
-    pub(super) fn withdraw(&self) -> bool {
-        let Place { pool, ticket } = &self.place;
-        pool.shared.line.withdraw(ticket)
-    }
-
-    /// Does not wait for the thread any more. It gets until `patience` ends to come back, then another one takes its place.
+    /// Stops waiting for the thread. If it has not come back at `limit`, another thread takes its place.
     ///
-    /// Whatever it answers is thrown away. `files` are kept until then, as it may be using them.
-    pub(super) fn leave(self, patience: Instant, files: TaskFiles) {
+    /// Its answer is thrown away. `files` are kept until then, because the thread may be using them.
+    pub(super) fn leave(self, limit: Instant, files: TaskFiles) {
         let Self {
-            place,
+            pool,
+            task,
             mut answer,
-            bell,
         } = self;
-        drop(bell);
-        let (Some(seat), pool) = (place.ticket.seat().cloned(), place.pool.clone()) else {
-            return;
-        };
-        pool.mark_late(&seat, true);
+        let thread = Arc::clone(&task.thread);
+        pool.set_overdue(&thread, true);
         let closed = pool.shared.closed.clone();
         let wait = async move {
             tokio::select! {
                 answer = &mut answer => {
                     drop(files);
                     match answer {
-                        Ok(_) => pool.mark_late(&seat, false),
-                        Err(_) => pool.replace(&seat),
+                        Ok(_) => pool.set_overdue(&thread, false),
+                        Err(_) => pool.replace(&thread),
                     }
                     return;
                 }
-                () = sleep_until(patience) => {}
+                () = sleep_until(limit) => {}
                 () = closed.cancelled() => return,
             }
             drop(files);
-            let mut told = Err(TryRecvError::Empty);
-            // With this the thread ends by itself, should it ever return.
-            let given_up = pool.shared.line.give_up(&seat, || {
-                told = answer.try_recv();
-                !matches!(told, Err(TryRecvError::Empty))
-            });
-            if !given_up {
-                match told {
-                    Ok(_) => pool.mark_late(&seat, false),
-                    Err(_) => pool.replace(&seat),
-                }
+            if !pool.shared.queue.give_up(&task) {
+                pool.set_overdue(&thread, false);
                 return;
             }
-            pool.abandon(&seat);
+            pool.abandon(&thread);
             tokio::select! {
                 _ = answer => {
                     pool.shared.stuck.fetch_sub(1, Ordering::AcqRel);
@@ -330,17 +290,4 @@ impl Running {
         };
         tokio::spawn(wait.with_current_subscriber());
     }
-}
-
-/// Lets what is ready to run go first. Unlike `yield_now` of tokio, not what is to be heard from outside, too.
-async fn step_back() {
-    let mut has_stepped = false;
-    poll_fn(|cx| {
-        if mem::replace(&mut has_stepped, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

@@ -18,9 +18,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Dispatch, Span, dispatcher};
 
-use super::line::{ForModel, Line, Next, Seat};
 use super::models::Models;
-use super::status::{TaskMark, TaskPhase, ThreadGuard};
+use super::run_queue::{Next, RunQueue, ThreadHandle};
+use super::status::ThreadGuard;
 use crate::context::{CancelFlag, TaskContext};
 use crate::engine::Engine;
 use crate::error::{TaskError, TaskErrorKind, says_out_of_memory};
@@ -35,38 +35,42 @@ use crate::task::TaskRequest;
 /// Models to load before there is a task that needs them.
 pub(super) struct Preload {
     pub(super) models: Vec<ModelId>,
-    pub(super) scene: Scene,
+    pub(super) scope: TelemetryScope,
     pub(super) done: oneshot::Sender<()>,
+}
+
+impl Preload {
+    /// No models, for a thread that replaces another one.
+    pub(super) fn none() -> Self {
+        Self {
+            models: Vec::new(),
+            scope: TelemetryScope::current(),
+            done: oneshot::channel().0,
+        }
+    }
 }
 
 /// A task for an inference thread.
 pub(super) struct Work {
     pub(super) request: Arc<TaskRequest>,
     pub(super) cx: TaskContext,
-    pub(super) scene: Scene,
+    pub(super) scope: TelemetryScope,
     pub(super) gpu: GpuReading,
-    pub(super) mark: TaskMark,
     pub(super) answer: oneshot::Sender<Answer>,
 }
 
-impl ForModel for Work {
-    fn model(&self) -> &ModelId {
-        &self.cx.info().model
-    }
-}
-
-/// The telemetry that surrounds a piece of work and has to come along to the thread that does it.
+/// The subscriber, span and log context of a piece of work, for the thread that does it.
 #[derive(Clone)]
-pub(super) struct Scene {
+pub(super) struct TelemetryScope {
     dispatch: Dispatch,
     span: Span,
     opener: SpanOpener,
     log: LogContext,
 }
 
-impl Scene {
+impl TelemetryScope {
     /// That of the caller, without a span.
-    pub(super) fn here() -> Self {
+    pub(super) fn current() -> Self {
         Self {
             dispatch: dispatcher::get_default(Dispatch::clone),
             span: Span::none(),
@@ -80,14 +84,14 @@ impl Scene {
         Self {
             span: task.task().clone(),
             opener: task.opener().clone(),
-            ..Self::here()
+            ..Self::current()
         }
     }
 
-    fn play<R>(&self, act: impl FnOnce() -> R) -> R {
+    fn run<R>(&self, work: impl FnOnce() -> R) -> R {
         dispatcher::with_default(&self.dispatch, || {
             let _log = self.log.enter();
-            self.span.in_scope(act)
+            self.span.in_scope(work)
         })
     }
 }
@@ -119,34 +123,34 @@ pub(super) struct Processed {
     pub(super) language: Option<String>,
 }
 
-/// The settings of the models' cache.
+/// How many models an inference thread keeps, and for how long.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Keeping {
+pub(super) struct ModelLimits {
     pub(super) max_models: usize,
     pub(super) ttl: Duration,
 }
 
-/// Starts an inference thread, which does what the line gives it. What is returned fails when the thread has ended.
+/// Starts an inference thread that serves the run queue. The returned channel fails when the thread has ended.
 pub(super) fn spawn<E: Engine>(
-    setting: Setting<E>,
-    line: Arc<Line>,
-    seat: Arc<Seat>,
-    preload: Option<Preload>,
+    config: ThreadConfig<E>,
+    queue: Arc<RunQueue<Work>>,
+    handle: Arc<ThreadHandle>,
+    preload: Preload,
 ) -> io::Result<oneshot::Receiver<Infallible>> {
     let (alive, ended) = oneshot::channel();
     let clock = Clock(Handle::try_current().map_err(io::Error::other)?);
-    let name = format!("inference-{}", setting.load_context.slot());
+    let name = format!("inference-{}", config.load_context.slot());
     let builder = thread::Builder::new().name(name).stack_size(STACK_BYTES);
     builder.spawn(move || {
-        let Setting {
+        let ThreadConfig {
             engine,
             load_context,
             draining,
-            keeping,
+            limits,
             metrics,
             shown,
-        } = setting;
-        let models = Models::new(keeping.max_models, keeping.ttl);
+        } = config;
+        let models = Models::new(limits.max_models, limits.ttl);
         let mut thread = InferenceThread {
             engine,
             load_context,
@@ -156,16 +160,21 @@ pub(super) fn spawn<E: Engine>(
             shown,
             clock,
         };
-        if let Some(preload) = preload {
+        if !preload.models.is_empty() {
             let _busy = metrics.busy();
-            thread.preload(preload);
+            thread.preload(&preload);
         }
+        queue.idle(&handle, &thread.loaded);
+        let _ = preload.done.send(());
         loop {
-            let next = line.next(&seat, &thread.loaded);
+            let next = queue.next(&handle);
             let _busy = metrics.busy();
             match next {
-                Next::Work(work) => thread.process(work, |loaded| line.comes(&seat, loaded)),
-                Next::Sweep(now) => thread.sweep(now),
+                Next::Work(work) => thread.process(work, |loaded| queue.idle(&handle, loaded)),
+                Next::Sweep(now) => {
+                    thread.sweep(now);
+                    queue.idle(&handle, &thread.loaded);
+                }
                 Next::End => break,
             }
         }
@@ -175,13 +184,13 @@ pub(super) fn spawn<E: Engine>(
     Ok(ended)
 }
 
-/// What an inference thread is given.
-pub(super) struct Setting<E> {
+/// What an inference thread is started with.
+pub(super) struct ThreadConfig<E> {
     pub(super) engine: Arc<E>,
     pub(super) load_context: LoadContext,
     /// No model is downloaded any more.
     pub(super) draining: CancellationToken,
-    pub(super) keeping: Keeping,
+    pub(super) limits: ModelLimits,
     pub(super) metrics: SlotMetrics,
     pub(super) shown: ThreadGuard,
 }
@@ -227,15 +236,15 @@ enum WhenFull {
 }
 
 impl<E: Engine> InferenceThread<E> {
-    fn preload(&mut self, preload: Preload) {
-        let Preload { models, scene, done } = preload;
-        for model in &models {
+    fn preload(&mut self, preload: &Preload) {
+        let scope = &preload.scope;
+        for model in &preload.models {
             let now = self.clock.now();
-            if let Err(error) = scene.play(|| {
+            if let Err(error) = scope.run(|| {
                 let never = CancelFlag::default();
-                self.ensure_loaded(model, now, WhenFull::GiveUp, &scene.opener, never)
+                self.ensure_loaded(model, now, WhenFull::GiveUp, &scope.opener, never)
             }) {
-                scene.play(|| tracing::warn!(%model, error = %error, "model_preload_failed"));
+                scope.run(|| tracing::warn!(%model, error = %error, "model_preload_failed"));
             }
         }
         // Their time without use begins when the last one is loaded.
@@ -244,7 +253,6 @@ impl<E: Engine> InferenceThread<E> {
             self.models.hit(&model, now);
         }
         self.show_models();
-        let _ = done.send(());
     }
 
     fn sweep(&mut self, now: Instant) {
@@ -262,37 +270,35 @@ impl<E: Engine> InferenceThread<E> {
         }
     }
 
-    /// `done` is called before anyone hears of the end of the task.
-    fn process(&mut self, work: Work, done: impl FnOnce(&Arc<[ModelId]>)) {
+    /// Calls `idle` before the end of the task is known anywhere.
+    fn process(&mut self, work: Work, idle: impl FnOnce(&Arc<[ModelId]>)) {
         let Work {
             request,
             cx,
-            scene,
+            scope,
             gpu,
-            mark,
             answer,
         } = work;
-        mark.enter(TaskPhase::Processing);
         // Only for the span.
-        let peak = match scene.span.is_disabled() {
+        let peak = match scope.span.is_disabled() {
             true => None,
             false => gpu.watch_peak(),
         };
         let now = self.clock.now();
         let mut model = ModelUse::None;
         let mut process = None;
-        let result = scene.play(|| {
+        let result = scope.run(|| {
             cx.check_cancelled()?;
             let cancelled = cx.cancel_flag();
             model = self.ensure_loaded(
                 &cx.info().model,
                 now,
                 WhenFull::DropOthers,
-                &scene.opener,
+                &scope.opener,
                 cancelled,
             )?;
             cx.check_cancelled()?;
-            self.run_engine(&request, &cx, now, &scene.opener, &mut process)
+            self.run_engine(&request, &cx, now, &scope.opener, &mut process)
         });
         // Its time without use begins now.
         self.models.hit(&cx.info().model, self.clock.now());
@@ -300,14 +306,14 @@ impl<E: Engine> InferenceThread<E> {
         if device == Device::Cuda
             && let Some(bytes) = peak.and_then(|peak| peak.bytes())
         {
-            spans::gpu_memory_peak(&scene.span, bytes);
+            spans::gpu_memory_peak(&scope.span, bytes);
         }
         drop(request);
         drop(cx);
         self.show_models();
-        // This may close a span, which is code of others. None should run once the thread has said that it comes.
-        drop(scene);
-        done(&self.loaded);
+        // This may close a span, and so run foreign code. None may run once the thread counts as idle.
+        drop(scope);
+        idle(&self.loaded);
         let answered = answer.send(Answer {
             result,
             model,

@@ -283,27 +283,6 @@ impl TaskGuard {
     pub(super) fn enter(&self, phase: TaskPhase) {
         self.status.enter_task(self.number, phase);
     }
-
-    /// For the inference thread.
-    pub(super) fn mark(&self) -> TaskMark {
-        TaskMark {
-            status: self.status.clone(),
-            number: self.number,
-        }
-    }
-}
-
-/// A task in hand, seen from elsewhere.
-pub(super) struct TaskMark {
-    status: RunnerStatus,
-    number: u64,
-}
-
-impl TaskMark {
-    /// Does nothing if the task is not in hand any more.
-    pub(super) fn enter(&self, phase: TaskPhase) {
-        self.status.enter_task(self.number, phase);
-    }
 }
 
 impl Drop for TaskGuard {

@@ -19,7 +19,7 @@ use super::decode::decode;
 use super::files;
 use super::lease::{Confirmed, Stop, StopOnDrop, at_once, keep};
 use super::retry::{BROKER_CALL, retry};
-use super::slot::{Answer, ModelUse, Processed, Scene, Work};
+use super::slot::{Answer, ModelUse, Processed, TelemetryScope, Work};
 use super::status::{TaskGuard, TaskPhase};
 use super::sweep;
 use super::{Origin, Worker};
@@ -425,29 +425,24 @@ impl<'a> Attempt<'a> {
             self.worker.on_progress.clone(),
             self.worker.registry.clone(),
         );
-        let mut running = self.worker.pool.process(|answer| Work {
+        let mut entry = self.worker.pool.enqueue(&cx.info().model);
+        let admitted = async {
+            let thread = entry.thread().await.ok_or_else(|| {
+                TaskError::retryable("worker_failed", "the worker has no inference thread left")
+            })?;
+            self.admit().await?;
+            Ok::<_, TaskError>(thread)
+        };
+        let thread = self.before_inference(admitted).await??;
+        self.hand.enter(TaskPhase::Processing);
+        let mut running = self.worker.pool.begin(thread, |answer| Work {
             request: Arc::clone(&request),
             cx: cx.clone(),
-            scene: Scene::of(&self.spans),
+            scope: TelemetryScope::of(&self.spans),
             gpu: self.worker.status.gpu_reading().clone(),
-            mark: self.hand.mark(),
             answer,
         });
-        let answer = tokio::select! {
-            biased;
-            reason = self.stop.stopped() => Err(reason),
-            () = self.worker.drain.begun.cancelled() => Err(CancelReason::Shutdown),
-            answer = running.answer() => Ok(answer),
-        };
-        let answer = match answer {
-            Ok(answer) => Ok(answer),
-            // No thread has begun it.
-            Err(reason) if running.withdraw() => {
-                self.stop.set(reason);
-                return Err(reason.into_error());
-            }
-            Err(_) => self.stop.unless(running.answer()).await,
-        };
+        let answer = self.stop.unless(running.answer()).await;
         let answer = match answer {
             Ok(answer) => answer,
             Err(reason) => {
@@ -512,6 +507,18 @@ impl<'a> Attempt<'a> {
             device,
             metrics,
         })
+    }
+
+    /// Admits the task to the inference thread that is assigned to it and waits for it.
+    ///
+    /// This is the place for everything that must happen once per start and before inference: counting starts, reporting
+    /// them to the platform, measuring the wait for a slot, forming batches. A task that is refused gives its thread to the
+    /// next one. Today only a task that is not wanted any more is refused.
+    async fn admit(&self) -> Result<(), TaskError> {
+        match self.stop.reason() {
+            Some(reason) => Err(reason.into_error()),
+            None => Ok(()),
+        }
     }
 
     async fn upload(
