@@ -14,11 +14,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::control_loop::Runner;
 use super::direct;
 use super::lease::Drain;
 use super::pool::SlotPool;
 use super::slot::{self, ModelLimits, ThreadConfig};
-use super::{Origin, Runner, RunnerStatus, UPLOADS_PER_SLOT, Worker};
+use super::status::RunnerStatus;
+use super::worker::{Origin, Worker};
 use crate::broker::{Broker, Consumer};
 use crate::config::settings::{DALSTON_SLOTS, MAX_SLOTS};
 use crate::config::{EngineConfig, RunnerConfig};
@@ -31,6 +33,16 @@ use crate::model_id::ModelId;
 use crate::models::ModelStorage;
 use crate::store::Store;
 use crate::task::TaskInfo;
+
+/// Per slot: results on their way to the store.
+const UPLOADS_PER_SLOT: usize = 4;
+
+impl Runner {
+    /// Begins to put a worker together.
+    pub fn builder<E: Engine>(engine: E) -> RunnerBuilder<E> {
+        RunnerBuilder::new(engine)
+    }
+}
 
 /// Puts a [`Runner`] together. Made by [`Runner::builder`].
 ///

@@ -19,10 +19,11 @@ use tokio::time::sleep;
 use tracing::instrument::WithSubscriber;
 use uuid::Uuid;
 
+use super::status::RunnerPhase;
 #[cfg(feature = "worker")]
 use super::sweep;
-use super::task;
-use super::{Origin, RunnerPhase, Worker, report_panic};
+use super::task::{self, report_panic};
+use super::worker::{Origin, Worker};
 use crate::broker::{
     Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership, TaskMetadata,
 };

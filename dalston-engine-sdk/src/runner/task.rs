@@ -22,7 +22,7 @@ use super::retry::{BROKER_CALL, retry};
 use super::slot::{Answer, ModelUse, Processed, TelemetryScope, Work};
 use super::status::{TaskGuard, TaskPhase};
 use super::sweep;
-use super::{Origin, Worker};
+use super::worker::{Origin, Worker};
 use crate::broker::{
     BrokerError, Claim, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason, TaskMetadata,
 };
@@ -110,6 +110,15 @@ pub(super) async fn handle(
         attempt.spans.end();
     });
     within(attempt.spans.task(), work).with_log_context(log).await;
+}
+
+pub(super) fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        // Its lease ends, and then the task is delivered again.
+        tracing::error!(%error, "task_handling_panicked");
+    }
 }
 
 /// Removes a task that nobody wants from the queue.
