@@ -5,7 +5,7 @@ use std::path::Path;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use super::task::Attempt;
+use super::attempt::Attempt;
 use crate::broker::{Claim, TaskMetadata};
 use crate::context::OutputFile;
 use crate::error::{TaskError, TaskErrorKind};

@@ -26,15 +26,19 @@
 //! call that does not return when its task is over is left to itself: the task is reported, another thread takes the
 //! place, and when too many are lost like this the runner ends with an error, because only a new process helps.
 
+mod attempt;
 mod builder;
 mod control_loop;
 #[cfg(feature = "audio")]
 mod decode;
 mod direct;
 mod files;
+mod inference;
 mod lease;
 mod models;
 mod pool;
+mod prepare;
+mod report;
 mod retry;
 mod run_queue;
 mod slot;

@@ -1,0 +1,142 @@
+//! A task on an inference thread, seen from the control loop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dalston_telemetry::metrics::{Device, InMemory, ModelMetrics};
+use tokio::time::{Instant, timeout};
+
+use super::attempt::Attempt;
+use super::prepare::Prepared;
+use super::slot::{Answer, ModelUse, Processed, TelemetryScope, Work};
+use super::status::TaskPhase;
+use crate::context::{CancelReason, OutputFile, TaskContext};
+use crate::error::TaskError;
+use crate::stage::language_tag;
+use crate::task_dir::TaskFiles;
+
+/// How long a cancelled engine gets to return before its task is closed without it.
+const CANCEL_GRACE: Duration = Duration::from_secs(1);
+/// How long an inference thread may go on after the end of its task before another one takes its place.
+const STUCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What came of processing a task.
+pub(super) struct Done {
+    pub(super) processed: Processed,
+    pub(super) files: TaskFiles,
+    pub(super) outputs: Vec<OutputFile>,
+    pub(super) audio_seconds: Option<f64>,
+    pub(super) process: Duration,
+    pub(super) device: Device,
+    /// Those of its model.
+    pub(super) metrics: Arc<ModelMetrics>,
+}
+
+impl Attempt<'_> {
+    /// Has the task processed on an inference thread.
+    pub(super) async fn infer(&self, prepared: Prepared) -> Result<Done, TaskError> {
+        let Prepared { request, info, files } = prepared;
+        let cx = TaskContext::new(
+            info,
+            self.deadline.into_std(),
+            files.dir(),
+            self.stop.flag(),
+            self.worker.on_progress.clone(),
+            self.worker.registry.clone(),
+        );
+        let mut entry = self.worker.pool.enqueue(&cx.info().model);
+        let admitted = async {
+            let thread = entry.thread().await.ok_or_else(|| {
+                TaskError::retryable("worker_failed", "the worker has no inference thread left")
+            })?;
+            self.admit().await?;
+            Ok::<_, TaskError>(thread)
+        };
+        let thread = self.before_inference(admitted).await??;
+        self.hand.enter(TaskPhase::Processing);
+        let mut running = self.worker.pool.begin(thread, |answer| Work {
+            request: Arc::clone(&request),
+            cx: cx.clone(),
+            scope: TelemetryScope::of(&self.spans),
+            gpu: self.worker.status.gpu_reading().clone(),
+            answer,
+        });
+        let answer = self.stop.unless(running.answer()).await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(reason) => {
+                // The deadline is a promise; other reasons leave the engine a moment to end its spans.
+                let in_time = match reason {
+                    CancelReason::DeadlineExceeded => None,
+                    _ => timeout(CANCEL_GRACE, running.answer()).await.ok(),
+                };
+                let Some(answer) = in_time else {
+                    running.leave(self.deadline.max(Instant::now()) + STUCK_PATIENCE, files);
+                    return Err(reason.into_error());
+                };
+                answer
+            }
+        };
+        let Answer {
+            result,
+            model,
+            process,
+            device,
+            ..
+        } = answer;
+        let info = cx.info();
+        let metrics = self.worker.model_metrics(&info.model);
+        match model {
+            ModelUse::Loaded(took) => {
+                metrics.model_load(took);
+                metrics.model_acquire(InMemory::No, took);
+            }
+            ModelUse::Kept => {
+                metrics.model_cache_hit();
+                metrics.model_acquire(InMemory::Yes, Duration::ZERO);
+            }
+            ModelUse::None => {}
+        }
+        let said = cx.take_said();
+        let language = result
+            .as_ref()
+            .ok()
+            .and_then(|processed| processed.language.clone())
+            .or(said.language);
+        if let Some(language) = language
+            .as_deref()
+            .or(request.requested_language())
+            .and_then(language_tag)
+        {
+            self.spans.language(language);
+        }
+        let processed = result?;
+        self.worker.status.worked(&info.model);
+        // Work that is done is kept when the worker shuts down, but not if nobody wants it or someone else has it.
+        match self.stop.reason() {
+            None | Some(CancelReason::Shutdown) => {}
+            Some(reason) => return Err(reason.into_error()),
+        }
+        Ok(Done {
+            processed,
+            files,
+            outputs: said.artifacts,
+            audio_seconds: info.audio_seconds,
+            process: process.unwrap_or_default(),
+            device,
+            metrics,
+        })
+    }
+
+    /// Admits the task to the inference thread that is assigned to it and waits for it.
+    ///
+    /// This is the place for everything that must happen once per start and before inference: counting starts, reporting
+    /// them to the platform, measuring the wait for a slot, forming batches. A task that is refused gives its thread to the
+    /// next one. Today only a task that is not wanted any more is refused.
+    pub(super) async fn admit(&self) -> Result<(), TaskError> {
+        match self.stop.reason() {
+            Some(reason) => Err(reason.into_error()),
+            None => Ok(()),
+        }
+    }
+}
