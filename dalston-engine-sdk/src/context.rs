@@ -1,9 +1,9 @@
-//! What an engine may see of, and do to, the world while it processes a task: [`TaskContext`].
+//! The access of an engine to the outside while it processes a task: [`TaskContext`].
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use dalston_telemetry::metrics::Metrics;
@@ -13,7 +13,8 @@ use crate::store::key::is_plain_name;
 use crate::task::TaskInfo;
 use crate::task_dir::TaskDir;
 
-/// The handle that [`Engine::process`](crate::Engine::process) gets beside its model and the request.
+/// The ids, deadline, progress and files of a task, for
+/// [`Engine::process`](crate::Engine::process).
 ///
 /// It is cheap to clone and may be given to helper threads.
 #[derive(Clone)]
@@ -29,15 +30,15 @@ struct Shared {
     progress: AtomicU32,
     on_progress: Option<ProgressHook>,
     metrics: Metrics,
-    said: Mutex<Said>,
+    reported: Mutex<Reported>,
 }
 
 /// Called on the inference thread with every report of progress.
 pub(crate) type ProgressHook = Arc<dyn Fn(&TaskInfo, f32) + Send + Sync>;
 
-/// What the engine told us while it worked.
+/// The facts that the engine reported while it worked.
 #[derive(Debug, Default)]
-pub(crate) struct Said {
+pub(crate) struct Reported {
     pub(crate) language: Option<String>,
     pub(crate) artifacts: Vec<OutputFile>,
 }
@@ -52,7 +53,7 @@ impl TaskContext {
         metrics: Metrics,
     ) -> Self {
         let progress = AtomicU32::new(0.0_f32.to_bits());
-        let said = Mutex::default();
+        let reported = Mutex::default();
         let shared = Shared {
             info,
             deadline,
@@ -61,20 +62,21 @@ impl TaskContext {
             progress,
             on_progress,
             metrics,
-            said,
+            reported,
         };
         Self {
             shared: Arc::new(shared),
         }
     }
 
-    /// Ids, attempt, model.
+    /// The ids, the attempt and the model.
     #[must_use]
     pub fn info(&self) -> &TaskInfo {
         &self.shared.info
     }
 
-    /// Gives an error as soon as the result of this task is of no use any more. Costs one atomic load.
+    /// Returns an error as soon as the result of this task is of no use any more. Costs one atomic
+    /// load.
     ///
     /// ```
     /// # use dalston_engine_sdk::{TaskContext, TaskError};
@@ -90,7 +92,8 @@ impl TaskContext {
     ///
     /// # Errors
     ///
-    /// After a cancellation, a lost lease, a shutdown or the deadline; see [`cancel_reason`](Self::cancel_reason).
+    /// After a cancellation, a lost lease, a shutdown or the deadline; see
+    /// [`cancel_reason`](Self::cancel_reason).
     pub fn check_cancelled(&self) -> Result<(), TaskError> {
         match self.cancel_reason() {
             None => Ok(()),
@@ -98,25 +101,26 @@ impl TaskContext {
         }
     }
 
-    /// Why the task should stop, if it should.
+    /// The reason for which the task should stop, if there is one.
     #[must_use]
     pub fn cancel_reason(&self) -> Option<CancelReason> {
         self.shared.cancelled.reason()
     }
 
-    /// When the task will be failed, whether or not the engine returns.
+    /// When the task fails, whether or not the engine returns.
     #[must_use]
     pub fn deadline(&self) -> Instant {
         self.shared.deadline
     }
 
-    /// Reports how much is done, from 0 to 1. Values outside are clamped, and it never goes back.
+    /// Reports how much is done, from 0 to 1. Values outside are clamped. Lower values than before
+    /// are ignored.
     pub fn progress(&self, fraction: f32) {
         if fraction.is_nan() {
             return;
         }
         let fraction = fraction.clamp(0.0, 1.0);
-        // Bits of non-negative floats are ordered like the floats.
+        // The bits of non-negative floats are ordered like the floats.
         let before = self
             .shared
             .progress
@@ -128,30 +132,33 @@ impl TaskContext {
         }
     }
 
-    /// A directory of this task's own, made when it is asked for. It is removed when the task has ended, however it ended.
+    /// A directory for this task. The first call makes it. It is removed when the task has ended.
     ///
-    /// If it can't be made, which is logged, there is nothing at the path.
+    /// If it can't be made, that is logged, and nothing exists at the path.
     #[must_use]
     pub fn temp_dir(&self) -> &Path {
         self.shared.dir.path_or_nowhere()
     }
 
-    /// The metrics of this process, for an engine's own. Those of tasks are taken without its help.
+    /// The metrics of this process, for those of the engine. The runner records the metrics of
+    /// tasks itself.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics
     }
 
-    /// Says which language was found, as an ISO 639-1 code; it appears on the task's span.
+    /// Sets the detected language, an ISO 639-1 code. It appears on the span of the task.
     pub fn set_language(&self, code: &str) {
-        self.said().language = Some(code.to_owned());
+        self.reported().language = Some(code.to_owned());
     }
 
-    /// Adds a file to the task's results. It is uploaded after [`process`](crate::Engine::process) has returned.
+    /// Adds a file to the task's results. It is uploaded after [`process`](crate::Engine::process)
+    /// has returned.
     ///
     /// # Errors
     ///
-    /// A permanent error with the code `invalid_artifact` if the name is not plain, or was used before.
+    /// A permanent error with the code `invalid_artifact` if the name has other characters than
+    /// letters, digits, dots, dashes and underscores, or was used before.
     pub fn add_output_file(&self, file: OutputFile) -> Result<(), TaskError> {
         let invalid = |problem: &str| {
             let text = format!("the output file {:?} {problem}", file.name);
@@ -162,11 +169,11 @@ impl TaskContext {
                 "can't be stored: a name has 1 to 128 letters, digits, dots, dashes and underscores",
             ));
         }
-        let mut said = self.said();
-        if said.artifacts.iter().any(|earlier| earlier.name == file.name) {
+        let mut reported = self.reported();
+        if reported.artifacts.iter().any(|earlier| earlier.name == file.name) {
             return Err(invalid("was added before"));
         }
-        said.artifacts.push(file);
+        reported.artifacts.push(file);
         Ok(())
     }
 
@@ -174,12 +181,15 @@ impl TaskContext {
         self.shared.cancelled.clone()
     }
 
-    pub(crate) fn take_said(&self) -> Said {
-        std::mem::take(&mut *self.said())
+    pub(crate) fn take_reported(&self) -> Reported {
+        std::mem::take(&mut *self.reported())
     }
 
-    fn said(&self) -> std::sync::MutexGuard<'_, Said> {
-        self.shared.said.lock().unwrap_or_else(PoisonError::into_inner)
+    fn reported(&self) -> MutexGuard<'_, Reported> {
+        self.shared
+            .reported
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -192,17 +202,17 @@ impl fmt::Debug for TaskContext {
     }
 }
 
-/// Why a task should stop before it is done.
+/// The reasons for which a task should stop early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CancelReason {
-    /// Someone cancelled the job.
+    /// The job was cancelled.
     Requested,
-    /// The time for the task is over.
+    /// The deadline has passed.
     DeadlineExceeded,
-    /// Another worker owns the task now: this one was silent for too long.
+    /// Another worker owns the task now, because the lease of this one has ended.
     LeaseLost,
-    /// The worker shuts down; the task goes back to the queue.
+    /// The worker shuts down. The task goes back to the queue.
     Shutdown,
 }
 
@@ -222,7 +232,7 @@ impl CancelReason {
     }
 }
 
-/// Set once by the runner, read by the engine. The first reason stays.
+/// The reason to stop: set once by the runner, read by the engine. The first one stays.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CancelFlag(Arc<AtomicU8>);
 
@@ -250,21 +260,21 @@ impl CancelFlag {
     }
 }
 
-/// A file that a task leaves behind beside its response: an audio file, a final transcript.
+/// An output file of a task, beside its response: an audio file, a final transcript.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OutputFile {
-    /// Its name among the files of the task. The platform calls it `{task_id}:{name}`.
+    /// Its name among the files of the task. Its artifact id is `{task_id}:{name}`.
     pub name: String,
-    /// Where it is now, usually in [`TaskContext::temp_dir`].
+    /// Its path, usually in [`TaskContext::temp_dir`].
     pub path: PathBuf,
-    /// What it is, for example `audio` or `transcript`.
+    /// Its kind, for example `audio` or `transcript`.
     pub kind: String,
-    /// Its part in the job, for example `prepared` or `final`.
+    /// Its role in the job, for example `prepared` or `final`.
     pub role: Option<String>,
     /// Its media type, for example `audio/wav`.
     pub media_type: Option<String>,
-    /// The audio channel that it is about.
+    /// The audio channel that it belongs to.
     pub channel: Option<u32>,
 }
 
@@ -282,7 +292,7 @@ impl OutputFile {
         }
     }
 
-    /// Sets its part in the job.
+    /// Sets its role in the job.
     #[must_use]
     pub fn role(mut self, role: impl Into<String>) -> Self {
         self.role = Some(role.into());
@@ -296,7 +306,7 @@ impl OutputFile {
         self
     }
 
-    /// Sets the audio channel that it is about.
+    /// Sets the audio channel that it belongs to.
     #[must_use]
     pub fn channel(mut self, channel: u32) -> Self {
         self.channel = Some(channel);

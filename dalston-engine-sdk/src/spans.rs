@@ -1,12 +1,12 @@
-//! The spans of a task, in one place.
+//! The spans of a task.
 //!
 //! ```text
 //! (the producer's span)
 //! ├─ engine.queue_wait
 //! └─ engine.{engine_id}.process
 //!    ├─ engine.download_input
-//!    ├─ engine.model_load        only when the inference thread has no such model yet
-//!    │  └─ engine.model_download only when this machine has no such model yet
+//!    ├─ engine.model_load        only if the inference thread has not loaded the model yet
+//!    │  └─ engine.model_download only if the model is not on this machine yet
 //!    ├─ engine.process           with the engine's own spans below it
 //!    └─ engine.upload_output
 //! ```
@@ -17,15 +17,12 @@
 //! (the caller's span)
 //! └─ engine.{engine_id}.http_process
 //!    ├─ engine.receive_input     the upload, or the download of a URL
-//!    ├─ engine.queue_wait        until a turn was free
+//!    ├─ engine.queue_wait        until a permit was free
 //!    └─ engine.{engine_id}.process
 //!       └─ …
 //! ```
 
-use std::future::poll_fn;
 use std::ops::Deref;
-use std::pin::{Pin, pin};
-use std::task::{Context as PollContext, Poll};
 
 use dalston_telemetry::opentelemetry::trace::{Status, TraceContextExt};
 use dalston_telemetry::opentelemetry::{Context, KeyValue, Value};
@@ -39,29 +36,30 @@ use crate::interruption::Interruption;
 use crate::protocol::Timestamp;
 use crate::task::TaskInfo;
 
-/// The spans of one task, and the context that they stand in.
+/// The spans of one task.
 #[derive(Debug)]
 pub(crate) struct TaskSpans {
     telemetry: TelemetryHandle,
-    /// What the producer sent along.
-    carried: Context,
+    /// The context that the producer sent with the task.
+    parent_context: Context,
     task: OpenSpan,
-    /// That of the task's span: what is said on a span through its context needs no look into the subscriber.
+    /// The context of the span around the task.
     context: Context,
     opener: SpanOpener,
 }
 
 impl TaskSpans {
-    /// Opens `engine.{engine_id}.process`. `queue` is the kind of queue that the task came from, if it came from one.
+    /// Opens `engine.{engine_id}.process`. `queue` is the kind of queue that the task came from, if
+    /// it came from one.
     pub(crate) fn open(
         telemetry: &TelemetryHandle,
         interruption: &Interruption,
-        carried: Context,
+        parent_context: Context,
         info: &TaskInfo,
         queue: Option<&'static str>,
     ) -> Self {
         let (task, context) = if telemetry.traces_enabled() {
-            open_task_span(&carried, info, queue)
+            open_task_span(&parent_context, info, queue)
         } else {
             (Span::none(), Context::new())
         };
@@ -70,35 +68,36 @@ impl TaskSpans {
         };
         Self {
             telemetry: telemetry.clone(),
-            carried,
-            task: opener.opened(task),
+            parent_context,
+            task: opener.open(task),
             context,
             opener,
         }
     }
 
-    /// The span around all of the task.
+    /// The span around the task.
     pub(crate) fn task(&self) -> &Span {
         &self.task
     }
 
-    /// What opens the spans of the task.
+    /// Opens the spans of the task.
     pub(crate) fn opener(&self) -> &SpanOpener {
         &self.opener
     }
 
-    /// Ends the span around the task, and with that exports it.
+    /// Ends the span around the task, which exports it.
     ///
-    /// It would end by itself when its last handle is gone, but an engine that does not return keeps one.
+    /// It would end by itself with its last handle, but an engine that does not return keeps one.
     pub(crate) fn end(&self) {
-        self.task.note_interruption();
+        self.task.record_interruption();
         self.context.span().end();
     }
 
-    /// The JSON that carries the context on, in events. Without a span of our own the producer's context passes through.
+    /// The trace context for events, as JSON: that of the task's span, or that of the producer if
+    /// there is no such span.
     pub(crate) fn carrier(&self) -> Option<String> {
         if !self.context.span().span_context().is_valid() {
-            return propagate::inject_json(&self.carried);
+            return propagate::inject_json(&self.parent_context);
         }
         propagate::inject_json(&self.context)
     }
@@ -110,7 +109,7 @@ impl TaskSpans {
         }
         let mut span = TimedSpan::new(
             span::QUEUE_WAIT,
-            &self.carried,
+            &self.parent_context,
             wait.from.to_system_time(),
             wait.to.to_system_time(),
         );
@@ -120,43 +119,43 @@ impl TaskSpans {
             .push(KeyValue::new(attr::TASK_ID, info.task_id.clone()));
         span.attributes
             .push(KeyValue::new(attr::QUEUE_WAIT_SECONDS, wait.seconds));
-        self.say(attr::QUEUE_WAIT_SECONDS, wait.seconds);
+        self.set(attr::QUEUE_WAIT_SECONDS, wait.seconds);
         if let Some(raw) = wait.skew {
             span.attributes.push(KeyValue::new(attr::CLOCK_SKEW_SECONDS, raw));
-            self.say(attr::CLOCK_SKEW_SECONDS, raw);
+            self.set(attr::CLOCK_SKEW_SECONDS, raw);
         }
         self.telemetry.record_span(span);
     }
 
     /// `engine.download_input`, below the current span.
     pub(crate) fn download_input(&self) -> OpenSpan {
-        self.opener.opened(info_span!(span::DOWNLOAD_INPUT))
+        self.opener.open(info_span!(span::DOWNLOAD_INPUT))
     }
 
     /// `engine.upload_output`, below the current span.
     pub(crate) fn upload_output(&self) -> OpenSpan {
-        self.opener.opened(info_span!(span::UPLOAD_OUTPUT))
+        self.opener.open(info_span!(span::UPLOAD_OUTPUT))
     }
 
     pub(crate) fn audio_seconds(&self, seconds: f64) {
-        self.say(attr::AUDIO_DURATION_SECONDS, seconds);
+        self.set(attr::AUDIO_DURATION_SECONDS, seconds);
     }
 
     pub(crate) fn language(&self, language: String) {
-        self.say(attr::LANGUAGE, language);
+        self.set(attr::LANGUAGE, language);
     }
 
     pub(crate) fn model(&self, model: &str) {
         if !self.task.is_disabled() {
-            self.say(attr::MODEL, model.to_owned());
+            self.set(attr::MODEL, model.to_owned());
         }
     }
 
     pub(crate) fn realtime_factor(&self, factor: f64) {
-        self.say(attr::REALTIME_FACTOR, factor);
+        self.set(attr::REALTIME_FACTOR, factor);
     }
 
-    fn say(&self, name: &'static str, value: impl Into<Value>) {
+    fn set(&self, name: &'static str, value: impl Into<Value>) {
         self.context.span().set_attribute(KeyValue::new(name, value));
     }
 }
@@ -165,7 +164,7 @@ impl TaskSpans {
 #[cfg(feature = "worker")]
 pub(crate) fn http_request(
     telemetry: &TelemetryHandle,
-    carried: &Context,
+    parent_context: &Context,
     engine_id: &str,
     attributes: [(&'static str, String); 5],
 ) -> Span {
@@ -174,8 +173,8 @@ pub(crate) fn http_request(
     }
     let name = span::http_request(engine_id);
     let span = info_span!(parent: None, "engine.http", otel.name = name, otel.kind = "server");
-    // Fails only where no OpenTelemetry layer listens; then there is nothing to be a child of.
-    let _ = span.set_parent(carried.clone());
+    // Fails only without an OpenTelemetry layer, and then there are no spans.
+    let _ = span.set_parent(parent_context.clone());
     span.set_attribute(attr::ENGINE_ID, engine_id.to_owned());
     span.set_attribute(attr::TRANSPORT, "http");
     span.set_attribute(attr::HTTP_REQUEST_METHOD, "POST");
@@ -193,7 +192,7 @@ pub(crate) fn receive_input() -> Span {
 
 /// `engine.model_load`, below the current span.
 pub(crate) fn model_load(model: &str, opener: &SpanOpener) -> OpenSpan {
-    let span = opener.opened(info_span!(span::MODEL_LOAD));
+    let span = opener.open(info_span!(span::MODEL_LOAD));
     span.set_attribute(attr::MODEL, model.to_owned());
     span
 }
@@ -205,7 +204,7 @@ pub(crate) fn model_download(model: &str) -> Span {
     span
 }
 
-/// Says what came of a download: how much, and from where unless another process brought it.
+/// Records the size of a download, and its source unless another process made it.
 pub(crate) fn downloaded(span: &Span, bytes: u64, source: Option<&'static str>) {
     span.set_attribute(attr::DOWNLOAD_BYTES, i64::try_from(bytes).unwrap_or(i64::MAX));
     if let Some(source) = source {
@@ -213,7 +212,7 @@ pub(crate) fn downloaded(span: &Span, bytes: u64, source: Option<&'static str>) 
     }
 }
 
-/// Says on the span around a task how much GPU memory was in use, at most.
+/// Records the peak of the GPU memory in use on the span around a task.
 pub(crate) fn gpu_memory_peak(task: &Span, bytes: u64) {
     let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
     task.set_attribute(attr::GPU_MEMORY_PEAK_BYTES, bytes);
@@ -221,23 +220,23 @@ pub(crate) fn gpu_memory_peak(task: &Span, bytes: u64) {
 
 /// `engine.process`, below the current span.
 pub(crate) fn process(opener: &SpanOpener) -> OpenSpan {
-    opener.opened(info_span!(span::PROCESS))
+    opener.open(info_span!(span::PROCESS))
 }
 
-/// What opens the spans of a task. Shared with the inference thread.
+/// Opens the spans of a task. Shared with the inference thread.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SpanOpener {
-    /// What may happen to the machine, for spans that are to say it.
+    /// The interruption of the machine that spans report.
     interruption: Option<Interruption>,
 }
 
 impl SpanOpener {
     /// No span.
     pub(crate) fn none(&self) -> OpenSpan {
-        self.opened(Span::none())
+        self.open(Span::none())
     }
 
-    fn opened(&self, span: Span) -> OpenSpan {
+    fn open(&self, span: Span) -> OpenSpan {
         let interruption = match span.is_disabled() {
             true => None,
             false => self.interruption.clone(),
@@ -246,7 +245,7 @@ impl SpanOpener {
     }
 }
 
-/// A span of a task. When it ends it says what has happened to the machine by then.
+/// A span of a task. When it ends it records an interruption of the machine.
 #[derive(Debug)]
 pub(crate) struct OpenSpan {
     span: Span,
@@ -254,7 +253,7 @@ pub(crate) struct OpenSpan {
 }
 
 impl OpenSpan {
-    fn note_interruption(&self) {
+    fn record_interruption(&self) {
         if let Some(action) = self.interruption.as_ref().and_then(Interruption::action) {
             self.span
                 .set_attribute(attr::SPOT_INTERRUPTION, action.to_string());
@@ -272,46 +271,7 @@ impl Deref for OpenSpan {
 
 impl Drop for OpenSpan {
     fn drop(&mut self) {
-        self.note_interruption();
-    }
-}
-
-/// Runs `work` inside of a span: whenever it is polled, and when it is dropped before its end.
-///
-/// As [`Instrument`](tracing::Instrument) does, which enters the span once more for what is already done.
-pub(crate) async fn within<F: Future>(span: &Span, work: F) -> F::Output {
-    let work = pin!(Some(work));
-    let mut inside = Inside { span, work };
-    poll_fn(|cx| inside.poll(cx)).await
-}
-
-struct Inside<'a, F> {
-    span: &'a Span,
-    /// `None` when it is done.
-    work: Pin<&'a mut Option<F>>,
-}
-
-impl<F: Future> Inside<'_, F> {
-    fn poll(&mut self, cx: &mut PollContext<'_>) -> Poll<F::Output> {
-        let _entered = self.span.enter();
-        let Some(work) = self.work.as_mut().as_pin_mut() else {
-            // Nobody polls what is done.
-            return Poll::Pending;
-        };
-        let polled = work.poll(cx);
-        if polled.is_ready() {
-            self.work.set(None);
-        }
-        polled
-    }
-}
-
-impl<F> Drop for Inside<'_, F> {
-    fn drop(&mut self) {
-        if self.work.is_some() {
-            let _entered = self.span.enter();
-            self.work.set(None);
-        }
+        self.record_interruption();
     }
 }
 
@@ -332,18 +292,19 @@ pub(crate) fn record_failure(span: &Span, error: &TaskError) {
     span.set_status(Status::error(message));
 }
 
-/// How long a task waited, made fit to be shown.
+/// How long a task waited in the queue.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct QueueWait {
     from: Timestamp,
     to: Timestamp,
     pub(crate) seconds: f64,
-    /// The negative difference that two machines' clocks made of it.
+    /// The negative difference between the clocks of two machines.
     skew: Option<f64>,
 }
 
 impl QueueWait {
-    /// `None` for a wait of more than a week: then one of the times is wrong and the bar would dwarf the trace.
+    /// `None` for a wait of more than a week: one of the times is wrong, and the span would hide
+    /// all others of the trace.
     pub(crate) fn between(enqueued_at: Timestamp, read_at: Timestamp) -> Option<Self> {
         const A_WEEK: f64 = 7.0 * 86_400.0;
         let raw = read_at.seconds_since(enqueued_at);
@@ -367,15 +328,14 @@ impl QueueWait {
     }
 }
 
-/// Gives the span and its context.
-fn open_task_span(carried: &Context, info: &TaskInfo, queue: Option<&'static str>) -> (Span, Context) {
+/// Opens the span around a task. Returns it with its context.
+fn open_task_span(parent_context: &Context, info: &TaskInfo, queue: Option<&'static str>) -> (Span, Context) {
     let name = span::task(&info.engine_id);
     let kind = if queue.is_some() { "consumer" } else { "internal" };
     let span = info_span!(parent: None, "engine.task", otel.name = name, otel.kind = kind);
-    // Fails only where no OpenTelemetry layer listens; then there is nothing to be a child of.
-    let _ = span.set_parent(carried.clone());
+    // Fails only without an OpenTelemetry layer, and then there are no spans.
+    let _ = span.set_parent(parent_context.clone());
     let context = span.context();
-    // All at once, because each look for a span costs more than what is said on it.
     let text = |name: &'static str, value: &str| KeyValue::new(name, value.to_owned());
     let mut attributes = vec![
         text(attr::TASK_ID, &info.task_id),

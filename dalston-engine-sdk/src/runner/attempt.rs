@@ -6,24 +6,24 @@ use std::time::Duration;
 use dalston_telemetry::opentelemetry::Context;
 use tokio::time::Instant;
 
-use super::lease::{Confirmed, Stop};
-use super::retry::retry;
+use super::lease::Lease;
 use super::status::TaskGuard;
+use super::stop::Stop;
 use super::worker::{Origin, Worker};
-use crate::broker::{Claim, Delivery, EventContext, Ownership, RedeliveryReason, TaskMetadata};
-use crate::context::CancelReason;
-use crate::error::{TaskError, chain};
+use crate::broker::{Claim, Delivery, EventContext, RedeliveryReason, TaskMetadata};
+use crate::error::{TaskError, TaskErrorKind};
 use crate::model_id::ModelId;
 use crate::protocol::Timestamp;
 use crate::spans::TaskSpans;
 use crate::stage::StageName;
+use crate::store::key;
 use crate::task::TaskInfo;
 
-/// One delivery of one task that should be done.
+/// One delivery of one task. Each step of its lifecycle is a method, in a file of its own.
 pub(super) struct Attempt<'a> {
     pub(super) worker: &'a Worker,
     pub(super) origin: &'a Origin,
-    pub(super) hand: &'a TaskGuard,
+    pub(super) status: &'a TaskGuard,
     pub(super) claim: &'a Claim,
     pub(super) metadata: Option<TaskMetadata>,
     pub(super) redelivery: Option<RedeliveryReason>,
@@ -31,28 +31,28 @@ pub(super) struct Attempt<'a> {
     pub(super) event: EventContext,
     pub(super) spans: TaskSpans,
     pub(super) stop: Stop,
-    pub(super) confirmed: Confirmed,
+    pub(super) lease: Lease<'a>,
     /// Known once `request.json` was read.
     pub(super) model: OnceLock<ModelId>,
-    pub(super) begun: Instant,
+    pub(super) begun_at: Instant,
     pub(super) deadline: Instant,
-    /// By how much the deadline had passed already when the task was read.
-    pub(super) late: Option<Duration>,
+    /// How long the deadline had passed already when the task was read.
+    overdue: Option<Duration>,
 }
 
 impl<'a> Attempt<'a> {
     pub(super) fn new(
         worker: &'a Worker,
         origin: &'a Origin,
-        hand: &'a TaskGuard,
+        status: &'a TaskGuard,
         delivery: &'a Delivery,
         metadata: Option<TaskMetadata>,
-        carried: Context,
+        parent_context: Context,
         read_at: Timestamp,
     ) -> Self {
         let claim = &delivery.claim;
         let stage = metadata.as_ref().and_then(|metadata| metadata.stage.parse().ok());
-        let begun = Instant::now();
+        let begun_at = Instant::now();
         let left = delivery.timeout_at.map(|at| at.seconds_since(read_at));
         let left_or_default = left.unwrap_or(worker.config.task_timeout.as_secs_f64());
         let info = TaskInfo {
@@ -70,7 +70,7 @@ impl<'a> Attempt<'a> {
         let spans = TaskSpans::open(
             &worker.telemetry,
             &worker.interruption,
-            carried,
+            parent_context,
             &info,
             origin.queue,
         );
@@ -78,54 +78,69 @@ impl<'a> Attempt<'a> {
             request_id: info.request_id.clone(),
             trace_context: spans.carrier(),
         };
+        let stop = Stop::default();
+        let asked_at = delivery.asked_at.map_or(begun_at, Instant::from_std);
         Self {
             worker,
             origin,
-            hand,
+            status,
             claim,
             metadata,
             redelivery: delivery.redelivery,
             info,
             event,
             spans,
-            stop: Stop::default(),
-            confirmed: Confirmed::at(delivery.asked_at.map_or(begun, Instant::from_std)),
+            lease: Lease::new(&*origin.broker, claim, asked_at, stop.clone()),
+            stop,
             model: OnceLock::new(),
-            begun,
-            deadline: begun + bounded_seconds(left_or_default),
-            late: left
+            begun_at,
+            deadline: begun_at + bounded_seconds(left_or_default),
+            overdue: left
                 .filter(|left| *left <= 0.0)
                 .map(|left| bounded_seconds(-left)),
         }
     }
 
-    /// Asks the broker if it has been silent for so long that a peer may have taken the task over. A process that stood still
-    /// would otherwise write over the result of whoever has finished the task meanwhile.
-    pub(super) async fn still_ours(&self) -> Result<(), TaskError> {
-        if self.confirmed.elapsed() < self.origin.broker.lease() / 2 {
-            return Ok(());
+    /// Finds the reasons for which the task can't be done at all.
+    pub(super) fn check(&self) -> Result<(), TaskError> {
+        let (deliveries, limit) = (self.claim.delivery_count, self.worker.config.max_deliveries);
+        if deliveries > limit && self.redelivery == Some(RedeliveryReason::EngineCrash) {
+            let text = format!(
+                "the task was delivered {deliveries} times (limit {limit}) and no worker survived it or finished it in time"
+            );
+            return Err(TaskError::permanent("too_many_deliveries", text));
         }
-        self.ask_whether_ours().await
-    }
-
-    /// Asks the broker, and renews the lease with that.
-    pub(super) async fn ask_whether_ours(&self) -> Result<(), TaskError> {
-        let asked = Instant::now();
-        match retry("renewing a lease", || self.origin.broker.renew(self.claim)).await {
-            Ok(Ownership::Held) => {
-                self.confirmed.again(asked);
-                Ok(())
-            }
-            Ok(Ownership::Lost) => {
-                self.stop.set(CancelReason::LeaseLost);
-                Err(CancelReason::LeaseLost.into_error())
-            }
-            Err(error) => Err(TaskError::retryable("broker", chain(&error))),
+        if let Some(Err(error)) = self
+            .metadata
+            .as_ref()
+            .map(|metadata| metadata.stage.parse::<StageName>())
+        {
+            return Err(TaskError::permanent("invalid_stage", error));
         }
+        for id in [&self.claim.job_id, &self.claim.task_id] {
+            if !key::is_plain_name(id) {
+                return Err(TaskError::permanent(
+                    "invalid_id",
+                    format!("{id:?} can't be the id of a task or a job"),
+                ));
+            }
+        }
+        if let Some(overdue) = self.overdue {
+            let text = format!(
+                "the task was read {:.1} s after its deadline",
+                overdue.as_secs_f64()
+            );
+            return Err(TaskError::new(
+                TaskErrorKind::DeadlineExceeded,
+                "deadline_exceeded",
+                text,
+            ));
+        }
+        Ok(())
     }
 }
 
-/// Seconds that came from outside, as a duration that can be added to the clock.
+/// Seconds from outside, as a duration that can be added to the clock.
 pub(super) fn bounded_seconds(seconds: f64) -> Duration {
     const LONGEST: f64 = 30.0 * 86_400.0;
     Duration::try_from_secs_f64(seconds.clamp(0.0, LONGEST)).unwrap_or_default()

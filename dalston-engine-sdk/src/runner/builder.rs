@@ -1,8 +1,8 @@
-//! Putting a [`Runner`] together.
+//! Configuring a [`Runner`]: [`RunnerBuilder`].
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dalston_telemetry::TelemetryHandle;
@@ -16,10 +16,10 @@ use uuid::Uuid;
 
 use super::control_loop::Runner;
 use super::direct;
-use super::lease::Drain;
-use super::pool::SlotPool;
+use super::pool::{SlotPool, SpawnThread};
 use super::slot::{self, ModelLimits, ThreadConfig};
 use super::status::RunnerStatus;
+use super::stop::Drain;
 use super::worker::{Origin, Worker};
 use crate::broker::{Broker, Consumer};
 use crate::config::settings::{DALSTON_SLOTS, MAX_SLOTS};
@@ -34,19 +34,19 @@ use crate::models::ModelStorage;
 use crate::store::Store;
 use crate::task::TaskInfo;
 
-/// Per slot: results on their way to the store.
+/// Per slot: results that are uploaded at the same time.
 const UPLOADS_PER_SLOT: usize = 4;
 
 impl Runner {
-    /// Begins to put a worker together.
+    /// Starts to configure a worker.
     pub fn builder<E: Engine>(engine: E) -> RunnerBuilder<E> {
         RunnerBuilder::new(engine)
     }
 }
 
-/// Puts a [`Runner`] together. Made by [`Runner::builder`].
+/// Configures a [`Runner`]. Made by [`Runner::builder`].
 ///
-/// A broker and a store are needed; everything else has a default.
+/// A broker and a store are required. Everything else has a default.
 #[must_use = "a builder does nothing until it builds"]
 pub struct RunnerBuilder<E> {
     engine: E,
@@ -60,7 +60,7 @@ pub struct RunnerBuilder<E> {
 }
 
 impl<E: Engine> RunnerBuilder<E> {
-    pub(super) fn new(engine: E) -> Self {
+    fn new(engine: E) -> Self {
         Self {
             engine,
             config: RunnerConfig::default(),
@@ -85,31 +85,33 @@ impl<E: Engine> RunnerBuilder<E> {
         self
     }
 
-    /// Sets where models come from that are not on this machine. Default: nowhere.
+    /// Sets where models come from that are not on this machine. Default: none is downloaded.
     pub fn model_storage(mut self, models: ModelStorage) -> Self {
         self.model_storage = Some(models);
         self
     }
 
-    /// Sets all settings at once, usually [`RunnerConfig::from_env`]. The methods below change single ones afterwards.
+    /// Sets the whole configuration, usually [`RunnerConfig::from_env`]. The methods below change
+    /// single values afterwards.
     pub fn config(mut self, config: RunnerConfig) -> Self {
         self.config = config;
         self
     }
 
-    /// Sets what spans are recorded with, and where metrics go. Default: nothing is traced.
+    /// Sets the telemetry that spans and metrics go to. Default:
+    /// [disabled](TelemetryHandle::disabled).
     pub fn telemetry(mut self, telemetry: TelemetryHandle) -> Self {
         self.telemetry = telemetry;
         self
     }
 
-    /// Sets where metrics go, if not to those of the telemetry.
+    /// Sets the metrics of the worker. Default: those of the telemetry.
     pub fn metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = Some(metrics);
         self
     }
 
-    /// Sets how many inference threads there are, 1 to 1024. Default 1.
+    /// Sets the number of inference threads, from 1 to 1024. Default 1.
     pub fn slots(mut self, slots: usize) -> Self {
         self.config.slots = slots;
         self
@@ -133,13 +135,13 @@ impl<E: Engine> RunnerBuilder<E> {
         self
     }
 
-    /// Sets how long a model is kept that no task asks for. Default 1 h.
+    /// Sets how long a model stays loaded that no task uses. Default 1 h.
     pub fn model_ttl(mut self, ttl: Duration) -> Self {
         self.config.model_ttl = ttl;
         self
     }
 
-    /// Sets how long a task may take whose queue entry does not say it. Default 1 h.
+    /// Sets how long a task may take if its queue entry has no deadline. Default 1 h.
     pub fn task_timeout(mut self, timeout: Duration) -> Self {
         self.config.task_timeout = timeout;
         self
@@ -151,7 +153,8 @@ impl<E: Engine> RunnerBuilder<E> {
         self
     }
 
-    /// Sets how many inference threads may be stuck before the worker gives up. Default 2.
+    /// Sets how many inference threads may be stuck before the worker ends with an error. Default
+    /// 2.
     pub fn max_stuck_threads(mut self, threads: usize) -> Self {
         self.config.max_stuck_threads = threads;
         self
@@ -163,19 +166,19 @@ impl<E: Engine> RunnerBuilder<E> {
         self
     }
 
-    /// Sets what is called when an engine reports progress, with a fraction from 0 to 1. It is called on the inference thread
-    /// and should not block.
+    /// Sets a function that is called when an engine reports progress, with a fraction from 0 to 1.
+    /// It runs on the inference thread and should not block.
     pub fn on_progress(mut self, hook: impl Fn(&TaskInfo, f32) + Send + Sync + 'static) -> Self {
         self.on_progress = Some(Arc::new(hook));
         self
     }
 
-    /// Puts the worker together. Nothing is started yet.
+    /// Builds the worker. Nothing is started yet.
     ///
     /// # Errors
     ///
-    /// If the broker or the store is missing, a number makes no sense, or the engine's description would not be accepted by
-    /// the platform.
+    /// If the broker or the store is missing, a number is out of range, or the platform would not
+    /// accept the description of the engine.
     pub fn build(self) -> Result<Runner, BuildError> {
         let Self {
             engine,
@@ -213,19 +216,22 @@ impl<E: Engine> RunnerBuilder<E> {
             labels = labels.instance_type(instance_type);
         }
         let metrics = EngineMetrics::register(&registry, &labels);
-        // The counters of the usual models are there before their first task, for `rate()` to see that one.
+        // The counters of known models exist before their first task, so that `rate()` sees that
+        // task.
         let usual = default_model.as_ref().map_or("", ModelId::as_str);
         for model in config.preload.iter().map(ModelId::as_str).chain([usual]) {
             let _ = metrics.model(model);
         }
         let (status, drain) = (RunnerStatus::new(), Drain::default());
-        let surroundings = Surroundings {
-            status: status.clone(),
-            models: model_storage.clone(),
-            draining: drain.begun.clone(),
-        };
-        let slots = slots_of(engine, &config, &metrics, surroundings);
-        let pool = SlotPool::new(slots, config.max_stuck_threads);
+        let spawn = spawn_thread(
+            engine,
+            &config,
+            &metrics,
+            status.clone(),
+            model_storage.clone(),
+            drain.begun.clone(),
+        );
+        let pool = SlotPool::new(spawn, config.max_stuck_threads);
         let consumer = Consumer {
             instance: instance_name(&engine_id, &config),
             engine_id,
@@ -246,7 +252,6 @@ impl<E: Engine> RunnerBuilder<E> {
                 telemetry,
                 registry,
                 metrics,
-                last_model: Mutex::default(),
                 on_progress,
                 pool,
                 drain,
@@ -267,19 +272,15 @@ impl<E> fmt::Debug for RunnerBuilder<E> {
     }
 }
 
-/// What inference threads share with the rest of the worker.
-struct Surroundings {
-    status: RunnerStatus,
-    models: Option<ModelStorage>,
-    draining: CancellationToken,
-}
-
-fn slots_of<E: Engine>(
+/// The function that starts inference threads.
+fn spawn_thread<E: Engine>(
     engine: E,
     config: &RunnerConfig,
     metrics: &EngineMetrics,
-    surroundings: Surroundings,
-) -> Box<super::pool::SpawnThread> {
+    status: RunnerStatus,
+    model_storage: Option<ModelStorage>,
+    draining: CancellationToken,
+) -> Box<SpawnThread> {
     let engine = Arc::new(engine);
     let engine_config = Arc::new(config.engine.clone());
     let limits = ModelLimits {
@@ -290,16 +291,16 @@ fn slots_of<E: Engine>(
     Box::new(move |queue, handle, preload| {
         let index = handle.index;
         let mut context = LoadContext::for_slot(Arc::clone(&engine_config), index);
-        if let (Some(models), Ok(runtime)) = (&surroundings.models, Handle::try_current()) {
+        if let (Some(models), Ok(runtime)) = (&model_storage, Handle::try_current()) {
             context = context.with_storage(models.clone(), runtime);
         }
         let config = ThreadConfig {
             engine: Arc::clone(&engine),
             load_context: context,
-            draining: surroundings.draining.clone(),
+            draining: draining.clone(),
             limits,
             metrics: metrics.slot(index),
-            shown: surroundings.status.thread(),
+            status: status.thread(),
         };
         slot::spawn(config, queue, handle, preload)
     })

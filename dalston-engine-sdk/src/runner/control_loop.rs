@@ -18,24 +18,23 @@ use super::status::{RunnerPhase, RunnerStatus};
 use super::sweep;
 use super::task::{self, report_panic};
 use super::worker::Worker;
+use crate::broker::Delivery;
 use crate::error::{RunError, chain};
 use crate::gpu::GpuMonitor;
 use crate::interruption::Interruption;
 
-/// Per slot: one task that runs and one that is ready to.
-const TURNS_PER_SLOT: usize = 2;
-/// How many tasks are asked for at once, at most.
-const READ_AT_ONCE: usize = 64;
-/// How long one question for a task may wait.
+/// Per slot: one task that runs, and one that is ready to run.
+const PERMITS_PER_SLOT: usize = 2;
+/// How long one read waits for a task.
 const RECEIVE_WAIT: Duration = Duration::from_secs(30);
-/// How old the figures about the GPUs may get. Prometheus usually scrapes at this interval.
+/// How often the GPUs are read. Prometheus usually scrapes at this interval.
 const GPU_INTERVAL: Duration = Duration::from_secs(15);
-/// How long tasks get to be handed back, and threads to end, after the time for draining is over.
+/// How long tasks get to be handed back, and threads to end, after the drain timeout.
 const LAST_SECONDS: Duration = Duration::from_secs(3);
-/// More than anyone can mean, and a time that can be added to the clock.
+/// A drain timeout that can still be added to the clock.
 const LONGEST_DRAIN: Duration = Duration::from_secs(365 * 86_400);
 
-/// A worker: one engine, its inference threads, and the loop that feeds them.
+/// A worker: one engine, its inference threads, and the control loop that feeds them.
 ///
 /// ```
 /// use dalston_engine_sdk::broker::MemoryBroker;
@@ -65,38 +64,41 @@ impl Runner {
         &self.worker.consumer.instance
     }
 
-    /// The engine id, which is also the name of the queue: the engine's own, or the one that the configuration prescribes.
+    /// The engine id, which is also the name of the queue: the engine's own, or the one that the
+    /// configuration prescribes.
     #[must_use]
     pub fn engine_id(&self) -> &str {
         &self.worker.consumer.engine_id
     }
 
-    /// What the runner is doing, for those who want to know while it runs.
+    /// A view of what the runner is doing.
     #[must_use]
     pub fn status(&self) -> RunnerStatus {
         self.worker.status.clone()
     }
 
-    /// A way to have tasks done that are not in the queue, while the runner runs.
+    /// Hands tasks to the running runner that are not in the queue.
     #[must_use]
     pub fn direct(&self) -> Direct {
         Direct::new(Arc::clone(&self.worker), self.submit.clone())
     }
 
-    /// A way to tell the runner, while it runs, that its machine will be taken away.
+    /// Tells the running runner that its machine will be taken away.
     #[must_use]
     pub fn interruption(&self) -> Interruption {
         self.worker.interruption.clone()
     }
 
-    /// Takes and processes tasks until `shutdown` is done or an [interruption](Self::interruption) is announced, and then drains: no task is taken any more, tasks that wait for an
-    /// inference thread are handed back, those that run get the drain timeout, and whatever is not done then is
-    /// cancelled and handed back, too.
+    /// Takes and processes tasks until `shutdown` is done or an [interruption](Self::interruption)
+    /// is announced. Then the worker drains: it takes no more tasks, hands back the tasks that wait
+    /// for an inference thread, gives running tasks the drain timeout, and cancels and hands back
+    /// those that are not done by then.
     ///
     /// # Errors
     ///
-    /// When too many inference threads are stuck in calls that do not return, or the operating system gives us no more. What
-    /// can be done is drained first. The process should end then, and be started anew.
+    /// If too many inference threads are stuck in calls that do not return, or the operating system
+    /// refuses another thread. The worker has drained as far as possible. The process must be
+    /// restarted.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let Self {
             worker, submissions, ..
@@ -114,18 +116,18 @@ impl Runner {
             "engine_loop_starting"
         );
         let ended = {
-            let turns = Turns::none();
+            let permits = Permits::none();
             tokio::select! {
                 biased;
                 () = shutdown => Ok(()),
                 () = worker.interruption.announced() => Ok(()),
                 error = worker.pool.failed() => Err(error),
-                failed = worker.start_slots(&turns) => failed.map(|never| match never {}),
-                never = worker.read_tasks(&turns.queue, &mut tasks) => match never {},
-                never = direct::serve(&worker, submissions, &turns.direct, &mut direct) => match never {},
+                failed = worker.start_slots(&permits) => failed.map(|never| match never {}),
+                never = worker.read_tasks(&permits.queue, &mut tasks) => match never {},
+                never = direct::serve(&worker, submissions, &permits.direct, &mut direct) => match never {},
                 never = worker.sweep_models() => match never {},
-                never = worker.tidy_model_cache() => match never {},
-                never = sweep::keep_clean(temp_root, temp_age) => match never {},
+                never = worker.evict_models() => match never {},
+                never = sweep::purge_periodically(temp_root, temp_age) => match never {},
                 never = worker.status.tick() => match never {},
             }
         };
@@ -143,14 +145,14 @@ impl Runner {
     }
 }
 
-/// What bounds how many tasks are in hand before their inference ends: apart for the two kinds, so that none has to wait until
-/// the other one has nothing to do.
-struct Turns {
+/// Bound how many tasks the worker holds whose inference has not ended. Tasks of the queue and
+/// direct ones have permits of their own, so that neither kind starves the other.
+struct Permits {
     queue: Arc<Semaphore>,
     direct: Arc<Semaphore>,
 }
 
-impl Turns {
+impl Permits {
     fn none() -> Self {
         let none = || Arc::new(Semaphore::new(0));
         Self {
@@ -161,16 +163,16 @@ impl Turns {
 }
 
 impl Worker {
-    /// Starts the inference threads. Each gives out its turns when its models are loaded: until then a task is better off
-    /// with a peer.
-    async fn start_slots(&self, turns: &Turns) -> Result<Infallible, RunError> {
+    /// Starts the inference threads. The permits of a slot are given out when its models are
+    /// loaded: until then a peer processes a task sooner.
+    async fn start_slots(&self, permits: &Permits) -> Result<Infallible, RunError> {
         let scope = TelemetryScope::current();
         let starts = (0..self.config.slots).map(|slot| {
             let scope = scope.clone();
             async move {
                 self.pool.start(slot, self.config.preload.clone(), scope).await?;
-                turns.queue.add_permits(TURNS_PER_SLOT);
-                turns.direct.add_permits(TURNS_PER_SLOT);
+                permits.queue.add_permits(PERMITS_PER_SLOT);
+                permits.direct.add_permits(PERMITS_PER_SLOT);
                 self.status.enter(RunnerPhase::Running);
                 Ok(())
             }
@@ -179,56 +181,45 @@ impl Worker {
         pending().await
     }
 
-    async fn read_tasks(self: &Arc<Self>, turns: &Arc<Semaphore>, tasks: &mut JoinSet<()>) -> Infallible {
-        let mut failures = 0_u32;
+    /// Reads a task for every permit and takes it through its steps, beside the others.
+    async fn read_tasks(self: &Arc<Self>, permits: &Arc<Semaphore>, tasks: &mut JoinSet<()>) -> Infallible {
         loop {
-            let Ok(first) = Arc::clone(turns).acquire_owned().await else {
+            let Ok(permit) = Arc::clone(permits).acquire_owned().await else {
                 return pending().await;
             };
-            // As many tasks as could begin now, but not so many that the others wait long for the first of them.
-            let more = turns.available_permits().min(READ_AT_ONCE - 1);
-            let more = u32::try_from(more).ok();
-            let more = more.and_then(|more| Arc::clone(turns).try_acquire_many_owned(more).ok());
-            let mut free = first;
-            if let Some(more) = more {
-                free.merge(more);
-            }
-            let deliveries = loop {
-                let most = free.num_permits();
-                let received = self
-                    .origin
-                    .broker
-                    .receive_several(&self.consumer, most, RECEIVE_WAIT);
-                match received.await {
-                    Ok(deliveries) if deliveries.is_empty() => failures = 0,
-                    Ok(deliveries) => break deliveries,
-                    Err(error) => {
-                        failures = failures.saturating_add(1);
-                        tracing::warn!(error = chain(&error), failures, "broker_read_failed");
-                        sleep(read_pause(failures)).await;
-                    }
-                }
-            };
-            failures = 0;
+            let delivery = self.receive().await;
             while let Some(ended) = tasks.try_join_next() {
                 report_panic(ended);
             }
-            for delivery in deliveries {
-                let Some(turn) = free.split(1) else {
-                    // A broker that gives more than it was asked for. What is not taken comes back when its lease ends.
-                    tracing::warn!("broker_gave_too_many_tasks");
-                    break;
-                };
-                let hand = self.status.task(&delivery.claim.task_id);
-                let task = task::handle(Arc::clone(self), Arc::clone(&self.origin), delivery, turn, hand);
-                tasks.spawn(Box::pin(task).with_current_subscriber());
-            }
-            // What these tasks have to ask goes first, before the question for more.
-            tokio::task::yield_now().await;
+            let status = self.status.task(&delivery.claim.task_id);
+            let task = task::handle(
+                Arc::clone(self),
+                Arc::clone(&self.origin),
+                delivery,
+                permit,
+                status,
+            );
+            tasks.spawn(task.with_current_subscriber());
         }
     }
 
-    /// Lets go of models that nobody asks for, a little after their time at the latest.
+    /// Waits for a task, also while the broker fails.
+    async fn receive(&self) -> Delivery {
+        let mut failures = 0_u32;
+        loop {
+            match self.origin.broker.receive(&self.consumer, RECEIVE_WAIT).await {
+                Ok(Some(delivery)) => return delivery,
+                Ok(None) => failures = 0,
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    tracing::warn!(error = chain(&error), failures, "broker_read_failed");
+                    sleep(read_pause(failures)).await;
+                }
+            }
+        }
+    }
+
+    /// Drops models from memory that were not used for their time to live.
     async fn sweep_models(&self) -> Infallible {
         let period = (self.config.model_ttl / 4).clamp(Duration::from_secs(1), Duration::from_secs(60));
         loop {
@@ -238,7 +229,7 @@ impl Worker {
     }
 
     /// Keeps the models on the disk within their limits.
-    async fn tidy_model_cache(&self) -> Infallible {
+    async fn evict_models(&self) -> Infallible {
         match &self.model_storage {
             Some(models) => models.evict_periodically().await,
             None => pending().await,
@@ -270,7 +261,8 @@ impl Worker {
         if timeout(LAST_SECONDS, self.removals.wait()).await.is_err() {
             tracing::warn!("temporary_files_left");
         }
-        // A process that ends while a thread still frees its models crashes in some native libraries.
+        // A process that ends while a thread still frees its models crashes in some native
+        // libraries.
         if timeout(LAST_SECONDS, self.pool.close()).await.is_err() {
             tracing::warn!("inference_threads_still_busy");
         }

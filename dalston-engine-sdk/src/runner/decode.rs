@@ -25,8 +25,8 @@ pub(super) async fn decode(
     let path = input.path().to_owned();
     let decoder = Decoder::new(format)
         .temp_dir(files.path()?)
-        .name(shown_name(&input.artifact().storage_locator));
-    // A thread can't be stopped from outside. When nobody waits for it any more, this one stops by itself.
+        .name(display_name(&input.artifact().storage_locator));
+    // A thread can't be stopped from outside: this one stops by itself when the task is dropped.
     let wanted = Arc::new(());
     let still_wanted = Arc::downgrade(&wanted);
     let decoded =
@@ -43,9 +43,9 @@ pub(super) async fn decode(
     Ok(request)
 }
 
-/// The name of an input in an error: its path if it is a file of this machine, else where it came from. Never the copy in
-/// our temporary directory, which means nothing to anyone.
-fn shown_name(locator: &str) -> String {
+/// The name of an input in an error: its path if it is a local file, else its locator. The copy in
+/// the temporary directory would mean nothing to an operator.
+fn display_name(locator: &str) -> String {
     let path = url::Url::parse(locator)
         .ok()
         .filter(|url| url.scheme() == "file")

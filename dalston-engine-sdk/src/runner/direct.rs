@@ -1,4 +1,4 @@
-//! Tasks that come straight to a running worker instead of through its queue: [`Direct`].
+//! Tasks that reach a running worker without its queue: [`Direct`].
 
 use std::convert::Infallible;
 use std::fmt;
@@ -37,19 +37,20 @@ use crate::task_dir::TaskFiles;
 
 /// The job of all direct tasks.
 pub(crate) const JOB: &str = "http";
-/// How many direct tasks may wait for a turn. Whoever submits should have a lower bound of their own.
-const WAITING: usize = 1024;
-/// Nobody else could own the task, so its lease never ends.
+/// How many direct tasks may wait for a permit. Callers should have a lower bound of their own.
+const MAX_WAITING: usize = 1024;
+/// The lease of a direct task. No other worker could own the task, so it need not end.
 const LEASE: Duration = Duration::from_secs(24 * 3600);
 
-/// Hands tasks to a running [`Runner`](super::Runner) without a queue between: what answers requests over HTTP. Cheap to
-/// clone.
+/// Hands tasks to a running [`Runner`](super::Runner) without its queue: the HTTP server uses it.
+/// Cheap to clone.
 ///
-/// Such a task takes the way of all others, with the same inference threads, models, spans, metrics, deadline and checks. Only
-/// its input comes from a file of this machine, and its answer goes to whoever waits for it.
+/// A direct task goes through the same steps as all others, with the same inference threads,
+/// models, spans, metrics, deadline and checks. Its input is a local file, and its answer is
+/// returned to the caller.
 ///
-/// Tasks of the queue and direct ones don't starve each other: there are as many turns for the one kind as for the other,
-/// and for the inference threads all wait in one line.
+/// Tasks of the queue and direct tasks don't starve each other: both kinds have the same number of
+/// permits, and all tasks wait for the inference threads in one run queue.
 ///
 /// ```
 /// use std::time::Duration;
@@ -79,15 +80,17 @@ impl Direct {
         Self { worker, submissions }
     }
 
-    /// Has a task done and returns the `data` of its answer. `patience` is how long it may wait for its turn.
+    /// Processes a task and returns the `data` of its answer. The task begins within `patience` or
+    /// is refused.
     ///
-    /// If the future is dropped the task is cancelled.
+    /// Dropping the future cancels the task.
     ///
     /// # Errors
     ///
-    /// If the worker is too busy, or stops before the task is done, or the task fails.
+    /// If the worker is too busy or stops before the end of the task, or the task fails.
     pub async fn submit(&self, mut task: DirectTask, patience: Duration) -> Result<Value, DirectError> {
-        // Kept here alone, so that they go with whoever waits, however long the submission stands in line after that.
+        // Only this future owns the files: they go when the caller gives up, even if the submission
+        // still waits.
         let files = task.files.take();
         let store = Store::memory().with_file(&*task.name, &*task.path);
         let stage = task.stage.clone().unwrap_or_else(|| self.worker.stage.clone());
@@ -104,8 +107,9 @@ impl Direct {
         metadata.trace_context = propagate::inject_json(&task.parent);
         let progress = Arc::new(Progress::default());
         let _cancel = CancelOnDrop(Arc::clone(&progress));
-        // It must not be kept here: when the runner drops it, the answer will never come.
-        let desk = Arc::new(Desk {
+        // This future keeps no clone of the broker: when the runner drops the last one, no answer
+        // will come.
+        let broker = Arc::new(DirectBroker {
             metadata,
             progress: Arc::clone(&progress),
             begin: Mutex::new(Some(begin)),
@@ -122,7 +126,7 @@ impl Direct {
         delivery.enqueued_at = Some(Timestamp::now());
         let submission = Submission {
             delivery,
-            desk,
+            broker,
             store: store.clone(),
             files: files.as_ref().map(Arc::downgrade),
         };
@@ -138,7 +142,7 @@ impl Direct {
             ending = &mut answered => ending,
             _ = begun => answered.await,
             () = sleep(patience) => {
-                if progress.turn(State::Waiting, State::GivenUp) {
+                if progress.transition(State::Waiting, State::GivenUp) {
                     return Err(DirectError::Busy);
                 }
                 answered.await
@@ -176,7 +180,7 @@ impl Direct {
         }
     }
 
-    /// A directory for the input of a task, removed when nobody needs it any more.
+    /// A directory for the input of a task. It is removed with the last task that uses it.
     #[cfg(feature = "worker")]
     pub(crate) fn workspace(&self) -> TaskFiles {
         TaskFiles::new(sweep::HTTP, &self.worker.config.temp_root, &self.worker.removals)
@@ -197,7 +201,7 @@ impl fmt::Debug for Direct {
     }
 }
 
-/// A file, and what to do with it.
+/// A local file, and what to do with it.
 #[derive(Debug)]
 pub struct DirectTask {
     task_id: String,
@@ -229,21 +233,21 @@ impl DirectTask {
         }
     }
 
-    /// Sets what the file is called in errors. Default: its path.
+    /// Sets the name of the file in errors. Default: its path.
     #[must_use]
     pub fn named(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// Sets the task's id, which should be new.
+    /// Sets the id of the task. It must be unique. Default: random.
     #[must_use]
     pub fn task_id(mut self, id: impl Into<String>) -> Self {
         self.task_id = id.into();
         self
     }
 
-    /// Sets the stage. Default: the first of the engine's.
+    /// Sets the stage. Default: the first stage of the engine.
     #[must_use]
     pub fn stage(mut self, stage: Stage) -> Self {
         self.stage = Some(stage);
@@ -264,7 +268,7 @@ impl DirectTask {
         self
     }
 
-    /// Names the model. Default: the engine's usual one.
+    /// Sets the model. Default: that of the engine.
     #[must_use]
     pub fn model(mut self, model: impl Into<String>) -> Self {
         self.model = Some(model.into());
@@ -278,7 +282,7 @@ impl DirectTask {
         self
     }
 
-    /// Sets the context that the task's spans belong to. Without one they are a trace of their own.
+    /// Sets the parent context of the task's spans. Default: they start a trace.
     #[must_use]
     pub fn parent(mut self, context: Context) -> Self {
         self.parent = context;
@@ -287,36 +291,36 @@ impl DirectTask {
 
     /// Keeps the directory of the file for as long as the task may use it.
     #[cfg(feature = "worker")]
-    pub(crate) fn keeping(mut self, files: Arc<TaskFiles>) -> Self {
+    pub(crate) fn with_files(mut self, files: Arc<TaskFiles>) -> Self {
         self.files = Some(files);
         self
     }
 }
 
-/// Why a direct task has no answer.
+/// The reasons for which a direct task has no answer.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DirectError {
-    /// Too many tasks are before it. Trying again later helps.
+    /// Too many tasks wait already.
     #[error("the worker is busy: try again later")]
     Busy,
-    /// The worker stops. Another one can do it.
+    /// The worker stops.
     #[error("the worker is shutting down: try another one")]
     Stopping,
-    /// It failed.
+    /// The task failed.
     #[error("{error}")]
     Failed {
-        /// One line for people.
+        /// The text of the error.
         error: String,
-        /// The short static code.
+        /// The short static code of the error.
         code: &'static str,
         /// Whether another attempt may help.
         retryable: bool,
     },
-    /// Request or answer could not be kept.
-    #[error("keeping the task's documents: {0}")]
+    /// The request or the answer could not be stored in memory.
+    #[error("storing the documents of a direct task in memory: {0}")]
     Store(#[from] StoreError),
-    /// The answer is not what it should be.
+    /// The answer is malformed.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
 }
@@ -324,56 +328,57 @@ pub enum DirectError {
 /// A task on its way to the runner.
 pub(super) struct Submission {
     delivery: Delivery,
-    desk: Arc<Desk>,
+    broker: Arc<DirectBroker>,
     store: Store,
     files: Option<Weak<TaskFiles>>,
 }
 
-/// The way for tasks into a runner that is being put together.
+/// The channel for the direct tasks of a new runner.
 pub(super) fn channel() -> (mpsc::Sender<Submission>, mpsc::Receiver<Submission>) {
-    mpsc::channel(WAITING)
+    mpsc::channel(MAX_WAITING)
 }
 
-/// Begins the direct tasks, in the order in which they came.
+/// Begins the direct tasks in their order.
 pub(super) async fn serve(
     worker: &Arc<Worker>,
     mut submissions: mpsc::Receiver<Submission>,
-    turns: &Arc<Semaphore>,
+    permits: &Arc<Semaphore>,
     tasks: &mut JoinSet<()>,
 ) -> Infallible {
     loop {
-        // In this order, so that what waits is in the channel, and ends with it when the runner stops.
-        let Ok(turn) = Arc::clone(turns).acquire_owned().await else {
+        // The permit comes first: tasks that wait stay in the channel and end with it when the
+        // runner stops.
+        let Ok(permit) = Arc::clone(permits).acquire_owned().await else {
             return pending().await;
         };
         let Some(Submission {
             delivery,
-            desk,
+            broker,
             store,
             files,
         }) = submissions.recv().await
         else {
             return pending().await;
         };
-        if desk.progress.is(State::GivenUp) {
+        if broker.progress.is(State::GivenUp) {
             continue;
         }
         let files = match files.map(|files| files.upgrade()) {
-            // Given up just now.
+            // The caller has given up since.
             Some(None) => continue,
             files => files.flatten(),
         };
         while let Some(ended) = tasks.try_join_next() {
             report_panic(ended);
         }
-        let hand = worker.status.task(&delivery.claim.task_id);
+        let status = worker.status.task(&delivery.claim.task_id);
         let origin = Arc::new(Origin {
-            broker: desk,
+            broker,
             store,
             queue: None,
             files,
         });
-        let task = task::handle(Arc::clone(worker), origin, delivery, turn, hand);
+        let task = task::handle(Arc::clone(worker), origin, delivery, permit, status);
         tasks.spawn(task.with_current_subscriber());
     }
 }
@@ -393,8 +398,8 @@ fn request_of(task: &DirectTask, stage: &Stage) -> TaskRequestData {
     request
 }
 
-/// What a queue is to other tasks: a broker that knows this one.
-struct Desk {
+/// The broker of one direct task.
+struct DirectBroker {
     metadata: TaskMetadata,
     progress: Arc<Progress>,
     begin: Mutex<Option<oneshot::Sender<()>>>,
@@ -406,10 +411,10 @@ struct Progress(AtomicU8);
 
 #[derive(Debug, Clone, Copy)]
 enum State {
-    /// For a turn. Its number is that of the default.
+    /// Waits for a permit. The default.
     Waiting = 0,
     Begun,
-    /// Nobody waits for the answer.
+    /// The caller does not wait any more.
     GivenUp,
 }
 
@@ -423,26 +428,26 @@ impl Progress {
         self.0.load(Ordering::Acquire) == state as u8
     }
 
-    /// Returns whether it was in the state `from`.
-    fn turn(&self, from: State, to: State) -> bool {
+    /// Returns whether the task was in the state `from`.
+    fn transition(&self, from: State, to: State) -> bool {
         self.0
             .compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
     }
 }
 
-impl Desk {
+impl DirectBroker {
     fn end(&self, ending: Ending) {
         let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(answer) = answer {
-            // Whoever waited may have gone.
+            // The caller may have gone.
             let _ = answer.send(ending);
         }
     }
 }
 
 #[async_trait]
-impl Broker for Desk {
+impl Broker for DirectBroker {
     fn system(&self) -> &'static str {
         JOB
     }
@@ -456,7 +461,7 @@ impl Broker for Desk {
     }
 
     async fn lookup(&self, _: &Claim) -> Result<Lookup, BrokerError> {
-        if !self.progress.turn(State::Waiting, State::Begun) {
+        if !self.progress.transition(State::Waiting, State::Begun) {
             return Ok(Lookup::Cancelled);
         }
         let begin = self.begin.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -489,13 +494,13 @@ impl Broker for Desk {
     }
 }
 
-impl fmt::Debug for Desk {
+impl fmt::Debug for DirectBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Desk").finish_non_exhaustive()
+        f.debug_struct("DirectBroker").finish_non_exhaustive()
     }
 }
 
-/// With nobody to take the answer, there is no use in going on.
+/// Cancels the task when its caller is dropped.
 struct CancelOnDrop(Arc<Progress>);
 
 impl Drop for CancelOnDrop {

@@ -1,11 +1,11 @@
-//! The files of a task: its request and inputs come in, its response and results go out.
+//! The files of a task: request and inputs are downloaded, response and results are uploaded.
 
 use std::path::Path;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use super::attempt::Attempt;
+use super::lease::Lease;
 use crate::broker::{Claim, TaskMetadata};
 use crate::context::OutputFile;
 use crate::error::{TaskError, TaskErrorKind};
@@ -15,14 +15,15 @@ use crate::store::{Seen, Store, StoreError, Written, key};
 use crate::task::{Input, TaskRequest};
 use crate::task_dir::TaskFiles;
 
-/// `request.json` holds the answers of earlier stages; a day of speech with word times stays below this.
+/// `request.json` holds the answers of earlier stages. A day of speech with word times stays below
+/// this.
 const MAX_REQUEST_BYTES: usize = 256 * 1024 * 1024;
-/// What the storage takes in one request, and so takes or leaves as a whole. A larger file goes there in parts, of which the
-/// last step knows no condition.
-const LARGEST_IN_ONE: u64 = 10 * 1024 * 1024;
-/// How often a file is written that somebody else writes at the same time.
-const WRITES: usize = 5;
-/// Inputs that are fetched at the same time.
+/// The largest file that is written with one request, under a condition. A larger file is written
+/// in parts, and completing them knows no condition.
+const LARGEST_SINGLE_WRITE: u64 = 10 * 1024 * 1024;
+/// How often a file is written while another process writes it, too.
+const WRITE_ATTEMPTS: usize = 5;
+/// How many inputs are downloaded at the same time.
 const PARALLEL_INPUTS: usize = 4;
 
 /// Reads `request.json`.
@@ -36,7 +37,7 @@ pub(super) async fn read_request(store: &Store, claim: &Claim) -> Result<TaskReq
         .map_err(|error| TaskError::permanent("invalid_request", error).context(locator))
 }
 
-/// Brings the inputs of a task to its directory.
+/// Downloads the inputs of a task to its directory.
 pub(super) async fn fetch_inputs(
     store: &Store,
     stage: StageName,
@@ -54,7 +55,7 @@ pub(super) async fn fetch_inputs(
     if wanted.is_empty() {
         return Ok(TaskRequest::new(stage, data, Vec::new()));
     }
-    // Not made yet: the first file that is written makes it.
+    // The first download makes this directory.
     let directory = &files.path()?.join("inputs");
     let fetches = wanted
         .into_iter()
@@ -74,25 +75,25 @@ pub(super) async fn fetch_inputs(
     Ok(TaskRequest::new(stage, data, inputs))
 }
 
-/// Stores what the engine left behind, then `response.json`, each only if the task is still ours.
+/// Stores the output files, then `response.json`, each only if the task is still ours.
 pub(super) async fn upload(
     store: &Store,
     claim: &Claim,
     stage: &StageName,
     files: Vec<OutputFile>,
     response: TaskResponseData,
-    attempt: &Attempt<'_>,
+    lease: &Lease<'_>,
 ) -> Result<Vec<ArtifactReference>, TaskError> {
     let mut artifacts = Vec::with_capacity(files.len());
     for file in files {
-        attempt.still_ours().await?;
-        artifacts.push(Box::pin(put_file(store, claim, stage, file, attempt)).await?);
+        lease.ensure_held().await?;
+        artifacts.push(put_file(store, claim, stage, file, lease).await?);
         fault_point!(ArtifactStored);
     }
     let response = response.artifacts(artifacts.iter().cloned());
     let key = key::task_response(&claim.job_id, &claim.task_id);
-    attempt.still_ours().await?;
-    write(store, &key, response.to_vec().into(), attempt).await?;
+    lease.ensure_held().await?;
+    write(store, &key, response.to_vec().into(), lease).await?;
     fault_point!(ResponseStored);
     Ok(artifacts)
 }
@@ -102,7 +103,7 @@ async fn put_file(
     claim: &Claim,
     stage: &StageName,
     file: OutputFile,
-    attempt: &Attempt<'_>,
+    lease: &Lease<'_>,
 ) -> Result<ArtifactReference, TaskError> {
     let OutputFile {
         name,
@@ -125,7 +126,7 @@ async fn put_file(
         match read_whole(&path).await.map_err(storage_error)? {
             Some(content) => {
                 let size = content.len() as u64;
-                Ok((write(store, &key, content, attempt).await?, size))
+                Ok((write(store, &key, content, lease).await?, size))
             }
             None => store.put(&path, &key).await.map_err(storage_error),
         }
@@ -143,10 +144,11 @@ async fn put_file(
     Ok(artifact)
 }
 
-/// Writes a file, and over another one only if that can't be the work of a peer that has the task by now.
-async fn write(store: &Store, key: &str, content: Bytes, attempt: &Attempt<'_>) -> Result<String, TaskError> {
+/// Writes a file. It replaces another one only if no peer that has the task by now can have written
+/// that.
+async fn write(store: &Store, key: &str, content: Bytes, lease: &Lease<'_>) -> Result<String, TaskError> {
     let mut seen = Seen::default();
-    for _ in 0..WRITES {
+    for _ in 0..WRITE_ATTEMPTS {
         match store
             .replace(key, content.clone(), &seen)
             .await
@@ -155,17 +157,17 @@ async fn write(store: &Store, key: &str, content: Bytes, attempt: &Attempt<'_>) 
             Written::Done(locator) => return Ok(locator),
             Written::Conflict(other) => seen = other,
         }
-        // In this order: what a peer writes after it got the task is not what was seen.
-        attempt.ask_whether_ours().await?;
+        // In this order: a file that a peer writes after it got the task differs from the seen one.
+        lease.renew().await?;
     }
-    let text = format!("{}: somebody else keeps writing it", store.locator(key));
+    let text = format!("{}: another process keeps writing it", store.locator(key));
     Err(TaskError::retryable("storage", text))
 }
 
-/// A file of this machine, unless it is too large for one request.
+/// Reads a local file, unless it is too large for one request.
 async fn read_whole(path: &Path) -> Result<Option<Bytes>, StoreError> {
     let read = async {
-        if tokio::fs::metadata(path).await?.len() > LARGEST_IN_ONE {
+        if tokio::fs::metadata(path).await?.len() > LARGEST_SINGLE_WRITE {
             return Ok(None);
         }
         tokio::fs::read(path).await.map(|content| Some(content.into()))
@@ -174,7 +176,7 @@ async fn read_whole(path: &Path) -> Result<Option<Bytes>, StoreError> {
         .map_err(|source| StoreError::file("reading", path, source))
 }
 
-/// Which artifact goes into which slot: the slots of the bindings in their order, then any others.
+/// The artifact of each slot: the slots of the bindings in their order, then any others.
 fn wanted_inputs(data: &TaskRequestData) -> Result<Vec<(String, ArtifactReference)>, TaskError> {
     let missing = |problem: String| TaskError::permanent("missing_input", problem);
     let resolved = &data.resolved_artifact_ids;
@@ -197,7 +199,7 @@ fn wanted_inputs(data: &TaskRequestData) -> Result<Vec<(String, ArtifactReferenc
         };
         let Some(artifact) = data.artifact_index.get(id) else {
             return Err(missing(format!(
-                "the task's input {slot:?} is artifact {id:?}, which its index does not have"
+                "the task's input {slot:?} is artifact {id:?}, which is not in its artifact index"
             )));
         };
         wanted.push((slot.clone(), artifact.clone()));
@@ -205,7 +207,7 @@ fn wanted_inputs(data: &TaskRequestData) -> Result<Vec<(String, ArtifactReferenc
     Ok(wanted)
 }
 
-/// A name that a person recognises and that leads nowhere else. The number keeps two inputs apart.
+/// A recognisable name without a path. The number keeps two inputs apart.
 fn file_name(number: usize, slot: &str, artifact: &ArtifactReference) -> String {
     const LONGEST: usize = 80;
     let harmless = |c: char| {
@@ -245,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_inputs_lead_nowhere_else() {
+    fn names_of_inputs_have_no_path() {
         let artifact = ArtifactReference::new("T:../../x", "audio", "s3://b/jobs/J/a.b/prepared_audio.wav");
         assert_eq!(file_name(0, "audio", &artifact), "0_audio_T_______x.wav");
         let artifact = ArtifactReference::new("/etc/passwd\0", "audio", "s3://b/x.so/../evil");

@@ -1,4 +1,4 @@
-//! A task on an inference thread, seen from the control loop.
+//! Inference, seen from the control loop: waiting for a thread, admission, and the answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,26 +15,27 @@ use crate::error::TaskError;
 use crate::stage::language_tag;
 use crate::task_dir::TaskFiles;
 
-/// How long a cancelled engine gets to return before its task is closed without it.
+/// How long a cancelled engine gets to return before its task ends without it.
 const CANCEL_GRACE: Duration = Duration::from_secs(1);
-/// How long an inference thread may go on after the end of its task before another one takes its place.
-const STUCK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long an inference thread may go on after the end of its task before another one takes its
+/// place.
+const STUCK_LIMIT: Duration = Duration::from_secs(10);
 
-/// What came of processing a task.
-pub(super) struct Done {
+/// The result of inference.
+pub(super) struct Inferred {
     pub(super) processed: Processed,
     pub(super) files: TaskFiles,
     pub(super) outputs: Vec<OutputFile>,
     pub(super) audio_seconds: Option<f64>,
     pub(super) process: Duration,
     pub(super) device: Device,
-    /// Those of its model.
-    pub(super) metrics: Arc<ModelMetrics>,
+    /// The metrics of the model.
+    pub(super) metrics: ModelMetrics,
 }
 
 impl Attempt<'_> {
     /// Has the task processed on an inference thread.
-    pub(super) async fn infer(&self, prepared: Prepared) -> Result<Done, TaskError> {
+    pub(super) async fn infer(&self, prepared: Prepared) -> Result<Inferred, TaskError> {
         let Prepared { request, info, files } = prepared;
         let cx = TaskContext::new(
             info,
@@ -53,7 +54,7 @@ impl Attempt<'_> {
             Ok::<_, TaskError>(thread)
         };
         let thread = self.before_inference(admitted).await??;
-        self.hand.enter(TaskPhase::Processing);
+        self.status.enter(TaskPhase::Processing);
         let mut running = self.worker.pool.begin(thread, |answer| Work {
             request: Arc::clone(&request),
             cx: cx.clone(),
@@ -61,17 +62,17 @@ impl Attempt<'_> {
             gpu: self.worker.status.gpu_reading().clone(),
             answer,
         });
-        let answer = self.stop.unless(running.answer()).await;
-        let answer = match answer {
+        let answer = match self.stop.unless(running.answer()).await {
             Ok(answer) => answer,
             Err(reason) => {
-                // The deadline is a promise; other reasons leave the engine a moment to end its spans.
+                // A deadline is kept exactly. Other reasons leave the engine a moment to end its
+                // spans.
                 let in_time = match reason {
                     CancelReason::DeadlineExceeded => None,
                     _ => timeout(CANCEL_GRACE, running.answer()).await.ok(),
                 };
                 let Some(answer) = in_time else {
-                    running.leave(self.deadline.max(Instant::now()) + STUCK_PATIENCE, files);
+                    running.leave(self.deadline.max(Instant::now()) + STUCK_LIMIT, files);
                     return Err(reason.into_error());
                 };
                 answer
@@ -82,27 +83,26 @@ impl Attempt<'_> {
             model,
             process,
             device,
-            ..
         } = answer;
         let info = cx.info();
-        let metrics = self.worker.model_metrics(&info.model);
+        let metrics = self.worker.metrics.model(info.model.as_str());
         match model {
             ModelUse::Loaded(took) => {
                 metrics.model_load(took);
                 metrics.model_acquire(InMemory::No, took);
             }
-            ModelUse::Kept => {
+            ModelUse::Cached => {
                 metrics.model_cache_hit();
                 metrics.model_acquire(InMemory::Yes, Duration::ZERO);
             }
             ModelUse::None => {}
         }
-        let said = cx.take_said();
+        let reported = cx.take_reported();
         let language = result
             .as_ref()
             .ok()
             .and_then(|processed| processed.language.clone())
-            .or(said.language);
+            .or(reported.language);
         if let Some(language) = language
             .as_deref()
             .or(request.requested_language())
@@ -112,15 +112,16 @@ impl Attempt<'_> {
         }
         let processed = result?;
         self.worker.status.worked(&info.model);
-        // Work that is done is kept when the worker shuts down, but not if nobody wants it or someone else has it.
+        // A finished result is kept when the worker shuts down, but not if it is of no use any
+        // more.
         match self.stop.reason() {
             None | Some(CancelReason::Shutdown) => {}
             Some(reason) => return Err(reason.into_error()),
         }
-        Ok(Done {
+        Ok(Inferred {
             processed,
             files,
-            outputs: said.artifacts,
+            outputs: reported.artifacts,
             audio_seconds: info.audio_seconds,
             process: process.unwrap_or_default(),
             device,
@@ -128,12 +129,14 @@ impl Attempt<'_> {
         })
     }
 
-    /// Admits the task to the inference thread that is assigned to it and waits for it.
+    /// Admits the task to the inference thread that is assigned to it. The thread waits for the
+    /// answer.
     ///
-    /// This is the place for everything that must happen once per start and before inference: counting starts, reporting
-    /// them to the platform, measuring the wait for a slot, forming batches. A task that is refused gives its thread to the
-    /// next one. Today only a task that is not wanted any more is refused.
-    pub(super) async fn admit(&self) -> Result<(), TaskError> {
+    /// Everything that happens once per start and before inference belongs here: counting starts,
+    /// reporting them to the platform, measuring the wait for a slot, forming batches. A refused
+    /// task gives its thread to the next one. Today only a task that is not wanted any more is
+    /// refused: its job was cancelled, its lease is lost or its deadline has passed.
+    async fn admit(&self) -> Result<(), TaskError> {
         match self.stop.reason() {
             Some(reason) => Err(reason.into_error()),
             None => Ok(()),

@@ -1,30 +1,52 @@
 //! The runner: it takes tasks from a broker and has an engine process them.
 //!
-//! # The way of a task
+//! # The lifecycle of a task
 //!
 //! ```text
 //!            control loop (asynchronous)                        inference thread (one per slot)
 //!  ┌──────────────────────────────────────────────────┐
-//!  │ read: a turn is free, the broker gives a task    │
+//!  │ read: a permit is free, the broker gives a task  │
 //!  │   └─ look up, open the spans, report the start   │
 //!  │ download: request.json, inputs, decoded audio    │
-//!  │ wait for a free inference thread                 │ ───▶ load the model, if it is not here
+//!  │ wait in the run queue for an inference thread    │
+//!  │ admit: is the task still wanted?                 │ ───▶ load the model, unless it is loaded
 //!  │                                                  │      process
 //!  │ upload: files, then response.json                │ ◀─── check the answer
 //!  │ finish: the event and the acknowledgement        │
 //!  └──────────────────────────────────────────────────┘
-//!  beside it, for as long as it takes: renew the lease, ask whether the job was cancelled, watch the deadline
+//!  meanwhile: renew the lease, ask whether the job was cancelled, watch the deadline
 //! ```
 //!
-//! Every task is a future of its own, so these stages overlap between tasks: while one is on the inference thread, the next
-//! one's input is already here and the previous one's output is on its way. Two things bound that. A *turn*, of which there
-//! are two per slot, is held from reading a task until its inference has ended: one task runs, one waits, and no task is
-//! taken that a peer could have begun sooner. And a bounded number of uploads: a store that is slower than the engine
-//! slows the engine down, rather than letting results pile up.
+//! Every task is a future of its own, so these steps overlap between tasks: while one task is on
+//! the inference thread, the input of the next one is already local and the output of the previous
+//! one is being uploaded. Two things bound that:
 //!
-//! Nothing that an engine does can stop the control loop. It runs on threads of its own, its panics are caught there, and a
-//! call that does not return when its task is over is left to itself: the task is reported, another thread takes the
-//! place, and when too many are lost like this the runner ends with an error, because only a new process helps.
+//! - A *permit*, of which there are two per slot, is held from the read of a task to the end of its
+//!   inference. One task runs, one waits, and the worker takes no task that a peer could have begun
+//!   sooner.
+//! - The number of uploads is bounded. A store that is slower than the engine slows the engine
+//!   down, and results do not pile up.
+//!
+//! An engine can't stop the control loop. It runs on threads of its own, and its panics are caught
+//! there. A call that does not return after the end of its task is abandoned: the task is reported,
+//! and another thread takes the place. When too many threads are lost like this, the runner ends
+//! with an error, because only a new process gets their memory back.
+//!
+//! # Where things are
+//!
+//! | File | Content |
+//! |---|---|
+//! | `builder`, `worker` | configuration, and the state that tasks share |
+//! | `control_loop` | reads tasks, drains |
+//! | `task` | the steps of one task in order; `attempt` holds its state |
+//! | `prepare`, `files`, `decode` | request, inputs, audio, results |
+//! | `inference` | waits for a thread, admits the task, takes the answer |
+//! | `run_queue`, `pool`, `slot`, `models` | inference threads and their models |
+//! | `report`, `retry` | outcomes |
+//! | `lease`, `stop` | the lease, and reasons to stop early |
+//! | `direct` | tasks that do not come from the queue |
+//! | `status` | what the registry and the health check show |
+//! | `sweep` | directories that killed processes left |
 
 mod attempt;
 mod builder;
@@ -43,6 +65,7 @@ mod retry;
 mod run_queue;
 mod slot;
 mod status;
+mod stop;
 mod sweep;
 mod task;
 mod worker;

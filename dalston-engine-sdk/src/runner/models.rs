@@ -1,4 +1,4 @@
-//! The models of one inference thread: kept by id, given up by age, by number and after a failure.
+//! The models of one inference thread: cached by id, dropped by age, by number and after a failure.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -9,22 +9,23 @@ use tokio::time::Instant;
 use crate::error::{TaskError, TaskErrorKind};
 use crate::model_id::ModelId;
 
-/// How long a model that could not be loaded is left alone, at first; doubled with every further failure.
+/// How long a failed load is not repeated. Doubled with every further failure, up to a limit.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Names come from tasks, so the list of those that failed must not grow with them.
+/// Names come from tasks, so the list of failures must not grow with them.
 const FAILURES_KEPT: usize = 32;
 
-/// The cache. It is told the time, because the time of leases and deadlines is not that of the inference thread.
+/// The cache. Its callers pass the time: the clock of leases and deadlines is not that of the
+/// inference thread.
 pub(super) struct Models<M> {
     capacity: usize,
     ttl: Duration,
     /// Most recently used last.
-    kept: VecDeque<Kept<M>>,
+    cached: VecDeque<CachedModel<M>>,
     failed: VecDeque<Failed>,
 }
 
-struct Kept<M> {
+struct CachedModel<M> {
     id: ModelId,
     model: M,
     used_at: Instant,
@@ -44,27 +45,25 @@ impl<M> Models<M> {
         Self {
             capacity: capacity.max(1),
             ttl,
-            kept: VecDeque::new(),
+            cached: VecDeque::new(),
             failed: VecDeque::new(),
         }
     }
 
-    /// The model, if it is here; it then counts as just used.
+    /// The model, if it is loaded. It counts as just used.
     pub(super) fn hit(&mut self, id: &ModelId, now: Instant) -> Option<&mut M> {
-        let at = self.kept.iter().position(|kept| kept.id == *id)?;
-        if at + 1 < self.kept.len()
-            && let Some(kept) = self.kept.remove(at)
-        {
-            self.kept.push_back(kept);
-        }
-        let kept = self.kept.back_mut()?;
-        kept.used_at = now;
-        Some(&mut kept.model)
+        let at = self.cached.iter().position(|cached| cached.id == *id)?;
+        let cached = self.cached.remove(at)?;
+        self.cached.push_back(cached);
+        let cached = self.cached.back_mut()?;
+        cached.used_at = now;
+        Some(&mut cached.model)
     }
 
-    /// Whether it is worth while to load the model now.
+    /// Whether the model may be loaded now.
     ///
-    /// A load that has just failed is not repeated for every task of a full queue: they get the same error at once.
+    /// A load that has just failed is not repeated for every task of a full queue. They get the
+    /// same error at once.
     pub(super) fn may_load(&self, id: &ModelId, now: Instant) -> Result<(), TaskError> {
         match self
             .failed
@@ -80,15 +79,16 @@ impl<M> Models<M> {
         }
     }
 
-    /// Makes room for one more model. The caller drops what it gets before it loads: memory may not hold both.
+    /// Makes room for one more model. The caller drops the returned models before the load: the
+    /// memory may not hold both.
     pub(super) fn make_room(&mut self) -> Vec<M> {
-        let surplus = (self.kept.len() + 1).saturating_sub(self.capacity);
-        self.kept.drain(..surplus).map(|kept| kept.model).collect()
+        let surplus = (self.cached.len() + 1).saturating_sub(self.capacity);
+        self.cached.drain(..surplus).map(|cached| cached.model).collect()
     }
 
     pub(super) fn loaded(&mut self, id: ModelId, model: M, now: Instant) {
         self.failed.retain(|failed| failed.id != id);
-        self.kept.push_back(Kept {
+        self.cached.push_back(CachedModel {
             id,
             model,
             used_at: now,
@@ -113,37 +113,32 @@ impl<M> Models<M> {
         });
     }
 
-    /// Takes a model out that nobody should use any more.
+    /// Takes a model out that must not be used any more.
     pub(super) fn remove(&mut self, id: &ModelId) -> Option<M> {
-        let at = self.kept.iter().position(|kept| kept.id == *id)?;
-        self.kept.remove(at).map(|kept| kept.model)
+        let at = self.cached.iter().position(|cached| cached.id == *id)?;
+        self.cached.remove(at).map(|cached| cached.model)
     }
 
-    /// Takes out the models that no task has asked for in a long time.
+    /// Takes out the models that were not used for their time to live.
     pub(super) fn take_idle(&mut self, now: Instant) -> Vec<M> {
-        let idle = |kept: &&Kept<M>| now.saturating_duration_since(kept.used_at) >= self.ttl;
-        let count = self.kept.iter().take_while(idle).count();
-        self.kept.drain(..count).map(|kept| kept.model).collect()
+        let idle = |cached: &&CachedModel<M>| now.saturating_duration_since(cached.used_at) >= self.ttl;
+        let count = self.cached.iter().take_while(idle).count();
+        self.cached.drain(..count).map(|cached| cached.model).collect()
     }
 
     pub(super) fn take_all(&mut self) -> Vec<M> {
-        self.kept.drain(..).map(|kept| kept.model).collect()
-    }
-
-    /// Whether it has exactly these, in this order.
-    pub(super) fn are(&self, ids: &[ModelId]) -> bool {
-        self.kept.iter().map(|kept| &kept.id).eq(ids)
+        self.cached.drain(..).map(|cached| cached.model).collect()
     }
 
     pub(super) fn ids(&self) -> Vec<ModelId> {
-        self.kept.iter().map(|kept| kept.id.clone()).collect()
+        self.cached.iter().map(|cached| cached.id.clone()).collect()
     }
 }
 
 impl<M> fmt::Debug for Models<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Models")
-            .field("kept", &self.ids())
+            .field("cached", &self.ids())
             .finish_non_exhaustive()
     }
 }
@@ -163,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_model_that_was_not_used_for_longest_makes_room() {
+    fn the_least_recently_used_model_makes_room() {
         let (mut models, now) = cache(2);
         assert!(load(&mut models, "a", now).is_empty());
         assert!(load(&mut models, "b", now).is_empty());
@@ -173,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_goes_when_its_time_is_over_and_use_begins_it_anew() {
+    fn an_idle_model_is_taken_and_use_restarts_its_time() {
         let (mut models, start) = cache(3);
         let at = |seconds| start + Duration::from_secs(seconds);
         load(&mut models, "a", start);
@@ -186,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_load_is_tried_again_after_a_pause_that_doubles_up_to_a_minute() {
+    fn a_failed_load_waits_twice_as_long_each_time_up_to_a_minute() {
         let (mut models, mut now) = cache(2);
         let id = ModelId::from("a");
         for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
@@ -215,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_load_that_succeeds_forgets_the_failures_before_it() {
+    fn a_successful_load_forgets_earlier_failures() {
         let (mut models, now) = cache(2);
         let id = ModelId::from("a");
         let error = || TaskError::retryable("io", "disk");
@@ -229,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_models_that_do_not_exist_do_not_pile_up() {
+    fn failures_of_unknown_models_do_not_pile_up() {
         let (mut models, now) = cache(2);
         for n in 0..1000 {
             let error = TaskError::permanent("model_not_found", "no");

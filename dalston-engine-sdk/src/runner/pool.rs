@@ -38,7 +38,8 @@ struct Shared {
     closed: CancellationToken,
 }
 
-/// Starts an inference thread that serves the run queue. The returned channel fails when the thread has ended.
+/// Starts an inference thread that serves the run queue. The returned channel fails when the thread
+/// has ended.
 pub(super) type SpawnThread = dyn Fn(Arc<RunQueue<Work>>, Arc<ThreadHandle>, Preload) -> io::Result<oneshot::Receiver<Infallible>>
     + Send
     + Sync;
@@ -126,7 +127,8 @@ impl SlotPool {
     /// Waits until the pool can't go on.
     pub(super) async fn failed(&self) -> RunError {
         let mut failure = self.shared.failure.subscribe();
-        // What `wait_for` gives is a lock guard: held across the await below, the runner could not be spawned.
+        // What `wait_for` gives is a lock guard: held across the await below, the runner could not
+        // be spawned.
         let failure = failure
             .wait_for(Option::is_some)
             .await
@@ -249,9 +251,11 @@ impl Running {
         }
     }
 
-    /// Stops waiting for the thread. If it has not come back at `limit`, another thread takes its place.
+    /// Stops waiting for the thread. If it has not come back at `limit`, another thread takes its
+    /// place.
     ///
-    /// Its answer is thrown away. `files` are kept until then, because the thread may be using them.
+    /// Its answer is thrown away. `files` are kept until then, because the thread may be using
+    /// them.
     pub(super) fn leave(self, limit: Instant, files: TaskFiles) {
         let Self {
             pool,

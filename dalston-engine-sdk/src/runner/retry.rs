@@ -8,19 +8,22 @@ use tokio::time::{Instant, timeout};
 use crate::broker::BrokerError;
 use crate::error::chain;
 
-/// Nobody waits longer for one call to the broker.
+/// The time limit of one call to the broker.
 pub(super) const BROKER_CALL: Duration = Duration::from_secs(10);
-/// How long a broker that fails is asked again, and the longest pause between two calls.
-const BROKER_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a broker that fails is called again, and the longest pause between two calls.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
-/// Calls the broker until it answers, for a minute at most: then its tasks are free for others anyway. What a task is worth may
-/// be hours of a GPU, and a broker that fails over is back in seconds.
+/// Calls the broker until it answers, for a minute at most: after that the lease has ended and a
+/// peer may have the task.
+///
+/// A broker that fails over is back in seconds, and the result of a task may have cost hours of a
+/// GPU.
 pub(super) async fn retry<T, F>(doing: &'static str, mut call: impl FnMut() -> F) -> Result<T, BrokerError>
 where
     F: Future<Output = Result<T, BrokerError>>,
 {
-    let give_up = Instant::now() + BROKER_PATIENCE;
+    let give_up = Instant::now() + GIVE_UP_AFTER;
     let mut pause = Duration::from_millis(100);
     loop {
         let error = match timeout(BROKER_CALL, call()).await {

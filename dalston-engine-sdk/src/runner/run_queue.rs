@@ -1,10 +1,11 @@
 //! The run queue: tasks wait here for an inference thread.
 //!
-//! Tasks get threads first come, first served. A task whose model an idle thread holds goes to that thread. Any other
-//! task goes to the idle thread with the fewest models, so that no thread gives up a model while another one has room.
+//! Tasks get threads first come, first served. A task whose model an idle thread holds goes to that
+//! thread. Any other task goes to the idle thread with the fewest models, so that no thread gives
+//! up a model while another one has room.
 //!
-//! A thread is assigned to a task before the task begins: the control loop admits the task in between, while the thread
-//! waits. A task that is dropped in that time gives its thread back.
+//! A thread is assigned to a task before the task begins: the control loop admits the task in
+//! between, while the thread waits. A task that is dropped in that time gives its thread back.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,7 +17,8 @@ use tokio::time::Instant;
 
 use crate::model_id::ModelId;
 
-/// Tasks that wait for a thread, and the threads that process them. `W` is the work that a thread is given.
+/// Tasks that wait for a thread, and the threads that process them. `W` is the work that a thread
+/// is given.
 pub(super) struct RunQueue<W> {
     state: Mutex<State<W>>,
 }
@@ -122,10 +124,11 @@ impl<W> RunQueue<W> {
         }
     }
 
-    /// Reports that a thread is idle and holds these models: a new one, or one that is done with its task.
+    /// Reports that a thread is idle and holds these models: a new one, or one that is done with
+    /// its task.
     ///
-    /// A thread calls this before the end of its task is known anywhere. A task that follows at once then finds the
-    /// thread that holds its model.
+    /// A thread calls this before the end of its task is known anywhere. A task that follows at
+    /// once then finds the thread that holds its model.
     pub(super) fn idle(&self, handle: &Arc<ThreadHandle>, loaded: &Arc<[ModelId]>) {
         let mut state = self.state();
         state.last_idle += 1;
@@ -176,7 +179,8 @@ impl<W> RunQueue<W> {
         }
     }
 
-    /// Lets the idle threads drop the models that were not used for their time to live, seen from `now`.
+    /// Lets the idle threads drop the models that were not used for their time to live, seen from
+    /// `now`.
     pub(super) fn sweep(&self, now: Instant) {
         for thread in &mut self.state().threads {
             if let Activity::Idle { sweep, .. } = &mut thread.activity {
@@ -186,7 +190,8 @@ impl<W> RunQueue<W> {
         }
     }
 
-    /// Gives up the thread of a task: it ends by itself when it comes back. Returns `false` if it has come back.
+    /// Gives up the thread of a task: it ends by itself when it comes back. Returns `false` if it
+    /// has come back.
     pub(super) fn give_up(&self, begun: &BegunTask) -> bool {
         let handle = &begun.thread;
         let mut state = self.state();
@@ -201,7 +206,8 @@ impl<W> RunQueue<W> {
         has_task
     }
 
-    /// Lets the idle threads end, and the others when they are done. Tasks without a thread get none any more.
+    /// Lets the idle threads end, and the others when they are done. Tasks without a thread get
+    /// none any more.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
@@ -271,7 +277,8 @@ impl<W> State<W> {
                 _ => None,
             })
         };
-        // Of several threads that hold the model, the same one is used again, so that the others drop theirs in time.
+        // Of several threads that hold the model, the same one is used again, so that the others
+        // drop theirs in time.
         let holds_model = idle()
             .filter(|(.., loaded)| loaded.contains(model))
             .max_by_key(|(_, since, _)| *since);

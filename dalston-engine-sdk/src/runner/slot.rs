@@ -1,4 +1,5 @@
-//! An inference thread: it loads models and runs the engine, one task after the other, and survives what they do.
+//! An inference thread: it loads models and runs the engine, one task after the other, and survives
+//! their panics.
 
 use std::any::{Any, TypeId};
 use std::convert::Infallible;
@@ -32,7 +33,7 @@ use crate::spans::{self, SpanOpener, TaskSpans};
 use crate::stage::{OutputDefaults, StageOutput};
 use crate::task::TaskRequest;
 
-/// Models to load before there is a task that needs them.
+/// Models to load before the first task.
 pub(super) struct Preload {
     pub(super) models: Vec<ModelId>,
     pub(super) scope: TelemetryScope,
@@ -96,24 +97,24 @@ impl TelemetryScope {
     }
 }
 
-/// What came of a task, and what it cost.
+/// The result of a task, and what it cost.
 pub(super) struct Answer {
     pub(super) result: Result<Processed, TaskError>,
     pub(super) model: ModelUse,
-    /// What the model computes on.
+    /// The device that the model computes on.
     pub(super) device: Device,
-    /// How long [`Engine::process`] took, if it came to that.
+    /// How long [`Engine::process`] took, if it was called.
     pub(super) process: Option<Duration>,
 }
 
-/// How a task came to its model.
+/// How a task got its model.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum ModelUse {
     /// It was loaded for the task, in this time.
     Loaded(Duration),
-    /// It was there.
-    Kept,
-    /// The engine has no models, or it did not come to that.
+    /// It was loaded already.
+    Cached,
+    /// The engine has no models, or the task ended before that.
     None,
 }
 
@@ -130,7 +131,8 @@ pub(super) struct ModelLimits {
     pub(super) ttl: Duration,
 }
 
-/// Starts an inference thread that serves the run queue. The returned channel fails when the thread has ended.
+/// Starts an inference thread that serves the run queue. The returned channel fails when the thread
+/// has ended.
 pub(super) fn spawn<E: Engine>(
     config: ThreadConfig<E>,
     queue: Arc<RunQueue<Work>>,
@@ -148,7 +150,7 @@ pub(super) fn spawn<E: Engine>(
             draining,
             limits,
             metrics,
-            shown,
+            status,
         } = config;
         let models = Models::new(limits.max_models, limits.ttl);
         let mut thread = InferenceThread {
@@ -157,7 +159,7 @@ pub(super) fn spawn<E: Engine>(
             draining,
             models,
             loaded: Arc::new([]),
-            shown,
+            status,
             clock,
         };
         if !preload.models.is_empty() {
@@ -188,14 +190,14 @@ pub(super) fn spawn<E: Engine>(
 pub(super) struct ThreadConfig<E> {
     pub(super) engine: Arc<E>,
     pub(super) load_context: LoadContext,
-    /// No model is downloaded any more.
+    /// Cancelled when the worker drains: no model is downloaded any more.
     pub(super) draining: CancellationToken,
     pub(super) limits: ModelLimits,
     pub(super) metrics: SlotMetrics,
-    pub(super) shown: ThreadGuard,
+    pub(super) status: ThreadGuard,
 }
 
-/// The time of leases and deadlines, which is that of the control loop and not that of the thread.
+/// The clock of leases and deadlines: that of the control loop, which tests can pause.
 struct Clock(Handle);
 
 impl Clock {
@@ -205,34 +207,34 @@ impl Clock {
     }
 }
 
-/// Native libraries expect the stack of a main thread. Only what is touched takes memory.
+/// Native libraries expect the stack of a main thread. Pages that are not touched take no memory.
 const STACK_BYTES: usize = 8 * 1024 * 1024;
 
 struct InferenceThread<E: Engine> {
     engine: Arc<E>,
     load_context: LoadContext,
-    /// No model is downloaded any more.
+    /// Cancelled when the worker drains: no model is downloaded any more.
     draining: CancellationToken,
     models: Models<Loaded<E::Model>>,
-    /// Which they are.
+    /// The ids of the models.
     loaded: Arc<[ModelId]>,
-    shown: ThreadGuard,
+    status: ThreadGuard,
     clock: Clock,
 }
 
-/// A model with what keeps its files on the disk, which goes after it.
+/// A model, and the handles that keep its files on the disk. They are dropped after it.
 struct Loaded<M> {
     model: M,
     _files: Vec<Arc<LocalModel>>,
 }
 
-/// What to do when the memory does not hold one more model.
+/// What to do when one more model does not fit into the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WhenFull {
-    /// Drop the other models, for the sake of tasks.
+    /// Drop the other models: a task waits.
     DropOthers,
-    /// Be content with those that are loaded.
-    GiveUp,
+    /// Keep the models that are loaded.
+    KeepOthers,
 }
 
 impl<E: Engine> InferenceThread<E> {
@@ -242,12 +244,12 @@ impl<E: Engine> InferenceThread<E> {
             let now = self.clock.now();
             if let Err(error) = scope.run(|| {
                 let never = CancelFlag::default();
-                self.ensure_loaded(model, now, WhenFull::GiveUp, &scope.opener, never)
+                self.ensure_loaded(model, now, WhenFull::KeepOthers, &scope.opener, never)
             }) {
                 scope.run(|| tracing::warn!(%model, error = %error, "model_preload_failed"));
             }
         }
-        // Their time without use begins when the last one is loaded.
+        // Their idle time begins when the last one is loaded.
         let now = self.clock.now();
         for model in self.models.ids() {
             self.models.hit(&model, now);
@@ -262,12 +264,10 @@ impl<E: Engine> InferenceThread<E> {
         self.show_models();
     }
 
-    /// Says which models are here, if they are not those that were.
+    /// Shows the loaded models in the status.
     fn show_models(&mut self) {
-        if !self.models.are(&self.loaded) {
-            self.loaded = self.models.ids().into();
-            self.shown.holds(&self.loaded);
-        }
+        self.loaded = self.models.ids().into();
+        self.status.holds(&self.loaded);
     }
 
     /// Calls `idle` before the end of the task is known anywhere.
@@ -279,7 +279,7 @@ impl<E: Engine> InferenceThread<E> {
             gpu,
             answer,
         } = work;
-        // Only for the span.
+        // The peak only appears on the span.
         let peak = match scope.span.is_disabled() {
             true => None,
             false => gpu.watch_peak(),
@@ -300,7 +300,7 @@ impl<E: Engine> InferenceThread<E> {
             cx.check_cancelled()?;
             self.run_engine(&request, &cx, now, &scope.opener, &mut process)
         });
-        // Its time without use begins now.
+        // Its idle time begins now.
         self.models.hit(&cx.info().model, self.clock.now());
         let device = self.load_context.device();
         if device == Device::Cuda
@@ -311,7 +311,8 @@ impl<E: Engine> InferenceThread<E> {
         drop(request);
         drop(cx);
         self.show_models();
-        // This may close a span, and so run foreign code. None may run once the thread counts as idle.
+        // This may close a span, and so run foreign code. None may run once the thread counts as
+        // idle.
         drop(scope);
         idle(&self.loaded);
         let answered = answer.send(Answer {
@@ -320,13 +321,13 @@ impl<E: Engine> InferenceThread<E> {
             device,
             process,
         });
-        // Nobody listens any more if the task was given up meanwhile: then the result is of no use to anyone.
-        if let Err(unheard) = answered {
-            drop_quietly(unheard);
+        // The task may have been given up meanwhile.
+        if let Err(answer) = answered {
+            drop_quietly(answer);
         }
     }
 
-    /// Loads the model if it is not here.
+    /// Loads the model unless it is loaded.
     fn ensure_loaded(
         &mut self,
         id: &ModelId,
@@ -335,30 +336,30 @@ impl<E: Engine> InferenceThread<E> {
         opener: &SpanOpener,
         cancelled: CancelFlag,
     ) -> Result<ModelUse, TaskError> {
-        let is_nothing = TypeId::of::<E::Model>() == TypeId::of::<()>();
+        let has_no_model = TypeId::of::<E::Model>() == TypeId::of::<()>();
         if self.models.hit(id, now).is_some() {
-            return Ok(if is_nothing {
+            return Ok(if has_no_model {
                 ModelUse::None
             } else {
-                ModelUse::Kept
+                ModelUse::Cached
             });
         }
         self.models.may_load(id, now)?;
         for model in self.models.make_room() {
             drop_quietly(model);
         }
-        let span = if is_nothing {
+        let span = if has_no_model {
             opener.none()
         } else {
             spans::model_load(id.as_str(), opener)
         };
-        self.shown.loading(Some(id));
+        self.status.loading(Some(id));
         let begun = ThreadInstant::now();
         let cx = self
             .load_context
             .for_load(LoadStop::new(cancelled, self.draining.clone()));
         let loaded = span.in_scope(|| catch(|| self.engine.load(id, &cx)));
-        self.shown.loading(None);
+        self.status.loading(None);
         let took = begun.elapsed();
         match loaded {
             Ok(model) => {
@@ -367,7 +368,7 @@ impl<E: Engine> InferenceThread<E> {
                     _files: cx.take_held(),
                 };
                 self.models.loaded(id.clone(), loaded, now);
-                if is_nothing {
+                if has_no_model {
                     return Ok(ModelUse::None);
                 }
                 span.in_scope(|| tracing::info!(model = %id, seconds = took.as_secs_f64(), "model_loaded"));
@@ -377,13 +378,13 @@ impl<E: Engine> InferenceThread<E> {
                 let error = error.context(format_args!("loading model {:?}", id.as_str()));
                 spans::record_failure(&span, &error);
                 let full = error.kind() == TaskErrorKind::OutOfMemory && when_full == WhenFull::DropOthers;
-                // With more memory than before, the next try is not in vain.
-                // And one that was broken off says nothing about the next.
-                let broken_off = matches!(
+                // A load is not delayed after models were dropped for it, or after it was
+                // interrupted.
+                let interrupted = matches!(
                     error.kind(),
                     TaskErrorKind::Cancelled | TaskErrorKind::DeadlineExceeded
                 );
-                if !(broken_off || full && self.drop_all()) {
+                if !(interrupted || full && self.drop_all()) {
                     self.models.load_failed(id.clone(), &error, now);
                 }
                 Err(error)
@@ -428,7 +429,7 @@ impl<E: Engine> InferenceThread<E> {
         result
     }
 
-    /// Frees what memory the models take. Returns whether there were any.
+    /// Drops all models. Returns whether there were any.
     fn drop_all(&mut self) -> bool {
         let models = self.models.take_all();
         let any = !models.is_empty();
@@ -439,7 +440,7 @@ impl<E: Engine> InferenceThread<E> {
     }
 }
 
-/// Completes and checks what the engine answered. This runs code of the output's author, too.
+/// Completes and checks the answer of the engine. This runs foreign code, too.
 fn finish_output<O: StageOutput>(
     mut output: O,
     request: &TaskRequest,
@@ -462,8 +463,8 @@ fn finish_output<O: StageOutput>(
 }
 
 /// Runs foreign code. A panic becomes an error.
-fn catch<T>(act: impl FnOnce() -> Result<T, TaskError>) -> Result<T, TaskError> {
-    match panic::catch_unwind(AssertUnwindSafe(act)) {
+fn catch<T>(work: impl FnOnce() -> Result<T, TaskError>) -> Result<T, TaskError> {
+    match panic::catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(TaskError::classified),
         Err(payload) => {
             let text = message_of(&*payload);
@@ -478,7 +479,8 @@ fn catch<T>(act: impl FnOnce() -> Result<T, TaskError>) -> Result<T, TaskError> 
     }
 }
 
-/// Drops a foreign value whose destructor may panic, and so may the destructor of that panic's payload.
+/// Drops a foreign value. Its destructor may panic, and so may the destructor of the payload of
+/// that panic.
 fn drop_quietly<T>(value: T) {
     if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(value))) {
         mem::forget(payload);

@@ -1,4 +1,4 @@
-//! What a runner is doing, as others may want to know: the registry, a health check.
+//! What a runner is doing, for the registry and the health check: [`RunnerStatus`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,7 +30,7 @@ struct State {
     tasks: BTreeMap<u64, Task>,
     threads: BTreeMap<u64, Thread>,
     last_tick: Option<Instant>,
-    /// The model that worked last.
+    /// The model that was used last.
     model: Option<ModelId>,
 }
 
@@ -46,37 +46,37 @@ struct Thread {
     loading: Option<ModelId>,
 }
 
-/// Where a runner is in its life.
+/// The phase of a runner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RunnerPhase {
-    /// It takes no tasks yet: its models are loading, or it was not started.
+    /// It takes no tasks yet: it was not started, or its models are loading.
     Starting,
     /// It takes tasks.
     Running,
-    /// It finishes what it has.
+    /// It takes no more tasks and finishes those that it has.
     Draining,
     /// It has ended.
     Stopped,
 }
 
-/// A task that a runner has in its hands.
+/// A task that a runner holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TaskStatus {
-    /// The task.
+    /// The id of the task.
     pub task_id: Arc<str>,
-    /// What is done with it now.
+    /// Its phase.
     pub phase: TaskPhase,
     /// How long ago it was taken.
     pub age: Duration,
 }
 
-/// What is done with a task.
+/// The phase of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TaskPhase {
-    /// It is looked up, its input is fetched and decoded.
+    /// It is looked up, and its input is downloaded and decoded.
     Preparing,
     /// It waits for an inference thread.
     Waiting,
@@ -99,7 +99,7 @@ impl TaskPhase {
     }
 }
 
-/// How often the control loop shows that it goes round.
+/// How often the control loop shows that it runs.
 const TICK: Duration = Duration::from_millis(500);
 
 impl RunnerStatus {
@@ -113,7 +113,7 @@ impl RunnerStatus {
         }
     }
 
-    /// Where the runner is in its life.
+    /// The phase of the runner.
     #[must_use]
     pub fn phase(&self) -> RunnerPhase {
         let phase = self.shared.phase.load(Ordering::Acquire);
@@ -123,14 +123,14 @@ impl RunnerStatus {
             .unwrap_or(RunnerPhase::Stopped)
     }
 
-    /// How many tasks it has in its hands: read, waiting, running or being stored.
+    /// How many tasks it holds: read, waiting, running or being stored.
     #[must_use]
     pub fn active_tasks(&self) -> usize {
         self.state().tasks.len()
     }
 
-    /// How many of them still need an inference thread, or have one. May be more than there are threads, as tasks are read
-    /// ahead.
+    /// How many of them need or have an inference thread. There may be more than threads, because
+    /// tasks are read ahead.
     #[must_use]
     pub fn unprocessed_tasks(&self) -> usize {
         let state = self.state();
@@ -141,7 +141,7 @@ impl RunnerStatus {
         unprocessed.count()
     }
 
-    /// The tasks in its hands, oldest first.
+    /// The tasks that it holds, oldest first.
     #[must_use]
     pub fn tasks(&self) -> Vec<TaskStatus> {
         let status = |task: &Task| TaskStatus {
@@ -152,13 +152,14 @@ impl RunnerStatus {
         self.state().tasks.values().map(status).collect()
     }
 
-    /// How long ago the control loop went round, which it does twice a second. `None` if it never did.
+    /// How long ago the control loop showed that it runs, which it does twice a second. `None` if
+    /// it never did.
     #[must_use]
     pub fn silent_for(&self) -> Option<Duration> {
         self.state().last_tick.map(|last| last.elapsed())
     }
 
-    /// The model that worked last; if it is not in memory any more, another one that is.
+    /// The model that was used last, or another loaded one if that was dropped.
     #[must_use]
     pub fn model(&self) -> Option<ModelId> {
         let loaded = self.models();
@@ -167,7 +168,7 @@ impl RunnerStatus {
             .or_else(|| loaded.into_iter().next())
     }
 
-    /// The models that are in memory, each once, however many threads have it. Models without a name are left out.
+    /// The loaded models, each once. Models without a name are left out.
     #[must_use]
     pub fn models(&self) -> Vec<ModelId> {
         named(self.state().threads.values().flat_map(|thread| &thread.loaded))
@@ -179,8 +180,8 @@ impl RunnerStatus {
         named(self.state().threads.values().flat_map(|thread| &thread.loading))
     }
 
-    /// The memory of the GPU, as the driver told it within the last half minute. `None` where there is no NVIDIA driver, or
-    /// it does not answer.
+    /// The memory of the GPU, as the driver reported it within the last 30 s. `None` if there is no
+    /// NVIDIA driver, or it does not answer.
     #[must_use]
     pub fn gpu_memory(&self) -> Option<GpuMemory> {
         self.shared.gpu.memory()
@@ -190,7 +191,7 @@ impl RunnerStatus {
         &self.shared.gpu
     }
 
-    /// Later phases stay.
+    /// Enters a phase, unless the runner is in a later one.
     pub(super) fn enter(&self, phase: RunnerPhase) {
         self.shared.phase.fetch_max(phase as u8, Ordering::AcqRel);
     }
@@ -202,7 +203,7 @@ impl RunnerStatus {
         }
     }
 
-    /// Counts a task until the guard is dropped.
+    /// Shows a task until the guard is dropped.
     pub(super) fn task(&self, id: &str) -> TaskGuard {
         let mut state = self.state();
         state.last += 1;
@@ -235,7 +236,7 @@ impl RunnerStatus {
         }
     }
 
-    /// Goes round for as long as it is polled.
+    /// Shows that the control loop runs, for as long as it is polled.
     pub(super) async fn tick(&self) -> std::convert::Infallible {
         loop {
             self.state().last_tick = Some(Instant::now());
@@ -273,7 +274,7 @@ fn named<'a>(models: impl Iterator<Item = &'a ModelId>) -> Vec<ModelId> {
     found
 }
 
-/// One task in hand.
+/// Shows one task. Dropping it removes the task from the status.
 pub(super) struct TaskGuard {
     status: RunnerStatus,
     number: u64,
@@ -291,7 +292,7 @@ impl Drop for TaskGuard {
     }
 }
 
-/// One inference thread.
+/// Shows the models of one inference thread. Dropping it removes them from the status.
 pub(super) struct ThreadGuard {
     status: RunnerStatus,
     number: u64,

@@ -1,4 +1,4 @@
-//! Directories of tasks whose process was killed: nobody else removes them.
+//! Removing the directories of tasks whose process was killed.
 
 use std::convert::Infallible;
 use std::fs::{self, DirEntry};
@@ -8,21 +8,24 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::sleep;
 
-/// What the names of directories begin with, in the engines of all languages: those of tasks from the queue, and those of
-/// requests over HTTP.
+/// Prefixes of the directories of tasks from the queue and of requests over HTTP. Engines in other
+/// languages use the same.
 pub(super) const TASK: &str = "dalston_task_";
 pub(super) const HTTP: &str = "dalston_http_";
-/// How often we look.
+/// How often stale directories are removed.
 const PERIOD: Duration = Duration::from_secs(3600);
-/// How many entries of the directory we look at in one sweep, and how many we remove.
-const MOST_SEEN: usize = 100_000;
-const MOST_REMOVED: usize = 1_000;
-/// The times of files come from a coarser clock, and so may lie before the moment at which they were made.
+/// How many entries one sweep looks at, and how many it removes.
+const MAX_SEEN: usize = 100_000;
+const MAX_REMOVED: usize = 1_000;
+/// The times of files come from a coarser clock and may lie a little before the moment at which
+/// they were made.
 const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
-/// Removes directories of tasks that nothing was added to for `age`, now and every hour. What was made since this call stays,
-/// however short the age, so that no task of ours loses its files.
-pub(super) async fn keep_clean(root: PathBuf, age: Duration) -> Infallible {
+/// Removes directories of tasks that nothing was added to for `age`, now and every hour.
+///
+/// Directories that were made since this call stay, however short the age: no task of this worker
+/// loses its files.
+pub(super) async fn purge_periodically(root: PathBuf, age: Duration) -> Infallible {
     let begun = before_now(CLOCK_SLACK);
     loop {
         let root_ = root.clone();
@@ -46,12 +49,12 @@ fn before_now(age: Duration) -> SystemTime {
 
 fn sweep(root: &Path, before: SystemTime) -> io::Result<usize> {
     let stale = fs::read_dir(root)?
-        .take(MOST_SEEN)
+        .take(MAX_SEEN)
         .filter_map(Result::ok)
         .filter(|entry| is_stale(entry, before));
-    // Not the failures of single ones: it is the directory of another user, or a peer was faster.
+    // A single failure is no error: the directory belongs to another user, or a peer was faster.
     let removed = stale.filter(|entry| fs::remove_dir_all(entry.path()).is_ok());
-    Ok(removed.take(MOST_REMOVED).count())
+    Ok(removed.take(MAX_REMOVED).count())
 }
 
 fn is_stale(entry: &DirEntry, before: SystemTime) -> bool {
@@ -60,7 +63,7 @@ fn is_stale(entry: &DirEntry, before: SystemTime) -> bool {
     if !begins_with(TASK) && !begins_with(HTTP) {
         return false;
     }
-    // Of a link this is about the link itself, which is no directory.
+    // This is the metadata of a link itself, which is no directory.
     let Ok(metadata) = entry.metadata() else {
         return false;
     };
@@ -72,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_sweep_removes_a_thousand_and_the_next_one_the_rest() {
+    fn a_sweep_removes_a_thousand_and_the_next_one_the_rest() {
         let root = tempfile::tempdir().unwrap();
         for number in 0..1_003 {
             fs::create_dir(root.path().join(format!("{TASK}{number}"))).unwrap();
@@ -84,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_can_t_be_read_is_an_error() {
+    fn an_unreadable_directory_is_an_error() {
         assert!(sweep(Path::new("/no/such/directory"), SystemTime::now()).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The way of one task, from the moment it was read to the moment that nobody needs to know of it any more.
+//! The lifecycle of one task, from its delivery to the report of its outcome.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,37 +8,39 @@ use dalston_telemetry::metrics;
 use dalston_telemetry::opentelemetry::Context;
 use dalston_telemetry::propagate;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinError;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::attempt::{Attempt, bounded_seconds};
 use super::files;
-use super::inference::Done;
-use super::lease::{StopOnDrop, keep};
+use super::inference::Inferred;
+use super::lease;
 use super::retry::retry;
 use super::status::{TaskGuard, TaskPhase};
+use super::stop::StopOnDrop;
 use super::worker::{Origin, Worker};
 use crate::broker::{Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason};
-use crate::context::{CancelReason, OutputFile};
-use crate::error::{TaskError, TaskErrorKind};
+use crate::context::CancelReason;
+use crate::error::TaskError;
 use crate::protocol::{ArtifactReference, TaskResponseData, Timestamp};
-use crate::spans::{QueueWait, record_failure, within};
-use crate::stage::StageName;
-use crate::store::key;
+use crate::spans::{QueueWait, record_failure};
 
-/// How long a result may take to be stored after the worker should have stopped. Together with the grace of the engine it
-/// leaves some of the last seconds for reporting the task, or handing it back.
+/// How long a result may take to be stored after the worker was told to stop. Together with the
+/// grace of the engine it leaves some of the last seconds for reporting the task, or handing it
+/// back.
 const SAVE_GRACE: Duration = Duration::from_millis(1_500);
 
-/// The right to have a task before its inference ends: what bounds the tasks that are in hand.
-pub(super) type Turn = OwnedSemaphorePermit;
+/// Bounds how many tasks the worker holds whose inference has not ended.
+pub(super) type TaskPermit = OwnedSemaphorePermit;
 
-/// Looks a delivered task up, and works on it if it should be worked on.
+/// Looks up a delivered task and, unless it must be skipped, takes it through all its steps.
 pub(super) async fn handle(
     worker: Arc<Worker>,
     origin: Arc<Origin>,
     delivery: Delivery,
-    turn: Turn,
-    hand: TaskGuard,
+    permit: TaskPermit,
+    status: TaskGuard,
 ) {
     fault_point!(Received);
     let read_at = Timestamp::now();
@@ -52,15 +54,15 @@ pub(super) async fn handle(
         // The task comes back when its lease ends.
         return;
     };
-    let (metadata, ignorance) = match lookup {
+    let (metadata, metadata_error) = match lookup {
         Lookup::Task(metadata) => (Some(*metadata), None),
         Lookup::Missing => {
-            let nothing = "nothing is known about the task: its metadata is gone";
-            (None, Some(TaskError::retryable("metadata_missing", nothing)))
+            let text = "nothing is known about the task: its metadata is gone";
+            (None, Some(TaskError::retryable("metadata_missing", text)))
         }
         Lookup::Malformed { metadata, problem } => {
-            let problem = TaskError::permanent("invalid_metadata", problem);
-            (Some(*metadata), Some(problem))
+            let error = TaskError::permanent("invalid_metadata", problem);
+            (Some(*metadata), Some(error))
         }
         Lookup::Lost => return,
         skipped @ (Lookup::Cancelled | Lookup::Blocked(_)) => {
@@ -70,43 +72,52 @@ pub(super) async fn handle(
         }
     };
     fault_point!(LookedUp);
-    let carried = metadata
+    let parent_context = metadata
         .as_ref()
-        .and_then(|metadata| metadata.trace_context.as_deref());
-    let carried = carried.map_or_else(Context::new, propagate::extract_json);
+        .and_then(|metadata| metadata.trace_context.as_deref())
+        .map_or_else(Context::new, propagate::extract_json);
     let request_id = metadata.as_ref().and_then(|metadata| metadata.request_id.clone());
     let log = log
         .request_id(request_id.unwrap_or_default())
-        .carrier(carried.clone());
+        .carrier(parent_context.clone());
 
-    let attempt = Attempt::new(&worker, &origin, &hand, &delivery, metadata, carried, read_at);
-    // Boxed, here and below: a future is moved with everything that it will ever hold, and those of a task are large.
-    let work = Box::pin(async {
-        attempt.note_arrival(&delivery, read_at);
-        let stop_the_engine = StopOnDrop(attempt.stop.clone());
+    let attempt = Attempt::new(
+        &worker,
+        &origin,
+        &status,
+        &delivery,
+        metadata,
+        parent_context,
+        read_at,
+    );
+    let work = async {
+        attempt.record_delivery(&delivery, read_at);
+        let stop_engine = StopOnDrop(attempt.stop.clone());
         tokio::select! {
             biased;
-            () = attempt.run(ignorance, turn) => {}
-            never = keep(&*origin.broker, claim, attempt.deadline, &attempt.confirmed, &attempt.stop, &worker.drain) => match never {},
+            () = attempt.run(metadata_error, permit) => {}
+            never = lease::watch(&attempt.lease, attempt.deadline, &worker.drain) => match never {},
         }
-        drop(stop_the_engine);
+        drop(stop_engine);
         attempt.spans.end();
-    });
-    within(attempt.spans.task(), work).with_log_context(log).await;
+    };
+    work.instrument(attempt.spans.task().clone())
+        .with_log_context(log)
+        .await;
 }
 
-pub(super) fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+/// Logs a panic of [`handle`]. The task is delivered again when its lease ends.
+pub(super) fn report_panic(ended: Result<(), JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
     {
-        // Its lease ends, and then the task is delivered again.
         tracing::error!(%error, "task_handling_panicked");
     }
 }
 
-/// Removes a task that nobody wants from the queue.
-async fn skip(worker: &Worker, origin: &Origin, delivery: &Delivery, why: Lookup) {
-    let outcome = match why {
+/// Removes a task from the queue that must not be done.
+async fn skip(worker: &Worker, origin: &Origin, delivery: &Delivery, reason: Lookup) {
+    let outcome = match reason {
         Lookup::Blocked(reason) => {
             tracing::info!(reason, "task_skipped_blocked");
             Outcome::Skipped
@@ -114,7 +125,8 @@ async fn skip(worker: &Worker, origin: &Origin, delivery: &Delivery, why: Lookup
         _ => {
             worker.metrics.task_skipped_cancelled();
             tracing::info!("task_skipped_job_cancelled");
-            // Whoever had it before may have announced it, and then the job waits for its end.
+            // An earlier owner may have reported the start of the task, and then the job waits for
+            // its end.
             match delivery.redelivery {
                 Some(_) => Outcome::Cancelled,
                 None => Outcome::Skipped,
@@ -129,9 +141,9 @@ async fn skip(worker: &Worker, origin: &Origin, delivery: &Delivery, why: Lookup
 }
 
 impl Attempt<'_> {
-    fn note_arrival(&self, delivery: &Delivery, read_at: Timestamp) {
+    fn record_delivery(&self, delivery: &Delivery, read_at: Timestamp) {
         tracing::info!(delivery_count = self.info.attempt, stage = %self.info.stage, "task_received");
-        // What a second delivery waited for begins where the first one ended.
+        // A redelivered task waits from the end of its earlier delivery.
         let queued_at = delivery.requeued_at.or(self.info.enqueued_at);
         if let Some(wait) = queued_at.and_then(|queued_at| QueueWait::between(queued_at, read_at)) {
             self.spans.queue_wait(&self.info, wait);
@@ -145,10 +157,11 @@ impl Attempt<'_> {
         }
     }
 
-    /// Reports the start of the task, does it, and reports what came of it. With `ignorance`, nothing can be done but to
-    /// say so.
-    async fn run(&self, ignorance: Option<TaskError>, turn: Turn) {
-        // A failure without a start before it is taken for a replay by the orchestrator, and the job would hang.
+    /// Reports the start of the task, does it, and reports its outcome. With `metadata_error` that
+    /// is the outcome.
+    async fn run(&self, metadata_error: Option<TaskError>, permit: TaskPermit) {
+        // The orchestrator takes a failure without a start for a replay and ignores it; the job
+        // would hang.
         match retry("reporting the start of a task", || {
             self.origin.broker.started(self.claim, &self.event)
         })
@@ -159,105 +172,67 @@ impl Attempt<'_> {
             Err(_) => return self.hand_back().await,
         }
         fault_point!(Started);
-        // What makes a task hopeless says more than a reason to stop that came up meanwhile.
-        if let Err(error) = ignorance.map_or_else(|| self.refuse_hopeless(), Err) {
+        // Such an error says more than a reason to stop that came up meanwhile.
+        if let Err(error) = metadata_error.map_or_else(|| self.check(), Err) {
             return self.failed(error).await;
         }
-        let result = Box::pin(self.work(turn)).await;
-        // An engine that is told to stop may fail in any way; the reason that it was told is the truth.
+        let result = self.work(permit).await;
+        // An engine that is told to stop may fail in any way. The reason to stop is the cause then.
         let result = match self.stop.reason() {
             Some(reason) => result.map_err(|_| reason.into_error()),
             None => result,
         };
         match (result, self.stop.reason()) {
-            (Ok((done, artifacts)), _) => self.completed(done, Outcome::Completed { artifacts }).await,
+            (Ok((inferred, artifacts)), _) => self.completed(inferred, artifacts).await,
             (Err(_), Some(CancelReason::Shutdown)) => self.hand_back().await,
             (Err(_), Some(CancelReason::LeaseLost)) => self.lost(),
             (Err(error), Some(CancelReason::Requested)) => self.cancelled(&error).await,
-            // Whatever it failed of, a job that is being cancelled wants no further attempt.
+            // A job that is being cancelled needs no further attempt, whatever the error.
             (Err(error), _) if self.is_cancelled().await => self.cancelled(&error).await,
             (Err(error), _) => self.failed(error).await,
         }
     }
 
-    async fn work(&self, turn: Turn) -> Result<(Done, Vec<ArtifactReference>), TaskError> {
-        let prepared = self.before_inference(Box::pin(self.download())).await??;
+    async fn work(&self, permit: TaskPermit) -> Result<(Inferred, Vec<ArtifactReference>), TaskError> {
+        let prepared = self.before_inference(self.download()).await??;
         fault_point!(Downloaded);
-        self.hand.enter(TaskPhase::Waiting);
-        let mut done = self.infer(prepared).await?;
+        self.status.enter(TaskPhase::Waiting);
+        let mut inferred = self.infer(prepared).await?;
         fault_point!(Inferred);
-        self.hand.enter(TaskPhase::Saving);
-        // The next task may be read as soon as this one's result is sure to be on its way.
+        self.status.enter(TaskPhase::Saving);
         let saving = async {
-            // What a direct task gives is kept in memory, and has no need to wait for a slow store.
+            // The result of a direct task stays in memory and does not wait for a slow store.
             let _uploading = match self.origin.queue {
                 Some(_) => Some(self.worker.uploads.acquire().await),
                 None => None,
             };
-            drop(turn);
-            let outputs = std::mem::take(&mut done.outputs);
-            Box::pin(self.upload(&mut done, outputs)).await
+            // The next task may be read as soon as the upload of this result begins.
+            drop(permit);
+            self.upload(&mut inferred).await
         };
         let saved = self.stop.unless_unwanted(SAVE_GRACE, saving).await;
         let artifacts = saved.map_err(CancelReason::into_error)??;
-        Ok((done, artifacts))
+        Ok((inferred, artifacts))
     }
 
-    /// Finds what makes it pointless to begin.
-    fn refuse_hopeless(&self) -> Result<(), TaskError> {
-        let (deliveries, limit) = (self.claim.delivery_count, self.worker.config.max_deliveries);
-        if deliveries > limit && self.redelivery == Some(RedeliveryReason::EngineCrash) {
-            let text = format!(
-                "the task was delivered {deliveries} times (limit {limit}) and no worker survived it or finished it in time"
-            );
-            return Err(TaskError::permanent("too_many_deliveries", text));
-        }
-        if let Some(Err(error)) = self
-            .metadata
-            .as_ref()
-            .map(|metadata| metadata.stage.parse::<StageName>())
-        {
-            return Err(TaskError::permanent("invalid_stage", error));
-        }
-        for id in [&self.claim.job_id, &self.claim.task_id] {
-            if !key::is_plain_name(id) {
-                return Err(TaskError::permanent(
-                    "invalid_id",
-                    format!("{id:?} can't be the id of a task or a job"),
-                ));
-            }
-        }
-        if let Some(late) = self.late {
-            let text = format!("the task was read {:.1} s after its deadline", late.as_secs_f64());
-            return Err(TaskError::new(
-                TaskErrorKind::DeadlineExceeded,
-                "deadline_exceeded",
-                text,
-            ));
-        }
-        Ok(())
-    }
-
-    async fn upload(
-        &self,
-        done: &mut Done,
-        outputs: Vec<OutputFile>,
-    ) -> Result<Vec<ArtifactReference>, TaskError> {
+    async fn upload(&self, inferred: &mut Inferred) -> Result<Vec<ArtifactReference>, TaskError> {
         let span = self.spans.upload_output();
-        let begun = Instant::now();
-        let data = std::mem::take(&mut done.processed.data);
-        let response =
-            TaskResponseData::new(&*self.info.task_id, Timestamp::now(), self.begun.elapsed(), data);
-        let upload = files::upload(
+        let begun_at = Instant::now();
+        let outputs = std::mem::take(&mut inferred.outputs);
+        let data = std::mem::take(&mut inferred.processed.data);
+        let took = self.begun_at.elapsed();
+        let response = TaskResponseData::new(&*self.info.task_id, Timestamp::now(), took, data);
+        let result = files::upload(
             &self.origin.store,
             self.claim,
             &self.info.stage,
             outputs,
             response,
-            self,
-        );
-        let result = within(&span, upload).await;
-        self.worker.metrics.s3_upload(begun.elapsed());
+            &self.lease,
+        )
+        .instrument(span.clone())
+        .await;
+        self.worker.metrics.s3_upload(begun_at.elapsed());
         result.inspect_err(|error| record_failure(&span, error))
     }
 }

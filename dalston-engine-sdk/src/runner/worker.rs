@@ -1,15 +1,15 @@
-//! What the tasks of a worker share, and where they come from.
+//! The state that the tasks of a worker share: [`Worker`], and where a task comes from: [`Origin`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use dalston_telemetry::TelemetryHandle;
-use dalston_telemetry::metrics::{EngineMetrics, Metrics, ModelMetrics};
+use dalston_telemetry::metrics::{EngineMetrics, Metrics};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use super::lease::Drain;
 use super::pool::SlotPool;
 use super::status::RunnerStatus;
+use super::stop::Drain;
 #[cfg(feature = "audio")]
 use crate::audio::AudioFormat;
 use crate::broker::{Broker, Consumer};
@@ -22,7 +22,7 @@ use crate::stage::Stage;
 use crate::store::Store;
 use crate::task_dir::TaskFiles;
 
-/// What the tasks of a worker share.
+/// The state that the tasks of a worker share.
 pub(super) struct Worker {
     pub(super) consumer: Consumer,
     pub(super) stage: Stage,
@@ -30,13 +30,11 @@ pub(super) struct Worker {
     #[cfg(feature = "audio")]
     pub(super) audio: Option<AudioFormat>,
     pub(super) config: RunnerConfig,
-    /// The deployment.
+    /// The queue of the deployment.
     pub(super) origin: Arc<Origin>,
     pub(super) telemetry: TelemetryHandle,
     pub(super) registry: Metrics,
     pub(super) metrics: EngineMetrics,
-    /// Those of the model that worked last: to find them by its name costs as much as much else of a task.
-    pub(super) last_model: Mutex<Option<(ModelId, Arc<ModelMetrics>)>>,
     pub(super) on_progress: Option<ProgressHook>,
     pub(super) pool: SlotPool,
     pub(super) uploads: Semaphore,
@@ -44,7 +42,7 @@ pub(super) struct Worker {
     pub(super) interruption: Interruption,
     pub(super) model_storage: Option<ModelStorage>,
     pub(super) status: RunnerStatus,
-    /// Directories of tasks that are being removed.
+    /// Tracks the directories of tasks that are being removed.
     pub(super) removals: TaskTracker,
 }
 
@@ -52,9 +50,9 @@ pub(super) struct Worker {
 pub(super) struct Origin {
     pub(super) broker: Arc<dyn Broker>,
     pub(super) store: Store,
-    /// The kind of queue, if it is one.
+    /// The kind of queue. `None` for a direct task.
     pub(super) queue: Option<&'static str>,
-    /// Where the input of a single task lies, for as long as that may be needed.
+    /// The directory that holds the input of a direct task.
     pub(super) files: Option<Arc<TaskFiles>>,
 }
 
@@ -65,20 +63,6 @@ impl Origin {
             broker,
             store,
             files: None,
-        }
-    }
-}
-
-impl Worker {
-    pub(super) fn model_metrics(&self, model: &ModelId) -> Arc<ModelMetrics> {
-        let mut last = self.last_model.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*last {
-            Some((id, metrics)) if id == model => Arc::clone(metrics),
-            _ => {
-                let metrics = Arc::new(self.metrics.model(model.as_str()));
-                *last = Some((model.clone(), Arc::clone(&metrics)));
-                metrics
-            }
         }
     }
 }

@@ -113,7 +113,7 @@ async fn transcribe<A: Api>(
     let model_named = model.is_some();
     let mut task = DirectTask::for_file(recording.path)
         .named(recording.name)
-        .keeping(files)
+        .with_files(files)
         .stage(Stage::Transcribe)
         .task_id(&*ids.task)
         .request_id(&*ids.request)
