@@ -1,4 +1,4 @@
-//! How a task fails: [`TaskError`]; how a worker fails: [`BuildError`], [`RunError`].
+//! Errors of tasks: [`TaskError`], and of workers: [`BuildError`], [`RunError`].
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -8,9 +8,10 @@ use thiserror::Error;
 
 type BoxError = Box<dyn Error + Send + Sync + 'static>;
 
-/// Why a task failed.
+/// The error of a task.
 ///
-/// It takes anything through `?`. To make that possible it is not a [`std::error::Error`] itself.
+/// `?` converts every error to it. To make that possible it does not implement
+/// [`std::error::Error`] itself.
 ///
 /// ```
 /// use dalston_engine_sdk::{TaskError, TaskErrorKind};
@@ -35,33 +36,35 @@ struct Parts {
     source: BoxError,
 }
 
-/// What can be done about a failed task.
+/// The kind of a [`TaskError`]: what can be done about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TaskErrorKind {
-    /// Another attempt may succeed. The default of everything that comes through `?`.
+    /// Another attempt may succeed. `?` makes errors of this kind.
     Retryable,
     /// Another attempt would fail in the same way: the input or the request is wrong.
     Permanent,
-    /// Nobody wants the result any more.
+    /// The result is not wanted any more.
     Cancelled,
-    /// The memory of the device or of the machine was exhausted. The model is dropped and loaded again.
+    /// The memory of the device or of the machine was exhausted. The model is dropped and loaded
+    /// again.
     OutOfMemory,
-    /// The task did not end in time. Only the runner says this.
+    /// The task did not end in time. Only the runner makes this kind.
     DeadlineExceeded,
-    /// The engine panicked. Only the runner says this. The model is dropped and loaded again.
+    /// The engine panicked. Only the runner makes this kind. The model is dropped and loaded again.
     Panic,
 }
 
 impl TaskError {
-    /// A failure after which another attempt may succeed.
+    /// An error after which another attempt may succeed.
     ///
-    /// `code` is short, static and in `snake_case`: it becomes the attribute `error.type` and may become a label.
+    /// `code` is short, static and in `snake_case`. It becomes the attribute `error.type` and may
+    /// become a label.
     pub fn retryable(code: &'static str, error: impl Into<BoxError>) -> Self {
         Self::new(TaskErrorKind::Retryable, code, error)
     }
 
-    /// A failure that every further attempt would meet again.
+    /// An error that every further attempt would meet again.
     pub fn permanent(code: &'static str, error: impl Into<BoxError>) -> Self {
         Self::new(TaskErrorKind::Permanent, code, error)
     }
@@ -88,13 +91,13 @@ impl TaskError {
         }))
     }
 
-    /// What can be done about it.
+    /// The kind of the error.
     #[must_use]
     pub fn kind(&self) -> TaskErrorKind {
         self.0.kind
     }
 
-    /// The short static code: `error` unless something more definite is known.
+    /// The short static code. `?` sets `error`.
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.0.code
@@ -106,7 +109,7 @@ impl TaskError {
         &*self.0.source
     }
 
-    /// Says what was being done, in front of the message: `reading config.json: no such file`.
+    /// Adds the failed operation in front of the message: `reading config.json: no such file`.
     #[must_use]
     pub fn context(mut self, doing: impl fmt::Display) -> Self {
         self.0.context = Some(match self.0.context.take() {
@@ -130,12 +133,12 @@ impl TaskError {
         self
     }
 
-    /// Whether the model that met this error should be given up.
+    /// Whether the model must be dropped after this error.
     pub(crate) fn spoils_model(&self) -> bool {
         matches!(self.kind(), TaskErrorKind::Panic | TaskErrorKind::OutOfMemory)
     }
 
-    /// Recognises an exhausted memory in an error that the engine passed on without saying so.
+    /// Recognises exhausted memory by the text of an error that the engine passed on.
     pub(crate) fn classified(self) -> Self {
         if self.kind() == TaskErrorKind::Retryable && says_out_of_memory(&self.to_string()) {
             return self
@@ -146,8 +149,8 @@ impl TaskError {
     }
 }
 
-/// Whether the text of a foreign error or panic reports exhausted memory: libtorch's and CUDA's words for it, which reach
-/// us as text only.
+/// Whether the text of a foreign error or panic reports exhausted memory. libtorch and CUDA report
+/// it as text only.
 pub(crate) fn says_out_of_memory(text: &str) -> bool {
     const PHRASES: [&str; 9] = [
         "CUDA out of memory",
@@ -163,7 +166,7 @@ pub(crate) fn says_out_of_memory(text: &str) -> bool {
     PHRASES.iter().any(|phrase| text.contains(phrase))
 }
 
-/// A message in one line. libtorch appends a C++ back-trace to its own, which helps nobody who runs an engine.
+/// A message in one line, without the C++ back-trace that libtorch appends.
 pub(crate) fn one_line(text: &str) -> String {
     let lines = text
         .lines()
@@ -215,8 +218,8 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// A text of at most so many characters. What is left out is in the middle: an error begins with what it is about, and ends
-/// with what is wrong.
+/// A text of at most `longest` characters. The middle is left out: an error begins with its subject
+/// and ends with its cause.
 pub(crate) fn shorten(text: &str, longest: usize) -> String {
     const GAP: &str = " ... ";
     let length = text.chars().count();
@@ -230,41 +233,42 @@ pub(crate) fn shorten(text: &str, longest: usize) -> String {
     begin.chain(GAP.chars()).chain(end).collect()
 }
 
-/// Why a runner could not be put together.
+/// The error of [`RunnerBuilder::build`](crate::RunnerBuilder::build).
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// The engine describes itself in a way that the platform would not accept.
+    /// The platform would not accept the description of the engine.
     #[error("engine {id:?}: {problem}")]
     Engine {
-        /// The id that the engine gave.
+        /// The id of the engine.
         id: String,
-        /// What is wrong with its description.
+        /// The problem of its description.
         problem: String,
     },
     /// A part is missing.
     #[error("the runner has no {what}: give it one with Runner::builder(..).{what}(..)")]
     Missing {
-        /// The part, named as the builder's method is.
+        /// The part, by the name of the builder's method.
         what: &'static str,
     },
-    /// A number makes no sense.
+    /// A number is out of range.
     #[error("{what} is {value}: expected {accepted}")]
     Value {
-        /// The setting.
+        /// The name of the value.
         what: &'static str,
         /// Its value.
         value: String,
-        /// What would be accepted.
+        /// The accepted values.
         accepted: Cow<'static, str>,
     },
 }
 
-/// Why a runner stopped although nobody asked it to.
+/// The error of [`Runner::run_until`](crate::Runner::run_until).
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RunError {
-    /// Too many inference threads are stuck in calls that never returned. Only a new process gets their memory back.
+    /// Too many inference threads are stuck in calls that did not return. Only a new process gets
+    /// their memory back.
     #[error(
         "{abandoned} inference threads are stuck past the deadlines of their tasks: the process must be restarted"
     )]
@@ -273,17 +277,8 @@ pub enum RunError {
         abandoned: usize,
     },
     /// The operating system refused an inference thread.
-    #[error("starting an inference thread")]
+    #[error("starting an inference thread: {0}: check the limits on threads and memory of the process")]
     Thread(#[source] std::io::Error),
-    /// The directory for the files of tasks can't be used.
-    #[error("the directory for temporary files {path}")]
-    TempDir {
-        /// The directory.
-        path: String,
-        /// What the operating system says.
-        #[source]
-        source: std::io::Error,
-    },
 }
 
 #[cfg(test)]
@@ -291,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_text_keeps_its_ends() {
+    fn a_shortened_text_keeps_its_ends() {
         assert_eq!(shorten("short", 5), "short");
         assert_eq!(
             shorten("s3://bucket/key: no such object", 20),
@@ -329,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_with_a_cpp_back_trace_is_shown_in_one_line_without_it() {
+    fn a_message_is_one_line_without_the_cpp_back_trace() {
         let torch = std::io::Error::other(
             "size mismatch,\n  got 2 and 3\nException raised from infer_size at a.cpp:31 (most recent call first):\nframe #0: f",
         );
@@ -340,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn libtorch_text_about_memory_makes_an_out_of_memory_error() {
+    fn libtorch_text_about_memory_becomes_out_of_memory() {
         let torch = std::io::Error::other("CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; ...)");
         let error = TaskError::from(torch).context("decoding").classified();
         assert_eq!(
@@ -350,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn an_explicit_kind_is_kept_whatever_the_text_says() {
+    fn an_explicit_kind_is_kept_despite_the_text() {
         let error =
             TaskError::permanent("bad_input", "CUDA out of memory is the title of the song").classified();
         assert_eq!(
