@@ -1,4 +1,4 @@
-//! What an engine author implements: [`Engine`], and how an engine describes itself: [`EngineInfo`].
+//! The trait of an engine: [`Engine`], and its description: [`EngineInfo`].
 
 #[cfg(feature = "audio")]
 use crate::audio::AudioFormat;
@@ -12,11 +12,12 @@ use crate::task::TaskRequest;
 
 /// A transcription engine: it describes itself, loads a model, and processes tasks with it.
 ///
-/// The runner around it does everything else: it reads tasks, downloads and decodes their inputs, opens the spans,
-/// measures, uploads the result and reports it.
+/// The runner does everything else: it reads tasks, downloads and decodes their inputs, opens the
+/// spans, records metrics, uploads the result and reports it.
 ///
-/// Both verbs are synchronous and run on the same inference thread. There may be several of these threads, each with
-/// models of its own, so `Engine` itself is shared and must be `Send + Sync` while a model need be neither.
+/// [`load`](Self::load) and [`process`](Self::process) are synchronous and run on the same
+/// inference thread. There may be several of these threads, each with its own models, so `Engine`
+/// is `Send + Sync` while a model need be neither.
 ///
 /// ```
 /// use dalston_engine_sdk::{
@@ -52,22 +53,25 @@ use crate::task::TaskRequest;
 /// }
 /// ```
 pub trait Engine: Send + Sync + 'static {
-    /// What [`load`](Self::load) makes and [`process`](Self::process) works with.
+    /// A loaded model: the result of [`load`](Self::load), and the input of
+    /// [`process`](Self::process).
     ///
-    /// A model lives and dies on one inference thread, so it need not be `Send` or `Sync`. An engine without a model
-    /// says `type Model = ();`, and then no model loads appear in its traces.
+    /// A model is loaded, used and dropped on one inference thread, so it need not be `Send` or
+    /// `Sync`. An engine without a model has `type Model = ();`, and then its traces show no model
+    /// loads.
     type Model: 'static;
 
     /// The result of a task, written to `response.json` under `data`.
     type Output: StageOutput;
 
-    /// Who this engine is and what it can do. Called a few times at start; it should be cheap and always say the same.
+    /// The id, version and capabilities of this engine. Called a few times at start. It should be
+    /// cheap and constant.
     fn info(&self) -> EngineInfo;
 
     /// Loads a model.
     ///
-    /// The runner keeps what comes back and calls this only for a model that the inference thread does not hold: the
-    /// first time, after it was evicted, and after a panic or an exhausted memory made it doubtful.
+    /// The runner caches the model and calls this only if the inference thread has not loaded it:
+    /// the first time, after it was evicted, and after a panic or exhausted memory.
     ///
     /// # Errors
     ///
@@ -76,7 +80,7 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Processes one task.
     ///
-    /// Work that takes long calls [`TaskContext::check_cancelled`] from time to time and returns its error.
+    /// Long work calls [`TaskContext::check_cancelled`] from time to time and returns its error.
     ///
     /// # Errors
     ///
@@ -88,14 +92,14 @@ pub trait Engine: Send + Sync + 'static {
         cx: &TaskContext,
     ) -> Result<Self::Output, TaskError>;
 
-    /// What `doctor` should look at beside the things it knows itself: model files, licences, helper programs.
+    /// More checks for `doctor`: model files, licences, helper programs.
     fn check(&self, cx: &LoadContext) -> Vec<Check> {
         let _ = cx;
         Vec::new()
     }
 }
 
-/// What an engine says about itself, to the platform and to `describe`.
+/// The description of an engine, for the platform and for `describe`.
 ///
 /// ```
 /// use dalston_engine_sdk::{EngineInfo, Stage};
@@ -110,33 +114,33 @@ pub trait Engine: Send + Sync + 'static {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct EngineInfo {
-    /// The engine id: the name of its task queue, part of its span names, a metric label. Lower-case letters, digits,
-    /// dots, dashes and underscores, at most 64 of them.
+    /// The engine id: the name of its task queue, part of its span names, a metric label.
+    /// Lower-case letters, digits, dots, dashes and underscores, at most 64 of them.
     pub id: String,
-    /// The version of the engine, as people know it.
+    /// The version of the engine.
     pub version: String,
-    /// The stages it can do. At least one.
+    /// Its stages. At least one.
     pub stages: Vec<Stage>,
     /// The model for tasks that name none.
     pub default_model: Option<ModelId>,
-    /// Models that this engine is known to work with, if the list is closed.
+    /// All models that this engine works with. `None` if the list is open.
     pub model_variants: Option<Vec<String>>,
-    /// The form in which audio must reach the engine. `None` leaves the input file as it is.
+    /// The format of the decoded audio. `None` leaves the input file as it is.
     #[cfg(feature = "audio")]
     pub audio: Option<AudioFormat>,
-    /// Whether results carry the times of single words.
+    /// Whether results have the times of words.
     pub word_timestamps: bool,
-    /// Whether results say who spoke.
+    /// Whether results name the speakers.
     pub includes_diarization: bool,
-    /// ISO 639-1 codes of the languages it knows. `None` means it is not restricted.
+    /// ISO 639-1 codes of its languages. `None` if it is not restricted.
     pub languages: Option<Vec<String>>,
     /// Whether a task may prescribe the language.
     pub language_forcing: bool,
-    /// Whether it can't work without a GPU.
+    /// Whether it needs a GPU.
     pub gpu_required: bool,
     /// GPU memory it needs, in MiB.
     pub gpu_memory_mib: Option<u32>,
-    /// Whether it can work on a CPU.
+    /// Whether it runs on a CPU.
     pub supports_cpu: bool,
     /// Main memory it needs, in GiB.
     pub memory_gib: Option<u32>,
@@ -147,7 +151,8 @@ pub struct EngineInfo {
 }
 
 impl EngineInfo {
-    /// An engine with this id and version, no stage yet, that runs on a CPU and is not restricted in its languages.
+    /// An engine with this id and version and without a stage. It runs on a CPU and is not
+    /// restricted in its languages.
     #[must_use]
     pub fn new(id: impl Into<String>, version: impl Into<String>) -> Self {
         Self {
@@ -171,7 +176,7 @@ impl EngineInfo {
         }
     }
 
-    /// Adds a stage that the engine can do.
+    /// Adds a stage.
     #[must_use]
     pub fn stage(mut self, stage: Stage) -> Self {
         if !self.stages.contains(&stage) {
@@ -187,14 +192,14 @@ impl EngineInfo {
         self
     }
 
-    /// Lists the models that the engine is known to work with.
+    /// Sets the closed list of models that the engine works with.
     #[must_use]
     pub fn model_variants<S: Into<String>>(mut self, models: impl IntoIterator<Item = S>) -> Self {
         self.model_variants = Some(models.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Sets the form in which audio must reach the engine: the runner decodes and resamples to it.
+    /// Sets the format to which the runner decodes and resamples audio.
     #[cfg(feature = "audio")]
     #[must_use]
     pub fn audio(mut self, format: AudioFormat) -> Self {
@@ -202,14 +207,14 @@ impl EngineInfo {
         self
     }
 
-    /// Says whether results carry the times of single words. Default `false`.
+    /// Sets whether results have the times of words. Default `false`.
     #[must_use]
     pub fn word_timestamps(mut self, yes: bool) -> Self {
         self.word_timestamps = yes;
         self
     }
 
-    /// Says whether results tell who spoke. Default `false`.
+    /// Sets whether results name the speakers. Default `false`.
     #[must_use]
     pub fn includes_diarization(mut self, yes: bool) -> Self {
         self.includes_diarization = yes;
@@ -223,14 +228,14 @@ impl EngineInfo {
         self
     }
 
-    /// Says whether a task may prescribe the language. Default `true`.
+    /// Sets whether a task may prescribe the language. Default `true`.
     #[must_use]
     pub fn language_forcing(mut self, yes: bool) -> Self {
         self.language_forcing = yes;
         self
     }
 
-    /// Says whether the engine can't work without a GPU. Default `false`.
+    /// Sets whether the engine needs a GPU. Default `false`.
     #[must_use]
     pub fn gpu_required(mut self, yes: bool) -> Self {
         self.gpu_required = yes;
@@ -244,7 +249,7 @@ impl EngineInfo {
         self
     }
 
-    /// Says whether it can work on a CPU. Default `true`.
+    /// Sets whether it runs on a CPU. Default `true`.
     #[must_use]
     pub fn supports_cpu(mut self, yes: bool) -> Self {
         self.supports_cpu = yes;
@@ -258,7 +263,8 @@ impl EngineInfo {
         self
     }
 
-    /// Sets the measured processing time divided by audio time on a GPU. The platform ranks engines by it.
+    /// Sets the measured processing time divided by audio time on a GPU. The platform ranks engines
+    /// by it.
     #[must_use]
     pub fn realtime_factor_gpu(mut self, factor: f64) -> Self {
         self.realtime_factor_gpu = Some(factor);
@@ -272,7 +278,7 @@ impl EngineInfo {
         self
     }
 
-    /// The same in the platform's words, as registry and `describe` give it.
+    /// The description in the form of the platform, for the registry and `describe`.
     #[must_use]
     pub fn capabilities(&self) -> Capabilities {
         Capabilities {
@@ -296,22 +302,22 @@ impl EngineInfo {
     }
 }
 
-/// One row of `doctor`: something that was looked at, what was found, and what to do about it.
+/// One row of `doctor`: a subject, a finding, and advice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Check {
-    /// What was looked at, in a word or two.
+    /// The subject, in a word or two.
     pub name: String,
-    /// How it is.
+    /// The state of the subject.
     pub status: CheckStatus,
-    /// What was found.
+    /// The finding.
     pub detail: String,
-    /// What a person can do about it.
+    /// What an operator can do about it.
     pub advice: Option<String>,
 }
 
 impl Check {
-    /// All is well.
+    /// A subject in order.
     #[must_use]
     pub fn ok(name: impl Into<String>, detail: impl Into<String>) -> Self {
         Self {
@@ -322,7 +328,7 @@ impl Check {
         }
     }
 
-    /// It works, but not as well as it could.
+    /// A subject with which the engine works worse than it could.
     #[must_use]
     pub fn warning(name: impl Into<String>, detail: impl Into<String>) -> Self {
         Self {
@@ -331,7 +337,7 @@ impl Check {
         }
     }
 
-    /// The engine can't work like this.
+    /// A subject without which the engine can't work.
     #[must_use]
     pub fn missing(name: impl Into<String>, detail: impl Into<String>) -> Self {
         Self {
@@ -340,7 +346,7 @@ impl Check {
         }
     }
 
-    /// Adds what a person can do about it.
+    /// Adds what an operator can do about it.
     #[must_use]
     pub fn advice(mut self, advice: impl Into<String>) -> Self {
         self.advice = Some(advice.into());
@@ -348,10 +354,10 @@ impl Check {
     }
 }
 
-/// How the thing behind a [`Check`] is.
+/// The state of the subject of a [`Check`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckStatus {
-    /// As it should be.
+    /// In order.
     Ok,
     /// The engine works, but worse than it could.
     Warning,

@@ -1,49 +1,49 @@
-//! Places between the steps of a task at which a test can make the process fail.
+//! Points between the steps of a task at which a test can make the process fail.
 //!
-//! Only for tests, which is why the feature `fault-points` is off by default: without it there is no code at these places, and
-//! with it they do nothing until [`install`] was called.
+//! They are for tests only, so the feature `fault-points` is off by default. Without the feature
+//! there is no code at these points. With it they do nothing until [`install`] is called.
 //!
-//! The workspace's own `chaos` uses it to end engines between any two steps, and to prove that no task is lost by that.
+//! The `chaos` program of the workspace ends engines at each point and checks that no task is lost.
 
 use std::fmt;
 use std::sync::OnceLock;
 
-/// A place between two steps of a task.
+/// A point between two steps of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Point {
-    /// The server gave a task to this instance, and nobody here knows of it yet.
+    /// The server gave a task to this instance, and the reply was not read yet.
     Taken,
-    /// A task of an instance that fell silent was taken over.
+    /// A task of a stale instance was claimed.
     TakenOver,
-    /// The runner has the task.
+    /// The runner received the task.
     Received,
-    /// What is known about it was looked up.
+    /// Its metadata was looked up.
     LookedUp,
-    /// Its start was announced.
+    /// Its start was reported.
     Started,
     /// `request.json` was read.
     RequestRead,
-    /// Its inputs are here.
+    /// Its inputs were downloaded.
     Downloaded,
-    /// The engine is done.
+    /// The engine has returned.
     Inferred,
-    /// One of its files is in the store.
+    /// One of its output files was stored.
     ArtifactStored,
-    /// `response.json` is in the store.
+    /// `response.json` was stored.
     ResponseStored,
-    /// Its outcome is about to be reported.
+    /// Before the report of its outcome.
     BeforeFinish,
-    /// Its outcome was reported.
+    /// After the report of its outcome.
     AfterFinish,
-    /// It is about to be handed back.
+    /// Before it is handed back to the queue.
     BeforeRelease,
-    /// It was handed back.
+    /// After it was handed back to the queue.
     AfterRelease,
 }
 
 impl Point {
-    /// All of them, in the order in which a task comes by.
+    /// All points, in the order in which a task reaches them.
     pub const ALL: [Self; 14] = [
         Self::Taken,
         Self::TakenOver,
@@ -93,14 +93,15 @@ type Hook = Box<dyn Fn(Point) + Send + Sync>;
 
 static HOOK: OnceLock<Hook> = OnceLock::new();
 
-/// Sets what happens when a task comes by a point, for the whole process. The hook may end or stop the process.
+/// Sets the function that is called when a task reaches a point, for the whole process. It may end
+/// or stop the process.
 ///
-/// Returns whether this was the first call; later ones change nothing.
+/// Returns whether this was the first call. Later calls change nothing.
 pub fn install(hook: impl Fn(Point) + Send + Sync + 'static) -> bool {
     HOOK.set(Box::new(hook)).is_ok()
 }
 
-/// A task comes by.
+/// Calls the installed function.
 pub(crate) fn reach(point: Point) {
     if let Some(hook) = HOOK.get() {
         hook(point);

@@ -1,4 +1,4 @@
-//! The machine will be taken away: [`Interruption`].
+//! The end of the machine: [`Interruption`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,11 +28,11 @@ impl Interruption {
         }
     }
 
-    /// Starts the drain, if it has not begun. All spans of tasks that are open, or that open from now on, say
-    /// `dalston.spot_interruption=action`.
+    /// Starts the drain, if it has not begun. All spans of tasks that are open or open from now on
+    /// get the attribute `dalston.spot_interruption=action`.
     ///
-    /// With `time_left`, tasks that still run then are handed back, even if the time for draining would be longer. Of several
-    /// announcements the last one counts.
+    /// Tasks that still run after `time_left` are handed back, even if the drain timeout is longer.
+    /// Of several calls the last one counts.
     pub fn announce(&self, action: &str, time_left: Option<Duration>) {
         let notice = Notice {
             action: action.into(),
@@ -41,19 +41,19 @@ impl Interruption {
         self.notices.send_replace(Some(notice));
     }
 
-    /// Waits until there was an announcement.
+    /// Waits for the first announcement.
     pub(crate) async fn announced(&self) {
-        // Fails only without a sender, which we are.
+        // Fails only without a sender, which `self` is.
         let _ = self.notices.subscribe().wait_for(Option::is_some).await;
     }
 
-    /// What happens to the machine, as it was announced last.
+    /// What happens to the machine, by the last announcement.
     pub(crate) fn action(&self) -> Option<Arc<str>> {
         let notice = self.notices.borrow();
         notice.as_ref().map(|notice| Arc::clone(&notice.action))
     }
 
-    /// Waits until `limit`, or until an announcement says that there is no more time.
+    /// Waits until `limit`, or until the time left by an announcement is over.
     pub(crate) async fn time_is_up(&self, limit: Instant) {
         let mut notices = self.notices.subscribe();
         loop {

@@ -1,6 +1,6 @@
-//! What an engine gets to load a model with: [`LoadContext`].
+//! The context of a model load: [`LoadContext`].
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use dalston_telemetry::services::engine::Device;
@@ -11,7 +11,7 @@ use crate::error::TaskError;
 use crate::model_id::ModelId;
 use crate::models::{LoadStop, LocalModel, ModelStorage};
 
-/// What [`Engine::load`](crate::Engine::load) gets: the options of this worker and the way from a model's name to its files.
+/// The configuration of the worker and the files of models, for [`Engine::load`](crate::Engine::load).
 #[derive(Debug, Clone)]
 pub struct LoadContext {
     config: Arc<EngineConfig>,
@@ -19,7 +19,7 @@ pub struct LoadContext {
     device: Arc<OnceLock<Device>>,
     storage: Option<Storage>,
     stop: LoadStop,
-    /// The models of the storage that were asked for. They stay on the disk for as long as this does.
+    /// Keeps the models of the storage that were asked for on the disk.
     held: Arc<Mutex<Vec<Arc<LocalModel>>>>,
 }
 
@@ -30,7 +30,7 @@ struct Storage {
 }
 
 impl LoadContext {
-    /// A context for the first inference thread, as tests and `doctor` need it.
+    /// A context for the first inference thread, for tests and `doctor`.
     #[must_use]
     pub fn new(config: EngineConfig) -> Self {
         Self::for_slot(Arc::new(config), 0)
@@ -47,13 +47,13 @@ impl LoadContext {
         }
     }
 
-    /// The same with a storage to look for models in, by way of this runtime.
+    /// Adds a storage of models, which is read on this runtime.
     pub(crate) fn with_storage(mut self, models: ModelStorage, runtime: Handle) -> Self {
         self.storage = Some(Storage { models, runtime });
         self
     }
 
-    /// The same for one load, which `stop` ends early.
+    /// A context for one load, which `stop` ends early.
     pub(crate) fn for_load(&self, stop: LoadStop) -> Self {
         Self {
             stop,
@@ -62,24 +62,26 @@ impl LoadContext {
         }
     }
 
-    /// What keeps the model's files from being removed.
+    /// The handles that keep the files of the model on the disk.
     pub(crate) fn take_held(&self) -> Vec<Arc<LocalModel>> {
         std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Device, precision and the other choices of whoever started the worker.
+    /// Device, precision and the rest of the configuration.
     #[must_use]
     pub fn config(&self) -> &EngineConfig {
         &self.config
     }
 
-    /// The number of the inference thread, from 0. An engine with several GPUs may spread its threads over them.
+    /// The number of the inference thread, from 0. An engine with several GPUs may spread its
+    /// threads over them.
     #[must_use]
     pub fn slot(&self) -> usize {
         self.slot
     }
 
-    /// Says what the model computes on, for the label of the realtime factor. The first call counts.
+    /// Sets the device that the model computes on, for the label of the realtime factor. The first
+    /// call counts.
     pub fn set_device(&self, device: Device) {
         let _ = self.device.set(device);
     }
@@ -92,19 +94,20 @@ impl LoadContext {
         })
     }
 
-    /// Finds the directory of a model: the id itself if it is a directory, else a directory of that name under the
-    /// model root of the options (`DALSTON_MODEL_DIR`).
+    /// Finds the directory of a model: the id itself if it is a directory, else a directory of that
+    /// name under the model root (`DALSTON_MODEL_DIR`).
     ///
-    /// In a worker of a live deployment that is not the end of it: the model is looked for in the cache
-    /// (`DALSTON_MODEL_CACHE_DIR`) and then downloaded there from the storage of the deployment, or from wherever
-    /// `DALSTON_MODEL_SOURCE` says. That may take a while and ends early, with an error, when the task is cancelled,
-    /// its deadline is over, or the worker drains. The files stay where they are for as long as the model is loaded.
-    /// Local runs look at this machine only.
+    /// A worker of a live deployment then looks in the cache (`DALSTON_MODEL_CACHE_DIR`) and
+    /// downloads the model to it from the storage of the deployment, or from the source in
+    /// `DALSTON_MODEL_SOURCE`. The download ends early, with an error, when the task is cancelled,
+    /// its deadline passes, or the worker drains. The files stay on the disk for as long as the
+    /// model is loaded. Local runs use only local directories.
     ///
     /// # Errors
     ///
-    /// A permanent error with the code `model_not_found` that says where it looked; from a storage also `invalid_model`,
-    /// and the retryable `model_incomplete`, `model_download_failed`, `disk_full` and `model_cache_unusable`.
+    /// A permanent error with the code `model_not_found` that names the searched places. From a
+    /// storage also the permanent `invalid_model` and the retryable `model_incomplete`,
+    /// `model_download_failed`, `disk_full` and `model_cache_unusable`.
     pub fn model_dir(&self, model: &ModelId) -> Result<PathBuf, TaskError> {
         let itself = Path::new(model.as_str());
         if !model.is_unnamed() && itself.is_dir() {
@@ -116,41 +119,31 @@ impl LoadContext {
                 "no model is named: give one with --model, DALSTON_DEFAULT_MODEL or the task's loaded_model_id",
             ));
         }
-        let Some(root) = &self.config.model_root else {
-            if let Some(storage) = &self.storage {
-                return self.obtain(model, storage);
-            }
-            return Err(TaskError::permanent(
-                "model_not_found",
-                format!(
-                    "model {model:?}: there is no such directory, and DALSTON_MODEL_DIR is not set",
-                    model = model.as_str()
-                ),
-            ));
-        };
         // A name from a task must not lead out of the model root.
-        let plain = itself
+        let is_plain = itself
             .components()
-            .all(|part| matches!(part, std::path::Component::Normal(_)));
-        let below = root.join(itself);
-        if plain && below.is_dir() {
-            return Ok(below);
+            .all(|part| matches!(part, Component::Normal(_)));
+        let root = self.config.model_root.as_deref();
+        if let Some(root) = root
+            && is_plain
+            && root.join(itself).is_dir()
+        {
+            return Ok(root.join(itself));
         }
         if let Some(storage) = &self.storage {
             return self.obtain(model, storage);
         }
-        Err(TaskError::permanent(
-            "model_not_found",
-            format!(
-                "model {model:?}: neither that directory nor one of that name in {root} exists",
-                model = model.as_str(),
-                root = root.display()
-            ),
-        ))
+        let model = model.as_str();
+        let text = match root {
+            None => format!("model {model:?}: there is no such directory, and DALSTON_MODEL_DIR is not set"),
+            Some(root) => {
+                let root = root.display();
+                format!("model {model:?}: neither that directory nor one of that name in {root} exists")
+            }
+        };
+        Err(TaskError::permanent("model_not_found", text))
     }
-}
 
-impl LoadContext {
     fn obtain(&self, model: &ModelId, storage: &Storage) -> Result<PathBuf, TaskError> {
         let held = storage.models.obtain(model, &self.stop, &storage.runtime)?;
         let path = held.path().to_owned();

@@ -1,8 +1,9 @@
-//! A platform inside the process: [`LocalPlatform`] queues files as tasks for the real runner and collects the answers.
+//! A platform inside the process: [`LocalPlatform`] queues files as tasks for the real runner and
+//! collects the answers.
 //!
-//! It stands in for gateway, orchestrator, Redis and S3 where there are none: behind `transcribe FILE`, and in the tests of
-//! engines. The runner does not know the difference; it reads `request.json`, fetches the input, writes `response.json`
-//! and reports events, as it does in a deployment.
+//! It replaces gateway, orchestrator, Redis and S3 behind `transcribe FILE` and in the tests of
+//! engines. The runner works as in a deployment: it reads `request.json`, downloads the input,
+//! writes `response.json` and reports events.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,10 +23,10 @@ use crate::protocol::{
 use crate::stage::{Stage, StageName, input_slot};
 use crate::store::{Store, StoreError, key};
 
-/// There is no peer that a task could be lost to, and a process that was stopped for a while, with Ctrl-Z or by a laptop that
-/// sleeps, must not begin again.
+/// No peer could take a task over, and a process that was stopped for a while (Ctrl-Z, a sleeping
+/// laptop) must not start it again.
 const LEASE: Duration = Duration::from_secs(24 * 3600);
-/// How many tasks may be queued at a time.
+/// How many tasks may be queued at the same time.
 const CAPACITY: usize = 10_000;
 
 /// Queue and storage of one engine in this process. Clones share them.
@@ -37,8 +38,8 @@ const CAPACITY: usize = 10_000;
 /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
 /// let platform = LocalPlatform::for_engine(&EngineInfo::new("my-asr", "1.0.0").stage(Stage::Transcribe));
 /// let task_id = platform.submit(LocalTask::for_file("talk.wav").config("language", "de")).await?;
-/// // A runner with `platform.broker()` and `platform.store()` takes it from here, and then
-/// // `platform.outcome(&task_id).await` has its answer.
+/// // A runner with `platform.broker()` and `platform.store()` processes it. Then
+/// // `platform.outcome(&task_id).await` returns its answer.
 /// # let _ = task_id;
 /// # Ok::<(), dalston_engine_sdk::local::SubmitError>(())
 /// # }).unwrap();
@@ -52,7 +53,7 @@ pub struct LocalPlatform {
 }
 
 impl LocalPlatform {
-    /// A platform that gives every task to this engine, for the first of its stages.
+    /// A platform that gives every task to this engine, for its first stage.
     #[must_use]
     pub fn for_engine(info: &EngineInfo) -> Self {
         Self {
@@ -63,7 +64,7 @@ impl LocalPlatform {
         }
     }
 
-    /// The engine that gets the tasks.
+    /// The id of the engine.
     #[must_use]
     pub fn engine_id(&self) -> &str {
         &self.engine_id
@@ -85,7 +86,7 @@ impl LocalPlatform {
     ///
     /// # Errors
     ///
-    /// If the queue is full, or the name of the file can't be written down.
+    /// If the queue is full, or the path of a file can't become a URL.
     pub async fn submit(&self, task: LocalTask) -> Result<String, SubmitError> {
         let (task_id, job_id) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
         let mut request = TaskRequestData::new(&task_id, &job_id);
@@ -137,7 +138,7 @@ impl LocalPlatform {
             }),
             _ => {
                 let locator = self.store.locator(&key::task_response(&event.job_id, task_id));
-                // In memory already, so a limit would protect nothing.
+                // The document is in memory already: a limit would protect nothing.
                 let document = self.store.read(&locator, usize::MAX).await?;
                 Ok(LocalOutcome::Completed(Box::new(TaskResponseData::from_slice(
                     &document,
@@ -147,7 +148,7 @@ impl LocalPlatform {
     }
 }
 
-/// A task as a person describes it: files, and what to do with them.
+/// A task: files, and what to do with them.
 #[derive(Debug, Clone, Default)]
 pub struct LocalTask {
     stage: Option<StageName>,
@@ -166,7 +167,7 @@ impl LocalTask {
         Self::default()
     }
 
-    /// A task whose only input is this file, in the slot that [`input_slot`] names.
+    /// A task whose only input is this file, in the slot of [`input_slot`].
     #[must_use]
     pub fn for_file(path: impl Into<PathBuf>) -> Self {
         Self {
@@ -196,21 +197,22 @@ impl LocalTask {
         self
     }
 
-    /// Sets what an earlier stage answered.
+    /// Sets the answer of an earlier stage.
     #[must_use]
     pub fn previous(mut self, stage: impl Into<String>, response: Value) -> Self {
         self.previous_responses.insert(stage.into(), response);
         self
     }
 
-    /// Sets the stage, if the engine has several or for one channel of a recording.
+    /// Sets the stage, for an engine with several, or for one channel of a recording. Default: the
+    /// first stage.
     #[must_use]
     pub fn stage(mut self, stage: StageName) -> Self {
         self.stage = Some(stage);
         self
     }
 
-    /// Names the model.
+    /// Sets the model. Default: that of the engine.
     #[must_use]
     pub fn model(mut self, model: impl Into<String>) -> Self {
         self.model = Some(model.into());
@@ -224,7 +226,7 @@ impl LocalTask {
         self
     }
 
-    /// Sets the context that the task's spans belong to. Without one they are a trace of their own.
+    /// Sets the parent context of the task's spans. Default: they start a trace.
     #[must_use]
     pub fn parent(mut self, context: Context) -> Self {
         self.parent = context;
@@ -232,33 +234,33 @@ impl LocalTask {
     }
 }
 
-/// How a task ended.
+/// The outcome of a task.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum LocalOutcome {
-    /// With an answer.
+    /// It has an answer.
     Completed(Box<TaskResponseData>),
-    /// Without one.
+    /// It failed.
     Failed {
-        /// One line for people.
+        /// The text of the error.
         error: String,
-        /// The short static code.
+        /// The short static code of the error.
         code: &'static str,
         /// Whether another attempt may help.
         retryable: bool,
     },
 }
 
-/// Why a task could not be queued.
+/// The error of [`LocalPlatform::submit`].
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SubmitError {
-    /// The path of an input is not one.
-    #[error("{}: {source}", path.display())]
+    /// The path of an input can't become a URL.
+    #[error("the input file {}: {source}: expected a path of this file system", path.display())]
     Path {
         /// The path.
         path: PathBuf,
-        /// What the operating system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// The queue is full.
@@ -269,14 +271,14 @@ pub enum SubmitError {
     Store(#[from] StoreError),
 }
 
-/// Why the answer of a completed task could not be read.
+/// The error of [`LocalPlatform::outcome`].
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum OutcomeError {
-    /// It is not where it should be.
+    /// The response could not be read.
     #[error("reading response.json: {0}")]
     Store(#[from] StoreError),
-    /// It is not what it should be.
+    /// The response is malformed.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
 }
@@ -336,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_survives_hours_in_which_the_process_was_stopped() {
+    async fn a_task_survives_hours_of_a_stopped_process() {
         tokio::time::pause();
         let platform = LocalPlatform::for_engine(&EngineInfo::new("my-asr", "1.0.0"));
         platform.submit(LocalTask::new()).await.unwrap();

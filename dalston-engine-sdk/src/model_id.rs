@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// Which model: a name such as `openai/whisper-small`, or the path of a directory.
+/// The id of a model: a name such as `openai/whisper-small`, or the path of a directory.
 ///
-/// The empty id stands for "none named": an engine that knows one model only may ignore it.
+/// An empty id means that none was named. An engine with only one model may ignore it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelId(Arc<str>);
 

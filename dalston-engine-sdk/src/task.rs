@@ -1,4 +1,4 @@
-//! What an engine is asked to do: [`TaskRequest`], its [`Input`]s, and [`TaskInfo`] about the attempt.
+//! The request of a task: [`TaskRequest`] with its [`Input`]s, and [`TaskInfo`] about the attempt.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::model_id::ModelId;
 use crate::protocol::{ArtifactReference, TaskRequestData, Timestamp};
 use crate::stage::{StageName, TranscribeRequest};
 
-/// One task: the stage, its configuration, and inputs that are already on this machine.
+/// One task: the stage, its configuration, and its inputs as local files.
 #[doc(alias = "TaskInput")]
 #[derive(Debug)]
 pub struct TaskRequest {
@@ -39,13 +39,13 @@ impl TaskRequest {
         self.audio = Some(audio);
     }
 
-    /// The stage, with the channel if the task is one of several per-channel tasks.
+    /// The stage, with the channel if there is a task for each channel.
     #[must_use]
     pub fn stage(&self) -> &StageName {
         &self.stage
     }
 
-    /// The channel that this task is about, from its configuration or from the name of its stage.
+    /// The channel of this task, from its configuration or from the name of its stage.
     #[must_use]
     pub fn channel(&self) -> Option<u32> {
         let configured = self
@@ -62,11 +62,11 @@ impl TaskRequest {
         &self.data.config
     }
 
-    /// The configuration as a type of the engine's own.
+    /// The configuration as a type of the engine.
     ///
     /// # Errors
     ///
-    /// A permanent error with the code `invalid_config` that says what does not fit.
+    /// A permanent error with the code `invalid_config` that names the problem.
     pub fn config_as<T: DeserializeOwned>(&self) -> Result<T, TaskError> {
         T::deserialize(Value::Object(self.config().clone()))
             .map_err(|error| TaskError::permanent("invalid_config", error).context("the task's config"))
@@ -94,7 +94,7 @@ impl TaskRequest {
         self.inputs.iter().find(|input| input.slot == slot)
     }
 
-    /// The input that is bound to a slot, for engines that can't do without it.
+    /// The input that is bound to a slot, for engines that need it.
     ///
     /// # Errors
     ///
@@ -109,11 +109,12 @@ impl TaskRequest {
         })
     }
 
-    /// The input audio, decoded and resampled to the form that the engine declared.
+    /// The input audio, decoded and resampled to the format that the engine declares.
     ///
     /// # Errors
     ///
-    /// A permanent error with the code `missing_input` if the task has no audio, or if the engine declared no format.
+    /// A permanent error with the code `missing_input` if the task has no audio, or the engine
+    /// declares no format.
     #[cfg(feature = "audio")]
     pub fn audio(&self) -> Result<&Audio, TaskError> {
         self.audio.as_ref().ok_or_else(|| {
@@ -124,25 +125,25 @@ impl TaskRequest {
         })
     }
 
-    /// What an earlier stage of the same job answered, for example `prepare`.
+    /// The answer of an earlier stage of the same job, for example `prepare`.
     #[must_use]
     pub fn previous(&self, stage: &str) -> Option<&Value> {
         self.data.previous_responses.get(stage)
     }
 
-    /// The payload, which only some stages have.
+    /// The payload. Only some stages have one.
     #[must_use]
     pub fn payload(&self) -> Option<&Map<String, Value>> {
         self.data.payload.as_ref()
     }
 
-    /// Everything that `request.json` says.
+    /// The whole `request.json`.
     #[must_use]
     pub fn data(&self) -> &TaskRequestData {
         &self.data
     }
 
-    /// What was wrong with the input and did not keep it from being used.
+    /// Problems of the input that did not prevent its use.
     pub(crate) fn warnings(&self) -> &[String] {
         #[cfg(feature = "audio")]
         if let Some(audio) = &self.audio {
@@ -151,7 +152,7 @@ impl TaskRequest {
         &[]
     }
 
-    /// The duration of the input audio in seconds, as far as anyone knows it before the engine starts.
+    /// The duration of the input audio in seconds, if it is known before inference.
     pub(crate) fn audio_seconds(&self) -> Option<f64> {
         #[cfg(feature = "audio")]
         if let Some(audio) = &self.audio {
@@ -164,18 +165,18 @@ impl TaskRequest {
             .or_else(|| prepare.get("source_media"))?
             .get("duration")?
             .as_f64()?;
-        // It comes from outside and becomes an attribute and a sample: only what is a duration may pass.
+        // The number comes from outside and becomes an attribute and a sample.
         (seconds.is_finite() && seconds >= 0.0).then_some(seconds)
     }
 
-    /// The language that the task prescribes, if it prescribes one.
+    /// The language that the task prescribes.
     pub(crate) fn requested_language(&self) -> Option<&str> {
         let language = self.config().get("language")?.as_str()?;
         (!language.is_empty() && !language.eq_ignore_ascii_case("auto")).then_some(language)
     }
 }
 
-/// A file that a task works on.
+/// An input file of a task.
 #[derive(Debug, Clone)]
 pub struct Input {
     slot: String,
@@ -188,19 +189,19 @@ impl Input {
         Self { slot, path, artifact }
     }
 
-    /// The name that the task knows it by, for example `audio`.
+    /// Its slot, for example `audio`.
     #[must_use]
     pub fn slot(&self) -> &str {
         &self.slot
     }
 
-    /// Where the file is. It is gone when the task has ended.
+    /// Its path. The file is removed when the task has ended.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the platform knows about it: kind, media type, channel, producer.
+    /// The facts of the platform about it: kind, media type, channel, producer.
     #[must_use]
     pub fn artifact(&self) -> &ArtifactReference {
         &self.artifact
@@ -213,21 +214,21 @@ impl Input {
 pub struct TaskInfo {
     /// The task's id.
     pub task_id: String,
-    /// The id of the job that it is a part of.
+    /// The id of its job.
     pub job_id: String,
     /// The stage.
     pub stage: StageName,
-    /// The id of the engine that works on it.
+    /// The id of the engine.
     pub engine_id: String,
-    /// The process that works on it.
+    /// The name of the worker process.
     pub instance: String,
-    /// The id of the request at the gateway that caused it.
+    /// The id of the gateway request that caused it.
     pub request_id: Option<String>,
-    /// The model that it uses.
+    /// The model.
     pub model: ModelId,
-    /// Which delivery of the task this is, from 1.
+    /// The number of this delivery of the task, from 1.
     pub attempt: u32,
-    /// When it was queued, by the clock of whoever queued it.
+    /// When it was queued, by the clock of its producer.
     pub enqueued_at: Option<Timestamp>,
     /// The duration of the input audio in seconds, if known.
     pub audio_seconds: Option<f64>,

@@ -1,4 +1,4 @@
-//! The directory of a task.
+//! The directory of a task: [`TaskDir`], and its removal: [`TaskFiles`].
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ use uuid::Uuid;
 
 use crate::error::TaskError;
 
-/// A directory that is made when somebody asks where it is. Many tasks never need one.
+/// A directory that is made on first use. Many tasks need none.
 #[derive(Debug)]
 pub(crate) struct TaskDir {
     prefix: &'static str,
     root: PathBuf,
     path: OnceLock<PathBuf>,
-    /// Where nothing is. Not a name that others could know, and put something there.
+    /// A path that does not exist. Its name is random, so that nobody else can create it.
     nowhere: OnceLock<PathBuf>,
     state: Mutex<State>,
 }
@@ -24,7 +24,7 @@ pub(crate) struct TaskDir {
 #[derive(Debug, Default)]
 enum State {
     #[default]
-    NotAskedFor,
+    Unused,
     Made(TempDir),
     Closed,
 }
@@ -40,14 +40,14 @@ impl TaskDir {
         }
     }
 
-    /// Where it is.
+    /// The path of the directory, which is made if need be.
     pub(crate) fn path(&self) -> io::Result<&Path> {
         if let Some(path) = self.path.get() {
             return Ok(path);
         }
         let mut state = self.state();
         let path = match &*state {
-            State::NotAskedFor => {
+            State::Unused => {
                 let dir = tempfile::Builder::new()
                     .prefix(self.prefix)
                     .tempdir_in(&self.root)?;
@@ -61,7 +61,8 @@ impl TaskDir {
         Ok(self.path.get_or_init(|| path))
     }
 
-    /// Where it is. If it can't be made that is logged, and the path is one where nothing is: whoever uses it sees that.
+    /// The path of the directory. If it can't be made, that is logged, and nothing exists at the
+    /// path.
     pub(crate) fn path_or_nowhere(&self) -> &Path {
         self.path().unwrap_or_else(|error| {
             tracing::error!(root = %self.root.display(), %error, "task_directory_not_made");
@@ -72,11 +73,11 @@ impl TaskDir {
         })
     }
 
-    /// What is to be removed when the task has ended. From now on no directory is made.
+    /// Takes the directory out for its removal. From now on none is made.
     pub(crate) fn close(&self) -> Option<TempDir> {
         match std::mem::replace(&mut *self.state(), State::Closed) {
             State::Made(dir) => Some(dir),
-            State::NotAskedFor | State::Closed => None,
+            State::Unused | State::Closed => None,
         }
     }
 
@@ -85,12 +86,12 @@ impl TaskDir {
     }
 }
 
-/// The directory of a task. It is removed on a thread that may block.
+/// The files of a task. The directory is removed on a thread that may block.
 #[derive(Debug)]
 pub(crate) struct TaskFiles {
     dir: Arc<TaskDir>,
     removals: TaskTracker,
-    /// Another one that has the input, and is needed as long.
+    /// Another directory that holds the input.
     input: Option<Arc<Self>>,
 }
 
@@ -103,7 +104,7 @@ impl TaskFiles {
         }
     }
 
-    /// Keeps the files of another task, which hold the input, for as long as these.
+    /// Keeps the directory that holds the input for as long as this one.
     pub(crate) fn with_input(mut self, input: Option<Arc<Self>>) -> Self {
         self.input = input;
         self
@@ -113,7 +114,7 @@ impl TaskFiles {
         Arc::clone(&self.dir)
     }
 
-    /// Makes the directory if it is not there yet.
+    /// The path of the directory, which is made if need be.
     pub(crate) fn path(&self) -> Result<&Path, TaskError> {
         self.dir
             .path()
@@ -123,7 +124,7 @@ impl TaskFiles {
 
 impl Drop for TaskFiles {
     fn drop(&mut self) {
-        // Where there is no runtime any more it is removed here and now.
+        // Without a runtime it is removed on this thread.
         if let Some(dir) = self.dir.close()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
@@ -137,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_there_only_for_who_asks_for_it_and_only_until_the_end() {
+    fn a_directory_exists_from_its_first_use_to_the_end() {
         let root = tempfile::tempdir().unwrap();
         let count = || std::fs::read_dir(root.path()).unwrap().count();
         let dir = TaskDir::new("task_", root.path());
@@ -153,22 +154,19 @@ mod tests {
 
         let unused = TaskDir::new("task_", root.path());
         assert!(unused.close().is_none());
-        assert!(
-            unused.path().is_err(),
-            "not made any more: nobody would remove it"
-        );
+        assert!(unused.path().is_err(), "it would never be removed");
         assert_eq!(count(), 0);
     }
 
     #[test]
-    fn a_directory_that_can_not_be_made_is_a_path_where_nothing_is() {
+    fn the_path_of_an_impossible_directory_does_not_exist() {
         let dir = TaskDir::new("task_", Path::new("/nonexistent/root"));
         assert!(dir.path().is_err());
         assert!(!dir.path_or_nowhere().exists());
     }
 
     #[test]
-    fn a_directory_that_could_not_be_made_is_made_when_it_can_be_and_shares_its_place_with_nobody() {
+    fn a_failed_directory_is_made_later_at_a_path_of_its_own() {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().join("root");
         let (dir, other) = (TaskDir::new("task_", &root), TaskDir::new("task_", &root));
