@@ -1,0 +1,165 @@
+//! A worker in a test: [`Worker`].
+
+use std::time::{Duration, Instant};
+
+use dalston_telemetry::services::engine::spans;
+use dalston_telemetry::opentelemetry::Context;
+use dalston_telemetry::opentelemetry::trace::{
+    SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState,
+};
+use dalston_telemetry::testing::TestTelemetry;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use super::files::Files;
+use super::report::TaskReport;
+use crate::error::{RunError, chain};
+use crate::local::{LocalPlatform, LocalTask};
+use crate::runner::Runner;
+
+/// A running worker in a test. Made by [`EngineHarness::start`](super::EngineHarness::start).
+#[derive(Debug)]
+pub struct Worker {
+    platform: LocalPlatform,
+    telemetry: TestTelemetry,
+    pub(super) stop: watch::Sender<bool>,
+    pub(super) running: JoinHandle<Result<(), RunError>>,
+    /// The reason for which the runner has ended.
+    ended: watch::Receiver<Option<String>>,
+    default_task: LocalTask,
+    /// The files that tasks may read.
+    _files: Files,
+}
+
+impl Worker {
+    pub(super) fn start(
+        runner: Runner,
+        platform: LocalPlatform,
+        telemetry: TestTelemetry,
+        default_task: LocalTask,
+        files: Files,
+    ) -> Self {
+        let (stop, mut stopped) = watch::channel(false);
+        let (end, ended) = watch::channel(None);
+        let running = async move {
+            let result = runner
+                .run_until(async {
+                    let _ = stopped.wait_for(|stopped| *stopped).await;
+                })
+                .await;
+            end.send_replace(Some(match &result {
+                Ok(()) => "it was told to stop".to_owned(),
+                Err(error) => chain(error),
+            }));
+            result
+        };
+        Self {
+            running: tokio::spawn(telemetry.attach(running)),
+            platform,
+            telemetry,
+            stop,
+            ended,
+            default_task,
+            _files: files,
+        }
+    }
+
+    /// The task that the harness was given, to be run again or changed.
+    #[must_use]
+    pub fn task(&self) -> LocalTask {
+        self.default_task.clone()
+    }
+
+    /// Runs a task and waits for its outcome.
+    ///
+    /// # Panics
+    ///
+    /// If the task can't be queued or the runner stops before it is done.
+    pub async fn run(&self, task: LocalTask) -> TaskReport {
+        let trace_id = TraceId::from(Uuid::new_v4().as_u128());
+        let before = self.telemetry.metrics().snapshot();
+        let task_id = match self.platform.submit(task.parent(producer(trace_id))).await {
+            Ok(task_id) => task_id,
+            Err(error) => panic!("the task can't be queued: {error}"),
+        };
+        tokio::select! {
+            // An outcome counts even if the runner has ended since then.
+            biased;
+            _ = self.platform.broker().wait_for_outcome(&task_id) => {}
+            why = self.ended() => panic!("the runner stopped before the task was done: {why}"),
+        }
+        let outcome = match self.platform.outcome(&task_id).await {
+            Ok(outcome) => outcome,
+            Err(error) => panic!("the task's answer can't be read: {error}"),
+        };
+        self.last_span(trace_id).await;
+        let after = self.telemetry.metrics().snapshot();
+        TaskReport {
+            task_id,
+            outcome,
+            spans: self.telemetry.collector().trace(trace_id),
+            before,
+            after,
+        }
+    }
+
+    /// Waits for the end of the runner and returns its reason.
+    async fn ended(&self) -> String {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => "it panicked".to_owned(),
+        }
+    }
+
+    /// Waits for the end of the span around the task, a moment after its outcome is known.
+    async fn last_span(&self, trace_id: TraceId) {
+        let name = spans::span::task(self.platform.engine_id());
+        let began = Instant::now();
+        let ended = || {
+            self.telemetry
+                .collector()
+                .trace(trace_id)
+                .iter()
+                .any(|span| span.name == name)
+        };
+        // The clock of the machine, because a test may have paused that of tokio.
+        while !ended() && began.elapsed() < Duration::from_secs(5) {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The queue and the storage.
+    #[must_use]
+    pub fn platform(&self) -> &LocalPlatform {
+        &self.platform
+    }
+
+    /// The telemetry of the worker.
+    #[must_use]
+    pub fn telemetry(&self) -> &TestTelemetry {
+        &self.telemetry
+    }
+
+    /// Drains and ends the worker.
+    ///
+    /// # Panics
+    ///
+    /// If the worker ends with an error.
+    pub async fn stop(self) {
+        let _ = self.stop.send(true);
+        match self.running.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => panic!("the worker failed: {error}"),
+            Err(error) => panic!("the worker failed: {error}"),
+        }
+    }
+}
+
+/// The context under which a producer would have queued the task: a span of another process.
+fn producer(trace_id: TraceId) -> Context {
+    let span_id = SpanId::from(1);
+    let remote = SpanContext::new(trace_id, span_id, TraceFlags::SAMPLED, true, TraceState::NONE);
+    Context::new().with_remote_span_context(remote)
+}
