@@ -1,4 +1,4 @@
-//! Audio that has been decoded.
+//! Decoded audio: [`Audio`].
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,11 +10,11 @@ use super::error::{AudioError, AudioErrorKind};
 use super::format::{AudioFormat, HIGHEST_SAMPLE_RATE};
 use super::store::Store;
 
-/// Decoded audio in the format that was asked for. Cheap to clone, and safe to share between threads.
+/// Decoded audio in the requested format. Cheap to clone and safe to share between threads.
 ///
-/// Samples are `f32` from -1 to 1; a little more is possible, since resampling and floating point files go over the edge.
-/// With several channels they are interleaved: one sample of every channel, then the next ones. Lengths and positions are in
-/// frames, which is samples per channel.
+/// Samples are `f32` from -1 to 1. Resampling and floating point files may exceed that a little.
+/// Several channels are interleaved: one sample of every channel, then the next ones. Lengths and
+/// positions are in frames, that is samples per channel.
 ///
 /// ```
 /// use dalston_engine_sdk::audio::{Audio, AudioFormat};
@@ -33,12 +33,12 @@ pub struct Audio {
 }
 
 impl Audio {
-    /// Audio that is in memory already, for tests and for engines that make their own.
+    /// Audio from samples in memory, for tests and for engines that generate audio.
     ///
-    /// Samples of several channels are interleaved; an incomplete frame at the end is left out.
+    /// Samples of several channels are interleaved. An incomplete frame at the end is ignored.
     #[must_use]
     pub fn from_samples(samples: impl Into<Vec<f32>>, format: AudioFormat) -> Self {
-        let format = format.sane();
+        let format = format.clamped();
         let mut samples = samples.into();
         samples.truncate(samples.len() - samples.len() % usize::from(format.channels));
         Self::new("audio", format, Store::Memory(samples.into()), Vec::new())
@@ -53,27 +53,29 @@ impl Audio {
         }
     }
 
-    /// The number of frames: samples per channel.
+    /// The number of frames, that is samples per channel.
     #[must_use]
     pub fn len(&self) -> usize {
-        // A store in memory fits into `usize`, and a spooled one stays below the decoder's limit on the duration.
+        // A store in memory fits into `usize`, and a spooled one stays below the decoder's limit on
+        // the duration.
         usize::try_from(self.frames()).unwrap_or(usize::MAX)
     }
 
-    /// Whether there are no samples. Never true for a decoded file: a file without audio is an error.
+    /// Whether there are no samples. Never true for a decoded file, because a file without audio is
+    /// an error.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.frames() == 0
     }
 
-    /// How long it plays.
+    /// The duration.
     #[must_use]
     pub fn duration(&self) -> Duration {
         debug_assert!(self.format.sample_rate <= HIGHEST_SAMPLE_RATE);
         Duration::from_secs_f64(self.frames() as f64 / f64::from(self.format.sample_rate))
     }
 
-    /// The format that was asked for.
+    /// The requested format.
     #[must_use]
     pub fn format(&self) -> AudioFormat {
         self.format
@@ -85,13 +87,14 @@ impl Audio {
         self.format.sample_rate
     }
 
-    /// What was wrong with the file and did not keep it from being decoded. Good candidates for a transcript's warnings.
+    /// Problems of the file that did not prevent decoding. The runner adds them to the warnings of
+    /// a transcript.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// All samples, if they are in memory, which is so up to ten minutes.
+    /// All samples, if they are in memory: by default up to ten minutes.
     #[must_use]
     pub fn in_memory(&self) -> Option<&[f32]> {
         match &self.store {
@@ -100,9 +103,10 @@ impl Audio {
         }
     }
 
-    /// The samples of a range of frames. What lies beyond the end is left out.
+    /// The samples of a range of frames. Frames beyond the end are ignored.
     ///
-    /// Borrowed when the audio is in memory, else read from the temporary file: ask for no more than you need at a time.
+    /// They are borrowed if the audio is in memory, else read from the temporary file: read no more
+    /// than needed at a time.
     ///
     /// # Errors
     ///
@@ -116,7 +120,8 @@ impl Audio {
             .map_err(|error| AudioError::new(&*self.name, AudioErrorKind::Spool(error)))
     }
 
-    /// The whole audio in pieces of `frames`, in order. The last one may be shorter. `frames` of 0 counts as 1.
+    /// The whole audio in pieces of `frames`, in order. The last piece may be shorter. 0 counts as
+    /// 1.
     #[must_use]
     pub fn windows(&self, frames: usize) -> Windows<'_> {
         Windows {

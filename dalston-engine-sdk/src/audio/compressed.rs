@@ -1,4 +1,4 @@
-//! FLAC, MP3, OGG Vorbis and M4A, read by Symphonia.
+//! FLAC, MP3, OGG Vorbis and M4A, decoded by Symphonia.
 
 use std::fs::File;
 use std::io::{self, Seek};
@@ -19,13 +19,13 @@ use super::error::AudioErrorKind;
 use super::source::{Block, Header, Source, check_shape};
 use super::trim::{Edges, Trim};
 
-/// The samples of a file that Symphonia knows.
+/// A file that Symphonia decodes.
 pub(super) struct Compressed {
     reader: Box<dyn FormatReader>,
     decoder: Box<dyn AudioDecoder>,
     track: u32,
     header: Header,
-    /// Whether the length in the header is written there and not guessed.
+    /// Whether the header has the length, and it is not a guess.
     declares_length: bool,
     trim: Trim,
     /// The shape of the last block that was decoded.
@@ -36,8 +36,8 @@ pub(super) struct Compressed {
     expected: Option<i64>,
     /// A packet behind a gap, to be decoded when the gap has been filled.
     behind_gap: Option<Packet>,
-    /// Silence that is owed for damaged parts, in frames.
-    owed: u64,
+    /// Frames of silence still to be inserted for damaged parts.
+    pending_silence: u64,
     damaged: u64,
     silenced: u64,
     decoded: u64,
@@ -55,10 +55,10 @@ impl Compressed {
             symphonia::default::get_probe().probe(&hint, stream, options, MetadataOptions::default())
         })?;
         let reader = reader.map_err(|error| match error {
-            // The probe knows no other reason not to support a file than that nothing in it is familiar.
+            // The probe has no other reason for this error than an unknown format.
             Error::Unsupported(reason) if reason.contains("no suitable format") => AudioErrorKind::NotAudio,
             Error::Unsupported(what) => AudioErrorKind::Damaged(what.to_owned()),
-            error => in_words(error),
+            error => classify(error),
         })?;
         let Selected {
             track,
@@ -73,7 +73,7 @@ impl Compressed {
             .find(|edit| header.container == M4A && edit.track == track);
         if let Some((edit, rate)) = edit.zip(header.sample_rate)
             && let Some(found) = edit.edges(rate)
-            // A list that leaves nothing of the track is not one to believe.
+            // A list that leaves nothing of the track is wrong.
             && header.frames.is_none_or(|frames| found.before < frames)
         {
             let behind = |frames: u64| (frames - found.before).min(found.length.unwrap_or(u64::MAX));
@@ -91,7 +91,7 @@ impl Compressed {
             counts_frames,
             expected: None,
             behind_gap: None,
-            owed: 0,
+            pending_silence: 0,
             damaged: 0,
             silenced: 0,
             decoded: 0,
@@ -105,7 +105,7 @@ impl Compressed {
         if self.silence(block) {
             return Ok(true);
         }
-        let mut fruitless = 0;
+        let mut empty = 0;
         while let Some(packet) = self.next_packet()? {
             let gap = self.gap_before(&packet);
             if gap > 0 {
@@ -127,8 +127,8 @@ impl Compressed {
                     }
                 }
             }
-            fruitless += 1;
-            if fruitless == MOST_FRUITLESS_PACKETS {
+            empty += 1;
+            if empty == MAX_EMPTY_PACKETS {
                 return Err(nothing_decodable());
             }
         }
@@ -139,7 +139,8 @@ impl Compressed {
         }
     }
 
-    /// Frames that are missing before a packet: Symphonia steps over damaged frames and pages without a word.
+    /// Frames that are missing before a packet. Symphonia skips damaged frames and pages without an
+    /// error.
     fn gap_before(&mut self, packet: &Packet) -> u64 {
         let time = packet.pts.get();
         let expected = self.expected.unwrap_or(time);
@@ -157,7 +158,7 @@ impl Compressed {
 
     fn lose(&mut self, frames: u64) {
         self.damaged += 1;
-        self.owed += frames;
+        self.pending_silence += frames;
     }
 
     /// The next packet of the track. `None` at the end.
@@ -170,7 +171,7 @@ impl Compressed {
                 Ok(Some(packet)) if packet.track_id == self.track => return Ok(Some(packet)),
                 Ok(Some(_)) => {}
                 Ok(None) => return Ok(None),
-                // One stream after the other in one file, as some broadcasters make them.
+                // Some broadcasters write one stream after the other into one file.
                 Err(Error::ResetRequired) => {
                     let next = Selected::in_file(&*self.reader)?;
                     (self.track, self.decoder, self.expected) = (next.track, next.decoder, None);
@@ -179,12 +180,12 @@ impl Compressed {
                     self.cut_off = true;
                     return Ok(None);
                 }
-                // What comes after a place that can't be read has no known time any more.
+                // The time of everything behind an unreadable place is unknown.
                 Err(Error::DecodeError(_) | Error::LimitError(_)) if self.decoded > 0 => {
                     self.cut_off = true;
                     return Ok(None);
                 }
-                Err(error) => return Err(in_words(error)),
+                Err(error) => return Err(classify(error)),
             }
         }
     }
@@ -205,34 +206,35 @@ impl Compressed {
                 (block.sample_rate, block.channels) = (rate, channels);
                 self.decoded += (samples.len() / channels) as u64;
                 if self.shape.is_none() {
-                    // Damaged packets came first. Their silence could not be given before the shape was known.
-                    self.silenced = self.owed.min(LONGEST_BLOCK);
-                    self.owed = 0;
+                    // Silence for damaged packets at the begin had to wait until the shape was
+                    // known.
+                    self.silenced = self.pending_silence.min(LONGEST_BLOCK);
+                    self.pending_silence = 0;
                     let missing = self.silenced as usize * channels;
                     samples.splice(..0, std::iter::repeat_n(0.0, missing));
                 }
                 self.shape = Some((rate, channels));
                 Ok(Decoded::Samples)
             }
-            // In the middle of a file, what the decoder does not know is damage, too.
+            // In the middle of a file this is damage, too.
             Err(Error::Unsupported(_)) if self.decoded > 0 => Ok(Decoded::Damaged),
             Err(Error::DecodeError(_) | Error::LimitError(_)) => Ok(Decoded::Damaged),
-            Err(Error::IoError(error)) if !is_of_the_system(&error) => Ok(Decoded::Damaged),
+            Err(Error::IoError(error)) if !is_system_error(&error) => Ok(Decoded::Damaged),
             Err(Error::ResetRequired) => {
                 self.decoder.reset();
                 Ok(Decoded::Damaged)
             }
-            Err(error) => Err(in_words(error)),
+            Err(error) => Err(classify(error)),
         }
     }
 
-    /// Gives up to a block of the silence that stands for damaged packets.
+    /// Fills `block` with silence that replaces damaged packets. Returns `false` if there is none.
     fn silence(&mut self, block: &mut Block) -> bool {
-        let Some((rate, channels)) = self.shape.filter(|_| self.owed > 0) else {
+        let Some((rate, channels)) = self.shape.filter(|_| self.pending_silence > 0) else {
             return false;
         };
-        let frames = self.owed.min(LONGEST_BLOCK);
-        self.owed -= frames;
+        let frames = self.pending_silence.min(LONGEST_BLOCK);
+        self.pending_silence -= frames;
         self.silenced += frames;
         (block.sample_rate, block.channels) = (rate, channels);
         block.samples.clear();
@@ -271,7 +273,7 @@ impl Source for Compressed {
             .filter(|_| self.header.sample_rate == Some(rate) && rate > 0);
         let present = self.decoded + self.silenced;
         let missing = declared.map_or(0, |declared| declared.saturating_sub(present));
-        // Some files end without anyone noticing but for the length in their header.
+        // Some files end early without an error. Only the length in the header shows it.
         let is_short = self.declares_length && missing > u64::from(rate) / 10;
         let seconds = |frames: u64| frames as f64 / f64::from(rate.max(1));
         if missing > 0 && (self.cut_off || is_short) {
@@ -298,14 +300,14 @@ enum Decoded {
     Damaged,
 }
 
-/// The longest block that any of the formats has.
+/// The longest block of all formats.
 const LONGEST_BLOCK: u64 = 65_536;
 
-/// What is missing for longer than this is more likely a wrong clock.
+/// A longer gap is more likely a wrong timestamp.
 const LONGEST_GAP_SECONDS: u64 = 60;
 
-/// A file of a gigabyte has fewer packets than this without a sound among them.
-const MOST_FRUITLESS_PACKETS: u32 = 100_000;
+/// A file of a gigabyte has fewer packets without samples.
+const MAX_EMPTY_PACKETS: u32 = 100_000;
 
 /// The track that is decoded.
 struct Selected {
@@ -345,7 +347,7 @@ impl Selected {
         let decoder = guarded(|| symphonia::default::get_codecs().make_audio_decoder(params, &options))?;
         let decoder = decoder.map_err(|error| match error {
             Error::Unsupported(_) => AudioErrorKind::UnsupportedCodec(header.codec.clone()),
-            error => in_words(error),
+            error => classify(error),
         })?;
         let edges = if is_mp3 {
             mp3_edges(track)
@@ -362,9 +364,11 @@ impl Selected {
     }
 }
 
-/// Symphonia cuts an MP3 off at the length that its header declares. Files without such a header have their length guessed
-/// from the first frames, and files that were joined declare that of their first part: in both, speech at the end would be
-/// lost. So we trim MP3 ourselves, and take away at the end only what is surely padding.
+/// The padding of an MP3.
+///
+/// Symphonia cuts an MP3 off at the length in its header. In a file without such a header that is a
+/// guess from the first frames, and in a joined file that of the first part: speech at the end
+/// would be lost. So its trimming is off for MP3, and only certain padding is removed from the end.
 fn mp3_edges(track: &Track) -> Edges {
     let (before, after) = (
         u64::from(track.delay.unwrap_or(0)),
@@ -419,12 +423,12 @@ fn unknown_codec(id: AudioCodecId) -> String {
     registered.map_or_else(unknown, |codec| codec.codec.info.long_name.to_owned())
 }
 
-fn in_words(error: Error) -> AudioErrorKind {
+fn classify(error: Error) -> AudioErrorKind {
     match error {
         Error::IoError(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             AudioErrorKind::TruncatedHeader
         }
-        Error::IoError(error) if is_of_the_system(&error) => AudioErrorKind::Unreadable(error),
+        Error::IoError(error) if is_system_error(&error) => AudioErrorKind::Unreadable(error),
         Error::IoError(error) => AudioErrorKind::Damaged(error.to_string()),
         Error::Unsupported(what) => {
             AudioErrorKind::UnsupportedCodec(format!("something unsupported ({what})"))
@@ -434,8 +438,8 @@ fn in_words(error: Error) -> AudioErrorKind {
     }
 }
 
-/// Whether reading failed, and not our understanding of what was read: Symphonia has one kind of error for both.
-fn is_of_the_system(error: &io::Error) -> bool {
+/// Whether the read failed, and not the parser: Symphonia has one kind of error for both.
+fn is_system_error(error: &io::Error) -> bool {
     error.raw_os_error().is_some()
 }
 
@@ -443,9 +447,9 @@ fn nothing_decodable() -> AudioErrorKind {
     AudioErrorKind::Damaged("nothing in it can be decoded".to_owned())
 }
 
-/// A decoder that panics over a strange file must not take the worker with it.
+/// Turns a panic of a decoder over a malformed file into an error.
 fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, AudioErrorKind> {
-    // Whatever the panic left half done belongs to the file, and nothing of it is used after the error.
+    // The state after a panic belongs to the file, and is not used after the error.
     catch_unwind(AssertUnwindSafe(work))
-        .map_err(|_| AudioErrorKind::Damaged("its decoder gave up on it".to_owned()))
+        .map_err(|_| AudioErrorKind::Damaged("its decoder panicked".to_owned()))
 }

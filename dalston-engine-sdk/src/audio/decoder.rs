@@ -1,4 +1,4 @@
-//! From a file to [`Audio`].
+//! Decoding a file to [`Audio`]: [`Decoder`].
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::store::Writer;
 ///
 /// # Errors
 ///
-/// If the file can't be read, is not audio or is damaged beyond use, or if there is no room in `temp_dir`; see
+/// If the file can't be read, is not audio or is too damaged, or `temp_dir` is full; see
 /// [`AudioErrorKind`].
 pub fn decode_file(
     path: impl AsRef<Path>,
@@ -28,7 +28,7 @@ pub fn decode_file(
     Decoder::new(format).temp_dir(temp_dir).decode(path)
 }
 
-/// What a file says about itself, from its header alone. See [`probe`].
+/// The header of a file. See [`probe`].
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct AudioInfo {
@@ -36,19 +36,20 @@ pub struct AudioInfo {
     pub container: String,
     /// For example `PCM, 16 bits` or `Vorbis`.
     pub codec: String,
-    /// Samples per second and channel, if the header says.
+    /// Samples per second and channel, if the header has them.
     pub sample_rate: Option<u32>,
-    /// The number of channels, if the header says.
+    /// The number of channels, if the header has it.
     pub channels: Option<usize>,
-    /// How long it plays, if the header says. For an MP3 whose header does not, a guess from its first frames.
+    /// The duration, if the header has it. For an MP3 without it, an estimate from the first
+    /// frames.
     pub duration: Option<Duration>,
 }
 
-/// Reads what a file says about itself, without decoding it.
+/// Reads the header of a file, without decoding it.
 ///
 /// # Errors
 ///
-/// If the file can't be read or its header is not that of audio that [`decode_file`] could decode.
+/// If the file can't be read, or [`decode_file`] can't decode files with its header.
 pub fn probe(path: impl AsRef<Path>) -> Result<AudioInfo, AudioError> {
     let path = path.as_ref();
     let source = open(path).map_err(|kind| AudioError::new(one_line(path), kind))?;
@@ -66,7 +67,7 @@ pub fn probe(path: impl AsRef<Path>) -> Result<AudioInfo, AudioError> {
     })
 }
 
-/// Decodes files, with limits.
+/// Decodes files with limits, progress and cancellation.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -93,7 +94,7 @@ impl Decoder {
     #[must_use]
     pub fn new(format: AudioFormat) -> Self {
         Self {
-            format: format.sane(),
+            format: format.clamped(),
             name: None,
             temp_dir: std::env::temp_dir(),
             max_duration: MAX_DURATION,
@@ -101,24 +102,24 @@ impl Decoder {
         }
     }
 
-    /// Sets the name of the file in errors, for files whose path means nothing to the user. Default: the path.
+    /// Sets the name of the file in errors. Default: the path.
     #[must_use]
     pub fn name(mut self, name: impl AsRef<str>) -> Self {
         self.name = Some(one_line(Path::new(name.as_ref())));
         self
     }
 
-    /// Sets where long audio is kept. Default: the system's directory for temporary files.
+    /// Sets the directory for long audio. Default: the directory of the system for temporary files.
     ///
-    /// It takes 4 bytes per sample: 230 MB per hour at 16 kHz. Silence takes nothing on most file systems. Don't use a file
-    /// system that is memory, such as a `tmpfs`.
+    /// A sample takes 4 bytes, an hour at 16 kHz 230 MB. Silence takes no room on most file
+    /// systems. Don't use a file system in memory, such as `tmpfs`.
     #[must_use]
     pub fn temp_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.temp_dir = directory.into();
         self
     }
 
-    /// Sets the duration from which on a file is refused. Default: 24 hours.
+    /// Sets the longest duration. Longer files are refused. Default: 24 hours.
     #[must_use]
     pub fn max_duration(mut self, duration: Duration) -> Self {
         self.max_duration = duration;
@@ -141,8 +142,8 @@ impl Decoder {
         self.decode_while(path, |_| true)
     }
 
-    /// Decodes a file as long as `go_on`, which is given the duration that is decoded so far, says so. It is asked several
-    /// times for each minute of audio.
+    /// Decodes a file for as long as `go_on` returns `true`. It gets the duration decoded so far
+    /// and is called several times for each minute of audio.
     ///
     /// # Errors
     ///
@@ -215,7 +216,7 @@ impl Decoder {
         samples as usize
     }
 
-    /// What the header promises, as far as it is allowed.
+    /// The number of samples by the header, up to the longest duration.
     fn expected_samples(&self, source: &dyn Source) -> u64 {
         let header = source.header();
         let Some((frames, rate)) = header.frames.zip(header.sample_rate) else {
@@ -227,7 +228,7 @@ impl Decoder {
     }
 }
 
-/// What the first block of a file fixes for all that follow.
+/// The properties of the first block, which hold for the whole file.
 struct Stream {
     sample_rate: u32,
     resampler: Option<Resampler>,
@@ -271,8 +272,9 @@ impl Stream {
     }
 }
 
-/// Longer than any recording of one event; a file that decodes to more is a mistake or an attack.
+/// Longer than any recording of one event. A longer file is a mistake or an attack.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 3600);
 
-/// Most recordings, in 38 MB at 16 kHz. Two prefetched tasks and the running one then need little more than 100 MB.
+/// Most recordings are shorter. They take up to 38 MB at 16 kHz, so the running task and two
+/// prefetched ones need little more than 100 MB.
 const IN_MEMORY: Duration = Duration::from_secs(600);

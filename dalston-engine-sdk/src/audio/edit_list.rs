@@ -1,14 +1,14 @@
-//! The edit list of an M4A file: where the recording begins in what the decoder gives.
+//! The edit list of an M4A file: the begin and the length of the recording in the decoded frames.
 //!
-//! AAC encoders put one or two thousand samples in front of the recording, 23 to 48 ms at 44.1 kHz, and say so in the edit
-//! list. Symphonia reads the list and keeps it to itself, so we look for it ourselves: without it every time in the
-//! transcript of a voice memo would be late.
+//! AAC encoders put one or two thousand samples in front of the recording, 23 to 48 ms at 44.1 kHz,
+//! and write that to the edit list. Symphonia reads the list but does not apply it. Without it
+//! every time in the transcript of a voice memo would be late.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
 use super::trim::Edges;
 
-/// Where the recording begins and how long it is, for one track.
+/// The begin and the length of the recording in one track.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Edit {
     pub(super) track: u32,
@@ -29,7 +29,8 @@ impl Edit {
         };
         let length = match self.duration {
             0 => None,
-            // Durations are rounded to the movie's scale, often milliseconds: rather a tick too much than one too few.
+            // Durations are rounded to the scale of the movie, often milliseconds: one tick more
+            // keeps the last samples.
             duration => Some(frames(duration.checked_add(1)?, self.movie_scale)?),
         };
         Some(Edges {
@@ -40,11 +41,11 @@ impl Edit {
     }
 }
 
-/// The edits of a file's tracks. None for a track whose list says more than a start and an end, and none at all for a file
-/// that is not what it should be: its decoder will say so.
+/// The edits of the tracks of a file. None for a track whose list has more than one part, and none
+/// for a malformed file: its decoder reports that.
 pub(super) fn edits(file: &mut (impl Read + Seek)) -> Vec<Edit> {
     let mut edits = Vec::new();
-    // What was found before something went wrong still holds.
+    // The edits before an error are valid.
     let _ = collect(file, &mut edits);
     edits
 }
@@ -53,7 +54,7 @@ fn collect(file: &mut (impl Read + Seek), edits: &mut Vec<Edit>) -> io::Result<(
     let length = file.seek(SeekFrom::End(0))?;
     let mut walk = Walk {
         file,
-        boxes_left: MOST_BOXES,
+        boxes_left: MAX_BOXES,
     };
     let Some(movie) = walk.find(0..length, b"moov")? else {
         return Ok(());
@@ -88,17 +89,17 @@ fn collect(file: &mut (impl Read + Seek), edits: &mut Vec<Edit>) -> io::Result<(
 
 type Range = std::ops::Range<u64>;
 
-/// Steps from box to box without reading what is in them.
+/// Steps from box to box without reading their content.
 struct Walk<'a, F> {
     file: &'a mut F,
     boxes_left: u32,
 }
 
-/// More than any file has above the level we look at.
-const MOST_BOXES: u32 = 2_000;
+/// No file has more boxes on these levels.
+const MAX_BOXES: u32 = 2_000;
 
 impl<F: Read + Seek> Walk<'_, F> {
-    /// The inside of the first box of that kind in `range`.
+    /// The content of the first box of that kind in `range`.
     fn find(&mut self, range: Range, kind: &[u8; 4]) -> io::Result<Option<Range>> {
         let mut at = range.start;
         while at.saturating_add(8) <= range.end && self.boxes_left > 0 {
@@ -122,7 +123,7 @@ impl<F: Read + Seek> Walk<'_, F> {
         Ok(None)
     }
 
-    /// Ticks per second, from the header of a movie or of its media: they have the same form.
+    /// Ticks per second, from the header of a movie or of its media. Both have the same format.
     fn time_scale(&mut self, range: Range, kind: &[u8; 4]) -> io::Result<Option<u32>> {
         let Some(header) = self.find(range, kind)? else {
             return Ok(None);
@@ -141,7 +142,8 @@ impl<F: Read + Seek> Walk<'_, F> {
         Ok(Some(u32::from_be_bytes(self.take()?)))
     }
 
-    /// Duration and start of the edit of a track, if there is one. An empty edit before it, which delays the track against a picture, is left out.
+    /// Duration and start of the only edit of a track. An empty edit before it, which delays the
+    /// track against a picture, is ignored.
     fn only_edit(&mut self, track: Range) -> io::Result<Option<(u64, u64)>> {
         let Some(edits) = self.find(track, b"edts")? else {
             return Ok(None);
@@ -171,7 +173,8 @@ impl<F: Read + Seek> Walk<'_, F> {
         Ok(only)
     }
 
-    /// The first byte of a box, which says how wide its times are. The file then stands behind it.
+    /// The first byte of a box, which gives the width of its times. The next read continues behind
+    /// it.
     fn version(&mut self, inside: &Range) -> io::Result<u8> {
         self.file.seek(SeekFrom::Start(inside.start))?;
         self.take::<1>().map(|[version]| version)
@@ -252,13 +255,13 @@ mod tests {
     }
 
     #[test]
-    fn an_edited_film_or_no_edit_at_all_is_left_as_it_is() {
+    fn several_edits_or_none_are_ignored() {
         assert_eq!(edges_of(&movie(&[])), None);
         assert_eq!(edges_of(&movie(&[(1000, 1024), (1000, 90_000)])), None);
     }
 
     #[test]
-    fn a_file_that_ends_anywhere_or_lies_about_sizes_is_survived() {
+    fn truncated_files_and_wrong_sizes_do_not_panic() {
         let whole = movie(&[(1000, 1024)]);
         for length in 0..whole.len() {
             edits(&mut Cursor::new(&whole[..length]));

@@ -1,14 +1,15 @@
-//! What can be wrong with an audio file.
+//! The errors of audio files: [`AudioError`].
 
 use std::fmt;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use super::format::{HIGHEST_SAMPLE_RATE, LOWEST_SAMPLE_RATE, MOST_CHANNELS};
+use super::format::{HIGHEST_SAMPLE_RATE, LOWEST_SAMPLE_RATE, MAX_CHANNELS};
 use crate::error::TaskError;
 
-/// Why a file gave no audio: one line that names the file and what is wrong with it.
+/// The error of a file that can't be decoded. Its message is one line with the name of the file and
+/// the problem.
 ///
 /// ```
 /// use dalston_engine_sdk::audio::{AudioErrorKind, AudioFormat, decode_file};
@@ -31,19 +32,20 @@ impl AudioError {
         }
     }
 
-    /// The file, by the name under which it was given.
+    /// The name of the file, as it was given.
     #[must_use]
     pub fn file(&self) -> &str {
         &self.file
     }
 
-    /// What is wrong.
+    /// The problem.
     #[must_use]
     pub fn kind(&self) -> &AudioErrorKind {
         &self.kind
     }
 
-    /// A short name of what is wrong, which may be a label or the code of a [`TaskError`](crate::TaskError).
+    /// A short static name of the problem, for a label or the code of a
+    /// [`TaskError`](crate::TaskError).
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self.kind {
@@ -63,7 +65,7 @@ impl AudioError {
         }
     }
 
-    /// The error of a task whose input this is.
+    /// The error of a task with this input.
     pub(crate) fn into_task_error(self) -> TaskError {
         match (&self.kind, self.code()) {
             (AudioErrorKind::Cancelled, _) => TaskError::cancelled(),
@@ -72,7 +74,7 @@ impl AudioError {
         }
     }
 
-    /// Whether the file itself is at fault, so that trying again does not help.
+    /// Whether the file is the cause, so that another attempt does not help.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
         !matches!(
@@ -97,11 +99,11 @@ impl std::error::Error for AudioError {
     }
 }
 
-/// What is wrong with an audio file. The messages go on where the name of the file ends.
+/// The problem of an audio file. The messages follow the name of the file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AudioErrorKind {
-    /// The operating system does not let us read it.
+    /// The operating system can't read it.
     #[error("can't be read: {0}")]
     Unreadable(io::Error),
     /// It is a directory.
@@ -110,26 +112,26 @@ pub enum AudioErrorKind {
     /// It has no bytes.
     #[error("is empty")]
     Empty,
-    /// It is none of the formats that are known.
+    /// Its format is unknown.
     #[error("is not an audio file of a known format: expected WAV, FLAC, MP3, OGG Vorbis or M4A")]
     NotAudio,
-    /// It has no audio in it, only for example pictures.
+    /// It has no audio, only for example pictures.
     #[error("has no audio track")]
     NoTrack,
-    /// The container is known and what is in it is not.
+    /// The container is known, but not the codec.
     #[error("holds {0}, which can't be decoded: expected PCM, FLAC, MP3, Vorbis, AAC-LC or ALAC")]
     UnsupportedCodec(String),
     /// It ends before the audio begins.
     #[error("ends inside its header")]
     TruncatedHeader,
-    /// Its header or its data contradict themselves.
+    /// Its header or its data are contradictory.
     #[error("is damaged: {0}")]
     Damaged(String),
-    /// The sample rate is none that audio has.
+    /// The sample rate is out of range.
     #[error("has a sample rate of {0} Hz: expected {LOWEST_SAMPLE_RATE} to {HIGHEST_SAMPLE_RATE}")]
     SampleRate(u32),
-    /// The number of channels is none that audio has.
-    #[error("has {0} channels: expected 1 to {MOST_CHANNELS}")]
+    /// The number of channels is out of range.
+    #[error("has {0} channels: expected 1 to {MAX_CHANNELS}")]
     Channels(usize),
     /// The sample rate changes in the middle.
     #[error("changes its sample rate from {from} to {to} Hz after {at:.3} s, which is not supported")]
@@ -150,15 +152,15 @@ pub enum AudioErrorKind {
         at: f64,
     },
     /// It is longer than allowed.
-    #[error("is longer than the {} that are allowed", Hours(*.0))]
+    #[error("is longer than the allowed {}", Hours(*.0))]
     TooLong(Duration),
-    /// The header promises audio, and there is none.
+    /// The header declares audio, but there is none.
     #[error("has no audio in it")]
     NoSamples,
-    /// Long audio is kept in a temporary file, and that failed.
-    #[error("can't be kept in a temporary file while it is worked on: {0}")]
+    /// Writing long audio to a temporary file failed.
+    #[error("can't be decoded to a temporary file: {0}")]
     Spool(io::Error),
-    /// The caller no longer wants it.
+    /// The caller cancelled it.
     #[error("was not decoded to the end because the task was cancelled")]
     Cancelled,
 }
@@ -176,7 +178,7 @@ impl fmt::Display for Hours {
     }
 }
 
-/// The name of a file as a line of a message can hold it.
+/// The name of a file without control characters.
 pub(super) fn one_line(path: &Path) -> String {
     path.display()
         .to_string()

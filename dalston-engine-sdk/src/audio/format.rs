@@ -1,6 +1,6 @@
-//! The form of audio that an engine works on: [`AudioFormat`].
+//! The format of decoded audio: [`AudioFormat`].
 
-/// The sample rate and the number of channels that an engine works on.
+/// The sample rate and the number of channels of decoded audio.
 ///
 /// ```
 /// use dalston_engine_sdk::audio::AudioFormat;
@@ -12,16 +12,16 @@
 pub struct AudioFormat {
     /// Samples per second and channel.
     pub sample_rate: u32,
-    /// 1 for the mean of all channels. With more, a file that has as many is taken as it is; of any other file the mean of
-    /// all channels is given on each.
+    /// 1 for the mean of all channels. With more, a file with as many channels is left as it is,
+    /// and of any other file each channel gets the mean of all.
     pub channels: u16,
 }
 
 impl AudioFormat {
-    /// 16 kHz, one channel: what speech models want.
+    /// 16 kHz, one channel: the format of most speech models.
     pub const MONO_16K: Self = Self::new(16_000, 1);
 
-    /// A format. Where it is used, values that no audio has are brought to the nearest: 1 to 768 kHz, 1 to 64 channels.
+    /// A format. Its use clamps values out of range: 1 to 768 kHz, 1 to 64 channels.
     #[must_use]
     pub const fn new(sample_rate: u32, channels: u16) -> Self {
         Self {
@@ -30,9 +30,9 @@ impl AudioFormat {
         }
     }
 
-    /// The format with values that can be worked with.
-    pub(super) fn sane(self) -> Self {
-        let channels = usize::from(self.channels).clamp(1, MOST_CHANNELS);
+    /// The format with clamped values.
+    pub(super) fn clamped(self) -> Self {
+        let channels = usize::from(self.channels).clamp(1, MAX_CHANNELS);
         Self {
             sample_rate: self.sample_rate.clamp(LOWEST_SAMPLE_RATE, HIGHEST_SAMPLE_RATE),
             channels: u16::try_from(channels).unwrap_or(1),
@@ -40,9 +40,9 @@ impl AudioFormat {
     }
 }
 
-/// Below any recording of sound.
+/// No recording of sound has a lower rate.
 pub(super) const LOWEST_SAMPLE_RATE: u32 = 1_000;
-/// The highest that converters offer.
+/// The highest rate of converters.
 pub(super) const HIGHEST_SAMPLE_RATE: u32 = 768_000;
-/// The widest mixing desks and ambisonics stay below.
-pub(super) const MOST_CHANNELS: usize = 64;
+/// Mixing desks and ambisonics have fewer.
+pub(super) const MAX_CHANNELS: usize = 64;

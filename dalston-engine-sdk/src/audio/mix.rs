@@ -1,11 +1,10 @@
-//! From the channels of a file to the channels that an engine wants.
+//! Mixing the channels of a file to those of the requested format.
 
 use super::error::AudioErrorKind;
 use super::source::Block;
 
-/// Brings the samples of `block` to `channels` channels.
-///
-/// `before` is the number of frames that came before the block.
+/// Mixes the samples of `block` to `channels` channels. `before` is the number of frames before the
+/// block.
 pub(super) fn mix(block: &mut Block, channels: usize, before: u64) -> Result<(), AudioErrorKind> {
     check(block, before)?;
     if block.channels == channels {
@@ -31,7 +30,7 @@ pub(super) fn mix(block: &mut Block, channels: usize, before: u64) -> Result<(),
     Ok(())
 }
 
-/// Louder than any recording, even of programs that write integers as floating point.
+/// Louder than any recording, even of programs that write integers as floating point numbers.
 const LOUDEST: f32 = 1e6;
 
 fn check(block: &Block, before: u64) -> Result<(), AudioErrorKind> {

@@ -1,8 +1,9 @@
-//! Audio files as an engine wants them: decoded, mixed down and resampled.
+//! Decoding, mixing and resampling of audio files.
 //!
-//! An engine declares the [`AudioFormat`] it works on, and the runner hands it [`Audio`] in that format, whatever the file
-//! was. WAV (PCM, floating point, A-law, µ-law; also RF64), FLAC, MP3, OGG Vorbis and M4A (AAC-LC, ALAC) are read, with any
-//! sample rate from 1 to 768 kHz and up to 64 channels.
+//! An engine declares its [`AudioFormat`], and the runner gives it [`Audio`] in that format. Input
+//! formats are WAV (PCM, floating point, A-law, µ-law; also RF64), FLAC, MP3, OGG Vorbis and M4A
+//! (AAC-LC, ALAC), with sample rates from 1 to 768 kHz and up to 64 channels. To add one, implement
+//! `source::Source` and choose it in `open`.
 //!
 //! ```no_run
 //! use dalston_engine_sdk::audio::{AudioFormat, decode_file};
@@ -16,13 +17,14 @@
 //! # Ok::<(), dalston_engine_sdk::audio::AudioError>(())
 //! ```
 //!
-//! **Memory is bounded.** Files are decoded piece by piece. Up to ten minutes of audio stay in memory; longer audio goes to
-//! a temporary file without a name, which the operating system removes even if the process is killed, and is read back in
-//! the pieces that are asked for.
+//! **Memory is bounded.** Files are decoded piece by piece. Up to ten minutes of audio stay in
+//! memory. Longer audio goes to a temporary file without a name, which the operating system removes
+//! even if the process is killed. [`Audio::read`] reads it back in pieces.
 //!
-//! **Damaged files.** What can be decoded is decoded, and [`Audio::warnings`] says what was wrong: a file that ends before
-//! its header says, or damaged packets, which become silence of the same length so that later times stay right. A file
-//! without any audio is an [`AudioError`], and so is a header that makes no sense.
+//! **Damaged files.** The readable part is decoded, and [`Audio::warnings`] names the problems: a
+//! file that ends before the length in its header, or damaged packets, which become silence of the
+//! same length so that later times stay right. A file without any audio and a header with
+//! impossible values are an [`AudioError`].
 
 mod clip;
 mod compressed;

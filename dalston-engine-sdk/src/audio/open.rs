@@ -9,7 +9,7 @@ use super::error::AudioErrorKind;
 use super::source::{Source, read_up_to};
 use super::wav::Wav;
 
-/// Opens a file and finds out what it is from its content. Its name does not matter.
+/// Opens a file. Its content decides on the format; its name does not matter.
 pub(super) fn open(path: &Path) -> Result<Box<dyn Source>, AudioErrorKind> {
     let mut file = File::open(path).map_err(AudioErrorKind::Unreadable)?;
     let metadata = file.metadata().map_err(AudioErrorKind::Unreadable)?;

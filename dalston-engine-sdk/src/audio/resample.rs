@@ -1,4 +1,4 @@
-//! From the sample rate of a file to the one that an engine wants.
+//! Resampling a file to the rate of the requested format.
 
 use rubato::audioadapter_buffers::direct::InterleavedSlice;
 use rubato::{Fft, FixedSync, Indexing, Resampler as _, WindowFunction};
@@ -7,18 +7,19 @@ use super::error::AudioErrorKind;
 
 /// Resamples a stream block by block.
 ///
-/// What comes out has `round(frames × to / from)` frames, starts with the first frame of what went in, and is cut off
-/// nowhere: the filter's delay is taken off the front, and silence behind the end lets the last frames out.
+/// The output has `round(frames × to / from)` frames and starts with the first frame of the input.
+/// The delay of the filter is removed from the front, and silence behind the end flushes the last
+/// frames.
 pub(super) struct Resampler {
     fft: Fft<f32>,
     from: u64,
     to: u64,
     channels: usize,
-    /// Frames of input that do not fill a chunk yet.
+    /// Input that does not fill a chunk yet.
     waiting: Vec<f32>,
-    /// Room for one chunk of output.
+    /// A buffer for one chunk of output.
     chunk: Vec<f32>,
-    /// Frames of output still to be dropped.
+    /// Frames of output that must still be dropped.
     delay: u64,
     taken: u64,
     given: u64,
@@ -29,7 +30,8 @@ impl Resampler {
         let (from, to) = (from as usize, to as usize);
         let divisor = greatest_common_divisor(from, to);
         let (least_in, least_out) = (from / divisor, to / divisor);
-        // An even number of the smallest blocks: the delay of half a block is then a whole number of frames on both sides.
+        // An even number of the smallest blocks makes the delay of half a block a whole number of
+        // frames on both sides.
         let blocks = SHORTEST_BLOCK
             .div_ceil(least_in.min(least_out))
             .next_multiple_of(2);
@@ -51,7 +53,7 @@ impl Resampler {
         })
     }
 
-    /// Takes interleaved samples and appends what is ready to `output`.
+    /// Takes interleaved samples and appends finished ones to `output`.
     pub(super) fn push(&mut self, samples: &[f32], output: &mut Vec<f32>) -> Result<(), AudioErrorKind> {
         self.taken += (samples.len() / self.channels) as u64;
         self.waiting.extend_from_slice(samples);
@@ -65,11 +67,11 @@ impl Resampler {
         Ok(())
     }
 
-    /// Appends what is left at the end.
+    /// Appends the rest at the end.
     pub(super) fn finish(&mut self, output: &mut Vec<f32>) -> Result<(), AudioErrorKind> {
         let total = (u128::from(self.taken) * u128::from(self.to) + u128::from(self.from) / 2)
             / u128::from(self.from);
-        // Of a sample or two that would round to nothing, one is left.
+        // One or two samples must not round to none.
         let total = u64::try_from(total)
             .unwrap_or(u64::MAX)
             .max(u64::from(self.taken > 0));
@@ -110,8 +112,8 @@ impl Resampler {
     }
 }
 
-/// Frames of the side with the lower rate, at least. The filter is as long as a block: this one passes everything up to
-/// 97 % of the lower rate's half.
+/// The fewest frames of the side with the lower rate. The filter is as long as a block, and this
+/// length passes everything up to 97 % of half the lower rate.
 const SHORTEST_BLOCK: usize = 1024;
 
 fn greatest_common_divisor(a: usize, b: usize) -> usize {
@@ -122,7 +124,7 @@ fn greatest_common_divisor(a: usize, b: usize) -> usize {
     }
 }
 
-/// The sizes come from the resampler itself, so it has no reason to refuse them.
+/// The sizes come from the resampler itself, so this does not happen.
 fn unexpected(error: &dyn std::fmt::Display) -> AudioErrorKind {
     AudioErrorKind::Damaged(format!("it could not be resampled: {error}"))
 }

@@ -1,4 +1,4 @@
-//! Where decoded samples are kept: in memory, or in a temporary file when they are many.
+//! The storage of decoded samples: in memory, or in a temporary file if they are many.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Collects samples.
 pub(super) struct Writer {
     kept: Vec<f32>,
-    /// Samples that may stay in memory.
+    /// How many samples may stay in memory.
     most: usize,
     directory: PathBuf,
     spool: Option<File>,
@@ -28,7 +28,7 @@ impl Writer {
         }
     }
 
-    /// Makes room for as many samples as are expected, as far as they may stay in memory.
+    /// Reserves memory for the expected samples, up to the limit.
     pub(super) fn expect(&mut self, samples: u64) {
         let room = usize::try_from(samples).unwrap_or(usize::MAX).min(self.most);
         self.kept.reserve_exact(room);
@@ -42,7 +42,7 @@ impl Writer {
         let spool = match &mut self.spool {
             Some(spool) => spool,
             None => {
-                // Has no name: it is gone with the process, however that ends.
+                // A file without a name is removed with the process, even if it is killed.
                 let spool = self.spool.insert(tempfile::tempfile_in(&self.directory)?);
                 for piece in std::mem::take(&mut self.kept).chunks(SPOOL_PIECE) {
                     append(spool, piece)?;
@@ -62,7 +62,7 @@ impl Writer {
         match self.spool {
             None => Ok(Store::Memory(self.kept.into())),
             Some(spool) => {
-                // Silence at the end was stepped over, not written.
+                // Silence at the end was skipped, not written.
                 spool.set_len(self.spooled * SAMPLE_BYTES)?;
                 Ok(Store::Spooled {
                     file: Arc::new(Mutex::new(spool)),
@@ -73,7 +73,7 @@ impl Writer {
     }
 }
 
-/// Samples that have been collected. Cheap to clone.
+/// Collected samples. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) enum Store {
     Memory(Arc<[f32]>),
@@ -88,7 +88,7 @@ impl Store {
         }
     }
 
-    /// The samples of a range that lies inside.
+    /// The samples of a range inside of the store.
     pub(super) fn read(&self, range: Range<u64>) -> io::Result<Cow<'_, [f32]>> {
         let outside = || {
             io::Error::new(
@@ -107,7 +107,7 @@ impl Store {
                 if start + count > *samples {
                     return Err(outside());
                 }
-                // A panic while the lock was held leaves the position anywhere, and we set it anyway.
+                // The position after a panic does not matter, because it is set here.
                 let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
                 file.seek(SeekFrom::Start(start * SAMPLE_BYTES))?;
                 let mut part = Vec::with_capacity(usize::try_from(count).map_err(|_| outside())?);
@@ -130,11 +130,11 @@ impl Store {
     }
 }
 
-/// Samples that are converted at once.
+/// How many samples are converted at once.
 const SPOOL_PIECE: usize = 16 * 1024;
 const SAMPLE_BYTES: u64 = 4;
 
-/// Writes samples at the end. Silence is stepped over: file systems then need no room for it.
+/// Writes samples at the end. Silence is skipped, so that file systems need no room for it.
 fn append(spool: &mut File, samples: &[f32]) -> io::Result<()> {
     if samples.iter().all(|sample| sample.to_bits() == 0) {
         let bytes = samples.len() as i64 * SAMPLE_BYTES as i64;

@@ -1,17 +1,21 @@
-//! Taking off what encoders add: silence before the first sample and after the last one.
+//! Removing the silence that encoders add before the first sample and after the last one.
+//!
+//! Symphonia's gapless decoding can't replace this: it does not apply the edit list of M4A, and it
+//! cuts an MP3 off at the length in its header, which is that of the first part in a joined file,
+//! and a guess in a file without a Xing header.
 
 use super::source::Block;
 
-/// Which frames of what a decoder gives belong to the recording.
+/// The decoded frames that belong to the recording.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Edges {
-    /// Frames before the recording begins.
+    /// Frames before the recording.
     pub(super) before: u64,
-    /// Frames of the recording, when it ends there whatever follows.
+    /// Frames of the recording, if it has a known end.
     pub(super) length: Option<u64>,
-    /// Frames behind the recording, if there are as many in total as `total` says.
+    /// Frames behind the recording, if the file has `total` frames.
     pub(super) after: u64,
-    /// See `after`.
+    /// The expected number of decoded frames.
     pub(super) total: Option<u64>,
 }
 
@@ -21,7 +25,7 @@ pub(super) struct Trim {
     edges: Edges,
     decoded: u64,
     given: u64,
-    /// The last frames that came, which may turn out to be those behind the recording.
+    /// The last frames, which may be those behind the recording.
     held: Vec<f32>,
 }
 
@@ -33,7 +37,7 @@ impl Trim {
         }
     }
 
-    /// Leaves in `block` what belongs to the recording, which may be nothing yet.
+    /// Leaves the frames of the recording in `block`. There may be none.
     pub(super) fn apply(&mut self, block: &mut Block) {
         let channels = block.channels;
         let frames = (block.samples.len() / channels) as u64;
@@ -54,15 +58,15 @@ impl Trim {
         self.given += (block.samples.len() / channels) as u64;
     }
 
-    /// Whether nothing that follows belongs to the recording.
+    /// Whether all following frames are behind the recording.
     pub(super) fn is_over(&self) -> bool {
         self.edges.length == Some(self.given)
     }
 
-    /// Leaves in `block` what was held back and belongs to the recording after all.
+    /// Leaves the held back frames in `block`, if they belong to the recording.
     ///
-    /// A file that has more frames than its header says was joined from several; one that has fewer was cut. In neither do
-    /// we know what the last frames are, and sound is better kept.
+    /// A file with more frames than in its header was joined from several files, and one with fewer
+    /// was cut off. In both the last frames may be sound, so they are kept.
     pub(super) fn finish(&mut self, block: &mut Block) {
         block.samples.clear();
         if self.edges.total != Some(self.decoded) {
@@ -76,7 +80,7 @@ impl Trim {
 mod tests {
     use super::*;
 
-    /// What is left of the frames 0, 1, 2, … that come in blocks of the given lengths.
+    /// The rest of the frames 0, 1, 2, … in blocks of the given lengths.
     fn trimmed(edges: Edges, blocks: &[u16]) -> Vec<f32> {
         let mut trim = Trim::new(edges);
         let (mut next, mut left) = (0, Vec::new());
@@ -111,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_before_and_behind_the_recording_are_dropped_across_blocks() {
+    fn frames_around_the_recording_are_dropped_across_blocks() {
         let edges = Edges {
             before: 5,
             after: 4,
@@ -124,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_dropped_at_the_end_of_a_file_with_another_length_than_expected() {
+    fn the_end_of_a_file_of_unexpected_length_is_kept() {
         let edges = Edges {
             before: 5,
             after: 4,

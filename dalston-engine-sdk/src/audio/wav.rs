@@ -1,8 +1,8 @@
-//! WAV files, read by ourselves.
+//! WAV files.
 //!
-//! It is what the platform hands to engines, and what broken recorders leave behind: files that were never closed and
-//! declare a length of zero, or of 4 GiB, or more than they have. Symphonia's reader refuses several of these, has no RF64,
-//! and can't say how much is missing.
+//! The platform gives WAV files to engines, and broken recorders leave them unclosed, with a length
+//! of zero, of 4 GiB, or more than they have. Symphonia's reader refuses several of these, does not
+//! read RF64, and does not report the missing length.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
@@ -14,14 +14,14 @@ use super::source::{Block, Header, Source, check_shape, read_up_to};
 pub(super) struct Wav {
     file: BufReader<File>,
     format: Format,
-    /// Bytes of samples that are there and not yet read.
+    /// Bytes of samples that were not read yet.
     left: u64,
     frames: u64,
     warnings: Vec<String>,
     bytes: Vec<u8>,
 }
 
-/// How samples are written.
+/// The encoding of samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Encoding {
     Unsigned8,
@@ -73,7 +73,8 @@ impl Format {
 }
 
 impl Wav {
-    /// Whether a file that starts like this is a WAV file, or one that was cut off in the first bytes.
+    /// Whether a file that starts like this is a WAV file, or one that was cut off in the first
+    /// bytes.
     pub(super) fn is_start_of(start: &[u8]) -> bool {
         let (form, rest) = start.split_at(start.len().min(4));
         let kind = rest.get(4..).unwrap_or_default();
@@ -130,11 +131,12 @@ impl Wav {
         }
     }
 
-    /// The file is positioned at `present` bytes of samples of which the header declares `declared`.
+    /// The position of the file is at `present` bytes of samples. The header declares `declared`.
     fn with_data(file: BufReader<File>, format: Format, declared: u64, present: u64) -> Self {
         let mut warnings = Vec::new();
         let frame = format.frame_bytes();
-        // A recorder that streams, or that was never told to stop, leaves these behind. All that is there counts.
+        // Recorders that stream or were not stopped write these lengths. All bytes that are present
+        // count.
         let unknown = declared == 0 || declared >= UNKNOWN_LENGTH;
         let mut left = if unknown { present } else { declared.min(present) };
         if !unknown && present < declared {
@@ -162,7 +164,7 @@ impl Source for Wav {
         let wanted = self.left.min(BLOCK_FRAMES * frame);
         self.bytes.resize(wanted as usize, 0);
         let read = read_up_to(&mut self.file, &mut self.bytes).map_err(AudioErrorKind::Unreadable)? as u64;
-        // Shorter than the length the file had when it was opened: somebody is writing to it.
+        // The file is shorter than when it was opened: another process writes to it.
         self.left = if read < wanted { 0 } else { self.left - read };
         let whole = read - read % frame;
         block.sample_rate = self.format.sample_rate;
@@ -194,9 +196,9 @@ impl Source for Wav {
 
 const BUFFER: usize = 64 * 1024;
 const BLOCK_FRAMES: u64 = 16 * 1024;
-/// The longest form of the chunk has 40 bytes; more is ignored.
+/// The longest form of the chunk has 40 bytes. The rest is ignored.
 const LONGEST_FORMAT: u64 = 64;
-/// Programs that write to a pipe don't know the length and put down one near 2 or 4 GiB.
+/// Programs that write to a pipe don't know the length and write one near 2 or 4 GiB.
 const UNKNOWN_LENGTH: u64 = 0x7fff_0000;
 
 fn read_format(body: &[u8]) -> Result<Format, AudioErrorKind> {
@@ -220,7 +222,7 @@ fn read_format(body: &[u8]) -> Result<Format, AudioErrorKind> {
         tag = word(24).ok_or_else(|| damaged("its extended format chunk has less than 40 bytes"))?;
     }
     check_shape(rate, usize::from(channels))?;
-    // Bits that do not fill their bytes stand at the top of them.
+    // Bits that do not fill their bytes are the upper ones.
     let encoding = match (tag, u32::from(bits).next_multiple_of(8)) {
         (PCM, 8) => Encoding::Unsigned8,
         (PCM, 16) => Encoding::Signed16,
@@ -253,7 +255,7 @@ const A_LAW: u16 = 0x0006;
 const MU_LAW: u16 = 0x0007;
 const EXTENSIBLE: u16 = 0xfffe;
 
-/// The names of formats that turn up in practice, by their registered numbers.
+/// The names of common formats, by their registered numbers.
 fn codec_name(tag: u16) -> String {
     let name = match tag {
         0x0002 => "Microsoft ADPCM",

@@ -177,7 +177,7 @@ fn a_file_that_is_longer_than_allowed_is_refused() {
         .max_duration(Duration::from_secs(2))
         .name("talk.wav");
     let message = decoder.decode(sample("en_eight.wav")).unwrap_err().to_string();
-    assert_eq!(message, "talk.wav is longer than the 2 seconds that are allowed");
+    assert_eq!(message, "talk.wav is longer than the allowed 2 seconds");
     let day = Decoder::new(AudioFormat::MONO_16K).max_duration(Duration::from_secs(7200));
     assert!(day.decode(sample("en_eight.wav")).is_ok());
 }
@@ -202,7 +202,7 @@ fn a_temporary_directory_that_is_missing_is_named_as_the_reason() {
     assert_eq!(error.code(), "audio_spool");
     let message = error.to_string();
     assert!(
-        message.starts_with("talk.wav can't be kept in a temporary file while it is worked on: No such file"),
+        message.starts_with("talk.wav can't be decoded to a temporary file: No such file"),
         "{message}"
     );
 }
