@@ -158,15 +158,7 @@ impl TaskRequest {
         if let Some(audio) = &self.audio {
             return Some(audio.duration().as_secs_f64());
         }
-        let prepare = self.previous("prepare")?;
-        let channel = self.channel().unwrap_or(0) as usize;
-        let prepared = prepare.get("channel_files").and_then(|files| files.get(channel));
-        let seconds = prepared
-            .or_else(|| prepare.get("source_media"))?
-            .get("duration")?
-            .as_f64()?;
-        // The number comes from outside and becomes an attribute and a sample.
-        (seconds.is_finite() && seconds >= 0.0).then_some(seconds)
+        prepared_seconds(&self.data.previous_responses, self.channel())
     }
 
     /// The language that the task prescribes.
@@ -232,4 +224,43 @@ pub struct TaskInfo {
     pub enqueued_at: Option<Timestamp>,
     /// The duration of the input audio in seconds, if known.
     pub audio_seconds: Option<f64>,
+}
+
+/// The duration of the prepared file of the channel, or else of the uploaded recording, from the
+/// answer of `prepare`.
+fn prepared_seconds(previous_responses: &Map<String, Value>, channel: Option<u32>) -> Option<f64> {
+    let prepare = previous_responses.get("prepare")?;
+    let channel = usize::try_from(channel.unwrap_or(0)).ok()?;
+    let media = [
+        prepare.get("channel_files").and_then(|files| files.get(channel)),
+        prepare.get("source_media"),
+    ];
+    media
+        .into_iter()
+        .flatten()
+        .filter_map(|media| media.get("duration")?.as_f64())
+        // The number comes from outside and becomes an attribute and a sample.
+        .find(|seconds| seconds.is_finite() && *seconds >= 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_duration_is_that_of_the_prepared_file_of_the_channel() {
+        let previous = json!({"prepare": {
+            "channel_files": [{"duration": 2.0}, {"duration": 3.0}],
+            "source_media": {"duration": 4.0},
+        }});
+        let seconds = |previous: &Value, channel| prepared_seconds(previous.as_object().unwrap(), channel);
+        assert_eq!(seconds(&previous, None), Some(2.0));
+        assert_eq!(seconds(&previous, Some(1)), Some(3.0));
+        assert_eq!(seconds(&previous, Some(2)), Some(4.0));
+        let odd = json!({"prepare": {"channel_files": [{"duration": -1}], "source_media": null}});
+        assert_eq!(seconds(&odd, None), None);
+        assert_eq!(seconds(&json!({}), None), None);
+    }
 }

@@ -1,8 +1,8 @@
 //! Checks that several types of answers share.
 
-use super::ValidationError;
+use super::validation::ValidationError;
 
-/// The `start` and `end` of a piece of audio.
+/// Checks the `start` and `end` of a piece of audio.
 pub(super) fn times(start: f64, end: f64) -> Result<(), ValidationError> {
     seconds("start", start)?;
     seconds("end", end)?;
@@ -39,8 +39,8 @@ pub(super) fn optional_probability(field: &str, value: Option<f64>) -> Result<()
     value.map_or(Ok(()), |value| probability(field, value))
 }
 
-/// A probability that a softmax in single precision has pushed a little out of its range is put back; anything else stays
-/// for the validation to find.
+/// Clamps a probability that a softmax in single precision has pushed a little out of its range.
+/// Other values stay as they are and fail the validation.
 pub(super) fn rounded_into_range(probability: f64) -> f64 {
     const SLACK: f64 = 1e-4;
     if (-SLACK..=1.0 + SLACK).contains(&probability) {
@@ -50,7 +50,7 @@ pub(super) fn rounded_into_range(probability: f64) -> f64 {
     }
 }
 
-/// Checks every piece of a list, and that they are in order of their starts.
+/// Checks every piece of a list and the order of their starts.
 pub(super) fn each<T>(
     list: &str,
     pieces: &[T],

@@ -1,8 +1,8 @@
 //! The slot of a task's main input: [`input_slot`].
 
-use super::Stage;
+use super::name::Stage;
 
-/// The slot that holds the file: `audio` for the stages that work on audio, else `input`.
+/// The slot of the main input: `audio` for the stages with audio, else `input`.
 #[must_use]
 pub fn input_slot(stage: &Stage) -> &'static str {
     match stage {
@@ -16,7 +16,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_stages_on_audio_have_an_audio_slot() {
+    fn only_stages_with_audio_have_an_audio_slot() {
         assert_eq!(input_slot(&Stage::Transcribe), "audio");
         assert_eq!(input_slot(&"count".parse().unwrap()), "input");
     }

@@ -1,6 +1,6 @@
-//! Codes of languages.
+//! Language tags.
 
-/// A language as it may stand in an attribute: short and in lower case.
+/// A language in the form of an attribute: short and in lower case. `None` for anything else.
 pub(crate) fn language_tag(language: &str) -> Option<String> {
     const LONGEST: usize = 35;
     let fine = language.len() <= LONGEST

@@ -1,9 +1,10 @@
-//! Free-form facts beside the fixed fields of an answer.
+//! Named facts beside the fixed fields of an answer: [`Metadata`].
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{ValidationError, confined};
+use super::finite;
+use super::validation::ValidationError;
 
 /// Named facts without a fixed field, such as `avg_logprob` of a segment: any JSON under any name.
 ///
@@ -19,7 +20,8 @@ use super::{ValidationError, confined};
 #[serde(transparent)]
 pub struct Metadata {
     map: Map<String, Value>,
-    /// The first value that could not be kept. Inserting stays infallible, and the answer does not leave with a gap.
+    /// The first value that JSON can't represent. `insert` stays infallible, and the validation
+    /// fails with this error.
     #[serde(skip)]
     refused: Option<ValidationError>,
 }
@@ -31,13 +33,13 @@ impl Metadata {
         Self::default()
     }
 
-    /// Sets a fact, in place of an earlier one of the same name.
+    /// Sets a fact. It replaces an earlier one of the same name.
     ///
-    /// A value that JSON can't carry, such as NaN, is not kept and makes the answer invalid: see
+    /// A value that JSON can't represent, such as NaN, makes the answer invalid: see
     /// [`StageOutput::validate`](super::StageOutput::validate).
     pub fn insert(&mut self, name: impl Into<String>, value: impl Serialize) {
         let name = name.into();
-        match confined::to_value(&value) {
+        match finite::to_value(&value) {
             Ok(value) => {
                 self.map.insert(name, value);
             }

@@ -1,10 +1,10 @@
-//! The stages of a job: what a task of each is asked, and what it answers.
+//! The stages of a job: the request and the answer of their tasks.
 //!
-//! The `transcribe` stage has types for both directions, [`TranscribeRequest`] and [`Transcript`]. An engine of another
-//! stage answers with a [`serde_json::Value`] or with a type of its own, see [`StageOutput`].
+//! The `transcribe` stage has types for both: [`TranscribeRequest`] and [`Transcript`]. An engine
+//! of another stage answers with a [`serde_json::Value`] or with its own type, see [`StageOutput`].
 
 mod check;
-mod confined;
+mod finite;
 mod input_slot;
 mod language;
 mod metadata;
@@ -23,6 +23,6 @@ pub use name::{OtherStage, Stage, StageName};
 pub use output::{OutputDefaults, StageOutput};
 pub use segment::{Character, Phoneme, Segment, Word};
 pub use timing::{AlignmentMethod, TimestampGranularity};
-pub use transcribe::{ConfigError, TranscribeRequest, TranscribeTask, audio_duration};
+pub use transcribe::{ConfigError, TranscribeRequest, TranscribeTask};
 pub use transcript::{LanguageShare, LanguageSource, SchemaVersion, Transcript};
 pub use validation::ValidationError;

@@ -1,4 +1,4 @@
-//! Names of stages: `transcribe`, `transcribe_ch0`.
+//! Names of stages: [`Stage`] (`transcribe`) and [`StageName`] (`transcribe_ch0`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,8 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A step of a job, such as `transcribe`.
 ///
-/// The platform's own stages have variants. The list of stages is the platform's and not closed, so any other well-formed
-/// name is a stage, too.
+/// The known stages have variants. The list is open: any other well-formed name is a stage, too.
 ///
 /// ```
 /// use dalston_engine_sdk::stage::Stage;
@@ -28,9 +27,9 @@ pub enum Stage {
     Transcribe,
     /// `align`: the words of a transcript get times.
     Align,
-    /// `diarize`: who speaks when.
+    /// `diarize`: the speakers get times.
     Diarize,
-    /// `pii_detect`: personal data in a transcript.
+    /// `pii_detect`: personal data is found in a transcript.
     PiiDetect,
     /// `audio_redact`: personal data is removed from the audio.
     AudioRedact,
@@ -39,16 +38,17 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// The stage called `name`, which may also be one of the platform's own.
+    /// The stage of this name, which may also be one of the known stages.
     ///
     /// # Errors
     ///
-    /// If `name` is empty, longer than 64 characters, or has other characters than `a`–`z`, `0`–`9`, `_` and `-`.
+    /// If `name` is empty, longer than 64 characters, or has other characters than `a`–`z`,
+    /// `0`–`9`, `_` and `-`.
     pub fn other(name: &str) -> Result<Self, ParseError> {
         name.parse()
     }
 
-    /// The name that stands in the platform's documents.
+    /// The name in the documents of the platform.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -102,7 +102,7 @@ impl<'de> Deserialize<'de> for Stage {
     }
 }
 
-/// The name of a stage that is not one of the platform's own. See [`Stage::Other`].
+/// The name of a stage without a variant. See [`Stage::Other`].
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OtherStage(Arc<str>);
 
@@ -112,7 +112,7 @@ impl fmt::Debug for OtherStage {
     }
 }
 
-/// The stage of one task: a [`Stage`], and the channel when the job's channels are worked on separately.
+/// The stage of one task: a [`Stage`], and the channel if there is a task for each channel.
 ///
 /// ```
 /// use dalston_engine_sdk::stage::{Stage, StageName};
@@ -160,8 +160,8 @@ impl From<Stage> for StageName {
 impl FromStr for StageName {
     type Err = ParseError;
 
-    /// The channel is what follows the last `_ch`, if that is a number as we would write it. Anything else, `two_chairs` or
-    /// `x_ch07`, is a stage's name as a whole, so that every name is written as it was read.
+    /// The channel follows the last `_ch`, if that is a number without leading zeros. `two_chairs`
+    /// and `x_ch07` are names of stages without a channel. So every name is written as it was read.
     fn from_str(name: &str) -> Result<Self, ParseError> {
         if let Some((stage, digits)) = name.rsplit_once("_ch")
             && let Ok(channel) = digits.parse::<u32>()
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_channel_is_what_follows_the_last_ch() {
+    fn a_channel_follows_the_last_ch() {
         for (text, stage, channel) in [
             ("transcribe", "transcribe", None),
             ("transcribe_ch0", "transcribe", Some(0)),
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_could_not_be_a_label_or_a_key_is_refused() {
+    fn a_name_that_is_no_label_or_key_is_refused() {
         for text in ["", "Transcribe", "a/b", "a b", "ä", "_ch0", &"x".repeat(65)] {
             let message = text.parse::<StageName>().unwrap_err().to_string();
             assert!(message.contains(": expected 1 to 64 characters"), "{message}");
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn the_platforms_own_stages_are_never_other() {
+    fn known_stages_are_never_other() {
         assert_eq!(Stage::other("audio_redact"), Ok(Stage::AudioRedact));
         assert_eq!(Stage::other("transcribe"), Ok(Stage::Transcribe));
     }

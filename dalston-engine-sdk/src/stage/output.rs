@@ -1,15 +1,16 @@
-//! What a task answers, and the check before it leaves.
+//! The answer of a task, and its check: [`StageOutput`].
 
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{ValidationError, confined};
+use super::finite;
+use super::validation::ValidationError;
 
 /// The answer of a stage: what becomes `data` in `response.json`.
 ///
-/// [`Transcript`](super::Transcript) is the answer of `transcribe`. For another stage, derive [`Serialize`] for your own
-/// type and implement the trait with an empty body: the answer is then checked for numbers that JSON can't carry. Add
-/// `validate` for what only you know.
+/// [`Transcript`](super::Transcript) is the answer of `transcribe`. For another stage, derive
+/// [`Serialize`] for your own type and implement the trait with an empty body: the answer is then
+/// checked for numbers that JSON can't represent. Override `validate` for further checks.
 ///
 /// ```
 /// use dalston_engine_sdk::stage::{StageOutput, ValidationError};
@@ -33,28 +34,30 @@ use super::{ValidationError, confined};
 /// assert_eq!(turns.into_data().unwrap_err().to_string(), "overlap_ratio is 1.5: expected 0 to 1");
 /// ```
 pub trait StageOutput: Serialize + Send + 'static {
-    /// Fills in what the runner knows and the engine did not say. Does nothing unless overridden.
+    /// Fills in facts of the runner that the engine left out. Does nothing unless overridden.
     fn fill_in(&mut self, defaults: &OutputDefaults<'_>) {
         let _ = defaults;
     }
 
-    /// Checks what the types can't promise. The default finds nothing wrong.
+    /// Checks what the types can't ensure. Accepts everything unless overridden.
     ///
-    /// Numbers that JSON can't carry (NaN, infinities) are found by [`into_data`](Self::into_data) in any case.
+    /// [`into_data`](Self::into_data) always refuses numbers that JSON can't represent (NaN,
+    /// infinities).
     ///
     /// # Errors
     ///
-    /// The path of the first field that is wrong, and what is wrong with it.
+    /// The path of the first invalid field, and its problem.
     fn validate(&self) -> Result<(), ValidationError> {
         Ok(())
     }
 
-    /// The language of the answer, for the task's span: an ISO 639-1 code. `None` unless overridden.
+    /// The language of the answer, for the task's span: an ISO 639-1 code. `None` unless
+    /// overridden.
     fn language(&self) -> Option<&str> {
         None
     }
 
-    /// The answer as JSON, after [`validate`](Self::validate) and a check that every number in it is one for JSON.
+    /// The answer as JSON, after [`validate`](Self::validate) and the check of its numbers.
     ///
     /// # Errors
     ///
@@ -64,30 +67,30 @@ pub trait StageOutput: Serialize + Send + 'static {
         Self: Sized,
     {
         self.validate()?;
-        confined::to_value(&self)
+        finite::to_value(&self)
     }
 }
 
 impl StageOutput for Value {}
 
-/// What the runner knows about a task and an answer may leave out, see [`StageOutput::fill_in`].
+/// Facts of the runner about a task that an answer may leave out, see [`StageOutput::fill_in`].
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct OutputDefaults<'a> {
-    /// The engine's id.
+    /// The id of the engine.
     pub engine_id: &'a str,
-    /// The channel that the task was for.
+    /// The channel of the task.
     pub channel: Option<u32>,
-    /// The model that worked.
+    /// The id of the model.
     pub model_id: Option<&'a str>,
-    /// Seconds of audio that the task was given.
+    /// The duration of the input audio in seconds.
     pub duration: Option<f64>,
-    /// What was wrong with the input and did not keep it from being used, for example that a file is cut off.
+    /// Problems of the input that did not prevent its use, for example that a file is cut off.
     pub warnings: &'a [String],
 }
 
 impl<'a> OutputDefaults<'a> {
-    /// The defaults of an engine, with nothing known about the task.
+    /// The defaults of an engine without facts about the task.
     #[must_use]
     pub fn new(engine_id: &'a str) -> Self {
         Self {

@@ -4,7 +4,9 @@ use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::check::{each, optional_probability, probability, rounded_into_range, times};
-use super::{AlignmentMethod, Metadata, ValidationError};
+use super::metadata::Metadata;
+use super::timing::AlignmentMethod;
+use super::validation::ValidationError;
 
 /// A stretch of speech with its text.
 ///
@@ -17,36 +19,37 @@ use super::{AlignmentMethod, Metadata, ValidationError};
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct Segment {
-    /// A name for the segment.
+    /// Its id.
     #[serde(default)]
     pub id: Option<String>,
-    /// Seconds.
+    /// The start in seconds.
     pub start: f64,
-    /// Seconds.
+    /// The end in seconds.
     pub end: f64,
-    /// What was said.
+    /// The text.
     pub text: String,
-    /// The words with their times, if the engine knows them.
+    /// The words with their times.
     #[serde(default)]
     pub words: Option<Vec<Word>>,
-    /// When it differs from the transcript's.
+    /// The language, if it differs from that of the transcript.
     #[serde(default)]
     pub language: Option<String>,
-    /// How sure the engine is of the language, 0 to 1.
+    /// The confidence in the language, 0 to 1.
     #[serde(default)]
     pub language_confidence: Option<f64>,
-    /// How sure the engine is of the text, 0 to 1. Written into the metadata, too: the final transcript is assembled from
-    /// there.
+    /// The confidence in the text, 0 to 1. It is written to the metadata, too: the platform
+    /// assembles the final transcript from there.
     #[serde(default)]
     pub confidence: Option<f64>,
-    /// Whether the text won't change any more.
+    /// Whether the text is final.
     #[serde(default)]
     pub is_final: Option<bool>,
-    /// Whether it is speech at all.
+    /// Whether it is speech.
     #[serde(default)]
     pub is_speech: Option<bool>,
-    /// Facts without a field of their own. The platform shows `tokens`, `avg_logprob`, `compression_ratio`,
-    /// `no_speech_prob`, `temperature` and `decoder_type`, which have methods here.
+    /// Facts without a field of their own. The platform shows `tokens`, `avg_logprob`,
+    /// `compression_ratio`, `no_speech_prob`, `temperature` and `decoder_type`, which have methods
+    /// here.
     #[serde(default)]
     pub metadata: Metadata,
 }
@@ -70,7 +73,7 @@ impl Segment {
         }
     }
 
-    /// Sets a name for the segment.
+    /// Sets the id.
     #[must_use]
     pub fn id(mut self, id: impl Into<String>) -> Self {
         self.id = Some(id.into());
@@ -84,14 +87,14 @@ impl Segment {
         self
     }
 
-    /// Sets a language that differs from the transcript's.
+    /// Sets a language that differs from that of the transcript.
     #[must_use]
     pub fn language(mut self, code: impl Into<String>) -> Self {
         self.language = Some(code.into());
         self
     }
 
-    /// Sets how sure the engine is of the text, 0 to 1.
+    /// Sets the confidence in the text, 0 to 1.
     #[must_use]
     pub fn confidence(mut self, confidence: f64) -> Self {
         self.confidence = Some(rounded_into_range(confidence));
@@ -110,13 +113,13 @@ impl Segment {
         self.metadata("avg_logprob", value)
     }
 
-    /// Sets how much the text can be compressed: a high value means that it repeats itself.
+    /// Sets the compression ratio of the text. A high value shows repetitions.
     #[must_use]
     pub fn compression_ratio(self, value: f64) -> Self {
         self.metadata("compression_ratio", value)
     }
 
-    /// Sets the probability that nobody speaks, 0 to 1.
+    /// Sets the probability of no speech, 0 to 1.
     #[must_use]
     pub fn no_speech_prob(self, probability: f64) -> Self {
         self.metadata("no_speech_prob", rounded_into_range(probability))
@@ -177,7 +180,8 @@ impl Serialize for Segment {
         segment.serialize_field("confidence", &self.confidence)?;
         segment.serialize_field("is_final", &self.is_final)?;
         segment.serialize_field("is_speech", &self.is_speech)?;
-        // The platform drops the field when it assembles the final transcript, and reads the metadata instead.
+        // The platform drops the field when it assembles the final transcript, and reads the
+        // metadata instead.
         match self.confidence {
             Some(confidence) if self.metadata.get("confidence").is_none() => {
                 let mut metadata = self.metadata.clone();
@@ -196,17 +200,17 @@ impl Serialize for Segment {
 pub struct Word {
     /// The word, with its punctuation.
     pub text: String,
-    /// Seconds.
+    /// The start in seconds.
     pub start: f64,
-    /// Seconds.
+    /// The end in seconds.
     pub end: f64,
-    /// How sure the engine is of the word, 0 to 1.
+    /// The confidence in the word, 0 to 1.
     #[serde(default)]
     pub confidence: Option<f64>,
-    /// How the times were found.
+    /// The method that found the times.
     #[serde(default)]
     pub alignment_method: AlignmentMethod,
-    /// When it differs from the segment's.
+    /// The language, if it differs from that of the segment.
     #[serde(default)]
     pub language: Option<String>,
     /// The characters with their times.
@@ -237,21 +241,21 @@ impl Word {
         }
     }
 
-    /// Sets how sure the engine is of the word, 0 to 1.
+    /// Sets the confidence in the word, 0 to 1.
     #[must_use]
     pub fn confidence(mut self, confidence: f64) -> Self {
         self.confidence = Some(rounded_into_range(confidence));
         self
     }
 
-    /// Sets how the times were found.
+    /// Sets the method that found the times.
     #[must_use]
     pub fn alignment_method(mut self, method: AlignmentMethod) -> Self {
         self.alignment_method = method;
         self
     }
 
-    /// Sets a language that differs from the segment's.
+    /// Sets a language that differs from that of the segment.
     #[must_use]
     pub fn language(mut self, code: impl Into<String>) -> Self {
         self.language = Some(code.into());
@@ -308,11 +312,11 @@ pub struct Character {
     /// The character.
     #[serde(rename = "char")]
     pub character: char,
-    /// Seconds.
+    /// The start in seconds.
     pub start: f64,
-    /// Seconds.
+    /// The end in seconds.
     pub end: f64,
-    /// How sure the engine is of it, 0 to 1.
+    /// The confidence in it, 0 to 1.
     #[serde(default)]
     pub confidence: Option<f64>,
     /// The phonemes with their times.
@@ -333,7 +337,7 @@ impl Character {
         }
     }
 
-    /// Sets how sure the engine is of it, 0 to 1.
+    /// Sets the confidence in it, 0 to 1.
     #[must_use]
     pub fn confidence(mut self, confidence: f64) -> Self {
         self.confidence = Some(rounded_into_range(confidence));
@@ -363,13 +367,13 @@ impl Character {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Phoneme {
-    /// The phoneme, in the engine's alphabet.
+    /// The phoneme, in the alphabet of the engine.
     pub phoneme: String,
-    /// Seconds.
+    /// The start in seconds.
     pub start: f64,
-    /// Seconds.
+    /// The end in seconds.
     pub end: f64,
-    /// How sure the engine is of it, 0 to 1.
+    /// The confidence in it, 0 to 1.
     #[serde(default)]
     pub confidence: Option<f64>,
     /// 0 none, 1 primary, 2 secondary.
@@ -390,7 +394,7 @@ impl Phoneme {
         }
     }
 
-    /// Sets how sure the engine is of it, 0 to 1.
+    /// Sets the confidence in it, 0 to 1.
     #[must_use]
     pub fn confidence(mut self, confidence: f64) -> Self {
         self.confidence = Some(rounded_into_range(confidence));

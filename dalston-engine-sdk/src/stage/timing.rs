@@ -1,4 +1,4 @@
-//! Which pieces of a transcript have times, and how these were found.
+//! The times of a transcript: [`TimestampGranularity`] and [`AlignmentMethod`].
 
 use serde::{Deserialize, Serialize};
 
@@ -7,21 +7,21 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TimestampGranularity {
-    /// Nothing has.
+    /// No times.
     None,
-    /// Segments have.
+    /// Segments have times.
     #[default]
     Segment,
-    /// Words have, too.
+    /// Words have times, too.
     Word,
-    /// Characters have, too.
+    /// Characters have times, too.
     Character,
-    /// Phonemes have, too.
+    /// Phonemes have times, too.
     Phoneme,
 }
 
 impl TimestampGranularity {
-    /// The name that stands in the platform's documents.
+    /// The name in the documents of the platform.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -34,7 +34,7 @@ impl TimestampGranularity {
     }
 }
 
-/// How times were found.
+/// The method that found times.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -56,7 +56,7 @@ pub enum AlignmentMethod {
     Mfa,
     /// By a weighted finite-state transducer.
     Wfst,
-    /// Not known, or by a method that has no name here.
+    /// Unknown, or another method.
     #[default]
     #[serde(other)]
     Unknown,

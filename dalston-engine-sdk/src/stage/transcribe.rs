@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::TimestampGranularity;
+use super::timing::TimestampGranularity;
 use crate::protocol::json::{Object, Wrong};
 
 /// The options of a `transcribe` task.
@@ -20,59 +20,61 @@ use crate::protocol::json::{Object, Wrong};
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct TranscribeRequest {
-    /// The model to use. `None`: the engine's default.
+    /// The model. `None`: the default of the engine.
     pub loaded_model_id: Option<String>,
-    /// The channel of the recording, when channels are transcribed separately.
+    /// The channel of the recording, if channels are transcribed separately.
     pub channel: Option<u32>,
-    /// The language spoken, in lower case. `None`: find out. The platform writes `auto` for it.
+    /// The language, in lower case. `None`: detect it. The platform writes `auto` for that.
     pub language: Option<String>,
-    /// Whether to write down or to translate. Default: write down.
+    /// Whether to transcribe or to translate. Default: transcribe.
     pub task: TranscribeTask,
-    /// What was said before, or words to expect.
+    /// The text before the audio, or expected words.
     pub prompt: Option<String>,
-    /// The finest pieces that shall have times. Default: words.
+    /// The finest pieces that must have times. Default: words.
     pub timestamp_granularity: TimestampGranularity,
-    /// Whether words shall have times, where somebody said so. The platform's batch jobs never do; see
-    /// [`wants_words`](Self::wants_words).
+    /// Whether words must have times, if the request says so. Batch jobs of the platform never do;
+    /// see [`wants_words`](Self::wants_words).
     pub word_timestamps: Option<bool>,
-    /// Words to expect, at most 100.
+    /// Expected words, at most 100.
     pub vocabulary: Option<Vec<String>>,
-    /// How to cut long audio, as an OpenAI client asked for it.
+    /// The chunking strategy of an OpenAI client for long audio.
     pub chunking_strategy: Option<Map<String, Value>>,
-    /// Whether the answer shall have log probabilities. Default: no.
+    /// Whether the answer must have log probabilities. Default: no.
     pub include_transcription_logprobs: bool,
-    /// Tokens that shall not appear.
+    /// Tokens that must not appear.
     pub suppress_tokens: Option<Vec<String>>,
     /// Whether the text may not start with a blank. Default: yes.
     pub suppress_blank: bool,
-    /// Whether to leave out what is not speech. Default: yes.
+    /// Whether to leave out audio without speech. Default: yes.
     pub vad_filter: bool,
-    /// Sampling temperatures from 0 to 1, to be tried in order. Never empty. Default: 0, which is greedy or beam search.
+    /// Sampling temperatures from 0 to 1, tried in order. Never empty. Default: 0, which is greedy
+    /// or beam search.
     pub temperature: Vec<f64>,
     /// The width of the beam search, at least 1.
     pub beam_size: Option<u32>,
-    /// How many stretches of speech to work on at once, at least 1.
+    /// How many pieces of speech to process in one batch, at least 1.
     pub vad_batch_size: Option<u32>,
-    /// How many candidates to sample when the temperature is not 0, at least 1.
+    /// How many candidates to sample if the temperature is not 0, at least 1.
     pub best_of: Option<u32>,
-    /// What in the configuration was ignored, for the logs or the transcript's warnings.
+    /// The ignored keys of the configuration, for the logs or the warnings of the transcript.
     pub warnings: Vec<String>,
 }
 
 impl TranscribeRequest {
     /// Reads the options of a task.
     ///
-    /// Keys that the stage does not know are ignored with a warning, except those that start with `_`, which the platform's
-    /// programs leave there for each other.
+    /// Unknown keys are ignored with a warning, except those that start with `_`: programs of the
+    /// platform leave them for each other.
     ///
     /// # Errors
     ///
-    /// If a value has the wrong type or is out of range; the error names the key and what is accepted.
+    /// If a value has the wrong type or is out of range. The error names the key and the accepted
+    /// values.
     pub fn from_config(config: &Map<String, Value>) -> Result<Self, ConfigError> {
         Self::from_config_with(config, &[])
     }
 
-    /// Reads the options of a task for an engine that reads `more_keys` of its own: these cause no warning.
+    /// Reads the options of a task for an engine with further keys, which cause no warning.
     ///
     /// # Errors
     ///
@@ -84,10 +86,11 @@ impl TranscribeRequest {
         })
     }
 
-    /// Whether the answer shall have the times of words.
+    /// Whether the answer must have the times of words.
     ///
-    /// Wishes for a coarser answer don't reach the engines of a batch job, so this is `true` unless the configuration says
-    /// otherwise; the platform leaves out what the client did not ask for.
+    /// This is `true` unless the configuration says otherwise: batch jobs do not pass requests for
+    /// a coarser answer to their engines, and the platform removes the times that a client did not
+    /// request.
     #[must_use]
     pub fn wants_words(&self) -> bool {
         self.word_timestamps
@@ -166,19 +169,19 @@ impl Default for TranscribeRequest {
     }
 }
 
-/// What to do with the speech.
+/// Whether to transcribe or to translate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TranscribeTask {
-    /// Write it down in its own language.
+    /// Write the speech in its own language.
     #[default]
     Transcribe,
-    /// Write it down in English.
+    /// Write the speech in English.
     Translate,
 }
 
 impl TranscribeTask {
-    /// The name that stands in the platform's documents.
+    /// The name in the documents of the platform.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -188,32 +191,7 @@ impl TranscribeTask {
     }
 }
 
-/// Seconds of audio of a task, from the answer of `prepare`: a task's own documents don't have it.
-///
-/// The prepared file of the channel counts; without it, the uploaded recording.
-///
-/// ```
-/// let previous = serde_json::json!({"prepare": {"channel_files": [{"duration": 2.4}], "source_media": {"duration": 2.5}}});
-/// let previous = previous.as_object().unwrap();
-/// assert_eq!(dalston_engine_sdk::stage::audio_duration(previous, None), Some(2.4));
-/// assert_eq!(dalston_engine_sdk::stage::audio_duration(previous, Some(1)), Some(2.5));
-/// ```
-#[must_use]
-pub fn audio_duration(previous_responses: &Map<String, Value>, channel: Option<u32>) -> Option<f64> {
-    let prepare = previous_responses.get("prepare")?;
-    let channel = usize::try_from(channel.unwrap_or(0)).ok()?;
-    let media = [
-        prepare.get("channel_files").and_then(|files| files.get(channel)),
-        prepare.get("source_media"),
-    ];
-    let durations = media
-        .into_iter()
-        .flatten()
-        .filter_map(|media| media.get("duration")?.as_f64());
-    durations.into_iter().find(|seconds| *seconds >= 0.0)
-}
-
-/// An option of a task that can't be used. Trying again does not help: the request has to change.
+/// An invalid option of a task. Another attempt does not help: the request has to change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("config key {key} {problem}")]
 pub struct ConfigError {

@@ -3,18 +3,20 @@
 use serde::{Deserialize, Serialize};
 
 use super::check::{each, optional_probability, probability, rounded_into_range, seconds};
-use super::{
-    AlignmentMethod, Metadata, OutputDefaults, Segment, StageOutput, TimestampGranularity, ValidationError,
-};
+use super::metadata::Metadata;
+use super::output::{OutputDefaults, StageOutput};
+use super::segment::Segment;
+use super::timing::{AlignmentMethod, TimestampGranularity};
+use super::validation::ValidationError;
 
-/// What was said: the answer of the `transcribe` stage.
+/// The answer of the `transcribe` stage.
 ///
-/// Times are seconds from the start of the recording. Before it leaves the engine it is checked (see
-/// [`validate`](StageOutput::validate)); what is wrong fails the task with the path of the field, because the platform would
-/// refuse the whole transcript.
+/// Times are seconds from the start of the recording. The runner checks the answer (see
+/// [`validate`](StageOutput::validate)). An invalid field fails the task, because the platform
+/// would refuse the whole transcript.
 ///
-/// The runner fills in what it knows and you did not say: `engine_id`, `channel`, `duration`, `model_id` in the metadata, and
-/// warnings about the recording.
+/// The runner fills in missing values of `engine_id`, `channel`, `duration`, `model_id` in the
+/// metadata, and warnings about the recording.
 ///
 /// ```
 /// use dalston_engine_sdk::stage::{Segment, StageOutput, Transcript, Word};
@@ -37,36 +39,38 @@ pub struct Transcript {
     /// Always `1`.
     #[serde(default)]
     pub schema_version: SchemaVersion,
-    /// All that was said.
+    /// The whole text.
     pub text: String,
-    /// The same in pieces with times, in order of their starts. May be empty.
+    /// The text in pieces with times, in order of their starts. May be empty.
     pub segments: Vec<Segment>,
-    /// ISO 639-1 code, or `und` when it is not known. Never a guess.
+    /// ISO 639-1 code, or `und` if it is not known. Never a guess.
     pub language: String,
-    /// How sure the engine is of the language, 0 to 1.
+    /// The confidence in the language, 0 to 1.
     #[serde(default)]
     pub language_confidence: Option<f64>,
-    /// Whether the language was asked for or found out.
+    /// Whether the language was requested or detected.
     #[serde(default)]
     pub language_source: Option<LanguageSource>,
     /// All languages of a recording that has several.
     #[serde(default)]
     pub languages: Option<Vec<LanguageShare>>,
-    /// Seconds of audio.
+    /// The duration of the audio in seconds.
     #[serde(default)]
     pub duration: Option<f64>,
     /// The finest pieces that have times.
     #[serde(default)]
     pub timestamp_granularity: TimestampGranularity,
-    /// How the times were found.
+    /// The method that found the times.
     #[serde(default)]
     pub alignment_method: AlignmentMethod,
-    /// The engine that made it. The runner fills it in.
+    /// The id of the engine. The runner fills it in.
     pub engine_id: String,
-    /// The channel of the recording, when channels are transcribed separately. The runner fills it in.
+    /// The channel of the recording, if channels are transcribed separately. The runner fills it
+    /// in.
     #[serde(default)]
     pub channel: Option<u32>,
-    /// What the user should know, for example why there is no text. They reach the final transcript.
+    /// Warnings for the user, for example the reason for an empty text. They reach the final
+    /// transcript.
     #[serde(default)]
     pub warnings: Vec<String>,
     /// Facts without a field of their own, for example `model_id`.
@@ -119,7 +123,7 @@ impl Transcript {
         Self::new(text, segments)
     }
 
-    /// Sets the language that the request asked for.
+    /// Sets a language that was requested.
     #[must_use]
     pub fn requested_language(mut self, code: impl AsRef<str>) -> Self {
         self.set_language(code.as_ref());
@@ -127,7 +131,7 @@ impl Transcript {
         self
     }
 
-    /// Sets the language that the engine heard, and how sure it is (0 to 1).
+    /// Sets a language that the engine detected, and its confidence, 0 to 1.
     #[must_use]
     pub fn detected_language(mut self, code: impl AsRef<str>, confidence: f64) -> Self {
         self.set_language(code.as_ref());
@@ -143,7 +147,7 @@ impl Transcript {
         self
     }
 
-    /// Sets the seconds of audio.
+    /// Sets the duration of the audio in seconds.
     #[must_use]
     pub fn duration(mut self, seconds: f64) -> Self {
         self.duration = Some(seconds);
@@ -157,7 +161,7 @@ impl Transcript {
         self
     }
 
-    /// Sets how the times were found.
+    /// Sets the method that found the times.
     #[must_use]
     pub fn alignment_method(mut self, method: AlignmentMethod) -> Self {
         self.alignment_method = method;
@@ -214,14 +218,14 @@ impl StageOutput for Transcript {
         }
     }
 
-    /// Checks what the types can't promise.
+    /// Checks what the types can't ensure.
     ///
     /// - every time is a finite number, not negative, and no piece ends before it starts;
-    /// - segments, the words of a segment and the characters and phonemes of a word are in order of their starts (they may
-    ///   overlap);
+    /// - segments, the words of a segment and the characters and phonemes of a word are in order of
+    ///   their starts (they may overlap);
     /// - every probability and confidence is from 0 to 1;
     /// - every language has a code, and no more than one of `languages` is the primary one;
-    /// - nothing in any metadata was refused because JSON can't carry it.
+    /// - JSON can represent all values of the metadata.
     fn validate(&self) -> Result<(), ValidationError> {
         if self.language.is_empty() {
             return Err(ValidationError::new(
@@ -273,7 +277,7 @@ impl StageOutput for Transcript {
 pub struct LanguageShare {
     /// ISO 639-1 code.
     pub code: String,
-    /// How sure the engine is of it, 0 to 1.
+    /// The confidence in it, 0 to 1.
     pub confidence: f64,
     /// Whether it is the main one.
     pub is_primary: bool,
@@ -308,24 +312,24 @@ impl LanguageShare {
     }
 }
 
-/// The version of the transcript's form.
+/// The version of the format of transcripts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum SchemaVersion {
-    /// The form described here.
+    /// The format described here.
     #[default]
     #[serde(rename = "1")]
     V1,
 }
 
-/// Where a transcript's language comes from.
+/// The source of the language of a transcript.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum LanguageSource {
-    /// The request named it.
+    /// The request named the language.
     Requested,
-    /// The engine heard it.
+    /// The engine detected the language.
     Detected,
 }
 

@@ -1,10 +1,12 @@
-//! Why an answer can't leave the engine: [`ValidationError`].
+//! The error of an invalid answer: [`ValidationError`].
 
 use std::fmt;
 
-/// A field of an answer that is wrong. The task fails with it, because the platform would refuse the whole answer.
+/// An invalid field of an answer. The task fails with it, because the platform would refuse the
+/// whole answer.
 ///
-/// It reads like a sentence: `segments[3].words[1].end is NaN: expected a finite number of seconds`.
+/// The message is a sentence: `segments[3].words[1].end is NaN: expected a finite number of
+/// seconds`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ValidationError {
     path: String,
@@ -12,7 +14,8 @@ pub struct ValidationError {
 }
 
 impl ValidationError {
-    /// `path` names the field from the top of the answer. `problem` starts with a verb and says what was expected.
+    /// `path` names the field from the top of the answer. `problem` starts with a verb and names
+    /// the expected value.
     #[must_use]
     pub fn new(path: impl Into<String>, problem: impl Into<String>) -> Self {
         Self {
@@ -27,13 +30,13 @@ impl ValidationError {
         &self.path
     }
 
-    /// What is wrong with it.
+    /// The problem of the field.
     #[must_use]
     pub fn problem(&self) -> &str {
         &self.problem
     }
 
-    /// The same error, seen from the object or list that holds the field.
+    /// The error with the path of the object or list that holds the field in front.
     pub(super) fn within(mut self, parent: impl fmt::Display) -> Self {
         let join = if self.path.is_empty() || self.path.starts_with('[') {
             ""

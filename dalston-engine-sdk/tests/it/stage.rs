@@ -2,7 +2,7 @@
 
 use dalston_engine_sdk::stage::{
     AlignmentMethod, Character, LanguageShare, LanguageSource, OutputDefaults, Phoneme, Segment, StageOutput,
-    TimestampGranularity, TranscribeRequest, TranscribeTask, Transcript, Word, audio_duration,
+    TimestampGranularity, TranscribeRequest, TranscribeTask, Transcript, Word,
 };
 use serde_json::{Value, json};
 
@@ -171,21 +171,6 @@ fn unknown_keys_are_ignored_with_a_warning_but_not_those_the_engine_reads_itself
     assert_eq!(warnings[10], "4990 more config keys were ignored");
 }
 
-#[test]
-fn the_duration_is_that_of_the_channels_prepared_file() {
-    let previous = json!({"prepare": {
-        "channel_files": [{"duration": 2.0}, {"duration": 3.0}],
-        "source_media": {"duration": 4.0},
-    }});
-    let previous = previous.as_object().unwrap();
-    assert_eq!(audio_duration(previous, None), Some(2.0));
-    assert_eq!(audio_duration(previous, Some(1)), Some(3.0));
-    assert_eq!(audio_duration(previous, Some(2)), Some(4.0));
-    let odd = json!({"prepare": {"channel_files": [{"duration": -1}], "source_media": null}});
-    assert_eq!(audio_duration(odd.as_object().unwrap(), None), None);
-    assert_eq!(audio_duration(&serde_json::Map::new(), None), None);
-}
-
 fn full_transcript() -> Transcript {
     let word = Word::new(0.2, 0.71, "five")
         .confidence(0.98)
@@ -337,7 +322,7 @@ fn what_is_wrong_with_a_transcript_is_named_by_its_path() {
         ),
         (
             |t| t.segments[0].metadata.insert("avg_logprob", f64::NEG_INFINITY),
-            "segments[0].metadata.avg_logprob is -inf, which JSON can't carry: expected a number or nothing",
+            "segments[0].metadata.avg_logprob is -inf, which JSON can't represent: expected a number or nothing",
         ),
         (
             |t| t.segments[0].metadata.insert("no_speech_prob", 1.5),
@@ -367,7 +352,7 @@ fn what_is_wrong_with_a_transcript_is_named_by_its_path() {
                     .metadata
                     .insert("curve", [0.0, f64::NAN])
             },
-            "segments[0].words[0].metadata.curve[1] is NaN, which JSON can't carry: expected a number or nothing",
+            "segments[0].words[0].metadata.curve[1] is NaN, which JSON can't represent: expected a number or nothing",
         ),
         (
             |t| {
@@ -430,11 +415,11 @@ fn what_is_wrong_with_a_transcript_is_named_by_its_path() {
         ),
         (
             |t| t.metadata.insert("rtf", f32::NAN),
-            "metadata.rtf is NaN, which JSON can't carry: expected a number or nothing",
+            "metadata.rtf is NaN, which JSON can't represent: expected a number or nothing",
         ),
         (
             |t| t.metadata.insert("stats", json_like(f64::INFINITY)),
-            "metadata.stats.deep[0] is inf, which JSON can't carry: expected a number or nothing",
+            "metadata.stats.deep[0] is inf, which JSON can't represent: expected a number or nothing",
         ),
     ];
     for (change, message) in table {

@@ -1,7 +1,7 @@
-//! Serialising to JSON without losing numbers in silence.
+//! Serialising to JSON with an error for numbers that JSON can't represent.
 //!
-//! `serde_json` writes NaN and infinities as `null`. For a reader of the answer that is a value that was never measured;
-//! for the author it is a bug that nobody sees. Here they are errors that name the field.
+//! `serde_json` writes NaN and infinities as `null`, which hides the bug: a reader takes it for a
+//! value that was not measured. Here they are errors that name the field.
 
 use std::fmt;
 
@@ -9,65 +9,65 @@ use serde::Serialize;
 use serde::ser::{self, Serializer};
 use serde_json::Value;
 
-use super::ValidationError;
+use super::validation::ValidationError;
 
-/// The value as JSON.
+/// Serialises a value to JSON.
 ///
 /// # Errors
 ///
 /// The path of the first NaN or infinity, or why the value can't be serialised at all.
 pub(super) fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value, ValidationError> {
-    value.serialize(Finite).map_err(|Found(error)| error)?;
+    value.serialize(Finite).map_err(|NotFinite(error)| error)?;
     serde_json::to_value(value).map_err(|error| ValidationError::new("", format!("can't be JSON: {error}")))
 }
 
-/// Walks a value and stops at the first number that JSON can't carry.
+/// A serializer that writes nothing and stops at the first number that JSON can't represent.
 struct Finite;
 
-/// The error of the walk. Each level it passes on its way up adds its part of the path.
+/// The error of [`Finite`]. Each level adds its part of the path.
 #[derive(Debug)]
-struct Found(ValidationError);
+struct NotFinite(ValidationError);
 
-impl Found {
+impl NotFinite {
     fn within(self, parent: impl fmt::Display) -> Self {
         Self(self.0.within(parent))
     }
 }
 
-impl fmt::Display for Found {
+impl fmt::Display for NotFinite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
     }
 }
 
-impl std::error::Error for Found {}
+impl std::error::Error for NotFinite {}
 
-impl ser::Error for Found {
+impl ser::Error for NotFinite {
     fn custom<T: fmt::Display>(message: T) -> Self {
         Self(ValidationError::new("", format!("can't be JSON: {message}")))
     }
 }
 
-fn float(value: f64) -> Result<(), Found> {
+fn float(value: f64) -> Result<(), NotFinite> {
     if value.is_finite() {
         return Ok(());
     }
-    Err(Found(ValidationError::new(
+    Err(NotFinite(ValidationError::new(
         "",
-        format!("is {value}, which JSON can't carry: expected a number or nothing"),
+        format!("is {value}, which JSON can't represent: expected a number or nothing"),
     )))
 }
 
-/// Methods that have nothing to find.
-macro_rules! harmless {
+/// Methods for values without floating point numbers.
+macro_rules! no_floats {
     ($($method:ident($($argument:ty),*);)*) => {
-        $(fn $method(self, $(_: $argument),*) -> Result<(), Found> { Ok(()) })*
+        $(fn $method(self, $(_: $argument),*) -> Result<(), NotFinite> { Ok(()) })*
     };
 }
 
 impl Serializer for Finite {
     type Ok = ();
-    type Error = Found;
+    type Error = NotFinite;
     type SerializeSeq = Elements;
     type SerializeTuple = Elements;
     type SerializeTupleStruct = Elements;
@@ -76,7 +76,7 @@ impl Serializer for Finite {
     type SerializeStruct = Entries;
     type SerializeStructVariant = Entries;
 
-    harmless! {
+    no_floats! {
         serialize_bool(bool); serialize_i8(i8); serialize_i16(i16); serialize_i32(i32); serialize_i64(i64);
         serialize_u8(u8); serialize_u16(u16); serialize_u32(u32); serialize_u64(u64);
         serialize_i128(i128); serialize_u128(u128);
@@ -85,15 +85,15 @@ impl Serializer for Finite {
         serialize_unit_variant(&'static str, u32, &'static str);
     }
 
-    fn serialize_f32(self, value: f32) -> Result<(), Found> {
+    fn serialize_f32(self, value: f32) -> Result<(), NotFinite> {
         float(value.into())
     }
 
-    fn serialize_f64(self, value: f64) -> Result<(), Found> {
+    fn serialize_f64(self, value: f64) -> Result<(), NotFinite> {
         float(value)
     }
 
-    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Found> {
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), NotFinite> {
         value.serialize(self)
     }
 
@@ -101,7 +101,7 @@ impl Serializer for Finite {
         self,
         _: &'static str,
         value: &T,
-    ) -> Result<(), Found> {
+    ) -> Result<(), NotFinite> {
         value.serialize(self)
     }
 
@@ -111,25 +111,25 @@ impl Serializer for Finite {
         _: u32,
         variant: &'static str,
         value: &T,
-    ) -> Result<(), Found> {
-        value.serialize(self).map_err(|found| found.within(variant))
+    ) -> Result<(), NotFinite> {
+        value.serialize(self).map_err(|error| error.within(variant))
     }
 
-    fn serialize_seq(self, _: Option<usize>) -> Result<Elements, Found> {
+    fn serialize_seq(self, _: Option<usize>) -> Result<Elements, NotFinite> {
         Ok(Elements {
             index: 0,
             variant: "",
         })
     }
 
-    fn serialize_tuple(self, _: usize) -> Result<Elements, Found> {
+    fn serialize_tuple(self, _: usize) -> Result<Elements, NotFinite> {
         Ok(Elements {
             index: 0,
             variant: "",
         })
     }
 
-    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Elements, Found> {
+    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Elements, NotFinite> {
         Ok(Elements {
             index: 0,
             variant: "",
@@ -142,15 +142,15 @@ impl Serializer for Finite {
         _: u32,
         variant: &'static str,
         _: usize,
-    ) -> Result<Elements, Found> {
+    ) -> Result<Elements, NotFinite> {
         Ok(Elements { index: 0, variant })
     }
 
-    fn serialize_map(self, _: Option<usize>) -> Result<Entries, Found> {
+    fn serialize_map(self, _: Option<usize>) -> Result<Entries, NotFinite> {
         Ok(Entries::default())
     }
 
-    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Entries, Found> {
+    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Entries, NotFinite> {
         Ok(Entries::default())
     }
 
@@ -160,7 +160,7 @@ impl Serializer for Finite {
         _: u32,
         variant: &'static str,
         _: usize,
-    ) -> Result<Entries, Found> {
+    ) -> Result<Entries, NotFinite> {
         Ok(Entries {
             key: String::new(),
             variant,
@@ -174,12 +174,12 @@ struct Elements {
 }
 
 impl Elements {
-    fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
+    fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotFinite> {
         let (index, variant) = (self.index, self.variant);
         self.index += 1;
         value
             .serialize(Finite)
-            .map_err(|found| found.within(format_args!("{variant}[{index}]")))
+            .map_err(|error| error.within(format_args!("{variant}[{index}]")))
     }
 }
 
@@ -190,13 +190,13 @@ struct Entries {
 }
 
 impl Entries {
-    fn entry<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Result<(), Found> {
-        value.serialize(Finite).map_err(|found| {
-            let found = found.within(key);
+    fn entry<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Result<(), NotFinite> {
+        value.serialize(Finite).map_err(|error| {
+            let error = error.within(key);
             if self.variant.is_empty() {
-                found
+                error
             } else {
-                found.within(self.variant)
+                error.within(self.variant)
             }
         })
     }
@@ -204,61 +204,61 @@ impl Entries {
 
 impl ser::SerializeSeq for Elements {
     type Ok = ();
-    type Error = Found;
+    type Error = NotFinite;
 
-    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
+    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotFinite> {
         self.element(value)
     }
 
-    fn end(self) -> Result<(), Found> {
+    fn end(self) -> Result<(), NotFinite> {
         Ok(())
     }
 }
 
 impl ser::SerializeTuple for Elements {
     type Ok = ();
-    type Error = Found;
+    type Error = NotFinite;
 
-    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
+    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotFinite> {
         self.element(value)
     }
 
-    fn end(self) -> Result<(), Found> {
+    fn end(self) -> Result<(), NotFinite> {
         Ok(())
     }
 }
 
 impl ser::SerializeTupleStruct for Elements {
     type Ok = ();
-    type Error = Found;
+    type Error = NotFinite;
 
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotFinite> {
         self.element(value)
     }
 
-    fn end(self) -> Result<(), Found> {
+    fn end(self) -> Result<(), NotFinite> {
         Ok(())
     }
 }
 
 impl ser::SerializeTupleVariant for Elements {
     type Ok = ();
-    type Error = Found;
+    type Error = NotFinite;
 
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotFinite> {
         self.element(value)
     }
 
-    fn end(self) -> Result<(), Found> {
+    fn end(self) -> Result<(), NotFinite> {
         Ok(())
     }
 }
 
 impl ser::SerializeMap for Entries {
     type Ok = ();
-    type Error = Found;
+    type Error = NotFinite;
 
-    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Found> {
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), NotFinite> {
         key.serialize(Finite)?;
         self.key = match serde_json::to_value(key) {
             Ok(Value::String(key)) => key,
@@ -268,37 +268,45 @@ impl ser::SerializeMap for Entries {
         Ok(())
     }
 
-    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotFinite> {
         self.entry(&self.key, value)
     }
 
-    fn end(self) -> Result<(), Found> {
+    fn end(self) -> Result<(), NotFinite> {
         Ok(())
     }
 }
 
 impl ser::SerializeStruct for Entries {
     type Ok = ();
-    type Error = Found;
+    type Error = NotFinite;
 
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Found> {
+    fn serialize_field<T: Serialize + ?Sized>(
+        &mut self,
+        key: &'static str,
+        value: &T,
+    ) -> Result<(), NotFinite> {
         self.entry(key, value)
     }
 
-    fn end(self) -> Result<(), Found> {
+    fn end(self) -> Result<(), NotFinite> {
         Ok(())
     }
 }
 
 impl ser::SerializeStructVariant for Entries {
     type Ok = ();
-    type Error = Found;
+    type Error = NotFinite;
 
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Found> {
+    fn serialize_field<T: Serialize + ?Sized>(
+        &mut self,
+        key: &'static str,
+        value: &T,
+    ) -> Result<(), NotFinite> {
         self.entry(key, value)
     }
 
-    fn end(self) -> Result<(), Found> {
+    fn end(self) -> Result<(), NotFinite> {
         Ok(())
     }
 }
@@ -331,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_without_odd_numbers_is_the_json_that_serde_json_makes() {
+    fn a_finite_value_becomes_the_json_of_serde_json() {
         let good = answer(vec![
             Shape::Unit,
             Shape::New(0.1),
@@ -342,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn the_path_of_a_nan_or_an_infinity_is_named_wherever_it_hides() {
+    fn the_path_of_a_nan_or_an_infinity_is_named() {
         for (shape, path) in [
             (Shape::New(f64::NAN), "shapes[1].New"),
             (Shape::Pair(0.0, f64::INFINITY), "shapes[1].Pair[1]"),
@@ -363,13 +371,13 @@ mod tests {
         let error = to_value(&deep).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "by_name.7[1][1] is NaN, which JSON can't carry: expected a number or nothing"
+            "by_name.7[1][1] is NaN, which JSON can't represent: expected a number or nothing"
         );
         assert_eq!(to_value(&f64::NAN).unwrap_err().path(), "");
     }
 
     #[test]
-    fn what_json_has_no_keys_for_is_an_error_and_not_a_panic() {
+    fn keys_that_json_does_not_have_are_an_error() {
         let odd = BTreeMap::from([((1, 2), 3)]);
         assert!(to_value(&odd).unwrap_err().to_string().contains("can't be JSON"));
     }
