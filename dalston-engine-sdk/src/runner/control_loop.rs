@@ -51,6 +51,7 @@ const LONGEST_DRAIN: Duration = Duration::from_secs(365 * 86_400);
 ///     Ok(())
 /// }
 /// ```
+#[doc(alias = "EngineRunner")]
 pub struct Runner {
     pub(super) worker: Arc<Worker>,
     pub(super) submit: mpsc::Sender<Submission>,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dalston_telemetry::metrics::{Device, InMemory, ModelMetrics};
+use dalston_telemetry::services::engine::{Device, InMemory, ModelMetrics};
 use tokio::time::{Instant, timeout};
 
 use super::attempt::Attempt;

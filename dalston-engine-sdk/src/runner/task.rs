@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dalston_telemetry::context::{LogContext, WithLogContext};
-use dalston_telemetry::metrics;
 use dalston_telemetry::opentelemetry::Context;
 use dalston_telemetry::propagate;
+use dalston_telemetry::services::engine;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinError;
 use tokio::time::Instant;
@@ -151,8 +151,8 @@ impl Attempt<'_> {
         }
         if let Some(reason) = self.redelivery {
             self.worker.metrics.task_redelivery(match reason {
-                RedeliveryReason::EngineCrash => metrics::RedeliveryReason::EngineCrash,
-                RedeliveryReason::Deferred => metrics::RedeliveryReason::Deferred,
+                RedeliveryReason::EngineCrash => engine::RedeliveryReason::EngineCrash,
+                RedeliveryReason::Deferred => engine::RedeliveryReason::Deferred,
             });
         }
     }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use dalston_telemetry::TelemetryHandle;
-use dalston_telemetry::metrics::{EngineMetrics, Metrics};
+use dalston_telemetry::metrics::Metrics;
+use dalston_telemetry::services::engine::EngineMetrics;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 

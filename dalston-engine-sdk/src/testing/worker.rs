@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use dalston_telemetry::services::engine::spans;
 use dalston_telemetry::opentelemetry::Context;
 use dalston_telemetry::opentelemetry::trace::{
     SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState,
 };
+use dalston_telemetry::services::engine::spans;
 use dalston_telemetry::testing::TestTelemetry;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
