@@ -1,4 +1,4 @@
-//! Tasks that come straight to a running worker.
+//! Direct tasks: they reach a running worker without its queue.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,7 +15,7 @@ use crate::rig::{Closures, Rig, answer, gate};
 const CALLER: &str = r#"{"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
 const LONG: Duration = Duration::from_secs(60);
 
-/// A task whose input says `text`.
+/// A task whose input is `text`.
 fn saying(rig: &Rig, text: &str) -> DirectTask {
     let path = rig.temp.path().join(format!("{text}.txt"));
     std::fs::write(&path, text).unwrap();
@@ -27,7 +27,7 @@ async fn submit(direct: &Direct, task: DirectTask) -> Result<serde_json::Value, 
 }
 
 #[tokio::test]
-async fn a_direct_task_takes_the_way_of_all_others_and_its_answer_comes_back() {
+async fn a_direct_task_has_the_usual_steps_and_returns_its_answer() {
     let rig = Rig::new();
     let engine = Closures::new(|task, cx| {
         let input = task.require_input("audio")?;
@@ -83,8 +83,12 @@ async fn a_direct_task_takes_the_way_of_all_others_and_its_answer_comes_back() {
     let moved: Vec<String> = rig.telemetry.moved().iter().map(ToString::to_string).collect();
     let processed = |line: &&String| line.starts_with("dalston_engine_tasks_processed_total");
     assert_eq!(moved.iter().filter(processed).count(), 1, "{moved:#?}");
-    assert_eq!(rig.broker.events(), [], "the platform hears nothing of it");
-    assert_eq!(rig.temp_dirs(), 1, "only the input is left, which is not ours");
+    assert_eq!(rig.broker.events(), [], "there are no events");
+    assert_eq!(
+        rig.temp_dirs(),
+        1,
+        "only the input is left, which belongs to the test"
+    );
 }
 
 #[tokio::test]
@@ -129,7 +133,7 @@ async fn a_failure_comes_back_with_its_code_and_the_name_of_the_input() {
 }
 
 #[tokio::test]
-async fn tasks_of_the_queue_and_direct_ones_take_turns() {
+async fn queued_and_direct_tasks_alternate() {
     let rig = Rig::new();
     let (hold, go_on) = gate();
     let order = Arc::new(Mutex::new(Vec::new()));
@@ -150,7 +154,7 @@ async fn tasks_of_the_queue_and_direct_ones_take_turns() {
         told.recv().await.unwrap();
         let tasks = (0..12).map(|n| submit(&direct, saying(&rig, &format!("d{n}"))));
         let open = async {
-            // Both kinds are waiting before the thread is free for the first time.
+            // Both kinds wait before the thread is free for the first time.
             let status = async || rig.broker.held();
             while status().await < 2 {
                 tokio::task::yield_now().await;
@@ -161,7 +165,7 @@ async fn tasks_of_the_queue_and_direct_ones_take_turns() {
             for _ in 1..24 {
                 go_on.open();
                 told.recv().await.unwrap();
-                // What ended meanwhile has given its turn to the next of its kind.
+                // A task that has ended has passed its permit to the next one of its kind.
                 for _ in 0..200 {
                     tokio::task::yield_now().await;
                 }
@@ -174,7 +178,8 @@ async fn tasks_of_the_queue_and_direct_ones_take_turns() {
     };
     rig.run_runner(runner, act).await.1.unwrap();
     let order = order.lock().unwrap().clone();
-    // As many turns for the one kind as for the other: of any six in a row, while both have work, two or more are of each.
+    // Both kinds have the same number of permits: of any six tasks in a row, two or more are of
+    // each kind.
     for window in order[..20].windows(6) {
         let direct = window.iter().filter(|direct| **direct).count();
         assert!((2..=4).contains(&direct), "{order:?}");
@@ -182,7 +187,7 @@ async fn tasks_of_the_queue_and_direct_ones_take_turns() {
 }
 
 #[tokio::test]
-async fn a_task_that_waits_too_long_for_its_turn_is_refused_and_never_begun() {
+async fn a_direct_task_without_a_permit_in_time_is_never_begun() {
     let rig = Rig::new();
     let (hold, go_on) = gate();
     let begun = Arc::new(AtomicUsize::new(0));
@@ -195,7 +200,7 @@ async fn a_task_that_waits_too_long_for_its_turn_is_refused_and_never_begun() {
     let runner = rig.runner(engine).build().unwrap();
     let direct = runner.direct();
     let act = async {
-        // One works, one waits for the thread, and the third one finds no turn.
+        // One task runs, one waits for the thread, and the third one gets no permit.
         let first = submit(&direct, saying(&rig, "a"));
         let second = submit(&direct, saying(&rig, "b"));
         let third = async {
@@ -244,7 +249,7 @@ async fn a_task_whose_caller_has_gone_is_cancelled() {
 }
 
 #[tokio::test]
-async fn a_worker_that_stops_finishes_what_runs_and_refuses_what_waits() {
+async fn a_drain_finishes_running_direct_tasks_and_refuses_others() {
     let rig = Rig::new();
     let (hold, go_on) = gate();
     let (tell, mut told) = unbounded_channel();
@@ -279,11 +284,11 @@ async fn a_worker_that_stops_finishes_what_runs_and_refuses_what_waits() {
 }
 
 #[tokio::test]
-async fn a_task_that_the_runner_leaves_behind_is_for_another_worker() {
+async fn a_task_the_runner_leaves_behind_can_go_to_another_worker() {
     let rig = Rig::new();
     let runner = rig.runner(Closures::new(|_, _| answer())).build().unwrap();
     let direct = runner.direct();
-    // Gone without a word: its status says nothing of an end.
+    // The runner is dropped, and its status shows no end.
     let (left, ()) = tokio::join!(submit(&direct, saying(&rig, "a")), async {
         tokio::task::yield_now().await;
         drop(runner);

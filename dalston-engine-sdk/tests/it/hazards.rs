@@ -1,4 +1,4 @@
-//! What may go wrong with one task, and that the next one does not notice.
+//! Failures of one task that do not affect the next one.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::rig::{Closures, HeldTime, Rig, answer, gate, job_of, pass};
 
-/// Tells the test that the engine has begun with a task.
+/// Signals the start of a task in the engine to the test.
 fn begun() -> (UnboundedSender<String>, UnboundedReceiver<String>) {
     unbounded_channel()
 }
@@ -31,7 +31,7 @@ pub(crate) fn other_worker() -> Consumer {
     }
 }
 
-/// Submits tasks of these names one after the other and gives their outcomes.
+/// Submits tasks of these names one after the other and returns their outcomes.
 async fn outcomes(rig: &Rig, names: &[&str]) -> Vec<Result<(), (String, String)>> {
     let mut outcomes = Vec::new();
     for name in names {
@@ -54,8 +54,7 @@ impl Drop for Bomb {
 }
 
 #[tokio::test]
-async fn an_error_a_panic_and_exhausted_memory_each_fail_one_task_and_only_a_doubtful_model_is_loaded_again()
-{
+async fn errors_fail_one_task_and_panics_reload_the_model() {
     let rig = Rig::new();
     let engine = Closures::with_model(|model, _, cx| match cx.info().task_id.as_str() {
         "error" => Err(TaskError::permanent("no_speech", "there is nothing to hear")),
@@ -95,14 +94,14 @@ async fn an_error_a_panic_and_exhausted_memory_each_fail_one_task_and_only_a_dou
         }
     };
     rig.run(builder, act).await.1.unwrap();
-    // Used by ok-1, error, ok-2 and io before the panic; fresh after it.
+    // Used by ok-1, error, ok-2 and io before the panic, and fresh after it.
     assert_eq!(rig.response("ok-2").await, json!({"used": 3}));
     assert_eq!(rig.response("ok-3").await, json!({"used": 1}));
     assert_eq!(rig.temp_dirs(), 0);
 }
 
 #[tokio::test]
-async fn a_failure_is_recorded_on_the_spans_with_status_type_and_exception() {
+async fn a_failure_is_recorded_on_the_spans() {
     let rig = Rig::new();
     let engine = Closures::new(|_, _| panic!("boom"));
     rig.run(rig.runner(engine), outcomes(&rig, &["t1"]))
@@ -141,7 +140,7 @@ async fn a_failure_is_recorded_on_the_spans_with_status_type_and_exception() {
 }
 
 #[tokio::test]
-async fn a_model_that_can_not_be_loaded_fails_its_tasks_and_is_tried_again_later() {
+async fn a_failed_model_load_fails_its_tasks_and_is_retried_later() {
     let _time = HeldTime::new();
     let rig = Rig::new();
     let broken = Arc::new(AtomicUsize::new(1));
@@ -158,7 +157,7 @@ async fn a_model_that_can_not_be_loaded_fails_its_tasks_and_is_tried_again_later
     let act = async {
         let corrupt = "loading model \"tiny\": model.safetensors: bad header";
         assert_eq!(outcomes(&rig, &["t1"]).await, [failed("model_corrupt", corrupt)]);
-        // At once: the same error, without another load.
+        // The same error at once, without another load.
         let again = format!("{corrupt} (tried a moment ago, next try in 1.0 s)");
         assert_eq!(outcomes(&rig, &["t2"]).await, [failed("model_corrupt", &again)]);
         assert_eq!(loads.load(Ordering::SeqCst), 1);
@@ -175,7 +174,7 @@ async fn a_model_that_can_not_be_loaded_fails_its_tasks_and_is_tried_again_later
 }
 
 #[tokio::test]
-async fn exhausted_memory_costs_all_models_of_the_thread_so_that_the_next_task_finds_room() {
+async fn exhausted_memory_drops_all_models_of_the_thread() {
     let rig = Rig::new();
     let full = || TaskError::out_of_memory("no room");
     let loads_of_b = AtomicUsize::new(0);
@@ -197,7 +196,7 @@ async fn exhausted_memory_costs_all_models_of_the_thread_so_that_the_next_task_f
                 failed("out_of_memory", "loading model \"b\": no room"),
                 2,
             ),
-            // At once, and without the model that was in the way.
+            // At once, and without the other model.
             ("t3", "b", Ok(()), 3),
             ("t4", "a", Ok(()), 4),
             ("t5", "b", Ok(()), 4),
@@ -217,7 +216,7 @@ async fn exhausted_memory_costs_all_models_of_the_thread_so_that_the_next_task_f
 }
 
 #[tokio::test]
-async fn a_call_that_ignores_its_deadline_fails_its_task_on_time_and_the_next_task_gets_a_new_thread() {
+async fn a_stuck_call_fails_on_time_and_its_thread_is_replaced() {
     let _time = HeldTime::new();
     let rig = Rig::new();
     let (stuck, free) = gate();
@@ -255,19 +254,19 @@ async fn a_call_that_ignores_its_deadline_fails_its_task_on_time_and_the_next_ta
         assert_eq!(
             rig.broker.held(),
             1,
-            "the stuck task is acknowledged, the next one waits"
+            "the stuck task is acknowledged, and the next one waits"
         );
-        // Its span is there although the call may never return.
+        // Its span is exported although the call may never return.
         let span = rig.telemetry.span("engine.test-asr.process");
         assert_eq!(
             span.attribute("error.type").unwrap().to_string(),
             "deadline_exceeded"
         );
-        // The thread gets a little longer to come back by itself.
+        // The thread gets a little longer to return by itself.
         pass(Duration::from_secs(11)).await;
         assert_eq!(told.recv().await.unwrap(), "next");
         assert_eq!(rig.outcome("next").await, Ok(json!({"text": "hello"})));
-        // What the stuck call answers in the end is nobody's business any more.
+        // The late answer of the stuck call is thrown away.
         free.open();
         assert_eq!(outcomes(&rig, &["last"]).await, [Ok(())]);
     };
@@ -295,7 +294,7 @@ async fn a_call_that_ignores_its_deadline_fails_its_task_on_time_and_the_next_ta
 }
 
 #[tokio::test]
-async fn an_engine_that_returns_shortly_after_its_deadline_keeps_its_thread_and_its_model() {
+async fn a_slightly_late_engine_keeps_its_thread_and_its_model() {
     let _time = HeldTime::new();
     let rig = Rig::new();
     let (slow, go_on) = gate();
@@ -327,7 +326,7 @@ async fn an_engine_that_returns_shortly_after_its_deadline_keeps_its_thread_and_
 }
 
 #[tokio::test]
-async fn the_deadline_is_the_one_of_the_queue_entry() {
+async fn the_deadline_is_that_of_the_queue_entry() {
     let _time = HeldTime::new();
     let rig = Rig::new();
     let (stuck, free) = gate();
@@ -353,7 +352,7 @@ async fn the_deadline_is_the_one_of_the_queue_entry() {
 }
 
 #[tokio::test]
-async fn a_task_that_is_read_after_its_deadline_fails_at_once_without_being_processed() {
+async fn an_overdue_task_fails_without_being_processed() {
     let rig = Rig::new();
     let engine = Closures::new(|_, _| panic!("processed"));
     let act = async {
@@ -405,7 +404,7 @@ async fn a_worker_that_loses_too_many_threads_ends_with_an_error() {
 }
 
 #[tokio::test]
-async fn a_cancelled_job_reaches_the_engine_within_a_second_and_ends_its_task() {
+async fn a_cancelled_job_stops_the_engine_within_a_second() {
     let _time = HeldTime::new();
     let rig = Rig::new();
     let (tell, mut told) = begun();
@@ -430,14 +429,14 @@ async fn a_cancelled_job_reaches_the_engine_within_a_second_and_ends_its_task() 
             EventKind::Failed { retryable, .. } => Some(*retryable),
             _ => None,
         });
-        assert_eq!(retryable, Some(false), "nobody wants it any more");
+        assert_eq!(retryable, Some(false), "a cancelled task is not retried");
         assert_eq!(outcomes(&rig, &["t2"]).await, [Ok(())]);
     };
     rig.run(rig.runner(engine), act).await.1.unwrap();
 }
 
 #[tokio::test]
-async fn a_task_that_fails_by_itself_while_its_job_is_cancelled_ends_as_a_cancelled_one() {
+async fn a_failure_during_cancellation_counts_as_cancelled() {
     let rig = Rig::new();
     let metrics = Metrics::new();
     let broker = rig.broker.clone();
@@ -460,7 +459,7 @@ async fn a_task_that_fails_by_itself_while_its_job_is_cancelled_ends_as_a_cancel
 }
 
 #[tokio::test]
-async fn a_begun_task_that_comes_back_after_its_job_was_cancelled_gets_an_end() {
+async fn a_redelivered_task_of_a_cancelled_job_is_ended() {
     let rig = Rig::new();
     rig.submit("t1").await;
     let delivery = rig.broker.receive(&other_worker(), Duration::ZERO).await;
@@ -477,9 +476,9 @@ async fn a_begun_task_that_comes_back_after_its_job_was_cancelled_gets_an_end() 
 }
 
 #[tokio::test]
-async fn a_worker_that_loses_its_lease_stops_and_says_nothing_more_about_the_task() {
+async fn a_worker_without_the_lease_stops_and_reports_nothing() {
     let _time = HeldTime::new();
-    // Renewals come every 20 s; this lease ends before the first.
+    // Renewals come every 20 s. This lease ends before the first one.
     let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(10), 100));
     let broker = AwkwardBroker {
         broker: rig.broker.clone(),
@@ -532,7 +531,7 @@ async fn a_worker_that_loses_its_lease_stops_and_says_nothing_more_about_the_tas
 }
 
 #[tokio::test]
-async fn a_worker_that_was_cut_off_does_not_write_over_the_result_of_its_successor() {
+async fn a_cut_off_worker_does_not_overwrite_a_peers_result() {
     let _time = HeldTime::new();
     let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(60), 100));
     let away = Arc::new(AtomicBool::new(false));
@@ -577,8 +576,8 @@ async fn a_worker_that_was_cut_off_does_not_write_over_the_result_of_its_success
 }
 
 #[tokio::test]
-async fn a_worker_that_stood_still_while_it_got_a_task_writes_nothing_once_a_peer_has_it() {
-    // The peer gets the task as soon as it asks.
+async fn a_suspended_worker_writes_nothing_once_a_peer_has_the_task() {
+    // The peer gets the task with its next read.
     let rig = Rig::with_broker(MemoryBroker::with(Duration::from_millis(100), 100));
     let broker = AwkwardBroker {
         broker: rig.broker.clone(),
@@ -610,7 +609,7 @@ async fn a_worker_that_stood_still_while_it_got_a_task_writes_nothing_once_a_pee
 }
 
 #[tokio::test]
-async fn a_result_waits_for_a_broker_that_fails_over_and_is_not_computed_again() {
+async fn a_result_waits_for_a_broker_that_fails_over() {
     tokio::time::pause();
     let rig = Rig::new();
     let broker = AwkwardBroker {
@@ -666,7 +665,7 @@ async fn a_long_task_keeps_its_lease_as_long_as_it_runs() {
 }
 
 #[tokio::test]
-async fn a_task_that_outlived_its_workers_too_often_is_failed_with_an_error_that_says_so() {
+async fn a_task_delivered_too_often_fails_with_the_count() {
     let _time = HeldTime::new();
     let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(10), 100));
     rig.submit("poison").await;
@@ -689,7 +688,7 @@ async fn a_task_that_outlived_its_workers_too_often_is_failed_with_an_error_that
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_makes_a_task_hopeless_is_reported_even_if_its_deadline_passes_meanwhile() {
+async fn a_failed_check_wins_over_a_deadline_that_passes_meanwhile() {
     for (name, stage, expected) in [
         ("../up", "transcribe", "invalid_id"),
         ("t1", "Trans cribe!", "invalid_stage"),
@@ -717,7 +716,7 @@ async fn what_makes_a_task_hopeless_is_reported_even_if_its_deadline_passes_mean
 }
 
 #[tokio::test]
-async fn an_engine_stops_when_the_whole_worker_is_dropped() {
+async fn an_engine_stops_when_its_worker_is_dropped() {
     let rig = Rig::new();
     let (tell, mut told) = begun();
     let engine = Closures::new(move |_, cx| {
@@ -736,18 +735,18 @@ async fn an_engine_stops_when_the_whole_worker_is_dropped() {
     assert_eq!(told.recv().await.unwrap(), "stopped");
 }
 
-/// A broker that grants shorter leases than it says, so that its worker renews too late, that gives it one task only, and
-/// that takes its time to announce it.
+/// A broker that grants shorter leases than it reports, so that its worker renews too late. It
+/// gives its worker only one task, and reports its start slowly.
 #[derive(Debug)]
 pub(crate) struct AwkwardBroker {
     pub(crate) broker: MemoryBroker,
-    /// For how long the process did, when a task was on its way to it.
+    /// How long the process was suspended while it received a task.
     pub(crate) stood_still: Duration,
     pub(crate) given: AtomicBool,
     pub(crate) announcing: Duration,
-    /// Renewals don't reach it.
+    /// Whether renewals are lost.
     pub(crate) away: Arc<AtomicBool>,
-    /// Nothing can be finished before.
+    /// When the first outcome is accepted.
     pub(crate) finishing: Option<Instant>,
 }
 

@@ -1,4 +1,4 @@
-//! What a runner does when its machine will be taken away.
+//! The drain of a runner whose machine will be taken away.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use crate::rig::{Closures, Rig, answer, gate};
 
 #[tokio::test]
-async fn an_announcement_starts_the_drain_and_shows_on_every_span_that_is_open_or_opens_later() {
+async fn an_interruption_starts_the_drain_and_marks_all_spans() {
     let rig = Rig::new();
     let (engine_waits, open) = gate();
     let (begun, mut begins) = unbounded_channel();
@@ -57,7 +57,7 @@ async fn an_announcement_starts_the_drain_and_shows_on_every_span_that_is_open_o
 }
 
 #[tokio::test]
-async fn the_time_that_is_left_shortens_the_drain_and_what_still_runs_is_handed_back() {
+async fn the_time_left_shortens_the_drain() {
     let rig = Rig::new();
     let (begun, mut begins) = unbounded_channel();
     let engine = Closures::new(move |_, cx| {
@@ -92,14 +92,14 @@ async fn the_time_that_is_left_shortens_the_drain_and_what_still_runs_is_handed_
         "stop"
     );
 
-    // A peer takes it at once.
+    // A peer gets it at once.
     let builder = rig.runner(Closures::new(|_, _| answer()));
     let (outcome, _) = rig.run(builder, rig.outcome("running")).await;
     outcome.unwrap();
 }
 
 #[tokio::test]
-async fn an_announcement_before_the_start_lets_no_task_begin() {
+async fn an_interruption_before_the_start_lets_no_task_begin() {
     let rig = Rig::new();
     let runner = rig
         .runner(Closures::new(|_, _| {

@@ -1,4 +1,4 @@
-//! Behaviour of the SDK as its users see it.
+//! Behaviour of the public API.
 
 #![allow(clippy::unwrap_used)] // A failing test may panic.
 

@@ -1,4 +1,4 @@
-//! What overlaps, what is bounded, which thread has which model, and how a worker stops.
+//! Overlapping tasks and their bounds, the models of inference threads, and the drain.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -25,7 +25,7 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use crate::rig::{Closures, HeldTime, Rig, answer, gate, pass};
 
-/// Lets everything happen that can happen without time passing and without a gate being opened.
+/// Runs everything that needs no time and no open gate.
 async fn settle() {
     for _ in 0..2_000 {
         tokio::task::yield_now().await;
@@ -33,7 +33,7 @@ async fn settle() {
 }
 
 #[tokio::test]
-async fn while_a_task_is_processed_the_next_one_is_already_here_and_no_third_one_is_taken() {
+async fn exactly_one_task_is_prefetched_per_slot() {
     let rig = Rig::new();
     let (hold, go_on) = gate();
     let (tell, mut told) = unbounded_channel();
@@ -69,7 +69,7 @@ async fn while_a_task_is_processed_the_next_one_is_already_here_and_no_third_one
             assert_eq!(
                 rig.broker.waiting(),
                 names.len() - here,
-                "and no more than that is taken"
+                "and no further task is taken"
             );
             go_on.open();
         }
@@ -79,7 +79,7 @@ async fn while_a_task_is_processed_the_next_one_is_already_here_and_no_third_one
 }
 
 #[tokio::test]
-async fn the_engine_works_on_while_results_wait_for_the_store_but_not_without_bound() {
+async fn a_slow_store_delays_the_engine_after_four_uploads() {
     let rig = Rig::new();
     let blocked = BlockedPuts {
         inner: InMemory::new(),
@@ -100,7 +100,8 @@ async fn the_engine_works_on_while_results_wait_for_the_store_but_not_without_bo
         rig.submit(&format!("t{number}")).await;
     }
     let act = async {
-        // Four results on their way; one more waits for its turn, and the task behind it has nowhere to put its own.
+        // Four results are uploaded. Two more wait: each of their tasks holds one of the two
+        // permits.
         while processed.load(Ordering::SeqCst) < 6 {
             tokio::task::yield_now().await;
         }
@@ -151,7 +152,7 @@ async fn every_slot_has_a_thread_and_a_model_of_its_own() {
     assert_eq!(loads.load(Ordering::SeqCst), 3);
 }
 
-/// Runs tasks for these models one after the other and says how often each had been loaded after each of them.
+/// Runs tasks for these models one after the other and returns the loaded models in order.
 async fn loads_of(
     rig: &Rig,
     builder: impl FnOnce(Closures) -> dalston_engine_sdk::RunnerBuilder<Closures>,
@@ -179,7 +180,7 @@ async fn loads_of(
 }
 
 #[tokio::test]
-async fn models_are_kept_by_name_and_the_least_recently_used_one_goes_first() {
+async fn the_least_recently_used_model_is_dropped_first() {
     let rig = Rig::new();
     let loads = loads_of(
         &rig,
@@ -215,7 +216,7 @@ async fn a_task_goes_to_the_thread_that_has_its_model() {
 }
 
 #[tokio::test]
-async fn the_metadata_of_a_task_names_the_model_before_its_config_does() {
+async fn the_model_of_the_metadata_wins_over_the_config() {
     let rig = Rig::new();
     let engine = Closures::new(|_, cx| Ok(json!({"model": cx.info().model.as_str()})));
     rig.submit_with("t1", |request, metadata, task| {
@@ -231,8 +232,8 @@ async fn the_metadata_of_a_task_names_the_model_before_its_config_does() {
 }
 
 #[tokio::test]
-async fn a_model_that_nobody_asks_for_is_dropped_on_its_own_thread_after_its_time() {
-    /// Says on which thread it was dropped.
+async fn an_idle_model_is_dropped_on_its_own_thread() {
+    /// Sends the thread on which it was dropped.
     struct Watched(tokio::sync::mpsc::UnboundedSender<ThreadId>);
     impl Drop for Watched {
         fn drop(&mut self) {
@@ -346,7 +347,7 @@ async fn a_preloaded_model_is_there_before_the_first_task_is_taken() {
 }
 
 #[tokio::test]
-async fn a_worker_that_stops_hands_the_waiting_task_back_at_once_and_finishes_the_running_one() {
+async fn a_drain_hands_back_waiting_tasks_and_finishes_running_ones() {
     let rig = Rig::new();
     let (hold, go_on) = gate();
     let (tell, mut told) = unbounded_channel();
@@ -392,7 +393,7 @@ async fn a_worker_that_stops_hands_the_waiting_task_back_at_once_and_finishes_th
 }
 
 #[tokio::test]
-async fn a_task_that_does_not_end_in_the_time_for_draining_is_told_to_stop_and_handed_back() {
+async fn a_task_that_exceeds_the_drain_timeout_is_handed_back() {
     let _time = HeldTime::new();
     let rig = Rig::new();
     let (tell, mut told) = unbounded_channel();
@@ -434,7 +435,7 @@ async fn a_task_that_does_not_end_in_the_time_for_draining_is_told_to_stop_and_h
 }
 
 #[tokio::test]
-async fn a_task_that_ends_when_the_worker_tells_it_to_stop_keeps_its_result() {
+async fn a_task_that_ends_at_the_drain_timeout_keeps_its_result() {
     let _time = HeldTime::new();
     let rig = Rig::new();
     let (tell, mut told) = unbounded_channel();
@@ -463,7 +464,7 @@ async fn a_task_that_ends_when_the_worker_tells_it_to_stop_keeps_its_result() {
 }
 
 #[tokio::test]
-async fn a_result_that_can_not_be_stored_before_the_worker_ends_goes_back_to_the_queue() {
+async fn a_task_with_an_unstored_result_is_handed_back() {
     let _time = HeldTime::new();
     let blocked = Arc::new(BlockedPuts {
         inner: InMemory::new(),
@@ -503,7 +504,7 @@ async fn a_worker_without_tasks_stops_at_once() {
 }
 
 #[test]
-fn a_runner_that_makes_no_sense_is_refused_with_a_reason() {
+fn an_invalid_runner_is_refused_with_a_reason() {
     let rig = Rig::new();
     let engine = || Closures::new(|_, _| answer());
     let refused =
@@ -529,7 +530,7 @@ fn a_runner_that_makes_no_sense_is_refused_with_a_reason() {
     );
 }
 
-/// A store that takes nothing until a permit is there.
+/// A store that delays every write until a permit is available.
 #[derive(Debug)]
 struct BlockedPuts {
     inner: InMemory,

@@ -1,4 +1,4 @@
-//! What a worker writes, and over what.
+//! The writes of results, and the files that they may replace.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -32,7 +32,7 @@ fn rig(store: Store) -> Rig {
     rig
 }
 
-/// Leaves a file `notes.txt` that says "ours", and a response.
+/// Writes a file `notes.txt` with the text "ours", and a response.
 fn engine() -> Closures {
     Closures::new(|_, cx| leave_notes(cx))
 }
@@ -54,10 +54,10 @@ async fn read(store: &Store, key: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_request_that_is_still_on_its_way_when_a_peer_ends_the_task_changes_nothing_any_more() {
+async fn a_delayed_write_does_not_replace_a_peers_result() {
     for late in ["notes.txt", "response.json"] {
         let server = TestS3::start();
-        // The peer gets the task as soon as it asks; we are sure to have it for half a minute.
+        // The peer gets the task with its next read. The worker trusts its lease for half a minute.
         let mut rig = Rig::with_broker(MemoryBroker::with(Duration::from_millis(100), 100));
         rig.store = s3(&server);
         let broker = AwkwardBroker {
@@ -76,7 +76,7 @@ async fn a_request_that_is_still_on_its_way_when_a_peer_ends_the_task_changes_no
         server.trouble(slow);
         let before = server.requests();
         let act = async {
-            // The request document, the notes if they are not late, and what is.
+            // The request document, the notes unless they are delayed, and the delayed write.
             let sent = before + if late == "notes.txt" { 2 } else { 3 };
             while server.requests() < sent {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -107,7 +107,7 @@ async fn a_request_that_is_still_on_its_way_when_a_peer_ends_the_task_changes_no
 }
 
 #[tokio::test]
-async fn what_an_earlier_attempt_left_is_replaced() {
+async fn the_results_of_an_earlier_attempt_are_replaced() {
     let (server, temp) = (TestS3::start(), tempfile::tempdir().unwrap());
     for store in [
         s3(&server),
@@ -126,14 +126,15 @@ async fn what_an_earlier_attempt_left_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_storage_that_knows_no_conditions_is_asked_for_none_after_the_first() {
+async fn a_store_without_conditional_writes_is_asked_only_once() {
     let server = TestS3::start();
     server.refuse_conditions();
-    // Request, notes, response, and the response again for this test.
+    // Request, notes, response, and the read of the response by this test.
     assert_eq!(requests_to_replace_notes(&server).await, 4);
 }
 
-/// How many requests the second of two tasks takes that both end well, where an earlier attempt of the second left notes.
+/// The number of requests of the second of two completed tasks. An earlier attempt of it left
+/// notes.
 async fn requests_to_replace_notes(server: &TestS3) -> u64 {
     let rig = rig(s3(server));
     rig.store
@@ -155,7 +156,7 @@ async fn requests_to_replace_notes(server: &TestS3) -> u64 {
 }
 
 #[tokio::test]
-async fn a_write_whose_answer_is_lost_or_whose_connection_is_cut_is_made_again() {
+async fn a_write_without_a_reply_is_repeated() {
     for fault in [Fault::LoseAnswer, Fault::Cut] {
         let server = TestS3::start();
         let rig = rig(s3(&server));
@@ -170,15 +171,15 @@ async fn a_write_whose_answer_is_lost_or_whose_connection_is_cut_is_made_again()
 }
 
 #[tokio::test]
-async fn a_write_that_took_too_long_to_arrive_is_made_again_under_its_condition() {
+async fn a_timed_out_write_is_repeated_under_its_condition() {
     let server = TestS3::start();
     let slow = Fault::Answer {
         status: 400,
         code: "RequestTimeout",
     };
-    // Not of the notes that are written before there is a task.
+    // Without the write of the earlier notes.
     let of_the_first = Trouble::new(slow).method("PUT").path(&notes("t1")).times(1);
     server.trouble(of_the_first);
-    // Beside the four: to see what is there, and to replace that.
+    // Beside the four: one to read the existing file, and one to replace it.
     assert_eq!(requests_to_replace_notes(&server).await, 6);
 }

@@ -1,4 +1,5 @@
-//! A worker in a test: an engine made of closures, the broker and the store in memory, telemetry of its own.
+//! A worker in a test: an engine made of closures, the broker and the store in memory, telemetry of
+//! its own.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -18,7 +19,7 @@ use dalston_telemetry::testing::TestTelemetry;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-/// A model that can't leave its thread, and counts how often it was used.
+/// A model that is not `Send`, and counts its uses.
 pub(crate) type Model = Rc<Cell<usize>>;
 
 type Load = Box<dyn Fn(&ModelId, &LoadContext) -> Result<(), TaskError> + Send + Sync>;
@@ -56,7 +57,7 @@ impl Closures {
         self
     }
 
-    /// How often a model was loaded.
+    /// The number of model loads.
     pub(crate) fn loads(&self) -> Arc<AtomicUsize> {
         Arc::clone(&self.loads)
     }
@@ -94,7 +95,7 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new() -> Self {
-        // Leases so long that a test which lets hours pass in one step does not lose them.
+        // Long leases, for tests that let hours pass in one step.
         Self::with_broker(MemoryBroker::with(Duration::from_secs(100_000), 1_000))
     }
 
@@ -108,7 +109,7 @@ impl Rig {
         }
     }
 
-    /// Stores a request and queues its task, both with ids made of `name`.
+    /// Stores a request and queues its task, with ids derived from `name`.
     pub(crate) async fn submit(&self, name: &str) {
         self.submit_with(name, |_, _, task| task).await;
     }
@@ -151,7 +152,7 @@ impl Rig {
         self.run_runner(builder.build().unwrap(), act).await
     }
 
-    /// As [`run`](Self::run), for a worker that is put together already.
+    /// As [`run`](Self::run), for a built worker.
     pub(crate) async fn run_runner<R>(
         &self,
         runner: Runner,
@@ -170,7 +171,7 @@ impl Rig {
         (result, run)
     }
 
-    /// What became of a task: `ok`, or the code and the text of the error.
+    /// The outcome of a task: the data of its answer, or the code and the text of its error.
     pub(crate) async fn outcome(&self, name: &str) -> Result<Value, (String, String)> {
         match self.broker.wait_for_outcome(name).await.kind {
             EventKind::Completed { .. } => Ok(self.response(name).await),
@@ -186,12 +187,12 @@ impl Rig {
         serde_json::from_slice::<Value>(&bytes).unwrap()["data"].take()
     }
 
-    /// What the broker was told, as `task event`.
+    /// The events of the broker, as `task event`.
     pub(crate) fn events(&self) -> Vec<String> {
         self.broker.events().iter().map(describe).collect()
     }
 
-    /// How many directories of tasks there are.
+    /// The number of directories of tasks.
     pub(crate) fn temp_dirs(&self) -> usize {
         std::fs::read_dir(self.temp.path()).unwrap().count()
     }
@@ -211,12 +212,12 @@ fn describe(event: &RecordedEvent) -> String {
     format!("{} {what}", event.task_id)
 }
 
-/// An engine's answer.
+/// The answer of an engine.
 pub(crate) fn answer() -> Result<Value, TaskError> {
     Ok(json!({"text": "hello"}))
 }
 
-/// Two ends of a gate: the engine waits at one, the test opens the other.
+/// Two ends of a gate: the engine waits at one, and the test opens the other.
 pub(crate) fn gate() -> (Gate, Opener) {
     let (open, opened) = mpsc::channel();
     (Gate(Arc::new(std::sync::Mutex::new(opened))), Opener(open))
@@ -226,7 +227,7 @@ pub(crate) fn gate() -> (Gate, Opener) {
 pub(crate) struct Gate(Arc<std::sync::Mutex<mpsc::Receiver<()>>>);
 
 impl Gate {
-    /// Blocks the thread until the gate was opened once for this call, or is gone.
+    /// Blocks the thread until the gate is opened once for this call, or is dropped.
     pub(crate) fn wait(&self) {
         let _ = self
             .0
@@ -245,17 +246,17 @@ impl Opener {
     }
 }
 
-/// Keeps a paused clock from running ahead while all that is left to wait for is an inference thread.
+/// Keeps tokio from advancing a paused clock while only an inference thread is busy.
 pub(crate) struct HeldTime {
     _release: mpsc::Sender<()>,
 }
 
 impl HeldTime {
-    /// Pauses the clock; it moves only when the test says so.
+    /// Pauses the clock. Only [`pass`] moves it.
     pub(crate) fn new() -> Self {
         tokio::time::pause();
         let (release, released) = mpsc::channel::<()>();
-        // While something blocks on this pool, tokio does not advance a paused clock by itself.
+        // tokio does not advance a paused clock while a thread of this pool is blocked.
         tokio::task::spawn_blocking(move || {
             let _ = released.recv();
         });
@@ -263,10 +264,10 @@ impl HeldTime {
     }
 }
 
-/// Lets time pass on a held clock, and everything that was waiting for it happen.
+/// Advances a held clock and runs everything that waited for it.
 pub(crate) async fn pass(time: Duration) {
     tokio::time::advance(time).await;
-    // Timers are looked at every 61 turns of the scheduler, and what they wake may set others.
+    // tokio polls timers every 61 ticks of the scheduler, and woken tasks may set further ones.
     for _ in 0..500 {
         tokio::task::yield_now().await;
     }

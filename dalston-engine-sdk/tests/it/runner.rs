@@ -1,4 +1,4 @@
-//! The way of a task: what is announced, fetched, traced, measured, stored and reported, in which order.
+//! The lifecycle of a task: its events, files, spans, metrics and results, in their order.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -18,7 +18,7 @@ use crate::rig::{Closures, Rig, answer, gate, job_of};
 const PRODUCER: &str = r#"{"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
 
 #[tokio::test]
-async fn a_task_is_announced_done_and_reported_and_its_answer_is_stored() {
+async fn a_task_is_started_done_and_reported_with_a_stored_answer() {
     let rig = Rig::new();
     rig.submit("t1").await;
     let engine = Closures::new(|_, _| answer());
@@ -31,7 +31,7 @@ async fn a_task_is_announced_done_and_reported_and_its_answer_is_stored() {
 }
 
 #[tokio::test]
-async fn the_trace_of_a_cold_task_has_every_stage_and_every_attribute_and_a_warm_one_no_load() {
+async fn cold_trace_has_all_spans_and_warm_trace_has_no_load() {
     let rig = Rig::new();
     let engine = Closures::new(|_, _| {
         info_span!("engine.encode").in_scope(|| {});
@@ -151,7 +151,7 @@ async fn exactly_the_series_of_a_task_move() {
 }
 
 #[tokio::test]
-async fn neither_loading_a_model_nor_a_clock_that_is_ahead_shows_in_the_times_of_a_task() {
+async fn model_load_and_clock_skew_do_not_change_task_times() {
     const LOAD: Duration = Duration::from_millis(300);
     let rig = Rig::new();
     let metrics = Metrics::new();
@@ -171,7 +171,7 @@ async fn neither_loading_a_model_nor_a_clock_that_is_ahead_shows_in_the_times_of
     let snapshot = metrics.snapshot();
     let sum = |name: &str| snapshot.sum(&format!("dalston_engine_{name}"), &[]);
     assert!(sum("model_load_seconds_sum") >= LOAD.as_secs_f64());
-    // However slow the machine is, what was spent on loading was not spent on the task.
+    // The time of the load is not part of the time of the task, however slow the machine is.
     let both = sum("model_load_seconds_sum") + sum("task_duration_seconds_sum");
     assert!(both <= all, "{both} s of {all} s");
     assert_eq!(sum("task_duration_seconds_count"), 1.0);
@@ -229,7 +229,7 @@ async fn the_log_lines_of_an_engine_carry_the_ids_of_its_task() {
 }
 
 #[tokio::test]
-async fn events_carry_the_request_id_and_the_context_of_the_tasks_span() {
+async fn events_carry_the_request_id_and_the_task_span() {
     let rig = Rig::new();
     rig.submit_with("t1", |_, metadata, task| {
         metadata.request_id = Some("req-7".to_owned());
@@ -271,7 +271,7 @@ async fn with_tracing_off_the_producers_context_passes_through() {
 }
 
 #[tokio::test]
-async fn a_task_that_can_not_even_be_read_is_announced_before_it_fails() {
+async fn an_unreadable_task_is_started_before_it_fails() {
     let rig = Rig::new();
     rig.submit("whole").await;
     for (name, change) in [
@@ -304,7 +304,7 @@ async fn a_task_that_can_not_even_be_read_is_announced_before_it_fails() {
         .1
         .unwrap();
     let mut events = rig.events();
-    // Two tasks are under way at a time, so only the order within a task is certain.
+    // Two tasks run at a time, so only the order within a task is certain.
     events.sort_by_key(|event| event.split(' ').next().map(str::to_owned));
     assert_eq!(
         events,
@@ -327,7 +327,7 @@ async fn a_task_that_can_not_even_be_read_is_announced_before_it_fails() {
 }
 
 #[tokio::test]
-async fn a_job_that_was_cancelled_before_its_turn_is_removed_without_an_event() {
+async fn a_job_cancelled_in_the_queue_is_removed_without_an_event() {
     let rig = Rig::new();
     let metrics = Metrics::new();
     rig.submit("unwanted").await;
@@ -348,7 +348,7 @@ async fn a_job_that_was_cancelled_before_its_turn_is_removed_without_an_event() 
 }
 
 #[tokio::test]
-async fn a_wait_that_two_clocks_make_negative_is_shown_as_zero_with_the_raw_value_beside_it() {
+async fn a_negative_queue_wait_is_zero_with_the_raw_value() {
     let rig = Rig::new();
     let ahead = Timestamp::now() + Duration::from_secs(5);
     rig.submit_with("t1", |_, _, task| task.enqueued_at(ahead)).await;
@@ -372,7 +372,7 @@ async fn a_wait_that_two_clocks_make_negative_is_shown_as_zero_with_the_raw_valu
 }
 
 #[tokio::test]
-async fn a_wait_of_more_than_a_week_is_taken_for_a_wrong_clock_and_left_out() {
+async fn a_queue_wait_of_more_than_a_week_is_left_out() {
     let rig = Rig::new();
     let metrics = Metrics::new();
     rig.submit_with("t1", |_, _, task| {
@@ -398,7 +398,7 @@ async fn a_wait_of_more_than_a_week_is_taken_for_a_wrong_clock_and_left_out() {
 }
 
 #[tokio::test]
-async fn inputs_come_to_the_task_under_harmless_names_and_the_metadata_has_the_last_word() {
+async fn inputs_have_safe_names_and_follow_the_metadata() {
     let rig = Rig::new();
     let old = rig.store.write("jobs/j/old.wav", "old").await.unwrap();
     let new = rig.store.write("jobs/j/new.wav", "new").await.unwrap();
@@ -430,7 +430,7 @@ async fn inputs_come_to_the_task_under_harmless_names_and_the_metadata_has_the_l
 }
 
 #[tokio::test]
-async fn locators_that_lead_elsewhere_fail_their_task() {
+async fn invalid_locators_fail_their_task() {
     let rig = Rig::new();
     let tricks = [
         ("up", "s3://dalston-artifacts/jobs/../../secret"),
@@ -462,7 +462,7 @@ async fn locators_that_lead_elsewhere_fail_their_task() {
 }
 
 #[tokio::test]
-async fn files_that_the_engine_leaves_behind_are_stored_before_the_task_is_reported() {
+async fn output_files_are_stored_before_the_outcome_is_reported() {
     let rig = Rig::new();
     rig.submit("t1").await;
     let engine = Closures::new(|_, cx| {
@@ -496,7 +496,7 @@ async fn files_that_the_engine_leaves_behind_are_stored_before_the_task_is_repor
 }
 
 #[tokio::test]
-async fn an_answer_that_json_can_not_carry_fails_the_task_and_names_the_field() {
+async fn an_answer_with_a_nan_fails_the_task_and_names_the_field() {
     use dalston_engine_sdk::{
         Engine, EngineInfo, LoadContext, ModelId, Stage, StageOutput, TaskContext, TaskRequest,
     };
@@ -537,7 +537,7 @@ async fn an_answer_that_json_can_not_carry_fails_the_task_and_names_the_field() 
 }
 
 #[tokio::test]
-async fn a_redelivered_task_stays_in_the_producers_trace_and_says_which_delivery_it_is() {
+async fn a_redelivered_task_stays_in_the_trace_with_its_count() {
     let rig = Rig::new();
     let metrics = Metrics::new();
     rig.submit_with("t1", |_, metadata, task| {
@@ -545,7 +545,7 @@ async fn a_redelivered_task_stays_in_the_producers_trace_and_says_which_delivery
         task.enqueued_at("2020-01-01T00:00:00Z".parse().unwrap())
     })
     .await;
-    // A worker that takes the task and falls silent.
+    // A worker that takes the task and then stops.
     use dalston_engine_sdk::broker::{Broker, Consumer};
     let silent = Consumer {
         engine_id: "test-asr".to_owned(),
@@ -566,7 +566,7 @@ async fn a_redelivered_task_stays_in_the_producers_trace_and_says_which_delivery
     let task = rig.telemetry.span("engine.test-asr.process");
     assert_eq!(task.trace_id.to_string(), "0af7651916cd43dd8448eb211c80319c");
     assert_eq!(task.attribute("dalston.delivery_count").unwrap().to_string(), "2");
-    // The second wait begins with the hand-back, not with the first queueing six years ago.
+    // The second wait begins with the hand-back, not with the enqueue six years ago.
     assert!(rig.telemetry.span("engine.queue_wait").duration() < Duration::from_secs(60));
     let reason = RedeliveryReason::Deferred.as_str();
     assert_eq!(
@@ -578,7 +578,7 @@ async fn a_redelivered_task_stays_in_the_producers_trace_and_says_which_delivery
 }
 
 #[tokio::test(start_paused = true)]
-async fn directories_that_killed_workers_left_are_removed_at_the_start_and_every_hour() {
+async fn stale_directories_are_removed_at_start_and_hourly() {
     let rig = Rig::new();
     let root = rig.temp.path();
     let elsewhere = tempfile::tempdir().unwrap();
@@ -645,7 +645,7 @@ async fn a_task_keeps_its_directory_however_short_the_age() {
     let engine = Closures::new(move |_, cx| {
         tell.notify_one();
         go_on.0.wait();
-        // Fails if it is gone.
+        // Fails if the directory is gone.
         std::fs::read_dir(cx.temp_dir())?;
         answer()
     });
@@ -660,8 +660,7 @@ async fn a_task_keeps_its_directory_however_short_the_age() {
             .unwrap()
             .set_modified(yesterday)
             .unwrap();
-        // The sweep of a later hour finds the task at work. The first sweep may still be under way, and then the hour
-        // begins after it.
+        // The task runs during the sweep of a later hour. That hour begins after the first sweep.
         while stale.exists() {
             tokio::time::pause();
             tokio::time::advance(Duration::from_secs(3601)).await;

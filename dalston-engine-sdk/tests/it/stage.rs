@@ -66,7 +66,7 @@ fn every_key_of_the_stage_is_read() {
 }
 
 #[test]
-fn every_way_to_leave_the_language_open_means_to_find_out() {
+fn every_open_language_means_detection() {
     for open in [
         json!("auto"),
         json!("AUTO"),
@@ -79,7 +79,7 @@ fn every_way_to_leave_the_language_open_means_to_find_out() {
 }
 
 #[test]
-fn word_times_are_wanted_unless_somebody_said_otherwise() {
+fn word_times_are_wanted_by_default() {
     assert!(!request(json!({"word_timestamps": false})).wants_words());
     assert!(!request(json!({"timestamp_granularity": "segment"})).wants_words());
     assert!(request(json!({"timestamp_granularity": "segment", "word_timestamps": true})).wants_words());
@@ -87,7 +87,7 @@ fn word_times_are_wanted_unless_somebody_said_otherwise() {
 }
 
 #[test]
-fn a_wrong_value_is_an_error_that_names_the_key_and_what_is_accepted() {
+fn a_wrong_value_names_the_key_and_the_accepted_values() {
     let words = vec!["w"; 101];
     for (config, message) in [
         (
@@ -157,7 +157,7 @@ fn a_wrong_value_is_an_error_that_names_the_key_and_what_is_accepted() {
 }
 
 #[test]
-fn unknown_keys_are_ignored_with_a_warning_but_not_those_the_engine_reads_itself() {
+fn unknown_keys_cause_a_warning_unless_the_engine_reads_them() {
     let config = json!({"patience": 1.0, "colour": "red", "_on_demand_wait": true});
     let request = TranscribeRequest::from_config_with(config.as_object().unwrap(), &["patience"]).unwrap();
     assert_eq!(
@@ -207,7 +207,7 @@ fn full_transcript() -> Transcript {
 }
 
 #[test]
-fn a_transcript_is_written_key_by_key_as_the_document_says() {
+fn a_transcript_has_the_keys_of_the_protocol() {
     let expected = json!({
         "schema_version": "1",
         "text": "five",
@@ -257,7 +257,7 @@ fn a_transcript_survives_being_written_and_read() {
 }
 
 #[test]
-fn nothing_said_in_an_unknown_language_is_a_transcript() {
+fn an_empty_transcript_in_an_unknown_language_is_valid() {
     let transcript = Transcript::from_segments([]);
     assert_eq!(
         (transcript.language.as_str(), StageOutput::language(&transcript)),
@@ -273,7 +273,7 @@ fn nothing_said_in_an_unknown_language_is_a_transcript() {
 }
 
 #[test]
-fn what_the_engine_said_is_not_replaced_by_what_the_runner_knows() {
+fn values_of_the_engine_win_over_those_of_the_runner() {
     let mut transcript = Transcript::from_segments([])
         .channel(1)
         .duration(2.0)
@@ -289,7 +289,7 @@ fn what_the_engine_said_is_not_replaced_by_what_the_runner_knows() {
 }
 
 #[test]
-fn what_is_wrong_with_a_transcript_is_named_by_its_path() {
+fn an_invalid_field_of_a_transcript_is_named_by_its_path() {
     type Change = fn(&mut Transcript);
     let table: [(Change, &str); 24] = [
         (
@@ -445,7 +445,7 @@ fn overlapping_segments_and_equal_starts_are_in_order() {
 }
 
 #[test]
-fn a_probability_that_rounding_pushed_over_the_edge_is_put_back() {
+fn a_probability_slightly_out_of_range_is_clamped() {
     let segment = Segment::new(0.0, 1.0, "a")
         .confidence(f64::from(1.0_f32 + f32::EPSILON))
         .no_speech_prob(-1e-9);
@@ -455,7 +455,7 @@ fn a_probability_that_rounding_pushed_over_the_edge_is_put_back() {
 }
 
 #[test]
-fn an_engine_of_another_stage_answers_with_its_own_type_or_with_json() {
+fn other_stages_answer_with_an_own_type_or_with_json() {
     #[derive(serde::Serialize)]
     struct Turn {
         speaker: &'static str,

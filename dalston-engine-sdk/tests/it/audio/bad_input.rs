@@ -1,4 +1,4 @@
-//! Files that are not what they seem: one clear line each, never a panic.
+//! Malformed and unsupported files: an error of one line each, never a panic.
 
 use std::io::Write;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn refusal_of(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn what_is_no_audio_is_said_in_one_line_that_names_the_file() {
+fn a_file_without_audio_is_refused_in_one_line() {
     let known = "expected WAV, FLAC, MP3, OGG Vorbis or M4A";
     let not_audio = format!("talk.wav is not an audio file of a known format: {known}");
     assert_eq!(refusal_of(b""), "talk.wav is empty");
@@ -39,7 +39,7 @@ fn what_is_no_audio_is_said_in_one_line_that_names_the_file() {
 }
 
 #[test]
-fn a_directory_a_missing_and_an_unreadable_file_are_told_apart() {
+fn missing_files_and_directories_have_different_errors() {
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(
         refusal(folder.path()),
@@ -50,7 +50,7 @@ fn a_directory_a_missing_and_an_unreadable_file_are_told_apart() {
         missing,
         "talk.wav can't be read: No such file or directory (os error 2)"
     );
-    // Not a regular file, and one that would never end.
+    // Not a regular file, and one without an end.
     assert_eq!(
         refusal(Path::new("/dev/zero")),
         "talk.wav can't be read: it is not a regular file"
@@ -58,7 +58,7 @@ fn a_directory_a_missing_and_an_unreadable_file_are_told_apart() {
 }
 
 #[test]
-fn the_name_is_the_path_as_the_user_gave_it_on_one_line() {
+fn the_name_in_an_error_is_the_given_path_on_one_line() {
     let error = decode_file("no/such\nfile.wav", AudioFormat::MONO_16K, &std::env::temp_dir()).unwrap_err();
     assert!(
         error
@@ -71,7 +71,7 @@ fn the_name_is_the_path_as_the_user_gave_it_on_one_line() {
 }
 
 #[test]
-fn a_wav_header_that_makes_no_sense_is_explained() {
+fn an_impossible_wav_header_is_explained() {
     let good = WavFile::pcm16(16_000, 1, &[1; 1000]);
     let changed = |change: fn(&mut WavFile)| {
         let mut file = good.clone();
@@ -117,7 +117,7 @@ fn a_wav_header_that_makes_no_sense_is_explained() {
 }
 
 #[test]
-fn a_wav_header_that_ends_early_is_explained() {
+fn a_truncated_wav_header_is_explained() {
     let file = WavFile::pcm16(16_000, 1, &[1; 1000]).bytes();
     for length in [4, 11, 12, 20, 35, 40, 43] {
         assert_eq!(
@@ -127,7 +127,7 @@ fn a_wav_header_that_ends_early_is_explained() {
         );
     }
     assert_eq!(refusal_of(&file[..44]), "talk.wav has no audio in it");
-    // A chunk before the samples that says it has 4 GiB.
+    // A chunk before the samples that claims 4 GiB.
     let mut huge = file.clone();
     huge.splice(36..36, [b"LIST".as_slice(), &u32::MAX.to_le_bytes()].concat());
     assert_eq!(refusal_of(&huge), "talk.wav ends inside its header");
@@ -140,7 +140,7 @@ fn a_wav_header_that_ends_early_is_explained() {
 }
 
 #[test]
-fn codecs_that_are_not_known_are_named() {
+fn unknown_codecs_are_named() {
     let codecs = "which can't be decoded: expected PCM, FLAC, MP3, Vorbis, AAC-LC or ALAC";
     assert_eq!(
         refusal(&data("one_opus.ogg")),
@@ -153,7 +153,7 @@ fn codecs_that_are_not_known_are_named() {
 }
 
 #[test]
-fn samples_that_no_sound_has_are_refused_with_their_time() {
+fn impossible_samples_are_refused_with_their_time() {
     for (value, shown) in [
         (f32::NAN, "NaN"),
         (f32::INFINITY, "inf"),
@@ -172,7 +172,7 @@ fn samples_that_no_sound_has_are_refused_with_their_time() {
 }
 
 #[test]
-fn a_file_that_is_longer_than_allowed_is_refused() {
+fn a_file_longer_than_allowed_is_refused() {
     let decoder = Decoder::new(AudioFormat::MONO_16K)
         .max_duration(Duration::from_secs(2))
         .name("talk.wav");
@@ -183,7 +183,7 @@ fn a_file_that_is_longer_than_allowed_is_refused() {
 }
 
 #[test]
-fn decoding_stops_when_it_is_told_to() {
+fn decoding_stops_on_cancellation() {
     let mut asked = 0;
     let result = Decoder::new(AudioFormat::MONO_16K).decode_while(sample("en_long_75s.wav"), |done| {
         asked += 1;
@@ -194,7 +194,7 @@ fn decoding_stops_when_it_is_told_to() {
 }
 
 #[test]
-fn a_temporary_directory_that_is_missing_is_named_as_the_reason() {
+fn a_missing_temporary_directory_is_named() {
     let decoder = Decoder::new(AudioFormat::MONO_16K)
         .temp_dir("/no/such/directory")
         .in_memory(Duration::ZERO);
@@ -208,7 +208,7 @@ fn a_temporary_directory_that_is_missing_is_named_as_the_reason() {
 }
 
 #[test]
-fn compressed_files_that_are_cut_off_give_what_is_there_and_a_warning() {
+fn a_truncated_compressed_file_is_decoded_with_a_warning() {
     let folder = tempfile::tempdir().unwrap();
     for name in [
         "one.flac",
@@ -224,7 +224,7 @@ fn compressed_files_that_are_cut_off_give_what_is_there_and_a_warning() {
                 assert!(audio.len() > 4_000 && audio.len() < 15_360, "{name}: {audio:?}");
                 assert!(!audio.warnings().is_empty(), "{name} has no warning");
             }
-            // The table of an M4A file stands at its end.
+            // The table of an M4A file is at its end.
             Err(error) => {
                 assert!(name.ends_with("m4a"), "{error}");
                 assert_eq!(error.code(), "audio_damaged", "{error}");
@@ -233,7 +233,7 @@ fn compressed_files_that_are_cut_off_give_what_is_there_and_a_warning() {
     }
 }
 
-/// A small generator of pseudo-random numbers (xorshift), so that a failure can be repeated.
+/// A small generator of pseudo-random numbers (xorshift), so that failures are reproducible.
 struct Random(u64);
 
 impl Random {
@@ -246,7 +246,7 @@ impl Random {
 }
 
 #[test]
-fn whatever_happens_to_a_file_it_is_decoded_or_refused_in_good_time() {
+fn a_corrupted_file_is_decoded_or_refused_in_time() {
     let folder = tempfile::tempdir().unwrap();
     let mut files = vec![WavFile::float32(16_000, 2, &[0.5; 2000]).bytes()];
     for name in [
@@ -267,7 +267,7 @@ fn whatever_happens_to_a_file_it_is_decoded_or_refused_in_good_time() {
             match round % 4 {
                 0 => bytes.truncate(random.below(original.len())),
                 1 => {
-                    // Mostly in the header, where lengths and tables stand.
+                    // Mostly in the header, which has lengths and tables.
                     for _ in 0..4 {
                         let at = random.below(bytes.len().min(600));
                         bytes[at] = [0, 0xff, 0x7f, random.below(256) as u8][random.below(4)];
@@ -313,10 +313,10 @@ fn whatever_happens_to_a_file_it_is_decoded_or_refused_in_good_time() {
 }
 
 #[test]
-fn a_damaged_part_becomes_silence_of_the_same_length_and_what_follows_keeps_its_time() {
+fn a_damaged_part_becomes_silence_of_the_same_length() {
     let folder = tempfile::tempdir().unwrap();
-    // Symphonia steps over the first two without a word; the decoder itself refuses the last. What follows a lost page of an
-    // OGG file has its right time again from the next page on.
+    // Symphonia skips the first two without an error, and the decoder refuses the last. After a
+    // lost page of an OGG file, times are right again from the next page on.
     for (name, rate, at, silence) in [
         ("one.flac", 16_000, 9_000, 1_152),
         ("one.ogg", 16_000, 3_635, 1_792),

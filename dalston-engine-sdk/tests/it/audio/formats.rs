@@ -1,4 +1,4 @@
-//! Every format that a user may bring.
+//! The supported formats.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ fn every_shipped_sample_lasts_as_long_as_its_manifest_says() {
 }
 
 #[test]
-fn lossless_formats_give_the_very_samples() {
+fn lossless_formats_give_the_same_samples() {
     let expected = samples(&decode(sample("en_one.wav")));
     for name in ["one.flac", "one_alac.m4a"] {
         let audio = decode(data(name));
@@ -78,7 +78,7 @@ fn lossy_formats_give_the_same_sound_at_the_same_time() {
         let audio = decode(data(name));
         assert_eq!(audio.warnings(), &[] as &[String], "{name}");
         let decoded = samples(&audio);
-        // The encoder's padding at the end is not told apart from sound by all formats: at most one packet.
+        // Some formats do not mark the padding of the encoder at the end: at most one packet.
         let extra = decoded.len() as i64 - original.len() as i64;
         assert!(
             (-16..=400).contains(&extra),
@@ -102,7 +102,7 @@ fn telephone_codecs_in_wav_sound_like_the_original() {
 }
 
 #[test]
-fn the_content_counts_and_not_the_name_of_the_file() {
+fn the_format_follows_from_the_content_of_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("talk.wav");
     std::fs::copy(data("one.ogg"), &path).unwrap();
@@ -110,7 +110,7 @@ fn the_content_counts_and_not_the_name_of_the_file() {
 }
 
 #[test]
-fn the_header_says_what_a_file_is() {
+fn the_header_gives_format_rate_and_duration() {
     for (name, container, codec, rate, channels) in [
         ("one.flac", "FLAC", "FLAC", 16_000, 1),
         ("one_44k_stereo.mp3", "MP3", "MP3", 44_100, 2),
@@ -139,7 +139,7 @@ fn the_header_says_what_a_file_is() {
 }
 
 #[test]
-fn an_engine_may_ask_for_other_rates_and_for_more_channels() {
+fn other_rates_and_more_channels_can_be_requested() {
     let format = AudioFormat::new(8_000, 2);
     let path = sample("en_8k_stereo.wav");
     let audio = decode_file(&path, format, &std::env::temp_dir()).unwrap();
@@ -166,7 +166,7 @@ fn an_engine_may_ask_for_other_rates_and_for_more_channels() {
 }
 
 #[test]
-fn any_part_can_be_read_and_what_lies_beyond_the_end_is_left_out() {
+fn any_part_can_be_read_up_to_the_end() {
     let audio = decode(sample("en_one.wav"));
     let all = samples(&audio);
     assert_eq!(&*audio.read(100..200).unwrap(), &all[100..200]);
@@ -197,12 +197,12 @@ fn once_and_twice(name: &str, sample_rate: u32) -> (Vec<f32>, Vec<f32>) {
 }
 
 #[test]
-fn files_that_were_joined_are_decoded_to_the_end_of_the_last() {
+fn joined_files_are_decoded_to_the_end_of_the_last_one() {
     let (once, twice) = once_and_twice("one.ogg", 16_000);
     assert_eq!(twice, [once.clone(), once].concat());
 
     let (once, twice) = once_and_twice("one_44k_stereo.mp3", 44_100);
-    // Between the two is what the encoder adds at both ends.
+    // The padding of the encoder at both ends is between the two.
     let padding = twice.len() - 2 * once.len();
     assert!((1_000..3_000).contains(&padding), "{padding}");
     let second = &twice[twice.len() - once.len() - 2_000..];
@@ -212,9 +212,9 @@ fn files_that_were_joined_are_decoded_to_the_end_of_the_last() {
 }
 
 #[test]
-fn an_mp3_whose_length_can_only_be_guessed_keeps_its_end() {
+fn an_mp3_without_a_length_keeps_its_end() {
     let audio = decode(data("vbr_no_header.mp3"));
-    // Noise makes the first frames large, so the rest of the file looks shorter than it is: as 1.656 s.
+    // Noise makes the first frames large, so the estimate of the length is too short: 1.656 s.
     assert!(audio.duration() >= Duration::from_millis(1_760), "{audio:?}");
     assert_eq!(audio.warnings(), &[] as &[String]);
     let original = samples(&decode(sample("en_one.wav")));

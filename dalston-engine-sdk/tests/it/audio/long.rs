@@ -49,11 +49,11 @@ fn silence_between_sounds_survives_the_temporary_file() {
     assert_eq!(samples(&audio), expected);
 }
 
-/// Ten hours of silence, which take no room on the disk: 290 MB of WAV and 580 MB of samples at 4 kHz, a rate at which the
-/// test takes seconds also without optimisation.
+/// Ten hours of silence take no room on the disk: 290 MB of WAV and 580 MB of samples. At 4 kHz the
+/// test takes seconds even without optimisation.
 #[cfg(target_os = "linux")]
 #[test]
-fn ten_hours_of_silence_need_little_memory_and_little_room() {
+fn ten_hours_of_silence_need_little_memory_and_disk() {
     const RATE: u32 = 4_000;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("night.wav");
@@ -76,7 +76,8 @@ fn ten_hours_of_silence_need_little_memory_and_little_room() {
     assert_eq!(audio.duration(), Duration::from_secs(36_000));
     let last = audio.read(audio.len() - 4_000..).unwrap();
     assert!(last.iter().all(|sample| *sample == 0.0));
-    // Ten minutes in memory before the file takes over are 10 MB. Other tests run beside this one.
+    // Ten minutes stay in memory before the file is used: 10 MB. Other tests run in the same
+    // process.
     let grown = most.saturating_sub(before);
     assert!(grown < 200 << 20, "{} MiB more than before", grown >> 20);
 }

@@ -1,4 +1,4 @@
-//! Decoding, resampling and what happens with files that are not what they seem.
+//! Decoding, resampling, and malformed files.
 
 mod bad_input;
 mod formats;
@@ -34,7 +34,8 @@ fn samples(audio: &Audio) -> Vec<f32> {
     audio.read(..).unwrap().into_owned()
 }
 
-/// The samples of a 16-bit WAV file with the plain header of 44 bytes, read without the code under test.
+/// The samples of a 16-bit WAV file with the plain header of 44 bytes, read without the code under
+/// test.
 fn plain_samples(path: &Path) -> Vec<i16> {
     let bytes = std::fs::read(path).unwrap();
     bytes[44..]
@@ -45,7 +46,7 @@ fn plain_samples(path: &Path) -> Vec<i16> {
         .collect()
 }
 
-/// Power of `signal` over power of what differs from it, in decibels.
+/// The power of `signal` over the power of its difference from `other`, in decibels.
 fn signal_to_noise(signal: &[f32], other: &[f32]) -> f64 {
     assert_eq!(signal.len(), other.len());
     let power: f64 = signal.iter().map(|s| f64::from(*s).powi(2)).sum();
@@ -57,7 +58,7 @@ fn signal_to_noise(signal: &[f32], other: &[f32]) -> f64 {
     10.0 * (power / noise.max(1e-30)).log10()
 }
 
-/// The shift of `other` against `signal`, within `most` samples, at which the two are most alike.
+/// The shift of `other` against `signal` with the highest correlation, up to `most` samples.
 fn best_shift(signal: &[f32], other: &[f32], most: i64) -> i64 {
     let likeness = |shift: i64| -> f64 {
         let pairs = signal.iter().enumerate().filter_map(|(at, s)| {
@@ -71,7 +72,7 @@ fn best_shift(signal: &[f32], other: &[f32], most: i64) -> i64 {
         .unwrap()
 }
 
-/// Builds WAV files, also wrong ones.
+/// Builds WAV files, also malformed ones.
 #[derive(Clone)]
 struct WavFile {
     tag: u16,
@@ -79,7 +80,7 @@ struct WavFile {
     sample_rate: u32,
     bits: u16,
     data: Vec<u8>,
-    /// Instead of the true length.
+    /// A length in the header that replaces the true one.
     declared: Option<u32>,
     /// Chunks between the format and the data.
     between: Vec<u8>,

@@ -1,4 +1,4 @@
-//! What comes out of another sample rate.
+//! Resampling.
 
 use std::f64::consts::TAU;
 
@@ -26,7 +26,7 @@ fn resampled(from: u32, to: u32, samples: &[f32]) -> Vec<f32> {
 }
 
 #[test]
-fn a_sweep_arrives_undistorted_and_in_time_from_every_usual_rate() {
+fn a_sweep_keeps_its_shape_and_time_from_every_usual_rate() {
     for (from, to) in [
         (8_000, 16_000),
         (11_025, 16_000),
@@ -46,18 +46,18 @@ fn a_sweep_arrives_undistorted_and_in_time_from_every_usual_rate() {
         });
         let output = resampled(from, to, &input);
         let expected = wave(to, output.len(), |time| sweep(time, length, highest));
-        // At its ends the sweep is cut off hard, which no band-limited signal can be.
+        // The ends of the sweep are cut off abruptly, which a band-limited signal can't be.
         let inside = 500..output.len() - 500;
         let ratio = signal_to_noise(&expected[inside.clone()], &output[inside]);
-        // A shift by a hundredth of a sample would cost the first. Rates without a common divisor need one very long
-        // transform, in single precision.
+        // A shift by a hundredth of a sample would miss the first limit. Rates without a common
+        // divisor need one very long transform in single precision.
         let least = if from == 47_999 { 70.0 } else { 80.0 };
         assert!(ratio > least, "{from} to {to} Hz: {ratio:.1} dB");
     }
 }
 
 #[test]
-fn the_length_is_that_of_the_input_to_the_nearest_sample() {
+fn the_length_is_kept_to_the_nearest_sample() {
     for (from, to) in [
         (44_100, 16_000),
         (8_000, 16_000),
@@ -78,7 +78,7 @@ fn the_length_is_that_of_the_input_to_the_nearest_sample() {
 }
 
 #[test]
-fn the_end_is_not_cut_off_and_a_click_stays_where_it_is() {
+fn the_end_is_kept_and_a_click_keeps_its_time() {
     let (from, to) = (44_100, 16_000);
     for at in [0, 1, 1000, 22_050, 44_000, 44_099] {
         let mut input = vec![0.0; 44_100];
@@ -87,7 +87,7 @@ fn the_end_is_not_cut_off_and_a_click_stays_where_it_is() {
         let loudest = (0..output.len())
             .max_by(|a, b| output[*a].abs().total_cmp(&output[*b].abs()))
             .unwrap();
-        // The last moment of the input lies behind the last sample of the output.
+        // The end of the input is behind the last sample of the output.
         let expected = (at as f64 * f64::from(to) / f64::from(from)).min(15_999.0);
         assert!(
             (loudest as f64 - expected).abs() <= 0.5,
@@ -97,7 +97,7 @@ fn the_end_is_not_cut_off_and_a_click_stays_where_it_is() {
 }
 
 #[test]
-fn sound_above_half_the_new_rate_is_gone_and_does_not_fold_back() {
+fn sound_above_half_the_new_rate_is_removed_without_aliasing() {
     for tone in [8_500.0, 10_000.0, 15_900.0, 20_000.0] {
         let input = wave(48_000, 48_000, |time| 0.5 * (TAU * tone * time).sin());
         let output = resampled(48_000, 16_000, &input);
@@ -130,7 +130,7 @@ fn channels_are_mixed_down_to_their_mean() {
 }
 
 #[test]
-fn the_stereo_sample_at_8_khz_is_the_mean_of_its_channels_at_twice_the_rate() {
+fn a_stereo_file_at_8_khz_becomes_the_mean_at_16_khz() {
     let path = sample("en_8k_stereo.wav");
     let plain = plain_samples(&path);
     let mean: Vec<f32> = plain

@@ -1,4 +1,4 @@
-//! What the engine and the user see of a task's recording.
+//! The audio of a task.
 
 use dalston_engine_sdk::audio::AudioFormat;
 use dalston_engine_sdk::testing::EngineHarness;
@@ -8,7 +8,7 @@ use dalston_engine_sdk::{
 
 use super::{WavFile, data, write};
 
-/// Says how many samples it was given.
+/// Answers with the number of its samples.
 struct Counter;
 
 impl Engine for Counter {
@@ -31,7 +31,7 @@ impl Engine for Counter {
 }
 
 #[test]
-fn an_engine_gets_the_recording_in_the_form_that_it_declared() {
+fn an_engine_gets_audio_in_its_declared_format() {
     let report = EngineHarness::new(Counter)
         .input_file(data("one_44k_stereo.mp3"))
         .run_blocking();
@@ -42,7 +42,7 @@ fn an_engine_gets_the_recording_in_the_form_that_it_declared() {
 }
 
 #[test]
-fn a_file_that_is_no_audio_fails_its_task_for_good_with_one_line_that_names_it() {
+fn a_file_without_audio_fails_its_task_permanently() {
     let folder = tempfile::tempdir().unwrap();
     let path = write(&folder, "notes.wav", b"These are only my notes.");
     let report = EngineHarness::new(Counter).input_file(&path).run_blocking();
@@ -56,7 +56,7 @@ fn a_file_that_is_no_audio_fails_its_task_for_good_with_one_line_that_names_it()
 }
 
 #[test]
-fn what_is_wrong_with_a_recording_reaches_the_transcripts_warnings() {
+fn problems_of_a_recording_become_transcript_warnings() {
     let folder = tempfile::tempdir().unwrap();
     let mut file = WavFile::pcm16(16_000, 1, &[1; 16_000]);
     file.declared = Some(64_000);

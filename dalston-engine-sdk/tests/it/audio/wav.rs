@@ -56,7 +56,7 @@ fn every_width_of_sample_has_the_same_scale() {
 }
 
 #[test]
-fn chunks_that_nobody_needs_are_stepped_over() {
+fn unknown_chunks_are_skipped() {
     let mut file = WavFile::pcm16(16_000, 1, &SAMPLES);
     // An odd length, and therefore a byte of padding.
     file.between = [
@@ -74,7 +74,7 @@ fn chunks_that_nobody_needs_are_stepped_over() {
 }
 
 #[test]
-fn a_recording_that_was_never_closed_is_read_to_its_end() {
+fn an_unclosed_recording_is_read_to_its_end() {
     for declared in [0, u32::MAX, u32::MAX - 36, 0x7fff_ffff, 0x8000_0000] {
         let folder = tempfile::tempdir().unwrap();
         let mut file = WavFile::pcm16(16_000, 1, &SAMPLES);
@@ -88,12 +88,12 @@ fn a_recording_that_was_never_closed_is_read_to_its_end() {
 }
 
 #[test]
-fn a_file_that_is_cut_off_gives_what_is_there_and_a_warning() {
+fn a_truncated_wav_file_is_decoded_with_a_warning() {
     let folder = tempfile::tempdir().unwrap();
     let second = vec![100_i16; 16_000];
     let mut file = WavFile::pcm16(16_000, 1, &second);
     file.declared = Some(64_000);
-    // The last sample is there by half.
+    // Half of the last sample is missing.
     file.data.pop();
     let audio = decode(file.write(&folder));
     assert_eq!(audio.len(), 15_999);
@@ -102,7 +102,7 @@ fn a_file_that_is_cut_off_gives_what_is_there_and_a_warning() {
 }
 
 #[test]
-fn an_extended_header_and_one_for_more_than_4_gib_are_understood() {
+fn extended_and_rf64_headers_are_read() {
     let plain = WavFile::pcm16(16_000, 1, &SAMPLES).bytes();
     let folder = tempfile::tempdir().unwrap();
 
@@ -128,7 +128,7 @@ fn an_extended_header_and_one_for_more_than_4_gib_are_understood() {
         &plain[12..40],
         &[0xff; 4],
         &plain[44..],
-        // Does not belong to the samples.
+        // Not a part of the samples.
         b"LIST\x04\0\0\0INFO",
     ];
     let path = write(&folder, "long.wav", &long.concat());
