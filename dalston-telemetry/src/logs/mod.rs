@@ -111,7 +111,7 @@ mod settings_tests {
     }
 
     #[test]
-    fn the_call_decides_on_the_format_then_the_variable_then_the_terminal() {
+    fn format_is_from_call_then_variable_then_terminal() {
         let console = [("DALSTON_LOG_FORMAT", "console")];
         assert_eq!(form(&[], None), Form::Json, "a buffer is no terminal");
         assert_eq!(form(&console, None), Form::Readable { colours: false });

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_name_comes_from_its_variable_then_the_attributes_then_the_code() {
+    fn service_name_is_from_variable_then_attributes_then_code() {
         let both = env(&[
             ("OTEL_SERVICE_NAME", "own"),
             ("OTEL_RESOURCE_ATTRIBUTES", "service.name=listed,a=b"),
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn detectors_lose_to_the_environment_and_the_environment_to_explicit_calls() {
+    fn explicit_calls_win_over_environment_over_detectors() {
         let env = env(&[(
             "OTEL_RESOURCE_ATTRIBUTES",
             "host.name=from-env,service.namespace=theirs,service.version=0,deployment.environment.name=staging",
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn the_deprecated_environment_attribute_is_also_given_its_new_name() {
+    fn the_deprecated_environment_attribute_gets_its_new_name() {
         let resource = build(
             &env(&[("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=prod")]),
             "x",
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kind_of_machine_is_one_for_all_and_detection_has_the_last_word() {
+    fn the_instance_type_is_explicit_before_it_is_detected() {
         let detected = [
             KeyValue::new("host.type", "g5.xlarge"),
             KeyValue::new("host.id", "i-1"),
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cloud_knows_the_host_better_than_the_host_and_the_environment_better_than_both() {
+    fn environment_wins_over_cloud_over_host_detection() {
         let detected = [
             KeyValue::new("host.id", "i-0123456789abcdef0"),
             KeyValue::new("cloud.region", "eu-west-2"),

@@ -31,7 +31,7 @@ fn everything(metrics: &Metrics) {
 }
 
 #[test]
-fn promtool_finds_no_fault_with_the_metrics_of_this_crate() {
+fn promtool_finds_no_fault_in_metrics_of_this_crate() {
     let (_layer, telemetry) = Telemetry::builder("engine-asr")
         .env(Env::default())
         .into_layer::<tracing_subscriber::Registry>()
@@ -45,12 +45,12 @@ fn promtool_finds_no_fault_with_the_metrics_of_this_crate() {
 }
 
 #[test]
-fn promtool_would_have_found_a_fault() {
+fn promtool_finds_a_fault_in_wrong_metrics() {
     promtool(&["check", "metrics"], "# TYPE jobs counter\njobs 1\n").unwrap_err();
 }
 
 #[test]
-fn prometheus_stores_every_series_and_the_exemplars_of_exported_spans() {
+fn prometheus_stores_all_series_and_exemplars() {
     let spans = SpanCollector::new();
     let (layer, telemetry) = Telemetry::builder("engine-asr")
         .env(Env::from_pairs([("OTEL_TRACES_EXPORTER", "none")]))
@@ -111,7 +111,7 @@ fn prometheus_stores_every_series_and_the_exemplars_of_exported_spans() {
 }
 
 #[test]
-fn spans_that_nobody_will_find_are_no_exemplars() {
+fn unsampled_spans_are_no_exemplars() {
     let metrics = Metrics::new();
     let jobs = DenseFamily::<(), Counter>::default();
     metrics.register(|registry| registry.register("jobs", "Jobs", jobs.clone()));

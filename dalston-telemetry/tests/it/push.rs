@@ -185,7 +185,7 @@ fn labels_of_texts(attributes: &[ProtoKeyValue]) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn instruments_of_opentelemetry_are_pushed_under_their_own_names() {
+fn instruments_are_pushed_with_their_own_names() {
     let collector = Collector::start(Protocol::Grpc);
     let service = Service::start(pushing(collector.env(), &[]));
     let label = [KeyValue::new("http.route", "/a")];
@@ -284,7 +284,7 @@ fn differences_are_told_from_what_the_collector_has_heard() {
 }
 
 #[test]
-fn metrics_are_pushed_at_intervals_and_once_more_at_the_end_also_without_tracing() {
+fn metrics_are_pushed_at_intervals_and_at_shutdown() {
     let collector = Collector::start(Protocol::Grpc);
     let mut env = pushing(collector.env(), &[("OTEL_METRIC_EXPORT_INTERVAL", "20")]);
     env.retain(|(name, _)| name != "OTEL_ENABLED");
@@ -307,7 +307,7 @@ fn metrics_are_pushed_at_intervals_and_once_more_at_the_end_also_without_tracing
 }
 
 #[test]
-fn nothing_is_pushed_unless_it_is_asked_for() {
+fn nothing_is_pushed_by_default() {
     let collector = Collector::start(Protocol::Http);
     for variables in [
         &[("OTEL_METRICS_EXPORTER", "none")][..],
@@ -326,7 +326,7 @@ fn nothing_is_pushed_unless_it_is_asked_for() {
 }
 
 #[test]
-fn a_collector_that_is_away_or_hangs_harms_nobody() {
+fn an_absent_or_hanging_collector_does_no_harm() {
     let hanging = Collector::connecting(Protocol::Http, [const { Connection::Hang }; 8]);
     let silent = Collector::answering(Protocol::Grpc, [const { Answer::Hang }; 8]);
     for env in [
@@ -362,7 +362,7 @@ fn a_collector_that_is_away_or_hangs_harms_nobody() {
 }
 
 #[test]
-fn a_request_that_is_refused_keeps_back_no_other_and_is_not_forgotten_over_it() {
+fn a_refused_request_blocks_no_other_and_is_reported() {
     let collector = Collector::answering(Protocol::Grpc, [Answer::Refuse]);
     let service = Service::start(pushing(collector.env(), &[]));
     let meter = service.telemetry.meter("wide");
@@ -387,7 +387,7 @@ fn a_request_that_is_refused_keeps_back_no_other_and_is_not_forgotten_over_it() 
 }
 
 #[test]
-fn a_callback_that_panics_is_told_by_flush_and_shutdown() {
+fn flush_and_shutdown_report_a_panicking_callback() {
     let collector = Collector::start(Protocol::Http);
     let service = Service::start(pushing(collector.env(), &[]));
     let meter = service.telemetry.meter("mine");
@@ -405,7 +405,7 @@ fn a_callback_that_panics_is_told_by_flush_and_shutdown() {
 }
 
 #[test]
-fn a_callback_that_does_not_return_keeps_no_process_from_ending() {
+fn a_hanging_callback_does_not_block_shutdown() {
     let collector = Collector::start(Protocol::Http);
     let timeout = Duration::from_secs(1);
     let service = Service::with(pushing(collector.env(), &[]), |builder| {
@@ -432,7 +432,7 @@ fn a_callback_that_does_not_return_keeps_no_process_from_ending() {
 }
 
 #[test]
-fn a_counter_that_goes_up_and_down_arrives_as_one_and_never_as_differences() {
+fn up_down_counters_are_never_pushed_as_differences() {
     let collector = Collector::start(Protocol::Http);
     let delta = [("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")];
     let service = Service::start(pushing(collector.env(), &delta));
@@ -460,7 +460,7 @@ fn a_counter_that_goes_up_and_down_arrives_as_one_and_never_as_differences() {
 }
 
 #[test]
-fn differences_of_instruments_that_are_one_to_prometheus_are_told_apart() {
+fn differences_of_equally_named_instruments_stay_apart() {
     let collector = Collector::start(Protocol::Http);
     let delta = [("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")];
     let service = Service::start(pushing(collector.env(), &delta));
@@ -485,7 +485,7 @@ fn differences_of_instruments_that_are_one_to_prometheus_are_told_apart() {
 }
 
 #[test]
-fn instruments_of_one_name_and_two_kinds_are_all_pushed_and_told_apart() {
+fn instruments_with_one_name_and_two_kinds_are_pushed() {
     let collector = Collector::start(Protocol::Http);
     let delta = [("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")];
     let service = Service::start(pushing(collector.env(), &delta));

@@ -198,7 +198,7 @@ fn series(metrics: &Metrics) -> BTreeSet<String> {
 }
 
 #[test]
-fn a_million_tenants_routes_models_and_workers_make_no_more_series_than_a_few_thousand() {
+fn a_million_label_values_make_a_few_thousand_series() {
     const FILL: u32 = 20_000;
     const THREADS: u32 = 4;
     const EACH: u32 = 36_000;
@@ -250,7 +250,7 @@ fn a_million_tenants_routes_models_and_workers_make_no_more_series_than_a_few_th
 }
 
 #[test]
-fn with_the_usual_caps_the_worst_exposition_is_bounded() {
+fn the_largest_exposition_is_bounded_by_the_caps() {
     let metrics = Metrics::new();
     flood(&metrics, 4, 0..20_000);
     let mut families = BTreeMap::new();
@@ -265,7 +265,7 @@ fn with_the_usual_caps_the_worst_exposition_is_bounded() {
 }
 
 #[test]
-fn registering_a_service_twice_or_several_in_one_process_loses_nothing() {
+fn services_can_be_registered_twice_and_together() {
     let metrics = Metrics::new();
     everything(&metrics);
     let once = metrics.snapshot();
@@ -294,7 +294,7 @@ fn registering_a_service_twice_or_several_in_one_process_loses_nothing() {
 }
 
 #[test]
-fn the_number_of_values_of_a_label_comes_from_the_environment() {
+fn the_cap_of_labels_is_from_the_environment() {
     let (_layer, telemetry) = Telemetry::builder("dalston-gateway")
         .env(Env::from_pairs([("DALSTON_METRICS_LABEL_VALUES", "3")]))
         .into_layer::<tracing_subscriber::Registry>()
