@@ -17,8 +17,10 @@ use crate::broker::BrokerError;
 /// How long a connection may take to come up, and a command on the shared connection to be answered.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A Redis server: one shared connection for commands, made when the first one is sent, and again when it is lost or when the
-/// server takes no writes any more. So a fail-over is followed, if the name in the URL leads to the new primary.
+/// A Redis server, with one shared connection for commands.
+///
+/// The connection is made for the first command, and again when it is lost or the server takes no more writes. So the client
+/// follows a fail-over, if the name in the URL leads to the new primary.
 ///
 /// Cheap to clone. `Debug` shows the address and never a password.
 #[derive(Clone)]
@@ -31,7 +33,7 @@ pub struct RedisServer {
 impl RedisServer {
     /// A server by its URL: `redis://[[user]:password@]host[:port][/database]`, `rediss://…` for TLS, or `unix:///path`.
     ///
-    /// Nothing is sent yet, so an absent server is not noticed here.
+    /// This sends nothing, so it does not notice an absent server.
     ///
     /// ```
     /// use dalston_engine_sdk::redis::RedisServer;
@@ -75,7 +77,7 @@ impl RedisServer {
         &self.address
     }
 
-    /// Asks the server for a sign of life.
+    /// Asks the server for a sign of life (`PING`).
     ///
     /// # Errors
     ///
@@ -90,7 +92,7 @@ impl RedisServer {
         })
     }
 
-    /// The connection for everything that is answered at once.
+    /// The connection for commands that the server answers at once.
     pub(crate) fn shared(&self) -> SharedConnection {
         let current = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         SharedConnection {
@@ -99,15 +101,15 @@ impl RedisServer {
         }
     }
 
-    /// Connects anew when the next command is sent, and so to whatever the name stands for by then.
+    /// Makes the next command connect again, to the host that the name stands for by then.
     fn leave(&self) {
         if let Ok(fresh) = manager(self.client.clone()) {
             *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
         }
     }
 
-    /// A new connection for reads that block: on the shared one every other command would wait behind them, and its
-    /// time-out would end them.
+    /// A new connection for blocking reads: on the shared one, other commands would wait behind them, and its time-out would
+    /// end them.
     pub(super) async fn blocking(&self) -> RedisResult<MultiplexedConnection> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(TIMEOUT))
@@ -128,8 +130,8 @@ fn manager(client: Client) -> RedisResult<ConnectionManager> {
     ConnectionManager::new_lazy_with_config(client, config)
 }
 
-/// The shared connection, as of now. A server that lost its role to another one need not close its connections, and they
-/// would never work again, so they are left when it refuses a write.
+/// The current shared connection. A server that lost its role to another one need not close its connections, and they would
+/// never work again, so this leaves them when the server refuses a write.
 pub(crate) struct SharedConnection {
     connection: ConnectionManager,
     server: RedisServer,

@@ -1,0 +1,188 @@
+//! Claims of tasks whose consumer no longer renews them.
+
+use std::time::Duration;
+
+use dalston_engine_sdk::broker::{Broker, RedeliveryReason};
+use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
+use testbed::TestRedis;
+
+use super::{SHORT, STREAM, broker, enqueue, message, nothing_for, pending, receive};
+
+#[tokio::test]
+async fn only_tasks_of_dead_engines_are_claimed() {
+    let server = TestRedis::start().await;
+    let alive = "2100-01-01T00:00:00.000000+00:00";
+    let old = "2026-11-20T18:17:06.690014+00:00";
+    let table: [(&str, &[&str], bool); 6] = [
+        ("unregistered", &[], true),
+        ("alive", &["status", "processing", "last_heartbeat", alive], false),
+        (
+            "draining",
+            &["status", "draining", "last_heartbeat", alive],
+            false,
+        ),
+        ("offline", &["status", "offline", "last_heartbeat", alive], true),
+        ("silent", &["status", "processing", "last_heartbeat", old], true),
+        (
+            "garbled",
+            &["status", "processing", "last_heartbeat", "yesterday"],
+            true,
+        ),
+    ];
+    for (name, record, dead) in table {
+        let id = message(&server).await;
+        if !record.is_empty() {
+            let key = format!("dalston:engine:instance:{name}");
+            let () = server.send(&[["HSET", &key].as_slice(), record].concat()).await;
+        }
+        // Python engines never renew; they may have had a task for hours.
+        let _ = receive(&broker(&server), name).await;
+        let () = server
+            .send(&[
+                "XCLAIM", STREAM, "engines", name, "0", &id, "IDLE", "3600000", "JUSTID",
+            ])
+            .await;
+        let peer = broker(&server);
+        if dead {
+            let taken = receive(&peer, "peer").await;
+            assert_eq!(
+                (
+                    &*taken.claim.message_id,
+                    taken.claim.delivery_count,
+                    taken.redelivery
+                ),
+                (&*id, 2, Some(RedeliveryReason::EngineCrash)),
+                "{name}"
+            );
+        } else {
+            nothing_for(&peer, "peer", Duration::from_millis(700)).await;
+            assert_eq!(pending(&server).await.last().unwrap().1, name);
+        }
+        let () = server.send(&["XACK", STREAM, "engines", &id]).await;
+    }
+}
+
+#[tokio::test]
+async fn record_with_ttl_counts_as_alive_despite_clock_skew() {
+    let server = TestRedis::start().await;
+    let id = message(&server).await;
+    let _ = receive(&broker(&server), "skewed").await;
+    let key = "dalston:engine:instance:skewed";
+    let () = server
+        .send(&[
+            "HSET",
+            key,
+            "status",
+            "idle",
+            "last_heartbeat",
+            "2026-01-01T00:00:00Z",
+        ])
+        .await;
+    let () = server.send(&["EXPIRE", key, "60"]).await;
+    let () = server
+        .send(&[
+            "XCLAIM", STREAM, "engines", "skewed", "0", &id, "IDLE", "3600000", "JUSTID",
+        ])
+        .await;
+    nothing_for(&broker(&server), "peer", Duration::from_millis(700)).await;
+}
+
+#[tokio::test]
+async fn dead_engine_is_found_behind_many_live_ones() {
+    let server = TestRedis::start().await;
+    let key = "dalston:engine:instance:alive";
+    let () = server
+        .send(&[
+            "HSET",
+            key,
+            "status",
+            "idle",
+            "last_heartbeat",
+            "2100-01-01T00:00:00Z",
+        ])
+        .await;
+    let mut last = String::new();
+    // With a long lease, for a slow machine: it would claim its own tasks after a short one.
+    let alive = RedisBroker::new(RedisServer::new(&server.url()).unwrap());
+    for _ in 0..150 {
+        last = message(&server).await;
+        let _ = receive(&alive, "alive").await;
+        let () = server
+            .send(&[
+                "XCLAIM", STREAM, "engines", "alive", "0", &last, "IDLE", "3600000", "JUSTID",
+            ])
+            .await;
+    }
+    let () = server
+        .send(&[
+            "XCLAIM", STREAM, "engines", "dead", "0", &last, "IDLE", "3600000", "JUSTID",
+        ])
+        .await;
+    let taken = receive(&broker(&server), "peer").await;
+    assert_eq!(taken.claim.message_id, last);
+}
+
+#[tokio::test]
+async fn restarted_instance_gets_its_own_tasks_at_once() {
+    let server = TestRedis::start().await;
+    let id = enqueue(&server).await;
+    let before = RedisBroker::new(RedisServer::new(&server.url()).unwrap());
+    let _ = receive(&before, "faster-whisper-fixed").await;
+    drop(before);
+
+    // The lease is a minute here, and the name even has a living record.
+    let key = "dalston:engine:instance:faster-whisper-fixed";
+    let () = server
+        .send(&[
+            "HSET",
+            key,
+            "status",
+            "idle",
+            "last_heartbeat",
+            "2100-01-01T00:00:00Z",
+        ])
+        .await;
+    let after = RedisBroker::new(RedisServer::new(&server.url()).unwrap());
+    let again = receive(&after, "faster-whisper-fixed").await;
+    assert_eq!((again.claim.message_id, again.claim.delivery_count), (id, 2));
+    nothing_for(&after, "faster-whisper-fixed", SHORT).await;
+}
+
+#[tokio::test]
+async fn abandoned_task_comes_back_to_its_own_process() {
+    let server = TestRedis::start().await;
+    let id = enqueue(&server).await;
+    let broker = broker(&server);
+    let key = "dalston:engine:instance:a";
+    let () = server
+        .send(&[
+            "HSET",
+            key,
+            "status",
+            "idle",
+            "last_heartbeat",
+            "2100-01-01T00:00:00Z",
+        ])
+        .await;
+    let _forgotten = receive(&broker, "a").await;
+    let again = receive(&broker, "a").await;
+    assert_eq!((again.claim.message_id, again.claim.delivery_count), (id, 2));
+}
+
+#[tokio::test]
+async fn released_task_is_free_for_every_engine() {
+    let server = TestRedis::start().await;
+    let id = enqueue(&server).await;
+    let broker = RedisBroker::new(RedisServer::new(&server.url()).unwrap());
+    let claim = receive(&broker, "a").await.claim;
+    let _ = broker.release(&claim).await.unwrap();
+    let rows: Vec<(String, String, u64, u64)> = server
+        .send(&["XPENDING", STREAM, "engines", "-", "+", "10"])
+        .await;
+    let (found, consumer, idle, deliveries) = &rows[0];
+    assert_eq!((found, consumer.as_str(), *deliveries), (&id, "handed-back", 1));
+    assert!(
+        (60_000..600_000).contains(idle),
+        "{idle}: past our lease, and not yet of interest to the scanner"
+    );
+}

@@ -1,0 +1,215 @@
+//! Lost data, lost connections, lost replies.
+
+use std::time::Duration;
+
+use dalston_engine_sdk::broker::{Broker, EventContext, Outcome, Ownership};
+use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
+use testbed::{Proxy, TestRedis};
+
+use super::{
+    LEASE, LONG, SHORT, TASK, broker, consumer, enqueue, events, message, nothing_for, pending, receive,
+};
+
+#[tokio::test]
+async fn broker_survives_the_loss_of_all_data() {
+    let server = TestRedis::start().await;
+    let broker = broker(&server);
+    nothing_for(&broker, "a", SHORT).await;
+    let () = server.send(&["FLUSHALL"]).await;
+    enqueue(&server).await;
+    let claim = receive(&broker, "a").await.claim;
+    let () = server.send(&["FLUSHALL"]).await;
+    assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Lost);
+    let outcome = Outcome::Completed {
+        artifacts: Vec::new(),
+    };
+    assert_eq!(
+        broker
+            .finish(&claim, &outcome, &EventContext::default())
+            .await
+            .unwrap(),
+        Ownership::Lost
+    );
+    enqueue(&server).await;
+    assert_eq!(receive(&broker, "a").await.claim.task_id, TASK);
+}
+
+#[tokio::test]
+async fn broker_survives_the_loss_of_its_connections() {
+    let server = TestRedis::start().await;
+    let broker = broker(&server);
+    nothing_for(&broker, "a", SHORT).await;
+    let waiting = {
+        let broker = broker.clone();
+        tokio::spawn(async move {
+            loop {
+                // The runner, too, waits a little and tries again.
+                match broker.receive(&consumer("a"), LONG).await {
+                    Ok(found) => return found.expect("a task"),
+                    Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        })
+    };
+    let () = server
+        .send(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])
+        .await;
+    enqueue(&server).await;
+    let claim = waiting.await.unwrap().claim;
+    let () = server
+        .send(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])
+        .await;
+    let outcome = Outcome::Completed {
+        artifacts: Vec::new(),
+    };
+    let mut attempts = 0;
+    let done = loop {
+        attempts += 1;
+        match broker.finish(&claim, &outcome, &EventContext::default()).await {
+            Ok(done) => break done,
+            Err(error) if attempts > 20 => panic!("{error}"),
+            Err(_) => {}
+        }
+    };
+    assert_eq!(done, Ownership::Held);
+    assert_eq!(
+        (events(&server).await.len(), pending(&server).await.len()),
+        (1, 0)
+    );
+}
+
+#[tokio::test]
+async fn finish_with_a_lost_reply_can_be_repeated() {
+    let server = TestRedis::start().await;
+    enqueue(&server).await;
+    let cable = Proxy::to(server.port()).await;
+    let url = format!("redis://127.0.0.1:{}", cable.port());
+    let broker = RedisBroker::with_lease(RedisServer::new(&url).unwrap(), LONG);
+    let outcome = Outcome::Completed {
+        artifacts: Vec::new(),
+    };
+    let nothing = EventContext::default();
+    // The server knows the script only after the first use.
+    let first = receive(&broker, "a").await.claim;
+    assert_eq!(
+        broker.finish(&first, &outcome, &nothing).await.unwrap(),
+        Ownership::Held
+    );
+    enqueue(&server).await;
+    let claim = receive(&broker, "a").await.claim;
+
+    cable.lose_answers(true);
+    broker.finish(&claim, &outcome, &nothing).await.unwrap_err();
+    assert_eq!(pending(&server).await, [], "the server has done it");
+    cable.lose_answers(false);
+    let mut again = broker.finish(&claim, &outcome, &nothing).await;
+    while again.is_err() {
+        again = broker.finish(&claim, &outcome, &nothing).await;
+    }
+
+    assert_eq!(again.unwrap(), Ownership::Held);
+    assert_eq!(events(&server).await.len(), 2);
+}
+
+#[tokio::test]
+async fn dropped_finish_can_be_repeated() {
+    let server = TestRedis::start().await;
+    enqueue(&server).await;
+    let cable = Proxy::to(server.port()).await;
+    let url = format!("redis://127.0.0.1:{}", cable.port());
+    let broker = RedisBroker::with_lease(RedisServer::new(&url).unwrap(), LONG);
+    let outcome = Outcome::Completed {
+        artifacts: Vec::new(),
+    };
+    let nothing = EventContext::default();
+    let claim = receive(&broker, "a").await.claim;
+    // The server knows the script only after the first use.
+    assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Held);
+
+    cable.stall(true);
+    let finish = broker.finish(&claim, &outcome, &nothing);
+    tokio::time::timeout(Duration::from_millis(300), finish)
+        .await
+        .unwrap_err();
+    // It passes now, and nobody hears of it.
+    cable.stall(false);
+
+    let renewed = broker.renew(&claim).await.unwrap();
+    assert_eq!(renewed, Ownership::Held, "it is this worker that ended it");
+    let again = broker.finish(&claim, &outcome, &nothing).await.unwrap();
+    assert_eq!(again, Ownership::Held);
+    assert_eq!(events(&server).await.len(), 1);
+}
+
+#[tokio::test]
+async fn demoted_server_is_left_for_the_new_primary() {
+    let (old, new) = (TestRedis::start().await, TestRedis::start().await);
+    enqueue(&old).await;
+    let cable = Proxy::to(old.port()).await;
+    let url = format!("redis://127.0.0.1:{}", cable.port());
+    let broker = RedisBroker::with_lease(RedisServer::new(&url).unwrap(), LONG);
+    let claim = receive(&broker, "a").await.claim;
+    assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Held);
+
+    let () = old
+        .send(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"])
+        .await;
+    let () = new
+        .send(&["REPLICAOF", "127.0.0.1", &old.port().to_string()])
+        .await;
+    while new
+        .send::<String>(&["INFO", "replication"])
+        .await
+        .contains("master_link_status:down")
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let () = new.send(&["REPLICAOF", "NO", "ONE"]).await;
+    let () = old
+        .send(&["REPLICAOF", "127.0.0.1", &new.port().to_string()])
+        .await;
+    cable.lead_to(new.port());
+
+    // The connection to the old one is as good as ever, for reading.
+    let refused = broker.started(&claim, &EventContext::default()).await;
+    assert!(refused.is_err(), "{refused:?}");
+    let outcome = Outcome::Completed {
+        artifacts: Vec::new(),
+    };
+    let finished = broker.finish(&claim, &outcome, &EventContext::default()).await;
+    assert_eq!(finished.unwrap(), Ownership::Held);
+    assert_eq!((events(&new).await.len(), pending(&new).await), (1, Vec::new()));
+}
+
+#[tokio::test]
+async fn tasks_of_an_unanswered_read_come_back() {
+    let server = TestRedis::start().await;
+    let cable = Proxy::to(server.port()).await;
+    let url = format!("redis://127.0.0.1:{}", cable.port());
+    let broker = RedisBroker::with_lease(RedisServer::new(&url).unwrap(), LEASE);
+    nothing_for(&broker, "a", SHORT).await;
+
+    let reader = broker.clone();
+    let lost = tokio::spawn(async move { reader.receive_several(&consumer("a"), 2, LONG).await });
+    cable.lose_answers(true);
+    let mut missing = [message(&server).await, message(&server).await].to_vec();
+    while pending(&server).await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    cable.lose_answers(false);
+    cable.cut();
+
+    lost.abort();
+    while !missing.is_empty() {
+        // The connection may still have to find out that it is gone.
+        let Ok(again) = broker.receive_several(&consumer("a"), 2, LONG).await else {
+            continue;
+        };
+        for delivery in again {
+            let nothing = EventContext::default();
+            let ended = broker.finish(&delivery.claim, &Outcome::Skipped, &nothing).await;
+            assert_eq!(ended.unwrap(), Ownership::Held);
+            missing.retain(|id| *id != delivery.claim.message_id);
+        }
+    }
+}
