@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::broker::{EventKind, MemoryBroker, QueueFull, QueuedTask, TaskMetadata};
 use crate::engine::EngineInfo;
+use crate::error::TaskError;
 use crate::protocol::{
     ArtifactReference, ArtifactSelector, ProtocolError, RequestBinding, TaskRequestData, TaskResponseData,
 };
@@ -139,10 +140,22 @@ impl LocalPlatform {
             _ => {
                 let locator = self.store.locator(&key::task_response(&event.job_id, task_id));
                 // The document is in memory already: a limit would protect nothing.
-                let document = self.store.read(&locator, usize::MAX).await?;
-                Ok(LocalOutcome::Completed(Box::new(TaskResponseData::from_slice(
-                    &document,
-                )?)))
+                match self.store.read(&locator, usize::MAX).await {
+                    Ok(document) => {
+                        let response = TaskResponseData::from_slice(&document)?;
+                        Ok(LocalOutcome::Completed(Box::new(response)))
+                    }
+                    // A task of a cancelled job is completed without a response.
+                    Err(StoreError::NotFound { .. }) => {
+                        let error = TaskError::cancelled();
+                        Ok(LocalOutcome::Failed {
+                            error: error.to_string(),
+                            code: error.code(),
+                            retryable: false,
+                        })
+                    }
+                    Err(error) => Err(error.into()),
+                }
             }
         }
     }

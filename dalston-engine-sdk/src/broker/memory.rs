@@ -1,4 +1,4 @@
-//! A broker inside the process, for local runs and tests, with the same rules as the real one.
+//! A broker inside the process, for local runs and tests, with the rules of the live platform.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -13,12 +13,11 @@ use super::{
     Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership,
     RedeliveryReason, TaskMetadata,
 };
-use crate::error::TaskError;
 use crate::protocol::{ArtifactReference, Timestamp};
 
 /// A queue in memory. Clones share it.
 ///
-/// Leases run on tokio's clock, so tests can pause it. The queue is bounded, and so is the list of events.
+/// Leases run on tokio's clock, so tests can pause it. The queue and the list of events are bounded.
 ///
 /// ```
 /// use dalston_engine_sdk::broker::{MemoryBroker, QueuedTask, TaskMetadata};
@@ -47,7 +46,7 @@ struct State {
     last_id: u64,
     /// Entries that were neither finished nor skipped, by message id.
     entries: BTreeMap<u64, Entry>,
-    /// Message ids that nobody holds, by engine.
+    /// Message ids of entries without a holder, by engine.
     waiting: BTreeMap<String, VecDeque<u64>>,
     held: BTreeMap<u64, Holder>,
     events: VecDeque<RecordedEvent>,
@@ -122,7 +121,7 @@ impl MemoryBroker {
         Ok(id.to_string())
     }
 
-    /// Cancels a job: its waiting tasks are dropped when their turn comes, its running tasks are told to stop.
+    /// Cancels a job: workers skip its waiting tasks and stop its running ones.
     pub fn cancel_job(&self, job_id: &str) {
         let mut state = self.state();
         for entry in state
@@ -134,7 +133,7 @@ impl MemoryBroker {
         }
     }
 
-    /// How many tasks nobody holds.
+    /// How many tasks wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.state().waiting.values().map(VecDeque::len).sum()
@@ -177,7 +176,7 @@ impl MemoryBroker {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `act` on the entry of `claim`, if the claim is still good.
+    /// Runs `act` on the entry of `claim`, if its consumer still holds it.
     fn as_owner(&self, claim: &Claim, act: impl FnOnce(&mut State, u64)) -> Ownership {
         let mut state = self.state();
         state.end_leases(Instant::now());
@@ -254,8 +253,8 @@ impl Broker for MemoryBroker {
         })
     }
 
-    async fn started(&self, claim: &Claim, event: &EventContext) -> Result<Ownership, BrokerError> {
-        let ownership = self.as_owner(claim, |state, _| state.record(claim, EventKind::Started, event));
+    async fn started(&self, claim: &Claim, context: &EventContext) -> Result<Ownership, BrokerError> {
+        let ownership = self.as_owner(claim, |state, _| state.record(claim, EventKind::Started, context));
         self.shared.changed.notify_waiters();
         Ok(ownership)
     }
@@ -283,18 +282,13 @@ impl Broker for MemoryBroker {
         &self,
         claim: &Claim,
         outcome: &Outcome,
-        event: &EventContext,
+        context: &EventContext,
     ) -> Result<Ownership, BrokerError> {
         let ownership = self.as_owner(claim, |state, id| {
             match outcome {
                 Outcome::Completed { artifacts } => {
-                    state.record(
-                        claim,
-                        EventKind::Completed {
-                            artifacts: artifacts.clone(),
-                        },
-                        event,
-                    );
+                    let artifacts = artifacts.clone();
+                    state.record(claim, EventKind::Completed { artifacts }, context);
                 }
                 Outcome::Failed {
                     error,
@@ -306,16 +300,11 @@ impl Broker for MemoryBroker {
                         code,
                         retryable: *retryable,
                     };
-                    state.record(claim, kind, event);
+                    state.record(claim, kind, context);
                 }
                 Outcome::Cancelled => {
-                    let error = TaskError::cancelled();
-                    let kind = EventKind::Failed {
-                        error: error.to_string(),
-                        code: error.code(),
-                        retryable: false,
-                    };
-                    state.record(claim, kind, event);
+                    let artifacts = Vec::new();
+                    state.record(claim, EventKind::Completed { artifacts }, context);
                 }
                 Outcome::Skipped => {}
             }
@@ -347,7 +336,7 @@ impl State {
         self.held.values().map(|holder| holder.until).min()
     }
 
-    /// Old work goes before new work.
+    /// Puts an entry back at the front: old work goes before new work.
     fn give_back(&mut self, id: u64, reason: RedeliveryReason) {
         self.held.remove(&id);
         let Some(entry) = self.entries.get_mut(&id) else {
@@ -390,7 +379,7 @@ impl State {
         })
     }
 
-    /// The entry that a claim is about, if nobody else was given it since.
+    /// The entry that a claim is about, if it was not delivered again since.
     fn owned(&self, claim: &Claim) -> Option<u64> {
         let id = claim.message_id.parse().ok()?;
         let (entry, holder) = (self.entries.get(&id)?, self.held.get(&id)?);
@@ -424,7 +413,7 @@ pub struct QueuedTask {
     pub job_id: String,
     /// When it was queued. Default: now.
     pub enqueued_at: Timestamp,
-    /// When it has to be done. Default: nobody says.
+    /// When it has to be done. Default: no deadline.
     pub timeout_at: Option<Timestamp>,
     /// What [`Broker::lookup`] finds. Default: nothing, and then the task fails.
     pub metadata: Option<TaskMetadata>,
@@ -476,11 +465,11 @@ pub struct RecordedEvent {
     pub task_id: String,
     /// Its job.
     pub job_id: String,
-    /// Who reported it.
+    /// The worker that reported it.
     pub consumer: Consumer,
     /// In which delivery of the task.
     pub delivery_count: u32,
-    /// What it carried.
+    /// What came with it.
     pub context: EventContext,
 }
 
@@ -506,9 +495,9 @@ pub enum EventKind {
     },
 }
 
-/// The queue of a [`MemoryBroker`] holds all it can hold.
+/// The queue of a [`MemoryBroker`] is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the queue is full: it holds {capacity} tasks")]
+#[error("the queue is full: it holds {capacity} tasks, the most that it may hold")]
 pub struct QueueFull {
     capacity: usize,
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use dalston_telemetry::context::{LogContext, WithLogContext};
 use dalston_telemetry::opentelemetry::Context;
 use dalston_telemetry::propagate;
-use dalston_telemetry::services::engine;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinError;
 use tokio::time::Instant;
@@ -20,7 +19,7 @@ use super::retry::retry;
 use super::status::{TaskGuard, TaskPhase};
 use super::stop::StopOnDrop;
 use super::worker::{Origin, Worker};
-use crate::broker::{Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason};
+use crate::broker::{Delivery, EventContext, Lookup, Outcome, Ownership};
 use crate::context::CancelReason;
 use crate::error::TaskError;
 use crate::protocol::{ArtifactReference, TaskResponseData, Timestamp};
@@ -150,10 +149,7 @@ impl Attempt<'_> {
             self.worker.metrics.queue_wait(bounded_seconds(wait.seconds));
         }
         if let Some(reason) = self.redelivery {
-            self.worker.metrics.task_redelivery(match reason {
-                RedeliveryReason::EngineCrash => engine::RedeliveryReason::EngineCrash,
-                RedeliveryReason::Deferred => engine::RedeliveryReason::Deferred,
-            });
+            self.worker.metrics.task_redelivery(reason);
         }
     }
 

@@ -174,7 +174,13 @@ impl Rig {
     /// The outcome of a task: the data of its answer, or the code and the text of its error.
     pub(crate) async fn outcome(&self, name: &str) -> Result<Value, (String, String)> {
         match self.broker.wait_for_outcome(name).await.kind {
-            EventKind::Completed { .. } => Ok(self.response(name).await),
+            EventKind::Completed { .. } => match self.stored_response(name).await {
+                Some(data) => Ok(data),
+                None => Err((
+                    "no_response".to_owned(),
+                    "completed without a response".to_owned(),
+                )),
+            },
             EventKind::Failed { error, code, .. } => Err((code.to_owned(), error)),
             other => panic!("not an outcome: {other:?}"),
         }
@@ -182,9 +188,13 @@ impl Rig {
 
     /// The `data` of a task's response.
     pub(crate) async fn response(&self, name: &str) -> Value {
+        self.stored_response(name).await.expect("a response")
+    }
+
+    async fn stored_response(&self, name: &str) -> Option<Value> {
         let locator = self.store.locator(&key::task_response(&job_of(name), name));
-        let bytes = self.store.read(&locator, 1 << 20).await.unwrap();
-        serde_json::from_slice::<Value>(&bytes).unwrap()["data"].take()
+        let bytes = self.store.read(&locator, 1 << 20).await.ok()?;
+        Some(serde_json::from_slice::<Value>(&bytes).unwrap()["data"].take())
     }
 
     /// The events of the broker, as `task event`.

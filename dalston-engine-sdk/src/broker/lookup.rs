@@ -1,0 +1,59 @@
+//! What a broker knows about a task.
+
+use std::collections::BTreeMap;
+
+use crate::protocol::{RequestBinding, Timestamp};
+
+/// What a broker knows about a delivered task.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Lookup {
+    /// It should be done.
+    Task(Box<TaskMetadata>),
+    /// Its job was cancelled: remove it without an event.
+    Cancelled,
+    /// The platform gave it up, for this reason: remove it without an event.
+    Blocked(String),
+    /// Nothing is known about it: fail it.
+    Missing,
+    /// What is known about it makes no sense: fail it.
+    Malformed {
+        /// What could be read of it.
+        metadata: Box<TaskMetadata>,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Another consumer owns it by now.
+    Lost,
+}
+
+/// What the platform says about a task outside of `request.json`.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct TaskMetadata {
+    /// The stage, with a channel suffix if it has one: `transcribe_ch0`.
+    pub stage: String,
+    /// When the task was queued, if its queue entry does not say it.
+    pub enqueued_at: Option<Timestamp>,
+    /// The model, if the platform names it here.
+    pub model: Option<String>,
+    /// The id of the request at the gateway.
+    pub request_id: Option<String>,
+    /// The JSON of the trace context.
+    pub trace_context: Option<String>,
+    /// Inputs, if they are more recent than those of `request.json`.
+    pub bindings: Option<Vec<RequestBinding>>,
+    /// Artifact ids by slot, if they are more recent than those of `request.json`.
+    pub resolved_artifact_ids: Option<BTreeMap<String, String>>,
+}
+
+impl TaskMetadata {
+    /// Metadata of a task of this stage, with no other field.
+    #[must_use]
+    pub fn new(stage: impl Into<String>) -> Self {
+        Self {
+            stage: stage.into(),
+            ..Self::default()
+        }
+    }
+}
