@@ -20,7 +20,8 @@ pub struct ParseError {
 }
 
 impl ParseError {
-    /// Says that `what` ("log format") is `value` where `expected` ("json, console or auto") is expected.
+    /// Says that `what` ("log format") is `value` where `expected` ("json, console or auto") is
+    /// expected.
     pub fn new(
         what: impl Into<Cow<'static, str>>,
         value: impl Into<String>,

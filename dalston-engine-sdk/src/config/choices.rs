@@ -1,4 +1,5 @@
-//! The values of settings that have a few names: devices, number formats, sources of models, notices.
+//! The values of settings that have a few names: devices, number formats, sources of models,
+//! notices.
 
 use std::fmt;
 use std::str::FromStr;
@@ -106,8 +107,8 @@ pub enum ModelSource {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum SpotDrain {
-    /// The instance will be interrupted, or this has become likely, which Amazon calls a rebalance recommendation. A
-    /// recommendation that was there already when the worker started is ignored.
+    /// The instance will be interrupted, or this has become likely, which Amazon calls a rebalance
+    /// recommendation. A recommendation that was there already when the worker started is ignored.
     #[default]
     All,
     /// The instance will be interrupted.

@@ -18,8 +18,8 @@ use crate::store::S3Config;
 
 /// The configuration of a worker that takes its tasks from a live deployment.
 ///
-/// Each field names its environment variable. The page of [`settings`](crate::settings) has the defaults and the accepted
-/// values.
+/// Each field names its environment variable. The page of [`settings`](crate::settings) has the
+/// defaults and the accepted values.
 ///
 /// `Debug` shows no passwords.
 #[derive(Clone, PartialEq)]
@@ -27,26 +27,28 @@ use crate::store::S3Config;
 pub struct DeploymentConfig {
     /// The Redis server with queues, events and registry. `REDIS_URL`.
     pub redis_url: String,
-    /// Where the files of tasks are. `DALSTON_S3_BUCKET`, `DALSTON_S3_REGION`, `DALSTON_S3_ENDPOINT_URL`, and `AWS_…` for
-    /// credentials.
+    /// Where the files of tasks are. `DALSTON_S3_BUCKET`, `DALSTON_S3_REGION`,
+    /// `DALSTON_S3_ENDPOINT_URL`, and `AWS_…` for credentials.
     pub s3: S3Config,
-    /// The port of the worker's own HTTP server, on all addresses. 0 is any free one. `DALSTON_METRICS_PORT`.
+    /// The port of the worker's own HTTP server, on all addresses. 0 is any free one.
+    /// `DALSTON_METRICS_PORT`.
     pub http_port: u16,
     /// Whether that server answers at `/metrics`. `DALSTON_METRICS_ENABLED`.
     pub metrics_enabled: bool,
-    /// How many recordings that server receives or processes at the same time. Further senders are told to come back. 0 turns
-    /// its routes for transcription off. `DALSTON_HTTP_MAX_REQUESTS`.
+    /// How many recordings that server receives or processes at the same time. Further senders are
+    /// told to come back. 0 turns its routes for transcription off. `DALSTON_HTTP_MAX_REQUESTS`.
     pub http_max_requests: usize,
     /// The size of a recording that is sent to that server or that it is told to fetch, in bytes.
     /// `DALSTON_HTTP_MAX_UPLOAD_MB`.
     pub http_max_upload: u64,
-    /// How long such a recording may wait for a free inference thread before its sender is told to come back.
-    /// `DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS`.
+    /// How long such a recording may wait for a free inference thread before its sender is told to
+    /// come back. `DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS`.
     pub http_queue_timeout: Duration,
     /// Where models that are not on this machine come from.
     pub models: ModelConfig,
-    /// How long an instance may be silent before its tasks go to others: the lease of a task and the lifetime of the registry
-    /// record. There is no variable for it, because the platform counts on 60 s and all instances must agree.
+    /// How long an instance may be silent before its tasks go to others: the lease of a task and
+    /// the lifetime of the registry record. There is no variable for it, because the platform
+    /// counts on 60 s and all instances must agree.
     pub lease: Duration,
     /// The machine, as the registry shows it. `DALSTON_DEPLOY_ENV`, `DALSTON_HOST_HOSTNAME`.
     pub node: NodeIdentity,
@@ -60,7 +62,8 @@ impl DeploymentConfig {
     ///
     /// # Errors
     ///
-    /// If a variable has a value that it does not accept. The error names the variable, the value and the accepted values.
+    /// If a variable has a value that it does not accept. The error names the variable, the value
+    /// and the accepted values.
     pub fn from_env(env: &Env) -> Result<Self, EnvError> {
         let hostname = hostname(env);
         let node_id = DALSTON_HOST_HOSTNAME.read(env)?;
@@ -84,10 +87,12 @@ impl DeploymentConfig {
         })
     }
 
-    /// Sets where the worker runs, as it was detected: the registry then shows EC2's name of the machine, with zone and type, and
-    /// the worker looks for notices that a spot instance will be interrupted.
+    /// Sets where the worker runs, as it was detected: the registry then shows EC2's name of the
+    /// machine, with zone and type, and the worker looks for notices that a spot instance will be
+    /// interrupted.
     ///
-    /// Where nothing was found, `DALSTON_DEPLOY_ENV=aws` becomes `local`, as the platform's own engines do it.
+    /// Where nothing was found, `DALSTON_DEPLOY_ENV=aws` becomes `local`, as the platform's own
+    /// engines do it.
     #[must_use]
     pub fn cloud(mut self, cloud: Cloud) -> Self {
         const AWS: &str = "aws";

@@ -14,9 +14,11 @@ use crate::model_id::ModelId;
 pub struct EngineConfig {
     /// Where to compute. `--device`, `DALSTON_DEVICE`; default [`DeviceChoice::Auto`].
     pub device: DeviceChoice,
-    /// The number format to compute in. `--precision`, `DALSTON_PRECISION`; default [`PrecisionChoice::Auto`].
+    /// The number format to compute in. `--precision`, `DALSTON_PRECISION`; default
+    /// [`PrecisionChoice::Auto`].
     pub precision: PrecisionChoice,
-    /// The model for tasks that name none. It wins over the engine's own default. `--model`, `DALSTON_DEFAULT_MODEL`.
+    /// The model for tasks that name none. It wins over the engine's own default. `--model`,
+    /// `DALSTON_DEFAULT_MODEL`.
     pub model: Option<ModelId>,
     /// The directory in which models are looked up by name. `DALSTON_MODEL_DIR`.
     pub model_root: Option<PathBuf>,
@@ -29,7 +31,8 @@ impl EngineConfig {
         Self::default()
     }
 
-    /// Reads `DALSTON_DEVICE`, `DALSTON_PRECISION`, `DALSTON_DEFAULT_MODEL` and `DALSTON_MODEL_DIR`.
+    /// Reads `DALSTON_DEVICE`, `DALSTON_PRECISION`, `DALSTON_DEFAULT_MODEL` and
+    /// `DALSTON_MODEL_DIR`.
     pub(super) fn from_env(env: &Env) -> Result<Self, EnvError> {
         Ok(Self {
             device: DALSTON_DEVICE.read_or_default(env)?,

@@ -15,22 +15,24 @@ use super::settings::{
 
 /// How models reach a worker of a live deployment.
 ///
-/// Each field names its environment variable. The page of [`settings`](crate::settings) has the defaults and the accepted
-/// values.
+/// Each field names its environment variable. The page of [`settings`](crate::settings) has the
+/// defaults and the accepted values.
 ///
 /// `Debug` shows no token.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ModelConfig {
-    /// Where to look for a model that is not on this machine, in this order. `DALSTON_MODEL_SOURCE`.
+    /// Where to look for a model that is not on this machine, in this order.
+    /// `DALSTON_MODEL_SOURCE`.
     pub sources: Vec<ModelSource>,
-    /// The directory for models that were downloaded. Processes may share it. Without one, nothing is downloaded.
-    /// `DALSTON_MODEL_CACHE_DIR`.
+    /// The directory for models that were downloaded. Processes may share it. Without one, nothing
+    /// is downloaded. `DALSTON_MODEL_CACHE_DIR`.
     pub cache_dir: Option<PathBuf>,
-    /// The size of all models in the cache, in bytes. Those that were not used for longest go first. Default no limit.
-    /// `DALSTON_MODEL_CACHE_MAX_GB`.
+    /// The size of all models in the cache, in bytes. Those that were not used for longest go
+    /// first. Default no limit. `DALSTON_MODEL_CACHE_MAX_GB`.
     pub max_bytes: Option<u64>,
-    /// How long a model that is not used stays in the cache. Default no limit. `DALSTON_MODEL_CACHE_TTL_HOURS`.
+    /// How long a model that is not used stays in the cache. Default no limit.
+    /// `DALSTON_MODEL_CACHE_TTL_HOURS`.
     pub ttl: Option<Duration>,
     /// The time between two checks of these limits. `DALSTON_MODEL_CACHE_SCAN_INTERVAL`.
     pub scan_interval: Duration,
@@ -59,7 +61,8 @@ impl ModelConfig {
     ///
     /// # Errors
     ///
-    /// If a variable has a value that it does not accept. The error names the variable, the value and the accepted values.
+    /// If a variable has a value that it does not accept. The error names the variable, the value
+    /// and the accepted values.
     pub fn from_env(env: &Env) -> Result<Self, EnvError> {
         const GIB: f64 = 1_073_741_824.0;
         let gib = DALSTON_MODEL_CACHE_MAX_GB.read_or_default(env)?;

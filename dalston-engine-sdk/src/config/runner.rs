@@ -14,8 +14,8 @@ use crate::model_id::ModelId;
 
 /// The part of a worker's configuration that does not depend on where its tasks come from.
 ///
-/// Each field names its environment variable. The page of [`settings`](crate::settings) has the defaults and the accepted
-/// values.
+/// Each field names its environment variable. The page of [`settings`](crate::settings) has the
+/// defaults and the accepted values.
 ///
 /// ```
 /// use dalston_engine_sdk::RunnerConfig;
@@ -29,39 +29,45 @@ use crate::model_id::ModelId;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct RunnerConfig {
-    /// An engine id that replaces the engine's own: another queue for the same program. `DALSTON_ENGINE_ID`.
+    /// An engine id that replaces the engine's own: another queue for the same program.
+    /// `DALSTON_ENGINE_ID`.
     pub engine_id: Option<String>,
-    /// Makes the name of this process unique: the first 12 characters count. It should be new for every start.
-    /// `DALSTON_WORKER_ID`, else random.
+    /// Makes the name of this process unique: the first 12 characters count. It should be new for
+    /// every start. `DALSTON_WORKER_ID`, else random.
     pub instance_suffix: Option<String>,
-    /// How many inference threads there are, each with models of its own: 1 to 1024. `DALSTON_SLOTS`.
+    /// How many inference threads there are, each with models of its own: 1 to 1024.
+    /// `DALSTON_SLOTS`.
     pub slots: usize,
     /// What the engine gets when it loads a model.
     pub engine: EngineConfig,
-    /// Models to load before the first task is taken. The unnamed one stands for the default model; the variable says `true`.
-    /// `DALSTON_MODEL_PRELOAD`.
+    /// Models to load before the first task is taken. The unnamed one stands for the default model;
+    /// the variable says `true`. `DALSTON_MODEL_PRELOAD`.
     pub preload: Vec<ModelId>,
     /// How many models an inference thread keeps. `DALSTON_MAX_LOADED_MODELS`.
     pub max_loaded_models: usize,
-    /// How long an inference thread keeps a model that no task asks for. `DALSTON_MODEL_TTL_SECONDS`.
+    /// How long an inference thread keeps a model that no task asks for.
+    /// `DALSTON_MODEL_TTL_SECONDS`.
     pub model_ttl: Duration,
-    /// How long a task may take if its queue entry gives no deadline. `DALSTON_DEFAULT_TASK_TIMEOUT_S`.
+    /// How long a task may take if its queue entry gives no deadline.
+    /// `DALSTON_DEFAULT_TASK_TIMEOUT_S`.
     pub task_timeout: Duration,
     /// How long tasks may go on after the worker was told to stop. `DALSTON_DRAIN_TIMEOUT_SECONDS`.
     pub drain_timeout: Duration,
-    /// How often a task may be delivered. A task that kills its workers comes back until then. `DALSTON_MAX_DELIVERIES`.
+    /// How often a task may be delivered. A task that kills its workers comes back until then.
+    /// `DALSTON_MAX_DELIVERIES`.
     pub max_deliveries: u32,
-    /// How many inference threads may be stuck in calls that never return before the worker gives up.
-    /// `DALSTON_MAX_STUCK_THREADS`.
+    /// How many inference threads may be stuck in calls that never return before the worker gives
+    /// up. `DALSTON_MAX_STUCK_THREADS`.
     pub max_stuck_threads: usize,
     /// Where the directories of tasks are made. `TMPDIR`.
     pub temp_root: PathBuf,
-    /// How old directories of tasks get there before they are removed, when the worker starts and every hour: a process that
-    /// was killed leaves its directories. It should be longer than any task of another worker on this machine takes.
-    /// `DALSTON_TEMP_PURGE_MAX_AGE_S`.
+    /// How old directories of tasks get there before they are removed, when the worker starts and
+    /// every hour: a process that was killed leaves its directories. It should be longer than any
+    /// task of another worker on this machine takes. `DALSTON_TEMP_PURGE_MAX_AGE_S`.
     pub temp_max_age: Duration,
-    /// The hardware, as metrics show it. Without it, [telemetry's](dalston_telemetry::TelemetryHandle::instance_type) counts,
-    /// else `unknown`. `INSTANCE_TYPE`.
+    /// The hardware, as metrics show it. Without it,
+    /// [telemetry's](dalston_telemetry::TelemetryHandle::instance_type) counts, else `unknown`.
+    /// `INSTANCE_TYPE`.
     pub instance_type: Option<String>,
 }
 
@@ -91,7 +97,8 @@ impl RunnerConfig {
     ///
     /// # Errors
     ///
-    /// If a variable has a value that it does not accept. The error names the variable, the value and the accepted values.
+    /// If a variable has a value that it does not accept. The error names the variable, the value
+    /// and the accepted values.
     pub fn from_env(env: &Env) -> Result<Self, EnvError> {
         Ok(Self {
             engine_id: DALSTON_ENGINE_ID.read(env)?,

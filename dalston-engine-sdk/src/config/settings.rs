@@ -74,7 +74,8 @@ variables! {
     pub(crate) static DALSTON_DEFAULT_TASK_TIMEOUT_S: Variable<Duration> =
         Variable::new(&["DALSTON_DEFAULT_TASK_TIMEOUT_S"], &ANY_TIME).default("3600");
 
-    /// How long tasks may go on after the worker was told to stop. Kubernetes kills a pod after 30 seconds.
+    /// How long tasks may go on after the worker was told to stop. Kubernetes kills a pod after 30
+    /// seconds.
     pub(crate) static DALSTON_DRAIN_TIMEOUT_SECONDS: Variable<Duration> =
         Variable::new(&["DALSTON_DRAIN_TIMEOUT_SECONDS"], &ANY_TIME).default("25");
 
@@ -89,8 +90,8 @@ variables! {
     /// Where the directories of tasks are made.
     pub(crate) static TMPDIR: Variable<PathBuf> = Variable::new(&["TMPDIR"], &Text("a directory")).default("/tmp");
 
-    /// How old a directory of a task there gets before it is removed, at the start and every hour: a process that was killed
-    /// leaves its directories. The default is 30 days.
+    /// How old a directory of a task there gets before it is removed, at the start and every hour:
+    /// a process that was killed leaves its directories. The default is 30 days.
     pub(crate) static DALSTON_TEMP_PURGE_MAX_AGE_S: Variable<Duration> =
         Variable::new(&["DALSTON_TEMP_PURGE_MAX_AGE_S"], &ANY_TIME).default("2592000");
 }
@@ -98,8 +99,9 @@ variables! {
 variables! {
     /// Of the command `run`.
     ///
-    /// `rediss://` and `https://` trust the certificate authorities of the system. For one of your own, set `SSL_CERT_FILE` to a
-    /// file of PEM certificates (or `SSL_CERT_DIR` to a directory): they take the place of the system's.
+    /// `rediss://` and `https://` trust the certificate authorities of the system. For one of your
+    /// own, set `SSL_CERT_FILE` to a file of PEM certificates (or `SSL_CERT_DIR` to a directory):
+    /// they take the place of the system's.
     pub group WORKERS = "Workers of a live deployment";
 
     /// The bucket with the files of tasks.
@@ -114,8 +116,8 @@ variables! {
     pub(crate) static DALSTON_S3_ENDPOINT_URL: Variable<String> =
         Variable::new(&["DALSTON_S3_ENDPOINT_URL"], &Text("an http or https URL")).default_described("Amazon's");
 
-    /// Credentials and where to get them. The client of S3 gets each of them as it is, and asks the container or the EC2 instance
-    /// where none is set.
+    /// Credentials and where to get them. The client of S3 gets each of them as it is, and asks the
+    /// container or the EC2 instance where none is set.
     pub(crate) static AWS_CREDENTIALS: Variable<String> = Variable::new(
         &[
             "AWS_ACCESS_KEY_ID",
@@ -135,19 +137,21 @@ variables! {
     .default_described("those of the machine")
     .secret();
 
-    /// Where to look for a model that is not on this machine, in this order: `s3` (`models/{model_id}/` in the bucket), `hf` (the
-    /// Hugging Face hub), or `auto` for both.
+    /// Where to look for a model that is not on this machine, in this order: `s3`
+    /// (`models/{model_id}/` in the bucket), `hf` (the Hugging Face hub), or `auto` for both.
     pub(crate) static DALSTON_MODEL_SOURCE: Variable<Vec<ModelSource>> =
         Variable::new(&["DALSTON_MODEL_SOURCE"], &ModelSources).default("s3");
 
-    /// Where downloaded models are kept. Processes may share it, also with the platform's own engines.
+    /// Where downloaded models are kept. Processes may share it, also with the platform's own
+    /// engines.
     pub(crate) static DALSTON_MODEL_CACHE_DIR: Variable<PathBuf> =
         Variable::new(&["DALSTON_MODEL_CACHE_DIR"], &Text("a directory")).default_described(
             "`s3-cache` under `DALSTON_MODEL_DIR`, else under `/models` if that is a directory, else under \
              `~/.cache/dalston/models`",
         );
 
-    /// GiB that the models there may take. Those that were not used for longest go first. 0: no limit.
+    /// GiB that the models there may take. Those that were not used for longest go first. 0: no
+    /// limit.
     pub(crate) static DALSTON_MODEL_CACHE_MAX_GB: Variable<f64> = Variable::new(
         &["DALSTON_MODEL_CACHE_MAX_GB"],
         &Number { what: "a number of GiB", least: 0.0, most: Number::UNBOUNDED },
@@ -179,7 +183,8 @@ variables! {
     /// The directory of the user.
     pub(crate) static HOME: Variable<PathBuf> = Variable::new(&["HOME"], &Text("a directory"));
 
-    /// Recordings that the two routes for transcription receive or process at the same time. 0 turns the routes off.
+    /// Recordings that the two routes for transcription receive or process at the same time. 0
+    /// turns the routes off.
     pub(crate) static DALSTON_HTTP_MAX_REQUESTS: Variable<usize> =
         Variable::new(&["DALSTON_HTTP_MAX_REQUESTS"], &WholeNumber(0, 1024)).default("16");
 
@@ -187,7 +192,8 @@ variables! {
     pub(crate) static DALSTON_HTTP_MAX_UPLOAD_MB: Variable<u64> =
         Variable::new(&["DALSTON_HTTP_MAX_UPLOAD_MB"], &WholeNumber(1, 1 << 20)).default("1024");
 
-    /// How long such a recording may wait for a free inference thread before its sender is told to come back.
+    /// How long such a recording may wait for a free inference thread before its sender is told to
+    /// come back.
     pub(crate) static DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS: Variable<Duration> =
         Variable::new(&["DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS"], &ANY_TIME).default("60");
 
@@ -196,7 +202,8 @@ variables! {
         Variable::new(&["DALSTON_HOST_HOSTNAME"], &Text("a name"))
             .default_described("the host name; on EC2 the instance id is shown instead");
 
-    /// Which notices about an EC2 spot instance start the drain. `interruption`: no rebalance recommendations.
+    /// Which notices about an EC2 spot instance start the drain. `interruption`: no rebalance
+    /// recommendations.
     pub(crate) static DALSTON_SPOT_DRAIN: Variable<SpotDrain> = Variable::new(
         &["DALSTON_SPOT_DRAIN"],
         &OneOf(&[("all", SpotDrain::All), ("interruption", SpotDrain::Interruption), ("off", SpotDrain::Off)]),

@@ -11,13 +11,15 @@ use crate::parse_error::ParseError;
 /// - the event's own fields;
 /// - `trace_id` and `span_id` of the span around the event; without a span, the `trace_id` that came with the task;
 /// - `request_id`, `job_id`, `task_id`, `engine_id` and `instance_type`, from the spans around the event (where they
-///   may also be called `dalston.job_id` and so on) and from the [`LogContext`](crate::context::LogContext); an
-///   `instance_type` that none of them has is that of the machine, or `unknown`;
+///   may also be called `dalston.job_id` and so on) and from the
+/// [`LogContext`](crate::context::LogContext); an   `instance_type` that none of them has is that
+/// of the machine, or `unknown`;
 /// - `target`, the module that logged.
 ///
-/// What does not exist is absent. No key occurs twice: an event's own field wins over an inherited one, and one that
-/// is named like a member that every line has is written as `field.NAME`. Numbers that JSON does not have are `null`.
-/// Levels are called as on the rest of the platform: `error`, `warning`, `info`, `debug`, and `trace` below them.
+/// What does not exist is absent. No key occurs twice: an event's own field wins over an inherited
+/// one, and one that is named like a member that every line has is written as `field.NAME`. Numbers
+/// that JSON does not have are `null`. Levels are called as on the rest of the platform: `error`,
+/// `warning`, `info`, `debug`, and `trace` below them.
 ///
 /// Secrets in URLs, headers and fields whose name says so are masked in both forms, see
 /// [`redact`](crate::redact).

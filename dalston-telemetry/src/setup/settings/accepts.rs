@@ -5,7 +5,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The values that a variable accepts: how they are parsed, and how an error or a table describes them.
+/// The values that a variable accepts: how they are parsed, and how an error or a table describes
+/// them.
 pub trait Accepts<T>: fmt::Debug + Sync {
     /// Reads a value. `None` is one that is not accepted.
     fn parse(&self, text: &str) -> Option<T>;
@@ -46,10 +47,11 @@ impl Accepts<bool> for Switch {
     }
 }
 
-/// A switch that the OpenTelemetry specification defines: only `true` and `false`, in upper or lower case.
+/// A switch that the OpenTelemetry specification defines: only `true` and `false`, in upper or
+/// lower case.
 ///
-/// The specification takes everything but `true` for false, so that `OTEL_SDK_DISABLED=1` has the opposite effect of its
-/// intention. This is an error here.
+/// The specification takes everything but `true` for false, so that `OTEL_SDK_DISABLED=1` has the
+/// opposite effect of its intention. This is an error here.
 #[derive(Debug, Clone, Copy)]
 pub struct OtelSwitch;
 
@@ -120,7 +122,8 @@ pub struct Number {
 }
 
 impl Number {
-    /// An upper bound that stands for none: more than any disk holds and any machine lives, and still exact.
+    /// An upper bound that stands for none: more than any disk holds and any machine lives, and
+    /// still exact.
     pub const UNBOUNDED: f64 = 1e9;
 }
 

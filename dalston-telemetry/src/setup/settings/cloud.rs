@@ -1,7 +1,8 @@
 use super::{OneOf, Switch, Text, Variable};
 
 variables! {
-    /// Read by the command `run`, by `transcribe` with `OTEL_ENABLED=true`, and by programs that call `Cloud::detect`.
+    /// Read by the command `run`, by `transcribe` with `OTEL_ENABLED=true`, and by programs that
+    /// call `Cloud::detect`.
     pub group CLOUD = "Amazon's cloud";
 
     /// `true`: the instance metadata service is never asked.

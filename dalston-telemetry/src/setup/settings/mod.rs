@@ -1,7 +1,8 @@
-//! Environment variables: each is declared once, and the parser, the texts of errors and the tables of the documentation
-//! follow from its declaration.
+//! Environment variables: each is declared once, and the parser, the texts of errors and the tables
+//! of the documentation follow from its declaration.
 //!
-//! Declare variables of your own with [`variables!`](crate::variables). The doc comments are the descriptions:
+//! Declare variables of your own with [`variables!`](crate::variables). The doc comments are the
+//! descriptions:
 //!
 //! ```
 //! use dalston_telemetry::settings::{Variable, WholeNumber};

@@ -12,7 +12,8 @@ pub(crate) enum Signal {
     Metrics,
 }
 
-/// A setting of OTLP: a variable for each signal, and one for all of them that counts where the signal's own is not set.
+/// A setting of OTLP: a variable for each signal, and one for all of them that counts where the
+/// signal's own is not set.
 #[derive(Debug)]
 pub(crate) struct SignalVariable<T: 'static> {
     traces: Variable<T>,
@@ -107,8 +108,9 @@ variables! {
     /// A variable with the name of a signal wins over the one for all signals.
     pub group OTLP = "OTLP";
 
-    /// Where to send to. Without a scheme, `OTEL_EXPORTER_OTLP_INSECURE` decides. Over HTTP, `/v1/traces` or `/v1/metrics` is
-    /// appended to the URL for all signals, and one for a signal is used as it is.
+    /// Where to send to. Without a scheme, `OTEL_EXPORTER_OTLP_INSECURE` decides. Over HTTP,
+    /// `/v1/traces` or `/v1/metrics` is appended to the URL for all signals, and one for a signal
+    /// is used as it is.
     pub(crate) static ENDPOINT: SignalVariable<String> = SignalVariable::new(
         names!("ENDPOINT"),
         &Text("an http or https URL without user and password, or host:port"),
@@ -165,7 +167,8 @@ variables! {
     pub(crate) static HTTPS_PROXY: Variable<String> =
         Variable::new(&["https_proxy", "HTTPS_PROXY"], &Text("a URL")).default_described("`all_proxy`");
 
-    /// The proxy for http endpoints, over HTTP. Not in capitals: CGI servers set `HTTP_PROXY` from a header of the request.
+    /// The proxy for http endpoints, over HTTP. Not in capitals: CGI servers set `HTTP_PROXY` from
+    /// a header of the request.
     pub(crate) static HTTP_PROXY: Variable<String> =
         Variable::new(&["http_proxy"], &Text("a URL")).default_described("`all_proxy`");
 

@@ -3,8 +3,8 @@ use std::time::Duration;
 use super::{Seconds, Text, Variable};
 
 variables! {
-    /// Of the program `dalston-queue-exporter`, which also reads `REDIS_URL`, `DALSTON_METRICS_PORT` and the variables of metrics
-    /// and log lines.
+    /// Of the program `dalston-queue-exporter`, which also reads `REDIS_URL`,
+    /// `DALSTON_METRICS_PORT` and the variables of metrics and log lines.
     pub group QUEUE_EXPORTER = "The queue exporter";
 
     /// Seconds between two reads of the queues in Redis.

@@ -9,12 +9,13 @@ variables! {
     /// Whether spans are recorded and exported.
     pub static OTEL_ENABLED: Variable<bool> = Variable::new(&["OTEL_ENABLED"], &Switch).default("false");
 
-    /// `true`: nothing leaves by OTLP, whatever the other variables say. Log lines and `/metrics` stay.
+    /// `true`: nothing leaves by OTLP, whatever the other variables say. Log lines and `/metrics`
+    /// stay.
     pub(crate) static OTEL_SDK_DISABLED: Variable<bool> =
         Variable::new(&["OTEL_SDK_DISABLED"], &OtelSwitch).default("false");
 
-    /// Where spans go: one of these, or several with commas between. `console` is JSON on standard output. With `none`, spans
-    /// have ids and are not exported.
+    /// Where spans go: one of these, or several with commas between. `console` is JSON on standard
+    /// output. With `none`, spans have ids and are not exported.
     pub(crate) static OTEL_TRACES_EXPORTER: Variable<String> =
         Variable::new(&["OTEL_TRACES_EXPORTER"], &Text("otlp, console or none")).default("otlp");
 

@@ -6,7 +6,8 @@ use crate::env::{Env, EnvError};
 
 /// An environment variable: its names, the values that it accepts, its default, and a description.
 ///
-/// Declared with [`variables!`](crate::variables), which takes the description from the doc comment.
+/// Declared with [`variables!`](crate::variables), which takes the description from the doc
+/// comment.
 pub struct Variable<T: 'static> {
     names: &'static [&'static str],
     accepts: &'static dyn Accepts<T>,
@@ -42,7 +43,8 @@ impl<T> Variable<T> {
         self
     }
 
-    /// Says in Markdown what holds where the variable is not set and there is no fixed default: "the engine's".
+    /// Says in Markdown what holds where the variable is not set and there is no fixed default:
+    /// "the engine's".
     #[must_use]
     pub const fn default_described(mut self, text: &'static str) -> Self {
         self.default = Default::Described(text);

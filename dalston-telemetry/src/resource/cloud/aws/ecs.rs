@@ -3,8 +3,8 @@
 use http::{Method, StatusCode};
 use serde_json::Value;
 
+use super::config::Ecs;
 use super::identity;
-use super::settings::Ecs;
 use crate::resource::cloud::error::MetadataError;
 use crate::resource::cloud::http::request;
 use crate::resource::cloud::provider::Found;

@@ -8,7 +8,7 @@ use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use tokio::time::timeout;
 
-use super::settings::Imds;
+use super::config::Imds;
 use crate::resource::cloud::error::MetadataError;
 use crate::resource::cloud::http::{Endpoint, request};
 
@@ -43,11 +43,11 @@ enum Access {
 }
 
 impl MetadataService {
-    pub(super) fn new(settings: &Imds) -> Self {
+    pub(super) fn new(config: &Imds) -> Self {
         Self {
             shared: Arc::new(Shared {
-                endpoint: settings.endpoint.clone(),
-                allow_v1: settings.allow_v1,
+                endpoint: config.endpoint.clone(),
+                allow_v1: config.allow_v1,
                 access: Mutex::default(),
             }),
         }

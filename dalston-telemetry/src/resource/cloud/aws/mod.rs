@@ -1,10 +1,10 @@
 //! Amazon Web Services: EC2, ECS and Lambda.
 
+mod config;
 mod ecs;
 mod firmware;
 mod identity;
 mod imds;
-mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -13,8 +13,8 @@ pub use imds::MetadataService;
 use super::error::MetadataError;
 use super::provider::{Asking, CloudProvider, Found, Outcome, Platform};
 use crate::env::{Env, EnvError};
+use config::AwsConfig;
 use firmware::{Firmware, Verdict};
-use settings::Settings;
 
 const HOP_LIMIT: &str = "set the instance's HttpPutResponseHopLimit to 2 (containers lose answers of the instance \
      metadata service otherwise), or AWS_EC2_METADATA_DISABLED to true to end this warning";
@@ -29,16 +29,16 @@ impl Platform {
 }
 
 pub(super) struct Aws {
-    settings: Settings,
+    config: AwsConfig,
     firmware: Firmware,
 }
 
 impl Aws {
     pub(super) fn read(env: &Env) -> Result<Self, EnvError> {
-        let settings = Settings::read(env)?;
-        let firmware = settings.looks_at_firmware().then(Firmware::read);
+        let config = AwsConfig::read(env)?;
+        let firmware = config.looks_at_firmware().then(Firmware::read);
         Ok(Self {
-            settings,
+            config,
             firmware: firmware.unwrap_or_default(),
         })
     }
@@ -55,13 +55,13 @@ impl Aws {
     async fn ask_services(&self, found: &mut Found) -> Result<(), MetadataError> {
         let mut is_on_instance = true;
         let mut asked = Ok(());
-        if let Some(ecs) = &self.settings.ecs {
+        if let Some(ecs) = &self.config.ecs {
             let answer = ecs::ask(ecs, found).await;
             is_on_instance = ecs.on_instances || answer.as_ref().is_ok_and(|on_instance| *on_instance);
             asked = answer.map(|_| ());
         }
         // Fargate has no instance metadata service.
-        if is_on_instance && self.settings.imds.enabled {
+        if is_on_instance && self.config.imds.enabled {
             self.add_firmware(found);
             asked = self.ask_imds(found).await;
         }
@@ -69,7 +69,7 @@ impl Aws {
     }
 
     async fn ask_imds(&self, found: &mut Found) -> Result<(), MetadataError> {
-        let service = MetadataService::new(&self.settings.imds);
+        let service = MetadataService::new(&self.config.imds);
         let mut identity = identity::ask(&service).await?;
         // The service knows the instance better than the firmware and ECS do.
         identity.fill_from(std::mem::take(&mut found.identity));
@@ -82,13 +82,13 @@ impl Aws {
 
 impl CloudProvider for Aws {
     fn recognise(&self) -> Found {
-        let settings = &self.settings;
+        let config = &self.config;
         let mut found = Found::default();
-        if !settings.allowed {
+        if !config.allowed {
             return found;
         }
-        let region = settings.region.as_deref().unwrap_or_default();
-        if let Some(lambda) = &settings.lambda {
+        let region = config.region.as_deref().unwrap_or_default();
+        if let Some(lambda) = &config.lambda {
             found.platform = Some(Platform::LAMBDA);
             identity::set_region(&mut found.identity, region);
             found.attributes.push(("faas.name", lambda.name.clone()));
@@ -99,19 +99,19 @@ impl CloudProvider for Aws {
             found.outcome = Outcome::Known;
             return found;
         }
-        if settings.ecs.is_some() {
+        if config.ecs.is_some() {
             found.platform = Some(Platform::ECS);
             identity::set_region(&mut found.identity, region);
             found.outcome = Outcome::Unasked;
         }
-        if settings.imds.enabled {
+        if config.imds.enabled {
             // Containers on Fargate see the firmware of a machine that is not the customer's.
-            if settings.ecs.as_ref().is_none_or(|ecs| ecs.on_instances) {
+            if config.ecs.as_ref().is_none_or(|ecs| ecs.on_instances) {
                 self.add_firmware(&mut found);
             }
-            if settings.ecs.is_none() {
+            if config.ecs.is_none() {
                 found.outcome = match self.firmware.verdict() {
-                    Verdict::Elsewhere if !settings.imds.certain => Outcome::Elsewhere,
+                    Verdict::Elsewhere if !config.imds.certain => Outcome::Elsewhere,
                     _ => Outcome::Unasked,
                 };
             }

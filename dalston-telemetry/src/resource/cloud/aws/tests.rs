@@ -10,17 +10,17 @@ use crate::{LogWriter, Telemetry};
 
 /// A service that accepts connections and does not answer, as a container sees it that is one hop
 /// too far away.
-fn silent_service() -> (TcpListener, Settings) {
+fn silent_service() -> (TcpListener, AwsConfig) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let env = Env::from_pairs([("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)]);
-    let mut settings = Settings::read(&env).unwrap();
-    settings.imds.certain = false;
-    (listener, settings)
+    let mut config = AwsConfig::read(&env).unwrap();
+    config.imds.certain = false;
+    (listener, config)
 }
 
-fn detected(settings: Settings, firmware: Firmware) -> Cloud {
-    Cloud::of(vec![Box::new(Aws { settings, firmware })])
+fn detected(config: AwsConfig, firmware: Firmware) -> Cloud {
+    Cloud::of(vec![Box::new(Aws { config, firmware })])
 }
 
 fn was_asked(listener: &TcpListener) -> bool {
@@ -42,8 +42,8 @@ fn log_of(cloud: &Cloud, level: &'static str) -> Vec<String> {
 
 #[test]
 fn a_machine_of_another_vendor_makes_no_request() {
-    let (listener, settings) = silent_service();
-    let cloud = detected(settings, Firmware::of("LENOVO"));
+    let (listener, config) = silent_service();
+    let cloud = detected(config, Firmware::of("LENOVO"));
     assert_eq!(cloud, Cloud::unknown());
     assert!(!was_asked(&listener));
     assert_eq!(log_of(&cloud, "info"), [] as [&str; 0]);
@@ -52,9 +52,9 @@ fn a_machine_of_another_vendor_makes_no_request() {
 
 #[test]
 fn firmware_identifies_an_instance_without_metadata_service() {
-    let (listener, settings) = silent_service();
+    let (listener, config) = silent_service();
     let start = Instant::now();
-    let cloud = detected(settings, Firmware::of("Amazon EC2"));
+    let cloud = detected(config, Firmware::of("Amazon EC2"));
     assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
     assert!(was_asked(&listener));
     assert_eq!(cloud.platform(), Some(Platform::EC2));
@@ -75,8 +75,8 @@ fn firmware_identifies_an_instance_without_metadata_service() {
 
 #[test]
 fn unknown_firmware_makes_a_request_and_no_warning() {
-    let (listener, settings) = silent_service();
-    let cloud = detected(settings, Firmware::default());
+    let (listener, config) = silent_service();
+    let cloud = detected(config, Firmware::default());
     assert!(was_asked(&listener));
     assert_eq!(cloud, Cloud::unknown());
     assert_eq!(log_of(&cloud, "info"), [] as [&str; 0]);
@@ -84,9 +84,9 @@ fn unknown_firmware_makes_a_request_and_no_warning() {
 
 #[test]
 fn a_deployment_on_aws_asks_on_any_firmware() {
-    let (listener, mut settings) = silent_service();
-    settings.imds.certain = true;
-    assert_eq!(detected(settings, Firmware::of("LENOVO")), Cloud::unknown());
+    let (listener, mut config) = silent_service();
+    config.imds.certain = true;
+    assert_eq!(detected(config, Firmware::of("LENOVO")), Cloud::unknown());
     assert!(was_asked(&listener));
 }
 
@@ -105,19 +105,19 @@ fn ecs_service(launch_type: &'static str) -> String {
     url
 }
 
-fn in_ecs(ecs: &str) -> (TcpListener, Settings) {
-    let (listener, mut settings) = silent_service();
+fn in_ecs(ecs: &str) -> (TcpListener, AwsConfig) {
+    let (listener, mut config) = silent_service();
     let env = Env::from_pairs([("ECS_CONTAINER_METADATA_URI_V4", ecs)]);
-    settings.ecs = Settings::read(&env).unwrap().ecs;
-    (listener, settings)
+    config.ecs = AwsConfig::read(&env).unwrap().ecs;
+    (listener, config)
 }
 
 #[test]
 fn fargate_tasks_do_not_take_the_firmware_of_the_host() {
     let closed_port = "http://127.0.0.1:9".to_owned();
     for ecs in [ecs_service("FARGATE"), closed_port] {
-        let (listener, settings) = in_ecs(&ecs);
-        let cloud = detected(settings, Firmware::of("Amazon EC2"));
+        let (listener, config) = in_ecs(&ecs);
+        let cloud = detected(config, Firmware::of("Amazon EC2"));
         assert_eq!(cloud.platform(), Some(Platform::ECS));
         assert_eq!(
             (cloud.instance_id(), cloud.instance_type()),
@@ -131,8 +131,8 @@ fn fargate_tasks_do_not_take_the_firmware_of_the_host() {
 
 #[test]
 fn ecs_tasks_on_instances_take_the_firmware_of_the_instance() {
-    let (listener, settings) = in_ecs(&ecs_service("EC2"));
-    let cloud = detected(settings, Firmware::of("Amazon EC2"));
+    let (listener, config) = in_ecs(&ecs_service("EC2"));
+    let cloud = detected(config, Firmware::of("Amazon EC2"));
     assert!(was_asked(&listener));
     assert_eq!(cloud.platform(), Some(Platform::ECS));
     assert_eq!(cloud.instance_id(), Some("i-0123456789abcdef0"));

@@ -1,4 +1,4 @@
-//! The settings of the environment about AWS.
+//! The configuration of the detection on AWS, from the environment.
 
 use url::{Host, Url};
 
@@ -13,7 +13,7 @@ use crate::settings::{DALSTON_DEPLOY_ENV, Variable};
 
 /// Which services are asked, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Settings {
+pub(super) struct AwsConfig {
     /// Whether requests are allowed.
     pub(super) allowed: bool,
     pub(super) lambda: Option<Lambda>,
@@ -46,7 +46,7 @@ pub(super) struct Imds {
     pub(super) allow_v1: bool,
 }
 
-impl Settings {
+impl AwsConfig {
     pub(super) fn read(env: &Env) -> Result<Self, EnvError> {
         let deployed = DALSTON_DEPLOY_ENV.read(env)?;
         let given = Endpoint::read(env, &AWS_EC2_METADATA_SERVICE_ENDPOINT)?;
@@ -128,8 +128,8 @@ mod tests {
     const MODE: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE";
     const ECS_ENDPOINT: &str = "ECS_CONTAINER_METADATA_URI_V4";
 
-    fn read(pairs: &[(&str, &str)]) -> Result<Settings, EnvError> {
-        Settings::read(&Env::from_pairs(pairs.iter().copied()))
+    fn read(pairs: &[(&str, &str)]) -> Result<AwsConfig, EnvError> {
+        AwsConfig::read(&Env::from_pairs(pairs.iter().copied()))
     }
 
     fn imds(pairs: &[(&str, &str)]) -> Imds {
@@ -168,9 +168,9 @@ mod tests {
     #[test]
     fn the_deployment_forbids_or_forces_requests() {
         for (value, allowed, certain) in [("", true, false), ("aws", true, true), ("staging", false, false)] {
-            let settings = read(&[("DALSTON_DEPLOY_ENV", value)]).unwrap();
+            let config = read(&[("DALSTON_DEPLOY_ENV", value)]).unwrap();
             assert_eq!(
-                (settings.allowed, settings.imds.certain),
+                (config.allowed, config.imds.certain),
                 (allowed, certain),
                 "{value:?}"
             );
