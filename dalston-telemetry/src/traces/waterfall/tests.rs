@@ -1,8 +1,10 @@
 use std::borrow::Cow;
+use std::time::{Duration, SystemTime};
 
 use opentelemetry::KeyValue;
-use opentelemetry::trace::{SpanKind, Status, TraceId};
+use opentelemetry::trace::{SpanId, SpanKind, Status, TraceId};
 
+use super::text::duration_text;
 use super::*;
 
 /// A span from `start` to `end` milliseconds after the epoch.
@@ -372,7 +374,7 @@ fn durations_have_three_digits_and_the_unit_that_suits_them() {
         (Duration::from_secs(36_061), "10h01m01s"),
     ];
     for (duration, expected) in cases {
-        assert_eq!(humane(duration, false), expected, "{duration:?}");
+        assert_eq!(duration_text(duration, false), expected, "{duration:?}");
     }
 }
 
