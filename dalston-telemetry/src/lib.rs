@@ -120,7 +120,6 @@ pub use setup::layers::TelemetryLayer;
 pub use setup::settings;
 pub use setup::telemetry::{Telemetry, TelemetryHandle, TimedSpan};
 pub use traces::collector::{CollectedSpan, SpanCollector};
-pub use traces::ids::ReservedSpan;
 pub use traces::propagate;
 pub use traces::waterfall::Waterfall;
 

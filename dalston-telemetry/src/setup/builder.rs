@@ -28,13 +28,13 @@ use crate::settings::{INSTANCE_TYPE, OTEL_ENABLED};
 use crate::setup::layers::{Layers, TelemetryLayer};
 use crate::setup::telemetry::{Telemetry, Tracing};
 use crate::traces::collector::SpanCollector;
-use crate::traces::ids::Ids;
 use crate::traces::limits::Limits;
 use crate::traces::processors::Processors;
 use crate::traces::propagate::Propagator;
 use crate::traces::sampler;
 
-/// Puts telemetry together. Every setting is optional; what is not set comes from the environment.
+/// Configures telemetry. Every call is optional: the environment decides what the program leaves
+/// open.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -69,8 +69,18 @@ pub struct TelemetryBuilder {
     shutdown_timeout: Duration,
 }
 
+impl Telemetry {
+    /// Configures telemetry for a service: `gateway`, `orchestrator`, `engine-faster-whisper`.
+    ///
+    /// `OTEL_SERVICE_NAME`, or `service.name` in `OTEL_RESOURCE_ATTRIBUTES`, gives it another name:
+    /// in spans, in log lines and in `dalston_build_info`.
+    pub fn builder(service: impl Into<String>) -> TelemetryBuilder {
+        TelemetryBuilder::new(service.into())
+    }
+}
+
 impl TelemetryBuilder {
-    pub(crate) fn new(service: String) -> Self {
+    fn new(service: String) -> Self {
         Self {
             service,
             env: None,
@@ -91,133 +101,141 @@ impl TelemetryBuilder {
         }
     }
 
-    /// The environment to read instead of the variables of the process.
+    /// Sets the environment that is read instead of the variables of the process.
     pub fn env(mut self, env: Env) -> Self {
         self.env = Some(env);
         self
     }
 
-    /// Switches tracing on or off, whatever `OTEL_ENABLED` says. `OTEL_SDK_DISABLED=true` still wins.
+    /// Switches tracing on or off, whatever `OTEL_ENABLED` says. `OTEL_SDK_DISABLED=true` still
+    /// wins.
     pub fn enabled(mut self, on: bool) -> Self {
         self.enabled = Some(on);
         self
     }
 
-    /// How spans are sent, for what the environment shall not decide. Does not switch tracing on.
+    /// Sets how spans are sent, in place of the environment. Does not switch tracing on.
     pub fn otlp(mut self, config: OtlpConfig) -> Self {
         self.otlp = config;
         self
     }
 
-    /// How metrics are pushed, for what the environment shall not decide. Does not switch pushing on.
+    /// Sets how metrics are exported, in place of the environment. Does not switch the export on.
     pub fn otlp_metrics(mut self, config: OtlpConfig) -> Self {
         self.otlp_metrics = config;
         self
     }
 
-    /// The version of the service, as the resource attribute `service.version`.
+    /// Sets the version of the service: the resource attribute `service.version`.
     pub fn version(self, version: impl Into<String>) -> Self {
         self.resource_attribute("service.version", version.into())
     }
 
-    /// An attribute of everything that this process reports. Wins over `OTEL_RESOURCE_ATTRIBUTES`.
+    /// Adds an attribute to everything that this process reports. Wins over
+    /// `OTEL_RESOURCE_ATTRIBUTES`.
     pub fn resource_attribute(mut self, key: impl Into<Key>, value: impl Into<Value>) -> Self {
         self.attributes.push(KeyValue::new(key, value));
         self
     }
 
-    /// What is known of the cloud that the process runs in: `host.type`, `host.id`, `cloud.availability_zone` and so on, as
-    /// resource attributes. They win over what the machine says of itself and lose to `OTEL_RESOURCE_ATTRIBUTES`. The instance
-    /// type also becomes the field `instance_type` of log lines, unless `INSTANCE_TYPE` is set.
+    /// Adds resource attributes of the cloud that the process runs in, such as `host.type`,
+    /// `host.id` and `cloud.availability_zone`. They win over what is detected on the machine, and
+    /// `OTEL_RESOURCE_ATTRIBUTES` wins over them. The instance type is also the field
+    /// `instance_type` of log lines, unless `INSTANCE_TYPE` is set.
     ///
-    /// [`install`](Self::install) logs what came of the detection: a warning if this is EC2 and its metadata service gave no
-    /// answer, else on debug level.
+    /// [`install`](Self::install) logs the result of the detection: as a warning if this is EC2 and
+    /// its metadata service did not answer, else at debug level.
     #[cfg(feature = "ec2")]
     pub fn cloud(mut self, cloud: Cloud) -> Self {
         self.cloud = cloud;
         self
     }
 
-    /// The most verbose level whose spans and span events are recorded; `INFO` by default.
+    /// Sets the most verbose level at which spans and span events are recorded; `INFO` by default.
     ///
-    /// The log filter has no say in this: a service that logs warnings only still exports its spans.
+    /// The log filter does not affect spans: a service that only logs warnings still exports its
+    /// spans.
     pub fn span_level(mut self, level: LevelFilter) -> Self {
         self.span_level = level;
         self
     }
 
-    /// Also keeps finished spans in memory. Turns tracing on by itself: nothing is exported unless the environment
-    /// says so, no thread is started and no socket opened.
+    /// Also keeps finished spans in memory. Turns tracing on by itself: without an exporter in the
+    /// environment, no thread is started and no socket opened.
     pub fn span_collector(self, collector: SpanCollector) -> Self {
         self.span_processor(collector)
     }
 
-    /// Also shows every span to a processor of your own. Turns tracing on, as [`span_collector`](Self::span_collector)
-    /// does.
+    /// Also passes every span to a processor of the program. Turns tracing on, as
+    /// [`span_collector`](Self::span_collector) does.
     pub fn span_processor(mut self, processor: impl SpanProcessor + 'static) -> Self {
         self.processors.push(Box::new(processor));
         self
     }
 
-    /// The registry to use; a [new one](Metrics::from_env) unless set.
+    /// Sets the registry of metrics; a [new one](Metrics::from_env) by default.
     pub fn metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = Some(metrics);
         self
     }
 
-    /// How log lines are written; unless set, `DALSTON_LOG_FORMAT` says so, else [`LogFormat::Auto`].
+    /// Sets the format of log lines; that of `DALSTON_LOG_FORMAT` by default, else
+    /// [`LogFormat::Auto`].
     pub fn log_format(mut self, format: LogFormat) -> Self {
         self.log_format = Some(format);
         self
     }
 
-    /// The most verbose level that is logged when neither `RUST_LOG`, `LOG_LEVEL` nor `DALSTON_LOG_LEVEL` is set; `INFO`
-    /// by default.
+    /// Sets the most verbose level that is logged while `RUST_LOG`, `LOG_LEVEL` and
+    /// `DALSTON_LOG_LEVEL` are unset; `INFO` by default.
     pub fn default_log_level(mut self, level: LevelFilter) -> Self {
         self.log_level = level;
         self
     }
 
-    /// Where log lines go; to standard output unless set.
+    /// Sets the destination of log lines; standard output by default.
     pub fn log_writer(mut self, writer: LogWriter) -> Self {
         self.logs = Some(writer);
         self
     }
 
-    /// Writes no log lines: for programs whose subscriber has a layer of its own for them.
+    /// Writes no log lines. For a program whose subscriber has another layer for them.
     pub fn without_logs(mut self) -> Self {
         self.logs = None;
         self
     }
 
-    /// Whether [`install`](Self::install) puts a panic hook before the present one; it does unless told not to.
+    /// Sets whether [`install`](Self::install) installs a panic hook; on by default.
     ///
-    /// The hook logs the panic with the ids of the span that it happened in, its thread and its place, marks the span
-    /// as failed, sends what can be sent within a second, and then calls the hook that was there before.
+    /// The hook logs the panic with its thread, its location and the ids of the current span. It
+    /// marks the span as failed, sends for a second what waits to be sent, and calls the previous
+    /// hook.
     pub fn panic_hook(mut self, on: bool) -> Self {
         self.panic_hook = on;
         self
     }
 
-    /// How long [`Telemetry::shutdown`], and dropping [`Telemetry`], may take in total; 5 s by default, and a
-    /// day at most. The processors of [`span_processor`](Self::span_processor) get what the exporter leaves of it.
+    /// Sets how long [`Telemetry::shutdown`] and dropping [`Telemetry`] may take; 5 s by default, a
+    /// day at most. The processors of [`span_processor`](Self::span_processor) get the time that
+    /// the exporters leave.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout.min(NO_LIMIT);
         self
     }
 
-    /// Sets up telemetry for the whole process: the global `tracing` subscriber and OpenTelemetry's global tracer
-    /// provider, meter provider and propagator.
+    /// Sets up telemetry for the whole process: the global `tracing` subscriber, and
+    /// OpenTelemetry's global tracer provider, meter provider and propagator.
     ///
     /// # Errors
     ///
-    /// When a variable has a wrong value, when this was called before (the error says where), or when the process has
-    /// a global subscriber of somebody else. A collector that can't be reached is not an error.
+    /// When a variable has a wrong value, when this was called before (the error says where), or
+    /// when the process has another global subscriber. A collector that can't be reached is not an
+    /// error.
     #[track_caller]
     pub fn install(self) -> Result<Telemetry, InitError> {
         static INSTALLED: Mutex<Option<&'static Location<'static>>> = Mutex::new(None);
 
-        // Held to the end, so that of two threads one gets the error and not half a set-up.
+        // Held to the end, so that the second of two threads gets the error.
         let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(first) = *installed {
             return Err(InitError::AlreadyInstalled { first });
@@ -230,14 +248,14 @@ impl TelemetryBuilder {
         let (layers, telemetry) = self.start()?;
         tracing::subscriber::set_global_default(Registry::default().with(layers.build()))
             .map_err(|_| InitError::ForeignSubscriber)?;
-        // OpenTelemetry would log that at INFO, as first lines that nobody asked for.
+        // OpenTelemetry logs these calls at INFO, which would be the first lines of every service.
         tracing::subscriber::with_default(NoSubscriber::new(), || {
             if let Some(tracing) = telemetry.tracing() {
                 opentelemetry::global::set_tracer_provider(tracing.provider.clone());
             }
             opentelemetry::global::set_meter_provider(telemetry.metrics().meter_provider());
         });
-        // With tracing off too: a service that exports nothing must not cut the traces that pass through it.
+        // Also while tracing is off: a service that exports nothing must not cut traces in two.
         propagator.install();
         opentelemetry::global::set_text_map_propagator(propagator);
         if panic_hook {
@@ -249,7 +267,8 @@ impl TelemetryBuilder {
         Ok(telemetry)
     }
 
-    /// Sets up telemetry without touching anything global: for tests, and for programs that own their subscriber.
+    /// Sets up telemetry without changing anything global. For tests, and for programs with a
+    /// subscriber of their own.
     ///
     /// ```
     /// use dalston_telemetry::{Env, SpanCollector, Telemetry};
@@ -287,11 +306,11 @@ impl TelemetryBuilder {
         };
         let service = self.service_name(&env);
         metrics::register_build_info(&metrics, &service, &self.service_version());
-        // Asked for again by whoever exports. Here so that they are there at zero, whatever is on or off.
+        // Registered even if nothing is exported, so that the series exist from the start.
         let telemetry_metrics = TelemetryMetrics::register(&metrics);
         let serves_metrics = metrics::are_enabled(&env)?;
         Propagator::from_env(&env)?;
-        // A wrong variable is an error where the resource is made, as with the service's name.
+        // A wrong variable is reported when the resource is built, as with the service name.
         let instance_type = resource::instance_type(&env, &self.attributes, &self.detected());
         let instance_type =
             instance_type.unwrap_or_else(|_| INSTANCE_TYPE.first(&env).map(|(_, name)| name.to_owned()));
@@ -363,7 +382,7 @@ impl TelemetryBuilder {
         Vec::new()
     }
 
-    /// The name that spans, log lines and metrics have in common.
+    /// The service name of spans, log lines and metrics.
     fn service_name(&self, env: &Env) -> String {
         let explicit = self
             .attributes
@@ -372,8 +391,8 @@ impl TelemetryBuilder {
             .find(|attribute| attribute.key.as_str() == "service.name");
         match explicit {
             Some(attribute) => attribute.value.to_string(),
-            // A wrong variable is an error where the resource is made; without tracing there is none, and a line
-            // with the program's own name says enough.
+            // A wrong variable is reported when the resource is built. Without an export there is
+            // no resource, and log lines have the program's own name.
             None => resource::service_name(env, &self.service).unwrap_or_else(|_| self.service.clone()),
         }
     }
@@ -387,17 +406,17 @@ impl TelemetryBuilder {
         version.map_or_else(|| "unknown".to_owned(), |attribute| attribute.value.to_string())
     }
 
-    /// Whether spans are exported: as the program says, else the environment.
+    /// Whether the program, else the environment, switches the export of spans on.
     fn exports_spans(&self, env: &Env) -> Result<bool, EnvError> {
         let disabled = OTEL_SDK_DISABLED.read_or_default(env)?;
         let enabled = OTEL_ENABLED.read_or_default(env)?;
         Ok(self.enabled.unwrap_or(enabled) && !disabled)
     }
 
-    /// How metrics are pushed, if they are.
+    /// How metrics are exported; `None` if they are not.
     ///
-    /// Asking for it is enough: who wants metrics only does not switch on tracing. But `OTEL_ENABLED=false`, when somebody
-    /// says so, is for everything that leaves the process by OTLP.
+    /// The export of metrics does not need tracing. An explicit `OTEL_ENABLED=false` switches both
+    /// off.
     fn push_settings(&self, env: &Env) -> Result<Option<(OtlpSettings, PushSettings)>, EnvError> {
         let disabled = OTEL_SDK_DISABLED.read_or_default(env)?;
         let enabled = OTEL_ENABLED.read(env)?.unwrap_or(true);
@@ -416,7 +435,6 @@ impl TelemetryBuilder {
         metrics: &Metrics,
     ) -> Result<Tracing, InitError> {
         let sampler = sampler::from_env(env)?;
-        let can_reserve = sampler::follows_parents_alone(&sampler);
         let limits = Limits::read(env)?;
         let exporters = if export {
             Exporters::read(env)?
@@ -447,7 +465,6 @@ impl TelemetryBuilder {
         let provider = SdkTracerProvider::builder()
             .with_resource(resource.clone())
             .with_sampler(sampler)
-            .with_id_generator(Ids)
             .with_span_limits(limits.counts)
             .with_span_processor(processors.clone())
             .build();
@@ -459,7 +476,6 @@ impl TelemetryBuilder {
             provider,
             processors,
             pipeline,
-            can_reserve,
         })
     }
 }

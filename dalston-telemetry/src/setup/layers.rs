@@ -12,8 +12,8 @@ use crate::logs::{LogLayer, LogSettings, SpanFields};
 
 /// The layer that [`TelemetryBuilder::into_layer`](crate::TelemetryBuilder::into_layer) makes.
 ///
-/// An alias, because a type of ours could not pass on the downcasts by which `tracing-opentelemetry`
-/// and per-layer filters find each other.
+/// An alias, because a type of ours could not pass on the downcasts by which
+/// `tracing-opentelemetry` and per-layer filters find each other.
 pub type TelemetryLayer<S> = Box<dyn Layer<S> + Send + Sync + 'static>;
 
 /// The parts that a subscriber gets its layers from.
@@ -29,8 +29,8 @@ impl Layers {
     where
         S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
     {
-        // Each layer has its own filter and none is an `Option`: `tracing-subscriber` disables spans
-        // while tracing is off, and tells each layer its subscriber, only then.
+        // Each layer has its own filter and none is an `Option`: `tracing-subscriber` disables
+        // spans while tracing is off, and tells each layer its subscriber, only then.
         let level = self.span_level;
         match (self.tracer, self.logs) {
             (Some(tracer), Some(logs)) => Box::new(
@@ -194,7 +194,8 @@ mod tests {
         for (logs, level) in [(Some("debug"), LevelFilter::DEBUG), (None, LevelFilter::INFO)] {
             let program = Program::new(logs);
             program.run(|| {
-                // The subscribers of parallel tests share the cached interest: ask this one directly.
+                // The subscribers of parallel tests share the cached interest: ask this one
+                // directly.
                 let is_wanted = |metadata| !program.dispatch.register_callsite(metadata).is_never();
                 let wanted = info_span!("wanted");
                 assert!(wanted.metadata().is_some_and(is_wanted));

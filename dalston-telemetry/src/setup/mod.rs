@@ -1,4 +1,4 @@
-//! Sets up telemetry: from the builder to the guard that ends it.
+//! Setup: from the builder to the guard that ends telemetry.
 
 pub(crate) mod builder;
 pub(crate) mod layers;

@@ -1,5 +1,5 @@
-//! What happens when the program panics: the panic becomes a log line with the ids of its span, what is known so far
-//! is sent, and then whatever handled panics before does so.
+//! The panic hook: logs the panic with the ids of its span, sends what waits to be sent, and calls
+//! the previous hook.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -17,12 +17,12 @@ use super::targets::PANICS;
 use crate::redact;
 use crate::setup::telemetry::TelemetryHandle;
 
-/// How long a panic may be held up by a collector that does not answer.
+/// How long a collector that does not answer can delay a panic.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-/// An engine that panics at every task must not wait for the collector at every task.
+/// Limits the delay of an engine that panics at every task.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Puts our hook before the present one. Only the first call in a process does.
+/// Installs the hook in front of the present one. Only the first call in a process does.
 pub(crate) fn install(telemetry: TelemetryHandle) {
     static INSTALLED: AtomicBool = AtomicBool::new(false);
     if INSTALLED.swap(true, Ordering::SeqCst) {
@@ -39,8 +39,8 @@ pub(crate) fn install(telemetry: TelemetryHandle) {
     }));
 }
 
-/// A panic in here would abort the process at once: nothing below may panic, and nothing may wait for a lock that
-/// this thread could be holding.
+/// Logs the panic and marks its span. A panic in here would abort the process: nothing below may
+/// panic or wait for a lock that this thread could hold.
 fn report(info: &PanicHookInfo<'_>) {
     let message = Message(info.payload());
     let location = info.location().map(ToString::to_string).unwrap_or_default();
@@ -50,7 +50,7 @@ fn report(info: &PanicHookInfo<'_>) {
     mark_span(&message, location, thread);
 }
 
-/// Records the panic with the span that it happened in.
+/// Records the panic in the current span.
 fn mark_span(message: &Message<'_>, location: String, thread: &str) {
     Context::map_current(|context| {
         let span = context.span();
@@ -67,14 +67,14 @@ fn mark_span(message: &Message<'_>, location: String, thread: &str) {
         span.add_event("exception", attributes);
         span.set_status(Status::error(format!("panicked: {text}")));
         if cfg!(panic = "abort") {
-            // There will be no unwinding to end it.
+            // No unwinding will end it.
             span.end();
         }
     });
 }
 
 fn is_time_to_flush(last_flush: &Mutex<Option<Instant>>) -> bool {
-    // Another thread panics at the same time: it flushes for both.
+    // Another thread that panics at the same time flushes for both.
     let Ok(mut last_flush) = last_flush.try_lock() else {
         return false;
     };
@@ -86,7 +86,7 @@ fn is_time_to_flush(last_flush: &Mutex<Option<Instant>>) -> bool {
     is_time
 }
 
-/// The message of a panic, as far as there is one.
+/// The message of a panic.
 struct Message<'a>(&'a (dyn Any + Send));
 
 impl fmt::Display for Message<'_> {
@@ -97,7 +97,7 @@ impl fmt::Display for Message<'_> {
         } else if let Some(text) = payload.downcast_ref::<String>() {
             Cow::Borrowed(text)
         } else {
-            Cow::Borrowed("a panic whose payload is not a text")
+            Cow::Borrowed("the panic payload is not a text")
         };
         f.write_str(&text)
     }

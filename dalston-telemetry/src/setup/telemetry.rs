@@ -15,15 +15,12 @@ use crate::export::{ExportStats, Pipeline, Push, REPORTS};
 use crate::logs::LogFilter;
 use crate::metrics::{Metrics, MetricsServer};
 use crate::parse_error::ParseError;
-use crate::setup::builder::TelemetryBuilder;
-use crate::traces::ids::ReservedSpan;
 use crate::traces::processors::Processors;
-use crate::traces::propagate;
 
-/// Telemetry of a process that is running. Keep it for as long as the process works.
+/// The telemetry of a process. Keep it for as long as the process runs.
 ///
-/// [`shutdown`](Self::shutdown) sends what is waiting and says whether that worked. Dropping it does the same within
-/// the same bound and can only log a failure.
+/// [`shutdown`](Self::shutdown) sends what waits to be sent and returns whether that worked.
+/// Dropping it does the same within the same bound, and can only log a failure.
 #[doc(alias("ObservabilityManager", "TracingManager"))]
 #[derive(Debug)]
 #[must_use = "telemetry ends when this is dropped: bind it to a variable that lives as long as the program"]
@@ -36,14 +33,6 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Starts to configure telemetry for a service: `gateway`, `orchestrator`, `engine-faster-whisper`.
-    ///
-    /// `OTEL_SERVICE_NAME`, or `service.name` in `OTEL_RESOURCE_ATTRIBUTES`, gives it another name: in spans, log lines
-    /// and `dalston_build_info`.
-    pub fn builder(service: impl Into<String>) -> TelemetryBuilder {
-        TelemetryBuilder::new(service.into())
-    }
-
     pub(crate) fn new(
         tracing: Option<Tracing>,
         metrics: Metrics,
@@ -71,7 +60,7 @@ impl Telemetry {
         self.handle.tracing.as_deref()
     }
 
-    /// A handle for the libraries that this program is made of.
+    /// A handle for the libraries of the program.
     #[must_use]
     pub fn handle(&self) -> TelemetryHandle {
         self.handle.clone()
@@ -83,7 +72,8 @@ impl Telemetry {
         self.handle.metrics()
     }
 
-    /// Serves `/metrics` on an address until the server is dropped; `None` when `METRICS_ENABLED` says no.
+    /// Serves `/metrics` on an address until the server is dropped; `None` if `METRICS_ENABLED` is
+    /// `false`.
     ///
     /// # Errors
     ///
@@ -95,16 +85,17 @@ impl Telemetry {
         }
     }
 
-    /// A meter of OpenTelemetry, for instruments of your own: [`Metrics::meter`].
+    /// A meter of OpenTelemetry, for further instruments: [`Metrics::meter`].
     #[doc(alias("get_meter", "create_counter", "create_histogram", "create_gauge"))]
     #[must_use]
     pub fn meter(&self, scope: &'static str) -> Meter {
         self.metrics().meter(scope)
     }
 
-    /// Changes which events become log lines, from now on. Which spans are exported stays as it is.
+    /// Changes which events become log lines. Spans are not affected.
     ///
-    /// Takes what `RUST_LOG` takes: a list of levels for targets, and one for all others.
+    /// The directives are those of `RUST_LOG`: a list of levels for targets, and one for all
+    /// others.
     ///
     /// ```no_run
     /// # fn example(telemetry: &dalston_telemetry::Telemetry) -> Result<(), dalston_telemetry::ParseError> {
@@ -114,8 +105,8 @@ impl Telemetry {
     ///
     /// # Errors
     ///
-    /// When a directive can't be understood; the filter stays as it was. Nothing happens when this telemetry writes
-    /// no log lines.
+    /// When a directive can't be parsed; the filter then stays as it was. Nothing happens if this
+    /// telemetry writes no log lines.
     pub fn set_log_filter(&self, directives: &str) -> Result<(), ParseError> {
         match &self.log_filter {
             Some(filter) => filter.set(directives),
@@ -123,26 +114,30 @@ impl Telemetry {
         }
     }
 
-    /// Sends all spans that have ended, and the metrics as they are now if they are pushed, and waits for at most `timeout`
-    /// until that is done.
+    /// Sends all spans that have ended, and the current metrics if they are exported, and waits for
+    /// that for at most `timeout`.
     ///
-    /// Blocks the calling thread, whether or not it belongs to a runtime. This can't deadlock, because the exporter
-    /// has a thread of its own; in asynchronous code, call it where waiting does no harm.
+    /// Blocks the calling thread, whether or not it belongs to a runtime. This can't deadlock,
+    /// because exporters have threads of their own.
     ///
     /// # Errors
     ///
-    /// When time was up before everything was sent, or when spans were lost since the last flush.
+    /// When the time was up before everything was sent, or when spans were lost since the last
+    /// flush.
     pub fn flush(&self, timeout: Duration) -> Result<(), ShutdownError> {
         self.handle.flush(timeout)
     }
 
-    /// Sends what is waiting and ends telemetry, within [`TelemetryBuilder::shutdown_timeout`].
+    /// Sends what waits to be sent and ends telemetry, within
+    /// [`TelemetryBuilder::shutdown_timeout`](crate::TelemetryBuilder::shutdown_timeout).
     ///
-    /// Works on any runtime and never blocks its thread. Spans that end later are counted as dropped.
+    /// Works on any runtime and never blocks its thread. Spans that end later keep their ids and
+    /// are counted as dropped.
     ///
     /// # Errors
     ///
-    /// When time was up before everything was sent, or when spans were lost since the last flush.
+    /// When the time was up before everything was sent, or when spans were lost since the last
+    /// flush.
     pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
         let started = Instant::now();
         let push = self.close_push();
@@ -206,12 +201,13 @@ impl Drop for Telemetry {
         if !self.ended
             && let Err(error) = self.end(Instant::now())
         {
-            tracing::warn!(target: REPORTS, %error, "telemetry did not end well");
+            tracing::warn!(target: REPORTS, %error, "telemetry_shutdown_failed");
         }
     }
 }
 
-/// What a library is given so that it can report. Cheap to clone; [`disabled`](Self::disabled) does nothing.
+/// The access of a library to telemetry. Cheap to clone; a [`disabled`](Self::disabled) one does
+/// nothing.
 #[derive(Clone, Default)]
 pub struct TelemetryHandle {
     tracing: Option<Arc<Tracing>>,
@@ -227,30 +223,31 @@ impl TelemetryHandle {
         Self::default()
     }
 
-    /// Whether spans are recorded: exported, collected in memory, or at least given ids.
+    /// Whether spans are recorded: exported, collected in memory, or only given ids.
     #[doc(alias = "is_tracing_enabled")]
     #[must_use]
     pub fn traces_enabled(&self) -> bool {
         self.tracing.is_some()
     }
 
-    /// The metrics of this process; those of a disabled handle are its own and nobody reads them.
+    /// The metrics of this process. A disabled handle has a registry of its own.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// The kind of machine, as spans (`host.type`) and log lines say it: `INSTANCE_TYPE`, else `host.type` of
-    /// `OTEL_RESOURCE_ATTRIBUTES`, else what was detected. Where it is `None`, log lines say `unknown`, and metrics should, too.
+    /// The kind of machine, as in the attribute `host.type` of spans: `INSTANCE_TYPE`, else
+    /// `host.type` of `OTEL_RESOURCE_ATTRIBUTES`, else the detected one. Log lines have `unknown`
+    /// in place of `None`.
     #[must_use]
     pub fn instance_type(&self) -> Option<&str> {
         self.instance_type.as_deref()
     }
 
-    /// Records a span with times that lie in the past, which `tracing` can't express.
+    /// Records a span with explicit times, which `tracing` can't express.
     ///
-    /// Gives the context of the new span, for its children, or `None` when tracing is off. A span can't end before it
-    /// starts: such an end is moved to the start.
+    /// Returns the context of the new span, for its children, or `None` if tracing is off. An end
+    /// before the start is moved to the start.
     #[doc(alias("create_span", "get_tracer", "start_span"))]
     #[expect(clippy::must_use_candidate, reason = "most such spans have no children")]
     pub fn record_span(&self, span: TimedSpan<'_>) -> Option<SpanContext> {
@@ -274,16 +271,6 @@ impl TelemetryHandle {
         Some(span.span_context().clone())
     }
 
-    /// Gives ids to a span that is started later, so that others can be told of it before.
-    ///
-    /// `None` when tracing is off, with any sampler but `parentbased_always_on`, the default, and when `OTEL_PROPAGATORS` leaves
-    /// out `tracecontext`: only then does what others are told of a span follow from its parent alone.
-    #[must_use]
-    pub fn reserve_span(&self) -> Option<ReservedSpan> {
-        let tracing = self.tracing.as_ref()?;
-        (tracing.can_reserve && propagate::carries_traces()).then(ReservedSpan::new)
-    }
-
     /// [`Telemetry::flush`] for code that has only the handle, such as a panic hook.
     ///
     /// # Errors
@@ -303,7 +290,7 @@ impl TelemetryHandle {
         spans.and(metrics)
     }
 
-    /// What became of the spans so far; all zero when nothing is exported.
+    /// How many spans were exported and lost so far; all zero if nothing is exported.
     #[must_use]
     pub fn export_stats(&self) -> ExportStats {
         let pipeline = self
@@ -322,7 +309,8 @@ impl fmt::Debug for TelemetryHandle {
     }
 }
 
-/// A span whose start and end are known when it is recorded, such as the time that a task waited in a queue.
+/// A span whose start and end are known when it is recorded, such as the time that a task waited in
+/// a queue.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
@@ -341,7 +329,7 @@ impl fmt::Debug for TelemetryHandle {
 pub struct TimedSpan<'a> {
     /// The name of the span.
     pub name: Cow<'static, str>,
-    /// The context that holds the parent; a context without a span makes this the root of a new trace.
+    /// The context of the parent. Without a span in it, this span is the root of a new trace.
     pub parent: &'a Context,
     /// When it started.
     pub start: SystemTime,
@@ -351,7 +339,7 @@ pub struct TimedSpan<'a> {
     pub kind: SpanKind,
     /// Its attributes.
     pub attributes: Vec<KeyValue>,
-    /// Spans of other traces, or of earlier attempts, that it belongs to.
+    /// Links to spans of other traces or of earlier attempts.
     pub links: Vec<Link>,
 }
 
@@ -375,7 +363,7 @@ impl<'a> TimedSpan<'a> {
     }
 }
 
-/// The OpenTelemetry side, present when tracing is on.
+/// The parts of OpenTelemetry; present while tracing is on.
 #[derive(Debug)]
 pub(crate) struct Tracing {
     pub(crate) provider: SdkTracerProvider,
@@ -383,8 +371,6 @@ pub(crate) struct Tracing {
     pub(crate) processors: Processors,
     /// What sends spans away, if anything does.
     pub(crate) pipeline: Option<Pipeline>,
-    /// Whether it is known before a span starts what its context will be.
-    pub(crate) can_reserve: bool,
 }
 
 #[cfg(test)]

@@ -14,12 +14,13 @@ use crate::traces::limits;
 
 /// A bounded store of finished spans in memory.
 ///
-/// It is a span processor without a thread, a queue or a socket: a span is in the store when the code that ended it
-/// goes on. Give it to [`TelemetryBuilder::span_collector`] and keep a clone; both see the same spans. The command
-/// line of an engine uses it to print the [`Waterfall`] of a task, tests use it to look at spans.
+/// It is a span processor without a thread, a queue or a socket: a span is in the store before the
+/// code that ended it continues. Pass it to [`TelemetryBuilder::span_collector`] and keep a clone;
+/// both have the same spans. The command line of an engine prints the [`Waterfall`] of a task from
+/// it, and tests compare spans with it.
 ///
-/// When the store is full, the oldest span makes room and [`dropped`](Self::dropped) counts it. The bound is on the
-/// number of spans; the size of one span is bounded by OpenTelemetry's span limits.
+/// When the store is full, the oldest span is removed and [`dropped`](Self::dropped) counts it. The
+/// bound is the number of spans; OpenTelemetry's span limits bound the size of a span.
 ///
 /// ```
 /// use dalston_telemetry::SpanCollector;
@@ -42,7 +43,7 @@ pub struct SpanCollector {
 }
 
 impl SpanCollector {
-    /// How many spans [`new`](Self::new) makes room for.
+    /// The number of spans that [`new`](Self::new) makes room for.
     pub const DEFAULT_CAPACITY: usize = 8_192;
 
     /// A store for [`DEFAULT_CAPACITY`](Self::DEFAULT_CAPACITY) spans.
@@ -51,7 +52,7 @@ impl SpanCollector {
         Self::with_capacity(Self::DEFAULT_CAPACITY)
     }
 
-    /// A store for `capacity` spans; with 0 it keeps nothing and counts every span as dropped.
+    /// A store for `capacity` spans. With 0, it keeps nothing and counts every span as dropped.
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
         Self {
@@ -66,7 +67,7 @@ impl SpanCollector {
         self.lock().spans.iter().cloned().collect()
     }
 
-    /// The spans of one trace by start time, parents before their children where the times are equal.
+    /// The spans of one trace by start time, parents before children that start at the same time.
     ///
     /// A trace that is still running lacks the spans that have not ended.
     #[must_use]
@@ -82,7 +83,7 @@ impl SpanCollector {
         spans
     }
 
-    /// The traces that have spans in the store, in the order of their earliest start.
+    /// The traces in the store, in the order of their earliest start.
     #[must_use]
     pub fn trace_ids(&self) -> Vec<TraceId> {
         let mut spans = self.spans();
@@ -98,7 +99,7 @@ impl SpanCollector {
 
     /// Takes the spans of one trace out of the store, in the order of [`trace`](Self::trace).
     ///
-    /// A program that looks at each trace once keeps the store small this way.
+    /// A program that needs each trace once keeps the store small this way.
     #[must_use]
     pub fn take_trace(&self, trace_id: TraceId) -> Vec<CollectedSpan> {
         let mut store = self.lock();
@@ -133,7 +134,7 @@ impl SpanCollector {
     }
 
     fn lock(&self) -> MutexGuard<'_, Store> {
-        // No code that can panic runs under the lock, so a poisoned store is a whole one.
+        // No code under the lock can panic half-way.
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -159,7 +160,7 @@ impl SpanProcessor for SpanCollector {
     fn on_start(&self, _span: &mut Span, _cx: &Context) {}
 
     fn on_end(&self, span: SpanData) {
-        // Converted before the lock is taken: a span ends on a hot path, often on several threads at once.
+        // Before the lock is taken: spans end on hot paths, on several threads at once.
         let span = CollectedSpan::from(span);
         let mut store = self.lock();
         if store.spans.len() >= self.capacity {
@@ -190,7 +191,7 @@ pub struct CollectedSpan {
     pub span_id: SpanId,
     /// The id of the span above it; `None` for the first span of a trace.
     pub parent_span_id: Option<SpanId>,
-    /// Whether the parent lives in another process, so that its absence here is no surprise.
+    /// Whether the parent is in another process, and so can't be in this store.
     pub parent_is_remote: bool,
     /// The span's name.
     pub name: Cow<'static, str>,
@@ -198,9 +199,10 @@ pub struct CollectedSpan {
     pub kind: SpanKind,
     /// When it started, by the clock of the process that made it.
     pub start: SystemTime,
-    /// When it ended. Before `start` only if the clock was set back in between.
+    /// When it ended. Before `start` if the clock was set back in between.
     pub end: SystemTime,
-    /// Its attributes, each key once with the value that was set last, in the order in which they were first set.
+    /// Its attributes in the order in which they were first set, each key once, with its last
+    /// value.
     pub attributes: Vec<KeyValue>,
     /// Its events, in the order in which they were added.
     pub events: Vec<Event>,
@@ -211,7 +213,7 @@ pub struct CollectedSpan {
 }
 
 impl CollectedSpan {
-    /// Time from start to end; zero if the clock was set back in between.
+    /// The time from start to end; zero if the clock was set back in between.
     #[must_use]
     pub fn duration(&self) -> Duration {
         self.end.duration_since(self.start).unwrap_or_default()
@@ -232,10 +234,10 @@ impl CollectedSpan {
         matches!(self.status, Status::Error { .. })
     }
 
-    /// What went wrong, in words, if the span ended with an error that says so.
+    /// The message of the error that the span ended with, if there is one.
     ///
-    /// That is the description of the status, else the message of the last `exception` event,
-    /// else the text of the last event at `ERROR` level.
+    /// That is the description of the status, else the message of the last `exception` event, else
+    /// the text of the last event at `ERROR` level.
     #[must_use]
     pub fn error_message(&self) -> Option<Cow<'_, str>> {
         let Status::Error { description } = &self.status else {
@@ -255,7 +257,8 @@ impl CollectedSpan {
         if let Some(message) = exception.and_then(|event| attribute(event, "exception.message")) {
             return Some(Cow::Owned(message));
         }
-        // A `tracing::error!` makes the span an error without a description; its text is the event's name.
+        // `tracing::error!` sets an error status without a description. Its text is the event's
+        // name.
         let logged = self
             .events
             .iter()
@@ -267,7 +270,7 @@ impl CollectedSpan {
 
 impl From<SpanData> for CollectedSpan {
     fn from(mut data: SpanData) -> Self {
-        // For a provider of the program's own; ours has done so.
+        // For a provider of the program; ours has done it already.
         limits::make_unique(&mut EndedSpan::from(&mut data));
         Self {
             trace_id: data.span_context.trace_id(),
@@ -292,7 +295,7 @@ struct Store {
     dropped: u64,
 }
 
-/// By start time. Spans end from the inside out, so of two that start together the one that ends later is the parent.
+/// Sorts by start time. Of two spans that start together, the one that ends later is the parent.
 fn sort_by_start(spans: &mut [CollectedSpan]) {
     spans.sort_by(|a, b| a.start.cmp(&b.start).then(b.end.cmp(&a.end)));
 }
@@ -377,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn the_message_of_an_error_comes_from_the_status_or_from_the_exception_event() {
+    fn error_message_comes_from_status_or_exception_event() {
         let (collector, _provider, tracer) = collecting(16);
         let mut span = tracer.start("described");
         span.set_status(Status::error("no such file"));

@@ -1,4 +1,4 @@
-//! What holds for every span that ends: no secrets in it, and no more of it than `OTEL_*_LIMIT` allow.
+//! The clean-up of every span that ends: unique keys, no secrets, and no texts beyond the limit.
 
 use std::borrow::Cow;
 
@@ -62,10 +62,10 @@ impl Limits {
     }
 }
 
-/// Makes of a span what others may see.
+/// Prepares a span for processors.
 pub(crate) fn clean(span: &mut EndedSpan<'_>, value_length: Option<usize>) {
     make_unique(span);
-    // First, because half of a secret may not look like one.
+    // Before texts are cut: half of a secret may not be recognised.
     mask_all(span);
     if let Some(limit) = value_length {
         shorten_all(span, limit);
@@ -74,11 +74,11 @@ pub(crate) fn clean(span: &mut EndedSpan<'_>, value_length: Option<usize>) {
 
 /// Leaves each key of a span, of each of its events and of each of its links once.
 ///
-/// OpenTelemetry's span keeps every value that was ever set; in what is exported a key may stand only once.
+/// The SDK's span keeps every value that was ever set, but an exported key must be unique.
 pub(crate) fn make_unique(span: &mut EndedSpan<'_>) {
     keep_last_values(span.attributes);
     for event in &mut *span.events {
-        // Those of `tracing` begin with its own level and target, by which others know them.
+        // Those of `tracing` begin with its own level and target, which must not be replaced.
         keep(Keep::First, &mut event.attributes);
     }
     for link in &mut *span.links {
@@ -86,12 +86,13 @@ pub(crate) fn make_unique(span: &mut EndedSpan<'_>) {
     }
 }
 
-/// Leaves each key once, with the value that was set last, in the order in which they were first set.
+/// Leaves each key once, with the value that was set last, in the order in which they were first
+/// set.
 pub(crate) fn keep_last_values(attributes: &mut Vec<KeyValue>) {
     keep(Keep::Last, attributes);
 }
 
-/// Which of the values of a key.
+/// The value of a key that is kept.
 #[derive(Clone, Copy, PartialEq)]
 enum Keep {
     First,
@@ -99,7 +100,7 @@ enum Keep {
 }
 
 fn keep(which: Keep, attributes: &mut Vec<KeyValue>) {
-    // In which buckets there are keys so far: a key in a new bucket is new.
+    // The buckets that have keys so far. A key in a new bucket is new.
     let mut seen = 0_u64;
     let is_new = |attribute: &KeyValue| {
         let bucket = 1 << bucket(attribute.key.as_str());
@@ -107,7 +108,6 @@ fn keep(which: Keep, attributes: &mut Vec<KeyValue>) {
         seen |= bucket;
         is_new
     };
-    // Nearly always.
     if attributes.iter().all(is_new) {
         return;
     }
@@ -134,14 +134,14 @@ fn keep(which: Keep, attributes: &mut Vec<KeyValue>) {
     attributes.truncate(kept);
 }
 
-/// One of 64, by what can be seen of a key at a glance.
+/// One of 64 buckets, by length and last byte.
 fn bucket(key: &str) -> usize {
     let last = key.as_bytes().last().map_or(0, |last| usize::from(*last));
     (key.len() * 3 + last * 5) % 64
 }
 
 fn mask_all(span: &mut EndedSpan<'_>) {
-    // One that stands in the source was written by nobody but its author.
+    // A name in the source code is not a secret.
     if let Cow::Owned(name) = &mut *span.name
         && let Cow::Owned(masked) = redact::text(name)
     {
@@ -213,7 +213,7 @@ fn shorten(attributes: &mut [KeyValue], limit: usize) {
     }
 }
 
-/// The first characters, if there are more than `limit`.
+/// The first `limit` characters, if there are more.
 fn shortened(text: &str, limit: usize) -> Option<String> {
     let (end, _) = text.char_indices().nth(limit)?;
     Some(text[..end].to_owned())
@@ -235,7 +235,7 @@ mod tests {
     use crate::{CollectedSpan, SpanCollector};
 
     #[test]
-    fn a_key_that_is_set_again_keeps_its_place_and_has_the_last_value() {
+    fn key_set_again_keeps_its_place_and_has_the_last_value() {
         let kept = |keys: &[usize]| {
             let all = keys.iter().zip(0_i64..);
             let mut attributes: Vec<_> = all
@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(kept(&[1]), ["key.1=0"]);
         assert_eq!(kept(&[1, 2, 1, 1, 3, 2]), ["key.1=3", "key.2=5", "key.3=4"]);
         assert_eq!(kept(&[7; 5]), ["key.7=4"]);
-        // Far more than there are buckets.
+        // More keys than buckets.
         let many: Vec<_> = (0..300).chain(0..300).collect();
         let expected: Vec<_> = (0..300).map(|key| format!("key.{key}={}", key + 300)).collect();
         assert_eq!(kept(&many), expected);
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_keeps_its_own_level_and_a_link_the_last_value() {
+    fn event_keeps_its_first_and_link_its_last_value() {
         let context = SpanContext::new(
             TraceId::from(1),
             SpanId::from(1),
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_a_span_tells_no_secret() {
+    fn span_name_has_no_secret() {
         let name = "GET https://user:hunter2@host/a?token=hunter2".to_owned();
         let span = cleaned(SpanBuilder::from_name(name));
         assert_eq!(span.name, "GET https://***@host/a?token=***");

@@ -1,8 +1,7 @@
-//! The life of a span: its ids, what is sampled, its limits, where it is kept, and how its context travels.
+//! Spans: sampling, limits, processors, spans in memory, and propagation of their context.
 
 pub(crate) mod collector;
 pub(crate) mod ended;
-pub(crate) mod ids;
 pub(crate) mod limits;
 pub(crate) mod processors;
 pub mod propagate;

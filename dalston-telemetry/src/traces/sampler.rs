@@ -1,13 +1,13 @@
-//! The sampler that `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` ask for.
+//! The sampler: `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`.
 
 use opentelemetry_sdk::trace::Sampler;
 
 use crate::env::{Env, EnvError};
 use crate::settings::traces::{OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG, SamplerKind};
 
-/// Reads the sampler; parent-based always-on when nothing is set.
+/// Reads the sampler; parent-based always-on by default.
 pub(crate) fn from_env(env: &Env) -> Result<Sampler, EnvError> {
-    // The ratio, if one is asked for. The specification says that all traces are kept when it is not given.
+    // Read only for samplers that take it. By the specification, the default is 1.
     let ratio = || {
         OTEL_TRACES_SAMPLER_ARG
             .read_or_default(env)
@@ -21,13 +21,6 @@ pub(crate) fn from_env(env: &Env) -> Result<Sampler, EnvError> {
         SamplerKind::ParentBasedAlwaysOff => parent_based(Sampler::AlwaysOff),
         SamplerKind::ParentBasedRatio => parent_based(ratio()?),
     })
-}
-
-/// Whether what becomes of a span follows from its parent alone, so that its context can be told before it starts: with
-/// parent-based always-on.
-pub(crate) fn follows_parents_alone(sampler: &Sampler) -> bool {
-    // What is in the box is known by its text alone.
-    matches!(sampler, Sampler::ParentBased(root) if format!("{root:?}") == "AlwaysOn")
 }
 
 fn parent_based(root: Sampler) -> Sampler {
@@ -60,7 +53,7 @@ mod tests {
                 Some("0"),
                 "ParentBased(TraceIdRatioBased(0.0))",
             ),
-            // An argument that the sampler does not take is not looked at.
+            // The argument of a sampler that takes none is ignored.
             (Some("always_on"), Some("nonsense"), "AlwaysOn"),
         ];
         for (sampler, argument, expected) in cases {

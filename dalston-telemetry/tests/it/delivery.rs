@@ -1,4 +1,4 @@
-//! What arrives at a collector that works.
+//! Delivery to a collector that works.
 
 use std::time::{Duration, SystemTime};
 
@@ -88,7 +88,7 @@ fn headers_compression_path_and_resource_arrive() {
 }
 
 #[test]
-fn an_endpoint_without_a_scheme_is_spoken_to_in_plain_text() {
+fn endpoint_without_scheme_gets_plain_text() {
     for protocol in PROTOCOLS {
         let collector = Collector::start(protocol);
         let service = Service::start(env(protocol, &collector.address.to_string()));
@@ -162,7 +162,7 @@ fn a_full_batch_does_not_wait_for_its_time() {
 }
 
 #[test]
-fn a_span_with_times_of_its_own_keeps_them_and_its_place_in_the_trace() {
+fn timed_span_keeps_its_times_and_its_parent() {
     let collector = Collector::start(Protocol::Grpc);
     let service = Service::start(collector.env());
     let carried = propagate::extract_json(
@@ -179,7 +179,7 @@ fn a_span_with_times_of_its_own_keeps_them_and_its_place_in_the_trace() {
     span.attributes
         .push(KeyValue::new("dalston.queue_wait_seconds", 7.0));
     let context = service.telemetry.handle().record_span(span).unwrap();
-    // Ends before it starts: moved to the start, so that no viewer shows nonsense.
+    // Ends before it starts: the end is moved to the start.
     let backwards = TimedSpan::new("backwards", &carried, start, start - Duration::from_secs(7));
     service.telemetry.handle().record_span(backwards).unwrap();
     service.telemetry.flush(Duration::from_secs(30)).unwrap();
@@ -197,7 +197,7 @@ fn a_span_with_times_of_its_own_keeps_them_and_its_place_in_the_trace() {
 }
 
 #[test]
-fn an_unsampled_parent_keeps_its_children_at_home() {
+fn children_of_unsampled_parent_are_not_exported() {
     let collector = Collector::start(Protocol::Grpc);
     let service = Service::start(collector.env());
     let unsampled = propagate::extract_json(
@@ -217,7 +217,7 @@ fn an_unsampled_parent_keeps_its_children_at_home() {
 }
 
 #[test]
-fn the_exporters_own_crates_are_not_exported_and_users_are() {
+fn spans_of_exporter_crates_are_not_exported() {
     let collector = Collector::start(Protocol::Grpc);
     let service = Service::start(collector.env());
     service.in_scope(|| {
@@ -226,7 +226,7 @@ fn the_exporters_own_crates_are_not_exported_and_users_are() {
         tracing::info_span!(target: "tonic", "not exported").in_scope(|| {});
         tracing::info_span!(target: "opentelemetry_sdk", "not exported").in_scope(|| {});
         tracing::debug_span!(target: "my_engine", "too detailed").in_scope(|| {});
-        // Only begins like one of them.
+        // Only the beginning of the name is that of an exporter crate.
         tracing::info_span!(target: "tower_of_babel::speech", "exported").in_scope(|| {});
     });
     service.telemetry.flush(Duration::from_secs(30)).unwrap();
@@ -234,7 +234,7 @@ fn the_exporters_own_crates_are_not_exported_and_users_are() {
 }
 
 #[test]
-fn long_texts_are_cut_to_the_limit_for_the_collector_and_in_memory() {
+fn long_texts_are_cut_for_collector_and_in_memory() {
     for in_memory in [true, false] {
         let collector = Collector::start(Protocol::Http);
         let mut env = collector.env();
@@ -275,16 +275,15 @@ fn long_texts_are_cut_to_the_limit_for_the_collector_and_in_memory() {
 }
 
 #[test]
-fn a_span_arrives_with_the_ids_and_the_parent_that_it_was_given() {
+fn span_of_carried_context_arrives_with_its_parent() {
     let collector = Collector::start(Protocol::Http);
     let service = Service::start(collector.env());
     let carried = propagate::extract_json(
         r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#,
     );
-    let reserved = service.telemetry.handle().reserve_span().unwrap();
-    let promised = reserved.span_context(&carried);
     service.in_scope(|| {
-        let span = reserved.start(carried.clone(), || info_span!("reserved"));
+        let span = info_span!("outer");
+        span.set_parent(carried.clone()).unwrap();
         span.in_scope(|| info_span!("inner").in_scope(|| {}));
     });
     service.telemetry.flush(Duration::from_secs(30)).unwrap();
@@ -293,19 +292,17 @@ fn a_span_arrives_with_the_ids_and_the_parent_that_it_was_given() {
     let [inner, outer] = &request.request.resource_spans[0].scope_spans[0].spans[..] else {
         panic!("{request:?}");
     };
-    assert_eq!(inner.parent_span_id, promised.span_id().to_bytes());
-    assert_eq!(outer.span_id, promised.span_id().to_bytes());
-    assert_eq!(
-        outer.parent_span_id,
-        carried.span().span_context().span_id().to_bytes()
-    );
+    let carried = carried.span().span_context().clone();
+    assert_eq!(inner.parent_span_id, outer.span_id);
+    assert_eq!(outer.parent_span_id, carried.span_id().to_bytes());
     for span in [inner, outer] {
-        assert_eq!(span.trace_id, carried.span().span_context().trace_id().to_bytes());
+        assert_eq!(span.trace_id, carried.trace_id().to_bytes());
+        assert_ne!(span.span_id, [0; 8]);
     }
 }
 
 #[test]
-fn an_attribute_that_was_set_twice_is_exported_once_with_its_last_value() {
+fn attribute_set_twice_is_exported_with_its_last_value() {
     let collector = Collector::start(Protocol::Http);
     let service = Service::start(collector.env());
     service.in_scope(|| {
@@ -333,11 +330,11 @@ fn an_attribute_that_was_set_twice_is_exported_once_with_its_last_value() {
 }
 
 #[test]
-fn nothing_is_exported_when_the_sdk_is_disabled_or_there_is_no_exporter() {
+fn disabled_sdk_or_missing_exporter_exports_nothing() {
     for (name, value, traces) in [
         ("OTEL_ENABLED", "false", false),
         ("OTEL_SDK_DISABLED", "true", false),
-        // Spans still have ids, so that logs correlate and contexts are passed on.
+        // Spans have ids, for log lines and propagation.
         ("OTEL_TRACES_EXPORTER", "none", true),
         ("OTEL_TRACES_SAMPLER", "always_off", true),
     ] {

@@ -1,6 +1,6 @@
-//! Panics, in processes of their own: a hook and a global subscriber belong to a whole process.
+//! Panics, in child processes: a hook and a global subscriber belong to a whole process.
 //!
-//! Each test starts itself once more. The variable [`SCENE`] tells the second run that it is the one to panic.
+//! Each test starts itself again. The variable [`CHILD`] marks the child, which panics.
 
 use std::panic;
 use std::process::{Command, Output};
@@ -14,19 +14,19 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use testbed::collector::{self, Collector, Protocol};
 use tracing::{info_span, warn};
 
-const SCENE: &str = "DALSTON_TEST_PANIC_SCENE";
+const CHILD: &str = "DALSTON_TEST_PANIC_CHILD";
 
 #[test]
-fn a_panic_of_the_program_is_logged_with_its_span_which_still_arrives() {
-    if is_scene() {
+fn panic_is_logged_with_its_span_and_the_span_arrives() {
+    if is_child() {
         let _telemetry = install();
         let _context = LogContext::new().task_id("t-1").enter();
         let _span = info_span!("work", dalston.job_id = "j-1").entered();
         panic!("no more: redis://:hunter2@cache/0");
     }
     let collector = Collector::start(Protocol::Http);
-    let output = scene(
-        "a_panic_of_the_program_is_logged_with_its_span_which_still_arrives",
+    let output = run_child(
+        "panic_is_logged_with_its_span_and_the_span_arrives",
         &collector.env(),
     );
     assert!(!output.status.success());
@@ -68,15 +68,15 @@ fn a_panic_of_the_program_is_logged_with_its_span_which_still_arrives() {
         (&"t-1".into(), &"j-1".into())
     );
     assert!(line["location"].as_str().unwrap().contains("panic.rs:"));
-    assert!(line["thread"].as_str().unwrap().contains("which_still_arrives"));
-    assert!(stderr.contains("the hook before ours"), "{stderr}");
+    assert!(line["thread"].as_str().unwrap().contains("the_span_arrives"));
+    assert!(stderr.contains("the previous hook"), "{stderr}");
 }
 
 #[test]
-fn spans_arrive_even_if_the_hook_before_ours_ends_the_process() {
-    if is_scene() {
+fn spans_arrive_if_previous_hook_ends_the_process() {
+    if is_child() {
         panic::set_hook(Box::new(|_| std::process::exit(3)));
-        // Nothing would be sent by itself within the time that the process lives.
+        // Without the hook, the process ends before the first export.
         let _telemetry = install();
         info_span!("finished").in_scope(|| {});
         panic!("no more");
@@ -84,14 +84,14 @@ fn spans_arrive_even_if_the_hook_before_ours_ends_the_process() {
     let collector = Collector::start(Protocol::Grpc);
     let mut env = collector.env();
     env.push(("OTEL_BSP_SCHEDULE_DELAY".into(), "3600000".into()));
-    let output = scene("spans_arrive_even_if_the_hook_before_ours_ends_the_process", &env);
+    let output = run_child("spans_arrive_if_previous_hook_ends_the_process", &env);
     assert_eq!(output.status.code(), Some(3));
     assert!(spans(&collector).iter().any(|span| span.name == "finished"));
 }
 
 #[test]
-fn a_panic_on_another_thread_and_one_while_unwinding_harm_nobody() {
-    if is_scene() {
+fn panics_on_other_threads_and_while_unwinding_are_harmless() {
+    if is_child() {
         struct LogsWhenDropped;
         impl Drop for LogsWhenDropped {
             fn drop(&mut self) {
@@ -119,43 +119,40 @@ fn a_panic_on_another_thread_and_one_while_unwinding_harm_nobody() {
         return;
     }
     let collector = Collector::start(Protocol::Http);
-    let output = scene(
-        "a_panic_on_another_thread_and_one_while_unwinding_harm_nobody",
+    let output = run_child(
+        "panics_on_other_threads_and_while_unwinding_are_harmless",
         &collector.env(),
     );
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{stderr}");
     assert_eq!(stderr.matches("dropped while unwinding").count(), 2, "{stderr}");
-    assert_eq!(stderr.matches("the hook before ours").count(), 2, "{stderr}");
+    assert_eq!(stderr.matches("the previous hook").count(), 2, "{stderr}");
     line_of(&stderr, "still there");
     let spans = spans(&collector);
     assert_eq!(spans.iter().filter(|span| span.name == "inference").count(), 2);
 }
 
 #[test]
-fn a_collector_that_is_away_does_not_hold_up_one_panic_after_the_other() {
-    if is_scene() {
+fn absent_collector_delays_only_the_first_of_many_panics() {
+    if is_child() {
         let telemetry = install();
         let start = Instant::now();
         for _ in 0..20 {
             info_span!("work").in_scope(|| panic::catch_unwind(|| panic!("again")).unwrap_err());
         }
-        // Each would wait for a second if each waited.
+        // 20 s if each panic waited.
         assert!(start.elapsed() < Duration::from_secs(10));
         drop(telemetry);
         return;
     }
-    // Nobody reads what arrives there, and nobody answers.
+    // Accepts connections and never answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut env = collector::env(
         Protocol::Http,
         &format!("http://{}", silent.local_addr().unwrap()),
     );
     env.push(("OTEL_EXPORTER_OTLP_TIMEOUT".into(), "60000".into()));
-    let output = scene(
-        "a_collector_that_is_away_does_not_hold_up_one_panic_after_the_other",
-        &env,
-    );
+    let output = run_child("absent_collector_delays_only_the_first_of_many_panics", &env);
     assert!(
         output.status.success(),
         "{}",
@@ -163,16 +160,16 @@ fn a_collector_that_is_away_does_not_hold_up_one_panic_after_the_other() {
     );
 }
 
-fn is_scene() -> bool {
-    std::env::var_os(SCENE).is_some()
+fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
 }
 
-/// Telemetry as a program sets it up, from the environment that the first run gave.
-#[expect(clippy::print_stderr, reason = "what a hook does")]
+/// Telemetry from the environment of the child.
+#[expect(clippy::print_stderr, reason = "hooks print")]
 fn install() -> Telemetry {
     let previous = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        eprintln!("the hook before ours");
+        eprintln!("the previous hook");
         previous(info);
     }));
     Telemetry::builder("panics")
@@ -183,8 +180,8 @@ fn install() -> Telemetry {
         .unwrap()
 }
 
-/// Runs one test of this file again, as the process that panics.
-fn scene(test: &str, env: &[(String, String)]) -> Output {
+/// Runs a test of this file as a child.
+fn run_child(test: &str, env: &[(String, String)]) -> Output {
     Command::new(std::env::current_exe().unwrap())
         .args([
             &format!("panic::{test}"),
@@ -193,13 +190,13 @@ fn scene(test: &str, env: &[(String, String)]) -> Output {
             "--test-threads=1",
         ])
         .env_clear()
-        .env(SCENE, "1")
+        .env(CHILD, "1")
         .envs(env.iter().map(|(name, value)| (name, value)))
         .output()
         .unwrap()
 }
 
-/// All spans that have arrived; the process that sent them has ended.
+/// All spans of a child that has ended.
 fn spans(collector: &Collector) -> Vec<Span> {
     let requests = std::iter::once(collector.next()).chain(collector.rest());
     let resources = requests.flat_map(|received| received.request.resource_spans);

@@ -1,4 +1,4 @@
-//! A small service with telemetry, from every kind of thread that a program may have.
+//! A small service with telemetry, for every kind of thread of a program.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use dalston_telemetry::{Env, ExportStats, ShutdownError, Telemetry, TelemetryBui
 use tracing::Dispatch;
 use tracing_subscriber::layer::SubscriberExt;
 
-/// Where a program calls us from.
+/// The kind of thread that calls telemetry.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Caller {
     MultiThread,
@@ -17,7 +17,7 @@ pub(crate) enum Caller {
 impl Caller {
     pub(crate) const ALL: [Self; 3] = [Self::MultiThread, Self::CurrentThread, Self::NoRuntime];
 
-    /// Starts telemetry, does some work, and ends, all from one kind of thread.
+    /// Starts telemetry, does some work, and ends telemetry, all on one kind of thread.
     pub(crate) fn live(
         self,
         env: Vec<(String, String)>,
@@ -41,7 +41,7 @@ impl Caller {
                     .worker_threads(2)
                     .build()
                     .unwrap();
-                // On a worker thread, which may not be blocked.
+                // On a worker thread, which must not be blocked.
                 runtime.block_on(async { tokio::spawn(live(start, work)).await.unwrap() })
             }
         }

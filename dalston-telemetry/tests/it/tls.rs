@@ -1,4 +1,4 @@
-//! Encrypted connections: whom we trust and how we say who we are.
+//! Encrypted connections: trusted certificates and client certificates.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -107,7 +107,7 @@ fn tls_env(protocol: Protocol, collector: &Collector, files: &[(&str, String)]) 
 }
 
 #[test]
-fn a_collector_with_a_certificate_of_our_own_authority_is_trusted() {
+fn collector_with_certificate_of_given_authority_is_trusted() {
     for protocol in PROTOCOLS {
         let authority = Authority::new();
         let collector = Collector::with_tls(protocol, authority.acceptor(protocol, false));
@@ -124,7 +124,7 @@ fn a_collector_with_a_certificate_of_our_own_authority_is_trusted() {
 }
 
 #[test]
-fn a_scheme_less_endpoint_is_encrypted_when_it_shall_not_be_insecure() {
+fn endpoint_without_scheme_is_encrypted_if_not_insecure() {
     for (protocol, variable) in [
         (Protocol::Grpc, "OTEL_INSECURE"),
         (Protocol::Http, "OTEL_EXPORTER_OTLP_INSECURE"),
@@ -164,7 +164,7 @@ fn a_collector_of_another_authority_gets_nothing() {
 }
 
 #[test]
-fn a_collector_that_wants_to_know_us_is_shown_our_certificate() {
+fn client_certificate_is_sent_if_collector_asks() {
     for protocol in PROTOCOLS {
         let authority = Authority::new();
         let collector = Collector::with_tls(protocol, authority.acceptor(protocol, true));

@@ -1,12 +1,13 @@
-//! Carrying the trace from one process to the next.
+//! Propagation of trace context and baggage between processes.
 //!
-//! [W3C trace context](https://www.w3.org/TR/trace-context/) and [W3C baggage](https://www.w3.org/TR/baggage/)
-//! in the three carriers that the platform has: HTTP headers, string maps (queue entries) and JSON (the
-//! `_trace_context` field of tasks and events).
+//! The formats are [W3C trace context](https://www.w3.org/TR/trace-context/) and [W3C
+//! baggage](https://www.w3.org/TR/baggage/). The carriers of the platform are HTTP headers, string
+//! maps (queue entries) and JSON (the `_trace_context` field of tasks and events).
 //!
-//! Extraction never fails: what can't be understood is left out, and a carrier without a usable `traceparent`
-//! starts a new trace. Nothing here needs tracing to be on. With tracing off the ids go from the incoming
-//! carrier to the outgoing one untouched, so a service without an exporter does not cut the trace in two.
+//! Extraction never fails: a field that can't be parsed is left out, and a carrier without a usable
+//! `traceparent` starts a new trace. Tracing can be off: the ids then pass from the incoming
+//! carrier to the outgoing one unchanged, so a service without an exporter does not cut the trace
+//! in two.
 //!
 //! ```
 //! use dalston_telemetry::propagate;
@@ -44,7 +45,7 @@ use crate::settings::traces::OTEL_PROPAGATORS;
 /// The name of the JSON field that holds a trace context in tasks and events.
 pub const TRACE_CONTEXT_FIELD: &str = "_trace_context";
 
-/// Longer texts are not looked at.
+/// Longer texts are ignored.
 const MAX_JSON_LENGTH: usize = 64 * 1024;
 
 /// Extracts a context from HTTP headers. Starts a new trace if they carry none.
@@ -54,64 +55,64 @@ pub fn extract_headers(headers: &HeaderMap) -> Context {
     Propagator::installed().extract_headers(headers)
 }
 
-/// Extracts a context from a string map: a queue entry that carries the fields themselves, or a task's hash with
-/// a `_trace_context` field. Names are compared without regard to case.
+/// Extracts a context from a string map: a queue entry with the fields themselves, or a task's hash
+/// with a `_trace_context` field. Names are compared without regard to case.
 #[doc(alias("extract_trace_context", "span_from_context"))]
 #[must_use]
 pub fn extract_map(map: &HashMap<String, String>) -> Context {
     Propagator::installed().extract_map(map)
 }
 
-/// Extracts a context from JSON text: the content of a `_trace_context` field, as an object or as a JSON string
-/// that holds the object, or a whole entry with such a field.
+/// Extracts a context from JSON text: the content of a `_trace_context` field, as an object or as a
+/// JSON string that holds the object, or a whole entry with such a field.
 #[doc(alias("extract_trace_context", "span_from_context"))]
 #[must_use]
 pub fn extract_json(json: &str) -> Context {
     Propagator::installed().extract_json(json)
 }
 
-/// As [`extract_json`], for JSON that is already parsed.
+/// [`extract_json`] for parsed JSON.
 #[must_use]
 pub fn extract_value(value: &Value) -> Context {
     Propagator::installed().extract_value(value)
 }
 
-/// Writes a context into HTTP headers, replacing what they carried before.
+/// Writes a context into HTTP headers and removes the one that they carried before.
 #[doc(alias("inject_trace_context", "instrument_http_clients"))]
 pub fn inject_headers(context: &Context, headers: &mut HeaderMap) {
     Propagator::installed().inject_headers(context, headers);
 }
 
-/// The fields that carry a context; empty if there is nothing to carry.
+/// The fields that carry a context; empty for an empty context.
 #[doc(alias = "inject_trace_context")]
 #[must_use]
 pub fn inject_map(context: &Context) -> BTreeMap<String, String> {
     Propagator::installed().inject_map(context)
 }
 
-/// The fields that carry a context, as JSON text for a `_trace_context` field; `None` if there is nothing to
-/// carry.
+/// The fields that carry a context, as JSON text for a `_trace_context` field; `None` for an empty
+/// context.
 #[doc(alias = "inject_trace_context")]
 #[must_use]
 pub fn inject_json(context: &Context) -> Option<String> {
     Propagator::installed().inject_json(context)
 }
 
-/// As [`inject_json`], as a JSON object to nest in another one.
+/// [`inject_json`] as a JSON object, for another object to contain.
 #[must_use]
 pub fn inject_value(context: &Context) -> Option<Value> {
     Propagator::installed().inject_value(context)
 }
 
-/// The context to hand on from here: that of the current span, else the context that came with the current
-/// task or request ([`LogContext::carrier`]), else an empty one.
+/// The context for outgoing calls: that of the current span, else the one that came with the
+/// current task or request ([`LogContext::carrier`]), else an empty one.
 #[must_use]
 pub fn current_context() -> Context {
     let ambient = Context::current();
     if ambient.span().span_context().is_valid() {
         return ambient;
     }
-    // Reached with an OpenTelemetry layer that does not activate contexts, as other people's may not.
+    // For an OpenTelemetry layer of the program that does not activate contexts.
     let span = tracing::Span::current().context();
     if span.span().span_context().is_valid() {
         return span;
@@ -119,15 +120,10 @@ pub fn current_context() -> Context {
     LogContext::with_current(|context| context.carrier_context().cloned()).unwrap_or(ambient)
 }
 
-/// Whether trace contexts are read and written in this process.
-pub(crate) fn carries_traces() -> bool {
-    Propagator::installed().trace_context
-}
-
-/// Which formats are read and written; chosen by `OTEL_PROPAGATORS`.
+/// The formats that are read and written; set by `OTEL_PROPAGATORS`.
 ///
-/// The functions of this module use the one that was installed for the process, which is both formats unless
-/// `OTEL_PROPAGATORS` said otherwise. Use a value of this type to decide for yourself.
+/// The functions of this module use the propagator of the process, which has both formats by
+/// default. Use a value of this type for other formats.
 ///
 /// ```
 /// use dalston_telemetry::propagate::Propagator;
@@ -153,7 +149,7 @@ impl Default for Propagator {
     }
 }
 
-/// The choice of the process, as bits, set by the one call that may touch globals.
+/// The propagator of the process, as bits.
 static INSTALLED: AtomicU8 = AtomicU8::new(TRACE_CONTEXT_BIT | BAGGAGE_BIT);
 const TRACE_CONTEXT_BIT: u8 = 1;
 const BAGGAGE_BIT: u8 = 2;
@@ -224,7 +220,7 @@ impl Propagator {
             headers.remove(name);
         }
         self.write(context, |name, value| {
-            // Both formats are printable ASCII by construction, except for a tracestate that came from outside.
+            // Fails only for a tracestate from outside; all else is printable ASCII.
             if let Ok(value) = HeaderValue::from_str(&value) {
                 headers.insert(HeaderName::from_static(name), value);
             }
@@ -244,7 +240,7 @@ impl Propagator {
     /// See [`inject_json`].
     #[must_use]
     pub fn inject_json(&self, context: &Context) -> Option<String> {
-        // Most contexts are a trace and nothing else.
+        // Most contexts have a trace id and a span id only.
         if self.trace_context && (!self.baggage || context.baggage().is_empty()) {
             let span = context.span();
             let span_context = span.span_context();
@@ -267,7 +263,7 @@ impl Propagator {
     }
 
     fn extract_nested(&self, value: &Value, depth: u8) -> Context {
-        // An entry, in it a string, in that the object: no carrier of the platform is nested deeper.
+        // The deepest carrier of the platform: an entry with a string that holds the object.
         const MAX_DEPTH: u8 = 3;
         match value {
             Value::String(text) if depth < MAX_DEPTH && text.len() <= MAX_JSON_LENGTH => {
@@ -339,7 +335,7 @@ impl FromStr for Propagator {
             match entry.to_ascii_lowercase().as_str() {
                 "tracecontext" => chosen.trace_context = true,
                 "baggage" => chosen.baggage = true,
-                // The specification: no automatically configured propagator, whatever else is listed.
+                // By the specification, `none` wins over all other entries.
                 "none" => return Ok(none),
                 _ => return Err(ParseError::new("propagator", entry, OTEL_PROPAGATORS.accepted())),
             }
@@ -348,7 +344,7 @@ impl FromStr for Propagator {
     }
 }
 
-/// So that libraries which ask for OpenTelemetry's global propagator get the same behaviour.
+/// For libraries that use OpenTelemetry's global propagator.
 impl TextMapPropagator for Propagator {
     fn inject_context(&self, context: &Context, injector: &mut dyn Injector) {
         self.write(context, |name, value| injector.set(name, value));

@@ -38,7 +38,7 @@ fn ids_pass_through_every_carrier_untouched() {
 }
 
 #[test]
-fn json_says_the_same_in_short_as_at_length() {
+fn short_json_equals_long_json() {
     let parent = ("traceparent", PARENT);
     let unsampled = (
         "traceparent",
@@ -121,7 +121,7 @@ fn a_malformed_traceparent_starts_a_new_trace() {
 }
 
 #[test]
-fn later_versions_and_unknown_flags_are_read_as_the_specification_asks() {
+fn later_versions_and_unknown_flags_are_read() {
     let with = |version: &str, rest: &str| parent_of(&format!("{version}{}{rest}", &PARENT[2..53]));
     assert_eq!(with("00", "01").as_deref(), Some(PARENT));
     assert_eq!(with("cc", "01-what-the-future-brings").as_deref(), Some(PARENT));
@@ -143,7 +143,7 @@ fn no_bytes_whatever_make_extraction_fail() {
         let length = (next() % 80) as usize;
         let mut bytes: Vec<u8> = (0..length).map(|_| (next() >> 24) as u8).collect();
         if next() % 2 == 0 {
-            // Close to the real thing: damage a valid value in up to three places.
+            // Nearly valid: a valid value with up to three changed bytes.
             bytes = PARENT.as_bytes().to_vec();
             for _ in 0..=next() % 3 {
                 let at = (next() as usize) % bytes.len();
@@ -192,7 +192,7 @@ fn malformed_json_starts_a_new_trace() {
 }
 
 #[test]
-fn a_bad_tracestate_or_baggage_does_not_cost_the_trace() {
+fn invalid_tracestate_or_baggage_keeps_the_trace() {
     let context = extract_map(&map(&[
         ("traceparent", PARENT),
         ("tracestate", "no good"),
@@ -205,7 +205,7 @@ fn a_bad_tracestate_or_baggage_does_not_cost_the_trace() {
 }
 
 #[test]
-fn two_traceparent_headers_are_trusted_neither_but_lists_are_joined() {
+fn two_traceparent_headers_are_ignored_and_lists_joined() {
     let mut headers = HeaderMap::new();
     headers.append("traceparent", HeaderValue::from_static(PARENT));
     headers.append("tracestate", HeaderValue::from_static("a=1"));
@@ -284,7 +284,7 @@ fn inject_map_with(propagator: Propagator, carrier: &HashMap<String, String>) ->
 }
 
 #[test]
-fn the_current_context_is_that_of_the_task_when_there_is_no_span() {
+fn current_context_without_span_is_that_of_the_task() {
     assert!(inject_json(&current_context()).is_none());
     let carrier = extract_map(&map(&[("traceparent", PARENT), ("baggage", "a=1")]));
     let _guard = LogContext::new().carrier(carrier).enter();
@@ -293,7 +293,7 @@ fn the_current_context_is_that_of_the_task_when_there_is_no_span() {
 }
 
 #[test]
-fn other_libraries_get_the_same_through_the_propagator_trait() {
+fn propagator_trait_gives_the_same_contexts() {
     let propagator: &dyn TextMapPropagator = &Propagator::default();
     let carrier = map(&[("traceparent", PARENT), ("baggage", "a=1")]);
     let context = propagator.extract(&carrier);

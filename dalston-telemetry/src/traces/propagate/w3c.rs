@@ -13,12 +13,13 @@ pub(super) const TRACEPARENT: &str = "traceparent";
 pub(super) const TRACESTATE: &str = "tracestate";
 pub(super) const BAGGAGE: &str = "baggage";
 
-/// Longer values are not looked at: the specifications ask for 512 characters of `tracestate` and 8192 bytes of
-/// `baggage`, and a carrier must not make us work for longer than that.
+/// Longer values are ignored. The specifications ask for 512 characters of `tracestate` and 8192
+/// bytes of `baggage`.
 const MAX_FIELD_LENGTH: usize = 8192;
 const MAX_BAGGAGE_MEMBERS: usize = 64;
 
-/// What a baggage value may not contain as it is; `%` included, or a value that looks encoded changes on its way.
+/// The characters that are encoded in baggage. Without `%`, a value that looks encoded would
+/// change.
 const BAGGAGE_VALUE: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -28,7 +29,7 @@ const BAGGAGE_VALUE: &AsciiSet = &CONTROLS
     .add(b'=')
     .add(b'\\');
 
-/// The three fields of a carrier, whatever it was.
+/// The three fields of a carrier.
 #[derive(Default)]
 pub(super) struct Fields<'a> {
     pub(super) traceparent: Option<Cow<'a, str>>,
@@ -46,7 +47,7 @@ impl<'a> Fields<'a> {
         };
         let mut parents = all(TRACEPARENT);
         let traceparent = match (parents.next(), parents.next()) {
-            // Two of them contradict each other; the specification says to trust neither.
+            // By the specification, neither of two is trusted.
             (Some(parent), None) => Some(parent),
             _ => None,
         };
@@ -84,7 +85,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Repeated header fields are one list.
+/// Joins repeated header fields to one list.
 pub(super) fn join<'a>(mut values: impl Iterator<Item = Cow<'a, str>>) -> Option<Cow<'a, str>> {
     let first = values.next()?;
     Some(values.fold(first, |mut joined, value| {
@@ -95,10 +96,10 @@ pub(super) fn join<'a>(mut values: impl Iterator<Item = Cow<'a, str>>) -> Option
     }))
 }
 
-/// That of a `traceparent`, without what later versions may append.
+/// The length of a `traceparent`, to which later versions may append.
 const LENGTH: usize = 55;
 
-/// `version-traceid-spanid-flags`, of exact lengths and in lower case; later versions may append more.
+/// Parses `version-traceid-spanid-flags`, of exact lengths and in lower case.
 fn parse_traceparent(text: &str) -> Option<(TraceId, SpanId, TraceFlags)> {
     let bytes = text.trim_matches([' ', '\t']).as_bytes();
     let (known, rest) = bytes.split_at_checked(LENGTH)?;
@@ -115,7 +116,7 @@ fn parse_traceparent(text: &str) -> Option<(TraceId, SpanId, TraceFlags)> {
     }
     let trace_id = TraceId::from(hex(&known[3..35])?);
     let span_id = SpanId::from(u64::try_from(hex(&known[36..52])?).ok()?);
-    // Bits that the two levels of the specification do not define are cleared, as they ask.
+    // The specification asks to clear undefined bits.
     let flags = TraceFlags::new(u8::try_from(hex(&known[53..55])?).ok()? & KNOWN_FLAGS);
     Some((trace_id, span_id, flags))
 }
@@ -139,7 +140,7 @@ pub(super) fn format_traceparent(span_context: &SpanContext) -> String {
     let flags = span_context.trace_flags().to_u8() & KNOWN_FLAGS;
     let mut text = String::with_capacity(LENGTH);
     text.push_str("00");
-    // Formatting takes several times as long, and this is done for each task and for each request.
+    // Not with `format!`, which takes several times as long: this runs for each task and request.
     for part in [
         &span_context.trace_id().to_bytes()[..],
         &span_context.span_id().to_bytes(),
@@ -154,7 +155,7 @@ pub(super) fn format_traceparent(span_context: &SpanContext) -> String {
     text
 }
 
-/// `None` if no member could be read, so that garbage does not become an empty baggage.
+/// Parses a list of members; `None` if none of them can be parsed.
 pub(super) fn parse_baggage(text: &str) -> Option<Baggage> {
     if text.len() > MAX_FIELD_LENGTH {
         return None;
