@@ -20,7 +20,7 @@ use super::json::{JsonHead, JsonLine, member};
 use super::line::LineForm;
 use super::readable::ReadableLine;
 use super::writer::LogWriter;
-use super::{Form, LogFilter, LogSettings};
+use super::{Form, LogConfig, LogFilter};
 use crate::metrics::TelemetryMetrics;
 use crate::redact;
 
@@ -55,15 +55,15 @@ thread_local! {
 
 impl LogLayer {
     /// `inherits`: whether the subscriber has [`SpanFields`], from which lines inherit.
-    pub(crate) fn new(settings: &LogSettings, inherits: bool) -> Self {
+    pub(crate) fn new(config: &LogConfig, inherits: bool) -> Self {
         Self {
-            form: settings.form,
-            head: JsonHead::new(&settings.service),
-            process_fields: process_fields(settings),
-            writer: settings.writer.clone(),
+            form: config.form,
+            head: JsonHead::new(&config.service),
+            process_fields: process_fields(config),
+            writer: config.writer.clone(),
             inherits,
-            filter: settings.filter.clone(),
-            metrics: settings.metrics.clone(),
+            filter: config.filter.clone(),
+            metrics: config.metrics.clone(),
             clock: SystemTime::now,
         }
     }
@@ -267,10 +267,10 @@ impl fmt::Debug for LogLayer {
     }
 }
 
-fn process_fields(settings: &LogSettings) -> Vec<(usize, String)> {
+fn process_fields(config: &LogConfig) -> Vec<(usize, String)> {
     let value = |fallback| match fallback {
         Fallback::Absent => None,
-        Fallback::InstanceType => Some(settings.instance_type.as_str()),
+        Fallback::InstanceType => Some(config.instance_type.as_str()),
     };
     INHERITED
         .iter()

@@ -32,7 +32,7 @@ use crate::settings::logs::{DALSTON_LOG_FORMAT, NO_COLOR, TERM};
 const UNKNOWN: &str = "unknown";
 
 /// Everything about log lines that is decided at start.
-pub(crate) struct LogSettings {
+pub(crate) struct LogConfig {
     pub(crate) service: String,
     pub(crate) instance_type: String,
     pub(crate) form: Form,
@@ -48,7 +48,7 @@ pub(crate) enum Form {
     Readable { colours: bool },
 }
 
-impl LogSettings {
+impl LogConfig {
     /// Reads `DALSTON_LOG_FORMAT` (unless `format` decides), `NO_COLOR`, and the filter from
     /// `RUST_LOG`, else `LOG_LEVEL`, else `DALSTON_LOG_LEVEL`, else `level`.
     pub(crate) fn read(
@@ -87,7 +87,7 @@ impl LogSettings {
 mod tests;
 
 #[cfg(test)]
-mod settings_tests {
+mod config_tests {
     use super::*;
     use crate::metrics::Metrics;
 
@@ -97,7 +97,7 @@ mod settings_tests {
 
     fn form(env: &[(&str, &str)], format: Option<LogFormat>) -> Form {
         let (writer, _lines) = LogWriter::buffer();
-        LogSettings::read(
+        LogConfig::read(
             &Env::from_pairs(env.iter().copied()),
             "s",
             None,
@@ -123,7 +123,7 @@ mod settings_tests {
     fn a_wrong_format_is_named() {
         let (writer, _lines) = LogWriter::buffer();
         let env = Env::from_pairs([("DALSTON_LOG_FORMAT", "xml")]);
-        let error = LogSettings::read(&env, "s", None, None, LevelFilter::INFO, writer, metrics())
+        let error = LogConfig::read(&env, "s", None, None, LevelFilter::INFO, writer, metrics())
             .err()
             .unwrap();
         assert_eq!(

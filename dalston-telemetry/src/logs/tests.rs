@@ -38,14 +38,14 @@ struct Logs {
 
 impl Logs {
     fn new(form: Form, tracing: bool) -> Self {
-        let (settings, lines) = settings(form);
-        let filter = settings.filter.clone();
+        let (config, lines) = config(form);
+        let filter = config.filter.clone();
         let beside = if tracing {
             LevelFilter::INFO
         } else {
             LevelFilter::OFF
         };
-        let layer = LogLayer::new(&settings, tracing).clock(noon);
+        let layer = LogLayer::new(&config, tracing).clock(noon);
         let layer = Layer::<Registry>::with_filter(layer, filter.clone().beside(beside));
         let dispatch = if tracing {
             let provider = SdkTracerProvider::builder().build();
@@ -83,9 +83,9 @@ impl Logs {
     }
 }
 
-fn settings(form: Form) -> (LogSettings, LogBuffer) {
+fn config(form: Form) -> (LogConfig, LogBuffer) {
     let (writer, lines) = LogWriter::buffer();
-    let settings = LogSettings {
+    let config = LogConfig {
         service: "engine-test".into(),
         instance_type: "g5.xlarge".into(),
         form,
@@ -93,7 +93,7 @@ fn settings(form: Form) -> (LogSettings, LogBuffer) {
         filter: LogFilter::new("trace").unwrap(),
         metrics: TelemetryMetrics::register(&Metrics::new()),
     };
-    (settings, lines)
+    (config, lines)
 }
 
 /// Parses an object. Panics if a member occurs twice, which `serde_json` accepts.
@@ -554,7 +554,7 @@ fn each_line_is_one_write() {
         }
     }
     let writes = Writes::default();
-    let settings = LogSettings {
+    let config = LogConfig {
         service: "s".into(),
         instance_type: "unknown".into(),
         form: Form::Json,
@@ -562,7 +562,7 @@ fn each_line_is_one_write() {
         filter: LogFilter::new("info").unwrap(),
         metrics: TelemetryMetrics::register(&Metrics::new()),
     };
-    let layer = Layer::<Registry>::with_filter(LogLayer::new(&settings, false), settings.filter);
+    let layer = Layer::<Registry>::with_filter(LogLayer::new(&config, false), config.filter);
     tracing::subscriber::with_default(Registry::default().with(layer), || {
         info!(big = %"x".repeat(100_000), "one");
         info!("two");
@@ -628,10 +628,10 @@ fn lines_that_fail_to_be_written_are_not_counted() {
         }
     }
     let metrics = Metrics::new();
-    let (mut settings, _) = settings(Form::Json);
-    settings.writer = LogWriter::new(Full(false));
-    settings.metrics = TelemetryMetrics::register(&metrics);
-    let layer = LogLayer::new(&settings, false).with_filter(settings.filter.clone());
+    let (mut config, _) = config(Form::Json);
+    config.writer = LogWriter::new(Full(false));
+    config.metrics = TelemetryMetrics::register(&metrics);
+    let layer = LogLayer::new(&config, false).with_filter(config.filter.clone());
     with_default(&Dispatch::new(Registry::default().with(layer)), || {
         info!("lost");
         info!("written");

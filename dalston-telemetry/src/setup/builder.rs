@@ -17,7 +17,7 @@ use crate::error::InitError;
 use crate::export::{
     BatchSettings, Exporters, NO_LIMIT, OtlpConfig, OtlpSettings, Pipeline, Push, PushSettings, ReportTo,
 };
-use crate::logs::{LogFormat, LogSettings, LogWriter};
+use crate::logs::{LogConfig, LogFormat, LogWriter};
 use crate::metrics::{self, Metrics, TelemetryMetrics};
 use crate::resource;
 #[cfg(feature = "ec2")]
@@ -315,7 +315,7 @@ impl TelemetryBuilder {
         let instance_type =
             instance_type.unwrap_or_else(|_| INSTANCE_TYPE.first(&env).map(|(_, name)| name.to_owned()));
         let logs = match &self.logs {
-            Some(writer) => Some(LogSettings::read(
+            Some(writer) => Some(LogConfig::read(
                 &env,
                 &service,
                 instance_type.as_deref(),

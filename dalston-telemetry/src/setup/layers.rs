@@ -8,7 +8,7 @@ use tracing_subscriber::layer::{Identity, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::targets;
-use crate::logs::{LogLayer, LogSettings, SpanFields};
+use crate::logs::{LogConfig, LogLayer, SpanFields};
 
 /// The layer that [`TelemetryBuilder::into_layer`](crate::TelemetryBuilder::into_layer) makes.
 ///
@@ -21,7 +21,7 @@ pub(crate) struct Layers {
     pub(crate) tracer: Option<SdkTracer>,
     /// The most verbose level of spans and of their events.
     pub(crate) span_level: LevelFilter,
-    pub(crate) logs: Option<LogSettings>,
+    pub(crate) logs: Option<LogConfig>,
 }
 
 impl Layers {
@@ -64,7 +64,7 @@ where
 }
 
 /// Log lines; they inherit fields from spans up to the level `spans`.
-fn log_lines<S>(logs: &LogSettings, spans: Option<LevelFilter>) -> impl Layer<S> + Send + Sync + 'static
+fn log_lines<S>(logs: &LogConfig, spans: Option<LevelFilter>) -> impl Layer<S> + Send + Sync + 'static
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
@@ -113,7 +113,7 @@ mod tests {
             let metrics = Metrics::new();
             let spans = SpanCollector::new();
             let logs = log_filter.map(|filter| {
-                LogSettings::read(
+                LogConfig::read(
                     &Env::from_pairs([("RUST_LOG", filter)]),
                     "test",
                     None,
