@@ -9,11 +9,12 @@ use crate::parse_error::ParseError;
 /// A JSON line has at its top level
 /// - `timestamp` in UTC with microseconds, `level`, `service` and `event`, the message;
 /// - the event's own fields;
-/// - `trace_id` and `span_id` of the span around the event; without a span, the `trace_id` that came with the task;
-/// - `request_id`, `job_id`, `task_id`, `engine_id` and `instance_type`, from the spans around the event (where they
-///   may also be called `dalston.job_id` and so on) and from the
-/// [`LogContext`](crate::context::LogContext); an   `instance_type` that none of them has is that
-/// of the machine, or `unknown`;
+/// - `trace_id` and `span_id` of the span around the event; without a span, the `trace_id` that
+///   came with the task;
+/// - `request_id`, `job_id`, `task_id`, `engine_id` and `instance_type`, from the spans around the
+///   event (where they may also be called `dalston.job_id` and so on) and from the
+///   [`LogContext`](crate::context::LogContext); an `instance_type` that none of them has is that of
+///   the machine, or `unknown`;
 /// - `target`, the module that logged.
 ///
 /// What does not exist is absent. No key occurs twice: an event's own field wins over an inherited
