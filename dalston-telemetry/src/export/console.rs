@@ -6,24 +6,18 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 use opentelemetry::trace::{SpanId, Status};
 use opentelemetry::{Array, KeyValue, Value};
+use opentelemetry_sdk::trace::SpanData;
 use serde_json::{Map, json};
 
-use crate::traces::ended::EndedSpan;
-
-/// Appends the line of a span.
-pub(super) fn write_line(span: &EndedSpan<'_>, to: &mut Vec<u8>) {
-    // Writing to memory does not fail.
-    let _ = writeln!(to, "{}", line(span));
-}
-
-/// Writes lines and flushes. May wait for whoever reads the output, so it runs on a thread that may.
-pub(super) fn print(lines: &[u8]) -> io::Result<()> {
+/// Writes lines to standard output. Blocks for as long as the reader of the output does not read.
+pub(super) fn print(lines: &str) -> io::Result<()> {
     let mut output = io::stdout().lock();
-    output.write_all(lines)?;
+    output.write_all(lines.as_bytes())?;
     output.flush()
 }
 
-fn line(span: &EndedSpan<'_>) -> serde_json::Value {
+/// The line of a span, with its line feed.
+pub(super) fn line(span: &SpanData) -> String {
     let parent = (span.parent_span_id != SpanId::INVALID).then(|| span.parent_span_id.to_string());
     let events: Vec<_> = span
         .events
@@ -43,7 +37,7 @@ fn line(span: &EndedSpan<'_>) -> serde_json::Value {
         Status::Ok => json!("ok"),
         Status::Error { description } => json!({"error": description}),
     };
-    json!({
+    let line = json!({
         "name": span.name,
         "trace_id": span.span_context.trace_id().to_string(),
         "span_id": span.span_context.span_id().to_string(),
@@ -52,10 +46,11 @@ fn line(span: &EndedSpan<'_>) -> serde_json::Value {
         "start": time(span.start_time),
         "end": time(span.end_time),
         "status": status,
-        "attributes": object(span.attributes),
+        "attributes": object(&span.attributes),
         "events": events,
         "links": links,
-    })
+    });
+    format!("{line}\n")
 }
 
 fn time(time: SystemTime) -> Option<String> {

@@ -22,7 +22,6 @@ pub(crate) mod config;
 mod console;
 mod control;
 mod delivery;
-mod encode;
 #[cfg(feature = "otlp-grpc")]
 mod grpc;
 #[cfg(feature = "otlp-http")]
@@ -43,7 +42,8 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{io, thread};
 
-use opentelemetry::Context;
+use opentelemetry::trace::{Event, Link, Status};
+use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
@@ -54,9 +54,8 @@ pub use stats::ExportStats;
 
 use crate::error::{InitError, ShutdownError};
 use crate::metrics::{Metrics, TelemetryMetrics};
-use crate::traces::ended::EndedSpan;
 use control::Control;
-use queue::{Forms, Queue};
+use queue::Queue;
 use report::Reporter;
 pub(crate) use report::{REPORTS, ReportTo};
 use stats::Stats;
@@ -90,14 +89,7 @@ impl Pipeline {
         metrics: TelemetryMetrics,
     ) -> Result<Self, InitError> {
         let shared = Arc::new(Shared {
-            queue: Queue::new(
-                batching.max_queue_size,
-                batching.max_batch_size,
-                Forms {
-                    otlp: otlp.is_some(),
-                    console,
-                },
-            ),
+            queue: Queue::new(batching.max_queue_size, batching.max_batch_size),
             stats: Stats::new(metrics),
             control: Control::new(),
         });
@@ -123,10 +115,12 @@ impl Pipeline {
     }
 
     /// Takes a span that is sampled and has ended.
-    pub(crate) fn take(&self, span: &EndedSpan<'_>) {
+    fn take(&self, span: SpanData) {
         report::learn(&self.report_to);
         let Shared { queue, stats, .. } = &*self.shared;
-        queue.push(span, stats);
+        if let Err(reason) = queue.push(span, estimated_size) {
+            stats.dropped(reason, 1);
+        }
     }
 
     pub(crate) fn stats(&self) -> ExportStats {
@@ -305,8 +299,7 @@ struct EndOnDrop(Arc<Shared>);
 
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
-        self.0.queue.close();
-        self.0.drop_waiting();
+        self.0.abandon();
         self.0.control.end();
     }
 }
@@ -391,9 +384,9 @@ struct ExportProcessor(Pipeline);
 impl SpanProcessor for ExportProcessor {
     fn on_start(&self, _: &mut Span, _: &Context) {}
 
-    fn on_end(&self, mut span: SpanData) {
+    fn on_end(&self, span: SpanData) {
         if span.span_context.is_sampled() {
-            self.0.take(&EndedSpan::from(&mut span));
+            self.0.take(span);
         }
     }
 
@@ -406,6 +399,46 @@ impl SpanProcessor for ExportProcessor {
         let result = self.0.shutdown_blocking(timeout);
         result.map_err(|error| OTelSdkError::InternalFailure(error.to_string()))
     }
+}
+
+/// The memory that a span takes, estimated.
+fn estimated_size(span: &SpanData) -> usize {
+    let events = span
+        .events
+        .iter()
+        .map(|event| size_of::<Event>() + event.name.len() + size_of_attributes(&event.attributes));
+    let links = span
+        .links
+        .iter()
+        .map(|link| size_of::<Link>() + size_of_attributes(&link.attributes));
+    let description = match &span.status {
+        Status::Error { description } => description.len(),
+        _ => 0,
+    };
+    size_of::<SpanData>()
+        + span.name.len()
+        + size_of_attributes(&span.attributes)
+        + events.sum::<usize>()
+        + links.sum::<usize>()
+        + description
+}
+
+fn size_of_attributes(attributes: &[KeyValue]) -> usize {
+    let sizes = attributes.iter().map(|attribute| {
+        let value = match &attribute.value {
+            Value::String(text) => text.as_str().len(),
+            Value::Array(Array::String(texts)) => texts
+                .iter()
+                .map(|text| size_of::<StringValue>() + text.as_str().len())
+                .sum(),
+            Value::Array(Array::I64(values)) => size_of_val(&values[..]),
+            Value::Array(Array::F64(values)) => size_of_val(&values[..]),
+            Value::Array(Array::Bool(values)) => size_of_val(&values[..]),
+            _ => 0,
+        };
+        size_of::<KeyValue>() + attribute.key.as_str().len() + value
+    });
+    sizes.sum()
 }
 
 /// An error with its causes, which is where HTTP libraries say what happened.

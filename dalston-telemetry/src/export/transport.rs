@@ -2,7 +2,8 @@
 
 use std::future::Future;
 
-use super::queue::Batch;
+use opentelemetry_sdk::trace::SpanData;
+
 use super::retry::Failure;
 
 /// A way to a collector, for one kind of telemetry.
@@ -15,7 +16,16 @@ pub(super) trait Transport: Send + Sync + 'static {
 
 /// A way for spans.
 pub(super) trait SpanTransport: Transport {
-    fn encode(&self, batch: &Batch<'_>) -> Self::Request;
+    /// A span in the form of the request.
+    type Record: Send;
+
+    /// The bytes that the spans of a request may have together.
+    fn room(&self) -> usize;
+
+    /// Converts a span, and tells how many bytes of a request it takes.
+    fn convert(&self, span: SpanData) -> (Self::Record, usize);
+
+    fn request(&self, spans: Vec<Self::Record>) -> Self::Request;
 }
 
 /// The collector has taken the request.
@@ -33,17 +43,20 @@ pub(super) use otlp::{MetricsOtlp, SpansOtlp, Wire};
 #[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
 mod otlp {
     use bytes::Bytes;
+    use opentelemetry::InstrumentationScope;
     use opentelemetry_proto::tonic::collector::metrics::v1::{
         ExportMetricsServiceRequest, ExportMetricsServiceResponse,
     };
-    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
-    use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
+    use opentelemetry_proto::tonic::collector::trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse,
+    };
     use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
+    use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
     use opentelemetry_sdk::Resource;
     use prost::Message;
 
     use super::*;
-    use crate::export::encode;
+    use crate::export::queue::MAX_REQUEST_BYTES;
 
     /// One of the transports of OTLP.
     pub(in crate::export) enum Wire {
@@ -73,59 +86,65 @@ mod otlp {
     }
 
     pub(in crate::export) struct SpansOtlp {
-        /// The start and the end of each `ResourceSpans`: its resource, and the resource's schema.
-        resource: Vec<u8>,
-        schema: Vec<u8>,
+        resource: ProtoResource,
+        schema_url: String,
+        room: usize,
         wire: Wire,
     }
 
     impl SpansOtlp {
         pub(in crate::export) fn new(resource: &Resource, wire: Wire) -> Self {
-            let (mut start, mut schema) = (Vec::new(), Vec::new());
-            encode::bytes(1, &ProtoResource::from(resource).encode_to_vec(), &mut start);
-            if let Some(url) = resource.schema_url() {
-                encode::bytes(3, url.as_bytes(), &mut schema);
-            }
+            /// For the scopes of the spans, and for the lengths of what a request is made of.
+            const SCOPES: usize = 16 * 1024;
+            let schema_url = resource.schema_url().unwrap_or_default().to_owned();
+            let resource = ProtoResource::from(resource);
+            let overhead = SCOPES + resource.encoded_len() + schema_url.len();
             Self {
-                resource: start,
-                schema,
+                room: MAX_REQUEST_BYTES.saturating_sub(overhead),
+                resource,
+                schema_url,
                 wire,
             }
         }
     }
 
     impl SpanTransport for SpansOtlp {
-        fn encode(&self, batch: &Batch<'_>) -> Self::Request {
-            let scopes: Vec<_> = batch
-                .scopes()
-                .map(|(index, scope)| {
-                    let message = InstrumentationScope::from((scope, None)).encode_to_vec();
-                    let (mut start, mut schema) = (Vec::new(), Vec::new());
-                    encode::bytes(1, &message, &mut start);
-                    if let Some(url) = scope.schema_url() {
-                        encode::bytes(3, url.as_bytes(), &mut schema);
-                    }
-                    let spans: usize = batch.of_scope(index).map(<[u8]>::len).sum();
-                    let length = start.len() + spans + schema.len();
-                    (index, start, schema, length)
-                })
-                .collect();
-            let of_scopes = scopes.iter().map(|(.., length)| encode::size_of_bytes(*length));
-            let length = self.resource.len() + of_scopes.sum::<usize>() + self.schema.len();
+        type Record = (InstrumentationScope, Span);
 
-            let mut request = Vec::with_capacity(encode::size_of_bytes(length));
-            encode::length_of_bytes(1, length, &mut request);
-            request.extend_from_slice(&self.resource);
-            for (index, start, schema, length) in &scopes {
-                encode::length_of_bytes(2, *length, &mut request);
-                request.extend_from_slice(start);
-                for span in batch.of_scope(*index) {
-                    request.extend_from_slice(span);
+        fn room(&self) -> usize {
+            self.room
+        }
+
+        fn convert(&self, mut span: SpanData) -> (Self::Record, usize) {
+            /// The key and the length before a span.
+            const PREFIX: usize = 6;
+            let scope = std::mem::take(&mut span.instrumentation_scope);
+            let span = Span::from(span);
+            let length = PREFIX + span.encoded_len();
+            ((scope, span), length)
+        }
+
+        fn request(&self, spans: Vec<Self::Record>) -> Self::Request {
+            let mut scopes: Vec<(InstrumentationScope, Vec<Span>)> = Vec::new();
+            for (scope, span) in spans {
+                match scopes.iter_mut().find(|(known, _)| *known == scope) {
+                    Some((_, spans)) => spans.push(span),
+                    None => scopes.push((scope, vec![span])),
                 }
-                request.extend_from_slice(schema);
             }
-            request.extend_from_slice(&self.schema);
-            request.into()
+            let scope_spans = scopes.into_iter().map(|(scope, spans)| ScopeSpans {
+                scope: Some((&scope, None).into()),
+                spans,
+                schema_url: scope.schema_url().unwrap_or_default().to_owned(),
+            });
+            let request = ExportTraceServiceRequest {
+                resource_spans: vec![ResourceSpans {
+                    resource: Some(self.resource.clone()),
+                    scope_spans: scope_spans.collect(),
+                    schema_url: self.schema_url.clone(),
+                }],
+            };
+            request.encode_to_vec().into()
         }
     }
 
@@ -193,7 +212,17 @@ impl Nothing {
 
 #[cfg(not(any(feature = "otlp-grpc", feature = "otlp-http")))]
 impl SpanTransport for Nothing {
-    fn encode(&self, _: &Batch<'_>) {
+    type Record = Self;
+
+    fn room(&self) -> usize {
+        match *self {}
+    }
+
+    fn convert(&self, _: SpanData) -> (Self, usize) {
+        match *self {}
+    }
+
+    fn request(&self, _: Vec<Self>) {
         match *self {}
     }
 }

@@ -1,13 +1,16 @@
 //! The loop that exports: one task, on a thread and a runtime of its own.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use opentelemetry_sdk::trace::SpanData;
 use tokio::time::{Instant, sleep_until};
 
+use super::console;
 use super::control::Control;
 use super::delivery::{Delivery, Exporter, Lost};
-use super::queue::{Queue, Spans};
+use super::queue::{Queue, Queued};
 use super::report::Reporter;
 use super::settings::BatchSettings;
 use super::stats::Stats;
@@ -17,22 +20,15 @@ use crate::metrics::DropReason;
 /// What the exporting thread shares with the others.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) queue: Queue,
+    pub(super) queue: Queue<SpanData>,
     pub(super) stats: Stats,
     pub(super) control: Control,
 }
 
 impl Shared {
-    /// Counts what is in the queue as lost, when nobody is there to send it.
-    pub(super) fn drop_waiting(&self) {
-        let mut waiting = Spans::default();
-        self.queue.exchange(&mut waiting);
-        self.drop_all(&waiting);
-    }
-
-    fn drop_all(&self, spans: &Spans) {
-        let (spans, bytes) = spans.left();
-        self.queue.release(spans, bytes);
+    /// Closes the queue and counts the spans that nothing sends any more.
+    pub(super) fn abandon(&self) {
+        let spans = self.queue.abandon();
         self.stats.dropped(DropReason::Shutdown, spans as u64);
     }
 }
@@ -51,21 +47,34 @@ impl Exporter for Shared {
     }
 }
 
-pub(super) struct Worker<T> {
+pub(super) struct Worker<T: SpanTransport> {
     shared: Arc<Shared>,
     batching: BatchSettings,
     transport: Option<Arc<T>>,
     /// Whether spans are also printed.
     console: bool,
     delivery: Delivery<Shared>,
-    backlog: Spans,
+    backlog: VecDeque<Queued<SpanData>>,
+    /// A span that did not fit into the last batch.
+    held_back: Option<Converted<T::Record>>,
+}
+
+/// A span in the forms in which it leaves the process.
+struct Converted<R> {
+    /// What it counts in the queue.
+    queue_bytes: usize,
+    /// For the console.
+    line: Option<String>,
+    record: Option<R>,
+    /// The length of the record in a request.
+    length: usize,
 }
 
 /// A batch on its way.
 struct Outgoing<R> {
     spans: u64,
     /// For the console.
-    lines: Option<Vec<u8>>,
+    lines: Option<String>,
     request: Option<R>,
 }
 
@@ -85,7 +94,8 @@ impl<T: SpanTransport> Worker<T> {
             batching,
             transport: transport.map(Arc::new),
             console,
-            backlog: Spans::default(),
+            backlog: VecDeque::new(),
+            held_back: None,
         }
     }
 
@@ -99,7 +109,7 @@ impl<T: SpanTransport> Worker<T> {
             if closing {
                 self.shared.queue.close();
             }
-            self.shared.queue.exchange(&mut self.backlog);
+            self.shared.queue.take_all(&mut self.backlog);
             while let Some(batch) = self.next_batch() {
                 self.deliver(batch).await;
                 self.shared.stats.in_flight(0);
@@ -107,8 +117,8 @@ impl<T: SpanTransport> Worker<T> {
             }
             self.delivery.report();
             if closing {
-                // What came in while the queue was being closed.
-                self.shared.drop_waiting();
+                // Spans that were added while the queue was being closed.
+                self.shared.abandon();
                 return self.shared.control.end();
             }
             self.shared.control.done(ticket);
@@ -131,16 +141,59 @@ impl<T: SpanTransport> Worker<T> {
         }
     }
 
-    /// Takes spans from the backlog: as many as a batch may have, as many as fit in a request.
+    /// Takes spans from the backlog: as many as a batch may have and as fit into a request.
     fn next_batch(&mut self) -> Option<Outgoing<T::Request>> {
-        let batch = self.backlog.take(self.batching.max_batch_size)?;
-        self.shared.stats.in_flight(batch.len());
-        self.shared.queue.release(batch.len(), batch.bytes());
+        let room = self.transport.as_ref().map_or(0, |transport| transport.room());
+        let (mut lines, mut records) = (String::new(), Vec::new());
+        let (mut spans, mut queue_bytes, mut length) = (0, 0, 0);
+        while spans < self.batching.max_batch_size {
+            let Some(span) = self.next_span(room) else { break };
+            if spans > 0 && length + span.length > room {
+                self.held_back = Some(span);
+                break;
+            }
+            spans += 1;
+            queue_bytes += span.queue_bytes;
+            length += span.length;
+            lines.extend(span.line);
+            records.extend(span.record);
+        }
+        if spans == 0 {
+            return None;
+        }
+        self.shared.stats.in_flight(spans);
+        self.shared.queue.release(spans, queue_bytes);
         Some(Outgoing {
-            spans: batch.len() as u64,
-            lines: self.console.then(|| batch.lines()),
-            request: self.transport.as_ref().map(|transport| transport.encode(&batch)),
+            spans: spans as u64,
+            lines: self.console.then_some(lines),
+            request: self
+                .transport
+                .as_ref()
+                .map(|transport| transport.request(records)),
         })
+    }
+
+    /// The next span that fits into a request.
+    fn next_span(&mut self, room: usize) -> Option<Converted<T::Record>> {
+        if let Some(span) = self.held_back.take() {
+            return Some(span);
+        }
+        while let Some(Queued { item, bytes }) = self.backlog.pop_front() {
+            let line = self.console.then(|| console::line(&item));
+            let converted = self.transport.as_ref().map(|transport| transport.convert(item));
+            let (record, length) = converted.map_or((None, 0), |(record, length)| (Some(record), length));
+            if length <= room {
+                return Some(Converted {
+                    queue_bytes: bytes,
+                    line,
+                    record,
+                    length,
+                });
+            }
+            self.shared.queue.release(1, bytes);
+            self.shared.stats.dropped(DropReason::TooLarge, 1);
+        }
+        None
     }
 
     async fn deliver(&mut self, batch: Outgoing<T::Request>) {
@@ -187,8 +240,8 @@ impl<T: SpanTransport> Worker<T> {
     }
 
     /// Prints on a thread that may block: the reader of our output may have stopped reading.
-    async fn print(&mut self, lines: Vec<u8>, until: Instant) {
-        let printed = tokio::task::spawn_blocking(move || super::console::print(&lines));
+    async fn print(&mut self, lines: String, until: Instant) {
+        let printed = tokio::task::spawn_blocking(move || console::print(&lines));
         if !matches!(self.delivery.bounded(until, printed).await, Ok(Ok(Ok(())))) {
             self.delivery
                 .failed("spans could not be written to standard output");
@@ -196,11 +249,11 @@ impl<T: SpanTransport> Worker<T> {
     }
 }
 
-/// After a panic: what the exporter held is lost, and has to be counted as that.
-impl<T> Drop for Worker<T> {
+impl<T: SpanTransport> Drop for Worker<T> {
+    /// After a panic, counts the spans that the exporter held.
     fn drop(&mut self) {
         self.shared.stats.drop_in_flight(DropReason::Shutdown);
-        self.shared.drop_all(&self.backlog);
+        self.shared.abandon();
     }
 }
 

@@ -9,7 +9,6 @@ use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 
-use crate::traces::ended::EndedSpan;
 use crate::traces::limits;
 
 /// A bounded store of finished spans in memory.
@@ -271,7 +270,7 @@ impl CollectedSpan {
 impl From<SpanData> for CollectedSpan {
     fn from(mut data: SpanData) -> Self {
         // For a provider of the program; ours has done it already.
-        limits::make_unique(&mut EndedSpan::from(&mut data));
+        limits::make_unique(&mut data);
         Self {
             trace_id: data.span_context.trace_id(),
             span_id: data.span_context.span_id(),
@@ -361,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attribute_set_twice_has_its_last_value() {
+    fn attribute_set_twice_has_its_last_value() {
         let (collector, _provider, tracer) = collecting(16);
         let mut span = tracer.start("span");
         span.set_attribute(KeyValue::new("dalston.language", "auto"));

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use opentelemetry::trace::Status;
 use opentelemetry::{Array, KeyValue, StringValue, Value};
-use opentelemetry_sdk::trace::SpanLimits;
+use opentelemetry_sdk::trace::{SpanData, SpanLimits};
 
 use crate::env::{Env, EnvError};
 use crate::redact;
@@ -13,7 +13,6 @@ use crate::settings::traces::{
     OTEL_LINK_ATTRIBUTE_COUNT_LIMIT, OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT, OTEL_SPAN_EVENT_COUNT_LIMIT,
     OTEL_SPAN_LINK_COUNT_LIMIT,
 };
-use crate::traces::ended::EndedSpan;
 
 #[derive(Debug)]
 pub(crate) struct Limits {
@@ -63,7 +62,7 @@ impl Limits {
 }
 
 /// Prepares a span for processors.
-pub(crate) fn clean(span: &mut EndedSpan<'_>, value_length: Option<usize>) {
+pub(crate) fn clean(span: &mut SpanData, value_length: Option<usize>) {
     make_unique(span);
     // Before texts are cut: half of a secret may not be recognised.
     mask_all(span);
@@ -75,20 +74,20 @@ pub(crate) fn clean(span: &mut EndedSpan<'_>, value_length: Option<usize>) {
 /// Leaves each key of a span, of each of its events and of each of its links once.
 ///
 /// The SDK's span keeps every value that was ever set, but an exported key must be unique.
-pub(crate) fn make_unique(span: &mut EndedSpan<'_>) {
-    keep_last_values(span.attributes);
-    for event in &mut *span.events {
+pub(crate) fn make_unique(span: &mut SpanData) {
+    keep_last_values(&mut span.attributes);
+    for event in &mut span.events.events {
         // Those of `tracing` begin with its own level and target, which must not be replaced.
         keep(Keep::First, &mut event.attributes);
     }
-    for link in &mut *span.links {
+    for link in &mut span.links.links {
         keep_last_values(&mut link.attributes);
     }
 }
 
 /// Leaves each key once, with the value that was set last, in the order in which they were first
 /// set.
-pub(crate) fn keep_last_values(attributes: &mut Vec<KeyValue>) {
+fn keep_last_values(attributes: &mut Vec<KeyValue>) {
     keep(Keep::Last, attributes);
 }
 
@@ -140,25 +139,25 @@ fn bucket(key: &str) -> usize {
     (key.len() * 3 + last * 5) % 64
 }
 
-fn mask_all(span: &mut EndedSpan<'_>) {
+fn mask_all(span: &mut SpanData) {
     // A name in the source code is not a secret.
-    if let Cow::Owned(name) = &mut *span.name
+    if let Cow::Owned(name) = &mut span.name
         && let Cow::Owned(masked) = redact::text(name)
     {
         *name = masked;
     }
-    mask(span.attributes);
-    for event in &mut *span.events {
+    mask(&mut span.attributes);
+    for event in &mut span.events.events {
         mask(&mut event.attributes);
         // The message of a log event becomes the name of the span's event.
         if let Cow::Owned(masked) = redact::text(&event.name) {
             event.name = masked.into();
         }
     }
-    for link in &mut *span.links {
+    for link in &mut span.links.links {
         mask(&mut link.attributes);
     }
-    if let Status::Error { description } = &mut *span.status
+    if let Status::Error { description } = &mut span.status
         && let Cow::Owned(masked) = redact::text(description)
     {
         *description = masked.into();
@@ -183,12 +182,12 @@ fn mask(attributes: &mut [KeyValue]) {
     }
 }
 
-fn shorten_all(span: &mut EndedSpan<'_>, limit: usize) {
-    shorten(span.attributes, limit);
-    for event in &mut *span.events {
+fn shorten_all(span: &mut SpanData, limit: usize) {
+    shorten(&mut span.attributes, limit);
+    for event in &mut span.events.events {
         shorten(&mut event.attributes, limit);
     }
-    for link in &mut *span.links {
+    for link in &mut span.links.links {
         shorten(&mut link.attributes, limit);
     }
 }

@@ -1,7 +1,6 @@
 //! Spans: sampling, limits, processors, spans in memory, and propagation of their context.
 
 pub(crate) mod collector;
-pub(crate) mod ended;
 pub(crate) mod limits;
 pub(crate) mod processors;
 pub mod propagate;

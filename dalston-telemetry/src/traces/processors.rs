@@ -9,7 +9,6 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 
-use super::ended::EndedSpan;
 use super::limits;
 
 /// The program's processors and the exporter's, which all see spans without secrets and within the
@@ -73,7 +72,7 @@ impl SpanProcessor for Processors {
     }
 
     fn on_end(&self, mut span: SpanData) {
-        limits::clean(&mut EndedSpan::from(&mut span), self.shared.value_length);
+        limits::clean(&mut span, self.shared.value_length);
         let mut processors = self.of_program().iter().chain(&self.shared.exporter).peekable();
         while let Some(processor) = processors.next() {
             if processors.peek().is_none() {

@@ -1,6 +1,5 @@
 //! The exporting loop with a transport that answers as told, on a clock that jumps.
 
-use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, TraceFlags, TraceId, TraceState};
@@ -10,17 +9,14 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
 use crate::export::delivery::ATTEMPTS_WHILE_CLOSING;
-use crate::export::queue::{Batch, Forms};
+use crate::export::estimated_size;
 use crate::export::report::ReportTo;
 use crate::export::retry::{Failure, Retry};
 use crate::export::transport::Transport;
 use crate::metrics::{Metrics, TelemetryMetrics};
-use crate::traces::ended::EndedSpan;
 
-const OTLP: Forms = Forms {
-    otlp: true,
-    console: false,
-};
+/// What the spans of a request may take.
+const ROOM: usize = 4 * 1024 * 1024 - 100_000;
 
 type Answer = Result<Accepted, Failure>;
 
@@ -33,8 +29,18 @@ struct Scripted {
 }
 
 impl SpanTransport for Arc<Scripted> {
-    fn encode(&self, batch: &Batch<'_>) -> usize {
-        batch.len()
+    type Record = ();
+
+    fn room(&self) -> usize {
+        ROOM
+    }
+
+    fn convert(&self, span: SpanData) -> ((), usize) {
+        ((), estimated_size(&span))
+    }
+
+    fn request(&self, spans: Vec<()>) -> usize {
+        spans.len()
     }
 }
 
@@ -55,35 +61,51 @@ struct Running {
     worker: tokio::task::JoinHandle<()>,
 }
 
+fn batching() -> BatchSettings {
+    BatchSettings {
+        schedule_delay: Duration::from_millis(1),
+        max_queue_size: 1000,
+        max_batch_size: 10,
+        export_timeout: Duration::from_secs(30),
+    }
+}
+
+fn shared() -> Arc<Shared> {
+    let BatchSettings {
+        max_queue_size,
+        max_batch_size,
+        ..
+    } = batching();
+    Arc::new(Shared {
+        queue: Queue::new(max_queue_size, max_batch_size),
+        stats: Stats::new(TelemetryMetrics::register(&Metrics::new())),
+        control: Control::new(),
+    })
+}
+
+fn worker<T: SpanTransport>(shared: &Arc<Shared>, batching: BatchSettings, transport: T) -> Worker<T> {
+    let reporter = Reporter::new(
+        "http://otel:4317".into(),
+        &http::HeaderMap::new(),
+        ReportTo::default(),
+    );
+    let timeout = Duration::from_secs(10);
+    Worker::new(
+        Arc::clone(shared),
+        batching,
+        timeout,
+        Some(transport),
+        false,
+        reporter,
+    )
+}
+
 impl Running {
     fn start(answers: impl IntoIterator<Item = Answer>) -> Self {
-        let batching = BatchSettings {
-            schedule_delay: Duration::from_millis(1),
-            max_queue_size: 1000,
-            max_batch_size: 10,
-            export_timeout: Duration::from_secs(30),
-        };
-        let shared = Arc::new(Shared {
-            queue: Queue::new(batching.max_queue_size, batching.max_batch_size, OTLP),
-            stats: Stats::new(TelemetryMetrics::register(&Metrics::new())),
-            control: Control::new(),
-        });
+        let shared = shared();
         let transport = Arc::new(Scripted::default());
         transport.answers.lock().unwrap().extend(answers);
-        let reporter = Reporter::new(
-            "http://otel:4317".into(),
-            &http::HeaderMap::new(),
-            ReportTo::default(),
-        );
-        let timeout = Duration::from_secs(10);
-        let worker = Worker::new(
-            Arc::clone(&shared),
-            batching,
-            timeout,
-            Some(Arc::clone(&transport)),
-            false,
-            reporter,
-        );
+        let worker = worker(&shared, batching(), Arc::clone(&transport));
         Self {
             shared,
             transport,
@@ -93,10 +115,12 @@ impl Running {
 
     fn push(&self, spans: usize) {
         for _ in 0..spans {
-            self.shared
-                .queue
-                .push(&EndedSpan::from(&mut span(0)), &self.shared.stats);
+            self.push_one(span(0));
         }
+    }
+
+    fn push_one(&self, span: SpanData) {
+        push(&self.shared, span);
     }
 
     fn close(&self, in_time: Duration) {
@@ -142,6 +166,12 @@ fn span(text_length: usize) -> SpanData {
         links: SpanLinks::default(),
         status: opentelemetry::trace::Status::Unset,
         instrumentation_scope: InstrumentationScope::default(),
+    }
+}
+
+fn push(shared: &Shared, span: SpanData) {
+    if let Err(reason) = shared.queue.push(span, estimated_size) {
+        shared.stats.dropped(reason, 1);
     }
 }
 
@@ -264,15 +294,9 @@ async fn a_request_is_cut_at_the_size_that_collectors_take() {
     let running = Running::start([]);
     // Three fit, four do not; and one that fits nowhere.
     for size in [1, 1, 1, 1, 1].map(|mebibytes| mebibytes * 1024 * 1024) {
-        running
-            .shared
-            .queue
-            .push(&EndedSpan::from(&mut span(size)), &running.shared.stats);
+        running.push_one(span(size));
     }
-    running.shared.queue.push(
-        &EndedSpan::from(&mut span(5 * 1024 * 1024)),
-        &running.shared.stats,
-    );
+    running.push_one(span(5 * 1024 * 1024));
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(running.sent(), [(0, 3), (0, 2)]);
     assert_eq!(running.dropped(DropReason::TooLarge), 1);
@@ -284,10 +308,7 @@ async fn few_large_spans_are_bounded_like_many_small_ones() {
     running.push(1);
     tokio::time::sleep(Duration::from_secs(1)).await;
     for _ in 0..100 {
-        running
-            .shared
-            .queue
-            .push(&EndedSpan::from(&mut span(1024 * 1024)), &running.shared.stats);
+        running.push_one(span(1024 * 1024));
     }
     assert!(
         running.shared.queue.len() < 64,
@@ -377,7 +398,17 @@ async fn what_an_exporter_held_that_ended_in_a_panic_is_counted_as_lost() {
     /// Breaks at the first request.
     struct Broken;
     impl SpanTransport for Broken {
-        fn encode(&self, _: &Batch<'_>) {}
+        type Record = ();
+
+        fn room(&self) -> usize {
+            ROOM
+        }
+
+        fn convert(&self, _: SpanData) -> ((), usize) {
+            ((), 1)
+        }
+
+        fn request(&self, _: Vec<()>) {}
     }
 
     impl Transport for Broken {
@@ -387,28 +418,11 @@ async fn what_an_exporter_held_that_ended_in_a_panic_is_counted_as_lost() {
             panic!("a bug");
         }
     }
-    let running = Running::start([]);
-    let shared = Arc::clone(&running.shared);
-    running.push(25);
-    running.worker.abort();
-    let (batching, to) = (
-        BatchSettings::read(&crate::Env::default()).unwrap(),
-        ReportTo::default(),
-    );
-    let batching = BatchSettings {
-        max_batch_size: 10,
-        ..batching
-    };
-    let reporter = Reporter::new("http://otel:4317".into(), &http::HeaderMap::new(), to);
-    let timeout = Duration::from_secs(10);
-    let worker = Worker::new(
-        Arc::clone(&shared),
-        batching,
-        timeout,
-        Some(Broken),
-        false,
-        reporter,
-    );
+    let shared = shared();
+    for _ in 0..25 {
+        push(&shared, span(0));
+    }
+    let worker = worker(&shared, batching(), Broken);
     assert!(tokio::spawn(worker.run()).await.is_err());
     let stats = shared.stats.read(shared.queue.len());
     assert_eq!((stats.dropped(DropReason::Shutdown), stats.waiting()), (25, 0));
@@ -418,7 +432,17 @@ async fn what_an_exporter_held_that_ended_in_a_panic_is_counted_as_lost() {
 async fn a_request_without_an_answer_is_reported_with_the_time_that_it_was_waited_for() {
     struct Silent;
     impl SpanTransport for Silent {
-        fn encode(&self, _: &Batch<'_>) {}
+        type Record = ();
+
+        fn room(&self) -> usize {
+            ROOM
+        }
+
+        fn convert(&self, _: SpanData) -> ((), usize) {
+            ((), 1)
+        }
+
+        fn request(&self, _: Vec<()>) {}
     }
 
     impl Transport for Silent {
@@ -428,27 +452,13 @@ async fn a_request_without_an_answer_is_reported_with_the_time_that_it_was_waite
             std::future::pending().await
         }
     }
-    let running = Running::start([]);
-    running.worker.abort();
-    let shared = Arc::clone(&running.shared);
-    running.push(1);
+    let shared = shared();
+    push(&shared, span(0));
     let batching = BatchSettings {
-        schedule_delay: Duration::from_millis(1),
         export_timeout: Duration::from_secs(3),
-        ..BatchSettings::read(&crate::Env::default()).unwrap()
+        ..batching()
     };
-    let (headers, to) = (http::HeaderMap::new(), ReportTo::default());
-    let reporter = Reporter::new("http://otel:4317".into(), &headers, to);
-    let timeout = Duration::from_secs(10);
-    let worker = Worker::new(
-        Arc::clone(&shared),
-        batching,
-        timeout,
-        Some(Silent),
-        false,
-        reporter,
-    );
-    tokio::spawn(worker.run());
+    tokio::spawn(worker(&shared, batching, Silent).run());
     tokio::time::sleep(Duration::from_secs(5)).await;
     let detail = shared.stats.last_failure().unwrap();
     assert!(detail.starts_with("no answer within 3"), "{detail}");
@@ -471,23 +481,18 @@ fn a_loss_is_explained_by_its_own_reason() {
 }
 
 #[test]
-fn no_span_slips_into_a_queue_that_is_being_closed() {
+fn no_span_is_added_to_a_closed_queue() {
     for _ in 0..50 {
-        let queue = Queue::new(100_000, 100_000, OTLP);
-        let stats = Stats::new(TelemetryMetrics::register(&Metrics::new()));
+        let queue = Queue::new(100_000, 100_000);
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| {
-                    while stats.read(0).dropped_total() == 0 {
-                        queue.push(&EndedSpan::from(&mut span(0)), &stats);
-                    }
-                });
+                scope.spawn(|| while queue.push(span(0), estimated_size).is_ok() {});
             }
             queue.close();
-            let mut last = Spans::default();
-            queue.exchange(&mut last);
-            let (spans, bytes) = last.left();
-            queue.release(spans, bytes);
+            let mut last = VecDeque::new();
+            queue.take_all(&mut last);
+            let bytes = last.iter().map(|span| span.bytes).sum();
+            queue.release(last.len(), bytes);
         });
         assert_eq!(queue.len(), 0);
     }
