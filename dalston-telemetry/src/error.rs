@@ -1,15 +1,15 @@
-//! What can go wrong when telemetry starts, and when it ends.
+//! Errors of setup and of shutdown.
 
 use std::error::Error;
 use std::panic::Location;
 
 use crate::env::EnvError;
 
-/// Telemetry could not be set up. Read by whoever deploys the service, at start.
+/// Telemetry could not be set up. For operators, who read it when a service starts.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InitError {
-    /// An environment variable has a value that it can't have.
+    /// An environment variable has a value that is not accepted.
     #[error(transparent)]
     Env(#[from] EnvError),
 
@@ -18,11 +18,11 @@ pub enum InitError {
         "telemetry is already installed, by {first}: keep the `Telemetry` of the first call and pass its `handle()` on"
     )]
     AlreadyInstalled {
-        /// Where the first call stands.
+        /// The place of the first call.
         first: &'static Location<'static>,
     },
 
-    /// Somebody else has set the global `tracing` subscriber.
+    /// The process has a global `tracing` subscriber that is not ours.
     #[error(
         "the process already has a global tracing subscriber: remove it, or add the layer of `into_layer()` to it"
     )]
@@ -42,55 +42,61 @@ pub enum InitError {
     },
 
     /// A certificate or key file can't be used.
-    #[error("{setting}: {path}: {reason}")]
+    #[error("the file {path}, named by {setting}, {reason}")]
     Certificate {
         /// The variable or call that names the file.
         setting: &'static str,
         /// The file.
         path: String,
-        /// What is wrong with it.
+        /// What is wrong with it, as the predicate of a sentence: "holds no certificate in PEM
+        /// form".
         reason: String,
     },
 
     /// The exporter could not be built from settings that are valid one by one.
     #[error("the OTLP exporter for {endpoint} could not be built: {reason}")]
     Exporter {
-        /// Where it would have sent to, without credentials.
+        /// The address of the collector, without credentials.
         endpoint: String,
         /// What is wrong.
         reason: String,
-        /// The error underneath, when there is one.
+        /// The error behind it, if there is one.
         #[source]
         source: Option<Box<dyn Error + Send + Sync>>,
     },
 
-    /// The operating system gave us no thread.
-    #[error("the export thread could not be started")]
+    /// The operating system did not start a thread.
+    #[error("the export thread could not be started: {0}")]
     Thread(#[source] std::io::Error),
 }
 
-/// Telemetry did not get everything out in time. Nothing is wrong with the work itself.
+/// Telemetry did not deliver everything in time. The work of the program is not affected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShutdownError {
-    /// Time was up before all spans were sent.
-    #[error("{pending} spans were not yet sent when time was up")]
+    /// The time was up before everything was sent.
+    #[error("{pending} {items} were not sent within the time limit: check the collector, or allow more time")]
     Timeout {
-        /// Spans that were still waiting or on their way.
+        /// What was to be sent: "spans".
+        items: &'static str,
+        /// How many were waiting or on their way.
         pending: usize,
     },
 
-    /// The latest values of metrics did not arrive. Nothing is lost while there is another push to come.
+    /// The latest values of metrics did not arrive. A later export includes them, if there is one.
     #[error("the latest metrics were not delivered: {last_failure}")]
     Metrics {
         /// The latest reason.
         last_failure: String,
     },
 
-    /// The collector could not be reached or refused them.
-    #[error("{lost} spans were lost since the last flush: {last_failure}")]
+    /// Some items were lost: the collector could not be reached or refused them, or the queue was
+    /// full.
+    #[error("{lost} {items} were lost since the last flush: {last_failure}")]
     Lost {
-        /// How many.
+        /// What was to be sent: "spans".
+        items: &'static str,
+        /// How many were lost.
         lost: u64,
         /// The latest reason.
         last_failure: String,

@@ -1,9 +1,12 @@
 use std::fmt;
 use std::time::Duration;
 
-/// How spans are sent, for a program that does not leave it to the environment.
+#[cfg(not(all(feature = "otlp-grpc", feature = "otlp-http")))]
+use crate::{error::InitError, settings::otlp::PROTOCOL};
+
+/// How spans or metrics are sent, in place of the environment.
 ///
-/// Whatever is set here wins over the variables; whatever is not set comes from them.
+/// Each value that is set here wins over its variable.
 ///
 /// ```
 /// use std::time::Duration;
@@ -31,56 +34,58 @@ pub struct OtlpConfig {
 }
 
 impl OtlpConfig {
-    /// Nothing set.
+    /// A configuration without values.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The transport; gRPC unless the environment says otherwise.
+    /// Sets the transport; gRPC by default.
     pub fn protocol(mut self, protocol: OtlpProtocol) -> Self {
         self.protocol = Some(protocol);
         self
     }
 
-    /// Where to send to: `http://host:4317`, `https://…`, or `host:4317`. Over HTTP the URL is used as it is, with its
-    /// path.
+    /// Sets the collector: `http://host:4317`, `https://…`, or `host:4317`. Over HTTP, the URL is
+    /// used with its path, and nothing is appended.
     pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.endpoint = Some(endpoint.into());
         self
     }
 
-    /// A header, such as a key that the collector asks for. Replaces one of the same name from the environment.
+    /// Adds a header, such as a key for the collector. Replaces a header of that name from the
+    /// environment.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));
         self
     }
 
-    /// How long one request may take, 10 s by default; zero means no limit. Retries have their own bound, `OTEL_BSP_EXPORT_TIMEOUT`.
+    /// Sets the time limit of one request, 10 s by default; zero means no limit.
+    /// `OTEL_BSP_EXPORT_TIMEOUT` limits a request with its retries.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// How requests are compressed; not at all by default.
+    /// Sets the compression of requests; none by default.
     pub fn compression(mut self, compression: OtlpCompression) -> Self {
         self.compression = Some(compression);
         self
     }
 
-    /// Whether an endpoint without a scheme is spoken to in plain text; true by default. With a scheme, the scheme
-    /// decides.
+    /// Sets whether an endpoint without a scheme gets plain text; true by default. A scheme decides
+    /// itself.
     pub fn insecure(mut self, insecure: bool) -> Self {
         self.insecure = Some(insecure);
         self
     }
 
-    /// A PEM file with the certificates to trust instead of those of the system.
+    /// Sets a PEM file with the certificates to trust in place of those of the system.
     pub fn certificate(mut self, path: impl Into<String>) -> Self {
         self.certificate = Some(path.into());
         self
     }
 
-    /// PEM files with the certificate and the private key by which this process identifies itself.
+    /// Sets the PEM files of the client certificate and its private key.
     pub fn client_identity(mut self, certificate: impl Into<String>, key: impl Into<String>) -> Self {
         self.client_certificate = Some(certificate.into());
         self.client_key = Some(key.into());
@@ -89,7 +94,7 @@ impl OtlpConfig {
 }
 
 impl fmt::Debug for OtlpConfig {
-    /// Without the values of headers, and without the endpoint, which may hold a password.
+    /// Omits the values of headers and the endpoint, which can contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let headers: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
         f.debug_struct("OtlpConfig")
@@ -115,8 +120,24 @@ pub enum OtlpProtocol {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OtlpCompression {
-    /// Not at all.
+    /// No compression.
     None,
-    /// With gzip.
+    /// gzip.
     Gzip,
+}
+
+#[cfg(not(all(feature = "otlp-grpc", feature = "otlp-http")))]
+impl OtlpProtocol {
+    /// The error of a build that lacks the transport.
+    pub(super) fn missing_feature(self) -> InitError {
+        let (transport, feature) = match self {
+            Self::Grpc => ("OTLP over gRPC", "otlp-grpc"),
+            Self::HttpProtobuf => ("OTLP over HTTP", "otlp-http"),
+        };
+        InitError::MissingFeature {
+            setting: PROTOCOL.general_name(),
+            transport,
+            feature,
+        }
+    }
 }

@@ -1,7 +1,7 @@
-//! Where telemetry goes and how.
+//! The settings of exporters.
 //!
-//! For every setting: an explicit call, then the variable of the signal, then the variable for all signals, then the
-//! default.
+//! An explicit call wins over the variable of the signal, that over the variable for all signals, and
+//! that over the default.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use crate::settings::otlp::{
 };
 use crate::settings::traces;
 
-/// A limit of "none" in the terms of a program that must end some day.
+/// Stands for "no limit".
 pub(crate) const NO_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Settings in force for one exporter.
+/// The settings of one exporter.
 #[derive(Clone)]
 pub(crate) struct OtlpSettings {
     pub(crate) protocol: OtlpProtocol,
@@ -85,14 +85,14 @@ impl fmt::Debug for OtlpSettings {
     }
 }
 
-/// The limits of the queue between the program and the exporter: `OTEL_BSP_*`.
+/// The limits of a queue and of its batches: `OTEL_BSP_*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BatchSettings {
-    /// The longest time that a span waits for others to go with it.
+    /// The longest time that an item waits for others, to be sent with them.
     pub(crate) schedule_delay: Duration,
     pub(crate) max_queue_size: usize,
     pub(crate) max_batch_size: usize,
-    /// For one batch, with all its retries.
+    /// For one batch with its retries.
     pub(crate) export_timeout: Duration,
 }
 
@@ -122,12 +122,12 @@ impl BatchSettings {
 
 /// The exporters that `OTEL_TRACES_EXPORTER` lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Exporters {
+pub(crate) struct TraceExporters {
     pub(crate) otlp: bool,
     pub(crate) console: bool,
 }
 
-impl Exporters {
+impl TraceExporters {
     pub(crate) const NONE: Self = Self {
         otlp: false,
         console: false,
@@ -157,13 +157,13 @@ impl Exporters {
     }
 }
 
-/// When and how metrics are pushed.
+/// The interval and the form in which metrics are exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PushSettings {
     pub(crate) interval: Duration,
-    /// For everything that is sent at once, with all retries.
+    /// For one export with its retries.
     pub(crate) export_timeout: Duration,
-    /// Whether counters and histograms tell what was added since the last push, rather than since the start.
+    /// Whether counters and histograms have delta temporality.
     pub(crate) delta: bool,
 }
 
@@ -179,7 +179,7 @@ impl PushSettings {
         })
     }
 
-    /// Whether `OTEL_METRICS_EXPORTER` asks for a push. Being scraped needs no exporter.
+    /// Whether `OTEL_METRICS_EXPORTER` contains `otlp`. A scrape needs no exporter.
     pub(crate) fn are_wanted(env: &Env) -> Result<bool, EnvError> {
         let variable = &metrics::OTEL_METRICS_EXPORTER;
         let list = variable.read_or_default(env)?;
@@ -195,7 +195,7 @@ impl PushSettings {
     }
 }
 
-/// An address to send to. Without credentials, which belong into a header.
+/// The address of a collector. It has no credentials, which belong into a header.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     uri: Uri,
@@ -233,9 +233,9 @@ impl Endpoint {
         }
     }
 
-    /// Reads a URL; `append` is the path to put behind the one that is there.
+    /// Parses a URL and appends a path to it.
     fn parse(variable: &str, text: &str, insecure: bool, append: Option<&str>) -> Result<Self, EnvError> {
-        // What looks like credentials is not repeated in an error.
+        // An error does not repeat a text that can contain credentials.
         let wrong = || match text.contains(['@', '?']) {
             true => EnvError::secret(variable, ENDPOINT.accepted()),
             false => EnvError::new(variable, text, ENDPOINT.accepted()),
@@ -245,7 +245,7 @@ impl Endpoint {
             (false, true) => format!("http://{text}"),
             (false, false) => format!("https://{text}"),
         };
-        // `Url` is the judge of what a URL is, `Uri` is what the transports take.
+        // `Url` validates more than `Uri`, which the transports need.
         let mut url = url::Url::parse(&with_scheme).map_err(|_| wrong())?;
         let known = matches!(url.scheme(), "http" | "https");
         if !known || !url.username().is_empty() || url.password().is_some() {
@@ -279,7 +279,7 @@ impl Endpoint {
     }
 }
 
-/// Without the query, where some services want their key.
+/// Omits the query, which is a key for some services.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = self.uri.scheme_str().unwrap_or_default();
@@ -302,7 +302,7 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// The files that TLS needs, each with the name of the setting that it comes from.
+/// The files for TLS, each with the name of its setting.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct TlsFiles {
     pub(crate) certificate: Option<TlsFile>,
@@ -355,7 +355,7 @@ impl TlsFiles {
     }
 }
 
-/// The proxy of the environment, as curl and most HTTP clients understand it. Only for OTLP over HTTP.
+/// The proxy of the environment, as in curl and most HTTP clients. Only for OTLP over HTTP.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Proxy {
     pub(crate) variable: &'static str,
@@ -417,7 +417,7 @@ fn header(name: &str, value: &str) -> Option<(HeaderName, HeaderValue)> {
         "upgrade",
     ];
     let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-    // gRPC keeps `grpc-` for itself, and `-bin` for values in base64.
+    // gRPC reserves the prefix `grpc-`, and the suffix `-bin` for values in base64.
     if OURS.contains(&name.as_str()) || name.as_str().starts_with("grpc-") || name.as_str().ends_with("-bin")
     {
         return None;

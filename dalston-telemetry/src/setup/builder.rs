@@ -1,5 +1,5 @@
 use std::panic::Location;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider as _;
@@ -14,8 +14,10 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 
 use crate::env::{Env, EnvError};
 use crate::error::InitError;
+use crate::export::traces::{ExportProcessor, SpanExporter};
 use crate::export::{
-    BatchSettings, Exporters, NO_LIMIT, OtlpConfig, OtlpSettings, Pipeline, Push, PushSettings, ReportTo,
+    self, BatchSettings, Exporter, Exporters, NO_LIMIT, OtlpConfig, OtlpSettings, PushSettings, ReportTo,
+    TraceExporters,
 };
 use crate::logs::{LogConfig, LogFormat, LogWriter};
 use crate::metrics::{self, Metrics, TelemetryMetrics};
@@ -338,20 +340,21 @@ impl TelemetryBuilder {
         } else {
             None
         };
+        let report_to = ReportTo::default();
+        let mut exporters: Vec<Arc<dyn Exporter>> = Vec::new();
         let tracing = match &resource {
             Some(resource) if exports_spans || !self.processors.is_empty() => {
-                Some(self.tracing(&env, exports_spans, resource, &metrics)?)
+                let tracing = self.tracing(&env, exports_spans, resource, &metrics, &report_to)?;
+                exporters.extend(tracing.exporter.as_ref().map(SpanExporter::exporter));
+                Some(tracing)
             }
             _ => None,
         };
-        let push = match (push, &resource) {
-            (Some((otlp, settings)), Some(resource)) => {
-                let pipeline = tracing.as_ref().and_then(|tracing| tracing.pipeline.as_ref());
-                let report_to = pipeline.map_or_else(ReportTo::default, Pipeline::report_to);
-                Some(Push::start(&otlp, settings, resource, &metrics, report_to)?)
-            }
-            _ => None,
-        };
+        if let (Some((otlp, config)), Some(resource)) = (push, &resource) {
+            exporters.push(export::metrics::start(
+                &otlp, config, resource, &metrics, report_to,
+            )?);
+        }
         let log_filter = logs.as_ref().map(|logs| logs.filter.clone());
         let layers = Layers {
             tracer: tracing.as_ref().map(|tracing| tracing.tracer.clone()),
@@ -363,7 +366,7 @@ impl TelemetryBuilder {
             Telemetry::new(
                 tracing,
                 metrics,
-                push,
+                Exporters::new(exporters),
                 serves_metrics,
                 instance_type,
                 log_filter,
@@ -433,35 +436,37 @@ impl TelemetryBuilder {
         export: bool,
         resource: &Resource,
         metrics: &Metrics,
+        report_to: &ReportTo,
     ) -> Result<Tracing, InitError> {
         let sampler = sampler::from_env(env)?;
         let limits = Limits::read(env)?;
         let exporters = if export {
-            Exporters::read(env)?
+            TraceExporters::read(env)?
         } else {
-            Exporters::NONE
+            TraceExporters::NONE
         };
-        let pipeline = match exporters {
-            Exporters::NONE => None,
-            Exporters { otlp, console } => {
+        let exporter = match exporters {
+            TraceExporters::NONE => None,
+            TraceExporters { otlp, console } => {
                 let otlp = if otlp {
                     Some(OtlpSettings::read(Signal::Traces, &self.otlp, env)?)
                 } else {
                     None
                 };
-                Some(Pipeline::start(
+                Some(export::traces::start(
                     otlp.as_ref(),
                     console,
                     BatchSettings::read(env)?,
                     resource,
                     TelemetryMetrics::register(metrics),
+                    ReportTo::clone(report_to),
                 )?)
             }
         };
-        let exporter = pipeline
-            .as_ref()
-            .map(|pipeline| Box::new(pipeline.processor()) as _);
-        let processors = Processors::new(self.processors, exporter, limits.value_length, resource);
+        let processor = exporter
+            .clone()
+            .map(|spans| Box::new(ExportProcessor::new(spans)) as _);
+        let processors = Processors::new(self.processors, processor, limits.value_length, resource);
         let provider = SdkTracerProvider::builder()
             .with_resource(resource.clone())
             .with_sampler(sampler)
@@ -475,7 +480,7 @@ impl TelemetryBuilder {
             tracer: provider.tracer_with_scope(scope),
             provider,
             processors,
-            pipeline,
+            exporter,
         })
     }
 }

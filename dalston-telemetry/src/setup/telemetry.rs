@@ -11,7 +11,8 @@ use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, SpanProcessor as _};
 
 use crate::error::ShutdownError;
-use crate::export::{ExportStats, Pipeline, Push, REPORTS};
+use crate::export::traces::SpanExporter;
+use crate::export::{ExportStats, Exporters, REPORTS};
 use crate::logs::LogFilter;
 use crate::metrics::{Metrics, MetricsServer};
 use crate::parse_error::ParseError;
@@ -36,7 +37,7 @@ impl Telemetry {
     pub(crate) fn new(
         tracing: Option<Tracing>,
         metrics: Metrics,
-        push: Option<Push>,
+        exporters: Exporters,
         serves_metrics: bool,
         instance_type: Option<String>,
         log_filter: Option<LogFilter>,
@@ -46,7 +47,7 @@ impl Telemetry {
             handle: TelemetryHandle {
                 tracing: tracing.map(Arc::new),
                 metrics,
-                push,
+                exporters,
                 instance_type: instance_type.map(Arc::from),
             },
             serves_metrics,
@@ -140,17 +141,10 @@ impl Telemetry {
     /// flush.
     pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
         let started = Instant::now();
-        let push = self.close_push();
-        let spans = match self.pipeline() {
-            Some(pipeline) => pipeline.shutdown(self.shutdown_timeout).await,
-            None => Ok(()),
-        };
-        let metrics = match &push {
-            Some(push) => push.ended().await,
-            None => Ok(()),
-        };
-        // The exporters have ended, so only the program's own processors can take time here.
-        self.end(started).and(spans).and(metrics)
+        self.handle.exporters.close(self.shutdown_timeout);
+        let exported = self.handle.exporters.ended().await;
+        // The exporters have ended. Only the program's own processors can take time here.
+        exported.and(self.end(started))
     }
 
     /// [`shutdown`](Self::shutdown) for code without a runtime; blocks for at most the same time.
@@ -162,37 +156,21 @@ impl Telemetry {
         self.end(Instant::now())
     }
 
-    /// Ends everything; the time for that has been running since `started`.
+    /// Ends everything. The time for that runs since `started`.
     fn end(&mut self, started: Instant) -> Result<(), ShutdownError> {
         self.ended = true;
-        // Both at once: one collector that hangs must not take the time of the other.
-        let push = self.close_push();
-        let spans = match self.pipeline() {
-            Some(pipeline) => pipeline.shutdown_blocking(self.time_left(started)),
-            None => Ok(()),
-        };
-        let metrics = match &push {
-            Some(push) => push.ended_blocking(self.time_left(started)),
-            None => Ok(()),
-        };
+        let exporters = &self.handle.exporters;
+        exporters.close(self.time_left(started));
+        let exported = exporters.ended_blocking(self.time_left(started));
         if let Some(tracing) = self.tracing() {
-            // The program's processors end here; the outcome of the exporter is in `spans`.
+            // For the program's processors; the outcome of the exporters is known.
             let _ = tracing.processors.shutdown_with_timeout(self.time_left(started));
         }
-        spans.and(metrics)
-    }
-
-    fn close_push(&self) -> Option<Push> {
-        let push = self.handle.push.clone();
-        push.inspect(|push| push.close(self.shutdown_timeout))
+        exported
     }
 
     fn time_left(&self, started: Instant) -> Duration {
         self.shutdown_timeout.saturating_sub(started.elapsed())
-    }
-
-    fn pipeline(&self) -> Option<&Pipeline> {
-        self.tracing()?.pipeline.as_ref()
     }
 }
 
@@ -212,7 +190,7 @@ impl Drop for Telemetry {
 pub struct TelemetryHandle {
     tracing: Option<Arc<Tracing>>,
     metrics: Metrics,
-    push: Option<Push>,
+    exporters: Exporters,
     instance_type: Option<Arc<str>>,
 }
 
@@ -277,27 +255,17 @@ impl TelemetryHandle {
     ///
     /// As [`Telemetry::flush`].
     pub fn flush(&self, timeout: Duration) -> Result<(), ShutdownError> {
-        let started = Instant::now();
-        let pipeline = self
-            .tracing
-            .as_ref()
-            .and_then(|tracing| tracing.pipeline.as_ref());
-        let spans = pipeline.map(|pipeline| (pipeline, pipeline.ask_for_flush()));
-        let metrics = self.push.as_ref().map(|push| (push, push.ask_for_flush()));
-        let spans = spans.map_or(Ok(()), |(pipeline, ticket)| pipeline.flushed(ticket, timeout));
-        let left = timeout.saturating_sub(started.elapsed());
-        let metrics = metrics.map_or(Ok(()), |(push, ticket)| push.flushed(ticket, left));
-        spans.and(metrics)
+        self.exporters.flush(timeout)
     }
 
     /// How many spans were exported and lost so far; all zero if nothing is exported.
     #[must_use]
     pub fn export_stats(&self) -> ExportStats {
-        let pipeline = self
+        let exporter = self
             .tracing
             .as_ref()
-            .and_then(|tracing| tracing.pipeline.as_ref());
-        pipeline.map(Pipeline::stats).unwrap_or_default()
+            .and_then(|tracing| tracing.exporter.as_ref());
+        exporter.map(SpanExporter::stats).unwrap_or_default()
     }
 }
 
@@ -369,8 +337,8 @@ pub(crate) struct Tracing {
     pub(crate) provider: SdkTracerProvider,
     pub(crate) tracer: SdkTracer,
     pub(crate) processors: Processors,
-    /// What sends spans away, if anything does.
-    pub(crate) pipeline: Option<Pipeline>,
+    /// Sends spans, if they are exported.
+    pub(crate) exporter: Option<SpanExporter>,
 }
 
 #[cfg(test)]
@@ -395,15 +363,15 @@ mod tests {
             .env(Env::from_pairs(env))
             .without_logs();
         let (layer, telemetry) = builder.into_layer().unwrap();
-        let pipeline = telemetry.pipeline().unwrap().clone();
         let handle = telemetry.handle();
         let has_id = || {
             let span = info_span!("work");
             span.context().span().span_context().is_valid()
         };
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
-            // The exporter can end before telemetry does: it panicked.
-            pipeline.shutdown_blocking(Duration::ZERO).unwrap();
+            // The exporter can end before telemetry does, by a panic.
+            handle.exporters.close(Duration::ZERO);
+            handle.exporters.ended_blocking(Duration::ZERO).unwrap();
             assert!(has_id());
             assert_eq!(handle.export_stats().dropped(DropReason::Shutdown), 1);
             telemetry.shutdown_blocking().unwrap_err();

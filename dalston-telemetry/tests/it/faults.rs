@@ -1,4 +1,4 @@
-//! Collectors that are away, slow, broken or busy. Whatever they do, the work goes on and the process ends in time.
+//! Collectors that are away, slow, broken or busy: work continues and the process ends in time.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -29,13 +29,14 @@ const EVERYWHERE: [(Protocol, Caller); 6] = {
     ]
 };
 
-/// The bound on ending that a test sets. Nothing else ends in this time: requests may take 10 s, batches 30 s.
+/// The shutdown timeout of tests. All other limits are longer: 10 s for requests, 30 s for batches.
 const BOUND: Duration = Duration::from_millis(400);
 
-/// What a bound is allowed to be late on a busy machine.
+/// The tolerance of a bound on a busy machine.
 const MUCH_LATER: Duration = Duration::from_secs(5);
 
-/// Runs a test over every transport and from every kind of thread, all at once because most of it is waiting.
+/// Runs a test over every transport and from every kind of thread, all at once because they mostly
+/// wait.
 fn everywhere(test: impl Fn(Protocol, Caller) + Sync) {
     std::thread::scope(|scope| {
         for (protocol, caller) in EVERYWHERE {
@@ -47,7 +48,7 @@ fn everywhere(test: impl Fn(Protocol, Caller) + Sync) {
 
 type Ended = (Result<(), ShutdownError>, ExportStats);
 
-/// Ends three spans and the service; fails the test when that took long.
+/// Ends three spans and the service. The test fails if that takes long.
 #[track_caller]
 fn end_with_three_spans(caller: Caller, env: Vec<(String, String)>, bound: Duration) -> Ended {
     let started = Instant::now();
@@ -61,7 +62,7 @@ fn end_with_three_spans(caller: Caller, env: Vec<(String, String)>, bound: Durat
 }
 
 #[test]
-fn a_collector_that_is_away_delays_neither_start_nor_work_nor_end() {
+fn absent_collector_delays_neither_start_nor_work_nor_end() {
     everywhere(|protocol, caller| {
         let env = env(protocol, &format!("http://{}", nowhere()));
         let (result, stats) = end_with_three_spans(caller, env, BOUND);
@@ -76,7 +77,7 @@ fn a_collector_that_is_away_delays_neither_start_nor_work_nor_end() {
 }
 
 #[test]
-fn a_process_does_not_wait_its_whole_time_for_a_collector_that_is_away() {
+fn shutdown_gives_up_early_on_absent_collector() {
     for protocol in [Protocol::Grpc, Protocol::Http] {
         let env = env(protocol, &format!("http://{}", nowhere()));
         let started = Instant::now();
@@ -94,9 +95,9 @@ fn a_process_does_not_wait_its_whole_time_for_a_collector_that_is_away() {
 }
 
 #[test]
-fn a_collector_that_hangs_is_left_when_time_is_up() {
+fn shutdown_leaves_hanging_collector_in_time() {
     everywhere(|protocol, caller| {
-        // Once after it has taken the request, once before it has read anything.
+        // Hangs after it has taken the request, and before it has read anything.
         let hangs = [
             Collector::answering(protocol, [Answer::Hang]),
             Collector::connecting(protocol, [Connection::Hang, Connection::Hang, Connection::Hang]),
@@ -150,7 +151,7 @@ fn a_refusal_is_final_and_counted() {
 }
 
 #[test]
-fn a_busy_collector_is_asked_again_when_it_said_and_not_before() {
+fn busy_collector_is_asked_again_after_its_pause() {
     let second = Duration::from_secs(1);
     everywhere(|protocol, caller| {
         for busy in [Answer::TooMany(second), Answer::Unavailable(Some(second))] {
@@ -173,7 +174,7 @@ fn a_busy_collector_is_asked_again_when_it_said_and_not_before() {
 }
 
 #[test]
-fn a_busy_collector_is_not_waited_for_beyond_the_end_of_the_process() {
+fn shutdown_does_not_wait_for_a_long_pause_of_collector() {
     everywhere(|protocol, caller| {
         let answer = Answer::Unavailable(Some(Duration::from_secs(3600)));
         let collector = Collector::answering(protocol, [answer]);
@@ -229,6 +230,7 @@ fn a_partial_success_is_counted_and_not_sent_again() {
         let collector = Collector::answering(protocol, [Answer::Partial(2, "quota is used up")]);
         let (result, stats) = end_with_three_spans(caller, collector.env(), Duration::from_secs(20));
         let Err(ShutdownError::Lost {
+            items: "spans",
             lost: 2,
             last_failure,
         }) = result
@@ -246,14 +248,14 @@ fn a_partial_success_is_counted_and_not_sent_again() {
 }
 
 #[test]
-fn work_is_not_held_up_and_memory_is_bounded_while_a_collector_hangs() {
+fn hanging_collector_neither_delays_work_nor_fills_memory() {
     for protocol in [Protocol::Grpc, Protocol::Http] {
         let collector = Collector::answering(protocol, [Answer::Hang]);
         let mut env = collector.env();
         env.push(("OTEL_BSP_MAX_QUEUE_SIZE".into(), "100".into()));
         env.push(("OTEL_BSP_MAX_EXPORT_BATCH_SIZE".into(), "50".into()));
         let service = Service::with(env, |builder| builder.shutdown_timeout(BOUND));
-        // The exporter is stuck from now on: whatever ends below can't wait for it, or the test would not end.
+        // The exporter is stuck from now on. A wait for it below would hang the test.
         service.spans(50);
         let _ = collector.next();
         service.spans(20_000);
@@ -267,7 +269,7 @@ fn work_is_not_held_up_and_memory_is_bounded_while_a_collector_hangs() {
             "a queue of 100 and a batch of 50, not {}",
             stats.waiting()
         );
-        // The metrics say the same.
+        // The metrics have the same figures.
         let series = format!(
             "dalston_telemetry_spans_dropped_total{{reason=\"queue_full\"}} {}",
             stats.dropped(DropReason::QueueFull)
@@ -295,13 +297,19 @@ fn memory_is_bounded_while_a_retry_is_pending() {
 }
 
 #[test]
-fn a_flush_gives_up_in_time_and_loses_nothing_by_that() {
+fn flush_that_times_out_loses_nothing() {
     for protocol in [Protocol::Grpc, Protocol::Http] {
         let collector = Collector::answering(protocol, [Answer::Unavailable(Some(Duration::from_secs(1)))]);
         let service = Service::start(collector.env());
         service.spans(3);
         let flushed = service.telemetry.flush(Duration::from_millis(100));
-        assert_eq!(flushed, Err(ShutdownError::Timeout { pending: 3 }));
+        assert_eq!(
+            flushed,
+            Err(ShutdownError::Timeout {
+                items: "spans",
+                pending: 3
+            })
+        );
         assert_eq!(service.telemetry.flush(Duration::from_secs(30)), Ok(()));
         assert_eq!(service.stats().exported(), 3);
     }
@@ -319,7 +327,7 @@ fn flushing_on_the_only_thread_of_a_runtime_does_not_deadlock() {
             let service = Service::start(collector.env());
             service.spans(3);
             assert_eq!(service.telemetry.flush(Duration::from_secs(30)), Ok(()));
-            // Dropped instead of shut down, which blocks too.
+            // Dropping the service blocks too.
             service.spans(2);
         });
         let names: Vec<_> = collector
@@ -359,7 +367,7 @@ fn spans_that_end_after_shutdown_are_counted() {
     assert!(collector.rest().is_empty());
 }
 
-/// The log of the service, beside its telemetry.
+/// The log of the service.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -382,7 +390,7 @@ impl<'a> MakeWriter<'a> for Log {
 }
 
 #[test]
-fn failures_are_logged_once_a_minute_where_the_service_logs_and_never_with_secrets() {
+fn export_failures_are_logged_once_a_minute_without_secrets() {
     let collector = Collector::answering(
         Protocol::Http,
         [
@@ -427,7 +435,7 @@ fn failures_are_logged_once_a_minute_where_the_service_logs_and_never_with_secre
     );
     assert!(reports[0].contains(&collector.address.to_string()), "{log}");
     assert!(!log.contains("hunter2"), "{log}");
-    // The log of the exporter is not exported.
+    // The log events of the exporter are not exported.
     assert!(
         collector
             .rest()
@@ -437,7 +445,7 @@ fn failures_are_logged_once_a_minute_where_the_service_logs_and_never_with_secre
 }
 
 #[test]
-fn a_partial_success_with_much_to_say_is_one_all_the_same() {
+fn long_message_of_partial_success_is_read() {
     for protocol in [Protocol::Grpc, Protocol::Http] {
         let message = "x".repeat(200 * 1024).leak();
         let collector = Collector::answering(protocol, [Answer::Partial(2, message)]);
@@ -457,7 +465,7 @@ fn a_partial_success_with_much_to_say_is_one_all_the_same() {
 }
 
 #[test]
-fn what_was_taken_is_not_sent_again_because_the_answer_does_not_end() {
+fn accepted_request_with_endless_answer_is_not_sent_again() {
     let collector = Collector::answering(Protocol::Http, [Answer::Endless]);
     let mut env = collector.env();
     env.push(("OTEL_EXPORTER_OTLP_TIMEOUT".into(), "2000".into()));
@@ -469,7 +477,7 @@ fn what_was_taken_is_not_sent_again_because_the_answer_does_not_end() {
 }
 
 #[test]
-fn the_longest_times_that_code_can_give_are_no_trouble() {
+fn longest_timeouts_are_accepted() {
     for protocol in [Protocol::Grpc, Protocol::Http] {
         let collector = Collector::start(protocol);
         for timeout in [Duration::MAX, Duration::ZERO] {
@@ -486,7 +494,7 @@ fn the_longest_times_that_code_can_give_are_no_trouble() {
     }
 }
 
-/// A processor of the program's own that takes the time it is given.
+/// A processor of the program whose shutdown takes the whole timeout.
 #[derive(Debug)]
 struct Slow;
 
@@ -506,9 +514,9 @@ impl SpanProcessor for Slow {
 }
 
 #[test]
-fn all_that_has_to_end_shares_the_time_for_that() {
+fn exporters_and_processors_share_the_shutdown_timeout() {
     let bound = Duration::from_secs(1);
-    // Once the exporter needs all of it, once none of it.
+    // The exporter needs all of the time, or none.
     for answer in [Answer::Hang, Answer::Accept] {
         let collector = Collector::answering(Protocol::Grpc, [answer.clone()]);
         let service = Service::with(collector.env(), |builder| {

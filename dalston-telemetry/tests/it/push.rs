@@ -400,7 +400,10 @@ fn flush_and_shutdown_report_a_panicking_callback() {
         service.telemetry.shutdown_blocking(),
     ] {
         let error = result.unwrap_err().to_string();
-        assert!(error.contains("the pushing thread panicked"), "{error}");
+        assert!(
+            error.contains("the thread that exports metrics panicked"),
+            "{error}"
+        );
     }
 }
 
@@ -426,7 +429,10 @@ fn a_hanging_callback_does_not_block_shutdown() {
         .block_on(service.telemetry.shutdown())
         .unwrap_err()
         .to_string();
-    assert!(error.contains("callback has not returned"), "{error}");
+    assert!(
+        error.contains("callback of an instrument has not returned"),
+        "{error}"
+    );
     assert!(begun.elapsed() < LONG, "{:?}", begun.elapsed());
     drop(release);
 }

@@ -1,4 +1,4 @@
-//! Every variable of the exporter, what it does, and what it refuses.
+//! The variables of exporters: values that are read, and values that are refused.
 
 use super::*;
 
@@ -59,7 +59,7 @@ const ENDPOINT_OF_TRACES: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
 #[test]
 fn every_variable_does_what_it_says() {
     let table: &[(Shown, Pairs<'_>, &str)] = &[
-        // Nothing set.
+        // No variable.
         (PROTOCOL, &[], "Grpc"),
         (ENDPOINT, &[], "http://localhost:4317/"),
         (ENDPOINT, &[HTTP], "http://localhost:4318/v1/traces"),
@@ -76,7 +76,7 @@ fn every_variable_does_what_it_says() {
             &[HTTP, ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")],
             "Grpc",
         ),
-        // Endpoint: the general one gets the path of the signal over HTTP, the one for traces is used as it is.
+        // Endpoint: over HTTP, the path of the signal is appended to the general one only.
         (
             ENDPOINT,
             &[(ENDPOINT_OF_ALL, "http://otel:4317")],
@@ -142,7 +142,7 @@ fn every_variable_does_what_it_says() {
             &[HTTP, (ENDPOINT_OF_ALL, "otel:4318")],
             "http://otel:4318/v1/traces",
         ),
-        // Plain or encrypted: only where the scheme does not say it.
+        // Plain or encrypted: only without a scheme.
         (
             ENDPOINT,
             &[(ENDPOINT_OF_ALL, "otel:1"), ("OTEL_INSECURE", "false")],
@@ -189,7 +189,7 @@ fn every_variable_does_what_it_says() {
             &[(ENDPOINT_OF_ALL, "https://otel:1"), ("OTEL_INSECURE", "true")],
             "https://otel:1/",
         ),
-        // Timeout, in milliseconds; 0 stands for none.
+        // Timeout, in milliseconds; 0 for none.
         (TIMEOUT, &[("OTEL_EXPORTER_OTLP_TIMEOUT", "2500")], "2.5s"),
         (
             TIMEOUT,
@@ -257,7 +257,7 @@ fn every_variable_does_what_it_says() {
             ],
             "/tc.pem /tk.pem",
         ),
-        // The proxy is for others than ourselves.
+        // The proxy is not used for this machine.
         (
             PROXY,
             &[
@@ -311,7 +311,7 @@ fn every_variable_does_what_it_says() {
 }
 
 #[test]
-fn every_wrong_value_is_an_error_with_variable_value_and_what_is_accepted() {
+fn error_names_variable_value_and_accepted_values() {
     let table: &[(Pairs<'_>, &str)] = &[
         (
             &[("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")],
@@ -371,7 +371,7 @@ fn every_wrong_value_is_an_error_with_variable_value_and_what_is_accepted() {
 }
 
 #[test]
-fn secrets_are_in_no_error_and_in_no_debug_output() {
+fn secrets_are_not_in_errors_or_debug_output() {
     let wrong: &[Pairs<'_>] = &[
         &[(ENDPOINT_OF_ALL, "http://user:hunter2@otel:4317")],
         &[(ENDPOINT_OF_TRACES, "http://otel:99999/?key=hunter2")],
@@ -440,7 +440,7 @@ fn explicit_calls_win_over_every_variable() {
 }
 
 #[test]
-fn the_batch_settings_do_what_they_say_and_fit_together() {
+fn batch_variables_are_read_and_fit_together() {
     let defaults = BatchSettings {
         schedule_delay: Duration::from_secs(5),
         max_queue_size: 2048,
@@ -461,7 +461,7 @@ fn the_batch_settings_do_what_they_say_and_fit_together() {
         export_timeout: Duration::from_millis(700),
     };
     assert_eq!(batching(all), Ok(expected));
-    // A small queue shrinks the default batch; a batch that was asked for must fit.
+    // A small queue reduces the default batch. An explicit batch must fit.
     assert_eq!(
         batching(&[("OTEL_BSP_MAX_QUEUE_SIZE", "100")])
             .unwrap()
@@ -497,8 +497,8 @@ fn the_batch_settings_do_what_they_say_and_fit_together() {
 
 #[test]
 fn exporters_are_a_list() {
-    let read = |list| Exporters::read(&Env::from_pairs([("OTEL_TRACES_EXPORTER", list)]));
-    let exporters = |otlp, console| Ok(Exporters { otlp, console });
+    let read = |list| TraceExporters::read(&Env::from_pairs([("OTEL_TRACES_EXPORTER", list)]));
+    let exporters = |otlp, console| Ok(TraceExporters { otlp, console });
     assert_eq!(read(""), exporters(true, false));
     assert_eq!(read("otlp"), exporters(true, false));
     assert_eq!(read("console"), exporters(false, true));
@@ -521,8 +521,8 @@ fn names_in_variables_may_be_written_in_upper_case() {
     .unwrap();
     assert_eq!(settings.protocol, OtlpProtocol::HttpProtobuf);
     assert!(settings.gzip);
-    let exporters = Exporters::read(&Env::from_pairs([("OTEL_TRACES_EXPORTER", "OTLP, Console")]));
-    let both = Exporters {
+    let exporters = TraceExporters::read(&Env::from_pairs([("OTEL_TRACES_EXPORTER", "OTLP, Console")]));
+    let both = TraceExporters {
         otlp: true,
         console: true,
     };
@@ -530,7 +530,7 @@ fn names_in_variables_may_be_written_in_upper_case() {
 }
 
 #[test]
-fn a_timeout_given_in_code_is_understood_like_one_in_a_variable() {
+fn timeout_in_code_works_like_the_variable() {
     for (given, expected) in [
         (Duration::ZERO, NO_LIMIT),
         (Duration::MAX, NO_LIMIT),
@@ -543,7 +543,7 @@ fn a_timeout_given_in_code_is_understood_like_one_in_a_variable() {
 }
 
 #[test]
-fn metrics_have_variables_of_their_own_that_win_over_the_general_ones() {
+fn variables_for_metrics_win_over_general_ones() {
     let read = |pairs: Pairs<'_>| {
         let env = Env::from_pairs(pairs.iter().copied());
         OtlpSettings::read(Signal::Metrics, &OtlpConfig::new(), &env).unwrap()
@@ -586,7 +586,7 @@ fn metrics_have_variables_of_their_own_that_win_over_the_general_ones() {
 }
 
 #[test]
-fn when_metrics_are_pushed_is_read_or_refused() {
+fn export_interval_of_metrics_is_read_or_refused() {
     let read = |pairs: Pairs<'_>| PushSettings::read(&Env::from_pairs(pairs.iter().copied()));
     let default = PushSettings {
         interval: Duration::from_secs(60),

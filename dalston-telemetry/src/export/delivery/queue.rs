@@ -1,4 +1,4 @@
-//! The queue between the threads that end spans and the thread that exports them.
+//! The queue between the threads that make items and the thread that exports them.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -6,13 +6,7 @@ use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
-
 use crate::metrics::DropReason;
-
-/// The largest request. Collectors refuse gRPC messages above 4 MiB unless configured otherwise.
-#[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
-pub(super) const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024 - 64 * 1024;
 
 /// The memory that waiting items may take, however few they are.
 const MAX_QUEUE_BYTES: usize = 64 * 1024 * 1024;
@@ -27,9 +21,6 @@ pub(super) struct Queue<T> {
     items: AtomicUsize,
     closed: AtomicBool,
     max_items: usize,
-    /// The exporter is woken early at this length.
-    batch: usize,
-    pub(super) wake: Notify,
 }
 
 /// An item with the memory that it is estimated to take.
@@ -48,7 +39,7 @@ struct State<T> {
 }
 
 impl<T> Queue<T> {
-    pub(super) fn new(max_items: usize, batch: usize) -> Self {
+    pub(super) fn new(max_items: usize) -> Self {
         Self {
             state: Mutex::new(State {
                 incoming: VecDeque::new(),
@@ -58,13 +49,12 @@ impl<T> Queue<T> {
             items: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             max_items,
-            batch,
-            wake: Notify::new(),
         }
     }
 
-    /// Adds an item whose size is estimated by `estimate`. Never waits for the exporter.
-    pub(super) fn push(&self, item: T, estimate: impl FnOnce(&T) -> usize) -> Result<(), DropReason> {
+    /// Adds an item, whose size `estimate` tells, and returns how many items now wait. Never waits
+    /// for the exporter.
+    pub(super) fn push(&self, item: T, estimate: impl FnOnce(&T) -> usize) -> Result<usize, DropReason> {
         if self.is_closed() {
             return Err(DropReason::Shutdown);
         }
@@ -86,11 +76,7 @@ impl<T> Queue<T> {
         state.items += 1;
         let waiting = state.items;
         self.items.store(waiting, Ordering::Release);
-        drop(state);
-        if waiting == self.batch {
-            self.wake.notify_one();
-        }
-        Ok(())
+        Ok(waiting)
     }
 
     /// How many items wait.

@@ -8,11 +8,8 @@ use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
-use crate::export::delivery::ATTEMPTS_WHILE_CLOSING;
-use crate::export::estimated_size;
-use crate::export::report::ReportTo;
-use crate::export::retry::{Failure, Retry};
-use crate::export::transport::Transport;
+use crate::export::delivery::attempts::ATTEMPTS_WHILE_CLOSING;
+use crate::export::delivery::request::{Failure, Retry};
 use crate::metrics::{Metrics, TelemetryMetrics};
 
 /// What the spans of a request may take.
@@ -28,7 +25,7 @@ struct Scripted {
     started: Mutex<Option<Instant>>,
 }
 
-impl SpanTransport for Arc<Scripted> {
+impl BatchTransport<SpanData> for Arc<Scripted> {
     type Record = ();
 
     fn room(&self) -> usize {
@@ -36,7 +33,7 @@ impl SpanTransport for Arc<Scripted> {
     }
 
     fn convert(&self, span: SpanData) -> ((), usize) {
-        ((), estimated_size(&span))
+        ((), span.size())
     }
 
     fn request(&self, spans: Vec<()>) -> usize {
@@ -56,7 +53,7 @@ impl Transport for Arc<Scripted> {
 }
 
 struct Running {
-    shared: Arc<Shared>,
+    shared: Arc<Shared<SpanData>>,
     transport: Arc<Scripted>,
     worker: tokio::task::JoinHandle<()>,
 }
@@ -70,25 +67,18 @@ fn batching() -> BatchSettings {
     }
 }
 
-fn shared() -> Arc<Shared> {
-    let BatchSettings {
-        max_queue_size,
-        max_batch_size,
-        ..
-    } = batching();
-    Arc::new(Shared {
-        queue: Queue::new(max_queue_size, max_batch_size),
-        stats: Stats::new(TelemetryMetrics::register(&Metrics::new())),
-        control: Control::new(),
-    })
+fn shared() -> Arc<Shared<SpanData>> {
+    let metrics = TelemetryMetrics::register(&Metrics::new());
+    Arc::new(Shared::new(&batching(), metrics))
 }
 
-fn worker<T: SpanTransport>(shared: &Arc<Shared>, batching: BatchSettings, transport: T) -> Worker<T> {
-    let reporter = Reporter::new(
-        "http://otel:4317".into(),
-        &http::HeaderMap::new(),
-        ReportTo::default(),
-    );
+fn worker<T: BatchTransport<SpanData>>(
+    shared: &Arc<Shared<SpanData>>,
+    batching: BatchSettings,
+    transport: T,
+) -> Worker<SpanData, T> {
+    let headers = http::HeaderMap::new();
+    let reporter = Reporter::new("spans", "http://otel:4317".into(), &headers, ReportTo::default());
     let timeout = Duration::from_secs(10);
     Worker::new(
         Arc::clone(shared),
@@ -120,13 +110,11 @@ impl Running {
     }
 
     fn push_one(&self, span: SpanData) {
-        push(&self.shared, span);
+        self.shared.push(span);
     }
 
     fn close(&self, in_time: Duration) {
-        self.shared
-            .control
-            .close(&self.shared.queue.wake, Instant::now() + in_time);
+        self.shared.control.close(Instant::now() + in_time);
     }
 
     /// Seconds since the first request, rounded down, and spans of every request.
@@ -141,7 +129,7 @@ impl Running {
     }
 
     fn dropped(&self, reason: DropReason) -> u64 {
-        self.shared.stats.read(0).dropped(reason)
+        self.shared.read_stats().dropped(reason)
     }
 }
 
@@ -169,12 +157,6 @@ fn span(text_length: usize) -> SpanData {
     }
 }
 
-fn push(shared: &Shared, span: SpanData) {
-    if let Err(reason) = shared.queue.push(span, estimated_size) {
-        shared.stats.dropped(reason, 1);
-    }
-}
-
 fn failure(retry: Retry) -> Answer {
     Err(Failure {
         retry,
@@ -187,16 +169,16 @@ fn after(seconds: u64) -> Answer {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hint_is_obeyed_to_the_second_and_the_batch_is_sent_again_whole() {
+async fn batch_is_sent_again_when_collector_asked() {
     let running = Running::start([after(7), after(9)]);
     running.push(3);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(running.sent(), [(0, 3), (7, 3), (16, 3)]);
-    assert_eq!(running.shared.stats.read(0).exported(), 3);
+    assert_eq!(running.shared.read_stats().exported(), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hint_beyond_the_time_of_the_batch_costs_this_batch_and_delays_the_next() {
+async fn pause_beyond_batch_timeout_delays_next_batch() {
     let running = Running::start([after(40)]);
     running.push(3);
     tokio::time::sleep(Duration::from_secs(20)).await;
@@ -207,7 +189,7 @@ async fn a_hint_beyond_the_time_of_the_batch_costs_this_batch_and_delays_the_nex
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_collector_is_not_left_alone_for_longer_than_a_minute() {
+async fn pause_lasts_a_minute_at_most() {
     let running = Running::start([after(100_000)]);
     running.push(1);
     tokio::time::sleep(Duration::from_secs(50)).await;
@@ -217,7 +199,7 @@ async fn a_collector_is_not_left_alone_for_longer_than_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_is_given_up_when_its_time_is_up_and_the_next_one_gets_its_chance() {
+async fn batch_is_given_up_at_its_timeout_and_next_one_sent() {
     let running = Running::start((0..1000).map(|_| failure(Retry::Backoff)));
     running.push(3);
     tokio::time::sleep(Duration::from_secs(31)).await;
@@ -228,11 +210,11 @@ async fn a_batch_is_given_up_when_its_time_is_up_and_the_next_one_gets_its_chanc
     running.transport.answers.lock().unwrap().clear();
     running.push(2);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(running.shared.stats.read(0).exported(), 2);
+    assert_eq!(running.shared.read_stats().exported(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_can_not_succeed_is_not_tried_again() {
+async fn refused_request_is_not_sent_again() {
     let running = Running::start([failure(Retry::Never)]);
     running.push(3);
     tokio::time::sleep(Duration::from_secs(60)).await;
@@ -241,7 +223,7 @@ async fn what_can_not_succeed_is_not_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ending_interrupts_a_backoff_and_tries_a_few_times_only() {
+async fn shutdown_ends_backoff_and_tries_a_few_times() {
     let running = Running::start((0..1000).map(|_| failure(Retry::Backoff)));
     running.push(25);
     tokio::time::sleep(Duration::from_millis(1100)).await;
@@ -261,12 +243,12 @@ async fn ending_interrupts_a_backoff_and_tries_a_few_times_only() {
         "{:?}",
         closed.elapsed()
     );
-    assert_eq!(shared.stats.read(shared.queue.len()).dropped_total(), 25);
+    assert_eq!(shared.read_stats().dropped_total(), 25);
     assert_eq!(shared.queue.len(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn ending_does_not_wait_for_a_moment_that_it_will_not_see() {
+async fn shutdown_does_not_wait_for_pause_beyond_its_bound() {
     let running = Running::start([after(20)]);
     running.push(3);
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -275,22 +257,22 @@ async fn ending_does_not_wait_for_a_moment_that_it_will_not_see() {
     let Running { worker, shared, .. } = running;
     worker.await.unwrap();
     assert_eq!(closed.elapsed(), Duration::ZERO);
-    assert_eq!(shared.stats.read(0).dropped(DropReason::Shutdown), 3);
+    assert_eq!(shared.read_stats().dropped(DropReason::Shutdown), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn ending_waits_for_a_moment_that_it_will_see() {
+async fn shutdown_waits_for_pause_within_its_bound() {
     let running = Running::start([after(4)]);
     running.push(3);
     tokio::time::sleep(Duration::from_secs(1)).await;
     running.close(Duration::from_secs(5));
     let Running { worker, shared, .. } = running;
     worker.await.unwrap();
-    assert_eq!(shared.stats.read(0).exported(), 3);
+    assert_eq!(shared.read_stats().exported(), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_is_cut_at_the_size_that_collectors_take() {
+async fn request_is_cut_at_the_size_that_collectors_accept() {
     let running = Running::start([]);
     // Three fit, four do not; and one that fits nowhere.
     for size in [1, 1, 1, 1, 1].map(|mebibytes| mebibytes * 1024 * 1024) {
@@ -303,7 +285,7 @@ async fn a_request_is_cut_at_the_size_that_collectors_take() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn few_large_spans_are_bounded_like_many_small_ones() {
+async fn queue_is_bounded_by_bytes_too() {
     let running = Running::start([after(29)]);
     running.push(1);
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -327,7 +309,7 @@ async fn few_large_spans_are_bounded_like_many_small_ones() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejected_part_is_counted_and_never_more_than_there_was() {
+async fn rejected_part_is_counted_up_to_the_batch() {
     let partial = |rejected| {
         Ok(Accepted {
             rejected,
@@ -339,7 +321,7 @@ async fn a_rejected_part_is_counted_and_never_more_than_there_was() {
         running.push(3);
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    let stats = running.shared.stats.read(0);
+    let stats = running.shared.read_stats();
     assert_eq!(
         (
             stats.exported(),
@@ -351,7 +333,7 @@ async fn a_rejected_part_is_counted_and_never_more_than_there_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_collector_that_is_away_for_ten_minutes_is_ten_lines_in_the_log() {
+async fn absent_collector_is_logged_once_a_minute() {
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<String>>);
     impl std::io::Write for Log {
@@ -368,6 +350,9 @@ async fn a_collector_that_is_away_for_ten_minutes_is_ten_lines_in_the_log() {
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(move || writer.clone())
         .with_ansi(false);
+    // A second subscriber: with only one, threads of other tests decide whether it gets an event
+    // (tracing-core 0.1.36, `Rebuilder::JustOne`).
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines));
 
     let running = Running::start((0..100_000).map(|_| failure(Retry::Backoff)));
@@ -375,7 +360,7 @@ async fn a_collector_that_is_away_for_ten_minutes_is_ten_lines_in_the_log() {
         running.push(1);
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    let failed = running.shared.stats.read(0).failures();
+    let failed = running.shared.read_stats().failures();
     assert!(failed > 100, "{failed}");
     let warnings = log.0.lock().unwrap().matches("WARN").count();
     assert!(
@@ -388,16 +373,20 @@ async fn a_collector_that_is_away_for_ten_minutes_is_ten_lines_in_the_log() {
     running.transport.answers.lock().unwrap().clear();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(
-        log.0.lock().unwrap().matches("spans are exported again").count(),
+        log.0
+            .lock()
+            .unwrap()
+            .matches("telemetry_export_recovered")
+            .count(),
         1
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_an_exporter_held_that_ended_in_a_panic_is_counted_as_lost() {
+async fn spans_of_panicked_exporter_are_counted_as_lost() {
     /// Breaks at the first request.
     struct Broken;
-    impl SpanTransport for Broken {
+    impl BatchTransport<SpanData> for Broken {
         type Record = ();
 
         fn room(&self) -> usize {
@@ -420,18 +409,18 @@ async fn what_an_exporter_held_that_ended_in_a_panic_is_counted_as_lost() {
     }
     let shared = shared();
     for _ in 0..25 {
-        push(&shared, span(0));
+        shared.push(span(0));
     }
     let worker = worker(&shared, batching(), Broken);
     assert!(tokio::spawn(worker.run()).await.is_err());
-    let stats = shared.stats.read(shared.queue.len());
+    let stats = shared.read_stats();
     assert_eq!((stats.dropped(DropReason::Shutdown), stats.waiting()), (25, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_without_an_answer_is_reported_with_the_time_that_it_was_waited_for() {
+async fn missing_answer_is_reported_with_the_time_waited() {
     struct Silent;
-    impl SpanTransport for Silent {
+    impl BatchTransport<SpanData> for Silent {
         type Record = ();
 
         fn room(&self) -> usize {
@@ -453,7 +442,7 @@ async fn a_request_without_an_answer_is_reported_with_the_time_that_it_was_waite
         }
     }
     let shared = shared();
-    push(&shared, span(0));
+    shared.push(span(0));
     let batching = BatchSettings {
         export_timeout: Duration::from_secs(3),
         ..batching()
@@ -465,28 +454,27 @@ async fn a_request_without_an_answer_is_reported_with_the_time_that_it_was_waite
 }
 
 #[test]
-fn a_loss_is_explained_by_its_own_reason() {
-    let stats = Stats::new(TelemetryMetrics::register(&Metrics::new()));
-    let before = stats.read(0);
-    stats.dropped(DropReason::QueueFull, 2);
-    let full = stats.read(0);
-    stats.dropped(DropReason::TooLarge, 1);
-    let too_large = stats.read(0);
-    let why = |before, now| crate::export::report::why(before, now);
-    assert_eq!(why(&before, &full), "more spans ended than the queue holds");
+fn reason_of_loss_is_that_of_most_items() {
+    let shared = shared();
+    let before = shared.read_stats();
+    shared.stats.dropped(DropReason::QueueFull, 2);
+    let full = shared.read_stats();
+    shared.stats.dropped(DropReason::TooLarge, 1);
+    let too_large = shared.read_stats();
+    assert_eq!(full.main_loss_since(&before), "the queue was full");
     assert_eq!(
-        why(&full, &too_large),
-        "a span was larger than a collector takes in one request"
+        too_large.main_loss_since(&full),
+        "they were larger than a collector takes in one request"
     );
 }
 
 #[test]
 fn no_span_is_added_to_a_closed_queue() {
     for _ in 0..50 {
-        let queue = Queue::new(100_000, 100_000);
+        let queue = Queue::new(100_000);
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| while queue.push(span(0), estimated_size).is_ok() {});
+                scope.spawn(|| while queue.push(span(0), SpanData::size).is_ok() {});
             }
             queue.close();
             let mut last = VecDeque::new();

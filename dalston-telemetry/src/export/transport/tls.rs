@@ -1,7 +1,8 @@
-//! Certificates and keys, from files to what the transports take.
+//! Certificates and keys: from files to the configuration of the transports.
 //!
-//! TLS is rustls with ring, which needs no more than the C compiler that comes with Rust's linker. Without a
-//! certificate file the certificates of the system are trusted: an operator who adds one there expects that it counts.
+//! TLS is rustls with ring, which needs no other C compiler than the one that Rust links with.
+//! Without a certificate file, the certificates of the system are trusted, so that one which an
+//! operator adds to the system counts.
 
 use std::fs;
 use std::sync::Arc;
@@ -11,12 +12,12 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 
-use super::settings::{Endpoint, TlsFile, TlsFiles};
 use crate::error::InitError;
+use crate::export::settings::{Endpoint, TlsFile, TlsFiles};
 
-/// The contents of the files, checked.
+/// The contents of the files.
 pub(super) struct TlsMaterial {
-    /// PEM; `None` stands for the certificates of the system.
+    /// PEM; `None` for the certificates of the system.
     pub(super) certificate: Option<Vec<u8>>,
     /// PEM of the certificate chain and of the key.
     pub(super) identity: Option<(Vec<u8>, Vec<u8>)>,
@@ -25,7 +26,9 @@ pub(super) struct TlsMaterial {
 
 impl TlsMaterial {
     pub(super) fn read(files: &TlsFiles) -> Result<Self, InitError> {
-        let read = |file: &TlsFile| fs::read(&file.path).map_err(|error| wrong(file, error.to_string()));
+        let read = |file: &TlsFile| {
+            fs::read(&file.path).map_err(|error| wrong(file, format!("can't be read: {error}")))
+        };
         Ok(Self {
             certificate: files.certificate.as_ref().map(read).transpose()?,
             identity: match &files.identity {
@@ -51,12 +54,12 @@ impl TlsMaterial {
         builder.with_client_auth_cert(chain, key).map_err(|error| {
             wrong(
                 &files.key,
-                format!("does not go with the client certificate: {error}"),
+                format!("does not belong to the client certificate: {error}"),
             )
         })
     }
 
-    /// For a client that will only speak plain text.
+    /// For a client that only sends plain text.
     pub(super) fn nothing_trusted() -> ClientConfig {
         builder()
             .with_root_certificates(RootCertStore::empty())

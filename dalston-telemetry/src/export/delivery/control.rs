@@ -1,4 +1,4 @@
-//! How other threads ask the exporter for something, and learn that it is done.
+//! Requests of other threads to an exporter, and their completion.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,18 +7,20 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-/// Requests to the exporter.
+/// Flush and shutdown of one exporter.
 ///
-/// A flush is a number: whoever wants one takes the next, and is served when the exporter has reached it. So however
-/// many ask while a collector hangs, nothing piles up.
+/// A flush is a number: each caller takes the next one and waits until the exporter has reached it.
+/// So nothing piles up, however many callers ask while a collector hangs.
 #[derive(Debug)]
-pub(super) struct Control {
+pub(crate) struct Control {
     progress: Mutex<Progress>,
     progressed: Condvar,
-    /// When the exporter has to be at its end.
+    /// Wakes the exporter before its time.
+    wake: Notify,
+    /// The time at which the exporter must have ended.
     closing: watch::Sender<Option<Instant>>,
     ended: watch::Sender<bool>,
-    /// Lost spans that somebody has been told of.
+    /// Lost items that a caller has been told about.
     reported: AtomicU64,
 }
 
@@ -29,47 +31,54 @@ struct Progress {
     ended: bool,
 }
 
+/// For other threads.
 impl Control {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             progress: Mutex::default(),
             progressed: Condvar::new(),
+            wake: Notify::new(),
             closing: watch::Sender::new(None),
             ended: watch::Sender::new(false),
             reported: AtomicU64::new(0),
         }
     }
 
-    /// Asks for a flush; what it gives is for [`wait`](Self::wait).
-    pub(super) fn ask(&self, wake: &Notify) -> u64 {
+    /// Wakes the exporter.
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Asks for a flush, and returns its number for [`wait`](Self::wait).
+    pub(super) fn ask(&self) -> u64 {
         let mut progress = self.progress();
         progress.asked += 1;
-        wake.notify_one();
+        self.wake();
         progress.asked
     }
 
-    /// Waits for a flush; false when time was up first.
-    pub(super) fn wait(&self, ticket: u64, timeout: Duration) -> bool {
+    /// Waits for a flush, and tells whether it was done in time.
+    pub(super) fn wait(&self, flush: u64, timeout: Duration) -> bool {
         let (progress, _) = self
             .progressed
             .wait_timeout_while(self.progress(), timeout, |progress| {
-                progress.done < ticket && !progress.ended
+                progress.done < flush && !progress.ended
             })
             .unwrap_or_else(PoisonError::into_inner);
-        progress.done >= ticket || progress.ended
+        progress.done >= flush || progress.ended
     }
 
-    /// Asks the exporter to end. The first one who asks says when.
-    pub(super) fn close(&self, wake: &Notify, deadline: Instant) {
+    /// Asks the exporter to end. The first deadline counts.
+    pub(super) fn close(&self, deadline: Instant) {
         self.closing.send_if_modified(|closing| {
             let first = closing.is_none();
             closing.get_or_insert(deadline);
             first
         });
-        wake.notify_one();
+        self.wake();
     }
 
-    /// Waits for the end; false when time was up first.
+    /// Waits for the end, and tells whether it came in time.
     pub(super) fn wait_for_end(&self, timeout: Duration) -> bool {
         let (progress, _) = self
             .progressed
@@ -78,41 +87,50 @@ impl Control {
         progress.ended
     }
 
-    /// Waits for the end without blocking the thread. Needs no runtime: the exporter keeps the time.
+    /// Waits for the end without blocking the thread. Needs no timer of the caller's runtime: the
+    /// exporter keeps the deadline.
     pub(super) async fn until_end(&self) {
-        // The sender is in `self`, so there is no other way for this to end.
+        // The sender is in `self`, so this only ends when the exporter does.
         let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
-    /// Lost spans of which nobody has been told, given all that were lost.
+    /// How many of the `total` lost items no caller has been told about.
     pub(super) fn newly_lost(&self, total: u64) -> u64 {
         total.saturating_sub(self.reported.swap(total, Ordering::AcqRel))
     }
+}
 
-    // The exporter's side.
-
-    pub(super) fn ticket(&self) -> u64 {
+/// For the exporter.
+impl Control {
+    /// The number of the latest flush that was asked for.
+    pub(crate) fn asked(&self) -> u64 {
         self.progress().asked
     }
 
-    pub(super) fn done_so_far(&self) -> u64 {
-        self.progress().done
+    /// Whether a flush or the shutdown waits for the exporter.
+    pub(crate) fn is_urgent(&self) -> bool {
+        let progress = self.progress();
+        progress.asked > progress.done || self.closing().is_some()
     }
 
-    pub(super) fn done(&self, ticket: u64) {
-        self.progress().done = ticket;
+    pub(crate) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    pub(crate) fn done(&self, flush: u64) {
+        self.progress().done = flush;
         self.progressed.notify_all();
     }
 
-    pub(super) fn closing(&self) -> Option<Instant> {
+    pub(crate) fn closing(&self) -> Option<Instant> {
         *self.closing.borrow()
     }
 
-    pub(super) async fn until_closing(&self) {
+    pub(crate) async fn until_closing(&self) {
         let _ = self.closing.subscribe().wait_for(Option::is_some).await;
     }
 
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         self.progress().ended = true;
         self.progressed.notify_all();
         self.ended.send_replace(true);

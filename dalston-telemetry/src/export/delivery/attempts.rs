@@ -1,4 +1,4 @@
-//! One request after another to a collector that may be away: attempts, pauses, and the end of the process.
+//! One request after another to a collector that may be away: attempts, pauses, and the shutdown.
 
 use std::future::Future;
 use std::pin::pin;
@@ -7,60 +7,49 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::control::Control;
+use super::backoff::Backoff;
+use super::exporter::Exporter;
 use super::report::Reporter;
-use super::retry::{Backoff, Failure, Retry};
-use super::transport::{Accepted, Transport};
+use super::request::{Accepted, Failure, Retry, Transport};
 
-/// A collector that wants to be left alone for longer than this is asked again all the same.
+/// The longest pause that a collector can ask for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// So often a dead collector is tried while the process waits to end.
+/// The attempts that a dead collector gets during shutdown.
 pub(super) const ATTEMPTS_WHILE_CLOSING: u32 = 3;
 
-/// What an exporter shares with the rest of the program.
-pub(super) trait Exporter {
-    fn control(&self) -> &Control;
-
-    /// A request has failed; `detail` may be shown.
-    fn failed(&self, detail: &str);
-
-    /// Logs what is new, if it is time.
-    fn report(&self, reporter: &mut Reporter);
-}
-
 /// Sends the requests of one exporter.
-pub(super) struct Delivery<E> {
+pub(crate) struct Delivery<E> {
     exporter: Arc<E>,
     /// For one request.
     timeout: Duration,
     reporter: Reporter,
-    /// The collector does not want to hear from us before.
+    /// The collector asked for a pause until then.
     not_before: Option<Instant>,
     failures_while_closing: u32,
 }
 
-/// Why a request was given up.
+/// The reason why a request was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lost {
+pub(crate) enum Lost {
     /// The collector could not be reached in time.
     Failed,
-    /// The collector refused it for good, which says nothing about other requests.
+    /// The collector refused this request for good, which says nothing about other requests.
     Refused,
-    /// The time for ending the process is up.
+    /// The time for the shutdown is up.
     Closing,
 }
 
-/// Why something was broken off.
-pub(super) enum Stopped {
-    /// The time for it is up.
+/// The reason why work was cut short.
+pub(crate) enum Stopped {
+    /// The time for the work is up.
     Time,
-    /// The time for ending the process is up.
+    /// The time for the shutdown is up.
     Closing,
 }
 
 impl<E: Exporter> Delivery<E> {
-    pub(super) fn new(exporter: Arc<E>, timeout: Duration, reporter: Reporter) -> Self {
+    pub(crate) fn new(exporter: Arc<E>, timeout: Duration, reporter: Reporter) -> Self {
         Self {
             exporter,
             timeout,
@@ -70,8 +59,8 @@ impl<E: Exporter> Delivery<E> {
         }
     }
 
-    /// Sends a request until it is taken, is hopeless, or time is up.
-    pub(super) async fn send<T: Transport>(
+    /// Sends a request until the collector takes it, refuses it, or time is up.
+    pub(crate) async fn send<T: Transport>(
         &mut self,
         transport: &T,
         request: &T::Request,
@@ -79,8 +68,8 @@ impl<E: Exporter> Delivery<E> {
     ) -> Result<Accepted, Lost> {
         let mut backoff = Backoff::new();
         if let Some(pause) = self.not_before.take() {
-            // An earlier request ran into this; whatever happens next, it is the collector's newest word.
-            self.rest(pause, until, false).await.map_err(|stopped| {
+            // An earlier request was told to wait; the next answer of the collector replaces that.
+            self.pause(pause, until, false).await.map_err(|stopped| {
                 self.not_before = Some(pause);
                 stopped.lost()
             })?;
@@ -99,12 +88,12 @@ impl<E: Exporter> Delivery<E> {
                     detail: format!("no answer within {:?}", in_milliseconds(started.elapsed())),
                 },
                 Err(Stopped::Closing) => {
-                    self.failed("no answer before the process ended");
+                    self.failed("no answer before the shutdown timeout");
                     return Err(Lost::Closing);
                 }
             };
             self.failed(&failure.detail);
-            let (delay, impatient) = match failure.retry {
+            let (delay, interruptible) = match failure.retry {
                 Retry::Never => return Err(Lost::Refused),
                 Retry::Backoff => (backoff.delay(), true),
                 Retry::After(delay) => (delay.min(LONGEST_PAUSE).max(backoff.delay()), false),
@@ -112,32 +101,31 @@ impl<E: Exporter> Delivery<E> {
             if self.is_closing() {
                 self.failures_while_closing += 1;
                 if self.failures_while_closing >= ATTEMPTS_WHILE_CLOSING {
-                    // Not after one more pause.
                     return Err(Lost::Failed);
                 }
             }
             let again = Instant::now() + delay;
             if self.limit(until) <= again {
-                // It makes no sense to wait for a moment that this request will not see; the next one might.
-                self.not_before = (!impatient).then_some(again);
+                // This request would be given up during the pause. The next one may outlast it.
+                self.not_before = (!interruptible).then_some(again);
                 return Err(Lost::Failed);
             }
-            self.rest(again, until, impatient)
+            self.pause(again, until, interruptible)
                 .await
                 .map_err(|stopped| stopped.lost())?;
         }
     }
 
     /// Notes a failure, and logs it if it is time.
-    pub(super) fn failed(&mut self, detail: &str) {
+    pub(crate) fn failed(&mut self, detail: &str) {
         let detail = self.reporter.clean(detail);
-        self.exporter.failed(&detail);
+        self.exporter.request_failed(&detail);
         self.reporter.failure(detail);
         self.report();
     }
 
-    /// The collector took everything, and may have something to say.
-    pub(super) fn succeeded(&mut self, accepted: &Accepted) {
+    /// Notes that the collector took everything, possibly with a warning.
+    pub(crate) fn succeeded(&mut self, accepted: &Accepted) {
         if accepted.message.is_empty() {
             self.reporter.success();
         } else {
@@ -145,12 +133,12 @@ impl<E: Exporter> Delivery<E> {
         }
     }
 
-    pub(super) fn report(&mut self) {
+    pub(crate) fn report(&mut self) {
         self.exporter.report(&mut self.reporter);
     }
 
-    /// Runs something for as long as there is time, which may get shorter while it runs.
-    pub(super) async fn bounded<F: Future>(&self, until: Instant, work: F) -> Result<F::Output, Stopped> {
+    /// Runs work until `until`, or until the shutdown deadline if that is set meanwhile.
+    pub(crate) async fn bounded<F: Future>(&self, until: Instant, work: F) -> Result<F::Output, Stopped> {
         let mut work = pin!(work);
         loop {
             let closing = self.exporter.control().closing();
@@ -168,8 +156,8 @@ impl<E: Exporter> Delivery<E> {
         }
     }
 
-    /// Waits until a moment; an impatient wait ends when the process wants to.
-    async fn rest(&self, moment: Instant, until: Instant, impatient: bool) -> Result<(), Stopped> {
+    /// Waits until a moment. The shutdown ends a wait that is interruptible.
+    async fn pause(&self, moment: Instant, until: Instant, interruptible: bool) -> Result<(), Stopped> {
         loop {
             let closing = self.exporter.control().closing();
             if closing.is_some_and(|end| end < moment) {
@@ -180,7 +168,7 @@ impl<E: Exporter> Delivery<E> {
                     return if moment <= until { Ok(()) } else { Err(Stopped::Time) };
                 }
                 () = self.exporter.control().until_closing(), if closing.is_none() => {
-                    if impatient {
+                    if interruptible {
                         return Ok(());
                     }
                 }
@@ -207,7 +195,7 @@ impl Stopped {
     }
 }
 
-/// For people: as precise as a time limit can be set.
+/// Cuts a time to the precision in which timeouts are set.
 fn in_milliseconds(time: Duration) -> Duration {
     time - Duration::from_nanos(u64::from(time.subsec_nanos() % 1_000_000))
 }

@@ -1,28 +1,11 @@
-//! When to try again.
+//! The delay before the next attempt.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
-/// A request that did not succeed.
-#[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) retry: Retry,
-    /// For the log. May hold what the collector said.
-    pub(super) detail: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Retry {
-    /// The same request would fail again.
-    Never,
-    /// It may pass; nobody said when.
-    Backoff,
-    /// The collector said when.
-    After(Duration),
-}
-
-/// Delays that double, each spread over half of itself so that a fleet does not come back all at once.
+/// Delays that double. Each is spread over half of itself, so that a fleet of workers does not come
+/// back at the same moment.
 #[derive(Debug)]
 pub(super) struct Backoff {
     next: Duration,
@@ -43,7 +26,7 @@ impl Backoff {
     }
 }
 
-/// From 0 to 1. Each `RandomState` has other keys, which is random enough to spread load.
+/// A number from 0 to 1. Each `RandomState` has other keys, which is random enough to spread load.
 fn random() -> f64 {
     let bits = RandomState::new().build_hasher().finish() >> 11;
     bits as f64 / (1u64 << 53) as f64
@@ -54,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn delays_double_within_their_spread_up_to_the_longest() {
+    fn delays_double_up_to_the_longest() {
         let mut backoff = Backoff::new();
         for full in [250, 500, 1000, 2000, 4000, 5000, 5000].map(Duration::from_millis) {
             let delay = backoff.delay();
@@ -63,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn two_clients_do_not_wait_equally_long() {
+    fn two_clients_wait_for_different_times() {
         let delays: std::collections::HashSet<_> = (0..20).map(|_| Backoff::new().delay()).collect();
         assert!(delays.len() > 1);
     }

@@ -1,6 +1,5 @@
-//! `OTEL_TRACES_EXPORTER=console`: one JSON object per span on standard output.
+//! Spans for people: `OTEL_TRACES_EXPORTER=console`.
 
-use std::io::{self, Write};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
@@ -9,14 +8,7 @@ use opentelemetry::{Array, KeyValue, Value};
 use opentelemetry_sdk::trace::SpanData;
 use serde_json::{Map, json};
 
-/// Writes lines to standard output. Blocks for as long as the reader of the output does not read.
-pub(super) fn print(lines: &str) -> io::Result<()> {
-    let mut output = io::stdout().lock();
-    output.write_all(lines.as_bytes())?;
-    output.flush()
-}
-
-/// The line of a span, with its line feed.
+/// A span as a JSON object on one line.
 pub(super) fn line(span: &SpanData) -> String {
     let parent = (span.parent_span_id != SpanId::INVALID).then(|| span.parent_span_id.to_string());
     let events: Vec<_> = span

@@ -14,28 +14,27 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
 use tokio::time::{Instant, timeout_at};
 
-use super::retry::{Failure, Retry};
-use super::settings::OtlpSettings;
+use super::client::{MAX_RESPONSE_BYTES, USER_AGENT, chain};
 use super::tls::TlsMaterial;
-use super::transport::Accepted;
-use super::{MAX_RESPONSE_BYTES, USER_AGENT, chain};
 use crate::env::EnvError;
 use crate::error::InitError;
+use crate::export::delivery::{Accepted, Failure, Retry};
+use crate::export::settings::OtlpSettings;
 
-/// A collector that has said that it took a request gets no longer than this to say more.
+/// The time for the body of an answer, after a status that says that the request was taken.
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
-pub(super) struct Http {
+pub(crate) struct Http {
     client: Client,
     url: Url,
     headers: HeaderMap,
     gzip: bool,
-    /// For one request; who calls us sees to that.
+    /// For one request; the caller enforces it.
     timeout: Duration,
 }
 
 impl Http {
-    /// Checks the settings and makes a client. Opens nothing and needs no runtime.
+    /// Checks the settings and builds a client. Opens no connection and needs no runtime.
     pub(super) fn new(settings: &OtlpSettings) -> Result<Self, InitError> {
         let wrong = |reason: String, source: Option<reqwest::Error>| InitError::Exporter {
             endpoint: settings.endpoint.to_string(),
@@ -44,7 +43,7 @@ impl Http {
         };
         let url = Url::parse(&settings.endpoint.uri().to_string())
             .map_err(|_| wrong("the URL can't be used".into(), None))?;
-        // Given even where nothing is encrypted: without it the client looks for a process-wide TLS provider.
+        // Also for plain text: without it, the client requires a process-wide TLS provider.
         let tls = match settings.endpoint.is_https() {
             true => TlsMaterial::read(&settings.tls)?.client_config(&settings.endpoint)?,
             false => TlsMaterial::nothing_trusted(),
@@ -54,7 +53,7 @@ impl Http {
             .user_agent(USER_AGENT)
             .connect_timeout(settings.timeout)
             .redirect(Policy::none())
-            // The variables were read with all others; the client must not look for more.
+            // The proxy comes from the settings, and not from the variables of the process.
             .no_proxy();
         if let Some(proxy) = &settings.proxy {
             let except = proxy.except.as_deref().and_then(reqwest::NoProxy::from_string);
@@ -81,7 +80,7 @@ impl Http {
         })
     }
 
-    /// Sends a request that is encoded already, to be answered with an `A`.
+    /// Sends an encoded request, which is answered with an `A`.
     pub(super) async fn send<A: Message + Default + Into<Accepted>>(
         &self,
         request: Bytes,
@@ -105,8 +104,8 @@ impl Http {
         if !response.status().is_success() {
             return Err(failure(response.status(), response.headers(), Timestamp::now()));
         }
-        // The request has been taken, whatever the rest of the answer looks like and whether or not it comes: a wait
-        // that used up the time of the request would have them sent again.
+        // The collector has taken the request, even if the body never arrives. A wait that used up
+        // the time of the request would send it again.
         let left = self.timeout.saturating_sub(started.elapsed());
         let until = Instant::now() + LONGEST_REST.min(self.timeout / 2).min(left / 2);
         let answer = A::decode(start_of_body(response, until).await);
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_statuses_that_the_specification_names_are_tried_again() {
+    fn only_retryable_statuses_are_retried() {
         for status in 300..600 {
             let expected = if [429, 502, 503, 504].contains(&status) {
                 Retry::Backoff

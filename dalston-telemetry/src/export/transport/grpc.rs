@@ -12,21 +12,20 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Extensions, Request, Response, Status};
 
-use super::retry::{Failure, Retry};
-use super::settings::OtlpSettings;
+use super::client::{MAX_RESPONSE_BYTES, USER_AGENT, chain};
 use super::tls::TlsMaterial;
-use super::transport::Accepted;
-use super::{MAX_RESPONSE_BYTES, USER_AGENT, chain};
 use crate::error::InitError;
+use crate::export::delivery::{Accepted, Failure, Retry};
+use crate::export::settings::OtlpSettings;
 
-pub(super) struct Grpc {
+pub(crate) struct Grpc {
     channel: Channel,
     gzip: bool,
     headers: MetadataMap,
 }
 
 impl Grpc {
-    /// Checks the settings. Opens nothing and needs no runtime; [`connect`](GrpcEndpoint::connect) does.
+    /// Checks the settings. Opens no connection and needs no runtime.
     pub(super) fn prepare(settings: &OtlpSettings) -> Result<GrpcEndpoint, InitError> {
         let wrong = |error: tonic::transport::Error| InitError::Exporter {
             endpoint: settings.endpoint.to_string(),
@@ -37,12 +36,12 @@ impl Grpc {
             .user_agent(USER_AGENT)
             .map_err(wrong)?
             .connect_timeout(settings.timeout)
-            // A connection whose other end has vanished is noticed while we wait for an answer.
+            // Detects a peer that has vanished while a request waits for its answer.
             .http2_keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10));
         if settings.endpoint.is_https() {
             let material = TlsMaterial::read(&settings.tls)?;
-            // Also says more about what is wrong than tonic would.
+            // Checked here, because the errors of tonic say less.
             material.client_config(&settings.endpoint)?;
             let mut tls = ClientTlsConfig::new();
             tls = match material.certificate {
@@ -61,7 +60,7 @@ impl Grpc {
         })
     }
 
-    /// Sends a request that is encoded already to a method that answers with an `A`.
+    /// Sends an encoded request to a method that answers with an `A`.
     pub(super) async fn send<A: Message + Default + Into<Accepted> + 'static>(
         &self,
         method: &'static str,
@@ -84,7 +83,7 @@ impl Grpc {
     }
 }
 
-/// Requests that are bytes, and answers that are messages.
+/// A codec for encoded requests and answers of type `A`.
 struct Encoded<A>(PhantomData<fn() -> A>);
 
 impl<A: Message + Default + 'static> Codec for Encoded<A> {
@@ -123,7 +122,7 @@ impl<A: Message + Default> Decoder for Encoded<A> {
     }
 }
 
-/// Settings that have been found to be good.
+/// Settings that are checked.
 pub(super) struct GrpcEndpoint {
     endpoint: Endpoint,
     gzip: bool,
@@ -131,7 +130,7 @@ pub(super) struct GrpcEndpoint {
 }
 
 impl GrpcEndpoint {
-    /// Ties the channel to the runtime that this is called in. The connection is made by the first request.
+    /// Binds the channel to the current runtime. The first request opens the connection.
     pub(super) fn connect(self) -> Grpc {
         Grpc {
             channel: self.endpoint.connect_lazy(),
@@ -147,9 +146,9 @@ fn answer<A: Into<Accepted>>(answer: Result<Response<A>, Status>) -> Result<Acce
         .map_err(|status| failure(&status))
 }
 
-/// Sorts a status by the table of the OTLP specification.
+/// Classifies a status by the table of the OTLP specification.
 fn failure(status: &Status) -> Failure {
-    // A status with a source was made on this side: there was no answer.
+    // A status with a source comes from the client: there was no answer.
     if let Some(source) = status.source() {
         let detail = format!("no connection: {}", chain(source));
         return Failure {
@@ -160,7 +159,7 @@ fn failure(status: &Status) -> Failure {
     let retry_after = retry_after(status.details());
     let retry = match (status.code(), retry_after) {
         (Code::Unavailable | Code::ResourceExhausted, Some(delay)) => Retry::After(delay),
-        // Without a hint this one means that the request is too large or a quota is used up.
+        // Without a delay, the request is too large or a quota is used up.
         (Code::ResourceExhausted, None) => Retry::Never,
         (
             Code::Cancelled
@@ -193,7 +192,7 @@ fn retry_after(details: &[u8]) -> Option<Duration> {
     ))
 }
 
-// The few messages of `google.rpc` that carry the hint.
+// The messages of `google.rpc` that carry the delay.
 
 #[derive(Clone, PartialEq, Message)]
 struct RpcStatus {
@@ -249,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn statuses_are_sorted_as_the_specification_says() {
+    fn statuses_are_classified_by_the_specification() {
         let passing = [
             Code::Cancelled,
             Code::DeadlineExceeded,
@@ -270,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_info_is_obeyed_and_makes_an_exhausted_resource_worth_waiting_for() {
+    fn retry_info_makes_exhausted_resource_retryable() {
         let hint = details(Delay {
             seconds: 2,
             nanos: 500_000_000,
@@ -282,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_details_are_ignored() {
+    fn invalid_retry_info_is_ignored() {
         assert_eq!(retry_after(b"\xff\xff\xff"), None);
         assert_eq!(
             retry_after(&details(Delay {

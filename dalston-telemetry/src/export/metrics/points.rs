@@ -1,4 +1,4 @@
-//! Metrics as OTLP points: the series that are scraped, under the same names and with the same values.
+//! Metrics as OTLP points: the series that are scraped, with the same names and values.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -16,36 +16,36 @@ use opentelemetry_sdk::Resource;
 use prost::Message;
 
 use super::Source;
-use crate::export::queue::MAX_REQUEST_BYTES;
+use crate::export::delivery::MAX_REQUEST_BYTES;
 use crate::metrics::Metrics;
 use crate::metrics::series::{Buckets, Head, Kind, Measured, Number, Series, Value, Visitor};
 
-/// What points are made of.
-pub(in crate::export) struct Points {
+/// Converts metrics to points.
+pub(super) struct Points {
     metrics: Metrics,
     resource: ProtoResource,
-    /// Whether counters and histograms tell what was added since the collector last heard of them.
+    /// Whether counters and histograms have delta temporality.
     delta: bool,
-    /// What the collector has heard of the series that there are; stays empty unless it hears of differences.
+    /// The last delivered values of the series; empty with cumulative temporality.
     known: HashMap<Key, Known>,
-    /// Counts how often the series were read.
+    /// How often the series were read.
     round: u64,
 }
 
-/// How long an instrument may observe nothing before it is forgotten what it came to.
+/// The number of reads without a value after which the last value of an instrument is forgotten.
 const ROUNDS_OF_SILENCE: u64 = 20;
 
-/// A series: who made it, its name, its kind, its labels.
+/// The key of a series: scope, name, kind, labels.
 type Key = (String, String, Kind, String);
 
-pub(in crate::export) struct Known {
-    /// The last round in which there was this series.
+pub(super) struct Known {
+    /// The last round in which the series existed.
     seen: Cell<u64>,
     at: u64,
     value: Total,
 }
 
-/// What a series has come to.
+/// The total of a series.
 #[derive(Clone)]
 enum Total {
     Number(Number),
@@ -53,7 +53,7 @@ enum Total {
 }
 
 impl Points {
-    pub(in crate::export) fn new(metrics: Metrics, resource: &Resource, delta: bool) -> Self {
+    pub(super) fn new(metrics: Metrics, resource: &Resource, delta: bool) -> Self {
         Self {
             metrics,
             resource: resource.into(),
@@ -80,8 +80,8 @@ impl Source<ExportMetricsServiceRequest> for Points {
         };
         self.metrics.visit(&mut builder);
         let requests = builder.finish();
-        // Series come and go, and a process may run for a year. What an instrument observes may be silent for a while, and goes on
-        // from where it was.
+        // Series come and go, and a process may run for a year. An instrument of OpenTelemetry can
+        // observe nothing for a while and then continue.
         let round = self.round;
         self.known.retain(|(scope, ..), known| {
             let patience = if scope.is_empty() { 0 } else { ROUNDS_OF_SILENCE };
@@ -90,7 +90,7 @@ impl Source<ExportMetricsServiceRequest> for Points {
         requests
     }
 
-    fn taken(&mut self, receipt: Self::Receipt) {
+    fn delivered(&mut self, receipt: Self::Receipt) {
         self.known.extend(receipt);
     }
 }
@@ -162,7 +162,7 @@ impl Visitor for Builder<'_> {
             Point::Number(point) => point.encoded_len(),
             Point::Histogram(point) => point.encoded_len(),
         };
-        // Of the point, and for the bytes that say where it begins.
+        // With the key and the length that precede the point.
         self.bytes += bytes + 8;
         if self.bytes > MAX_REQUEST_BYTES {
             let tells_differences = self.points.delta && matches!(head.kind, Kind::Counter | Kind::Histogram);
@@ -177,7 +177,7 @@ impl Visitor for Builder<'_> {
 }
 
 impl Builder<'_> {
-    /// Begins a metric without points.
+    /// Begins a metric.
     fn begin(&mut self, head: &Head<'_>) {
         let suffix = match head.kind {
             Kind::Counter => "_total",
@@ -198,7 +198,7 @@ impl Builder<'_> {
                 aggregation_temporality: temporality.into(),
                 data_points: Vec::new(),
             }),
-            // A sum of its own kind, which is never told as differences.
+            // An up-down counter has no delta temporality.
             Kind::Gauge if goes_up_and_down(head) => Data::Sum(Sum {
                 aggregation_temporality: AggregationTemporality::Cumulative.into(),
                 is_monotonic: false,
@@ -267,7 +267,7 @@ impl Builder<'_> {
         self.requests
     }
 
-    /// What a counter tells, and since when.
+    /// The start time and the value of the point of a counter.
     fn added(&mut self, head: &Head<'_>, series: &Series<'_>, total: Number) -> (u64, Number) {
         if !self.points.delta {
             return (self.since, total);
@@ -278,7 +278,7 @@ impl Builder<'_> {
         let since = known.map_or(self.since, |known| known.at);
         let before = known.map(|known| &known.value);
         let added = match (total, before) {
-            // One that is smaller than before has begun anew.
+            // A smaller total than before: the counter has started again.
             (Number::Whole(total), Some(Total::Number(Number::Whole(before)))) => {
                 Number::Whole(total.checked_sub(*before).unwrap_or(total))
             }
@@ -298,7 +298,7 @@ impl Builder<'_> {
         (since, added)
     }
 
-    /// What the buckets of a histogram and its sum tell, and since when.
+    /// The start time, the buckets and the sum of the point of a histogram.
     fn added_to_histogram(
         &mut self,
         head: &Head<'_>,
@@ -346,7 +346,7 @@ impl Builder<'_> {
     }
 }
 
-/// By what a series is called where it comes from: different names of instruments and attributes can be one to Prometheus.
+/// The key has the names of the instrument, because different names can be one name in Prometheus.
 fn key(head: &Head<'_>, series: &Series<'_>) -> Key {
     let (scope, name) = head
         .original
@@ -371,7 +371,7 @@ fn attributes(series: &Series<'_>) -> Vec<KeyValue> {
 
 fn number(number: Number) -> number_data_point::Value {
     match number {
-        // Beyond what OTLP can say, after some hundred thousand years of counting.
+        // OTLP has no unsigned numbers.
         Number::Whole(number) => number_data_point::Value::AsInt(i64::try_from(number).unwrap_or(i64::MAX)),
         Number::Signed(number) => number_data_point::Value::AsInt(number),
         Number::Real(number) => number_data_point::Value::AsDouble(number),
@@ -388,7 +388,7 @@ fn proto_exemplar(measured: Measured) -> Exemplar {
     }
 }
 
-/// Whether it is an up-down counter of OpenTelemetry, which Prometheus calls a gauge.
+/// Whether this gauge is an up-down counter of OpenTelemetry.
 fn goes_up_and_down(head: &Head<'_>) -> bool {
     head.original.is_some_and(|original| original.is_sum)
 }
@@ -420,7 +420,7 @@ mod tests {
     use crate::metrics::{BoundedFamily, Counter, DenseFamily};
 
     #[test]
-    fn what_does_not_fit_into_one_request_goes_into_several_and_each_is_remembered_by_itself() {
+    fn requests_are_cut_and_each_has_its_own_receipt() {
         let metrics = Metrics::new();
         let (a, b) = (
             metrics.open_label("first_label", 200),
@@ -464,10 +464,10 @@ mod tests {
         assert_eq!(of_many.map(|(_, points)| points).sum::<usize>(), 40_000);
         assert!(names.contains(&("one_total".to_owned(), 1)));
 
-        // Only the first one arrives.
+        // Only the first request is delivered.
         let (first, receipt) = requests.into_iter().next().unwrap();
         let arrived = receipt.iter().filter(|((_, name, ..), _)| name == "many").count();
-        points.taken(receipt);
+        points.delivered(receipt);
         drop(first);
         let again = points.requests();
         let told = again
@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn series_that_are_gone_are_forgotten() {
+    fn removed_series_are_forgotten() {
         use prometheus_client::metrics::counter::Counter;
         use prometheus_client::metrics::family::Family;
 
@@ -496,7 +496,7 @@ mod tests {
             jobs.get_or_create(&vec![("number".to_owned(), number.to_string())])
                 .inc();
             for (_, receipt) in points.requests() {
-                points.taken(receipt);
+                points.delivered(receipt);
             }
             jobs.clear();
         }

@@ -1,0 +1,21 @@
+//! Metrics, in a build without a transport.
+
+use std::sync::Arc;
+
+use opentelemetry_sdk::Resource;
+
+use super::delivery::{Exporter, ReportTo};
+use super::settings::{OtlpSettings, PushSettings};
+use crate::error::InitError;
+use crate::metrics::Metrics;
+
+/// Refuses: no transport can send them.
+pub(crate) fn start(
+    otlp: &OtlpSettings,
+    _: PushSettings,
+    _: &Resource,
+    _: &Metrics,
+    _: ReportTo,
+) -> Result<Arc<dyn Exporter>, InitError> {
+    Err(otlp.protocol.missing_feature())
+}

@@ -1,0 +1,228 @@
+//! Spans as OTLP has them.
+
+use bytes::Bytes;
+use opentelemetry::InstrumentationScope;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::SpanData;
+use prost::Message;
+
+use crate::error::InitError;
+use crate::export::delivery::{Accepted, BatchTransport, Failure, MAX_REQUEST_BYTES, Transport};
+use crate::export::settings::OtlpSettings;
+use crate::export::transport::{self, Wire};
+
+/// Checks the settings now, and connects when the result is called.
+pub(super) fn connect(
+    otlp: &OtlpSettings,
+    resource: &Resource,
+) -> Result<impl FnOnce() -> SpansOtlp + Send + use<>, InitError> {
+    let connect = transport::connect(otlp)?;
+    let requests = Requests::new(resource);
+    Ok(move || SpansOtlp {
+        requests,
+        wire: connect(),
+    })
+}
+
+pub(super) struct SpansOtlp {
+    requests: Requests,
+    wire: Wire,
+}
+
+impl BatchTransport<SpanData> for SpansOtlp {
+    type Record = Record;
+
+    fn room(&self) -> usize {
+        self.requests.room
+    }
+
+    fn convert(&self, span: SpanData) -> (Record, usize) {
+        convert(span)
+    }
+
+    fn request(&self, records: Vec<Record>) -> Bytes {
+        self.requests.encode(records)
+    }
+}
+
+impl Transport for SpansOtlp {
+    type Request = Bytes;
+
+    async fn send(&self, request: &Bytes) -> Result<Accepted, Failure> {
+        const METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+        self.wire
+            .send::<ExportTraceServiceResponse>(METHOD, request.clone())
+            .await
+    }
+}
+
+impl From<ExportTraceServiceResponse> for Accepted {
+    fn from(response: ExportTraceServiceResponse) -> Self {
+        let partial = response.partial_success.unwrap_or_default();
+        Self::partly(partial.rejected_spans, partial.error_message)
+    }
+}
+
+/// A span, and the scope in which a request lists it.
+type Record = (InstrumentationScope, Span);
+
+/// Converts a span. Returns the record and the bytes that it takes in a request.
+fn convert(mut span: SpanData) -> (Record, usize) {
+    /// The key and the length that precede a span.
+    const PREFIX: usize = 6;
+    let scope = std::mem::take(&mut span.instrumentation_scope);
+    let span = Span::from(span);
+    let length = PREFIX + span.encoded_len();
+    ((scope, span), length)
+}
+
+/// Builds requests out of spans of one resource.
+struct Requests {
+    resource: ProtoResource,
+    schema_url: String,
+    /// The bytes that the spans of a request may take.
+    room: usize,
+}
+
+impl Requests {
+    fn new(resource: &Resource) -> Self {
+        /// For the scopes of a request, and for the lengths of its parts.
+        const SCOPES: usize = 16 * 1024;
+        let schema_url = resource.schema_url().unwrap_or_default().to_owned();
+        let resource = ProtoResource::from(resource);
+        let overhead = SCOPES + resource.encoded_len() + schema_url.len();
+        Self {
+            room: MAX_REQUEST_BYTES.saturating_sub(overhead),
+            resource,
+            schema_url,
+        }
+    }
+
+    fn encode(&self, records: Vec<Record>) -> Bytes {
+        let mut scopes: Vec<(InstrumentationScope, Vec<Span>)> = Vec::new();
+        for (scope, span) in records {
+            match scopes.iter_mut().find(|(known, _)| *known == scope) {
+                Some((_, spans)) => spans.push(span),
+                None => scopes.push((scope, vec![span])),
+            }
+        }
+        let scope_spans = scopes.into_iter().map(|(scope, spans)| ScopeSpans {
+            scope: Some((&scope, None).into()),
+            spans,
+            schema_url: scope.schema_url().unwrap_or_default().to_owned(),
+        });
+        let request = ExportTraceServiceRequest {
+            resource_spans: vec![ResourceSpans {
+                resource: Some(self.resource.clone()),
+                scope_spans: scope_spans.collect(),
+                schema_url: self.schema_url.clone(),
+            }],
+        };
+        request.encode_to_vec().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::{Span as _, Tracer, TracerProvider};
+    use opentelemetry::{Context, KeyValue};
+    use opentelemetry_sdk::error::OTelSdkResult;
+    use opentelemetry_sdk::trace::{SdkTracerProvider, SpanProcessor};
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Keeps the spans of a provider.
+    #[derive(Clone, Debug, Default)]
+    struct Kept(Arc<Mutex<Vec<SpanData>>>);
+
+    impl SpanProcessor for Kept {
+        fn on_start(&self, _: &mut opentelemetry_sdk::trace::Span, _: &Context) {}
+
+        fn on_end(&self, span: SpanData) {
+            self.0.lock().unwrap().push(span);
+        }
+
+        fn force_flush(&self) -> OTelSdkResult {
+            Ok(())
+        }
+
+        fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+            Ok(())
+        }
+    }
+
+    fn provider() -> (SdkTracerProvider, Kept) {
+        let kept = Kept::default();
+        let provider = SdkTracerProvider::builder().with_span_processor(kept.clone());
+        (provider.build(), kept)
+    }
+
+    fn decoded(request: Bytes) -> ExportTraceServiceRequest {
+        ExportTraceServiceRequest::decode(request).unwrap()
+    }
+
+    #[test]
+    fn spans_of_a_scope_are_listed_together() {
+        let (provider, kept) = provider();
+        let scope = |version| {
+            let scope = InstrumentationScope::builder("engine").with_version(version);
+            provider.tracer_with_scope(scope.with_schema_url("https://schema").build())
+        };
+        let (first, second) = (scope("1"), scope("2"));
+        for (tracer, name) in [(&first, "a"), (&second, "b"), (&first, "c")] {
+            tracer.start(name).end();
+        }
+        let records = std::mem::take(&mut *kept.0.lock().unwrap());
+        let records = records.into_iter().map(|span| convert(span).0).collect();
+        let attribute = KeyValue::new("service.name", "engine-test");
+        let resource = Resource::builder_empty()
+            .with_schema_url([attribute], "https://resource")
+            .build();
+        let request = decoded(Requests::new(&resource).encode(records));
+        let [resource_spans] = &request.resource_spans[..] else {
+            panic!("{request:?}");
+        };
+        assert_eq!(resource_spans.schema_url, "https://resource");
+        let resource = resource_spans.resource.as_ref().unwrap();
+        assert_eq!(resource.attributes[0].key, "service.name");
+        let listed: Vec<_> = resource_spans
+            .scope_spans
+            .iter()
+            .map(|scope| {
+                assert_eq!(scope.schema_url, "https://schema");
+                let names: Vec<_> = scope.spans.iter().map(|span| span.name.as_str()).collect();
+                (scope.scope.as_ref().unwrap().version.as_str(), names)
+            })
+            .collect();
+        assert_eq!(listed, [("1", vec!["a", "c"]), ("2", vec!["b"])]);
+    }
+
+    #[test]
+    fn full_request_is_not_larger_than_collectors_accept() {
+        let (provider, kept) = provider();
+        let tracer = provider.tracer("test");
+        let requests = Requests::new(&Resource::builder().build());
+        let (mut records, mut length) = (Vec::new(), 0);
+        for size in (0..).map(|number| number % 3000) {
+            let mut span = tracer.start("work");
+            span.set_attribute(KeyValue::new("text", "x".repeat(size)));
+            span.end();
+            let (record, bytes) = convert(kept.0.lock().unwrap().pop().unwrap());
+            if length + bytes > requests.room {
+                break;
+            }
+            length += bytes;
+            records.push(record);
+        }
+        let request = requests.encode(records).len();
+        assert!(request <= MAX_REQUEST_BYTES, "{request}");
+        assert!(request > MAX_REQUEST_BYTES - 100_000, "{request}");
+    }
+}
