@@ -1,6 +1,7 @@
 //! The packages of the published crates, as `cargo publish` would upload them.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::steps::{Cmd, cargo, root, target_directory};
@@ -13,21 +14,46 @@ const PROFILE: [&str; 2] = [
     "profile.dev.package.\"*\".debug=false",
 ];
 
-/// Creates the packages, builds each of them, and builds a project that depends on them.
+/// Creates the packages and verifies them: builds a project that adds their contents.
+///
+/// Cargo's own verification is not enough. It builds the SDK with the telemetry crate of an earlier
+/// run, because it caches the sources and the build of an unpublished dependency by its version.
 pub(crate) fn check() -> Result<(), Error> {
     // `--allow-dirty`, because the tests also run before a commit.
-    let package = with_profile(cargo().args("package --allow-dirty"));
+    let package = cargo().args("package --no-verify --allow-dirty");
     CRATES
         .iter()
         .fold(package, |command, name| command.arg("--package").arg(name))
         .env("LIBTORCH", NO_LIBTORCH)
         .run()?;
-    build_user()
+    let packages = target_directory().join("package");
+    for name in CRATES {
+        let directory = packages.join(versioned(name));
+        if directory.exists() {
+            fs::remove_dir_all(&directory).map_err(Error::at(&directory))?;
+        }
+        Cmd::new("tar")
+            // `--touch`, because cargo compares the times of files with those of the last build.
+            .args("--extract --gzip --touch --directory")
+            .arg(&packages)
+            .arg("--file")
+            .arg(packages.join(format!("{}.crate", versioned(name))))
+            .run()?;
+    }
+    let build = cargo()
+        .arg("build")
+        .arg("--manifest-path")
+        .arg(write_user(&packages)?);
+    PROFILE
+        .iter()
+        .fold(build, |command, setting| command.arg("--config").arg(setting))
+        .env("CARGO_TARGET_DIR", target_directory())
+        .env("LIBTORCH", NO_LIBTORCH)
+        .run()
 }
 
-/// Builds the minimal engine in a project of its own, from the contents of the packages.
-fn build_user() -> Result<(), Error> {
-    let packages = target_directory().join("package");
+/// Writes a project that adds the packages and contains the minimal engine. Returns its manifest.
+fn write_user(packages: &Path) -> Result<PathBuf, Error> {
     let project = packages.join("user");
     let source = project.join("src");
     fs::create_dir_all(&source).map_err(Error::at(&source))?;
@@ -37,9 +63,8 @@ fn build_user() -> Result<(), Error> {
     );
     let mut patch = String::from("\n[patch.crates-io]\n");
     for name in CRATES {
-        let version = env!("CARGO_PKG_VERSION");
-        manifest += &format!("{name} = \"{version}\"\n");
-        patch += &format!("{name} = {{ path = \"../{name}-{version}\" }}\n");
+        manifest += &format!("{name} = \"{}\"\n", env!("CARGO_PKG_VERSION"));
+        patch += &format!("{name} = {{ path = \"../{}\" }}\n", versioned(name));
     }
     manifest += &patch;
     let engine = root().join("examples/minimal_engine/src/main.rs");
@@ -55,17 +80,10 @@ fn build_user() -> Result<(), Error> {
     ] {
         fs::write(&path, text).map_err(Error::at(&path))?;
     }
-    with_profile(cargo().arg("build"))
-        .arg("--manifest-path")
-        .arg(project.join("Cargo.toml"))
-        .arg("--target-dir")
-        .arg(target_directory())
-        .env("LIBTORCH", NO_LIBTORCH)
-        .run()
+    Ok(project.join("Cargo.toml"))
 }
 
-fn with_profile(command: Cmd) -> Cmd {
-    PROFILE
-        .iter()
-        .fold(command, |command, setting| command.arg("--config").arg(setting))
+/// The name of a package with its version.
+fn versioned(name: &str) -> String {
+    format!("{name}-{}", env!("CARGO_PKG_VERSION"))
 }
