@@ -1,4 +1,5 @@
-//! Seconds per encoder pass and per decoded token, compared with transformers if it is installed.
+//! Milliseconds per encoder pass and per decoded token, compared with transformers if it is
+//! installed. `cargo xtask bench whisper --peer` installs it.
 //!
 //! ```text
 //! cargo bench -p faster_whisper --bench whisper -- [--threads N] [--rounds N] [--tokens N] [--shapes nano,base,small]
@@ -12,7 +13,7 @@
 //! A token includes one step of the decoder, the output projection, the suppression rules and the
 //! choice. The prompt is not included. Shapes other than `nano` have random weights.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 #[allow(dead_code, unreachable_pub)]
 #[path = "../tests/it/generated.rs"]
@@ -27,9 +28,13 @@ use faster_whisper::{Placement, RuleConfig, Rules, Sampling, Task, Whisper};
 use generated::Shape;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
+use testbed::report::{Report, median, number};
 
 /// Threads of libtorch's pool spin for a while after work. The other side is measured after that.
 const PAUSE: Duration = Duration::from_millis(300);
+/// The largest accepted ratios to the peer.
+const ENCODER_LIMIT: f64 = 1.1;
+const TOKEN_LIMIT: f64 = 1.0;
 
 struct Arguments {
     threads: i32,
@@ -47,16 +52,34 @@ fn main() {
         .peer
         .as_deref()
         .map(|python| Peer::start(python, arguments.threads, arguments.placement));
-    println!(
-        "{:?}, {} thread(s), medians of {} rounds, {} tokens each",
-        arguments.placement, arguments.threads, arguments.rounds, arguments.tokens
+    let mut report = Report::start(&["tch", "torch-sys"]);
+    let rows: Vec<_> = arguments
+        .shapes
+        .iter()
+        .map(|name| measure(name, &arguments, peer.as_mut(), &mut report))
+        .collect();
+    report.table(
+        &format!(
+            "Milliseconds on {:?} in {:?} with {} threads, medians of {} interleaved rounds of {} tokens:",
+            arguments.placement.device,
+            arguments.placement.kind,
+            arguments.threads,
+            arguments.rounds,
+            arguments.tokens
+        ),
+        ["Shape", "Encoder pass", "Peer", "Decoded token", "Peer"],
+        &rows,
     );
-    for name in &arguments.shapes {
-        measure(name, &arguments, peer.as_mut());
-    }
+    report.finish();
 }
 
-fn measure(name: &str, arguments: &Arguments, mut peer: Option<&mut Peer>) {
+/// Measures a shape. Returns its row of the table.
+fn measure(
+    name: &str,
+    arguments: &Arguments,
+    mut peer: Option<&mut Peer>,
+    report: &mut Report,
+) -> [String; 5] {
     let scratch = tempfile::tempdir().unwrap();
     let root = root();
     let dir = match name {
@@ -81,7 +104,7 @@ fn measure(name: &str, arguments: &Arguments, mut peer: Option<&mut Peer>) {
         let mut config = config.clone();
         config["num_hidden_layers"] = config["encoder_layers"].clone();
         let versions = peer.ask(&json!({ "config": config }));
-        println!("{name}: peer is {versions}");
+        report.note(&format!("Peer of {name}: {versions}."));
     }
     drop(scratch);
 
@@ -107,17 +130,25 @@ fn measure(name: &str, arguments: &Arguments, mut peer: Option<&mut Peer>) {
             peer_decode.push(token);
         }
     }
-    let (encoder, token) = (median(encode), median(decode));
-    println!("{name}: encoder {encoder:.4} s, token {:.3} ms", token * 1e3);
+    let (encoder, token) = (median(&encode), median(&decode));
+    let (peer_encoder, peer_token) = (median(&peer_encode), median(&peer_decode));
     if !peer_encode.is_empty() {
-        let (peer_encoder, peer_token) = (median(peer_encode), median(peer_decode));
-        println!(
-            "{name}: transformers sdpa: encoder {peer_encoder:.4} s, token {:.3} ms; ours / theirs: {:.2}, {:.2}",
-            peer_token * 1e3,
+        report.at_most(
+            format!("{name}: encoder pass, ratio to transformers"),
+            ENCODER_LIMIT,
             encoder / peer_encoder,
-            token / peer_token
+            "",
+        );
+        report.at_most(
+            format!("{name}: decoded token, ratio to transformers"),
+            TOKEN_LIMIT,
+            token / peer_token,
+            "",
         );
     }
+    let [encoder, peer_encoder, token, peer_token] =
+        [encoder, peer_encoder, token, peer_token].map(|seconds| number(seconds * 1e3));
+    [name.to_owned(), encoder, peer_encoder, token, peer_token]
 }
 
 /// Seconds of an encoder pass, and of a token.
@@ -175,11 +206,6 @@ fn settle(placement: Placement) {
     if let Device::Cuda(index) = placement.device {
         tch::Cuda::synchronize(index as i64);
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 struct Peer {
