@@ -65,12 +65,15 @@ async fn full_server_is_not_read_after_an_idle_time() {
 #[tokio::test]
 async fn nothing_is_claimed_while_the_server_is_out_of_memory() {
     let server = TestRedis::start().await;
+    // The peer has made the group already, so that is not what the server refuses.
+    let peer = broker(&server);
+    nothing_for(&peer, "a", SHORT).await;
     message(&server).await;
     let _ = receive(&broker(&server), "dead").await;
-    tokio::time::sleep(LEASE).await;
+    // A lease, and until the peer looks for stale entries again.
+    tokio::time::sleep(2 * LEASE).await;
 
     memory_limit(&server, "1").await;
-    let peer = broker(&server);
     read_is_refused(&server, &peer).await;
     memory_limit(&server, "0").await;
     assert_eq!(receive(&peer, "a").await.claim.delivery_count, 2);
