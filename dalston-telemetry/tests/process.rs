@@ -7,7 +7,7 @@
 use std::process::{Command, ExitCode, Output};
 use std::time::Duration;
 
-use dalston_telemetry::metrics::{Counter, DenseFamily, Exemplar, Histogram, Outcome, buckets};
+use dalston_telemetry::metrics::{Counter, DenseFamily, Exemplar, Histogram, Status, buckets};
 use dalston_telemetry::services::engine::{Device, EngineLabels, EngineMetrics};
 #[cfg(feature = "ec2")]
 use dalston_telemetry::{Env, cloud::Cloud};
@@ -234,17 +234,17 @@ fn measuring_allocates_nothing() {
     let telemetry = configure_tracing("engine-test").unwrap();
     let engine = EngineMetrics::register(telemetry.metrics(), &EngineLabels::new("asr", "transcribe"));
     let model = engine.model("tiny");
-    let closed = DenseFamily::<(Outcome, Device), Counter>::default();
+    let closed = DenseFamily::<(Status, Device), Counter>::default();
     let plain = Histogram::new(buckets::QUEUE_WAIT);
     let measure = || {
         let second = Duration::from_secs(1);
         engine.queue_wait(second);
         engine.audio_duration(second);
         model.task_duration(second);
-        model.task_processed(Outcome::Success);
+        model.task_processed(Status::Success);
         model.realtime_factor(Device::Cpu, second, second);
         closed
-            .with((Outcome::Failure, Device::Cuda))
+            .with((Status::Failure, Device::Cuda))
             .inc_in(Exemplar::current());
         plain.observe(0.5);
     };

@@ -71,7 +71,7 @@ fn figure(value: f64) -> String {
 mod tests {
     use std::time::Duration;
 
-    use dalston_telemetry::metrics::{Metrics, Outcome};
+    use dalston_telemetry::metrics::{Metrics, Status};
     use dalston_telemetry::services::engine::{EngineLabels, EngineMetrics};
 
     use super::*;
@@ -81,7 +81,7 @@ mod tests {
         let metrics = Metrics::new();
         let engine = EngineMetrics::register(&metrics, &EngineLabels::new("my-asr", "transcribe"));
         let before = metrics.snapshot();
-        engine.model("tiny").task_processed(Outcome::Success);
+        engine.model("tiny").task_processed(Status::Success);
         engine.queue_wait(Duration::from_millis(10));
         engine.queue_wait(Duration::from_millis(15));
         let table = table(&metrics.snapshot().diff(&before));

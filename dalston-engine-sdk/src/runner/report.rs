@@ -1,6 +1,6 @@
 //! Reporting the outcome of a task.
 
-use dalston_telemetry::metrics::Outcome as TaskOutcome;
+use dalston_telemetry::metrics::Status;
 use dalston_telemetry::redact;
 use tokio::time::timeout;
 
@@ -29,7 +29,7 @@ impl Attempt<'_> {
             return;
         }
         let metrics = inferred.metrics;
-        metrics.task_processed(TaskOutcome::Success);
+        metrics.task_processed(Status::Success);
         metrics.task_duration(inferred.process);
         metrics.recognize(inferred.device, inferred.process);
         if let Some(seconds) = inferred.audio_seconds {
@@ -55,7 +55,7 @@ impl Attempt<'_> {
         if self.finish("failing a task", &outcome).await {
             let model = self.model.get().cloned().unwrap_or_default();
             let metrics = self.worker.metrics.model(model.as_str());
-            metrics.task_processed(TaskOutcome::Failure);
+            metrics.task_processed(Status::Failure);
         }
     }
 

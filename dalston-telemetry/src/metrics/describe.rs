@@ -43,8 +43,7 @@ pub(crate) fn describe(head: &Head<'_>, shape: Shape) -> FamilyDescription {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        BoundedFamily, Counter, DenseFamily, Histogram, Metrics, OpenLabel, Outcome, Unit,
-        register_build_info,
+        BoundedFamily, Counter, DenseFamily, Histogram, Metrics, OpenLabel, Status, Unit, register_build_info,
     };
     use super::*;
 
@@ -60,10 +59,10 @@ mod tests {
     fn a_family_without_series_is_described() {
         let metrics = Metrics::new();
         let model = metrics.open_label("model", 3);
-        let status = OpenLabel::of::<Outcome>();
+        let status = OpenLabel::of::<Status>();
         metrics.register(|registry| {
             let open =
-                BoundedFamily::<2, Outcome, Histogram>::new([&model, &status], || Histogram::new(&[1.0]));
+                BoundedFamily::<2, Status, Histogram>::new([&model, &status], || Histogram::new(&[1.0]));
             registry.register_with_unit("wait", "Wait", Unit::Seconds, open);
             registry.register("jobs", "Jobs", DenseFamily::<(), Counter>::default());
         });

@@ -14,12 +14,12 @@ use super::shape::{LabelDescription, Shape};
 /// A look-up is an index into an array. Cheap to clone; clones share the cells.
 ///
 /// ```
-/// use dalston_telemetry::metrics::{Counter, DenseFamily, Outcome};
+/// use dalston_telemetry::metrics::{Counter, DenseFamily, Status};
 ///
-/// let tasks = DenseFamily::<Outcome, Counter>::default();
-/// tasks.with(Outcome::Failure).inc();
-/// assert_eq!(tasks.with(Outcome::Failure).get(), 1);
-/// assert_eq!(tasks.with(Outcome::Success).get(), 0);
+/// let tasks = DenseFamily::<Status, Counter>::default();
+/// tasks.with(Status::Failure).inc();
+/// assert_eq!(tasks.with(Status::Failure).get(), 1);
+/// assert_eq!(tasks.with(Status::Success).get(), 0);
 /// ```
 pub struct DenseFamily<L, M> {
     cells: Arc<[Padded<M>]>,
@@ -329,18 +329,18 @@ impl<const N: usize, L: LabelSet, M: Metric> Family for BoundedFamily<N, L, M> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Counter, Histogram, Metrics, Outcome};
+    use super::super::{Counter, Histogram, Metrics, Status};
     use super::*;
 
     #[test]
     fn a_new_open_value_has_all_closed_series_at_zero() {
         let metrics = Metrics::new();
         let model = metrics.open_label("model", 1);
-        let tasks = BoundedFamily::<1, Outcome, Counter>::new([&model], Counter::default);
+        let tasks = BoundedFamily::<1, Status, Counter>::new([&model], Counter::default);
         metrics.register(|registry| registry.register("tasks", "Tasks", tasks.clone()));
-        tasks.with(["tiny"]).with(Outcome::Success).inc();
+        tasks.with(["tiny"]).with(Status::Success).inc();
         for unknown in ["large", "huge"] {
-            tasks.with([unknown]).with(Outcome::Failure).inc();
+            tasks.with([unknown]).with(Status::Failure).inc();
         }
         let text = metrics.encode();
         let series: Vec<_> = text.lines().filter(|line| line.starts_with("tasks")).collect();

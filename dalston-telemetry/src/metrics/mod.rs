@@ -3,14 +3,14 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use dalston_telemetry::metrics::{Metrics, Outcome};
+//! use dalston_telemetry::metrics::{Metrics, Status};
 //! use dalston_telemetry::services::engine::{EngineLabels, EngineMetrics};
 //!
 //! let metrics = Metrics::new();
 //! let engine = EngineMetrics::register(&metrics, &EngineLabels::new("my-asr", "transcribe"));
 //!
 //! let before = metrics.snapshot();
-//! engine.model("tiny").task_processed(Outcome::Success);
+//! engine.model("tiny").task_processed(Status::Success);
 //! engine.queue_wait(Duration::from_millis(250));
 //! for change in metrics.snapshot().diff(&before) {
 //!     println!("{change}");
@@ -58,7 +58,6 @@ mod family;
 mod label;
 pub(crate) mod label_text;
 mod meter;
-mod outcome;
 mod owned;
 mod registry;
 // Without a transport there is no push.
@@ -67,6 +66,7 @@ pub(crate) mod series;
 mod server;
 pub(crate) mod shape;
 mod snapshot;
+mod status;
 mod telemetry;
 mod text;
 
@@ -93,13 +93,13 @@ pub use describe::FamilyDescription;
 pub use exemplar::Exemplar;
 pub use family::{BoundedFamily, DenseFamily};
 pub use label::{Label, LabelSet, OTHER, OpenLabel};
-pub use outcome::Outcome;
 use registry::ClientMetrics;
 pub use registry::{PrefixedRegistry, Registry, Unit};
 pub use series::{Family, Metric};
 pub use server::MetricsServer;
 pub use shape::LabelDescription;
 pub use snapshot::{MetricChange, MetricsSnapshot};
+pub use status::Status;
 pub use telemetry::{DropReason, LogLevel, Signal, TelemetryMetrics};
 pub use text::TextFormat;
 

@@ -133,22 +133,22 @@ fn series_name(name: &str, mut labels: Vec<(String, String)>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{BoundedFamily, Counter, DenseFamily, Gauge, Histogram, LogLevel, Metrics, Outcome};
+    use super::super::{BoundedFamily, Counter, DenseFamily, Gauge, Histogram, LogLevel, Metrics, Status};
 
     #[test]
     fn the_difference_has_the_changed_series() {
         let metrics = Metrics::new();
         let model = metrics.open_label("model", 5);
-        let tasks = BoundedFamily::<1, Outcome, Counter>::new([&model], Counter::default);
+        let tasks = BoundedFamily::<1, Status, Counter>::new([&model], Counter::default);
         let wait = DenseFamily::<(), Histogram>::new(|| Histogram::new(&[1.0]));
         metrics.register(|registry| {
             registry.register("tasks", "Tasks", tasks.clone());
             registry.register("wait", "Wait", wait.clone());
         });
-        tasks.with(["b"]).with(Outcome::Success).inc();
+        tasks.with(["b"]).with(Status::Success).inc();
         let before = metrics.snapshot();
-        tasks.with(["a b}\",\\"]).with(Outcome::Success).inc();
-        tasks.with(["b"]).with(Outcome::Success).inc();
+        tasks.with(["a b}\",\\"]).with(Status::Success).inc();
+        tasks.with(["b"]).with(Status::Success).inc();
         wait.with(()).observe(0.5);
         let moved: Vec<_> = metrics
             .snapshot()
@@ -170,13 +170,13 @@ mod tests {
     #[test]
     fn the_order_of_labels_does_not_matter() {
         let metrics = Metrics::new();
-        let x = DenseFamily::<(Outcome, LogLevel), Counter>::default();
+        let x = DenseFamily::<(Status, LogLevel), Counter>::default();
         let y = DenseFamily::<(), Gauge>::default();
         metrics.register(|registry| {
             registry.register("x", "X", x.clone());
             registry.register("y", "Y", y.clone());
         });
-        x.with((Outcome::Failure, LogLevel::Error)).inc_by(3);
+        x.with((Status::Failure, LogLevel::Error)).inc_by(3);
         y.with(()).set(4);
         let snapshot = metrics.snapshot();
         assert_eq!(

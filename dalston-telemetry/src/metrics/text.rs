@@ -259,14 +259,14 @@ mod tests {
     use opentelemetry::Context;
     use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 
-    use super::super::{Counter, DenseFamily, Exemplar, Gauge, Histogram, Metrics, Outcome, Unit};
+    use super::super::{Counter, DenseFamily, Exemplar, Gauge, Histogram, Metrics, Status, Unit};
     use super::*;
 
     fn some_of_each() -> Metrics {
         let metrics = Metrics::new();
-        let tasks = DenseFamily::<Outcome, Counter>::default();
+        let tasks = DenseFamily::<Status, Counter>::default();
         let waiting = DenseFamily::<(), Gauge>::default();
-        let load = DenseFamily::<Outcome, Histogram>::new(|| Histogram::with_exemplars(&[0.5, 1.0]));
+        let load = DenseFamily::<Status, Histogram>::new(|| Histogram::with_exemplars(&[0.5, 1.0]));
         metrics.register(|registry| {
             registry.register("tasks", "Tasks, by \"status\"", tasks.clone());
             registry.register("waiting", "Waiting", waiting.clone());
@@ -281,10 +281,10 @@ mod tests {
             TraceState::default(),
         );
         let _entered = Context::new().with_remote_span_context(span).attach();
-        tasks.with(Outcome::Success).inc_in(Exemplar::current());
+        tasks.with(Status::Success).inc_in(Exemplar::current());
         waiting.with(()).set(-3);
-        load.with(Outcome::Success).observe_in(0.75, Exemplar::current());
-        load.with(Outcome::Success).observe(20.0);
+        load.with(Status::Success).observe_in(0.75, Exemplar::current());
+        load.with(Status::Success).observe(20.0);
         metrics
     }
 

@@ -235,12 +235,12 @@ mod tests {
 
     #[test]
     fn what_moved_is_told_apart_from_what_is_there() {
-        use crate::metrics::Outcome;
+        use crate::metrics::Status;
         use crate::services::engine::{EngineLabels, EngineMetrics};
 
         let telemetry = TestTelemetry::new();
         let engine = EngineMetrics::register(telemetry.metrics(), &EngineLabels::new("my-asr", "transcribe"));
-        engine.model("tiny").task_processed(Outcome::Success);
+        engine.model("tiny").task_processed(Status::Success);
         let moved: Vec<String> = telemetry.moved().iter().map(ToString::to_string).collect();
         assert_eq!(moved.len(), 1, "{moved:?}");
         assert!(

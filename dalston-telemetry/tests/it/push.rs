@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use dalston_telemetry::metrics::{Counter, DenseFamily, Histogram, MetricsSnapshot, Outcome, Unit};
+use dalston_telemetry::metrics::{Counter, DenseFamily, Histogram, MetricsSnapshot, Status, Unit};
 use dalston_telemetry::opentelemetry::KeyValue;
 use dalston_telemetry::services::engine::{EngineLabels, EngineMetrics};
 use dalston_telemetry::{Env, ShutdownError, SpanCollector};
@@ -38,7 +38,7 @@ fn one_task(service: &Service) -> EngineMetrics {
     let model = engine.model("a \"tiny\" one");
     engine.queue_wait(Duration::from_millis(300));
     model.task_duration(Duration::from_secs(2));
-    model.task_processed(Outcome::Success);
+    model.task_processed(Status::Success);
     engine
 }
 

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use dalston_telemetry::metrics::{Metrics, Outcome};
+use dalston_telemetry::metrics::{Metrics, Status};
 use dalston_telemetry::services::audio_pipeline::AudioPipelineMetrics;
 use dalston_telemetry::services::engine::{
     Device, DirectEndpoint, DirectMetrics, DirectStatus, EngineLabels, EngineMetrics, RedeliveryReason,
@@ -94,7 +94,7 @@ fn move_all(metrics: &Metrics, services: &Services, outside: &Outside<'_>) {
     orchestrator.jobs_in_progress(1);
     let engine = orchestrator.engine(outside.engine, ExecutionProfile::Container);
     engine.task_scheduled(outside.stage);
-    engine.task_completed(Outcome::Success);
+    engine.task_completed(Status::Success);
     orchestrator.stage(outside.stage).task_timed_out();
     let decision = EventDecision::Retry(FailureReason::HandlerException);
     orchestrator.event(EventType::of(outside.stage), decision);
@@ -129,7 +129,7 @@ fn move_all(metrics: &Metrics, services: &Services, outside: &Outside<'_>) {
     engine.task_skipped_cancelled();
     drop(engine.slot(outside.number as usize).busy());
     let model = engine.model(outside.model);
-    model.task_processed(Outcome::Success);
+    model.task_processed(Status::Success);
     model.task_duration(millisecond);
     model.model_load(millisecond);
     model.model_cache_hit();
@@ -145,7 +145,7 @@ fn move_all(metrics: &Metrics, services: &Services, outside: &Outside<'_>) {
     pipeline.encoded(millisecond);
     pipeline.requested();
     pipeline.latency(millisecond);
-    pipeline.transcribed(outside.model, Outcome::Failure, millisecond);
+    pipeline.transcribed(outside.model, Status::Failure, millisecond);
 }
 
 const ORDINARY: Outside<'static> = Outside {

@@ -2,7 +2,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::metrics::{
-    BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, Outcome, Unit, buckets,
+    BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, Status, Unit, buckets,
 };
 
 /// The metrics of a voice assistant's pipeline, from the end of an utterance to the answer.
@@ -27,7 +27,7 @@ pub struct AudioPipelineMetrics {
     encode: DenseFamily<(), Histogram>,
     requests: DenseFamily<(), Counter>,
     latency: DenseFamily<(), Histogram>,
-    transcriptions: BoundedFamily<1, Outcome, Counter>,
+    transcriptions: BoundedFamily<1, Status, Counter>,
     transcription: DenseFamily<(), Histogram>,
 }
 
@@ -147,10 +147,10 @@ impl AudioPipelineMetrics {
 
     /// Records a transcription that has ended, with its model and its duration:
     /// `stt_transcriptions_total` and `stt_transcription_duration_seconds`.
-    pub fn transcribed(&self, model: &str, outcome: Outcome, time: Duration) {
+    pub fn transcribed(&self, model: &str, status: Status, time: Duration) {
         self.transcriptions
             .with([model])
-            .with(outcome)
+            .with(status)
             .inc_in(Exemplar::current());
         observe(&self.transcription, time);
     }
@@ -184,7 +184,7 @@ mod tests {
         pipeline.encoded(second);
         pipeline.requested();
         pipeline.latency(second);
-        pipeline.transcribed("tiny", Outcome::Success, second);
+        pipeline.transcribed("tiny", Status::Success, second);
         pipeline.end_to_end(second);
         let after = metrics.snapshot();
         let moved: Vec<_> = after

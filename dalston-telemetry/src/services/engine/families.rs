@@ -3,7 +3,7 @@
 use super::busy::BusyRatio;
 use super::labels::{Device, InMemory, RedeliveryReason};
 use crate::metrics::{
-    BoundedFamily, Counter, Histogram, Metrics, OpenLabel, Outcome, Registry, Unit, buckets,
+    BoundedFamily, Counter, Histogram, Metrics, OpenLabel, Registry, Status, Unit, buckets,
 };
 
 /// The cap of the label `slot`.
@@ -11,7 +11,7 @@ const MAX_SLOTS: usize = 64;
 
 #[derive(Clone)]
 pub(super) struct Families {
-    pub(super) tasks_processed: BoundedFamily<4, Outcome, Counter>,
+    pub(super) tasks_processed: BoundedFamily<4, Status, Counter>,
     pub(super) task_duration: BoundedFamily<4, (), Histogram>,
     pub(super) model_load: BoundedFamily<4, (), Histogram>,
     pub(super) model_cache_hits: BoundedFamily<2, (), Counter>,

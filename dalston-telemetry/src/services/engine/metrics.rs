@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::busy::SlotMetrics;
 use super::families::Families;
 use super::labels::{Device, EngineLabels, InMemory, RedeliveryReason};
-use crate::metrics::{Counter, DenseFamily, Exemplar, Histogram, Metrics, Outcome};
+use crate::metrics::{Counter, DenseFamily, Exemplar, Histogram, Metrics, Status};
 
 /// The metrics of one engine. Cheap to clone.
 ///
@@ -135,7 +135,7 @@ impl fmt::Debug for EngineMetrics {
 /// The metrics of one model of an engine. Returned by [`EngineMetrics::model`]; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ModelMetrics {
-    tasks_processed: DenseFamily<Outcome, Counter>,
+    tasks_processed: DenseFamily<Status, Counter>,
     task_duration: DenseFamily<(), Histogram>,
     model_load: DenseFamily<(), Histogram>,
     model_cache_hits: DenseFamily<(), Counter>,
@@ -147,8 +147,8 @@ pub struct ModelMetrics {
 impl ModelMetrics {
     /// Counts a task that has ended.
     #[doc(alias = "inc_engine_tasks")]
-    pub fn task_processed(&self, outcome: Outcome) {
-        self.tasks_processed.with(outcome).inc_in(Exemplar::current());
+    pub fn task_processed(&self, status: Status) {
+        self.tasks_processed.with(status).inc_in(Exemplar::current());
     }
 
     /// Records the duration of the inference, without model load and data transfer.
@@ -218,7 +218,7 @@ mod tests {
         model.model_load(Duration::from_secs(2));
         model.task_duration(Duration::from_secs(1));
         model.realtime_factor(Device::Cpu, Duration::from_secs(1), Duration::from_secs(10));
-        model.task_processed(Outcome::Success);
+        model.task_processed(Status::Success);
 
         let moved: Vec<_> = metrics
             .snapshot()
@@ -291,7 +291,7 @@ mod tests {
         let metrics = Metrics::new();
         for id in ["a", "b"] {
             let engine = EngineMetrics::register(&metrics, &EngineLabels::new(id, "transcribe"));
-            engine.model("tiny").task_processed(Outcome::Failure);
+            engine.model("tiny").task_processed(Status::Failure);
             engine.task_skipped_cancelled();
         }
         let text = metrics.encode();
@@ -318,7 +318,7 @@ mod tests {
         for model in 0..Metrics::LABEL_VALUES + 50 {
             engine
                 .model(&format!("model-{model}"))
-                .task_processed(Outcome::Success);
+                .task_processed(Status::Success);
         }
         let snapshot = metrics.snapshot();
         let other = [("model", crate::metrics::OTHER), ("status", "success")];
@@ -333,9 +333,6 @@ mod tests {
         let series = snapshot
             .iter()
             .filter(|(name, _)| name.starts_with("dalston_engine_tasks_processed_total"));
-        assert_eq!(
-            series.count(),
-            (Metrics::LABEL_VALUES + 1) * Outcome::VALUES.len()
-        );
+        assert_eq!(series.count(), (Metrics::LABEL_VALUES + 1) * Status::VALUES.len());
     }
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use crate::metrics::{
     BoundedFamily, Counter, DenseFamily, Exemplar, Gauge, Histogram, Label, LabelSet, Metrics, OTHER,
-    OpenLabel, Outcome, Unit, buckets,
+    OpenLabel, Status, Unit, buckets,
 };
 
 crate::label! {
@@ -153,7 +153,7 @@ pub struct OrchestratorMetrics {
     job_duration: BoundedFamily<3, (), Histogram>,
     audio_duration: BoundedFamily<2, (), Histogram>,
     tasks_scheduled: BoundedFamily<3, (), Counter>,
-    tasks_completed: BoundedFamily<2, Outcome, Counter>,
+    tasks_completed: BoundedFamily<2, Status, Counter>,
     events: DenseFamily<EventType, Counter>,
     decisions: DenseFamily<Decided, Counter>,
     dag_build: DenseFamily<(), Histogram>,
@@ -337,7 +337,7 @@ impl JobMetrics {
 #[derive(Clone, Debug)]
 pub struct ScheduleMetrics {
     scheduled: BoundedFamily<3, (), Counter>,
-    completed: DenseFamily<Outcome, Counter>,
+    completed: DenseFamily<Status, Counter>,
     engine_id: String,
     profile: ExecutionProfile,
 }
@@ -351,8 +351,8 @@ impl ScheduleMetrics {
     }
 
     /// Counts a task that the engine has completed: `dalston_orchestrator_tasks_completed_total`.
-    pub fn task_completed(&self, outcome: Outcome) {
-        self.completed.with(outcome).inc_in(Exemplar::current());
+    pub fn task_completed(&self, status: Status) {
+        self.completed.with(status).inc_in(Exemplar::current());
     }
 }
 
@@ -403,7 +403,7 @@ mod tests {
         );
         orchestrator.dag_built(Duration::from_millis(4));
         engine.task_scheduled("transcribe_ch0");
-        engine.task_completed(Outcome::Failure);
+        engine.task_completed(Status::Failure);
         stage.task_timed_out();
         orchestrator.scanned(ScanStatus::SkippedNotLeader);
         jobs.audio_duration(Duration::from_secs(60));

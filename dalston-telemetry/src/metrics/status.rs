@@ -1,6 +1,6 @@
 crate::label! {
-    /// How a task ended.
-    pub enum Outcome = "status" {
+    /// Whether a task succeeded.
+    pub enum Status = "status" {
         Success => "success",
         Failure => "failure",
     }
