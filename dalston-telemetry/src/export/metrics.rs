@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use super::delivery::{
     Accepted, Control, Delivery, Exporter, Failure, Lost, ReportTo, Reporter, Transport, spawn,
 };
-use super::settings::{OtlpSettings, PushSettings};
+use super::exporter_config::{ExporterConfig, PushConfig};
 use super::transport::{Wire, connect};
 use crate::error::{InitError, ShutdownError};
 use crate::metrics::{Metrics, Signal, TelemetryMetrics};
@@ -25,8 +25,8 @@ mod points;
 /// Starts the exporter of metrics. Opens no connection, so that a collector that is away does not
 /// keep a service from starting.
 pub(crate) fn start(
-    otlp: &OtlpSettings,
-    config: PushSettings,
+    otlp: &ExporterConfig,
+    config: PushConfig,
     resource: &Resource,
     metrics: &Metrics,
     report_to: ReportTo,
@@ -123,7 +123,7 @@ impl Drop for EndOnDrop {
 /// The loop of the export thread.
 struct Worker<T, S> {
     shared: Arc<Shared>,
-    config: PushSettings,
+    config: PushConfig,
     transport: T,
     /// Locked while it is read, which takes as long as the callbacks of observable instruments.
     source: Arc<Mutex<S>>,
@@ -134,7 +134,7 @@ impl<T: Transport<Request: 'static>, S: Source<T::Request>> Worker<T, S> {
     /// `timeout` is for one request.
     fn new(
         shared: Arc<Shared>,
-        config: PushSettings,
+        config: PushConfig,
         timeout: Duration,
         transport: T,
         source: S,

@@ -26,12 +26,12 @@
 
 pub(crate) mod config;
 mod delivery;
+mod exporter_config;
 #[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
 pub(crate) mod metrics;
 #[cfg(not(any(feature = "otlp-grpc", feature = "otlp-http")))]
 #[path = "no_metrics.rs"]
 pub(crate) mod metrics;
-mod settings;
 pub(crate) mod traces;
 #[cfg(any(feature = "otlp-grpc", feature = "otlp-http"))]
 mod transport;
@@ -39,4 +39,4 @@ mod transport;
 pub use config::{OtlpCompression, OtlpConfig, OtlpProtocol};
 pub use delivery::ExportStats;
 pub(crate) use delivery::{Exporter, Exporters, REPORTS, ReportTo};
-pub(crate) use settings::{BatchSettings, NO_LIMIT, OtlpSettings, PushSettings, TraceExporters};
+pub(crate) use exporter_config::{BatchConfig, ExporterConfig, NO_LIMIT, PushConfig, TraceExporters};

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use opentelemetry_sdk::Resource;
 
 use super::delivery::{Exporter, ReportTo};
-use super::settings::{OtlpSettings, PushSettings};
+use super::exporter_config::{ExporterConfig, PushConfig};
 use crate::error::InitError;
 use crate::metrics::Metrics;
 
 /// Refuses: no transport can send them.
 pub(crate) fn start(
-    otlp: &OtlpSettings,
-    _: PushSettings,
+    otlp: &ExporterConfig,
+    _: PushConfig,
     _: &Resource,
     _: &Metrics,
     _: ReportTo,

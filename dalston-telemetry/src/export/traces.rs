@@ -9,7 +9,7 @@ use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 
 use super::delivery::{BatchExporter, Exporters, Item, ReportTo, Reporter};
-use super::settings::{BatchSettings, OtlpSettings};
+use super::exporter_config::{BatchConfig, ExporterConfig};
 use crate::error::InitError;
 use crate::metrics::{DropReason, Signal, TelemetryMetrics};
 
@@ -26,9 +26,9 @@ pub(crate) type SpanExporter = BatchExporter<SpanData>;
 /// Starts the exporter of spans, to a collector, to the console, or to both. Opens no connection,
 /// so that a collector that is away does not keep a service from starting.
 pub(crate) fn start(
-    otlp: Option<&OtlpSettings>,
+    otlp: Option<&ExporterConfig>,
     console: bool,
-    config: BatchSettings,
+    config: BatchConfig,
     resource: &Resource,
     metrics: TelemetryMetrics,
     report_to: ReportTo,
@@ -141,7 +141,7 @@ mod no_otlp {
 
     pub(super) enum NoTransport {}
 
-    pub(super) fn connect(otlp: &OtlpSettings, _: &Resource) -> Result<fn() -> NoTransport, InitError> {
+    pub(super) fn connect(otlp: &ExporterConfig, _: &Resource) -> Result<fn() -> NoTransport, InitError> {
         Err(otlp.protocol.missing_feature())
     }
 

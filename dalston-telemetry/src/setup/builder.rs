@@ -16,7 +16,7 @@ use crate::env::{Env, EnvError};
 use crate::error::InitError;
 use crate::export::traces::{ExportProcessor, SpanExporter};
 use crate::export::{
-    self, BatchSettings, Exporter, Exporters, NO_LIMIT, OtlpConfig, OtlpSettings, PushSettings, ReportTo,
+    self, BatchConfig, Exporter, ExporterConfig, Exporters, NO_LIMIT, OtlpConfig, PushConfig, ReportTo,
     TraceExporters,
 };
 use crate::logs::{LogConfig, LogFormat, LogWriter};
@@ -328,7 +328,7 @@ impl TelemetryBuilder {
             )?),
             None => None,
         };
-        let push = self.push_settings(&env)?;
+        let push = self.push_config(&env)?;
         let exports_spans = self.exports_spans(&env)?;
         let resource = if push.is_some() || exports_spans || !self.processors.is_empty() {
             Some(resource::build(
@@ -420,14 +420,14 @@ impl TelemetryBuilder {
     ///
     /// The export of metrics does not need tracing. An explicit `OTEL_ENABLED=false` switches both
     /// off.
-    fn push_settings(&self, env: &Env) -> Result<Option<(OtlpSettings, PushSettings)>, EnvError> {
+    fn push_config(&self, env: &Env) -> Result<Option<(ExporterConfig, PushConfig)>, EnvError> {
         let disabled = OTEL_SDK_DISABLED.read_or_default(env)?;
         let enabled = OTEL_ENABLED.read(env)?.unwrap_or(true);
-        if disabled || !enabled || !metrics::are_enabled(env)? || !PushSettings::are_wanted(env)? {
+        if disabled || !enabled || !metrics::are_enabled(env)? || !PushConfig::are_wanted(env)? {
             return Ok(None);
         }
-        let otlp = OtlpSettings::read(Signal::Metrics, &self.otlp_metrics, env)?;
-        Ok(Some((otlp, PushSettings::read(env)?)))
+        let otlp = ExporterConfig::read(Signal::Metrics, &self.otlp_metrics, env)?;
+        Ok(Some((otlp, PushConfig::read(env)?)))
     }
 
     fn tracing(
@@ -449,14 +449,14 @@ impl TelemetryBuilder {
             TraceExporters::NONE => None,
             TraceExporters { otlp, console } => {
                 let otlp = if otlp {
-                    Some(OtlpSettings::read(Signal::Traces, &self.otlp, env)?)
+                    Some(ExporterConfig::read(Signal::Traces, &self.otlp, env)?)
                 } else {
                     None
                 };
                 Some(export::traces::start(
                     otlp.as_ref(),
                     console,
-                    BatchSettings::read(env)?,
+                    BatchConfig::read(env)?,
                     resource,
                     TelemetryMetrics::register(metrics),
                     ReportTo::clone(report_to),

@@ -17,7 +17,7 @@ use super::request::{Accepted, Transport};
 use super::stats::{ExportStats, Stats};
 use super::thread::spawn;
 use crate::error::{InitError, ShutdownError};
-use crate::export::settings::BatchSettings;
+use crate::export::exporter_config::BatchConfig;
 use crate::metrics::{DropReason, Signal, TelemetryMetrics};
 
 /// An item that waits in a queue, such as a span.
@@ -60,7 +60,7 @@ pub(crate) struct BatchExporter<I> {
 impl<I: Item> BatchExporter<I> {
     /// Starts the thread, which calls `connect` in its runtime. `timeout` is for one request.
     pub(crate) fn start<T: BatchTransport<I>>(
-        config: BatchSettings,
+        config: BatchConfig,
         timeout: Duration,
         connect: Option<impl FnOnce() -> T + Send + 'static>,
         console: bool,
@@ -122,7 +122,7 @@ struct Shared<I> {
 }
 
 impl<I: Item> Shared<I> {
-    fn new(config: &BatchSettings, metrics: TelemetryMetrics) -> Self {
+    fn new(config: &BatchConfig, metrics: TelemetryMetrics) -> Self {
         Self {
             queue: Queue::new(config.max_queue_size),
             max_batch_size: config.max_batch_size,
@@ -197,7 +197,7 @@ impl<I: Item> Drop for EndOnDrop<I> {
 /// The loop of the export thread.
 struct Worker<I: Item, T: BatchTransport<I>> {
     shared: Arc<Shared<I>>,
-    config: BatchSettings,
+    config: BatchConfig,
     transport: Option<Arc<T>>,
     /// Whether items are also printed.
     console: bool,
@@ -229,7 +229,7 @@ struct Batch<R> {
 impl<I: Item, T: BatchTransport<I>> Worker<I, T> {
     fn new(
         shared: Arc<Shared<I>>,
-        config: BatchSettings,
+        config: BatchConfig,
         timeout: Duration,
         transport: Option<T>,
         console: bool,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::control::Control;
 use super::report::Reporter;
 use crate::error::ShutdownError;
-use crate::export::settings::NO_LIMIT;
+use crate::export::exporter_config::NO_LIMIT;
 
 /// The time for an exporter to notice that its deadline has passed.
 const GRACE: Duration = Duration::from_millis(200);

@@ -13,12 +13,12 @@ use prost::Message;
 
 use crate::error::InitError;
 use crate::export::delivery::{Accepted, BatchTransport, Failure, MAX_REQUEST_BYTES, Transport};
-use crate::export::settings::OtlpSettings;
+use crate::export::exporter_config::ExporterConfig;
 use crate::export::transport::{self, Wire};
 
-/// Checks the settings now, and connects when the result is called.
+/// Checks the configuration now, and connects when the result is called.
 pub(super) fn connect(
-    otlp: &OtlpSettings,
+    otlp: &ExporterConfig,
     resource: &Resource,
 ) -> Result<impl FnOnce() -> SpansOtlp + Send + use<>, InitError> {
     let connect = transport::connect(otlp)?;

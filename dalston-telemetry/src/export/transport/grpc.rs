@@ -16,7 +16,7 @@ use super::client::{MAX_RESPONSE_BYTES, USER_AGENT, chain};
 use super::tls::TlsMaterial;
 use crate::error::InitError;
 use crate::export::delivery::{Accepted, Failure, Retry};
-use crate::export::settings::OtlpSettings;
+use crate::export::exporter_config::ExporterConfig;
 
 pub(crate) struct Grpc {
     channel: Channel,
@@ -25,24 +25,24 @@ pub(crate) struct Grpc {
 }
 
 impl Grpc {
-    /// Checks the settings. Opens no connection and needs no runtime.
-    pub(super) fn prepare(settings: &OtlpSettings) -> Result<GrpcEndpoint, InitError> {
+    /// Checks the configuration. Opens no connection and needs no runtime.
+    pub(super) fn prepare(config: &ExporterConfig) -> Result<GrpcEndpoint, InitError> {
         let wrong = |error: tonic::transport::Error| InitError::Exporter {
-            endpoint: settings.endpoint.to_string(),
+            endpoint: config.endpoint.to_string(),
             reason: chain(&error),
             source: Some(Box::new(error)),
         };
-        let mut endpoint = Endpoint::from(settings.endpoint.uri().clone())
+        let mut endpoint = Endpoint::from(config.endpoint.uri().clone())
             .user_agent(USER_AGENT)
             .map_err(wrong)?
-            .connect_timeout(settings.timeout)
+            .connect_timeout(config.timeout)
             // Detects a peer that has vanished while a request waits for its answer.
             .http2_keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10));
-        if settings.endpoint.is_https() {
-            let material = TlsMaterial::read(&settings.tls)?;
+        if config.endpoint.is_https() {
+            let material = TlsMaterial::read(&config.tls)?;
             // Checked here, because the errors of tonic say less.
-            material.client_config(&settings.endpoint)?;
+            material.client_config(&config.endpoint)?;
             let mut tls = ClientTlsConfig::new();
             tls = match material.certificate {
                 Some(pem) => tls.ca_certificate(Certificate::from_pem(pem)),
@@ -55,8 +55,8 @@ impl Grpc {
         }
         Ok(GrpcEndpoint {
             endpoint,
-            gzip: settings.gzip,
-            headers: MetadataMap::from_headers(settings.headers.clone()),
+            gzip: config.gzip,
+            headers: MetadataMap::from_headers(config.headers.clone()),
         })
     }
 

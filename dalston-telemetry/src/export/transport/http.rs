@@ -19,7 +19,7 @@ use super::tls::TlsMaterial;
 use crate::env::EnvError;
 use crate::error::InitError;
 use crate::export::delivery::{Accepted, Failure, Retry};
-use crate::export::settings::OtlpSettings;
+use crate::export::exporter_config::ExporterConfig;
 
 /// The time for the body of an answer, after a status that says that the request was taken.
 const LONGEST_REST: Duration = Duration::from_secs(1);
@@ -34,28 +34,28 @@ pub(crate) struct Http {
 }
 
 impl Http {
-    /// Checks the settings and builds a client. Opens no connection and needs no runtime.
-    pub(super) fn new(settings: &OtlpSettings) -> Result<Self, InitError> {
+    /// Checks the configuration and builds a client. Opens no connection and needs no runtime.
+    pub(super) fn new(config: &ExporterConfig) -> Result<Self, InitError> {
         let wrong = |reason: String, source: Option<reqwest::Error>| InitError::Exporter {
-            endpoint: settings.endpoint.to_string(),
+            endpoint: config.endpoint.to_string(),
             reason,
             source: source.map(|error| Box::new(error) as _),
         };
-        let url = Url::parse(&settings.endpoint.uri().to_string())
+        let url = Url::parse(&config.endpoint.uri().to_string())
             .map_err(|_| wrong("the URL can't be used".into(), None))?;
         // Also for plain text: without it, the client requires a process-wide TLS provider.
-        let tls = match settings.endpoint.is_https() {
-            true => TlsMaterial::read(&settings.tls)?.client_config(&settings.endpoint)?,
+        let tls = match config.endpoint.is_https() {
+            true => TlsMaterial::read(&config.tls)?.client_config(&config.endpoint)?,
             false => TlsMaterial::nothing_trusted(),
         };
         let mut builder = Client::builder()
             .tls_backend_preconfigured(tls)
             .user_agent(USER_AGENT)
-            .connect_timeout(settings.timeout)
+            .connect_timeout(config.timeout)
             .redirect(Policy::none())
-            // The proxy comes from the settings, and not from the variables of the process.
+            // The proxy comes from the configuration, and not from the variables of the process.
             .no_proxy();
-        if let Some(proxy) = &settings.proxy {
+        if let Some(proxy) = &config.proxy {
             let except = proxy.except.as_deref().and_then(reqwest::NoProxy::from_string);
             let proxy = reqwest::Proxy::all(&proxy.url)
                 .map_err(|_| EnvError::secret(proxy.variable, "the URL of a proxy"))?
@@ -66,17 +66,17 @@ impl Http {
             let error = error.without_url();
             wrong(chain(&error), Some(error))
         })?;
-        let mut headers = settings.headers.clone();
+        let mut headers = config.headers.clone();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
-        if settings.gzip {
+        if config.gzip {
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
         Ok(Self {
             client,
             url,
             headers,
-            gzip: settings.gzip,
-            timeout: settings.timeout,
+            gzip: config.gzip,
+            timeout: config.timeout,
         })
     }
 

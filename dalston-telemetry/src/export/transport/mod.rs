@@ -12,7 +12,7 @@ use prost::Message;
 
 use super::config::OtlpProtocol;
 use super::delivery::{Accepted, Failure};
-use super::settings::OtlpSettings;
+use super::exporter_config::ExporterConfig;
 use crate::error::InitError;
 
 /// A connection of one exporter.
@@ -46,8 +46,8 @@ impl Wire {
 /// Makes the connection; to be called in the exporter's runtime.
 pub(super) type Connect = Box<dyn FnOnce() -> Wire + Send>;
 
-/// Checks the settings now, and connects when the result is called.
-pub(super) fn connect(otlp: &OtlpSettings) -> Result<Connect, InitError> {
+/// Checks the configuration now, and connects when the result is called.
+pub(super) fn connect(otlp: &ExporterConfig) -> Result<Connect, InitError> {
     match otlp.protocol {
         #[cfg(feature = "otlp-grpc")]
         OtlpProtocol::Grpc => {

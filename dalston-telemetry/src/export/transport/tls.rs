@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 
 use crate::error::InitError;
-use crate::export::settings::{Endpoint, TlsFile, TlsFiles};
+use crate::export::exporter_config::{Endpoint, TlsFile, TlsFiles};
 
 /// The contents of the files.
 pub(super) struct TlsMaterial {

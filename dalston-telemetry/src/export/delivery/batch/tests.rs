@@ -58,8 +58,8 @@ struct Running {
     worker: tokio::task::JoinHandle<()>,
 }
 
-fn batching() -> BatchSettings {
-    BatchSettings {
+fn batching() -> BatchConfig {
+    BatchConfig {
         schedule_delay: Duration::from_millis(1),
         max_queue_size: 1000,
         max_batch_size: 10,
@@ -74,7 +74,7 @@ fn shared() -> Arc<Shared<SpanData>> {
 
 fn worker<T: BatchTransport<SpanData>>(
     shared: &Arc<Shared<SpanData>>,
-    batching: BatchSettings,
+    batching: BatchConfig,
     transport: T,
 ) -> Worker<SpanData, T> {
     let headers = http::HeaderMap::new();
@@ -443,7 +443,7 @@ async fn missing_answer_is_reported_with_the_time_waited() {
     }
     let shared = shared();
     shared.push(span(0));
-    let batching = BatchSettings {
+    let batching = BatchConfig {
         export_timeout: Duration::from_secs(3),
         ..batching()
     };

@@ -1,4 +1,4 @@
-//! The settings of exporters.
+//! The configuration of exporters.
 //!
 //! An explicit call wins over the variable of the signal, that over the variable for all signals, and
 //! that over the default.
@@ -21,9 +21,9 @@ use crate::settings::traces;
 /// Stands for "no limit".
 pub(crate) const NO_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The settings of one exporter.
+/// The configuration of one exporter.
 #[derive(Clone)]
-pub(crate) struct OtlpSettings {
+pub(crate) struct ExporterConfig {
     pub(crate) protocol: OtlpProtocol,
     pub(crate) endpoint: Endpoint,
     /// The values are marked as sensitive.
@@ -35,7 +35,7 @@ pub(crate) struct OtlpSettings {
     pub(crate) proxy: Option<Proxy>,
 }
 
-impl OtlpSettings {
+impl ExporterConfig {
     pub(crate) fn read(signal: Signal, config: &OtlpConfig, env: &Env) -> Result<Self, EnvError> {
         let protocol = match config.protocol {
             Some(protocol) => protocol,
@@ -72,9 +72,9 @@ impl OtlpSettings {
     }
 }
 
-impl fmt::Debug for OtlpSettings {
+impl fmt::Debug for ExporterConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OtlpSettings")
+        f.debug_struct("ExporterConfig")
             .field("protocol", &self.protocol)
             .field("endpoint", &self.endpoint)
             .field("headers", &self.headers.keys().collect::<Vec<_>>())
@@ -87,7 +87,7 @@ impl fmt::Debug for OtlpSettings {
 
 /// The limits of a queue and of its batches: `OTEL_BSP_*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct BatchSettings {
+pub(crate) struct BatchConfig {
     /// The longest time that an item waits for others, to be sent with them.
     pub(crate) schedule_delay: Duration,
     pub(crate) max_queue_size: usize,
@@ -96,7 +96,7 @@ pub(crate) struct BatchSettings {
     pub(crate) export_timeout: Duration,
 }
 
-impl BatchSettings {
+impl BatchConfig {
     pub(crate) fn read(env: &Env) -> Result<Self, EnvError> {
         let batch_size = &traces::OTEL_BSP_MAX_EXPORT_BATCH_SIZE;
         let queue_size = &traces::OTEL_BSP_MAX_QUEUE_SIZE;
@@ -159,7 +159,7 @@ impl TraceExporters {
 
 /// The interval and the form in which metrics are exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PushSettings {
+pub(crate) struct PushConfig {
     pub(crate) interval: Duration,
     /// For one export with its retries.
     pub(crate) export_timeout: Duration,
@@ -167,7 +167,7 @@ pub(crate) struct PushSettings {
     pub(crate) delta: bool,
 }
 
-impl PushSettings {
+impl PushConfig {
     pub(crate) fn read(env: &Env) -> Result<Self, EnvError> {
         let interval = metrics::OTEL_METRIC_EXPORT_INTERVAL.read_or_default(env)?;
         let timeout = metrics::OTEL_METRIC_EXPORT_TIMEOUT.read_or_default(env)?;

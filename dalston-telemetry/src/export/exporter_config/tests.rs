@@ -4,48 +4,48 @@ use super::*;
 
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
-fn read(pairs: Pairs<'_>) -> Result<OtlpSettings, EnvError> {
-    OtlpSettings::read(
+fn read(pairs: Pairs<'_>) -> Result<ExporterConfig, EnvError> {
+    ExporterConfig::read(
         Signal::Traces,
         &OtlpConfig::new(),
         &Env::from_pairs(pairs.iter().copied()),
     )
 }
 
-fn batching(pairs: Pairs<'_>) -> Result<BatchSettings, EnvError> {
-    BatchSettings::read(&Env::from_pairs(pairs.iter().copied()))
+fn batching(pairs: Pairs<'_>) -> Result<BatchConfig, EnvError> {
+    BatchConfig::read(&Env::from_pairs(pairs.iter().copied()))
 }
 
 /// A setting as a text, to compare with a literal in a table.
-type Shown = fn(&OtlpSettings) -> String;
+type Shown = fn(&ExporterConfig) -> String;
 
-const PROTOCOL: Shown = |settings| format!("{:?}", settings.protocol);
-const ENDPOINT: Shown = |settings| settings.endpoint.uri().to_string();
-const TIMEOUT: Shown = |settings| format!("{:?}", settings.timeout);
-const GZIP: Shown = |settings| settings.gzip.to_string();
-const HEADERS: Shown = |settings| {
-    let pairs = settings
+const PROTOCOL: Shown = |exporter| format!("{:?}", exporter.protocol);
+const ENDPOINT: Shown = |exporter| exporter.endpoint.uri().to_string();
+const TIMEOUT: Shown = |exporter| format!("{:?}", exporter.timeout);
+const GZIP: Shown = |exporter| exporter.gzip.to_string();
+const HEADERS: Shown = |exporter| {
+    let pairs = exporter
         .headers
         .iter()
         .map(|(name, value)| format!("{name}={}", value.to_str().unwrap()));
     pairs.collect::<Vec<_>>().join(" ")
 };
-const CERTIFICATE: Shown = |settings| {
-    settings
+const CERTIFICATE: Shown = |exporter| {
+    exporter
         .tls
         .certificate
         .as_ref()
         .map(|file| file.path.clone())
         .unwrap_or_default()
 };
-const IDENTITY: Shown = |settings| {
-    let identity = settings.tls.identity.as_ref();
+const IDENTITY: Shown = |exporter| {
+    let identity = exporter.tls.identity.as_ref();
     identity
         .map(|identity| format!("{} {}", identity.certificate.path, identity.key.path))
         .unwrap_or_default()
 };
-const PROXY: Shown = |settings| {
-    settings
+const PROXY: Shown = |exporter| {
+    exporter
         .proxy
         .as_ref()
         .map(|proxy| proxy.url.clone())
@@ -305,8 +305,8 @@ fn every_variable_does_what_it_says() {
         ),
     ];
     for (shown, pairs, expected) in table {
-        let settings = read(pairs).unwrap_or_else(|error| panic!("{pairs:?}: {error}"));
-        assert_eq!(shown(&settings), *expected, "{pairs:?}");
+        let exporter = read(pairs).unwrap_or_else(|error| panic!("{pairs:?}: {error}"));
+        assert_eq!(shown(&exporter), *expected, "{pairs:?}");
     }
 }
 
@@ -391,11 +391,11 @@ fn secrets_are_not_in_errors_or_debug_output() {
     let config = OtlpConfig::new()
         .header("x-key", "hunter2")
         .endpoint("http://otel/?key=hunter2");
-    let settings = OtlpSettings::read(Signal::Traces, &config, &Env::default()).unwrap();
+    let exporter = ExporterConfig::read(Signal::Traces, &config, &Env::default()).unwrap();
     for text in [
         format!("{config:?}"),
-        format!("{settings:?}"),
-        settings.endpoint.to_string(),
+        format!("{exporter:?}"),
+        exporter.endpoint.to_string(),
     ] {
         assert!(!text.contains("hunter2"), "{text}");
     }
@@ -422,9 +422,9 @@ fn explicit_calls_win_over_every_variable() {
         .certificate("/call.pem")
         .client_identity("/call-client.pem", "/call.key")
         .header("a", "call");
-    let settings = OtlpSettings::read(Signal::Traces, &config, &env).unwrap();
+    let exporter = ExporterConfig::read(Signal::Traces, &config, &env).unwrap();
     let shown =
-        [PROTOCOL, ENDPOINT, TIMEOUT, GZIP, CERTIFICATE, IDENTITY, HEADERS].map(|shown| shown(&settings));
+        [PROTOCOL, ENDPOINT, TIMEOUT, GZIP, CERTIFICATE, IDENTITY, HEADERS].map(|shown| shown(&exporter));
     assert_eq!(
         shown,
         [
@@ -441,7 +441,7 @@ fn explicit_calls_win_over_every_variable() {
 
 #[test]
 fn batch_variables_are_read_and_fit_together() {
-    let defaults = BatchSettings {
+    let defaults = BatchConfig {
         schedule_delay: Duration::from_secs(5),
         max_queue_size: 2048,
         max_batch_size: 512,
@@ -454,7 +454,7 @@ fn batch_variables_are_read_and_fit_together() {
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10"),
         ("OTEL_BSP_EXPORT_TIMEOUT", "700"),
     ];
-    let expected = BatchSettings {
+    let expected = BatchConfig {
         schedule_delay: Duration::from_millis(100),
         max_queue_size: 20,
         max_batch_size: 10,
@@ -514,13 +514,13 @@ fn exporters_are_a_list() {
 
 #[test]
 fn names_in_variables_may_be_written_in_upper_case() {
-    let settings = read(&[
+    let exporter = read(&[
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "HTTP/Protobuf"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "GZIP"),
     ])
     .unwrap();
-    assert_eq!(settings.protocol, OtlpProtocol::HttpProtobuf);
-    assert!(settings.gzip);
+    assert_eq!(exporter.protocol, OtlpProtocol::HttpProtobuf);
+    assert!(exporter.gzip);
     let exporters = TraceExporters::read(&Env::from_pairs([("OTEL_TRACES_EXPORTER", "OTLP, Console")]));
     let both = TraceExporters {
         otlp: true,
@@ -537,8 +537,8 @@ fn timeout_in_code_works_like_the_variable() {
         (Duration::from_secs(3), Duration::from_secs(3)),
     ] {
         let config = OtlpConfig::new().timeout(given);
-        let settings = OtlpSettings::read(Signal::Traces, &config, &Env::default()).unwrap();
-        assert_eq!(settings.timeout, expected);
+        let exporter = ExporterConfig::read(Signal::Traces, &config, &Env::default()).unwrap();
+        assert_eq!(exporter.timeout, expected);
     }
 }
 
@@ -546,7 +546,7 @@ fn timeout_in_code_works_like_the_variable() {
 fn variables_for_metrics_win_over_general_ones() {
     let read = |pairs: Pairs<'_>| {
         let env = Env::from_pairs(pairs.iter().copied());
-        OtlpSettings::read(Signal::Metrics, &OtlpConfig::new(), &env).unwrap()
+        ExporterConfig::read(Signal::Metrics, &OtlpConfig::new(), &env).unwrap()
     };
     let general = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:1"),
@@ -565,8 +565,8 @@ fn variables_for_metrics_win_over_general_ones() {
         ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "none"),
         ("OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE", "/own"),
     ];
-    let shown = |settings: &OtlpSettings| {
-        [PROTOCOL, ENDPOINT, TIMEOUT, HEADERS, GZIP, CERTIFICATE].map(|show| show(settings))
+    let shown = |exporter: &ExporterConfig| {
+        [PROTOCOL, ENDPOINT, TIMEOUT, HEADERS, GZIP, CERTIFICATE].map(|show| show(exporter))
     };
     assert_eq!(
         shown(&read(&general)),
@@ -587,8 +587,8 @@ fn variables_for_metrics_win_over_general_ones() {
 
 #[test]
 fn export_interval_of_metrics_is_read_or_refused() {
-    let read = |pairs: Pairs<'_>| PushSettings::read(&Env::from_pairs(pairs.iter().copied()));
-    let default = PushSettings {
+    let read = |pairs: Pairs<'_>| PushConfig::read(&Env::from_pairs(pairs.iter().copied()));
+    let default = PushConfig {
         interval: Duration::from_secs(60),
         export_timeout: Duration::from_secs(30),
         delta: false,
@@ -599,7 +599,7 @@ fn export_interval_of_metrics_is_read_or_refused() {
         ("OTEL_METRIC_EXPORT_TIMEOUT", "5000"),
         ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "LowMemory"),
     ]);
-    let expected = PushSettings {
+    let expected = PushConfig {
         interval: Duration::from_secs(15),
         export_timeout: Duration::from_secs(5),
         delta: true,
@@ -618,7 +618,7 @@ fn export_interval_of_metrics_is_read_or_refused() {
 
 #[test]
 fn metrics_are_pushed_when_the_list_of_exporters_says_so() {
-    let read = |list| PushSettings::are_wanted(&Env::from_pairs([("OTEL_METRICS_EXPORTER", list)]));
+    let read = |list| PushConfig::are_wanted(&Env::from_pairs([("OTEL_METRICS_EXPORTER", list)]));
     for (list, expected) in [
         ("", false),
         ("none", false),
