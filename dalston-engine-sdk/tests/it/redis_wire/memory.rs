@@ -68,6 +68,8 @@ async fn nothing_is_claimed_while_the_server_is_out_of_memory() {
     // The peer has made the group already, so that is not what the server refuses.
     let peer = broker(&server);
     nothing_for(&peer, "a", SHORT).await;
+    // The read of the peer goes on in the background, for half a second at most.
+    tokio::time::sleep(Duration::from_millis(700)).await;
     message(&server).await;
     let _ = receive(&broker(&server), "dead").await;
     // A lease, and until the peer looks for stale entries again.
