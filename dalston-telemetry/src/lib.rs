@@ -17,7 +17,7 @@
 //! | give log lines the ids of the current task or request | [`context`] |
 //! | count and measure | [`metrics`], and the metrics of each service in [`services`] |
 //! | serve `/metrics` | [`Telemetry::serve_metrics`], or a route of your own: `axum` (feature `axum`) |
-//! | name spans and attributes as the platform does | [`names`] |
+//! | name spans and attributes as the platform does | [`services`]: the constants of each service |
 //! | keep secrets out of texts | [`redact`] |
 //! | detect the cloud instance | `cloud` (feature `ec2`) |
 //! | keep spans in memory, draw a trace | [`SpanCollector`], [`Waterfall`] |
