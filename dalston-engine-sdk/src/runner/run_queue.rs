@@ -162,18 +162,8 @@ impl<W> RunQueue<W> {
     pub(super) fn next(&self, handle: &Arc<ThreadHandle>) -> Next<W> {
         let mut state = self.state();
         loop {
-            let closed = state.closed;
-            let Some(thread) = state.thread(handle) else {
-                return Next::End;
-            };
-            match mem::replace(&mut thread.activity, Activity::Busy { task: None }) {
-                Activity::Ready { task, work } => {
-                    thread.activity = Activity::Busy { task: Some(task) };
-                    return Next::Work(work);
-                }
-                Activity::Idle { .. } if closed => return Next::End,
-                Activity::Idle { sweep: Some(now), .. } => return Next::Sweep(now),
-                waiting => thread.activity = waiting,
+            if let Some(next) = state.next(handle) {
+                return next;
             }
             state = handle.wake_up.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -250,6 +240,26 @@ impl<W> State<W> {
         self.threads
             .iter_mut()
             .find(|thread| Arc::ptr_eq(&thread.handle, handle))
+    }
+
+    /// What a thread must do now. `None` if it must wait.
+    fn next(&mut self, handle: &Arc<ThreadHandle>) -> Option<Next<W>> {
+        let closed = self.closed;
+        let Some(thread) = self.thread(handle) else {
+            return Some(Next::End);
+        };
+        match mem::replace(&mut thread.activity, Activity::Busy { task: None }) {
+            Activity::Ready { task, work } => {
+                thread.activity = Activity::Busy { task: Some(task) };
+                Some(Next::Work(work))
+            }
+            Activity::Idle { .. } if closed => Some(Next::End),
+            Activity::Idle { sweep: Some(now), .. } => Some(Next::Sweep(now)),
+            waiting => {
+                thread.activity = waiting;
+                None
+            }
+        }
     }
 
     /// Gives the tasks threads, in the order in which they came, until no thread is idle.
@@ -400,10 +410,15 @@ mod tests {
         entry.thread().now_or_never().flatten()
     }
 
+    /// What a thread must do, without waiting.
+    fn next(queue: &Queue, handle: &Arc<ThreadHandle>) -> Option<Next<&'static str>> {
+        queue.state().next(handle)
+    }
+
     fn work(queue: &Queue, handle: &Arc<ThreadHandle>) -> &'static str {
-        match queue.next(handle) {
-            Next::Work(work) => work,
-            Next::Sweep(_) | Next::End => panic!("no work"),
+        match next(queue, handle) {
+            Some(Next::Work(work)) => work,
+            _ => panic!("no work"),
         }
     }
 
@@ -475,7 +490,7 @@ mod tests {
         assert!(queue.give_up(&begun));
         idle(&queue, &stuck, &["a"]);
         assert!(assigned(&mut enqueue(&queue, "a")).is_none());
-        assert!(matches!(queue.next(&stuck), Next::End));
+        assert!(matches!(next(&queue, &stuck), Some(Next::End)));
     }
 
     #[test]
@@ -498,7 +513,7 @@ mod tests {
         let task = assigned(&mut enqueue(&queue, "b")).unwrap();
         let now = Instant::now();
         queue.sweep(now);
-        assert!(matches!(queue.next(&swept), Next::Sweep(at) if at == now));
+        assert!(matches!(next(&queue, &swept), Some(Next::Sweep(at)) if at == now));
         task.begin("work");
         assert_eq!(work(&queue, &busy), "work");
     }
@@ -509,13 +524,13 @@ mod tests {
         let (rested, busy) = (thread(&queue, &[]), thread(&queue, &["a"]));
         let begun = assigned(&mut enqueue(&queue, "a")).unwrap();
         queue.close();
-        assert!(matches!(queue.next(&rested), Next::End));
+        assert!(matches!(next(&queue, &rested), Some(Next::End)));
         let refused = enqueue(&queue, "a").thread().now_or_never();
         assert!(matches!(refused, Some(None)));
         begun.begin("already admitted");
         assert_eq!(work(&queue, &busy), "already admitted");
         idle(&queue, &busy, &["a"]);
-        assert!(matches!(queue.next(&busy), Next::End));
+        assert!(matches!(next(&queue, &busy), Some(Next::End)));
     }
 
     #[test]
@@ -524,9 +539,9 @@ mod tests {
         let handle = thread(&queue, &[]);
         let sleeper = {
             let (queue, handle) = (Arc::clone(&queue), Arc::clone(&handle));
-            std::thread::spawn(move || work(&queue, &handle))
+            std::thread::spawn(move || queue.next(&handle))
         };
         assigned(&mut enqueue(&queue, "a")).unwrap().begin("work");
-        assert_eq!(sleeper.join().unwrap(), "work");
+        assert!(matches!(sleeper.join().unwrap(), Next::Work("work")));
     }
 }
