@@ -54,6 +54,7 @@
 //!
 //!     dalston_engine_sdk::broker_suite!(platform);
 //! }
+//! # fn main() {}
 //! ```
 
 #![allow(clippy::unwrap_used)] // A failing test may panic.
