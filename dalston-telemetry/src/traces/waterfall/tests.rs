@@ -95,7 +95,7 @@ fn spans_may_come_in_any_order() {
 }
 
 #[test]
-fn ascii_stays_ascii_and_shows_the_attributes_that_were_asked_for() {
+fn ascii_output_stays_ascii_and_shows_chosen_attributes() {
     let look = Waterfall::new()
         .width(90)
         .ascii(true)
@@ -121,7 +121,7 @@ engine.faster-whisper.process   40.0 ms    1.56 s  =============================
 }
 
 #[test]
-fn a_narrow_terminal_loses_the_bars_first_and_then_the_ends_of_the_names() {
+fn a_narrow_terminal_loses_bars_before_ends_of_names() {
     assert_drawn(
         &Waterfall::new().width(55),
         &task(),
