@@ -76,7 +76,10 @@ pub mod axum;
 mod env;
 mod error;
 // With one transport left out, what only that one needs is left over.
-#[cfg_attr(not(all(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]
+#[cfg_attr(
+    not(all(feature = "otlp-grpc", feature = "otlp-http")),
+    allow(dead_code, unused_imports)
+)]
 mod export;
 mod logs;
 pub mod metrics;

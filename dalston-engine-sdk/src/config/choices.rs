@@ -106,6 +106,8 @@ pub enum ModelSource {
 /// The notices about a spot instance that start the drain of its worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
+// Its variable is declared in every build; only a worker exports the type.
+#[cfg_attr(not(feature = "worker"), allow(unreachable_pub))]
 pub enum SpotDrain {
     /// The instance will be interrupted, or this has become likely, which Amazon calls a rebalance
     /// recommendation. A recommendation that was there already when the worker started is ignored.
