@@ -16,7 +16,7 @@ pub(crate) struct TaskDir {
     prefix: &'static str,
     root: PathBuf,
     path: OnceLock<PathBuf>,
-    /// A path that does not exist. Its name is random, so that nobody else can create it.
+    /// A path that does not exist. Its name is random, so that no other process creates it.
     nowhere: OnceLock<PathBuf>,
     state: Mutex<State>,
 }

@@ -148,7 +148,7 @@ pub fn configure_tracing(service: impl Into<String>) -> Result<Telemetry, InitEr
 }
 
 /// Sets up metrics alone, as the environment says. Nothing global is touched: for a process whose spans and log lines are
-/// somebody else's business.
+/// set up elsewhere.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -4,7 +4,7 @@
 //! while it works. A worker that falls silent loses the task to another one. Every report about a task is checked against the
 //! ownership first, so that a worker that lost a task can't touch it any more.
 //!
-//! The runner calls a broker in this order, per task: [`receive_several`](Broker::receive_several), [`lookup`](Broker::lookup),
+//! The runner calls a broker in this order, per task: [`receive`](Broker::receive), [`lookup`](Broker::lookup),
 //! [`started`](Broker::started), [`renew`](Broker::renew) and [`is_cancelled`](Broker::is_cancelled) again and again, and then
 //! [`finish`](Broker::finish) or [`release`](Broker::release).
 //!

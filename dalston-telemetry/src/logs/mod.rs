@@ -1,6 +1,6 @@
 //! Log lines: JSON for machines, a readable form for terminals.
 //!
-//! Made by a layer of our own that takes events only: with tracing off nobody is interested in spans, and a span
+//! Made by a layer of our own that takes events only: with tracing off no layer is interested in spans, and a span
 //! costs what a disabled span costs.
 
 pub mod context;

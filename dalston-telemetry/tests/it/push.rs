@@ -19,7 +19,7 @@ use crate::service::Service;
 const PROTOCOLS: [Protocol; 2] = [Protocol::Grpc, Protocol::Http];
 const LONG: Duration = Duration::from_secs(30);
 
-/// The variables with which metrics are pushed when somebody asks for it.
+/// The variables with which metrics are pushed on request.
 fn pushing(mut env: Vec<(String, String)>, more: &[(&str, &str)]) -> Vec<(String, String)> {
     let push = [
         ("OTEL_METRICS_EXPORTER", "otlp"),

@@ -131,7 +131,7 @@ async fn dropped_finish_can_be_repeated() {
     tokio::time::timeout(Duration::from_millis(300), finish)
         .await
         .unwrap_err();
-    // It passes now, and nobody hears of it.
+    // It passes now, and its reply is lost.
     cable.stall(false);
 
     let renewed = broker.renew(&claim).await.unwrap();

@@ -99,7 +99,7 @@ async fn read_takes_no_more_than_asked() {
         assert_eq!(
             pending(&server).await.len(),
             received.len(),
-            "none is taken that nobody asked for"
+            "no more tasks are taken than were asked for"
         );
     }
     assert_eq!(received, queued);
