@@ -53,6 +53,9 @@ fn measure(what: &[&str]) -> Value {
         ["s3", redis, tasks, slots, s3, traces] => {
             ours::with_s3(redis, number(tasks), number(slots), s3, traces)
         }
+        ["storage", redis, tasks, concurrency, s3] => {
+            ours::storage_alone(redis, number(tasks), number(concurrency), s3)
+        }
         ["memory", redis, tasks] => ours::memory(redis, number(tasks)),
         ["peer", redis, tasks, concurrency, kind] => {
             peer::throughput(redis, number(tasks), number(concurrency), kind)
@@ -130,15 +133,17 @@ fn report(options: &[&str]) {
 
 fn s3(extent: &Extent, report: &mut Report) {
     let tasks = extent.s3_tasks.to_string();
-    let (mut ours, mut traced) = (Vec::new(), Vec::new());
+    let (mut ours, mut traced, mut alone) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..extent.rounds {
+        let store = Server::start(&["--serve", "s3"]);
+        alone.push(Figures::from(run("storage", &[&tasks, "16", &store.url])));
         let collector = Server::start(&["--serve", "collector"]);
         for (traces, rounds) in [("off", &mut ours), (&*collector.url, &mut traced)] {
             let store = Server::start(&["--serve", "s3"]);
             rounds.push(Figures::from(run("s3", &[&tasks, "16", &store.url, traces])));
         }
     }
-    let (ours, traced) = (median(ours), median(traced));
+    let (ours, traced, alone) = (median(ours), median(traced), median(alone));
     report.at_most(
         "processor time of the worker for a task, with S3 and traces",
         LIMIT_WORKER,
@@ -151,7 +156,11 @@ fn s3(extent: &Extent, report: &mut Report) {
             extent.rounds
         ),
         Figures::HEAD,
-        &[ours.row("without traces"), traced.row("traces exported")],
+        &[
+            alone.row("the three requests to S3 alone"),
+            ours.row("the runner"),
+            traced.row("the runner, traces exported"),
+        ],
     );
 }
 

@@ -5,17 +5,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
-use dalston_engine_sdk::store::{S3Config, Store};
+use dalston_engine_sdk::store::{S3Config, Store, key};
 use dalston_engine_sdk::{
     Engine, EngineInfo, LoadContext, ModelId, Runner, Stage, TaskContext, TaskError, TaskRequest,
 };
 use dalston_telemetry::{Env, Telemetry, TelemetryHandle};
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::figures::Stopwatch;
 use crate::machine;
-use crate::platform::{Address, ENGINE, Platform, write_requests};
+use crate::platform::{Address, ENGINE, Platform, job_id, original, task_id, write_requests};
 use crate::wait_until;
 
 /// An engine that calls a function for every task and returns an empty result.
@@ -72,18 +73,49 @@ pub(crate) fn throughput(redis: &str, tasks: usize, slots: usize, collector: &st
 
 pub(crate) fn with_s3(redis: &str, tasks: usize, slots: usize, s3: &str, collector: &str) -> Value {
     let telemetry = telemetry(collector);
+    let store = bucket(s3);
+    runtime().block_on(write_requests(&store, 0..tasks, Some(&artifact())));
+    measure(redis, tasks, slots, &store, telemetry.as_ref())
+}
+
+/// Sends the requests of a task to S3 and does nothing else.
+pub(crate) fn storage_alone(redis: &str, tasks: usize, concurrency: usize, s3: &str) -> Value {
+    let store = bucket(s3);
+    let runtime = runtime();
+    runtime.block_on(write_requests(&store, 0..tasks, Some(&artifact())));
+    let stopwatch = Stopwatch::start(Address::parse(redis).pid);
+    let work = async move {
+        let all = futures_util::stream::iter(0..tasks).map(|number| {
+            let (job, task) = (job_id(number), task_id(number));
+            let store = &store;
+            async move {
+                for key in [key::task_request(&job, &task), original(&job)] {
+                    store.read(&store.locator(&key), usize::MAX).await.unwrap();
+                }
+                store.write(&key::task_response(&job, &task), "{}").await.unwrap();
+            }
+        });
+        all.buffer_unordered(concurrency).for_each(|()| async {}).await;
+    };
+    // On a worker thread of the runtime, as the runner.
+    runtime.block_on(async { tokio::spawn(work).await.unwrap() });
+    stopwatch.stop(tasks)
+}
+
+fn bucket(endpoint: &str) -> Store {
     let mut settings = S3Config::default();
-    settings.endpoint = Some(s3.to_owned());
+    settings.endpoint = Some(endpoint.to_owned());
     settings.credentials = [
         ("AWS_ACCESS_KEY_ID", "test-id"),
         ("AWS_SECRET_ACCESS_KEY", "test-secret"),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
-    let store = Store::s3(settings).unwrap();
-    let artifact = "RIFF".repeat(1_000);
-    runtime().block_on(write_requests(&store, 0..tasks, Some(&artifact)));
-    measure(redis, tasks, slots, &store, telemetry.as_ref())
+    Store::s3(settings).unwrap()
+}
+
+fn artifact() -> String {
+    "RIFF".repeat(1_000)
 }
 
 /// Measures a runner with tasks that are queued before it starts.

@@ -137,10 +137,7 @@ pub(crate) async fn write_requests(
         let mut request = TaskRequestData::new(&*task, &*job);
         request.config.insert("language".to_owned(), "auto".into());
         if let Some(content) = artifact {
-            let locator = store
-                .write(&format!("jobs/{job}/audio/original.wav"), content.to_owned())
-                .await
-                .unwrap();
+            let locator = store.write(&original(&job), content.to_owned()).await.unwrap();
             let reference = ArtifactReference::new("audio", "audio", locator);
             request.artifact_index.insert("audio".to_owned(), reference);
             request
@@ -152,6 +149,11 @@ pub(crate) async fn write_requests(
             .await
             .unwrap();
     }
+}
+
+/// The key of the recording of a job.
+pub(crate) fn original(job: &str) -> String {
+    format!("jobs/{job}/audio/original.wav")
 }
 
 /// A UUID with the number at its end.
