@@ -1,16 +1,19 @@
 //! Where tasks come from and where their outcome goes: [`Broker`].
 //!
-//! A broker gives every task to one worker at a time, at least once. The worker holds the task under a lease that it renews
-//! while it works. A worker that falls silent loses the task to another one. Every report about a task is checked against the
-//! ownership first, so that a worker that lost a task can't touch it any more.
+//! A broker gives every task to one worker at a time, at least once. The worker holds the task
+//! under a lease that it renews while it works. A worker that falls silent loses the task to
+//! another one. Every report about a task is checked against the ownership first, so that a worker
+//! that lost a task can't touch it any more.
 //!
-//! The runner calls a broker in this order, per task: [`receive`](Broker::receive), [`lookup`](Broker::lookup),
-//! [`started`](Broker::started), [`renew`](Broker::renew) and [`is_cancelled`](Broker::is_cancelled) again and again, and then
-//! [`finish`](Broker::finish) or [`release`](Broker::release).
+//! The runner calls a broker in this order, per task: [`receive`](Broker::receive),
+//! [`lookup`](Broker::lookup), [`started`](Broker::started), [`renew`](Broker::renew) and
+//! [`is_cancelled`](Broker::is_cancelled) again and again, and then [`finish`](Broker::finish) or
+//! [`release`](Broker::release).
 //!
-//! [`RedisBroker`](crate::redis::RedisBroker) takes the tasks of a live deployment, [`MemoryBroker`] has a queue of its own
-//! in the process. `testing::broker_suite` (feature `testing`) tests a broker of yours; the [`registry`](crate::registry) is the
-//! other half of a deployment.
+//! [`RedisBroker`](crate::redis::RedisBroker) takes the tasks of a live deployment,
+//! [`MemoryBroker`] has a queue of its own in the process. `testing::broker_suite` (feature
+//! `testing`) tests a broker of yours; the [`registry`](crate::registry) is the other half of a
+//! deployment.
 
 mod claim;
 mod delivery;
@@ -33,8 +36,8 @@ pub use self::outcome::{EventContext, Outcome};
 
 /// A queue of tasks with leases, and the channel on which their outcome is reported.
 ///
-/// All methods are called from the runner's control loop, never from an inference thread. They may be called for several
-/// tasks at the same time.
+/// All methods are called from the runner's control loop, never from an inference thread. They may
+/// be called for several tasks at the same time.
 #[async_trait]
 pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// The kind of broker, for the attribute `messaging.system`: `redis`, `memory`.
@@ -45,30 +48,14 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
 
     /// Takes the next task for `consumer`, waiting for one up to `wait`.
     ///
-    /// The future may be dropped at any time: a task that it has taken but not returned must come back to the queue by
-    /// itself, at the latest when its lease ends.
+    /// The future may be dropped at any time: a task that it has taken but not returned must come
+    /// back to the queue by itself, at the latest when its lease ends.
     ///
     /// # Errors
     ///
-    /// If the broker can't be reached, or if it could not store the outcome of a task; the runner waits a little and tries
-    /// again.
+    /// If the broker can't be reached, or if it could not store the outcome of a task; the runner
+    /// waits a little and tries again.
     async fn receive(&self, consumer: &Consumer, wait: Duration) -> Result<Option<Delivery>, BrokerError>;
-
-    /// Takes up to `most` tasks that are waiting, as [`receive`](Self::receive) takes one. It waits for the first one only.
-    ///
-    /// By default this takes one.
-    ///
-    /// # Errors
-    ///
-    /// As [`receive`](Self::receive).
-    async fn receive_several(
-        &self,
-        consumer: &Consumer,
-        _most: usize,
-        wait: Duration,
-    ) -> Result<Vec<Delivery>, BrokerError> {
-        Ok(self.receive(consumer, wait).await?.into_iter().collect())
-    }
 
     /// Finds out what is known about a task and whether it should be done at all.
     ///
@@ -88,7 +75,8 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     ///
-    /// If the broker can't be reached. The runner keeps working: [`finish`](Self::finish) decides about the ownership.
+    /// If the broker can't be reached. The runner keeps working: [`finish`](Self::finish) decides
+    /// about the ownership.
     async fn renew(&self, claim: &Claim) -> Result<Ownership, BrokerError>;
 
     /// Whether the job of this task was cancelled.
@@ -98,7 +86,8 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// If the broker can't be reached.
     async fn is_cancelled(&self, claim: &Claim) -> Result<bool, BrokerError>;
 
-    /// Reports the outcome of a task and removes it from the queue, both or none, and only for the owner.
+    /// Reports the outcome of a task and removes it from the queue, both or none, and only for the
+    /// owner.
     ///
     /// The artifacts of a completed task are made known before the event.
     ///

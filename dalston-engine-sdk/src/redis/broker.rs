@@ -1,4 +1,5 @@
-//! The queue of a live deployment: one stream per engine, one consumer group for all of its instances.
+//! The queue of a live deployment: one stream per engine, one consumer group for all of its
+//! instances.
 //!
 //! See sections 2.2 to 2.4 of the protocol, and section 12 for the traps.
 
@@ -26,8 +27,9 @@ const LEASE: Duration = Duration::from_secs(60);
 ///
 /// Clones share the connections and the list of held tasks.
 ///
-/// A task of another instance is claimed when the registry record of that instance is gone or 60 s old and the task was not
-/// renewed for [`lease`](Broker::lease). A [released](Broker::release) task is claimed at once.
+/// A task of another instance is claimed when the registry record of that instance is gone or 60 s
+/// old and the task was not renewed for [`lease`](Broker::lease). A [released](Broker::release)
+/// task is claimed at once.
 ///
 /// ```no_run
 /// use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
@@ -76,16 +78,7 @@ impl Broker for RedisBroker {
     }
 
     async fn receive(&self, consumer: &Consumer, wait: Duration) -> Result<Option<Delivery>, BrokerError> {
-        Ok(self.reader.receive(consumer, 1, wait).await?.pop())
-    }
-
-    async fn receive_several(
-        &self,
-        consumer: &Consumer,
-        most: usize,
-        wait: Duration,
-    ) -> Result<Vec<Delivery>, BrokerError> {
-        self.reader.receive(consumer, most, wait).await
+        self.reader.receive(consumer, wait).await
     }
 
     async fn lookup(&self, claim: &Claim) -> Result<Lookup, BrokerError> {
@@ -138,8 +131,9 @@ impl Broker for RedisBroker {
         let (kind, artifacts) = match outcome {
             Outcome::Completed { artifacts } => (Some(TaskEventKind::Completed), artifacts.as_slice()),
             Outcome::Failed { error, .. } => (Some(TaskEventKind::Failed(error.clone())), [].as_slice()),
-            // A cancelled job ends when its running tasks are completed. A failed task would be queued again and then skipped
-            // without an event, and its job would stay in the state `cancelling`.
+            // A cancelled job ends when its running tasks are completed. A failed task would be
+            // queued again and then skipped without an event, and its job would stay in the state
+            // `cancelling`.
             Outcome::Cancelled => (Some(TaskEventKind::Completed), [].as_slice()),
             Outcome::Skipped => (None, [].as_slice()),
         };

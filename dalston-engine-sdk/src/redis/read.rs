@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use super::claim::{Search, StaleEntry, WINDOW};
 use super::held::{HeldTasks, milliseconds};
 use super::message::{Fields, Message};
+use super::scripts;
 use super::server::{RedisServer, has_code};
 use super::trim::{remove_idle_consumers, trim};
 use crate::broker::{BrokerError, Consumer, Delivery};
@@ -23,6 +24,9 @@ const CLAIM_INTERVAL: Duration = Duration::from_millis(500);
 const TRIM_INTERVAL: Duration = Duration::from_secs(60);
 /// How much later than asked a blocking read may be answered before its connection counts as dead.
 const READ_GRACE: Duration = Duration::from_secs(5);
+
+/// The reply of `XREADGROUP`: streams, of which one is asked for, and their messages.
+type Messages = Option<Vec<(String, Vec<(String, Fields)>)>>;
 
 /// Takes tasks from one stream at a time, and remembers what it needs from one read to the next.
 pub(super) struct StreamReader {
@@ -52,26 +56,26 @@ impl StreamReader {
         }
     }
 
-    /// Takes up to `most` tasks. Returns none when there were none for a while, at the latest at `give_up`.
+    /// Takes the next task. Returns none when there was none for a while, at the latest at
+    /// `give_up`.
     pub(super) async fn read(
         &mut self,
         consumer: &Consumer,
-        most: usize,
         give_up: Instant,
-    ) -> Result<Vec<Delivery>, BrokerError> {
+    ) -> Result<Option<Delivery>, BrokerError> {
         let stream = keys::task_stream(&consumer.engine_id);
-        match self.step(consumer, &stream, most, give_up).await {
-            Ok(deliveries) => {
-                for delivery in &deliveries {
+        match self.step(consumer, &stream, give_up).await {
+            Ok(found) => {
+                if let Some(delivery) = &found {
                     fault_point!(Taken);
                     self.held.hold(&delivery.claim.message_id);
                 }
-                Ok(deliveries)
+                Ok(found)
             }
             // The server lost its data, or the stream was removed: before the read, or during it.
             Err(error) if has_code(&error, "NOGROUP") || has_code(&error, "UNBLOCKED") => {
                 self.stream = None;
-                Ok(Vec::new())
+                Ok(None)
             }
             Err(error) => {
                 if !has_code(&error, "OOM") {
@@ -86,26 +90,24 @@ impl StreamReader {
         }
     }
 
-    /// Looks for stale entries if it is time for that, and then for new messages until it is time for the next look. Not
-    /// longer: a worker that stops waiting must soon stop taking tasks.
+    /// Looks for stale entries if it is time for that, and then for new messages until it is time
+    /// for the next look. Not longer: a worker that stops waiting must soon stop taking tasks.
     async fn step(
         &mut self,
         consumer: &Consumer,
         stream: &str,
-        most: usize,
         give_up: Instant,
-    ) -> RedisResult<Vec<Delivery>> {
+    ) -> RedisResult<Option<Delivery>> {
         if self.stream.as_deref() != Some(stream) {
             make_group(&self.held.server, stream).await?;
             self.stream = Some(stream.to_owned());
             (self.own_entries_done, self.cursor, self.next_claim) = (false, None, None);
         }
-        check_memory(&self.held.server).await?;
         let now = Instant::now();
         if self.next_claim.is_none_or(|next| next <= now) {
             self.held.forget_abandoned();
             if let Some(delivery) = self.claim_stale_entry(consumer, stream).await? {
-                return Ok(vec![delivery]);
+                return Ok(Some(delivery));
             }
             self.next_claim = Some(Instant::now() + CLAIM_INTERVAL);
         }
@@ -115,7 +117,7 @@ impl StreamReader {
             remove_idle_consumers(&self.held.server, stream, self.held.lease).await;
         }
         let until = self.next_claim.map_or(give_up, |next| next.min(give_up));
-        self.read_new(consumer, stream, most, until).await
+        self.read_new(consumer, stream, until).await
     }
 
     async fn claim_stale_entry(
@@ -125,7 +127,8 @@ impl StreamReader {
     ) -> RedisResult<Option<Delivery>> {
         let held = &self.held;
         if !self.own_entries_done {
-            // A process with a fixed name finds here what it held when it was killed, and need not wait for the lease.
+            // A process with a fixed name finds here what it held when it was killed, and need not
+            // wait for the lease.
             let search = Search {
                 after: None,
                 idle: Duration::ZERO,
@@ -166,53 +169,69 @@ impl StreamReader {
         Ok(None)
     }
 
-    /// Reads new messages, and waits for the first one.
+    /// Reads the next new message, and waits for it until `until`. Returns none if it is not a task.
     async fn read_new(
         &mut self,
         consumer: &Consumer,
         stream: &str,
-        most: usize,
         until: Instant,
-    ) -> RedisResult<Vec<Delivery>> {
-        /// Streams, of which one is asked for, and their messages.
-        type Reply = Option<Vec<(String, Vec<(String, Fields)>)>>;
-        let server = &self.held.server;
+    ) -> RedisResult<Option<Delivery>> {
+        let mut asked_at = Instant::now();
+        let mut found = self.read_waiting(consumer, stream).await?;
+        if found.is_none() {
+            asked_at = Instant::now();
+            found = self.wait_for_message(consumer, stream, until).await?;
+        }
+        let mut messages = found.into_iter().flatten().flat_map(|(_, messages)| messages);
+        let Some((id, fields)) = messages.next() else {
+            return Ok(None);
+        };
+        let message = Message {
+            id,
+            delivery_count: 1,
+            fields,
+        };
+        Ok(message.into_delivery(&self.held.server, consumer, asked_at).await)
+    }
+
+    /// Reads a message that waits already. Fails with OOM while the server is out of memory.
+    async fn read_waiting(&self, consumer: &Consumer, stream: &str) -> RedisResult<Messages> {
+        let mut script = scripts::READ.key(stream);
+        script.arg(keys::TASK_GROUP).arg(&consumer.instance);
+        script.invoke_async(&mut self.held.server.shared()).await
+    }
+
+    async fn wait_for_message(
+        &mut self,
+        consumer: &Consumer,
+        stream: &str,
+        until: Instant,
+    ) -> RedisResult<Messages> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            none => none.insert(server.blocking().await?),
+            none => none.insert(self.held.server.blocking().await?),
         };
-        let asked_at = Instant::now();
-        let block = until.saturating_duration_since(asked_at);
+        let block = until.saturating_duration_since(Instant::now());
         let mut command = redis::cmd("XREADGROUP");
         command
             .arg("GROUP")
             .arg(keys::TASK_GROUP)
             .arg(&consumer.instance)
             .arg("COUNT")
-            .arg(most)
+            .arg(1)
             .arg("BLOCK")
             // Zero would block without an end.
             .arg(milliseconds(block).max(1))
             .arg("STREAMS")
             .arg(stream)
             .arg(">");
-        let reply = timeout(block + READ_GRACE, command.query_async::<Reply>(connection)).await;
-        let reply = reply.map_err(|_| {
+        let reply = timeout(block + READ_GRACE, command.query_async(connection)).await;
+        reply.map_err(|_| {
             io::Error::new(
                 io::ErrorKind::TimedOut,
                 "a blocking read was not answered in time",
             )
-        })??;
-        let mut deliveries = Vec::new();
-        for (id, fields) in reply.into_iter().flatten().flat_map(|(_, messages)| messages) {
-            let message = Message {
-                id,
-                delivery_count: 1,
-                fields,
-            };
-            deliveries.extend(message.into_delivery(server, consumer, asked_at).await);
-        }
-        Ok(deliveries)
+        })?
     }
 }
 
@@ -222,24 +241,6 @@ impl fmt::Debug for StreamReader {
             .field("stream", &self.stream)
             .field("connected", &self.connection.is_some())
             .finish_non_exhaustive()
-    }
-}
-
-/// Fails while the server is full. Such a server still lets a group read, but refuses the events: a whole backlog would be
-/// taken, and no result of it could be reported. So before each read we ask for a write that needs memory and changes nothing:
-/// an entry for a stream that does not exist and is not made.
-async fn check_memory(server: &RedisServer) -> RedisResult<()> {
-    let mut command = redis::cmd("XADD");
-    command
-        .arg(format!("{}:none", keys::EVENT_STREAM))
-        .arg("NOMKSTREAM")
-        .arg("*")
-        .arg(&["type", "none"]);
-    let written: RedisResult<()> = command.query_async(&mut server.shared()).await;
-    match written {
-        // A user with narrow rights may be refused here; only a full server must stop the reads.
-        Err(error) if error.code().is_some_and(|code| code != "OOM") => Ok(()),
-        other => other,
     }
 }
 

@@ -1,8 +1,9 @@
 //! Reads for callers that may stop waiting at any time.
 //!
-//! A read that was sent may take tasks even if its caller no longer waits. So the reads run in the background, in one task of
-//! the runtime that answers requests. Deliveries whose caller is gone come back to its buffer, for the next request. The buffer
-//! keeps them for a moment and then releases them for other workers.
+//! A read that was sent may take tasks even if its caller no longer waits. So the reads run in the
+//! background, in one task of the runtime that answers requests. Deliveries whose caller is gone
+//! come back to its buffer, for the next request. The buffer keeps them for a moment and then
+//! releases them for other workers.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +30,6 @@ pub(super) struct Reader {
 
 struct Request {
     consumer: Consumer,
-    most: usize,
     give_up: Instant,
     reply: oneshot::Sender<Reply>,
 }
@@ -42,35 +42,28 @@ impl Reader {
         }
     }
 
-    /// Up to `most` deliveries, or none if there were none for as long as `wait`.
+    /// The next delivery, or none if there was none for as long as `wait`.
     pub(super) async fn receive(
         &self,
         consumer: &Consumer,
-        most: usize,
         wait: Duration,
-    ) -> Result<Vec<Delivery>, BrokerError> {
+    ) -> Result<Option<Delivery>, BrokerError> {
         let give_up = Instant::now() + wait;
         loop {
             let found = tokio::select! {
-                found = self.request(consumer, most.max(1), give_up) => found?,
-                () = sleep_until(give_up) => return Ok(Vec::new()),
+                found = self.request(consumer, give_up) => found?,
+                () = sleep_until(give_up) => return Ok(None),
             };
-            if !found.is_empty() || Instant::now() >= give_up {
+            if found.is_some() || Instant::now() >= give_up {
                 return Ok(found);
             }
         }
     }
 
-    async fn request(
-        &self,
-        consumer: &Consumer,
-        most: usize,
-        give_up: Instant,
-    ) -> Result<Vec<Delivery>, BrokerError> {
+    async fn request(&self, consumer: &Consumer, give_up: Instant) -> Result<Option<Delivery>, BrokerError> {
         let (reply, replied) = oneshot::channel();
         let request = Request {
             consumer: consumer.clone(),
-            most,
             give_up,
             reply,
         };
@@ -84,7 +77,8 @@ impl Reader {
         }
     }
 
-    /// Starts the background task if there is none: before the first request, or when the runtime in which it ran is gone.
+    /// Starts the background task if there is none: before the first request, or when the runtime
+    /// in which it ran is gone.
     fn sender(&self) -> mpsc::Sender<Request> {
         let mut sender = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         match &*sender {
@@ -115,55 +109,47 @@ async fn serve(held: Arc<HeldTasks>, mut requests: mpsc::Receiver<Request>) {
     loop {
         tokio::select! {
             biased;
-            Some(deliveries) = returned.recv() => buffer.put(deliveries),
+            Some(delivery) = returned.recv() => buffer.put(delivery),
             () = sleep_until(buffer.release_at), if !buffer.deliveries.is_empty() => buffer.release(&held).await,
             request = requests.recv() => match request {
                 None => break,
                 Some(request) if request.reply.is_closed() => {}
                 Some(request) => {
-                    let Request { consumer, most, give_up, reply } = request;
-                    let buffered = buffer.take(&consumer, most);
-                    let found = match buffered.is_empty() {
-                        true => stream.read(&consumer, most, give_up).await,
-                        false => Ok(buffered),
+                    let Request { consumer, give_up, reply } = request;
+                    let found = match buffer.take(&consumer) {
+                        None => stream.read(&consumer, give_up).await,
+                        buffered => Ok(buffered),
                     };
-                    let _ = reply.send(Reply::new(found, returns.clone()));
+                    let returns = returns.clone();
+                    let _ = reply.send(Reply { found, returns });
                 }
             },
         }
     }
-    while let Ok(deliveries) = returned.try_recv() {
-        buffer.put(deliveries);
+    while let Ok(delivery) = returned.try_recv() {
+        buffer.put(delivery);
     }
     buffer.release(&held).await;
 }
 
-/// The answer to a request. Deliveries that nothing took out of it go back to the buffer.
+/// The answer to a request. A delivery that the caller did not take out of it goes back to the
+/// buffer.
 struct Reply {
-    found: Option<Result<Vec<Delivery>, BrokerError>>,
-    returns: mpsc::UnboundedSender<Vec<Delivery>>,
+    found: Result<Option<Delivery>, BrokerError>,
+    returns: mpsc::UnboundedSender<Delivery>,
 }
 
 impl Reply {
-    fn new(found: Result<Vec<Delivery>, BrokerError>, returns: mpsc::UnboundedSender<Vec<Delivery>>) -> Self {
-        Self {
-            found: Some(found),
-            returns,
-        }
-    }
-
-    fn into_found(mut self) -> Result<Vec<Delivery>, BrokerError> {
-        self.found.take().unwrap_or_else(|| Ok(Vec::new()))
+    fn into_found(mut self) -> Result<Option<Delivery>, BrokerError> {
+        std::mem::replace(&mut self.found, Ok(None))
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        if let Some(Ok(deliveries)) = self.found.take()
-            && !deliveries.is_empty()
-        {
-            // If the background task is gone, the deliveries come back when their leases end.
-            let _ = self.returns.send(deliveries);
+        if let Ok(Some(delivery)) = std::mem::replace(&mut self.found, Ok(None)) {
+            // If the background task is gone, the task comes back when its lease ends.
+            let _ = self.returns.send(delivery);
         }
     }
 }
@@ -184,20 +170,16 @@ impl Default for ReadBuffer {
 }
 
 impl ReadBuffer {
-    fn put(&mut self, deliveries: Vec<Delivery>) {
-        self.deliveries.extend(deliveries);
+    fn put(&mut self, delivery: Delivery) {
+        self.deliveries.push(delivery);
         self.release_at = Instant::now() + BUFFERED_READ_TTL;
     }
 
-    /// The first deliveries of this consumer.
-    fn take(&mut self, consumer: &Consumer, most: usize) -> Vec<Delivery> {
-        let (ours, others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.deliveries)
-            .into_iter()
-            .partition(|delivery| delivery.claim.consumer == *consumer);
-        let mut ours = ours.into_iter();
-        let taken = ours.by_ref().take(most).collect();
-        self.deliveries = ours.chain(others).collect();
-        taken
+    /// The first delivery of this consumer.
+    fn take(&mut self, consumer: &Consumer) -> Option<Delivery> {
+        let is_ours = |delivery: &Delivery| delivery.claim.consumer == *consumer;
+        let ours = self.deliveries.iter().position(is_ours)?;
+        Some(self.deliveries.remove(ours))
     }
 
     async fn release(&mut self, held: &HeldTasks) {

