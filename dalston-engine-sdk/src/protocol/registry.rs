@@ -193,10 +193,8 @@ impl RegistryRecord {
     /// The first of the engine's stages. The platform finds the engine by it.
     #[must_use]
     pub fn stage(&self) -> String {
-        self.capabilities
-            .stages
-            .first()
-            .map_or_else(|| "unknown".to_owned(), ToString::to_string)
+        let first = self.capabilities.stages.first();
+        first.map_or_else(|| "unknown".to_owned(), ToString::to_string)
     }
 
     /// The sets that an instance is a member of.
@@ -226,13 +224,9 @@ impl RegistryRecord {
             ("node_id", self.node.node_id.clone()),
             ("deploy_env", self.node.deploy_env.clone()),
         ];
-        fields.extend(self.node.aws_az.clone().map(|zone| ("aws_az", zone)));
-        fields.extend(
-            self.node
-                .aws_instance_type
-                .clone()
-                .map(|kind| ("aws_instance_type", kind)),
-        );
+        let (zone, kind) = (self.node.aws_az.clone(), self.node.aws_instance_type.clone());
+        fields.extend(zone.map(|zone| ("aws_az", zone)));
+        fields.extend(kind.map(|kind| ("aws_instance_type", kind)));
         if heartbeat.gpu_memory_total_mib.is_some() {
             fields.push(("gpu_memory_total", gigabytes(heartbeat.gpu_memory_total_mib)));
         }

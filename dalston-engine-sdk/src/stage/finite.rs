@@ -116,24 +116,15 @@ impl Serializer for Finite {
     }
 
     fn serialize_seq(self, _: Option<usize>) -> Result<Elements, NotFinite> {
-        Ok(Elements {
-            index: 0,
-            variant: "",
-        })
+        Ok(Elements::default())
     }
 
     fn serialize_tuple(self, _: usize) -> Result<Elements, NotFinite> {
-        Ok(Elements {
-            index: 0,
-            variant: "",
-        })
+        Ok(Elements::default())
     }
 
     fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Elements, NotFinite> {
-        Ok(Elements {
-            index: 0,
-            variant: "",
-        })
+        Ok(Elements::default())
     }
 
     fn serialize_tuple_variant(
@@ -168,6 +159,7 @@ impl Serializer for Finite {
     }
 }
 
+#[derive(Default)]
 struct Elements {
     index: usize,
     variant: &'static str,
@@ -202,56 +194,28 @@ impl Entries {
     }
 }
 
-impl ser::SerializeSeq for Elements {
-    type Ok = ();
-    type Error = NotFinite;
+macro_rules! elements {
+    ($($of:ident::$method:ident)*) => {$(
+        impl ser::$of for Elements {
+            type Ok = ();
+            type Error = NotFinite;
 
-    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotFinite> {
-        self.element(value)
-    }
+            fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotFinite> {
+                self.element(value)
+            }
 
-    fn end(self) -> Result<(), NotFinite> {
-        Ok(())
-    }
+            fn end(self) -> Result<(), NotFinite> {
+                Ok(())
+            }
+        }
+    )*};
 }
 
-impl ser::SerializeTuple for Elements {
-    type Ok = ();
-    type Error = NotFinite;
-
-    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotFinite> {
-        self.element(value)
-    }
-
-    fn end(self) -> Result<(), NotFinite> {
-        Ok(())
-    }
-}
-
-impl ser::SerializeTupleStruct for Elements {
-    type Ok = ();
-    type Error = NotFinite;
-
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotFinite> {
-        self.element(value)
-    }
-
-    fn end(self) -> Result<(), NotFinite> {
-        Ok(())
-    }
-}
-
-impl ser::SerializeTupleVariant for Elements {
-    type Ok = ();
-    type Error = NotFinite;
-
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotFinite> {
-        self.element(value)
-    }
-
-    fn end(self) -> Result<(), NotFinite> {
-        Ok(())
-    }
+elements! {
+    SerializeSeq::serialize_element
+    SerializeTuple::serialize_element
+    SerializeTupleStruct::serialize_field
+    SerializeTupleVariant::serialize_field
 }
 
 impl ser::SerializeMap for Entries {
@@ -277,39 +241,28 @@ impl ser::SerializeMap for Entries {
     }
 }
 
-impl ser::SerializeStruct for Entries {
-    type Ok = ();
-    type Error = NotFinite;
+macro_rules! fields {
+    ($($of:ident)*) => {$(
+        impl ser::$of for Entries {
+            type Ok = ();
+            type Error = NotFinite;
 
-    fn serialize_field<T: Serialize + ?Sized>(
-        &mut self,
-        key: &'static str,
-        value: &T,
-    ) -> Result<(), NotFinite> {
-        self.entry(key, value)
-    }
+            fn serialize_field<T: Serialize + ?Sized>(
+                &mut self,
+                key: &'static str,
+                value: &T,
+            ) -> Result<(), NotFinite> {
+                self.entry(key, value)
+            }
 
-    fn end(self) -> Result<(), NotFinite> {
-        Ok(())
-    }
+            fn end(self) -> Result<(), NotFinite> {
+                Ok(())
+            }
+        }
+    )*};
 }
 
-impl ser::SerializeStructVariant for Entries {
-    type Ok = ();
-    type Error = NotFinite;
-
-    fn serialize_field<T: Serialize + ?Sized>(
-        &mut self,
-        key: &'static str,
-        value: &T,
-    ) -> Result<(), NotFinite> {
-        self.entry(key, value)
-    }
-
-    fn end(self) -> Result<(), NotFinite> {
-        Ok(())
-    }
-}
+fields!(SerializeStruct SerializeStructVariant);
 
 #[cfg(test)]
 mod tests {
