@@ -1,11 +1,12 @@
+//! Which events become log lines: [`LogFilter`].
+
 use std::fmt;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use tracing::dispatcher::{WeakDispatch, with_default};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
-use tracing::{Dispatch, Level, Metadata};
+use tracing::{Dispatch, Metadata};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Filter};
 
@@ -13,52 +14,47 @@ use crate::env::{Env, EnvError};
 use crate::parse_error::ParseError;
 use crate::settings::logs::{LOG_LEVEL, RUST_LOG};
 
-/// Which events become log lines. Clones share the choice, which can be changed at any time.
+/// Selects the events that become log lines. Clones share the directives, which can change at any
+/// time.
 ///
-/// This is the filter of the log layer alone: it never has a say in which spans are exported. It is never
-/// interested in spans.
+/// It filters for the log layer only, and selects no spans. It does not affect which spans are
+/// exported.
 #[derive(Clone)]
 pub(crate) struct LogFilter {
     shared: Arc<Shared>,
-    /// The most verbose level that the layers beside the log layer ask for.
+    /// The most verbose level of the layers beside the log layer.
     others: LevelFilter,
 }
 
 struct Shared {
     targets: RwLock<Targets>,
-    /// The most verbose level, if there is one level for all targets; else [`BY_TARGET`].
-    level: AtomicU8,
     /// The subscriber that the log layer is a part of.
     dispatch: OnceLock<WeakDispatch>,
 }
 
-const BY_TARGET: u8 = u8::MAX;
-
 impl LogFilter {
     /// Directives as `RUST_LOG` takes them: `info,dalston_engine_sdk=debug,hyper=off`.
     ///
-    /// Where only targets are named, others log errors.
+    /// If all directives name a target, other targets log errors only.
     pub(crate) fn new(directives: &str) -> Result<Self, WrongDirective<'_>> {
-        let targets = parse(directives)?;
-        let level = AtomicU8::new(common_level(&targets));
         Ok(Self {
             shared: Arc::new(Shared {
-                targets: RwLock::new(targets),
-                level,
+                targets: RwLock::new(parse(directives)?),
                 dispatch: OnceLock::new(),
             }),
             others: LevelFilter::OFF,
         })
     }
 
-    /// The filter of the first variable that is set: `RUST_LOG`, `LOG_LEVEL`, `DALSTON_LOG_LEVEL`; else `default`.
+    /// The filter of the first variable that is set: `RUST_LOG`, `LOG_LEVEL`, `DALSTON_LOG_LEVEL`;
+    /// else `default`.
     pub(crate) fn from_env(env: &Env, default: LevelFilter) -> Result<Self, EnvError> {
         let default = default.to_string();
         let (name, directives) = match RUST_LOG.first(env) {
             Some(set) => set,
             None => {
                 let (name, directives) = LOG_LEVEL.first(env).unwrap_or((LOG_LEVEL.name(), &default));
-                // A misspelt level is a target to the parser, and all other lines would be lost.
+                // The parser takes a misspelt level for a target, and would drop all other lines.
                 let is_bare_target = |directive: &str| {
                     !directive.is_empty() && !directive.contains('=') && parse_level(directive).is_none()
                 };
@@ -74,11 +70,11 @@ impl LogFilter {
         })
     }
 
-    /// Also speaks for layers beside the log layer, of which `level` is the most verbose.
+    /// Sets the most verbose level of the layers beside the log layer.
     ///
-    /// Of layers that were joined with `and_then`, directly above a `Registry`, tracing-subscriber asks only the
-    /// last one for the most verbose level (0.3.23, `Layered::pick_level_hint`). Without this, a service that logs
-    /// warnings only would lose its spans.
+    /// Of layers that were joined with `and_then`, directly above a `Registry`, tracing-subscriber
+    /// asks only the last one for the most verbose level (0.3.23, `Layered::pick_level_hint`).
+    /// Without this, a service that logs warnings only would lose its spans.
     pub(crate) fn beside(mut self, level: LevelFilter) -> Self {
         self.others = level;
         self
@@ -89,16 +85,13 @@ impl LogFilter {
         let targets = parse(directives).map_err(|WrongDirective(directive)| {
             ParseError::new("log filter directive", directive, RUST_LOG.accepted())
         })?;
-        let mut current = self
+        *self
             .shared
             .targets
             .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        self.shared.level.store(common_level(&targets), Ordering::Relaxed);
-        *current = targets;
-        drop(current);
-        // Callsites remember what was decided for them. While there is only one subscriber in the process, tracing
-        // asks whichever is the default of this thread (tracing-core 0.1.36, `Rebuilder::JustOne`).
+            .unwrap_or_else(PoisonError::into_inner) = targets;
+        // Callsites cache the decision. In a process with one subscriber, tracing asks the default
+        // subscriber of this thread (tracing-core 0.1.36, `Rebuilder::JustOne`).
         match self.dispatch() {
             Some(dispatch) => with_default(&dispatch, tracing_core::callsite::rebuild_interest_cache),
             None => tracing_core::callsite::rebuild_interest_cache(),
@@ -108,24 +101,19 @@ impl LogFilter {
 
     /// To be called when the log layer has become part of a subscriber.
     pub(super) fn belongs_to(&self, dispatch: &Dispatch) {
-        // A layer is part of one subscriber, and a subscriber becomes one dispatch.
+        // A layer is part of one subscriber, and a subscriber has one dispatch.
         let _ = self.shared.dispatch.set(dispatch.downgrade());
     }
 
-    /// The subscriber that the log layer is a part of: the only way to a span that the layer's filter hides.
+    /// The subscriber that the log layer is a part of: the only way to a span that the layer's
+    /// filter hides.
     pub(super) fn dispatch(&self) -> Option<Dispatch> {
         self.shared.dispatch.get()?.upgrade()
     }
 
     fn enables(&self, metadata: &Metadata<'_>) -> bool {
-        if metadata.is_span() {
-            return false;
-        }
-        let level = metadata.level();
-        match self.shared.level.load(Ordering::Relaxed) {
-            BY_TARGET => self.with_targets(|targets| targets.would_enable(metadata.target(), level)),
-            most => verbosity(*level) <= most,
-        }
+        metadata.is_event()
+            && self.with_targets(|targets| targets.would_enable(metadata.target(), metadata.level()))
     }
 
     /// The most verbose level that is logged anywhere.
@@ -168,7 +156,7 @@ impl<S> Filter<S> for LogFilter {
     }
 }
 
-/// The directive of a filter that can't be understood, one of those between the commas.
+/// The directive of a filter that is not valid: one of those between the commas.
 #[derive(Debug)]
 pub(crate) struct WrongDirective<'a>(&'a str);
 
@@ -192,7 +180,7 @@ fn parse(directives: &str) -> Result<Targets, WrongDirective<'_>> {
                 None => (directive, LevelFilter::TRACE),
             },
         };
-        // Filters that select by span or by field would need to see every span.
+        // Filters by span or by field would have to see every span.
         let is_target =
             |character: char| character.is_alphanumeric() || matches!(character, '_' | ':' | '-' | '.');
         if target.is_empty() || !target.chars().all(is_target) {
@@ -209,7 +197,7 @@ fn parse(directives: &str) -> Result<Targets, WrongDirective<'_>> {
     Ok(targets.with_default(default))
 }
 
-/// Rust's names for levels, and Python's, which existing deployments have in their configuration.
+/// Levels by the names of Rust, and by those of Python, which existing deployments use.
 fn parse_level(name: &str) -> Option<LevelFilter> {
     match name.to_ascii_lowercase().as_str() {
         "off" => Some(LevelFilter::OFF),
@@ -219,25 +207,5 @@ fn parse_level(name: &str) -> Option<LevelFilter> {
         "debug" => Some(LevelFilter::DEBUG),
         "trace" | "notset" => Some(LevelFilter::TRACE),
         _ => None,
-    }
-}
-
-fn common_level(targets: &Targets) -> u8 {
-    if targets.iter().next().is_some() {
-        return BY_TARGET;
-    }
-    targets
-        .default_level()
-        .and_then(LevelFilter::into_level)
-        .map_or(0, verbosity)
-}
-
-fn verbosity(level: Level) -> u8 {
-    match level {
-        Level::ERROR => 1,
-        Level::WARN => 2,
-        Level::INFO => 3,
-        Level::DEBUG => 4,
-        Level::TRACE => 5,
     }
 }
