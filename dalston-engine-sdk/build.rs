@@ -1,5 +1,6 @@
-//! With the feature `tch`, writes libtorch's directory into this package's test binaries, so that they start
-//! without `LD_LIBRARY_PATH`. Without it there is nothing to do: torch-sys, which names the directory, is not built.
+//! With the feature `tch`, writes libtorch's directory into this package's test binaries, so that
+//! they start without `LD_LIBRARY_PATH`. Without it there is nothing to do: torch-sys, which names
+//! the directory, is not built.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

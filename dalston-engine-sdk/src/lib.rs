@@ -18,8 +18,8 @@
 //! | run many workers | the operations guide in `worker` (feature `worker`) |
 //! | read or write the platform's documents | [`protocol`] |
 //!
-//! [`dalston_telemetry`], [`async_trait`] and [`object_store`] stand in signatures of this crate and
-//! are re-exported, so that an engine uses the same versions.
+//! [`dalston_telemetry`], [`async_trait`] and [`object_store`] stand in signatures of this crate
+//! and are re-exported, so that an engine uses the same versions.
 //!
 //! # Crate features
 //!

@@ -11,7 +11,8 @@ use crate::error::TaskError;
 use crate::model_id::ModelId;
 use crate::models::{LoadStop, LocalModel, ModelStorage};
 
-/// The configuration of the worker and the files of models, for [`Engine::load`](crate::Engine::load).
+/// The configuration of the worker and the files of models, for
+/// [`Engine::load`](crate::Engine::load).
 #[derive(Debug, Clone)]
 pub struct LoadContext {
     config: Arc<EngineConfig>,

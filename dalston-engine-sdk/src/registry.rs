@@ -1,7 +1,8 @@
 //! How an instance makes itself known to a deployment: [`Registry`] and [`join`].
 //!
-//! The platform chooses engines by their records (section 2.5 of the protocol), and takes an instance without a record for
-//! dead. A broker brings its own registry; [`RedisRegistry`](crate::redis::RedisRegistry) is that of the live platform.
+//! The platform chooses engines by their records (section 2.5 of the protocol), and takes an
+//! instance without a record for dead. A broker brings its own registry;
+//! [`RedisRegistry`](crate::redis::RedisRegistry) is that of the live platform.
 
 use std::error::Error;
 use std::fmt;
@@ -19,8 +20,9 @@ pub use crate::protocol::{Heartbeat, RegistryRecord};
 
 /// The records of all running instances of a deployment.
 ///
-/// Registering, renewing and repairing are one operation, [`renew`](Self::renew): a record that is gone or incomplete is
-/// written whole. So an instance comes back by itself after the registry lost its data.
+/// Registering, renewing and repairing are one operation, [`renew`](Self::renew): a record that is
+/// gone or incomplete is written whole. So an instance comes back by itself after the registry lost
+/// its data.
 #[async_trait]
 pub trait Registry: Send + Sync + fmt::Debug + 'static {
     /// How long a record lives without being renewed. [`join`] renews it six times in that time.
@@ -40,7 +42,8 @@ pub trait Registry: Send + Sync + fmt::Debug + 'static {
     /// If the registry can't be reached. The record then ends when its lifetime is over.
     async fn remove(&self, record: &RegistryRecord) -> Result<(), RegistryError>;
 
-    /// Removes what instances of the same engine left that ended without removing their records, and returns their number.
+    /// Removes what instances of the same engine left that ended without removing their records,
+    /// and returns their number.
     ///
     /// By default there is nothing to remove.
     ///
@@ -70,7 +73,8 @@ pub struct RegistryError {
 }
 
 impl RegistryError {
-    /// `operation` says what was tried, and where: `removing the record of my-asr-1 from Redis at localhost:6379`.
+    /// `operation` says what was tried, and where: `removing the record of my-asr-1 from Redis at
+    /// localhost:6379`.
     pub fn new(operation: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
             operation: operation.into(),
@@ -86,7 +90,8 @@ const RENEWALS_PER_LIFETIME: u32 = (RECORD_TTL_SECONDS / HEARTBEAT_SECONDS) as u
 /// How long leaving may take.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Registers an instance and keeps it registered until [`Membership::leave`]. `state` says what the instance is doing.
+/// Registers an instance and keeps it registered until [`Membership::leave`]. `state` says what the
+/// instance is doing.
 ///
 /// A registry that can't be reached is no error: the next heartbeat tries again.
 pub async fn join(
@@ -120,8 +125,9 @@ struct Member {
 }
 
 impl Member {
-    /// Renews the record at its interval, and soon after a change or a failure, until `stopped`. A renewal that is under way
-    /// is finished first: it must not arrive after the removal of the record.
+    /// Renews the record at its interval, and soon after a change or a failure, until `stopped`. A
+    /// renewal that is under way is finished first: it must not arrive after the removal of the
+    /// record.
     async fn send_heartbeats(
         &self,
         state: impl Fn() -> Heartbeat,
@@ -177,8 +183,8 @@ fn every(period: Duration) -> Interval {
     ticks
 }
 
-/// An instance that is registered. If this is dropped without [`leave`](Self::leave), the heartbeats stop and the record ends
-/// when its lifetime is over.
+/// An instance that is registered. If this is dropped without [`leave`](Self::leave), the
+/// heartbeats stop and the record ends when its lifetime is over.
 #[derive(Debug)]
 #[must_use]
 pub struct Membership {
@@ -187,7 +193,8 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Ends the heartbeats and removes the record. Call it last: until then the tasks of the instance must not look abandoned.
+    /// Ends the heartbeats and removes the record. Call it last: until then the tasks of the
+    /// instance must not look abandoned.
     ///
     /// # Errors
     ///

@@ -26,9 +26,9 @@
 //!
 //! # Tracing
 //!
-//! Tracing is off by default. There is then no exporter, no thread and no socket, and a span is a disabled span of
-//! [`tracing`], which costs about a nanosecond (`cargo xtask bench telemetry`). Log lines,
-//! propagation and metrics work nevertheless.
+//! Tracing is off by default. There is then no exporter, no thread and no socket, and a span is a
+//! disabled span of [`tracing`], which costs about a nanosecond (`cargo xtask bench telemetry`).
+//! Log lines, propagation and metrics work nevertheless.
 //!
 //! With `OTEL_ENABLED=true`, a span that ends enters a bounded queue. One thread with a runtime of
 //! its own sends the queue in batches. It works in a program with a multi-thread runtime, a
@@ -37,11 +37,11 @@
 //! `dalston_telemetry_spans_dropped_total`), and failures are logged at most once a minute, on the
 //! target `dalston_telemetry::export`.
 //!
-//! Transient failures are retried until `OTEL_BSP_EXPORT_TIMEOUT`: no connection, no answer in time,
-//! HTTP 429, 502, 503 and 504, and the gRPC statuses that the OTLP specification lists. A retry never
-//! comes before the time that the collector asks for. [`Telemetry::shutdown`] sends the rest within
-//! one bound, by default 5 s ([`TelemetryBuilder::shutdown_timeout`]), and gives up earlier if the
-//! collector is unreachable.
+//! Transient failures are retried until `OTEL_BSP_EXPORT_TIMEOUT`: no connection, no answer in
+//! time, HTTP 429, 502, 503 and 504, and the gRPC statuses that the OTLP specification lists. A
+//! retry never comes before the time that the collector asks for. [`Telemetry::shutdown`] sends the
+//! rest within one bound, by default 5 s ([`TelemetryBuilder::shutdown_timeout`]), and gives up
+//! earlier if the collector is unreachable.
 //!
 //! Spans of level `INFO` and above are exported ([`TelemetryBuilder::span_level`]). The log filter
 //! does not affect them.
@@ -49,17 +49,17 @@
 //! # Metrics
 //!
 //! [`Telemetry::metrics`] counts whether or not anything is exported. Prometheus scrapes them from
-//! [`Telemetry::serve_metrics`] or from a route of your own. With `OTEL_METRICS_EXPORTER=otlp` a second
-//! thread also pushes them, once a minute and once at the end: the same series with the same names
-//! and values. An unreachable collector loses no values, because the next push contains them.
+//! [`Telemetry::serve_metrics`] or from a route of your own. With `OTEL_METRICS_EXPORTER=otlp` a
+//! second thread also pushes them, once a minute and once at the end: the same series with the same
+//! names and values. An unreachable collector loses no values, because the next push contains them.
 //!
 //! # Environment
 //!
 //! The page of [`settings`] has the table of all variables. An explicit call wins over the variable
 //! for one signal, which wins over the variable for all signals, which wins over the default.
-//! `OTEL_SERVICE_NAME` is the exception: it wins over the name that the program gives. An empty value
-//! counts as unset. An invalid value is an error that names the variable, the value and the accepted
-//! values. While tracing is off, the variables of traces are not read.
+//! `OTEL_SERVICE_NAME` is the exception: it wins over the name that the program gives. An empty
+//! value counts as unset. An invalid value is an error that names the variable, the value and the
+//! accepted values. While tracing is off, the variables of traces are not read.
 //!
 //! # Crate features
 //!
@@ -67,7 +67,8 @@
 //! - `otlp-http` (default) exports over OTLP/HTTP with protobuf.
 //! - `axum` adds a route that serves metrics.
 //! - `ec2` adds `cloud`, which detects the EC2 instance of the process.
-//! - `queue-exporter` adds metrics of the platform's queues and the program `dalston-queue-exporter`.
+//! - `queue-exporter` adds metrics of the platform's queues and the program
+//!   `dalston-queue-exporter`.
 //! - `testing` adds telemetry for a single test, and span trees as literals.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -147,8 +148,8 @@ pub fn configure_tracing(service: impl Into<String>) -> Result<Telemetry, InitEr
     Telemetry::builder(service).install()
 }
 
-/// Sets up metrics alone, as the environment says. Nothing global is touched: for a process whose spans and log lines are
-/// set up elsewhere.
+/// Sets up metrics alone, as the environment says. Nothing global is touched: for a process whose
+/// spans and log lines are set up elsewhere.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

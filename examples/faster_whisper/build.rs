@@ -1,4 +1,5 @@
-//! Writes libtorch's directory into the binaries of this package, so that they start without `LD_LIBRARY_PATH`.
+//! Writes libtorch's directory into the binaries of this package, so that they start without
+//! `LD_LIBRARY_PATH`.
 
 fn main() {
     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");

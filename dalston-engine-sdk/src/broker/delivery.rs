@@ -15,14 +15,16 @@ pub struct Delivery {
     pub claim: Claim,
     /// When the entry was queued, by the clock of the host that queued it.
     pub enqueued_at: Option<Timestamp>,
-    /// When it became available to this consumer, if that was later: the end of an earlier owner's lease.
+    /// When it became available to this consumer, if that was later: the end of an earlier owner's
+    /// lease.
     pub requeued_at: Option<Timestamp>,
     /// When the task has to be done.
     pub timeout_at: Option<Timestamp>,
     /// Why it was delivered again, if it was.
     pub redelivery: Option<RedeliveryReason>,
-    /// When the broker was asked for it: its lease began no earlier. The process may have stood still since then. Without
-    /// this time, the lease is counted from the moment at which the runner sees the delivery.
+    /// When the broker was asked for it: its lease began no earlier. The process may have stood
+    /// still since then. Without this time, the lease is counted from the moment at which the
+    /// runner sees the delivery.
     pub asked_at: Option<Instant>,
 }
 

@@ -4,7 +4,8 @@ use std::error::Error;
 
 /// A broker could not do what it was asked to.
 ///
-/// The text is complete without the source: `finishing task 7 of my-asr on Redis at localhost:6379: connection refused`.
+/// The text is complete without the source: `finishing task 7 of my-asr on Redis at localhost:6379:
+/// connection refused`.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation}: {source}")]
 pub struct BrokerError {
@@ -13,7 +14,8 @@ pub struct BrokerError {
 }
 
 impl BrokerError {
-    /// `operation` says what was tried, and where: `finishing task 7 of my-asr on Redis at localhost:6379`.
+    /// `operation` says what was tried, and where: `finishing task 7 of my-asr on Redis at
+    /// localhost:6379`.
     pub fn new(operation: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
             operation: operation.into(),

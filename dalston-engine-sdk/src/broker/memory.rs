@@ -17,7 +17,8 @@ use crate::protocol::{ArtifactReference, Timestamp};
 
 /// A queue in memory. Clones share it.
 ///
-/// Leases run on tokio's clock, so tests can pause it. The queue and the list of events are bounded.
+/// Leases run on tokio's clock, so tests can pause it. The queue and the list of events are
+/// bounded.
 ///
 /// ```
 /// use dalston_engine_sdk::broker::{MemoryBroker, QueuedTask, TaskMetadata};

@@ -22,8 +22,8 @@ pub enum Outcome {
     },
     /// Its job was cancelled after its start was reported, and it ended without a response.
     ///
-    /// The broker reports it as completed, without artifacts: a cancelled job ends when its running tasks are completed, and
-    /// the platform would queue a failed task again.
+    /// The broker reports it as completed, without artifacts: a cancelled job ends when its running
+    /// tasks are completed, and the platform would queue a failed task again.
     Cancelled,
     /// It was never started and needs no event: its job was cancelled, or the platform gave it up.
     Skipped,
@@ -32,7 +32,8 @@ pub enum Outcome {
 /// What events carry beside the ids.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventContext {
-    /// The id of the request at the gateway. Given on so that the orchestrator's next tasks have it too.
+    /// The id of the request at the gateway. Given on so that the orchestrator's next tasks have it
+    /// too.
     pub request_id: Option<String>,
     /// The JSON of the trace context under which the orchestrator goes on.
     pub trace_context: Option<String>,

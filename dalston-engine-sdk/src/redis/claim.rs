@@ -22,7 +22,8 @@ pub(super) struct StaleEntry {
     pub(super) consumer: String,
     idle: Duration,
     delivery_count: u32,
-    /// Time that the consumer's registry record has left. Negative if it has no end, or if there is no record.
+    /// Time that the consumer's registry record has left. Negative if it has no end, or if there is
+    /// no record.
     record_ttl_ms: i64,
     status: String,
     last_heartbeat: String,
@@ -71,8 +72,8 @@ impl StaleEntry {
         self.consumer == RELEASED
     }
 
-    /// The platform's rule, with one addition: a record that the server itself will drop within a minute was renewed within
-    /// the last minute, whatever the clocks of the two hosts say.
+    /// The platform's rule, with one addition: a record that the server itself will drop within a
+    /// minute was renewed within the last minute, whatever the clocks of the two hosts say.
     pub(super) fn owner_is_dead(&self, now: Timestamp) -> bool {
         if self.status.is_empty() || self.status == "offline" {
             return true;

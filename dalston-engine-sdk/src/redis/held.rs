@@ -13,8 +13,8 @@ use super::server::{RedisServer, has_code};
 use crate::broker::{BrokerError, Claim, Ownership};
 use crate::protocol::keys;
 
-/// The consumer that gets released tasks. It is never registered, so every engine, also one in Python, takes it for dead
-/// and claims its tasks at once.
+/// The consumer that gets released tasks. It is never registered, so every engine, also one in
+/// Python, takes it for dead and claims its tasks at once.
 pub(super) const RELEASED: &str = "handed-back";
 /// After how many leases without a call a task is forgotten.
 const ABANDONED_AFTER_LEASES: u32 = 10;
@@ -30,10 +30,11 @@ pub(super) struct HeldTasks {
 
 #[derive(Debug, Clone, Copy)]
 struct HeldTask {
-    /// A call that ends the claim was sent, and its reply did not come yet or was lost. If the entry is gone, this process
-    /// removed it.
+    /// A call that ends the claim was sent, and its reply did not come yet or was lost. If the
+    /// entry is gone, this process removed it.
     ending: bool,
-    /// When the runner last made a call about it. A task without a call for a lease is free, also for this process.
+    /// When the runner last made a call about it. A task without a call for a lease is free, also
+    /// for this process.
     last_call: Instant,
 }
 
@@ -74,8 +75,8 @@ impl HeldTasks {
         self.tasks().len()
     }
 
-    /// Runs a script that acts only if this process holds the task, and returns who holds it. With `ends`, the script ends the
-    /// claim.
+    /// Runs a script that acts only if this process holds the task, and returns who holds it. With
+    /// `ends`, the script ends the claim.
     pub(super) async fn call(
         &self,
         claim: &Claim,

@@ -69,8 +69,8 @@ impl Field {
     }
 }
 
-/// Fields that serve only traces or waiting times are left out when they can't be read; fields that decide about the work
-/// must be right.
+/// Fields that serve only traces or waiting times are left out when they can't be read; fields that
+/// decide about the work must be right.
 fn read_metadata(task_id: &str, values: [Option<&[u8]>; Field::ALL]) -> Lookup {
     let lenient = |field| text(values, field).unwrap_or(None);
     let owned = |field| lenient(field).map(str::to_owned);

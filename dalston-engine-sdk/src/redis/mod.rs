@@ -1,8 +1,10 @@
-//! A live deployment on Redis: [`RedisServer`], its queue ([`RedisBroker`]) and its registry ([`RedisRegistry`]).
+//! A live deployment on Redis: [`RedisServer`], its queue ([`RedisBroker`]) and its registry
+//! ([`RedisRegistry`]).
 //!
-//! Section numbers in this module refer to the description of the Dalston engine protocol. From [`RedisBroker`] downwards:
-//! `reader` runs the reads in the background, `read` takes tasks from a stream, `claim` takes over stale entries, `message` and
-//! `lookup` read what the server sends, `held` makes the calls of the holder of a task, and `lua/` is what the server runs.
+//! Section numbers in this module refer to the description of the Dalston engine protocol. From
+//! [`RedisBroker`] downwards: `reader` runs the reads in the background, `read` takes tasks from a
+//! stream, `claim` takes over stale entries, `message` and `lookup` read what the server sends,
+//! `held` makes the calls of the holder of a task, and `lua/` is what the server runs.
 
 mod broker;
 mod claim;

@@ -15,8 +15,9 @@ const STALE_INSTANCES_PER_CALL: u32 = 100;
 
 /// The registry of a live deployment, section 2.5 of the protocol.
 ///
-/// [`remove_stale_instances`](Registry::remove_stale_instances) removes names from the platform's sets, because the platform
-/// leaves them in two of the three. It removes only instances of this SDK, which join again if they still run.
+/// [`remove_stale_instances`](Registry::remove_stale_instances) removes names from the platform's
+/// sets, because the platform leaves them in two of the three. It removes only instances of this
+/// SDK, which join again if they still run.
 #[derive(Debug, Clone)]
 pub struct RedisRegistry {
     server: RedisServer,
@@ -24,7 +25,8 @@ pub struct RedisRegistry {
 }
 
 impl RedisRegistry {
-    /// The registry on this server. Records live 60 s without a heartbeat, which is what the platform counts on.
+    /// The registry on this server. Records live 60 s without a heartbeat, which is what the
+    /// platform counts on.
     #[must_use]
     pub fn new(server: RedisServer) -> Self {
         Self {

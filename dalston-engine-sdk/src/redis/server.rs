@@ -14,13 +14,14 @@ use redis::{
 
 use crate::broker::BrokerError;
 
-/// How long a connection may take to come up, and a command on the shared connection to be answered.
+/// How long a connection may take to come up, and a command on the shared connection to be
+/// answered.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A Redis server, with one shared connection for commands.
 ///
-/// The connection is made for the first command, and again when it is lost or the server takes no more writes. So the client
-/// follows a fail-over, if the name in the URL leads to the new primary.
+/// The connection is made for the first command, and again when it is lost or the server takes no
+/// more writes. So the client follows a fail-over, if the name in the URL leads to the new primary.
 ///
 /// Cheap to clone. `Debug` shows the address and never a password.
 #[derive(Clone)]
@@ -31,7 +32,8 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// A server by its URL: `redis://[[user]:password@]host[:port][/database]`, `rediss://…` for TLS, or `unix:///path`.
+    /// A server by its URL: `redis://[[user]:password@]host[:port][/database]`, `rediss://…` for
+    /// TLS, or `unix:///path`.
     ///
     /// This sends nothing, so it does not notice an absent server.
     ///
@@ -108,8 +110,8 @@ impl RedisServer {
         }
     }
 
-    /// A new connection for blocking reads: on the shared one, other commands would wait behind them, and its time-out would
-    /// end them.
+    /// A new connection for blocking reads: on the shared one, other commands would wait behind
+    /// them, and its time-out would end them.
     pub(super) async fn blocking(&self) -> RedisResult<MultiplexedConnection> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(TIMEOUT))
@@ -130,8 +132,9 @@ fn manager(client: Client) -> RedisResult<ConnectionManager> {
     ConnectionManager::new_lazy_with_config(client, config)
 }
 
-/// The current shared connection. A server that lost its role to another one need not close its connections, and they would
-/// never work again, so this leaves them when the server refuses a write.
+/// The current shared connection. A server that lost its role to another one need not close its
+/// connections, and they would never work again, so this leaves them when the server refuses a
+/// write.
 pub(crate) struct SharedConnection {
     connection: ConnectionManager,
     server: RedisServer,
@@ -193,8 +196,9 @@ impl fmt::Debug for RedisServer {
     }
 }
 
-/// Whether an error of the server has this code. An error inside a script has it as its first word since Redis 7; before, it
-/// is further inside: `Error running script (call to f_1f): @user_script:7: -READONLY You can't write`.
+/// Whether an error of the server has this code. An error inside a script has it as its first word
+/// since Redis 7; before, it is further inside: `Error running script (call to f_1f):
+/// @user_script:7: -READONLY You can't write`.
 pub(super) fn has_code(error: &RedisError, code: &str) -> bool {
     error.code() == Some(code)
         || error.code().is_some() && {

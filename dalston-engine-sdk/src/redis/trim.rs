@@ -1,4 +1,5 @@
-//! What a stream keeps for ever unless a worker removes it: acknowledged messages, and consumers of ended processes.
+//! What a stream keeps for ever unless a worker removes it: acknowledged messages, and consumers of
+//! ended processes.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Test an engine as it runs in a deployment: [`EngineHarness`]. Test a broker: [`broker_suite`]. (Feature `testing`.)
+//! Test an engine as it runs in a deployment: [`EngineHarness`]. Test a broker: [`broker_suite`].
+//! (Feature `testing`.)
 //!
 //! The real runner processes the task, with a queue and a storage in memory. The report has the
 //! answer, the spans and the metrics that moved. Nothing global is touched, so tests run in

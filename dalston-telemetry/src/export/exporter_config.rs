@@ -1,7 +1,7 @@
 //! The configuration of exporters.
 //!
-//! An explicit call wins over the variable of the signal, that over the variable for all signals, and
-//! that over the default.
+//! An explicit call wins over the variable of the signal, that over the variable for all signals,
+//! and that over the default.
 
 use std::fmt;
 use std::time::Duration;

@@ -12,8 +12,8 @@
 //! `tests/it/peer.rs` shows each reason. A reason whose test fails can go.
 //!
 //! - Every lost span is counted and reported. `opentelemetry-otlp` returns `Ok` for a partial
-//!   success. The batch processor returns `Ok` after the queue was full and after a refused batch at
-//!   shutdown, and a flush returns the result of its last batch only.
+//!   success. The batch processor returns `Ok` after the queue was full and after a refused batch
+//!   at shutdown, and a flush returns the result of its last batch only.
 //! - One bound ends all signals. The SDK's metric reader ignores its timeout and waits for 5 s.
 //! - Settings come from an [`Env`](crate::Env). `opentelemetry-otlp` reads the variables of the
 //!   process.

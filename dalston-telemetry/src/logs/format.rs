@@ -4,25 +4,25 @@ use std::str::FromStr;
 
 use crate::parse_error::ParseError;
 
-/// How log lines are written.
+/// The form of log lines.
 ///
-/// A JSON line has at its top level
+/// A JSON line is one object with these members:
 /// - `timestamp` in UTC with microseconds, `level`, `service` and `event`, the message;
 /// - the event's own fields;
-/// - `trace_id` and `span_id` of the span around the event; without a span, the `trace_id` that
-///   came with the task;
+/// - `trace_id` and `span_id` of the span around the event; without a span, the `trace_id` of the
+///   task;
 /// - `request_id`, `job_id`, `task_id`, `engine_id` and `instance_type`, from the spans around the
 ///   event (where they may also be called `dalston.job_id` and so on) and from the
-///   [`LogContext`](crate::context::LogContext); an `instance_type` that none of them has is that of
+///   [`LogContext`](crate::context::LogContext); if neither has an `instance_type`, it is that of
 ///   the machine, or `unknown`;
 /// - `target`, the module that logged.
 ///
-/// What does not exist is absent. No key occurs twice: an event's own field wins over an inherited
-/// one, and one that is named like a member that every line has is written as `field.NAME`. Numbers
-/// that JSON does not have are `null`. Levels are called as on the rest of the platform: `error`,
-/// `warning`, `info`, `debug`, and `trace` below them.
+/// A member without a value is left out. No key occurs twice: an event's own field wins over an
+/// inherited one. A field with the name of a member that every line has is written as `field.NAME`.
+/// NaN and infinities are `null`. The levels have the names of the platform: `error`, `warning`,
+/// `info`, `debug` and `trace`.
 ///
-/// Secrets in URLs, headers and fields whose name says so are masked in both forms, see
+/// Both forms mask secrets in URLs, in headers and in fields with the name of a secret: see
 /// [`redact`](crate::redact).
 ///
 /// ```
@@ -60,7 +60,7 @@ pub enum LogFormat {
 }
 
 impl LogFormat {
-    /// The names of formats. Completes the sentence "expected …".
+    /// The names of formats, for the sentence "expected …".
     pub(crate) const ACCEPTED: &str = "json, console or auto";
 }
 

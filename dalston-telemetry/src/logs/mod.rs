@@ -1,7 +1,7 @@
 //! Log lines: JSON for machines, a readable form for terminals.
 //!
-//! Made by a layer of our own that takes events only: with tracing off no layer is interested in spans, and a span
-//! costs what a disabled span costs.
+//! The log layer takes events only. While tracing is off, no layer is interested in spans, and a
+//! span costs as little as a disabled one.
 
 pub mod context;
 mod fields;
@@ -28,10 +28,10 @@ use crate::env::{Env, EnvError};
 use crate::metrics::TelemetryMetrics;
 use crate::settings::logs::{DALSTON_LOG_FORMAT, NO_COLOR, TERM};
 
-/// What the label of metrics says, too.
+/// The value of the field and of the metric label if the kind of machine is not known.
 const UNKNOWN: &str = "unknown";
 
-/// Everything about log lines that is decided at start.
+/// The configuration of log lines.
 pub(crate) struct LogConfig {
     pub(crate) service: String,
     pub(crate) instance_type: String,
@@ -41,7 +41,7 @@ pub(crate) struct LogConfig {
     pub(crate) metrics: TelemetryMetrics,
 }
 
-/// A [`LogFormat`] after it was decided.
+/// A [`LogFormat`] without `Auto`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     Json,
@@ -49,7 +49,7 @@ pub(crate) enum Form {
 }
 
 impl LogConfig {
-    /// Reads `DALSTON_LOG_FORMAT` (unless `format` decides), `NO_COLOR`, and the filter from
+    /// Reads `DALSTON_LOG_FORMAT` (unless `format` is given), `NO_COLOR`, and the filter from
     /// `RUST_LOG`, else `LOG_LEVEL`, else `DALSTON_LOG_LEVEL`, else `level`.
     pub(crate) fn read(
         env: &Env,

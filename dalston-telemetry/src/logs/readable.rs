@@ -26,7 +26,7 @@ const RESET: &[u8] = b"\x1b[0m";
 
 impl LineForm for ReadableLine<'_> {
     fn begin(&mut self, time: SystemTime, level: Level) {
-        self.dimmed(|line| push_time_of_day(line, time));
+        self.coloured(DIM, |line| push_time_of_day(line, time));
         let (name, colour): (_, &[u8]) = match level {
             Level::ERROR => ("ERROR", b"\x1b[31m"),
             Level::WARN => (" WARN", b"\x1b[33m"),
@@ -35,13 +35,7 @@ impl LineForm for ReadableLine<'_> {
             Level::TRACE => ("TRACE", b"\x1b[35m"),
         };
         self.line.push(b' ');
-        if self.colours {
-            self.line.extend_from_slice(colour);
-        }
-        self.line.extend_from_slice(name.as_bytes());
-        if self.colours {
-            self.line.extend_from_slice(RESET);
-        }
+        self.coloured(colour, |line| line.extend_from_slice(name.as_bytes()));
     }
 
     fn message(&mut self, text: &str) {
@@ -88,7 +82,7 @@ impl LineForm for ReadableLine<'_> {
         self.ids.push(b' ');
         push_plain(self.ids, metadata.target());
         let ids = std::mem::take(self.ids);
-        self.dimmed(|line| line.extend_from_slice(&ids));
+        self.coloured(DIM, |line| line.extend_from_slice(&ids));
         *self.ids = ids;
         self.line.push(b'\n');
     }
@@ -102,9 +96,9 @@ impl ReadableLine<'_> {
         }
     }
 
-    fn dimmed(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+    fn coloured(&mut self, colour: &[u8], write: impl FnOnce(&mut Vec<u8>)) {
         if self.colours {
-            self.line.extend_from_slice(DIM);
+            self.line.extend_from_slice(colour);
         }
         write(self.line);
         if self.colours {

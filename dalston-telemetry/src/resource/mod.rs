@@ -1,12 +1,11 @@
-//! The resource: what is the same for everything that this process reports.
+//! The resource: the attributes of everything that this process exports.
 //!
-//! Where two sources name the same attribute, the later one in this list counts:
+//! If two sources have the same attribute, the later one in this list wins:
 //!
 //! 1. detectors: operating system, host, process, container, Kubernetes, a random
 //!    `service.instance.id`
-//! 2. what is known of the cloud ([`TelemetryBuilder::cloud`](crate::TelemetryBuilder)): it knows
-//!    the host better than the host does, its `host.id` is the instance id where the host has only
-//!    the machine id
+//! 2. the cloud ([`TelemetryBuilder::cloud`](crate::TelemetryBuilder)): its `host.id` is the
+//!    instance id, and that of the host only the machine id
 //! 3. `service.namespace=dalston` and the service name given in code
 //! 4. `OTEL_RESOURCE_ATTRIBUTES`
 //! 5. `OTEL_SERVICE_NAME` and `INSTANCE_TYPE` (`host.type`)
@@ -40,23 +39,19 @@ mod names {
     pub(super) const SERVICE_NAMESPACE: &str = "service.namespace";
 }
 
-/// The service name in force: `OTEL_SERVICE_NAME`, else `service.name` in
+/// The service name: `OTEL_SERVICE_NAME`, else `service.name` in
 /// `OTEL_RESOURCE_ATTRIBUTES`, else the name that the program gives.
 pub(crate) fn service_name(env: &Env, from_code: &str) -> Result<String, EnvError> {
     if let Some(name) = OTEL_SERVICE_NAME.read(env)? {
         return Ok(name);
     }
-    let from_attributes = attributes(env)?
-        .into_iter()
-        .rev()
-        .find(|(key, value)| key == names::SERVICE_NAME && !value.trim().is_empty());
-    Ok(from_attributes.map_or_else(|| from_code.to_owned(), |(_, value)| value))
+    Ok(attribute(env, names::SERVICE_NAME)?.unwrap_or_else(|| from_code.to_owned()))
 }
 
-/// The kind of machine: what the program says of `host.type`, else `INSTANCE_TYPE`, else
-/// `host.type` in `OTEL_RESOURCE_ATTRIBUTES`, else what was detected. The attribute, the field of
-/// log lines and the label of metrics all say this; where it is not known, field and label say
-/// `unknown` and there is no attribute.
+/// The kind of machine: `host.type` as the program gives it, else `INSTANCE_TYPE`, else `host.type`
+/// in `OTEL_RESOURCE_ATTRIBUTES`, else the detected one. The attribute, the field of log lines and
+/// the label of metrics have this value. If it is not known, field and label are `unknown`, and
+/// there is no attribute.
 pub(crate) fn instance_type(
     env: &Env,
     explicit: &[KeyValue],
@@ -70,17 +65,12 @@ pub(crate) fn instance_type(
     if let Some(explicit) = of(explicit).or(INSTANCE_TYPE.read(env)?) {
         return Ok(Some(explicit));
     }
-    let from_attributes = attributes(env)?
-        .into_iter()
-        .rev()
-        .find(|(key, value)| key == names::HOST_TYPE && !value.trim().is_empty());
-    Ok(from_attributes.map(|(_, value)| value).or_else(|| of(detected)))
+    Ok(attribute(env, names::HOST_TYPE)?.or_else(|| of(detected)))
 }
 
-/// Merges what the detectors say with the environment and the program; `detected` is what is known
-/// of the cloud.
+/// Merges the attributes of all sources. `detected` are those of the cloud.
 ///
-/// Reads a few files and runs `hostname`; opens no socket.
+/// Reads a few files and runs `hostname`. It opens no socket.
 pub(crate) fn build(
     env: &Env,
     service: &str,
@@ -94,7 +84,7 @@ pub(crate) fn build(
     merged.process();
     merged.all(&ContainerResourceDetector.detect());
     if KUBERNETES_SERVICE_HOST.is_set(env) {
-        // Elsewhere the detector takes any HOSTNAME for the name of a pod.
+        // Outside Kubernetes, the detector would take HOSTNAME for the name of a pod.
         merged.all(&K8sResourceDetector.detect());
     }
     merged.all(&ServiceInstanceIdResourceDetector.detect());
@@ -119,7 +109,14 @@ pub(crate) fn build(
     Ok(Resource::builder_empty().with_attributes(merged.0).build())
 }
 
-/// Reads `OTEL_RESOURCE_ATTRIBUTES`: `key=value` pairs with commas between, both percent-encoded.
+/// The value of one attribute in `OTEL_RESOURCE_ATTRIBUTES`, unless it is blank.
+fn attribute(env: &Env, name: &str) -> Result<Option<String>, EnvError> {
+    let mut attributes = attributes(env)?.into_iter().rev();
+    let found = attributes.find(|(key, value)| key == name && !value.trim().is_empty());
+    Ok(found.map(|(_, value)| value))
+}
+
+/// Reads `OTEL_RESOURCE_ATTRIBUTES`: percent-encoded `key=value` pairs, separated by commas.
 fn attributes(env: &Env) -> Result<Vec<(String, String)>, EnvError> {
     let Some((name, list)) = OTEL_RESOURCE_ATTRIBUTES.first(env) else {
         return Ok(Vec::new());
@@ -144,7 +141,7 @@ fn attributes(env: &Env) -> Result<Vec<(String, String)>, EnvError> {
         .collect()
 }
 
-/// Attributes in the order they were first named; a later value replaces an earlier one.
+/// Attributes in the order of their first value. A later value replaces an earlier one.
 #[derive(Default)]
 struct Merged(Vec<KeyValue>);
 
@@ -172,7 +169,7 @@ impl Merged {
 
     fn host(&mut self, env: &Env) {
         self.all(&HostResourceDetector::default().detect());
-        // The detector gives Rust's name of the architecture, the conventions have their own.
+        // The detector gives Rust's name of the architecture instead of that of the conventions.
         match std::env::consts::ARCH {
             "x86_64" => self.set(names::HOST_ARCH, "amd64"),
             "aarch64" => self.set(names::HOST_ARCH, "arm64"),
@@ -181,22 +178,17 @@ impl Merged {
         // Slim images lack the `hostname` program that the detector runs.
         if self.get(names::HOST_NAME).is_none() {
             let kernel = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-            let name = HOSTNAME
-                .first(env)
-                .map(|(_, name)| name.to_owned())
-                .or_else(kernel);
-            if let Some(name) = name
-                .map(|name| name.trim().to_owned())
-                .filter(|name| !name.is_empty())
-            {
-                self.set(names::HOST_NAME, name);
+            let from_env = HOSTNAME.first(env).map(|(_, name)| name.to_owned());
+            let name = from_env.or_else(kernel).unwrap_or_default();
+            if !name.trim().is_empty() {
+                self.set(names::HOST_NAME, name.trim().to_owned());
             }
         }
     }
 
     fn process(&mut self) {
         for (key, value) in &ProcessResourceDetector.detect() {
-            // Arguments may hold passwords (`--redis-url=redis://:secret@host`).
+            // Arguments may contain passwords (`--redis-url=redis://:secret@host`).
             if key.as_str() != names::PROCESS_COMMAND_ARGS {
                 self.set(key.clone(), value.clone());
             }
@@ -211,7 +203,7 @@ impl Merged {
         }
     }
 
-    /// Adds the stable name of an attribute that is only given under its deprecated one.
+    /// Adds the stable name of an attribute that has only its deprecated one.
     fn modernise(&mut self) {
         if self.get(names::DEPLOYMENT_ENVIRONMENT_NAME).is_none()
             && let Some(value) = self.get("deployment.environment").cloned()

@@ -247,7 +247,7 @@ mod tests {
             info_span!("work").in_scope(|| {
                 log("sqlx::query", "asked");
                 log("rustls::client", "shook hands");
-                log("somebody", "is quiet");
+                log("module", "is quiet");
             });
         });
         assert_eq!(event_names(&program.only_span()), ["asked", "is quiet"]);

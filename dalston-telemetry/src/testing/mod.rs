@@ -1,5 +1,5 @@
-//! Look at telemetry in tests: spans, log lines and metrics, and whole traces compared with one literal (feature
-//! `testing`).
+//! Look at telemetry in tests: spans, log lines and metrics, and whole traces compared with one
+//! literal (feature `testing`).
 //!
 //! Nothing here touches anything global, so tests run side by side.
 

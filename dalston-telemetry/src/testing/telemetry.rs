@@ -119,7 +119,8 @@ impl TestTelemetry {
         self.telemetry.metrics()
     }
 
-    /// The lines that were logged, oldest first; without a filter of its own everything from `INFO` up.
+    /// The lines that were logged, oldest first; without a filter of its own everything from `INFO`
+    /// up.
     ///
     /// # Panics
     ///
@@ -134,7 +135,8 @@ impl TestTelemetry {
             .collect()
     }
 
-    /// The series that have moved since the beginning, in alphabetical order; of histograms count and sum.
+    /// The series that have moved since the beginning, in alphabetical order; of histograms count
+    /// and sum.
     #[must_use]
     pub fn moved(&self) -> Vec<MetricChange> {
         self.metrics().snapshot().diff(&self.at_start)

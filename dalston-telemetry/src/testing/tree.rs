@@ -8,7 +8,8 @@ use crate::traces::collector::CollectedSpan;
 
 /// Spans as a tree that can be written down as text and compared as a whole.
 ///
-/// One line per span, two spaces of indentation per level, siblings in the order in which they started:
+/// One line per span, two spaces of indentation per level, siblings in the order in which they
+/// started:
 ///
 /// ```text
 /// engine.queue_wait
@@ -17,14 +18,16 @@ use crate::traces::collector::CollectedSpan;
 ///   engine.process ! "notes.txt is not UTF-8"
 /// ```
 ///
-/// - The name comes first. A name with spaces at its ends, or with one of `{`, `!` and `"`, is put in quotes.
-/// - `{key=value, …}` names attributes and their values as text; `*` stands for any value. Values with one of
-///   `,`, `}`, `"` or `*`, or with spaces at their ends, are put in quotes. In the text that a tree is compared with,
-///   only the attributes that are mentioned count.
-/// - `!` marks a span that ended with an error, followed by its message. In the text that a tree is compared with the
-///   message may be left out; the mark may not.
+/// - The name comes first. A name with spaces at its ends, or with one of `{`, `!` and `"`, is put
+///   in quotes.
+/// - `{key=value, …}` names attributes and their values as text; `*` stands for any value. Values
+///   with one of `,`, `}`, `"` or `*`, or with spaces at their ends, are put in quotes. In the text
+///   that a tree is compared with, only the attributes that are mentioned count.
+/// - `!` marks a span that ended with an error, followed by its message. In the text that a tree is
+///   compared with the message may be left out; the mark may not.
 ///
-/// A tree prints in the same form, so that what a failed assertion shows can be copied into the test.
+/// A tree prints in the same form, so that what a failed assertion shows can be copied into the
+/// test.
 ///
 /// ```
 /// use dalston_telemetry::testing::SpanTree;
@@ -49,8 +52,8 @@ impl SpanTree {
     #[must_use]
     pub fn of(spans: &[CollectedSpan]) -> Self {
         let mut ordered: Vec<&CollectedSpan> = spans.iter().collect();
-        // Of two spans that start together the outer one comes first; between strangers the name decides, so that the
-        // order is the same in each run.
+        // Of two spans that start together the outer one comes first; between strangers the name
+        // decides, so that the order is the same in each run.
         ordered.sort_by(|a, b| {
             a.start
                 .cmp(&b.start)
@@ -78,8 +81,8 @@ impl SpanTree {
         self
     }
 
-    /// Whether this is the tree that the text describes: the same names, nesting, order and errors, and the
-    /// attributes that the text mentions.
+    /// Whether this is the tree that the text describes: the same names, nesting, order and errors,
+    /// and the attributes that the text mentions.
     ///
     /// # Errors
     ///
@@ -183,7 +186,8 @@ impl FromStr for SpanTree {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        // The path of open spans, each with the indentation of its line. A line closes what is not left of it.
+        // The path of open spans, each with the indentation of its line. A line closes what is not
+        // left of it.
         let mut open: Vec<(usize, Node)> = Vec::new();
         let mut roots = Vec::new();
         for (number, line) in text.lines().enumerate() {

@@ -1,4 +1,4 @@
-//! What Prometheus makes of `/metrics`.
+//! How Prometheus reads `/metrics`.
 
 use dalston_telemetry::metrics::{
     Counter, DenseFamily, DropReason, Exemplar, Gauge, Histogram, Metrics, MetricsServer, Signal,

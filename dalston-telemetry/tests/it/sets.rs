@@ -17,7 +17,7 @@ use dalston_telemetry::services::webhook::{DeliveryStatus, WebhookMetrics};
 use dalston_telemetry::{Env, Telemetry};
 use http::StatusCode;
 
-/// What comes from outside, for a process that is every service at once.
+/// Label values from outside, for a process with the metrics of every service.
 struct Outside<'a> {
     tenant: &'a str,
     route: &'a str,
@@ -160,12 +160,12 @@ const ORDINARY: Outside<'static> = Outside {
     number: 200,
 };
 
-/// Values of which `known` in eight are one of four, and the others are new: all combinations of what is known and what is new
-/// occur.
+/// Label values: `known` of eight are one of four known values, the others are new. Every
+/// combination of known and new values occurs.
 fn flood(metrics: &Metrics, known: u32, rounds: std::ops::Range<u32>) {
     let services = Services::register(metrics);
     for round in rounds {
-        // Three bits for each kind, of a number whose bits are all over the place.
+        // Three bits of a hash for each kind.
         let scattered = round.wrapping_mul(0x9E37_79B1);
         let value = |kind: u32| match (scattered >> (3 * kind)) & 7 {
             eighth if eighth < known => format!("{kind}-{}", (eighth + round / 8) % 4),

@@ -6,8 +6,8 @@
 //! length of a window.
 //!
 //! [`Whisper`] is a loaded model. [`Whisper::transcribe`] transcribes a recording as its
-//! [`TranscribeConfig`] say. [`Window`] gives access to single steps: encoder output, logits, language
-//! probabilities, the decoding of one window.
+//! [`TranscribeConfig`] say. [`Window`] gives access to single steps: encoder output, logits,
+//! language probabilities, the decoding of one window.
 //!
 //! The binary of this crate is a Dalston engine.
 

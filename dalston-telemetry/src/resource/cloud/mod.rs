@@ -30,9 +30,9 @@
 //! look like one of the service, such as the page of a captive portal, is ignored. It is no error
 //! if nothing is found.
 //!
-//! [`settings`](crate::settings) lists the variables of the detection. With `DALSTON_DEPLOY_ENV=aws`
-//! the service is asked even if the firmware is not Amazon's. With any other value, there are no
-//! requests.
+//! [`settings`](crate::settings) lists the variables of the detection. With
+//! `DALSTON_DEPLOY_ENV=aws` the service is asked even if the firmware is not Amazon's. With any
+//! other value, there are no requests.
 
 mod aws;
 mod detection;

@@ -11,8 +11,8 @@ use crate::metrics::{Gauge, OTHER, OpenLabel, lock};
 
 /// A gauge with one open label, whose series exist only while a handle of them exists.
 ///
-/// The values of an [`OpenLabel`] stay for the life of the process. Names of workers are new after each
-/// start, so all workers would soon be folded.
+/// The values of an [`OpenLabel`] stay for the life of the process. Names of workers are new after
+/// each start, so all workers would soon be folded.
 #[derive(Clone)]
 pub(super) struct WorkerGauge {
     shared: Arc<Shared>,

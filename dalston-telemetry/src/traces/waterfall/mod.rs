@@ -22,9 +22,9 @@ use look::Look;
 /// ```
 ///
 /// The columns are the name, the time from the start of the trace, the duration and the bar. A span
-/// that ended with an error has its message on a line of its own. Clocks that differ and parents that
-/// are missing have such a line too. A long run of spans with one name and parent is folded, so that
-/// the trace of an hour of audio fits on a page.
+/// that ended with an error has its message on a line of its own. Clocks that differ and parents
+/// that are missing have such a line too. A long run of spans with one name and parent is folded,
+/// so that the trace of an hour of audio fits on a page.
 ///
 /// ```
 /// use dalston_telemetry::{SpanCollector, Waterfall};
@@ -49,8 +49,8 @@ impl Waterfall {
     /// The default of [`fold_after`](Self::fold_after).
     pub const DEFAULT_FOLD_AFTER: usize = 8;
 
-    /// A waterfall of [`DEFAULT_WIDTH`](Self::DEFAULT_WIDTH) columns in Unicode, without colours and
-    /// attributes.
+    /// A waterfall of [`DEFAULT_WIDTH`](Self::DEFAULT_WIDTH) columns in Unicode, without colours
+    /// and attributes.
     pub fn new() -> Self {
         Self {
             look: Look {
@@ -69,7 +69,8 @@ impl Waterfall {
         self
     }
 
-    /// Draws with ASCII characters only, for terminals and files that can't show others. Off by default.
+    /// Draws with ASCII characters only, for terminals and files that can't show others. Off by
+    /// default.
     pub fn ascii(mut self, ascii: bool) -> Self {
         self.look.ascii = ascii;
         self
@@ -81,8 +82,8 @@ impl Waterfall {
         self
     }
 
-    /// Shows the first `spans` of siblings with one name, and folds the others into one line with their
-    /// number and total duration. Siblings that failed are always shown. 0 folds nothing.
+    /// Shows the first `spans` of siblings with one name, and folds the others into one line with
+    /// their number and total duration. Siblings that failed are always shown. 0 folds nothing.
     pub fn fold_after(mut self, spans: usize) -> Self {
         self.look.fold_after = spans;
         self

@@ -154,8 +154,8 @@ fn fold<'a>(siblings: impl Iterator<Item = &'a CollectedSpan>, look: &Look) -> V
     nodes
 }
 
-/// Parents and children. Spans without a known parent are roots, and so is one span of every ring of
-/// parents.
+/// Parents and children. Spans without a known parent are roots, and so is one span of every ring
+/// of parents.
 struct Forest<'a> {
     by_id: HashMap<SpanId, &'a CollectedSpan>,
     children: HashMap<SpanId, Vec<&'a CollectedSpan>>,
@@ -185,8 +185,8 @@ impl<'a> Forest<'a> {
             }
         }
 
-        // Damaged data may have a ring of parents, which no root leads to. Its earliest span becomes a
-        // root.
+        // Damaged data may have a ring of parents, which no root leads to. Its earliest span
+        // becomes a root.
         let mut reach = forest.roots.clone();
         let mut candidates = ordered.into_iter();
         loop {
