@@ -457,7 +457,7 @@ async fn killed_process_leaves_no_partial_model_and_no_lock() {
     }
     let site = Site::new();
     site.put_model(MODEL);
-    site.s3.trouble(Trouble::new(Fault::Hang).path("model.bin"));
+    site.s3.trouble(Trouble::new(Fault::Hang).path("model.bin").times(1));
     let process = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "models::download_until_killed"])
         .env("TEST_S3", site.s3.url())
@@ -472,7 +472,6 @@ async fn killed_process_leaves_no_partial_model_and_no_lock() {
     .await;
 
     // A second process waits while the first one downloads.
-    site.s3.heal();
     let models = site.models(&[]);
     site.submit("T1", MODEL).await;
     let act = async {
