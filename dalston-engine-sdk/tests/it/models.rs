@@ -457,7 +457,8 @@ async fn killed_process_leaves_no_partial_model_and_no_lock() {
     }
     let site = Site::new();
     site.put_model(MODEL);
-    site.s3.trouble(Trouble::new(Fault::Hang).path("model.bin").times(1));
+    site.s3
+        .trouble(Trouble::new(Fault::Hang).path("model.bin").times(1));
     let process = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "models::download_until_killed"])
         .env("TEST_S3", site.s3.url())
