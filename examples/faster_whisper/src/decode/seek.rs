@@ -457,6 +457,11 @@ impl<'a> Seeker<'a> {
         let offset = self.seconds(place.seek);
         let time = |id: i64| (id - first) as f64 * step;
         let ids = hypothesis.ids.as_slice();
+        if !self.config.timestamps {
+            // Without its rules, a model can emit timestamps that mean nothing.
+            self.push(ids, offset, offset + self.seconds(place.size), hypothesis)?;
+            return Ok(place.size);
+        }
         let is_stamp = |at: usize| ids.get(at).is_some_and(|&id| id >= first);
         let single_end = ids.len() > 1 && is_stamp(ids.len() - 1) && !is_stamp(ids.len() - 2);
 

@@ -186,6 +186,34 @@ fn untrained_model_ends_on_every_recording() {
 }
 
 #[test]
+fn timestamps_mean_nothing_when_they_are_off() {
+    for seed in 0..4 {
+        // Without the rules for timestamps, this model emits many of them.
+        let shape = Shape {
+            seed,
+            scale: 2.0,
+            ..Shape::tiny()
+        };
+        let (_dir, mut whisper) = load(&shape);
+        let first = shape.first_timestamp();
+        let mut config = TranscribeConfig::default();
+        config.timestamps = false;
+        let found = whisper
+            .transcribe(&samples("en_eight.wav")[..], &config, &mut ())
+            .unwrap();
+        for segment in &found.segments {
+            let pairs = segment.tokens.windows(2);
+            assert!(
+                pairs.into_iter().any(|pair| pair.iter().all(|&id| id >= first)),
+                "{segment:?}"
+            );
+            assert_eq!((segment.start, segment.end), (0.0, found.duration), "{segment:?}");
+        }
+        assert_eq!(found.segments.len(), 1, "seed {seed}");
+    }
+}
+
+#[test]
 fn old_name_of_the_no_speech_token_is_known() {
     let (_dir, whisper) = load(&Shape {
         no_speech: "<|nocaptions|>",
