@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_bounds_of_requests_are_named() {
+    fn wrong_values_are_named() {
         for (name, value, accepted) in [
             (
                 "DALSTON_HTTP_MAX_REQUESTS",
@@ -247,6 +247,21 @@ mod tests {
                 "DALSTON_HTTP_MAX_UPLOAD_MB",
                 "1e9",
                 "a whole number from 1 to 1048576",
+            ),
+            (
+                "DALSTON_S3_ENDPOINT_URL",
+                "127.0.0.1:9000",
+                "an http or https URL, such as http://minio:9000",
+            ),
+            (
+                "HF_ENDPOINT",
+                "huggingface.co",
+                "an http or https URL, such as https://huggingface.co",
+            ),
+            (
+                "DALSTON_S3_BUCKET",
+                "s3://files",
+                "the name of a bucket: 3 to 63 lower-case letters, digits, dots, dashes and underscores",
             ),
         ] {
             let error = DeploymentConfig::from_env(&Env::from_pairs([(name, value)])).unwrap_err();

@@ -10,10 +10,11 @@ use dalston_telemetry::settings::{
     Accepts, Group, Number, OneOf, Parsed, Seconds, Text, Variable, WholeNumber,
 };
 use dalston_telemetry::variables;
+use url::Url;
 
 use super::choices::{DeviceChoice, ModelSource, PrecisionChoice, SpotDrain};
 use crate::model_id::ModelId;
-use crate::store::DEFAULT_BUCKET;
+use crate::store::{DEFAULT_BUCKET, key};
 
 /// All variables that this crate declares.
 pub static VARIABLES: &[&Group] = &[&ENGINES, &WORKERS, &LOCAL];
@@ -106,7 +107,7 @@ variables! {
 
     /// The bucket with the files of tasks.
     pub(crate) static DALSTON_S3_BUCKET: Variable<String> =
-        Variable::new(&["DALSTON_S3_BUCKET"], &Text("a name")).default(DEFAULT_BUCKET);
+        Variable::new(&["DALSTON_S3_BUCKET"], &BucketName).default(DEFAULT_BUCKET);
 
     /// The region of the bucket.
     pub(crate) static DALSTON_S3_REGION: Variable<String> =
@@ -114,7 +115,7 @@ variables! {
 
     /// A server that speaks S3's protocol.
     pub(crate) static DALSTON_S3_ENDPOINT_URL: Variable<String> =
-        Variable::new(&["DALSTON_S3_ENDPOINT_URL"], &Text("an http or https URL")).default_described("Amazon's");
+        Variable::new(&["DALSTON_S3_ENDPOINT_URL"], &HttpUrl("http://minio:9000")).default_described("Amazon's");
 
     /// Credentials and where to get them. The client of S3 gets each of them as it is, and asks the
     /// container or the EC2 instance where none is set.
@@ -174,7 +175,7 @@ variables! {
 
     /// The hub, or a mirror of it.
     pub(crate) static HF_ENDPOINT: Variable<String> =
-        Variable::new(&["HF_ENDPOINT"], &Text("a URL")).default("https://huggingface.co");
+        Variable::new(&["HF_ENDPOINT"], &HttpUrl("https://huggingface.co")).default("https://huggingface.co");
 
     /// The parent of the default cache of models, where `/models` is not a directory.
     pub(crate) static XDG_CACHE_HOME: Variable<PathBuf> =
@@ -264,6 +265,42 @@ impl Accepts<Vec<ModelSource>> for ModelSources {
     fn expected(&self) -> Cow<'static, str> {
         "s3, hf or auto, or several of them with commas between (models of ngc can't be downloaded)".into()
     }
+}
+
+/// The name of a bucket.
+#[derive(Debug)]
+struct BucketName;
+
+impl Accepts<String> for BucketName {
+    fn parse(&self, text: &str) -> Option<String> {
+        key::is_bucket_name(text).then(|| text.to_owned())
+    }
+
+    fn expected(&self) -> Cow<'static, str> {
+        "the name of a bucket: 3 to 63 lower-case letters, digits, dots, dashes and underscores".into()
+    }
+}
+
+/// An http or https URL. The field is an example.
+#[derive(Debug)]
+struct HttpUrl(&'static str);
+
+impl Accepts<String> for HttpUrl {
+    fn parse(&self, text: &str) -> Option<String> {
+        http_url(text).map(|_| text.to_owned())
+    }
+
+    fn expected(&self) -> Cow<'static, str> {
+        format!("an http or https URL, such as {}", self.0).into()
+    }
+}
+
+/// Reads an http or https URL with its slashes and a host.
+pub(crate) fn http_url(text: &str) -> Option<Url> {
+    let url = Url::parse(text).ok()?;
+    // The parser adds missing slashes. The client of S3 does not.
+    let is_complete = matches!(url.scheme(), "http" | "https") && text.contains("://") && url.has_host();
+    is_complete.then_some(url)
 }
 
 fn entries(list: &str) -> impl Iterator<Item = &str> {

@@ -17,6 +17,7 @@ use super::cache::{COMPLETE, LAST_ACCESSED};
 use super::error::{Kind, ModelError};
 use super::transfer::{check_count, check_size, create, local_path, retry, run_all, sync};
 use crate::config::ModelConfig;
+use crate::config::settings::{HF_ENDPOINT, http_url};
 use crate::error::chain;
 use crate::model_id::ModelId;
 
@@ -106,10 +107,8 @@ impl Hub {
             let text = format!("HF_ENDPOINT is {shown:?}: {problem}");
             ModelError::new(Kind::Invalid, text)
         };
-        let endpoint = Url::parse(&settings.hub_endpoint).map_err(|error| wrong(error.to_string()))?;
-        if !matches!(endpoint.scheme(), "http" | "https") || endpoint.cannot_be_a_base() {
-            return Err(wrong("expected an https:// URL".to_owned()));
-        }
+        let endpoint = http_url(&settings.hub_endpoint)
+            .ok_or_else(|| wrong(format!("expected {}", HF_ENDPOINT.accepted())))?;
         let redirects = Policy::custom(|attempt| {
             let was_safe = attempt.previous().iter().any(|url| url.scheme() == "https");
             if attempt.previous().len() > MAX_REDIRECTS {

@@ -487,7 +487,8 @@ fn drop_quietly<T>(value: T) {
     }
 }
 
-fn message_of(payload: &(dyn Any + Send)) -> String {
+/// The message of a panic.
+pub(super) fn message_of(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("its message is not text").to_owned()

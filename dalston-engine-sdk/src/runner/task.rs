@@ -1,11 +1,13 @@
 //! The lifecycle of one task, from its delivery to the report of its outcome.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dalston_telemetry::context::{LogContext, WithLogContext};
 use dalston_telemetry::opentelemetry::Context;
 use dalston_telemetry::propagate;
+use futures_util::FutureExt;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinError;
 use tokio::time::Instant;
@@ -16,12 +18,13 @@ use super::files;
 use super::inference::Inferred;
 use super::lease;
 use super::retry::retry;
+use super::slot::message_of;
 use super::status::{TaskGuard, TaskPhase};
 use super::stop::StopOnDrop;
 use super::worker::{Origin, Worker};
 use crate::broker::{Delivery, EventContext, Lookup, Outcome, Ownership};
 use crate::context::CancelReason;
-use crate::error::TaskError;
+use crate::error::{TaskError, TaskErrorKind};
 use crate::protocol::{ArtifactReference, TaskResponseData, Timestamp};
 use crate::spans::{QueueWait, record_failure};
 
@@ -92,10 +95,20 @@ pub(super) async fn handle(
     let work = async {
         attempt.record_delivery(&delivery, read_at);
         let stop_engine = StopOnDrop(attempt.stop.clone());
-        tokio::select! {
-            biased;
-            () = attempt.run(metadata_error, permit) => {}
-            never = lease::watch(&attempt.lease, attempt.deadline, &worker.drain) => match never {},
+        let steps = async {
+            tokio::select! {
+                biased;
+                () = attempt.run(metadata_error, permit) => {}
+                never = lease::watch(&attempt.lease, attempt.deadline, &worker.drain) => match never {},
+            }
+        };
+        // Without a report, the task would come back when its lease ends, to a worker with the same
+        // bug.
+        if let Err(panic) = AssertUnwindSafe(steps).catch_unwind().await {
+            let text = format!("the handling of the task panicked: {}", message_of(&*panic));
+            attempt
+                .failed(TaskError::new(TaskErrorKind::Panic, "panic", text))
+                .await;
         }
         drop(stop_engine);
         attempt.spans.end();

@@ -33,6 +33,17 @@ pub(crate) fn model(model_id: &str) -> String {
     format!("models/{model_id}")
 }
 
+/// Whether a name can be that of a bucket. It becomes part of a host name or a path, so it must not
+/// hold anything else.
+pub(crate) fn is_bucket_name(name: &str) -> bool {
+    let plain =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_');
+    (3..=63).contains(&name.len())
+        && name.bytes().all(plain)
+        && !name.starts_with('.')
+        && !name.contains("..")
+}
+
 /// Whether a name can be part of a key and of a file name without leading anywhere else.
 pub(crate) fn is_plain_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');

@@ -9,8 +9,8 @@ use object_store::aws::AmazonS3Builder;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use super::error::StoreError;
-use super::key::DEFAULT_BUCKET;
-use crate::config::settings::DALSTON_S3_REGION;
+use super::key::{DEFAULT_BUCKET, is_bucket_name};
+use crate::config::settings::{DALSTON_S3_ENDPOINT_URL, DALSTON_S3_REGION, http_url};
 
 /// The bucket with the platform's files, and how to reach it.
 ///
@@ -88,23 +88,13 @@ impl OtherBuckets {
     }
 }
 
-/// The name of a bucket becomes part of a host name or a path, so it must not hold anything else.
-fn is_bucket(name: &str) -> bool {
-    let plain =
-        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_');
-    (3..=63).contains(&name.len())
-        && name.bytes().all(plain)
-        && !name.starts_with('.')
-        && !name.contains("..")
-}
-
 /// A client for a bucket. Errors name `locator`.
 pub(super) fn open(
     config: &S3Config,
     bucket: &str,
     locator: &str,
 ) -> Result<Arc<dyn ObjectStore>, StoreError> {
-    if !is_bucket(bucket) {
+    if !is_bucket_name(bucket) {
         return Err(StoreError::locator(locator, "that can't be the name of a bucket"));
     }
     let client = ClientOptions::new()
@@ -129,9 +119,18 @@ pub(super) fn open(
     }
     builder = builder.with_bucket_name(bucket).with_region(&config.region);
     if let Some(endpoint) = &config.endpoint {
+        // The client would take it and panic at the first request.
+        let url = http_url(endpoint).ok_or_else(|| {
+            let shown = dalston_telemetry::redact::text(endpoint);
+            let expected = DALSTON_S3_ENDPOINT_URL.accepted();
+            StoreError::locator(
+                locator,
+                format!("the endpoint of S3 is {shown:?}: expected {expected}"),
+            )
+        })?;
         builder = builder
             .with_endpoint(endpoint.trim_end_matches('/'))
-            .with_allow_http(endpoint.starts_with("http://"));
+            .with_allow_http(url.scheme() == "http");
     }
     Ok(Arc::new(builder.build().map_err(failed)?))
 }
@@ -169,6 +168,42 @@ mod tests {
         for name in ["", "ab", "../x", "a/b", "Upper", "a..b", "user@host"] {
             let config = S3Config::default();
             assert!(open(&config, name, "s3://x").is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn endpoint_without_scheme_is_refused() {
+        for endpoint in [
+            "127.0.0.1:9000",
+            "minio:9000",
+            "ftp://minio",
+            "http://",
+            "http:minio",
+        ] {
+            let config = S3Config {
+                endpoint: Some(endpoint.to_owned()),
+                ..S3Config::default()
+            };
+            let error = open(&config, DEFAULT_BUCKET, "s3://dalston-artifacts").unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "the locator \"s3://dalston-artifacts\" can't be used: the endpoint of S3 is \"{endpoint}\": \
+                     expected an http or https URL, such as http://minio:9000"
+                )
+            );
+        }
+        crate::tls::use_ring();
+        for endpoint in [
+            "HTTP://minio:9000/",
+            "https://s3.example/path",
+            "http://[::1]:9000",
+        ] {
+            let config = S3Config {
+                endpoint: Some(endpoint.to_owned()),
+                ..S3Config::default()
+            };
+            assert!(open(&config, DEFAULT_BUCKET, "s3://x").is_ok(), "{endpoint}");
         }
     }
 }

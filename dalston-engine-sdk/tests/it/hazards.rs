@@ -482,14 +482,7 @@ async fn a_worker_without_the_lease_stops_and_reports_nothing() {
     let _time = HeldTime::new();
     // Renewals come every 20 s. This lease ends before the first one.
     let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(10), 100));
-    let broker = AwkwardBroker {
-        broker: rig.broker.clone(),
-        stood_still: Duration::ZERO,
-        given: AtomicBool::new(false),
-        announcing: Duration::ZERO,
-        away: Arc::default(),
-        finishing: None,
-    };
+    let broker = AwkwardBroker::new(&rig);
     let (tell, mut told) = begun();
     let reasons = Arc::new(Mutex::new(Vec::new()));
     let note = Arc::clone(&reasons);
@@ -538,12 +531,8 @@ async fn a_cut_off_worker_does_not_overwrite_a_peers_result() {
     let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(60), 100));
     let away = Arc::new(AtomicBool::new(false));
     let broker = AwkwardBroker {
-        broker: rig.broker.clone(),
-        stood_still: Duration::ZERO,
-        given: AtomicBool::new(false),
-        announcing: Duration::ZERO,
         away: Arc::clone(&away),
-        finishing: None,
+        ..AwkwardBroker::new(&rig)
     };
     let (long, go_on) = gate();
     let (tell, mut told) = begun();
@@ -582,12 +571,8 @@ async fn a_suspended_worker_writes_nothing_once_a_peer_has_the_task() {
     // The peer gets the task with its next read.
     let rig = Rig::with_broker(MemoryBroker::with(Duration::from_millis(100), 100));
     let broker = AwkwardBroker {
-        broker: rig.broker.clone(),
         stood_still: Duration::from_secs(61),
-        given: AtomicBool::new(false),
-        announcing: Duration::ZERO,
-        away: Arc::default(),
-        finishing: None,
+        ..AwkwardBroker::new(&rig)
     };
     let (long, go_on) = gate();
     let (tell, mut told) = begun();
@@ -615,12 +600,8 @@ async fn a_result_waits_for_a_broker_that_fails_over() {
     tokio::time::pause();
     let rig = Rig::new();
     let broker = AwkwardBroker {
-        broker: rig.broker.clone(),
-        stood_still: Duration::ZERO,
-        given: AtomicBool::new(false),
-        announcing: Duration::ZERO,
-        away: Arc::default(),
         finishing: Some(Instant::now() + Duration::from_secs(40)),
+        ..AwkwardBroker::new(&rig)
     };
     let runs = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&runs);
@@ -702,12 +683,8 @@ async fn a_failed_check_wins_over_a_deadline_that_passes_meanwhile() {
         let task = QueuedTask::new("test-asr", name, "job").timeout_at(past);
         rig.broker.enqueue(task.metadata(metadata)).unwrap();
         let broker = AwkwardBroker {
-            broker: rig.broker.clone(),
-            stood_still: Duration::ZERO,
-            given: AtomicBool::new(false),
             announcing: Duration::from_secs(1),
-            away: Arc::default(),
-            finishing: None,
+            ..AwkwardBroker::new(&rig)
         };
         let builder = rig
             .runner(Closures::new(|_, _| panic!("processed")))
@@ -715,6 +692,31 @@ async fn a_failed_check_wins_over_a_deadline_that_passes_meanwhile() {
         let (outcome, _) = rig.run(builder, rig.outcome(name)).await;
         assert_eq!(outcome.unwrap_err().0, expected);
     }
+}
+
+#[tokio::test]
+async fn panic_outside_the_engine_fails_its_task_at_once() {
+    let rig = Rig::new();
+    let broker = AwkwardBroker {
+        panics: true,
+        ..AwkwardBroker::new(&rig)
+    };
+    let engine = Closures::new(|_, cx| {
+        while cx.check_cancelled().is_ok() {
+            std::thread::yield_now();
+        }
+        answer()
+    });
+    rig.submit("t1").await;
+    let (outcome, run) = rig
+        .run(rig.runner(engine).broker(broker), rig.outcome("t1"))
+        .await;
+    run.unwrap();
+    assert_eq!(
+        outcome.map(|_| ()),
+        failed("panic", "the handling of the task panicked: no such host")
+    );
+    assert_eq!(rig.events(), ["t1 started", "t1 failed panic"]);
 }
 
 #[tokio::test]
@@ -750,6 +752,22 @@ pub(crate) struct AwkwardBroker {
     pub(crate) away: Arc<AtomicBool>,
     /// When the first outcome is accepted.
     pub(crate) finishing: Option<Instant>,
+    /// Whether it panics when it is asked about a cancellation.
+    pub(crate) panics: bool,
+}
+
+impl AwkwardBroker {
+    pub(crate) fn new(rig: &Rig) -> Self {
+        Self {
+            broker: rig.broker.clone(),
+            stood_still: Duration::ZERO,
+            given: AtomicBool::new(false),
+            announcing: Duration::ZERO,
+            away: Arc::default(),
+            finishing: None,
+            panics: false,
+        }
+    }
 }
 
 #[async_trait]
@@ -795,6 +813,7 @@ impl Broker for AwkwardBroker {
     }
 
     async fn is_cancelled(&self, claim: &Claim) -> Result<bool, BrokerError> {
+        assert!(!self.panics, "no such host");
         self.broker.is_cancelled(claim).await
     }
 

@@ -1,7 +1,5 @@
 //! The writes of results, and the files that they may replace.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use dalston_engine_sdk::broker::{Broker, EventContext, MemoryBroker, Outcome};
@@ -60,14 +58,7 @@ async fn a_delayed_write_does_not_replace_a_peers_result() {
         // The peer gets the task with its next read. The worker trusts its lease for half a minute.
         let mut rig = Rig::with_broker(MemoryBroker::with(Duration::from_millis(100), 100));
         rig.store = s3(&server);
-        let broker = AwkwardBroker {
-            broker: rig.broker.clone(),
-            stood_still: Duration::ZERO,
-            given: AtomicBool::new(false),
-            announcing: Duration::ZERO,
-            away: Arc::default(),
-            finishing: None,
-        };
+        let broker = AwkwardBroker::new(&rig);
         let slow = Trouble::new(Fault::Delay(Duration::from_secs(4)))
             .method("PUT")
             .path(late)
