@@ -5,6 +5,7 @@
 //! ├─ engine.queue_wait
 //! └─ engine.{engine_id}.process
 //!    ├─ engine.download_input
+//!    ├─ engine.slot_wait         only if no inference thread was free
 //!    ├─ engine.model_load        only if the inference thread has not loaded the model yet
 //!    │  └─ engine.model_download only if the model is not on this machine yet
 //!    ├─ engine.process           with the engine's own spans below it
@@ -23,6 +24,7 @@
 //! ```
 
 use std::ops::Deref;
+use std::time::{Duration, SystemTime};
 
 use dalston_telemetry::opentelemetry::trace::{Status, TraceContextExt};
 use dalston_telemetry::opentelemetry::{Context, KeyValue, Value};
@@ -130,6 +132,19 @@ impl TaskSpans {
     /// `engine.download_input`, below the current span.
     pub(crate) fn download_input(&self) -> OpenSpan {
         self.opener.open(info_span!(span::DOWNLOAD_INPUT))
+    }
+
+    /// Records `engine.slot_wait`, which ends now, below the task's span.
+    pub(crate) fn slot_wait(&self, wait: Duration) {
+        /// A shorter wait is that of a task whose thread was free.
+        const SHORTEST: Duration = Duration::from_millis(1);
+        if wait < SHORTEST || !self.telemetry.traces_enabled() {
+            return;
+        }
+        let now = SystemTime::now();
+        let from = now.checked_sub(wait).unwrap_or(now);
+        self.telemetry
+            .record_span(TimedSpan::new(span::SLOT_WAIT, &self.context, from, now));
     }
 
     /// `engine.upload_output`, below the current span.

@@ -54,6 +54,9 @@ impl Attempt<'_> {
             Ok::<_, TaskError>(thread)
         };
         let thread = self.before_inference(admitted).await??;
+        let waited = thread.waited();
+        self.worker.metrics.slot_wait(waited);
+        self.spans.slot_wait(waited);
         self.status.enter(TaskPhase::Processing);
         let mut running = self.worker.pool.begin(thread, |answer| Work {
             request: Arc::clone(&request),
@@ -133,7 +136,7 @@ impl Attempt<'_> {
     /// answer.
     ///
     /// Everything that happens once per start and before inference belongs here: counting starts,
-    /// reporting them to the platform, measuring the wait for a slot, forming batches. A refused
+    /// reporting them to the platform, forming batches. A refused
     /// task gives its thread to the next one. Today only a task that is not wanted any more is
     /// refused: its job was cancelled, its lease is lost or its deadline has passed.
     async fn admit(&self) -> Result<(), TaskError> {

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant as StdInstant};
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -36,7 +37,15 @@ struct State<W> {
 struct Waiting {
     task: u64,
     model: ModelId,
-    assigned: oneshot::Sender<Arc<ThreadHandle>>,
+    since: StdInstant,
+    assigned: oneshot::Sender<Assignment>,
+}
+
+/// The thread of a task.
+struct Assignment {
+    handle: Arc<ThreadHandle>,
+    /// How long the task waited for it.
+    waited: Duration,
 }
 
 struct Thread<W> {
@@ -112,6 +121,7 @@ impl<W> RunQueue<W> {
             state.waiting.push_back(Waiting {
                 task,
                 model,
+                since: StdInstant::now(),
                 assigned,
             });
             state.assign();
@@ -274,7 +284,10 @@ impl<W> State<W> {
                 since,
             };
             // An entry leaves the queue before its receiver is dropped.
-            let _ = first.assigned.send(Arc::clone(&thread.handle));
+            let _ = first.assigned.send(Assignment {
+                handle: Arc::clone(&thread.handle),
+                waited: first.since.elapsed(),
+            });
         }
     }
 
@@ -307,18 +320,20 @@ pub(super) struct QueueEntry<W> {
     queue: Arc<RunQueue<W>>,
     task: u64,
     /// `None` once the thread is known.
-    thread: Option<oneshot::Receiver<Arc<ThreadHandle>>>,
+    thread: Option<oneshot::Receiver<Assignment>>,
 }
 
 impl<W> QueueEntry<W> {
     /// Waits for a thread. `None` if the queue was closed.
     pub(super) async fn thread(&mut self) -> Option<AssignedThread<W>> {
-        let handle = self.thread.as_mut()?.await;
+        let assignment = self.thread.as_mut()?.await;
         self.thread = None;
+        let Assignment { handle, waited } = assignment.ok()?;
         Some(AssignedThread {
             queue: Arc::clone(&self.queue),
             task: self.task,
-            handle: handle.ok()?,
+            handle,
+            waited,
         })
     }
 }
@@ -332,8 +347,8 @@ impl<W> Drop for QueueEntry<W> {
             .state()
             .waiting
             .retain(|waiting| waiting.task != self.task);
-        if let Ok(handle) = thread.try_recv() {
-            self.queue.release(&handle, self.task);
+        if let Ok(assignment) = thread.try_recv() {
+            self.queue.release(&assignment.handle, self.task);
         }
     }
 }
@@ -344,9 +359,15 @@ pub(super) struct AssignedThread<W> {
     queue: Arc<RunQueue<W>>,
     task: u64,
     handle: Arc<ThreadHandle>,
+    waited: Duration,
 }
 
 impl<W> AssignedThread<W> {
+    /// How long the task waited for the thread.
+    pub(super) fn waited(&self) -> Duration {
+        self.waited
+    }
+
     /// Lets the thread begin.
     pub(super) fn begin(self, work: W) -> BegunTask {
         self.queue.begin(&self.handle, self.task, work);

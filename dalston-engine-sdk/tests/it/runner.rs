@@ -141,6 +141,7 @@ async fn exactly_the_series_of_a_task_move() {
         r#"dalston_engine_recognize_seconds_count{device="unknown",engine_id="test-asr",model="tiny"}: 0 -> 2"#.to_owned(),
         format!("dalston_engine_s3_download_seconds_count{{{engine}}}: 0 -> 2"),
         format!("dalston_engine_s3_upload_seconds_count{{{engine}}}: 0 -> 2"),
+        format!("dalston_engine_slot_wait_seconds_count{{{engine}}}: 0 -> 2"),
         format!("dalston_engine_task_duration_seconds_count{{{model}}}: 0 -> 2"),
         format!(r#"dalston_engine_tasks_processed_total{{{model},status="success"}}: 0 -> 2"#),
     ];
@@ -673,4 +674,48 @@ async fn a_task_keeps_its_directory_however_short_the_age() {
     };
     let builder = rig.runner(engine).config(config);
     assert_eq!(rig.run(builder, act).await.0, Ok(json!({"text": "hello"})));
+}
+
+#[tokio::test]
+async fn wait_for_an_inference_thread_has_a_span() {
+    let rig = Rig::new();
+    let metrics = Metrics::new();
+    let (first, end_first) = gate();
+    let engine = Closures::new(move |_, cx| {
+        if cx.info().task_id == "first" {
+            first.wait();
+        }
+        answer()
+    });
+    rig.submit("first").await;
+    rig.submit("second").await;
+    let act = async {
+        while !rig.events().contains(&"second started".to_owned()) {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        end_first.open();
+        rig.outcome("second").await.unwrap();
+    };
+    let builder = rig.runner(engine).metrics(metrics.clone());
+    rig.run(builder, act).await.1.unwrap();
+
+    // That of the first task, whose thread was free, is left out.
+    let wait = rig.telemetry.span("engine.slot_wait");
+    assert!(wait.duration() >= Duration::from_millis(20), "{wait:?}");
+    let spans = rig.telemetry.spans();
+    let second = spans
+        .iter()
+        .find(|span| Some(span.span_id) == wait.parent_span_id);
+    assert_eq!(
+        second.unwrap().attribute("dalston.task_id").unwrap().to_string(),
+        "second"
+    );
+    let moved = metrics.snapshot();
+    assert_eq!(moved.sum("dalston_engine_slot_wait_seconds_count", &[]), 2.0);
+    let seconds = moved.sum("dalston_engine_slot_wait_seconds_sum", &[]);
+    assert!(
+        (seconds - wait.duration().as_secs_f64()).abs() < 0.01,
+        "{seconds}"
+    );
 }

@@ -122,6 +122,7 @@ fn move_all(metrics: &Metrics, services: &Services, outside: &Outside<'_>) {
         .instance_type(outside.instance_type);
     let engine = EngineMetrics::register(metrics, &labels);
     engine.queue_wait(millisecond);
+    engine.slot_wait(millisecond);
     engine.s3_download(millisecond);
     engine.s3_upload(millisecond);
     engine.audio_duration(millisecond);

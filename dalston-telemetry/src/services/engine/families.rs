@@ -20,6 +20,7 @@ pub(super) struct Families {
     pub(super) vad_segments: BoundedFamily<1, (), Histogram>,
     pub(super) realtime_factor: BoundedFamily<2, Device, Histogram>,
     pub(super) queue_wait: BoundedFamily<3, (), Histogram>,
+    pub(super) slot_wait: BoundedFamily<3, (), Histogram>,
     pub(super) s3_download: BoundedFamily<3, (), Histogram>,
     pub(super) s3_upload: BoundedFamily<3, (), Histogram>,
     pub(super) audio_duration: BoundedFamily<2, (), Histogram>,
@@ -96,6 +97,7 @@ impl Families {
                 histogram(buckets::REALTIME_FACTOR),
             ),
             queue_wait: BoundedFamily::with_room_for(room, per_engine, traced(buckets::QUEUE_WAIT)),
+            slot_wait: BoundedFamily::with_room_for(room, per_engine, traced(buckets::QUEUE_WAIT)),
             s3_download: BoundedFamily::with_room_for(room, per_engine, traced(buckets::STORAGE)),
             s3_upload: BoundedFamily::with_room_for(room, per_engine, traced(buckets::STORAGE)),
             audio_duration: BoundedFamily::with_room_for(
@@ -124,6 +126,12 @@ impl Families {
             "Time from the queueing of a task to its read",
             Unit::Seconds,
             this.queue_wait.clone(),
+        );
+        registry.register_with_unit(
+            "slot_wait",
+            "Time that a prepared task waited for an inference thread",
+            Unit::Seconds,
+            this.slot_wait.clone(),
         );
         registry.register_with_unit(
             "s3_download",

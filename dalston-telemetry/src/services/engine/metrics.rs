@@ -17,6 +17,7 @@ pub struct EngineMetrics {
     families: Families,
     labels: Arc<EngineLabels>,
     queue_wait: DenseFamily<(), Histogram>,
+    slot_wait: DenseFamily<(), Histogram>,
     s3_download: DenseFamily<(), Histogram>,
     s3_upload: DenseFamily<(), Histogram>,
     audio_duration: DenseFamily<(), Histogram>,
@@ -39,6 +40,7 @@ impl EngineMetrics {
         let engine = [engine_id.as_str(), execution_profile, instance_type];
         Self {
             queue_wait: families.queue_wait.with(engine),
+            slot_wait: families.slot_wait.with(engine),
             s3_download: families.s3_download.with(engine),
             s3_upload: families.s3_upload.with(engine),
             audio_duration: families.audio_duration.with([engine_id, instance_type]),
@@ -84,6 +86,13 @@ impl EngineMetrics {
     /// Records the time from the queueing of a task to its read.
     pub fn queue_wait(&self, wait: Duration) {
         self.queue_wait
+            .with(())
+            .observe_duration_in(wait, Exemplar::current());
+    }
+
+    /// Records the time that a prepared task waited for an inference thread.
+    pub fn slot_wait(&self, wait: Duration) {
+        self.slot_wait
             .with(())
             .observe_duration_in(wait, Exemplar::current());
     }
@@ -212,6 +221,7 @@ mod tests {
         let before = metrics.snapshot();
 
         engine.queue_wait(Duration::from_millis(250));
+        engine.slot_wait(Duration::from_millis(500));
         engine.s3_download(Duration::from_millis(20));
         engine.s3_upload(Duration::from_millis(10));
         engine.audio_duration(Duration::from_secs(10));
@@ -241,6 +251,8 @@ mod tests {
             format!("dalston_engine_s3_download_seconds_sum{{{per_engine}}}: 0 -> 0.02"),
             format!("dalston_engine_s3_upload_seconds_count{{{per_engine}}}: 0 -> 1"),
             format!("dalston_engine_s3_upload_seconds_sum{{{per_engine}}}: 0 -> 0.01"),
+            format!("dalston_engine_slot_wait_seconds_count{{{per_engine}}}: 0 -> 1"),
+            format!("dalston_engine_slot_wait_seconds_sum{{{per_engine}}}: 0 -> 0.5"),
             format!("dalston_engine_task_duration_seconds_count{{{per_model}}}: 0 -> 1"),
             format!("dalston_engine_task_duration_seconds_sum{{{per_model}}}: 0 -> 1"),
             format!(r#"dalston_engine_tasks_processed_total{{{per_model},status="success"}}: 0 -> 1"#),

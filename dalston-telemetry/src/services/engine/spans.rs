@@ -11,6 +11,8 @@ pub mod span {
         pub const QUEUE_WAIT: &str = "engine.queue_wait";
         /// The download of `request.json` and of the inputs, and their decoding.
         pub const DOWNLOAD_INPUT: &str = "engine.download_input";
+        /// The wait of a prepared task for an inference thread. Absent below 1 ms.
+        pub const SLOT_WAIT: &str = "engine.slot_wait";
         /// The load of a model, if the inference thread does not have it.
         pub const MODEL_LOAD: &str = "engine.model_load";
         /// The download of a model to this machine, below the load that needs it.
