@@ -53,4 +53,8 @@ pub enum Ownership {
     Held,
     /// It had not, and nothing was done.
     Lost,
+    /// The broker lost its record of the delivery, so no other consumer has the task. The event, if
+    /// the call has one, was reported. There was nothing to renew, to remove or to give back. The
+    /// caller goes on as the owner.
+    Forgotten,
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use redis::ScriptInvocation;
 
-use super::held::{HeldTasks, gone_with_its_group, script_about};
+use super::held::HeldTasks;
 use super::lookup::read_lookup;
 use super::reader::Reader;
 use super::scripts;
@@ -82,25 +82,27 @@ impl Broker for RedisBroker {
     }
 
     async fn lookup(&self, claim: &Claim) -> Result<Lookup, BrokerError> {
-        let mut script = script_about(claim, &scripts::LOOKUP);
+        let mut script = self.held.script_about(claim, &scripts::LOOKUP);
         script
             .key(keys::job_cancelled(&claim.job_id))
-            .key(keys::task(&claim.task_id))
             .key(keys::WAITING_TASKS);
         script.arg(&claim.task_id).arg(&keys::WAIT_MARKERS);
-        let reply = script.invoke_async(&mut self.held.server.shared()).await;
-        let reply = gone_with_its_group(reply, vec![Some(b"lost".to_vec())])
+        let reply: Vec<_> = script
+            .invoke_async(&mut self.held.server.shared())
+            .await
             .map_err(|source| self.held.failed(claim, "looking up", source))?;
         let lookup = read_lookup(&claim.task_id, &reply)
             .map_err(|source| self.held.failed(claim, "looking up", source))?;
-        if matches!(lookup, Lookup::Lost) {
-            self.held.forget(&claim.message_id);
+        match lookup {
+            Lookup::Lost => self.held.forget(&claim.message_id),
+            Lookup::Task(_) => self.held.metadata_found(&claim.message_id),
+            _ => {}
         }
         Ok(lookup)
     }
 
     async fn started(&self, claim: &Claim, context: &EventContext) -> Result<Ownership, BrokerError> {
-        let mut script = script_about(claim, &scripts::STARTED);
+        let mut script = self.held.script_about(claim, &scripts::STARTED);
         script.key(keys::EVENT_STREAM);
         add_event(&mut script, Some(&event(claim, TaskEventKind::Started, context)));
         self.held
@@ -109,7 +111,7 @@ impl Broker for RedisBroker {
     }
 
     async fn renew(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
-        let script = script_about(claim, &scripts::RENEW);
+        let script = self.held.script_about(claim, &scripts::RENEW);
         self.held
             .call(claim, "renewing the lease of", script, false)
             .await
@@ -137,11 +139,10 @@ impl Broker for RedisBroker {
             Outcome::Cancelled => (Some(TaskEventKind::Completed), [].as_slice()),
             Outcome::Skipped => (None, [].as_slice()),
         };
-        let mut script = script_about(claim, &scripts::FINISH);
+        let mut script = self.held.script_about(claim, &scripts::FINISH);
         script
             .key(keys::EVENT_STREAM)
-            .key(keys::job_artifacts(&claim.job_id))
-            .key(keys::task(&claim.task_id));
+            .key(keys::job_artifacts(&claim.job_id));
         add_event(&mut script, kind.map(|kind| event(claim, kind, context)).as_ref());
         let ids: Vec<&str> = artifacts
             .iter()

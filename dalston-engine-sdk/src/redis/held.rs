@@ -5,11 +5,12 @@ use std::error::Error;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redis::{RedisResult, Script, ScriptInvocation};
+use redis::{Script, ScriptInvocation};
 use tokio::time::Instant;
+use tracing::warn;
 
-use super::scripts::{self, GONE, HELD};
-use super::server::{RedisServer, has_code};
+use super::scripts::{self, FORGOTTEN, GONE, HELD, LOST};
+use super::server::RedisServer;
 use crate::broker::{BrokerError, Claim, Ownership};
 use crate::protocol::keys;
 
@@ -36,6 +37,10 @@ struct HeldTask {
     /// When the runner last made a call about it. A task without a call for a lease is free, also
     /// for this process.
     last_call: Instant,
+    /// Its metadata was found. If that is gone later, the server lost its data.
+    metadata_found: bool,
+    /// The server lost its record of the delivery, and this was logged.
+    forgotten: bool,
 }
 
 impl HeldTasks {
@@ -51,6 +56,8 @@ impl HeldTasks {
         let task = HeldTask {
             ending: false,
             last_call: Instant::now(),
+            metadata_found: false,
+            forgotten: false,
         };
         self.tasks().insert(message_id.to_owned(), task);
     }
@@ -59,6 +66,12 @@ impl HeldTasks {
         let lease = self.lease;
         let held = |task: &HeldTask| task.last_call.elapsed() < lease;
         self.tasks().get(message_id).is_some_and(held)
+    }
+
+    pub(super) fn metadata_found(&self, message_id: &str) {
+        if let Some(task) = self.tasks().get_mut(message_id) {
+            task.metadata_found = true;
+        }
     }
 
     pub(super) fn forget(&self, message_id: &str) {
@@ -92,21 +105,45 @@ impl HeldTasks {
             task.ending |= ends;
         }
         let owner = script.invoke_async(&mut self.server.shared()).await;
-        let ours = match gone_with_its_group(owner, GONE) {
-            Ok(HELD) => true,
-            Ok(GONE) => ended_before,
-            Ok(_) => false,
-            Err(source) => return Err(self.failed(claim, operation, source)),
+        let owner = owner.map_err(|source| self.failed(claim, operation, source))?;
+        let ownership = match owner {
+            HELD => Ownership::Held,
+            GONE if ended_before => Ownership::Held,
+            GONE | LOST => Ownership::Lost,
+            FORGOTTEN => Ownership::Forgotten,
+            _ => {
+                let problem = format!("the script returned {owner}, which is no ownership");
+                return Err(self.failed(claim, operation, problem));
+            }
         };
-        if ends || !ours {
+        if ownership == Ownership::Forgotten {
+            self.log_forgotten(claim);
+        }
+        if ends || ownership == Ownership::Lost {
             self.forget(&claim.message_id);
         }
-        Ok(if ours { Ownership::Held } else { Ownership::Lost })
+        Ok(ownership)
+    }
+
+    /// Logs once per task that the server lost its record of the delivery.
+    fn log_forgotten(&self, claim: &Claim) {
+        let logged = |task: &mut HeldTask| std::mem::replace(&mut task.forgotten, true);
+        if self.tasks().get_mut(&claim.message_id).is_some_and(logged) {
+            return;
+        }
+        warn!(
+            task_id = %claim.task_id,
+            message_id = %claim.message_id,
+            address = self.server.address(),
+            advice = "the work goes on and its result is reported; find out why Redis lost its data, the \
+                      stream or the consumer group",
+            "task_forgotten_by_redis"
+        );
     }
 
     /// Gives the task back to the queue.
     pub(super) async fn release(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
-        let mut script = script_about(claim, &scripts::RELEASE);
+        let mut script = self.script_about(claim, &scripts::RELEASE);
         script.arg(RELEASED).arg(milliseconds(self.lease));
         self.call(claim, "releasing", script, true).await
     }
@@ -124,27 +161,23 @@ impl HeldTasks {
         )
     }
 
+    /// A script with the arguments of `ownership.lua`.
+    pub(super) fn script_about<'a>(&self, claim: &Claim, script: &'a Script) -> ScriptInvocation<'a> {
+        let metadata_found = |task: &HeldTask| task.metadata_found;
+        let metadata_found = self.tasks().get(&claim.message_id).is_some_and(metadata_found);
+        let mut script = script.key(keys::task_stream(&claim.consumer.engine_id));
+        script
+            .key(keys::task(&claim.task_id))
+            .arg(keys::TASK_GROUP)
+            .arg(&claim.consumer.instance)
+            .arg(&claim.message_id)
+            .arg(claim.delivery_count)
+            .arg(u8::from(metadata_found));
+        script
+    }
+
     fn tasks(&self) -> MutexGuard<'_, HashMap<String, HeldTask>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A script with the arguments of `ownership.lua`.
-pub(super) fn script_about<'a>(claim: &Claim, script: &'a Script) -> ScriptInvocation<'a> {
-    let mut script = script.key(keys::task_stream(&claim.consumer.engine_id));
-    script
-        .arg(keys::TASK_GROUP)
-        .arg(&claim.consumer.instance)
-        .arg(&claim.message_id)
-        .arg(claim.delivery_count);
-    script
-}
-
-/// Without its group, and so without its stream, an entry is gone: the server lost its data.
-pub(super) fn gone_with_its_group<T>(reply: RedisResult<T>, gone: T) -> RedisResult<T> {
-    match reply {
-        Err(error) if has_code(&error, "NOGROUP") => Ok(gone),
-        other => other,
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use tracing::warn;
+
 use super::message::read_time;
 use crate::broker::{Lookup, TaskMetadata};
 use crate::protocol::RequestBinding;
@@ -30,6 +32,15 @@ pub(super) fn read_lookup(task_id: &str, reply: &[Option<Vec<u8>>]) -> Result<Lo
             Ok(read_metadata(task_id, fields))
         }
         Some(b"lost") => Ok(Lookup::Lost),
+        // The platform lost it, too, and the work has not begun.
+        Some(b"forgotten") => {
+            warn!(
+                task_id,
+                advice = "submit its job again",
+                "task_lost_by_redis_before_its_start"
+            );
+            Ok(Lookup::Lost)
+        }
         Some(b"cancelled") => Ok(Lookup::Cancelled),
         Some(b"missing") => Ok(Lookup::Missing),
         Some(b"blocked") => Ok(Lookup::Blocked(reason())),

@@ -8,11 +8,12 @@ use std::time::Duration;
 use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, timeout};
+use tracing::warn;
 
 use super::claim::{Search, StaleEntry, WINDOW};
 use super::held::{HeldTasks, milliseconds};
 use super::message::{Fields, Message};
-use super::scripts;
+use super::scripts::{self, GROUP_EXISTS, GROUP_IS_NEW};
 use super::server::{RedisServer, has_code};
 use super::trim::{remove_idle_consumers, trim};
 use crate::broker::{BrokerError, Consumer, Delivery};
@@ -24,6 +25,10 @@ const CLAIM_INTERVAL: Duration = Duration::from_millis(500);
 const TRIM_INTERVAL: Duration = Duration::from_secs(60);
 /// How much later than asked a blocking read may be answered before its connection counts as dead.
 const READ_GRACE: Duration = Duration::from_secs(5);
+
+/// How many messages are looked at for the first one that a lost group had delivered, and then for
+/// unfinished ones.
+const LOOKED_AT_FOR_GROUP: u32 = 10_000;
 
 /// The reply of `XREADGROUP`: streams, of which one is asked for, and their messages.
 type Messages = Option<Vec<(String, Vec<(String, Fields)>)>>;
@@ -65,6 +70,8 @@ impl StreamReader {
     ) -> Result<Option<Delivery>, BrokerError> {
         let stream = keys::task_stream(&consumer.engine_id);
         match self.step(consumer, &stream, give_up).await {
+            // A group that a peer created again from the beginning delivers messages twice.
+            Ok(Some(delivery)) if self.held.is_held(&delivery.claim.message_id) => Ok(None),
             Ok(found) => {
                 if let Some(delivery) = &found {
                     fault_point!(Taken);
@@ -74,6 +81,8 @@ impl StreamReader {
             }
             // The server lost its data, or the stream was removed: before the read, or during it.
             Err(error) if has_code(&error, "NOGROUP") || has_code(&error, "UNBLOCKED") => {
+                let address = self.held.server.address();
+                warn!(stream, address, %error, action = "created again", "consumer_group_lost");
                 self.stream = None;
                 Ok(None)
             }
@@ -245,16 +254,16 @@ impl fmt::Debug for StreamReader {
 }
 
 async fn make_group(server: &RedisServer, stream: &str) -> RedisResult<()> {
-    let mut command = redis::cmd("XGROUP");
-    // From the beginning: tasks that were queued before the first engine started count.
-    command
-        .arg("CREATE")
-        .arg(stream)
+    let mut script = scripts::MAKE_GROUP.key(stream);
+    script
+        .key(keys::EVENT_STREAM)
         .arg(keys::TASK_GROUP)
-        .arg("0")
-        .arg("MKSTREAM");
-    match command.query_async(&mut server.shared()).await {
-        Err(error) if has_code(&error, "BUSYGROUP") => Ok(()),
-        other => other,
+        .arg(keys::task(""))
+        .arg(LOOKED_AT_FOR_GROUP);
+    let unfinished: i64 = script.invoke_async(&mut server.shared()).await?;
+    if unfinished != GROUP_EXISTS && unfinished != GROUP_IS_NEW {
+        let address = server.address();
+        warn!(stream, address, unfinished, "consumer_group_restored");
     }
+    Ok(())
 }

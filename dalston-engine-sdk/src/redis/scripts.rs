@@ -15,18 +15,27 @@ macro_rules! script {
 }
 
 /// What `ownership` in the scripts returns: the caller holds the entry, no consumer does, another
-/// one does.
+/// one does, the server lost its record of the delivery.
 pub(super) const HELD: i64 = 1;
 pub(super) const GONE: i64 = 2;
+pub(super) const LOST: i64 = 3;
+pub(super) const FORGOTTEN: i64 = 4;
+
+/// What `make_group` returns if it did not create the group from the events.
+pub(super) const GROUP_EXISTS: i64 = -1;
+pub(super) const GROUP_IS_NEW: i64 = -2;
 
 // Calls about a held task.
-pub(super) static LOOKUP: LazyLock<Script> = script!("ownership.lua", "lookup.lua");
-pub(super) static STARTED: LazyLock<Script> = script!("ownership.lua", "event.lua", "started.lua");
-pub(super) static RENEW: LazyLock<Script> = script!("ownership.lua", "renew.lua");
-pub(super) static FINISH: LazyLock<Script> = script!("ownership.lua", "event.lua", "finish.lua");
-pub(super) static RELEASE: LazyLock<Script> = script!("ownership.lua", "release.lua");
+pub(super) static LOOKUP: LazyLock<Script> = script!("restored.lua", "ownership.lua", "lookup.lua");
+pub(super) static STARTED: LazyLock<Script> =
+    script!("restored.lua", "ownership.lua", "event.lua", "started.lua");
+pub(super) static RENEW: LazyLock<Script> = script!("restored.lua", "ownership.lua", "renew.lua");
+pub(super) static FINISH: LazyLock<Script> =
+    script!("restored.lua", "ownership.lua", "event.lua", "finish.lua");
+pub(super) static RELEASE: LazyLock<Script> = script!("restored.lua", "ownership.lua", "release.lua");
 
 // Reads, claims and maintenance of a stream.
+pub(super) static MAKE_GROUP: LazyLock<Script> = script!("restored.lua", "make_group.lua");
 pub(super) static READ: LazyLock<Script> = script!("memory.lua", "read.lua");
 pub(super) static STALE_ENTRIES: LazyLock<Script> = script!("stale_entries.lua");
 pub(super) static CLAIM: LazyLock<Script> = script!("memory.lua", "claim.lua");

@@ -79,10 +79,15 @@ impl Attempt<'_> {
     pub(super) async fn hand_back(&self) {
         fault_point!(BeforeRelease);
         match retry("handing a task back", || self.origin.broker.release(self.claim)).await {
-            Ok(_) => {
+            Ok(Ownership::Held) => {
                 fault_point!(AfterRelease);
                 tracing::info!("task_handed_back");
             }
+            Ok(Ownership::Lost) => self.lost(),
+            Ok(Ownership::Forgotten) => tracing::warn!(
+                advice = "the queue lost its entry of the task; unless the platform queues it again, submit the job again",
+                "task_not_handed_back"
+            ),
             Err(error) => self.unreported(&error),
         }
     }
@@ -97,7 +102,7 @@ impl Attempt<'_> {
         fault_point!(BeforeFinish);
         let broker = &self.origin.broker;
         match retry(doing, || broker.finish(self.claim, outcome, &self.event)).await {
-            Ok(Ownership::Held) => {
+            Ok(Ownership::Held | Ownership::Forgotten) => {
                 fault_point!(AfterFinish);
                 true
             }

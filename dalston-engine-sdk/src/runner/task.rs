@@ -176,7 +176,7 @@ impl Attempt<'_> {
         })
         .await
         {
-            Ok(Ownership::Held) => {}
+            Ok(Ownership::Held | Ownership::Forgotten) => {}
             Ok(Ownership::Lost) => return self.lost(),
             Err(_) => return self.hand_back().await,
         }

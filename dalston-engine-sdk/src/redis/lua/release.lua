@@ -1,7 +1,7 @@
--- Hands the task to the consumer ARGV[5], idle for ARGV[6] ms already.
+-- Hands the task to the consumer ARGV[6], idle for ARGV[7] ms already.
 
 local owner = ownership()
 if owner == HELD then
-  redis.call('XCLAIM', stream, group, ARGV[5], 0, id, 'IDLE', ARGV[6], 'JUSTID')
+  redis.call('XCLAIM', stream, group, ARGV[6], 0, id, 'IDLE', ARGV[7], 'JUSTID')
 end
 return owner

@@ -1,5 +1,5 @@
 -- Reports that work on the task begins.
 
 local owner = ownership()
-if owner == HELD then report() end
+if owner == HELD or owner == FORGOTTEN then report() end
 return owner

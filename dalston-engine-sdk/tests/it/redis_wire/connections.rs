@@ -19,7 +19,7 @@ async fn broker_survives_the_loss_of_all_data() {
     enqueue(&server).await;
     let claim = receive(&broker, "a").await.claim;
     let () = server.send(&["FLUSHALL"]).await;
-    assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Lost);
+    assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Forgotten);
     let outcome = Outcome::Completed {
         artifacts: Vec::new(),
     };
@@ -28,7 +28,7 @@ async fn broker_survives_the_loss_of_all_data() {
             .finish(&claim, &outcome, &EventContext::default())
             .await
             .unwrap(),
-        Ownership::Lost
+        Ownership::Forgotten
     );
     enqueue(&server).await;
     assert_eq!(receive(&broker, "a").await.claim.task_id, TASK);

@@ -5,6 +5,7 @@
 mod claims;
 mod concurrency;
 mod connections;
+mod data_loss;
 mod deliveries;
 mod events;
 mod lookup;
