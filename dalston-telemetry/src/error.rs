@@ -66,8 +66,13 @@ pub enum InitError {
     },
 
     /// The operating system did not start a thread.
-    #[error("the export thread could not be started: {0}")]
-    Thread(#[source] std::io::Error),
+    #[error("the {name} thread could not be started: {source}")]
+    Thread {
+        /// What the thread is for: "export" or "log".
+        name: &'static str,
+        /// The error of the operating system.
+        source: std::io::Error,
+    },
 }
 
 /// Telemetry did not deliver everything in time. The work of the program is not affected.
@@ -80,6 +85,15 @@ pub enum ShutdownError {
         /// What was to be sent: "spans".
         items: &'static str,
         /// How many were waiting or on their way.
+        pending: usize,
+    },
+
+    /// The time was up before all log lines were written: the reader of the output is slow or stopped.
+    #[error(
+        "{pending} log lines were not written within the time limit: check the reader of the output, or allow more time"
+    )]
+    LogLines {
+        /// How many were waiting or being written.
         pending: usize,
     },
 

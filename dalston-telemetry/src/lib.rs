@@ -26,8 +26,8 @@
 //!
 //! # Tracing
 //!
-//! Tracing is off by default. There is then no exporter, no thread and no socket, and a span is a
-//! disabled span of [`tracing`], which costs about a nanosecond (`cargo xtask bench telemetry`).
+//! Tracing is off by default. There is then no exporter, no thread for one and no socket, and a span is
+//! a disabled span of [`tracing`], which costs about a nanosecond (`cargo xtask bench telemetry`).
 //! Log lines, propagation and metrics work nevertheless.
 //!
 //! With `OTEL_ENABLED=true`, a span that ends enters a bounded queue. One thread with a runtime of
@@ -52,6 +52,14 @@
 //! [`Telemetry::serve_metrics`] or from a route of your own. With `OTEL_METRICS_EXPORTER=otlp` a
 //! second thread also pushes them, once a minute and once at the end: the same series with the same
 //! names and values. An unreachable collector loses no values, because the next push contains them.
+//!
+//! # Log lines
+//!
+//! Standard output can block: its reader may stop, and other code may hold its lock. Log lines enter
+//! a bounded queue, and a thread writes them ([`LogWriter`]). When the queue is full, lines are
+//! dropped and counted in `dalston_log_lines_dropped_total`. [`Telemetry::shutdown`], dropping
+//! [`Telemetry`] and the panic hook wait for the thread within their bounds. Call
+//! [`TelemetryHandle::flush`] before `std::process::exit`.
 //!
 //! # Environment
 //!

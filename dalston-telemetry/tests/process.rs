@@ -4,14 +4,17 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
-use std::process::{Command, ExitCode, Output};
-use std::time::Duration;
+use std::io;
+use std::process::{Command, ExitCode, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use dalston_telemetry::metrics::{Counter, DenseFamily, Exemplar, Histogram, Status, buckets};
 use dalston_telemetry::services::engine::{Device, EngineLabels, EngineMetrics};
 #[cfg(feature = "ec2")]
 use dalston_telemetry::{Env, cloud::Cloud};
-use dalston_telemetry::{InitError, Telemetry, configure_metrics, configure_tracing};
+use dalston_telemetry::{InitError, ShutdownError, Telemetry, configure_metrics, configure_tracing};
 use tracing::info_span;
 
 type Variables = &'static [(&'static str, &'static str)];
@@ -19,6 +22,8 @@ type Variables = &'static [(&'static str, &'static str)];
 struct Scenario {
     name: &'static str,
     variables: Variables,
+    /// Whether the standard output of the child is read while it runs.
+    is_read: bool,
     /// Runs in the child.
     inside: fn(),
     /// Checks the output of the child.
@@ -29,14 +34,16 @@ const NOTHING: fn(&Output) = |_| {};
 
 const SCENARIOS: &[Scenario] = &[
     Scenario {
-        name: "tracing_is_off_by_default_without_thread_and_socket",
+        name: "tracing_is_off_by_default_without_exporter_and_socket",
         variables: &[],
+        is_read: true,
         inside: off_costs_nothing,
         outside: NOTHING,
     },
     Scenario {
-        name: "disabled_sdk_has_no_thread_and_no_socket",
+        name: "disabled_sdk_has_no_exporter_thread_and_no_socket",
         variables: &[("OTEL_ENABLED", "true"), ("OTEL_SDK_DISABLED", "true")],
+        is_read: true,
         inside: off_costs_nothing,
         outside: NOTHING,
     },
@@ -46,6 +53,7 @@ const SCENARIOS: &[Scenario] = &[
             ("OTEL_ENABLED", "true"),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"),
         ],
+        is_read: true,
         inside: on_takes_one_thread,
         outside: NOTHING,
     },
@@ -55,36 +63,42 @@ const SCENARIOS: &[Scenario] = &[
             ("OTEL_METRICS_EXPORTER", "otlp"),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"),
         ],
+        is_read: true,
         inside: pushing_takes_one_thread,
         outside: NOTHING,
     },
     Scenario {
         name: "metrics_allocate_nothing_in_a_span_and_without",
         variables: &[("OTEL_ENABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")],
+        is_read: true,
         inside: measuring_allocates_nothing,
         outside: NOTHING,
     },
     Scenario {
         name: "second_install_names_the_first",
         variables: &[],
+        is_read: true,
         inside: second_install_names_the_first,
         outside: NOTHING,
     },
     Scenario {
         name: "foreign_subscriber_is_an_error_with_advice",
         variables: &[],
+        is_read: true,
         inside: foreign_subscriber,
         outside: NOTHING,
     },
     Scenario {
         name: "install_works_after_an_error",
         variables: &[("OTEL_ENABLED", "perhaps")],
+        is_read: true,
         inside: wrong_value,
         outside: NOTHING,
     },
     Scenario {
         name: "setup_and_shutdown_log_nothing",
         variables: &[("OTEL_ENABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")],
+        is_read: true,
         inside: || {
             configure_tracing("engine-test")
                 .unwrap()
@@ -107,6 +121,7 @@ const SCENARIOS: &[Scenario] = &[
             ("ALL_PROXY", "http://127.0.0.1:9"),
             ("NO_PROXY", ""),
         ],
+        is_read: true,
         inside: metadata_without_a_proxy,
         outside: NOTHING,
     },
@@ -114,6 +129,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "missing_metadata_service_is_not_logged",
         variables: &[("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")],
+        is_read: true,
         inside: || {
             let cloud = Cloud::detect(&Env::from_process()).unwrap();
             let telemetry = Telemetry::builder("engine-test").cloud(cloud).install().unwrap();
@@ -129,8 +145,49 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "the_console_exporter_prints_a_json_object_per_span",
         variables: &[("OTEL_ENABLED", "true"), ("OTEL_TRACES_EXPORTER", "console")],
+        is_read: true,
         inside: console,
         outside: console_output,
+    },
+    Scenario {
+        name: "output_that_is_not_read_blocks_no_caller",
+        variables: &[],
+        is_read: false,
+        inside: output_is_full,
+        outside: beginning_is_whole,
+    },
+    Scenario {
+        name: "held_lock_of_standard_output_stops_no_line",
+        variables: &[],
+        is_read: true,
+        inside: lock_is_held,
+        outside: |output| assert_eq!(numbers(output).len(), 20),
+    },
+    Scenario {
+        name: "lines_are_written_in_order_when_the_guard_drops",
+        variables: &[],
+        is_read: true,
+        inside: || {
+            let _telemetry = configure_tracing("engine-test").unwrap();
+            log_numbers(0..5_000);
+        },
+        outside: |output| assert!(numbers(output) == (0..5_000).collect::<Vec<_>>()),
+    },
+    Scenario {
+        name: "lines_are_written_before_a_panic_ends_the_process",
+        variables: &[],
+        is_read: true,
+        inside: || {
+            std::panic::set_hook(Box::new(|_| std::process::exit(0)));
+            let _telemetry = configure_tracing("engine-test").unwrap();
+            log_numbers(0..5_000);
+            panic!("no more");
+        },
+        outside: |output| {
+            assert!(numbers(output) == (0..5_000).collect::<Vec<_>>());
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(text.lines().last().unwrap().contains("panicked"), "{text}");
+        },
     },
 ];
 
@@ -184,10 +241,24 @@ fn run(scenario: &Scenario) -> Output {
     }
     command
         .args(["--inside", scenario.name])
-        .envs(scenario.variables.iter().copied())
-        .output()
-        .unwrap()
+        .envs(scenario.variables.iter().copied());
+    if scenario.is_read {
+        return command.output().unwrap();
+    }
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begun.elapsed() > PATIENCE {
+            child.kill().unwrap();
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().unwrap()
 }
+
+/// How long a test waits on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn off_costs_nothing() {
     let before = (threads(), sockets());
@@ -196,7 +267,7 @@ fn off_costs_nothing() {
     assert!(span.is_disabled(), "no layer wants spans");
     span.in_scope(|| tracing::info!("log lines do not need spans"));
     telemetry.flush(std::time::Duration::from_secs(5)).unwrap();
-    assert_eq!((threads(), sockets()), before);
+    assert_eq!((threads(), sockets()), (before.0 + LOG_THREAD, before.1));
     telemetry.shutdown_blocking().unwrap();
 }
 
@@ -204,8 +275,8 @@ fn on_takes_one_thread() {
     let before = (threads(), sockets());
     let telemetry = configure_tracing("engine-test").unwrap();
     assert!(!info_span!("work").is_disabled());
-    // The checks of the scenarios without a thread would fail with one.
-    assert_eq!(threads(), before.0 + 1);
+    // The checks of the scenarios without an exporter would fail with one.
+    assert_eq!(threads(), before.0 + LOG_THREAD + 1);
     drop(telemetry);
 }
 
@@ -322,6 +393,75 @@ fn console_output(output: &Output) {
     assert_eq!(inner["trace_id"], outer["trace_id"]);
     assert_eq!(outer["attributes"]["answer"], 42);
 }
+
+/// Far more than a pipe and the queue take.
+const TOO_MANY: usize = 30_000;
+
+fn output_is_full() {
+    let telemetry = Telemetry::builder("engine-test")
+        .shutdown_timeout(Duration::from_millis(100))
+        .install()
+        .unwrap();
+    log_numbers(0..TOO_MANY);
+    let series = telemetry.metrics().encode();
+    let count = |name: &str| {
+        let value = series.lines().find_map(|line| line.strip_prefix(name));
+        value.unwrap().trim().parse::<usize>().unwrap()
+    };
+    let dropped = count("dalston_log_lines_dropped_total");
+    let written = count("dalston_log_messages_total{level=\"info\"}");
+    let ShutdownError::LogLines { pending } = telemetry.shutdown_blocking().unwrap_err() else {
+        panic!("lines should wait")
+    };
+    // The thread counts the lines of a batch while it is writing them.
+    let waiting = TOO_MANY - dropped - written;
+    assert!(pending <= 8192 && waiting <= 8192, "{pending} {waiting}");
+    assert!(dropped > TOO_MANY / 2, "{dropped}");
+}
+
+fn beginning_is_whole(output: &Output) {
+    let text = String::from_utf8_lossy(&output.stdout);
+    // The end of the process cut the last line.
+    let whole = &text[..=text.rfind('\n').unwrap()];
+    let found = numbers_in(whole);
+    assert!(found.len() > 100 && found == (0..found.len()).collect::<Vec<_>>());
+}
+
+fn lock_is_held() {
+    let telemetry = configure_tracing("engine-test").unwrap();
+    // As a progress bar does.
+    let lock = io::stdout().lock();
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || {
+        log_numbers(0..20);
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(PATIENCE).unwrap();
+    telemetry.shutdown_blocking().unwrap();
+    drop(lock);
+}
+
+fn log_numbers(numbers: std::ops::Range<usize>) {
+    for number in numbers {
+        tracing::info!(number, "numbered");
+    }
+}
+
+fn numbers(output: &Output) -> Vec<usize> {
+    numbers_in(&String::from_utf8_lossy(&output.stdout))
+}
+
+fn numbers_in(text: &str) -> Vec<usize> {
+    let lines = text.lines().map(|line| {
+        serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|error| panic!("{line}: {error}"))
+    });
+    lines
+        .filter_map(|line| usize::try_from(line["number"].as_u64()?).ok())
+        .collect()
+}
+
+/// The thread that writes log lines.
+const LOG_THREAD: usize = 1;
 
 fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").unwrap().count()

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use dalston_telemetry::{Env, EnvError};
 
-use super::terminal::complain;
+use super::terminal::complain_at_exit;
 
 /// The exit status if something failed.
 pub(super) const FAILED: u8 = 1;
@@ -42,7 +42,7 @@ impl Failure {
             Self::Failed(message) => (FAILED, message),
             Self::Closed => return ExitCode::SUCCESS,
         };
-        complain(&message, env);
+        complain_at_exit(&message, env);
         ExitCode::from(code)
     }
 }

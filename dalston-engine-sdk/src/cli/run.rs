@@ -1,6 +1,7 @@
 //! `run`: a worker of a live deployment, until a signal.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use dalston_telemetry::Env;
 use dalston_telemetry::cloud::Cloud;
@@ -10,10 +11,13 @@ use super::args::EngineArgs;
 use super::failure::Failure;
 use super::setup;
 use super::signals::Signals;
-use super::terminal::complain;
+use super::terminal::complain_at_exit;
 use crate::config::{DeploymentConfig, RunnerConfig};
 use crate::engine::Engine;
 use crate::worker::{self, WorkerError};
+
+/// How long an output that is not read can delay the end after a second signal.
+const LAST_LINES: Duration = Duration::from_millis(250);
 
 pub(super) fn run<E: Engine>(engine: E, args: &EngineArgs, env: &Env) -> Result<ExitCode, Failure> {
     let info = engine.info();
@@ -34,6 +38,7 @@ pub(super) fn run<E: Engine>(engine: E, args: &EngineArgs, env: &Env) -> Result<
     let ended = runtime.block_on(async {
         let mut signals = Signals::new().map_err(Failure::of_signals)?;
         let (stop, stopped) = oneshot::channel();
+        let flushed_at_exit = telemetry.handle();
         // A task of its own, so that two signals also end a drain with another cause.
         tokio::spawn(async move {
             let signal = signals.next().await;
@@ -41,6 +46,8 @@ pub(super) fn run<E: Engine>(engine: E, args: &EngineArgs, env: &Env) -> Result<
             let _ = stop.send(());
             let signal = signals.next().await;
             tracing::warn!(signal = signal.name, "second_shutdown_signal_received");
+            // `exit` loses the log lines that wait.
+            let _ = flushed_at_exit.flush(LAST_LINES);
             std::process::exit(signal.exit_status().into());
         });
         let shutdown = async {
@@ -60,7 +67,7 @@ pub(super) fn run<E: Engine>(engine: E, args: &EngineArgs, env: &Env) -> Result<
     // A thread that is stuck in a native call must not block the exit.
     runtime.shutdown_background();
     if let Err(error) = telemetry.shutdown_blocking() {
-        complain(&error.to_string(), env);
+        complain_at_exit(&error.to_string(), env);
     }
     ended.map(|()| ExitCode::SUCCESS)
 }

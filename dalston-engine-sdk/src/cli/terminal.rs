@@ -1,6 +1,9 @@
 //! Output for a person, in the style that the terminal supports.
 
 use std::io::{self, Write};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use console::Term;
 use dalston_telemetry::settings::{NO_COLOR, TERM};
@@ -78,6 +81,20 @@ impl Style {
 pub(super) fn complain(message: &str, env: &Env) {
     let style = Style::of(&Term::stderr(), env);
     to_stderr(&format!("{} {message}\n", style.bad("error:")));
+}
+
+/// [`complain`] as the last act of a process, which must end although nothing reads standard error.
+pub(super) fn complain_at_exit(message: &str, env: &Env) {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let (message, env) = (message.to_owned(), env.clone());
+    let (done, written) = mpsc::channel();
+    let write = move || {
+        complain(&message, &env);
+        let _ = done.send(());
+    };
+    if thread::Builder::new().name("stderr".into()).spawn(write).is_ok() {
+        let _ = written.recv_timeout(PATIENCE);
+    }
 }
 
 /// Prints a warning as one line on standard error.

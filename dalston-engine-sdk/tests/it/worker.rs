@@ -2,6 +2,7 @@
 
 mod data_loss;
 mod hostile;
+mod output;
 mod spot;
 
 use std::collections::BTreeMap;

@@ -18,10 +18,9 @@ use super::fields::{FieldScratch, FieldVisitor};
 use super::inherited::{Fallback, INHERITED, InheritedField, PerField};
 use super::json::{JsonHead, JsonLine, member};
 use super::line::LineForm;
+use super::output::LogOutput;
 use super::readable::ReadableLine;
-use super::writer::LogWriter;
 use super::{Form, LogConfig, LogFilter};
-use crate::metrics::TelemetryMetrics;
 use crate::redact;
 
 /// Writes a line for each event that its [`LogFilter`] enables.
@@ -30,11 +29,10 @@ pub(crate) struct LogLayer {
     head: JsonHead,
     /// The fields with a fallback, by their position in [`INHERITED`], as JSON members.
     process_fields: Vec<(usize, String)>,
-    writer: LogWriter,
+    output: LogOutput,
     /// Whether the subscriber has [`SpanFields`], from which lines inherit.
     inherits: bool,
     filter: LogFilter,
-    metrics: TelemetryMetrics,
     clock: fn() -> SystemTime,
 }
 
@@ -60,10 +58,9 @@ impl LogLayer {
             form: config.form,
             head: JsonHead::new(&config.service),
             process_fields: process_fields(config),
-            writer: config.writer.clone(),
+            output: config.output.clone(),
             inherits,
             filter: config.filter.clone(),
-            metrics: config.metrics.clone(),
             clock: SystemTime::now,
         }
     }
@@ -86,9 +83,7 @@ impl LogLayer {
         }
         scratch.names.clear();
         self.make_line(event, cx, &mut scratch);
-        if self.writer.write_line(&scratch.line) {
-            self.metrics.log_message((*event.metadata().level()).into());
-        }
+        self.output.write_line(&scratch.line, *event.metadata().level());
         // Fails only while the thread ends.
         let _ = SCRATCH.try_with(|kept| kept.set(Some(scratch)));
     }
@@ -262,7 +257,7 @@ impl fmt::Debug for LogLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LogLayer")
             .field("form", &self.form)
-            .field("writer", &self.writer)
+            .field("output", &self.output)
             .finish_non_exhaustive()
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! The log layer takes events only. While tracing is off, no layer is interested in spans, and a
 //! span costs as little as a disabled one.
+//!
+//! The thread that logs makes the whole line. A thread of its own writes it (`output`), because a
+//! write to standard output can block for as long as its reader likes.
 
 pub mod context;
 mod fields;
@@ -12,6 +15,8 @@ mod json;
 mod key;
 mod layer;
 mod line;
+mod output;
+mod queue;
 mod readable;
 mod time;
 mod writer;
@@ -23,8 +28,10 @@ pub use writer::{LogBuffer, LogWriter};
 
 pub(crate) use filter::LogFilter;
 pub(crate) use layer::{LogLayer, SpanFields};
+pub(crate) use output::LogOutput;
 
-use crate::env::{Env, EnvError};
+use crate::env::Env;
+use crate::error::InitError;
 use crate::metrics::TelemetryMetrics;
 use crate::settings::logs::{DALSTON_LOG_FORMAT, NO_COLOR, TERM};
 
@@ -36,9 +43,8 @@ pub(crate) struct LogConfig {
     pub(crate) service: String,
     pub(crate) instance_type: String,
     pub(crate) form: Form,
-    pub(crate) writer: LogWriter,
+    pub(crate) output: LogOutput,
     pub(crate) filter: LogFilter,
-    pub(crate) metrics: TelemetryMetrics,
 }
 
 /// A [`LogFormat`] without `Auto`.
@@ -50,7 +56,7 @@ pub(crate) enum Form {
 
 impl LogConfig {
     /// Reads `DALSTON_LOG_FORMAT` (unless `format` is given), `NO_COLOR`, and the filter from
-    /// `RUST_LOG`, else `LOG_LEVEL`, else `DALSTON_LOG_LEVEL`, else `level`.
+    /// `RUST_LOG`, else `LOG_LEVEL`, else `DALSTON_LOG_LEVEL`, else `level`. Starts the output.
     pub(crate) fn read(
         env: &Env,
         service: &str,
@@ -59,7 +65,7 @@ impl LogConfig {
         level: LevelFilter,
         writer: LogWriter,
         metrics: TelemetryMetrics,
-    ) -> Result<Self, EnvError> {
+    ) -> Result<Self, InitError> {
         let wanted = match format {
             Some(format) => format,
             None => DALSTON_LOG_FORMAT.read_or_default(env)?,
@@ -76,9 +82,8 @@ impl LogConfig {
             service: service.to_owned(),
             instance_type: instance_type.unwrap_or(UNKNOWN).to_owned(),
             form,
-            writer,
             filter: LogFilter::from_env(env, level)?,
-            metrics,
+            output: LogOutput::start(&writer, metrics)?,
         })
     }
 }

@@ -23,6 +23,9 @@ use crate::logs::context::{LogContext, WithLogContext};
 use crate::metrics::{Metrics, TelemetryMetrics};
 use crate::traces::propagate;
 
+/// How long a test waits on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 const CARRIER: &str = r#"{"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
 
 fn noon() -> SystemTime {
@@ -89,11 +92,14 @@ fn config(form: Form) -> (LogConfig, LogBuffer) {
         service: "engine-test".into(),
         instance_type: "g5.xlarge".into(),
         form,
-        writer,
+        output: output(&writer, &Metrics::new()),
         filter: LogFilter::new("trace").unwrap(),
-        metrics: TelemetryMetrics::register(&Metrics::new()),
     };
     (config, lines)
+}
+
+fn output(writer: &LogWriter, metrics: &Metrics) -> LogOutput {
+    LogOutput::start(writer, TelemetryMetrics::register(metrics)).unwrap()
 }
 
 /// Parses an object. Panics if a member occurs twice, which `serde_json` accepts.
@@ -558,15 +564,15 @@ fn each_line_is_one_write() {
         service: "s".into(),
         instance_type: "unknown".into(),
         form: Form::Json,
-        writer: LogWriter::new(writes.clone()),
+        output: output(&LogWriter::new(writes.clone()), &Metrics::new()),
         filter: LogFilter::new("info").unwrap(),
-        metrics: TelemetryMetrics::register(&Metrics::new()),
     };
-    let layer = Layer::<Registry>::with_filter(LogLayer::new(&config, false), config.filter);
+    let layer = Layer::<Registry>::with_filter(LogLayer::new(&config, false), config.filter.clone());
     tracing::subscriber::with_default(Registry::default().with(layer), || {
         info!(big = %"x".repeat(100_000), "one");
         info!("two");
     });
+    config.output.flush(PATIENCE).unwrap();
     let writes = writes.0.lock().unwrap();
     assert_eq!(writes.len(), 2);
     assert!(writes.iter().all(|write| write.ends_with(b"}\n")));
@@ -613,7 +619,7 @@ fn the_filter_is_from_the_first_variable_that_is_set() {
 }
 
 #[test]
-fn lines_that_fail_to_be_written_are_not_counted() {
+fn lines_that_fail_to_be_written_count_as_dropped() {
     struct Full(bool);
     impl io::Write for Full {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -629,13 +635,18 @@ fn lines_that_fail_to_be_written_are_not_counted() {
     }
     let metrics = Metrics::new();
     let (mut config, _) = config(Form::Json);
-    config.writer = LogWriter::new(Full(false));
-    config.metrics = TelemetryMetrics::register(&metrics);
+    config.output = output(&LogWriter::new(Full(false)), &metrics);
     let layer = LogLayer::new(&config, false).with_filter(config.filter.clone());
     with_default(&Dispatch::new(Registry::default().with(layer)), || {
         info!("lost");
         info!("written");
     });
-    let count = "dalston_log_messages_total{level=\"info\"} 1\n";
-    assert!(metrics.encode().contains(count), "{}", metrics.encode());
+    config.output.flush(PATIENCE).unwrap();
+    let page = metrics.encode();
+    for count in [
+        "dalston_log_messages_total{level=\"info\"} 1\n",
+        "dalston_log_lines_dropped_total 1\n",
+    ] {
+        assert!(page.contains(count), "{page}");
+    }
 }

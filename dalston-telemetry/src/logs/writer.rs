@@ -1,13 +1,22 @@
 use std::fmt;
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::thread;
-use std::time::Duration;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The destination of log lines. Cheap to clone.
 ///
-/// Each line is written in one call of `write_all`, so that lines of threads, and of processes that
-/// share a pipe, don't mix. A line that can't be written is lost.
+/// A thread of its own writes the lines. So a pipe that is not read, a full disk, and a program that
+/// holds `stdout().lock()` never block the code that logs. Up to 8,192 lines or 8 MiB wait for the
+/// thread, whichever comes first. Further lines are lost and counted in
+/// `dalston_log_lines_dropped_total`, as are lines that can't be written. The lines of a thread keep
+/// their order. Each line is written in one call, so that lines of processes that share a pipe
+/// don't mix.
+///
+/// [`Telemetry::shutdown`](crate::Telemetry::shutdown), dropping
+/// [`Telemetry`](crate::Telemetry), [`flush`](crate::Telemetry::flush) and the panic hook wait until
+/// the present lines are written, within their time limits. A process that ends in another way, by
+/// `std::process::exit` or `abort`, may lose the last lines: call `flush` before.
 #[derive(Clone)]
 pub struct LogWriter {
     target: Target,
@@ -18,10 +27,22 @@ enum Target {
     Stdout,
     Stderr,
     Custom(Arc<Mutex<dyn Write + Send>>),
+    Buffer(LogBuffer),
+}
+
+/// How lines reach the target of a [`LogWriter`].
+pub(super) enum Destination {
+    /// At once: the target can't block.
+    Buffer(LogBuffer),
+    /// By a thread.
+    Stream(Box<dyn Write + Send>),
 }
 
 impl LogWriter {
     /// Standard output, the default: services of the platform log there.
+    ///
+    /// The lines bypass the lock and the buffer of [`std::io::stdout`]: they don't wait for
+    /// `stdout().lock()`, and a later redirection of descriptor 1 does not affect them.
     #[must_use]
     pub const fn stdout() -> Self {
         Self {
@@ -29,7 +50,8 @@ impl LogWriter {
         }
     }
 
-    /// Standard error: for programs whose output is their result.
+    /// Standard error: for programs whose output is their result. It bypasses the lock, as
+    /// [`stdout`](Self::stdout) does.
     #[must_use]
     pub const fn stderr() -> Self {
         Self {
@@ -37,7 +59,10 @@ impl LogWriter {
         }
     }
 
-    /// A writer of your own. It must not log.
+    /// A writer of your own, which is called on the thread of the lines. It may block. Lines that it
+    /// logs itself are lost. It is flushed whenever no further line waits.
+    ///
+    /// For tests, [`buffer`](Self::buffer) has the lines at once.
     #[must_use]
     pub fn new(writer: impl Write + Send + 'static) -> Self {
         Self {
@@ -45,7 +70,8 @@ impl LogWriter {
         }
     }
 
-    /// A writer into memory, for tests, and the buffer to read the lines from.
+    /// A writer into memory, for tests, and the buffer to read the lines from. No thread is
+    /// started: a line is in the buffer when the call that logs it returns.
     ///
     /// ```
     /// use dalston_telemetry::LogWriter;
@@ -57,47 +83,48 @@ impl LogWriter {
     #[must_use]
     pub fn buffer() -> (Self, LogBuffer) {
         let buffer = LogBuffer::default();
-        (Self::new(buffer.clone()), buffer)
+        let target = Target::Buffer(buffer.clone());
+        (Self { target }, buffer)
     }
 
     pub(crate) fn is_terminal(&self) -> bool {
         match &self.target {
             Target::Stdout => io::stdout().is_terminal(),
             Target::Stderr => io::stderr().is_terminal(),
-            Target::Custom(_) => false,
+            Target::Custom(_) | Target::Buffer(_) => false,
         }
     }
 
-    /// Returns whether the line was written.
-    pub(crate) fn write_line(&self, line: &[u8]) -> bool {
-        let written = match &self.target {
-            // Standard output is line-buffered: a whole line leaves in one write.
-            Target::Stdout => io::stdout().lock().write_all(line),
-            Target::Stderr => io::stderr().lock().write_all(line),
-            Target::Custom(writer) => match lock_to_write(writer) {
-                Some(mut writer) => writer.write_all(line),
-                None => return false,
-            },
-        };
-        written.is_ok()
+    pub(super) fn destination(&self) -> Destination {
+        Destination::Stream(match &self.target {
+            Target::Stdout => without_lock(io::stdout()),
+            Target::Stderr => without_lock(io::stderr()),
+            Target::Custom(writer) => Box::new(Shared(Arc::clone(writer))),
+            Target::Buffer(buffer) => return Destination::Buffer(buffer.clone()),
+        })
     }
 }
 
-/// Locks the writer. A panicking thread waits for 50 ms at most, because it may have panicked in
-/// this writer and hold its lock.
-fn lock_to_write<W: ?Sized>(writer: &Mutex<W>) -> Option<MutexGuard<'_, W>> {
-    const ATTEMPTS: u32 = 50;
-    if !thread::panicking() {
-        return Some(writer.lock().unwrap_or_else(PoisonError::into_inner));
+/// The same stream without the lock of the process, which an engine may hold for as long as its
+/// progress bar is shown.
+fn without_lock(stream: impl Write + AsFd + Send + 'static) -> Box<dyn Write + Send> {
+    match stream.as_fd().try_clone_to_owned() {
+        Ok(descriptor) => Box::new(File::from(descriptor)),
+        Err(_) => Box::new(stream),
     }
-    for _ in 0..ATTEMPTS {
-        match writer.try_lock() {
-            Ok(writer) => return Some(writer),
-            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
-        }
+}
+
+/// A writer of the program. Clones of a [`LogWriter`] share it.
+struct Shared(Arc<Mutex<dyn Write + Send>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        lock(&self.0).write(bytes)
     }
-    None
+
+    fn flush(&mut self) -> io::Result<()> {
+        lock(&self.0).flush()
+    }
 }
 
 impl Default for LogWriter {
@@ -112,6 +139,7 @@ impl fmt::Debug for LogWriter {
             Target::Stdout => "LogWriter(stdout)",
             Target::Stderr => "LogWriter(stderr)",
             Target::Custom(_) => "LogWriter(custom)",
+            Target::Buffer(_) => "LogWriter(buffer)",
         })
     }
 }
@@ -126,8 +154,7 @@ impl LogBuffer {
     /// The text that was written so far.
     #[must_use]
     pub fn text(&self) -> String {
-        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&bytes).into_owned()
+        String::from_utf8_lossy(&lock(&self.bytes)).into_owned()
     }
 
     /// The lines that were written so far, without line breaks.
@@ -135,14 +162,15 @@ impl LogBuffer {
     pub fn lines(&self) -> Vec<String> {
         self.text().lines().map(str::to_owned).collect()
     }
+
+    pub(super) fn push(&self, bytes: &[u8]) {
+        lock(&self.bytes).extend_from_slice(bytes);
+    }
 }
 
 impl Write for LogBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.bytes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend_from_slice(bytes);
+        self.push(bytes);
         Ok(bytes.len())
     }
 
@@ -155,4 +183,9 @@ impl fmt::Debug for LogBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LogBuffer").finish_non_exhaustive()
     }
+}
+
+fn lock<W: ?Sized>(writer: &Mutex<W>) -> MutexGuard<'_, W> {
+    // A writer that has panicked gets the next line nevertheless.
+    writer.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -52,8 +52,8 @@ impl From<Level> for LogLevel {
 
 /// Metrics of telemetry itself: lost spans, failed exports and log lines.
 ///
-/// `dalston_telemetry_spans_dropped_total`, `dalston_telemetry_export_failures_total` and
-/// `dalston_log_messages_total`. Cheap to clone.
+/// `dalston_telemetry_spans_dropped_total`, `dalston_telemetry_export_failures_total`,
+/// `dalston_log_messages_total` and `dalston_log_lines_dropped_total`. Cheap to clone.
 ///
 /// Errors of a service per second: `sum(rate(dalston_log_messages_total{level="error"}[5m]))`.
 #[derive(Clone, Debug)]
@@ -61,6 +61,7 @@ pub struct TelemetryMetrics {
     spans_dropped: DenseFamily<DropReason, Counter>,
     export_failures: DenseFamily<Signal, Counter>,
     log_messages: DenseFamily<LogLevel, Counter>,
+    log_lines_dropped: DenseFamily<(), Counter>,
 }
 
 impl TelemetryMetrics {
@@ -72,6 +73,7 @@ impl TelemetryMetrics {
                 spans_dropped: DenseFamily::default(),
                 export_failures: DenseFamily::default(),
                 log_messages: DenseFamily::default(),
+                log_lines_dropped: DenseFamily::default(),
             };
             registry.register(
                 "dalston_telemetry_spans_dropped",
@@ -87,6 +89,11 @@ impl TelemetryMetrics {
                 "dalston_log_messages",
                 "Log lines that were written",
                 this.log_messages.clone(),
+            );
+            registry.register(
+                "dalston_log_lines_dropped",
+                "Log lines that were lost: too many waited for the output, or a write failed",
+                this.log_lines_dropped.clone(),
             );
             this
         })
@@ -106,6 +113,11 @@ impl TelemetryMetrics {
     /// own calls it.
     pub fn log_message(&self, level: LogLevel) {
         self.log_messages.with(level).inc();
+    }
+
+    /// Counts a log line that was lost. Lines of this crate are counted already.
+    pub fn log_line_dropped(&self) {
+        self.log_lines_dropped.with(()).inc();
     }
 }
 
@@ -138,6 +150,7 @@ mod tests {
                 r#"dalston_log_messages_total{level="info"} 0"#,
                 r#"dalston_log_messages_total{level="debug"} 0"#,
                 r#"dalston_log_messages_total{level="trace"} 0"#,
+                "dalston_log_lines_dropped_total 0",
             ]
         );
     }

@@ -163,7 +163,7 @@ impl TelemetryBuilder {
     }
 
     /// Also keeps finished spans in memory. Turns tracing on by itself: without an exporter in the
-    /// environment, no thread is started and no socket opened.
+    /// environment, no exporter is started and no socket opened.
     pub fn span_collector(self, collector: SpanCollector) -> Self {
         self.span_processor(collector)
     }
@@ -195,7 +195,8 @@ impl TelemetryBuilder {
         self
     }
 
-    /// Sets the destination of log lines; standard output by default.
+    /// Sets the destination of log lines; standard output by default. [`LogWriter`] says how many
+    /// lines may wait for it.
     pub fn log_writer(mut self, writer: LogWriter) -> Self {
         self.logs = Some(writer);
         self
@@ -210,16 +211,16 @@ impl TelemetryBuilder {
     /// Sets whether [`install`](Self::install) installs a panic hook; on by default.
     ///
     /// The hook logs the panic with its thread, its location and the ids of the current span. It
-    /// marks the span as failed, sends for a second what waits to be sent, and calls the previous
-    /// hook.
+    /// marks the span as failed, writes the log lines that wait, sends for a second what waits to be
+    /// sent, and calls the previous hook.
     pub fn panic_hook(mut self, on: bool) -> Self {
         self.panic_hook = on;
         self
     }
 
     /// Sets how long [`Telemetry::shutdown`] and dropping [`Telemetry`] may take; 5 s by default, a
-    /// day at most. The processors of [`span_processor`](Self::span_processor) get the time that
-    /// the exporters leave.
+    /// day at most. The processors of [`span_processor`](Self::span_processor) and the log lines get
+    /// the time that the exporters leave, the log lines 0.2 s at least.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout.min(NO_LIMIT);
         self
@@ -355,24 +356,22 @@ impl TelemetryBuilder {
                 &otlp, config, resource, &metrics, report_to,
             )?);
         }
-        let log_filter = logs.as_ref().map(|logs| logs.filter.clone());
+        let tracer = tracing.as_ref().map(|tracing| tracing.tracer.clone());
+        let telemetry = Telemetry::new(
+            tracing,
+            metrics,
+            Exporters::new(exporters),
+            serves_metrics,
+            instance_type,
+            logs.as_ref(),
+            shutdown_timeout,
+        );
         let layers = Layers {
-            tracer: tracing.as_ref().map(|tracing| tracing.tracer.clone()),
+            tracer,
             span_level,
             logs,
         };
-        Ok((
-            layers,
-            Telemetry::new(
-                tracing,
-                metrics,
-                Exporters::new(exporters),
-                serves_metrics,
-                instance_type,
-                log_filter,
-                shutdown_timeout,
-            ),
-        ))
+        Ok((layers, telemetry))
     }
 
     #[cfg(feature = "ec2")]

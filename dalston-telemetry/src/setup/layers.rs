@@ -76,7 +76,7 @@ where
 mod tests {
     use std::io::{self, Write};
     use std::sync::{Arc, Mutex};
-    use std::time::SystemTime;
+    use std::time::{Duration, SystemTime};
 
     use opentelemetry::trace::{Status, TracerProvider as _};
     use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -91,7 +91,7 @@ mod tests {
 
     use super::*;
     use crate::export::REPORTS;
-    use crate::logs::{LogBuffer, LogFormat, LogWriter};
+    use crate::logs::{LogBuffer, LogFormat, LogOutput, LogWriter};
     use crate::metrics::{Metrics, TelemetryMetrics};
     use crate::{CollectedSpan, Env, SpanCollector};
 
@@ -100,6 +100,7 @@ mod tests {
         most_verbose: Option<LevelFilter>,
         spans: SpanCollector,
         lines: LogBuffer,
+        output: Option<LogOutput>,
         metrics: Metrics,
     }
 
@@ -124,6 +125,7 @@ mod tests {
                 )
                 .unwrap()
             });
+            let output = logs.as_ref().map(|logs| logs.output.clone());
             let provider = SdkTracerProvider::builder().with_span_processor(spans.clone());
             let layers = Layers {
                 tracer: Some(provider.build().tracer("test")),
@@ -136,6 +138,7 @@ mod tests {
                 dispatch: Dispatch::new(subscriber),
                 spans,
                 lines,
+                output,
                 metrics,
             }
         }
@@ -318,6 +321,8 @@ mod tests {
         let writer = LogWriter::new(times.clone());
         let program = Program::with_writer(Some("info"), writer, LogBuffer::default());
         program.run(|| info_span!("work").in_scope(|| info!("for both")));
+        let output = program.output.as_ref().unwrap();
+        output.flush(Duration::from_secs(60)).unwrap();
         let written = times.0.lock().unwrap()[0];
         assert!(program.only_span().events[0].timestamp <= written);
     }

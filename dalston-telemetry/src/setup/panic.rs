@@ -1,12 +1,12 @@
-//! The panic hook: logs the panic with the ids of its span, sends what waits to be sent, and calls
-//! the previous hook.
+//! The panic hook: logs the panic with the ids of its span, writes the log lines and sends the spans
+//! that wait, and calls the previous hook.
 
 use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::panic::{self, PanicHookInfo};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use super::targets::PANICS;
 use crate::redact;
 use crate::setup::telemetry::TelemetryHandle;
 
-/// How long a collector that does not answer can delay a panic.
+/// How long a collector that does not answer, or an output that is not read, can delay a panic.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Limits the delay of an engine that panics at every task.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(10);
@@ -29,11 +29,17 @@ pub(crate) fn install(telemetry: TelemetryHandle) {
         return;
     }
     let previous = panic::take_hook();
-    let last_flush = Mutex::new(None);
+    let spans_sent = LastTime::default();
+    let lines_stuck = LastTime::default();
     panic::set_hook(Box::new(move |info| {
         report(info);
-        if is_time_to_flush(&last_flush) {
-            let _ = telemetry.flush(FLUSH_TIMEOUT);
+        // At every panic, because it takes no time as long as the output is read.
+        if lines_stuck.is_long_ago() && telemetry.flush_log_lines(FLUSH_TIMEOUT).is_err() {
+            lines_stuck.set();
+        }
+        if spans_sent.is_long_ago() {
+            spans_sent.set();
+            let _ = telemetry.flush_exporters(FLUSH_TIMEOUT);
         }
         previous(info);
     }));
@@ -73,17 +79,23 @@ fn mark_span(message: &Message<'_>, location: String, thread: &str) {
     });
 }
 
-fn is_time_to_flush(last_flush: &Mutex<Option<Instant>>) -> bool {
-    // Another thread that panics at the same time flushes for both.
-    let Ok(mut last_flush) = last_flush.try_lock() else {
-        return false;
-    };
-    let now = Instant::now();
-    let is_time = last_flush.is_none_or(|last| now.saturating_duration_since(last) >= FLUSH_INTERVAL);
-    if is_time {
-        *last_flush = Some(now);
+/// The last time of something that must not happen at every panic.
+#[derive(Default)]
+struct LastTime(Mutex<Option<Instant>>);
+
+impl LastTime {
+    fn is_long_ago(&self) -> bool {
+        self.time().is_none_or(|last| last.elapsed() >= FLUSH_INTERVAL)
     }
-    is_time
+
+    fn set(&self) {
+        *self.time() = Some(Instant::now());
+    }
+
+    /// No code under this lock can panic.
+    fn time(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The message of a panic.

@@ -13,7 +13,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, SpanProcessor as _}
 use crate::error::ShutdownError;
 use crate::export::traces::SpanExporter;
 use crate::export::{ExportStats, Exporters, REPORTS};
-use crate::logs::LogFilter;
+use crate::logs::{LogConfig, LogFilter, LogOutput};
 use crate::metrics::{Metrics, MetricsServer};
 use crate::parse_error::ParseError;
 use crate::traces::processors::Processors;
@@ -40,7 +40,7 @@ impl Telemetry {
         exporters: Exporters,
         serves_metrics: bool,
         instance_type: Option<String>,
-        log_filter: Option<LogFilter>,
+        logs: Option<&LogConfig>,
         shutdown_timeout: Duration,
     ) -> Self {
         Self {
@@ -49,9 +49,10 @@ impl Telemetry {
                 metrics,
                 exporters,
                 instance_type: instance_type.map(Arc::from),
+                log_output: logs.map(|logs| logs.output.clone()),
             },
             serves_metrics,
-            log_filter,
+            log_filter: logs.map(|logs| logs.filter.clone()),
             shutdown_timeout,
             ended: false,
         }
@@ -115,36 +116,38 @@ impl Telemetry {
         }
     }
 
-    /// Sends all spans that have ended, and the current metrics if they are exported, and waits for
-    /// that for at most `timeout`.
+    /// Sends all spans that have ended, and the current metrics if they are exported, writes the log
+    /// lines that wait, and waits for that for at most `timeout`.
     ///
     /// Blocks the calling thread, whether or not it belongs to a runtime. This can't deadlock,
-    /// because exporters have threads of their own.
+    /// because exporters and log lines have threads of their own.
     ///
     /// # Errors
     ///
-    /// When the time was up before everything was sent, or when spans were lost since the last
-    /// flush.
+    /// When the time was up before everything was sent and written, or when spans were lost since
+    /// the last flush.
     pub fn flush(&self, timeout: Duration) -> Result<(), ShutdownError> {
         self.handle.flush(timeout)
     }
 
-    /// Sends what waits to be sent and ends telemetry, within
+    /// Sends what waits to be sent, writes the log lines that wait, and ends telemetry, within
     /// [`TelemetryBuilder::shutdown_timeout`](crate::TelemetryBuilder::shutdown_timeout).
     ///
     /// Works on any runtime and never blocks its thread. Spans that end later keep their ids and
-    /// are counted as dropped.
+    /// are counted as dropped. Later log lines are still written while the process lives.
     ///
     /// # Errors
     ///
-    /// When the time was up before everything was sent, or when spans were lost since the last
-    /// flush.
+    /// When the time was up before everything was sent and written, or when spans were lost since
+    /// the last flush.
     pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
         let started = Instant::now();
         self.handle.exporters.close(self.shutdown_timeout);
         let exported = self.handle.exporters.ended().await;
         // The exporters have ended. Only the program's own processors can take time here.
-        exported.and(self.end(started))
+        let exported = exported.and(self.end(started));
+        let time_left = self.time_left_for_lines(started);
+        exported.and(self.handle.log_lines_written(time_left).await)
     }
 
     /// [`shutdown`](Self::shutdown) for code without a runtime; blocks for at most the same time.
@@ -153,10 +156,12 @@ impl Telemetry {
     ///
     /// As [`shutdown`](Self::shutdown).
     pub fn shutdown_blocking(mut self) -> Result<(), ShutdownError> {
-        self.end(Instant::now())
+        let started = Instant::now();
+        let exported = self.end(started);
+        exported.and(self.handle.flush_log_lines(self.time_left_for_lines(started)))
     }
 
-    /// Ends everything. The time for that runs since `started`.
+    /// Ends everything but the log lines. The time for that runs since `started`.
     fn end(&mut self, started: Instant) -> Result<(), ShutdownError> {
         self.ended = true;
         let exporters = &self.handle.exporters;
@@ -169,6 +174,13 @@ impl Telemetry {
         exported
     }
 
+    /// The time for the log lines, which are written while the exporters end. The lines about their
+    /// end are the last ones, and may come when no time is left.
+    fn time_left_for_lines(&self, started: Instant) -> Duration {
+        const LAST_LINES: Duration = Duration::from_millis(200);
+        self.time_left(started).max(LAST_LINES)
+    }
+
     fn time_left(&self, started: Instant) -> Duration {
         self.shutdown_timeout.saturating_sub(started.elapsed())
     }
@@ -176,11 +188,15 @@ impl Telemetry {
 
 impl Drop for Telemetry {
     fn drop(&mut self) {
-        if !self.ended
-            && let Err(error) = self.end(Instant::now())
-        {
+        if self.ended {
+            return;
+        }
+        let started = Instant::now();
+        if let Err(error) = self.end(started) {
             tracing::warn!(target: REPORTS, %error, "telemetry_shutdown_failed");
         }
+        // A failure can't be logged.
+        let _ = self.handle.flush_log_lines(self.time_left_for_lines(started));
     }
 }
 
@@ -192,6 +208,7 @@ pub struct TelemetryHandle {
     metrics: Metrics,
     exporters: Exporters,
     instance_type: Option<Arc<str>>,
+    log_output: Option<LogOutput>,
 }
 
 impl TelemetryHandle {
@@ -249,13 +266,35 @@ impl TelemetryHandle {
         Some(span.span_context().clone())
     }
 
-    /// [`Telemetry::flush`] for code that has only the handle, such as a panic hook.
+    /// [`Telemetry::flush`] for code that has only the handle, such as a panic hook, and before
+    /// `std::process::exit`.
     ///
     /// # Errors
     ///
     /// As [`Telemetry::flush`].
     pub fn flush(&self, timeout: Duration) -> Result<(), ShutdownError> {
+        let started = Instant::now();
+        let exported = self.flush_exporters(timeout);
+        // The lines are written meanwhile.
+        exported.and(self.flush_log_lines(timeout.saturating_sub(started.elapsed())))
+    }
+
+    pub(crate) fn flush_exporters(&self, timeout: Duration) -> Result<(), ShutdownError> {
         self.exporters.flush(timeout)
+    }
+
+    /// The part of [`flush`](Self::flush) that needs no collector.
+    pub(crate) fn flush_log_lines(&self, timeout: Duration) -> Result<(), ShutdownError> {
+        let output = self.log_output.as_ref();
+        output.map_or(Ok(()), |output| output.flush(timeout))
+    }
+
+    /// The same without blocking the thread.
+    async fn log_lines_written(&self, timeout: Duration) -> Result<(), ShutdownError> {
+        match &self.log_output {
+            Some(output) => output.flushed(timeout).await,
+            None => Ok(()),
+        }
     }
 
     /// How many spans were exported and lost so far; all zero if nothing is exported.

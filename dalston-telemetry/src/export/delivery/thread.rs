@@ -40,5 +40,8 @@ pub(crate) fn spawn(
         let ended = || io::Error::other("the thread ended at once");
         start.recv().unwrap_or_else(|_| Err(ended()))
     });
-    started.map_err(InitError::Thread)
+    started.map_err(|source| InitError::Thread {
+        name: "export",
+        source,
+    })
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -259,4 +259,35 @@ async fn second_signal_ends_a_draining_worker() {
     assert!(written.contains("second_shutdown_signal_received"), "{written}");
     // Without a second signal the drain takes 25 s.
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn output_that_is_not_read_stops_neither_work_nor_sigterm() {
+    let (redis, s3) = (TestRedis::start().await, TestS3::start());
+    let engine = Engine::new();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let port = port.port().to_string();
+    let (mut output, mut full) = std::io::pipe().unwrap();
+    // The capacity of a pipe. No line of the worker fits until something is read.
+    full.write_all(&[b'\n'; 64 * 1024]).unwrap();
+    let mut worker = command(&engine, &redis.url(), &s3);
+    worker.env("DALSTON_METRICS_PORT", &port).stdout(full);
+    let mut process = Guard(worker.spawn().unwrap());
+    // Else the parent keeps the pipe open.
+    drop(worker);
+
+    enqueue(&redis, &s3, "good").await;
+    until_event(&redis, "task.completed", "good").await;
+    get(&port, "/health");
+    signal(process.0.id(), "TERM");
+    let registered = ["SCARD", "dalston:engine:instances"];
+    let unregistered = async || (redis.send::<usize>(&registered).await == 0).then_some(());
+    until("end of the registration", unregistered).await;
+
+    let mut written = String::new();
+    output.read_to_string(&mut written).unwrap();
+    let last: Value = serde_json::from_str(written.lines().last().unwrap()).unwrap();
+    assert_eq!(last["event"], "engine_loop_stopped", "{written}");
+    let status = until("end of the process", async || process.0.try_wait().unwrap()).await;
+    assert_eq!(status.code(), Some(0));
 }
