@@ -1,14 +1,39 @@
 //! Times of log lines, in UTC.
 
+use std::cell::RefCell;
 use std::io::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 
+thread_local! {
+    /// The second of the latest timestamp, and its text up to the decimal point. Formatting it takes
+    /// longer than the rest of a line.
+    static SECOND: RefCell<(u64, Vec<u8>)> = const { RefCell::new((u64::MAX, Vec::new())) };
+}
+
 /// Appends `2026-01-31T12:59:59.000001Z`.
 pub(super) fn push_timestamp(line: &mut Vec<u8>, time: SystemTime) {
+    let since_1970 = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let cached = SECOND.try_with(|second| {
+        let (seconds, text) = &mut *second.borrow_mut();
+        if *seconds != since_1970.as_secs() {
+            *seconds = since_1970.as_secs();
+            text.clear();
+            push_second(text, time);
+        }
+        line.extend_from_slice(text);
+    });
+    // Fails only while the thread ends.
+    if cached.is_err() {
+        push_second(line, time);
+    }
     // Writing to a vector does not fail.
-    let _ = write!(line, "{:.6}", timestamp(time));
+    let _ = write!(line, "{:06}Z", since_1970.subsec_micros());
+}
+
+fn push_second(text: &mut Vec<u8>, time: SystemTime) {
+    let _ = write!(text, "{}", timestamp(time).strftime("%Y-%m-%dT%H:%M:%S."));
 }
 
 /// Appends `12:59:59.001`.
