@@ -1,4 +1,5 @@
-//! Each environment variable is declared once, and only declarations name it.
+//! The pages are up to date. Each environment variable is declared once, and only declarations name
+//! it.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -18,6 +19,20 @@ const DECLARATIONS: [(&str, &[&Group]); 2] = [
         dalston_engine_sdk::settings::VARIABLES,
     ),
 ];
+
+#[test]
+fn pages_are_up_to_date() {
+    let stale: Vec<_> = pages()
+        .unwrap()
+        .into_iter()
+        .filter(|(name, page)| fs::read_to_string(workspace().join(name)).ok().as_ref() != Some(page))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(
+        stale.is_empty(),
+        "out of date: {stale:?}; run cargo xtask reference"
+    );
+}
 
 fn declared() -> impl Iterator<Item = Description> {
     let groups = DECLARATIONS.into_iter().flat_map(|(_, groups)| groups);

@@ -3,20 +3,7 @@
 use crate::error::Error;
 use crate::steps::cargo;
 
-/// Writes the pages.
+/// Writes the pages. A test of the package `reference` fails while one is out of date.
 pub(crate) fn write() -> Result<(), Error> {
-    generator("write")
-}
-
-/// Fails if a page is out of date.
-pub(crate) fn check() -> Result<(), Error> {
-    generator("check")
-}
-
-fn generator(verb: &str) -> Result<(), Error> {
-    cargo()
-        .args("run --quiet --package reference --")
-        .arg(verb)
-        .arg(".")
-        .run()
+    cargo().args("run --quiet --package reference -- .").run()
 }

@@ -7,7 +7,6 @@ use crate::chaos;
 use crate::error::Error;
 use crate::libtorch;
 use crate::package;
-use crate::reference;
 use crate::steps::{Cmd, Steps, cargo, root};
 use crate::system::{Need, REDIS, require};
 use crate::tools;
@@ -27,12 +26,11 @@ const PROMETHEUS: Need = Need {
 type Step = (&'static str, fn(&Path) -> Result<(), Error>);
 
 /// In an order that finds likely failures early.
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 11] = [
     ("format", |_| cargo().args("fmt --all --check").run()),
     ("clippy without libtorch", |_| {
         without_libtorch(cargo().args("clippy --all-targets -- -D warnings"))
     }),
-    ("reference", |_| reference::check()),
     ("test without libtorch", |_| {
         without_libtorch(cargo().args("test"))
     }),
