@@ -98,14 +98,14 @@ type Part = (&'static str, fn(&Extent, &mut Report));
 
 const FULL: Extent = Extent {
     rounds: 3,
-    tasks: 60_000,
+    tasks: 30_000,
     s3_tasks: 4_000,
     latencies: 2_000,
-    memory: Some(1_000_000),
+    memory: Some(300_000),
 };
 const QUICK: Extent = Extent {
     rounds: 1,
-    tasks: 30_000,
+    tasks: 10_000,
     s3_tasks: 1_500,
     latencies: 800,
     memory: None,
