@@ -27,6 +27,7 @@ struct State {
     stalls: bool,
     delay: Duration,
     cuts: u64,
+    silences: u64,
 }
 
 impl Proxy {
@@ -92,6 +93,12 @@ impl Proxy {
         self.state.send_modify(|state| state.stalls = stall);
     }
 
+    /// Forwards nothing more on open connections and never closes them, as when the other host has
+    /// lost its power. New connections work.
+    pub fn silence(&self) {
+        self.state.send_modify(|state| state.silences += 1);
+    }
+
     /// Delays data by this time in each direction.
     pub fn delay(&self, delay: Duration) {
         self.state.send_modify(|state| state.delay = delay);
@@ -126,9 +133,12 @@ async fn pass(
     loses: impl Fn(&State) -> bool,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
+    let silences = state.borrow().silences;
     loop {
-        let length = from.read(&mut buffer).await?;
-        let delay = match state.wait_for(|state| !state.stalls).await {
+        // A silent connection does not show its end either.
+        let length = from.read(&mut buffer).await.unwrap_or(0);
+        let passes = |state: &State| !state.stalls && state.silences == silences;
+        let delay = match state.wait_for(passes).await {
             Ok(state) if length > 0 && !loses(&state) => state.delay,
             _ => return Ok(()),
         };

@@ -23,8 +23,6 @@ use crate::protocol::{Timestamp, keys};
 const CLAIM_INTERVAL: Duration = Duration::from_millis(500);
 /// How often acknowledged messages and idle consumers are removed.
 const TRIM_INTERVAL: Duration = Duration::from_secs(60);
-/// How much later than asked a blocking read may be answered before its connection counts as dead.
-const READ_GRACE: Duration = Duration::from_secs(5);
 
 /// How many messages are looked at for the first one that a lost group had delivered, and then for
 /// unfinished ones.
@@ -234,8 +232,10 @@ impl StreamReader {
             .arg("STREAMS")
             .arg(stream)
             .arg(">");
-        let reply = timeout(block + READ_GRACE, command.query_async(connection)).await;
+        let server = &self.held.server;
+        let reply = timeout(block + server.timeout(), command.query_async(connection)).await;
         reply.map_err(|_| {
+            server.timed_out();
             io::Error::new(
                 io::ErrorKind::TimedOut,
                 "a blocking read was not answered in time",

@@ -1,34 +1,59 @@
 //! The connection to a Redis server.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dalston_telemetry::ParseError;
 use dalston_telemetry::settings::REDIS_URL;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
+use redis::io::tcp::{TcpSettings, socket2};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisError,
     RedisFuture, RedisResult, Value,
 };
+use tokio::time::timeout;
+use tracing::warn;
 
 use crate::broker::BrokerError;
 
-/// How long a connection may take to come up, and a command on the shared connection to be
-/// answered.
+/// How long a connection may take to come up, and a command to be answered.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// After how many time-outs in a row a connection counts as dead.
+const TIMEOUTS_OF_DEAD_CONNECTION: u32 = 2;
+/// How long a connection may be quiet before the kernel asks the other host for a sign of life, and
+/// the time between two such questions.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long sent data and questions may stay without a sign of life before the kernel ends the
+/// connection.
+#[cfg(target_os = "linux")]
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A Redis server, with one shared connection for commands.
 ///
-/// The connection is made for the first command, and again when it is lost or the server takes no
-/// more writes. So the client follows a fail-over, if the name in the URL leads to the new primary.
+/// The connection is made for the first command, and again when it is lost, when the server takes no
+/// more writes, and when two commands in a row were not answered within the
+/// [timeout](Self::with_timeout). So the client follows a fail-over within 30 s, if the name in the
+/// URL leads to the new primary, also when the old host disappears without closing its connections.
 ///
 /// Cheap to clone. `Debug` shows the address and never a password.
 #[derive(Clone)]
 pub struct RedisServer {
     client: Client,
-    shared: Arc<Mutex<ConnectionManager>>,
+    timeout: Duration,
+    current: Arc<Mutex<Current>>,
     address: Arc<str>,
+}
+
+/// The connection that commands use.
+#[derive(Clone)]
+struct Current {
+    connection: ConnectionManager,
+    /// How many commands in a row were not answered in time. Its address identifies the connection.
+    timeouts: Arc<AtomicU32>,
 }
 
 impl RedisServer {
@@ -64,13 +89,30 @@ impl RedisServer {
             crate::tls::use_ring();
         }
         let address = connection.addr().to_string().into();
-        let client = Client::open(connection).map_err(invalid)?;
-        let shared = manager(client.clone()).map_err(invalid)?;
+        let client = Client::open(connection.set_tcp_settings(tcp_settings())).map_err(invalid)?;
+        let current = Current::new(client.clone(), TIMEOUT).map_err(invalid)?;
         Ok(Self {
             client,
-            shared: Arc::new(Mutex::new(shared)),
+            timeout: TIMEOUT,
+            current: Arc::new(Mutex::new(current)),
             address,
         })
+    }
+
+    /// Sets how long a connection may take to come up, and a command to be answered. Default: 5 s.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        let current = Current::new(self.client.clone(), timeout);
+        let current = current.unwrap_or_else(|_| self.current().clone());
+        Self {
+            timeout,
+            current: Arc::new(Mutex::new(current)),
+            ..self
+        }
     }
 
     /// Where it is: host and port, or the path of its socket.
@@ -83,7 +125,7 @@ impl RedisServer {
     ///
     /// # Errors
     ///
-    /// If it does not answer within 5 s.
+    /// If it does not answer within the [timeout](Self::with_timeout).
     pub async fn ping(&self) -> Result<(), BrokerError> {
         let answer: RedisResult<()> = redis::cmd("PING").query_async(&mut self.shared()).await;
         answer.map_err(|source| {
@@ -96,25 +138,51 @@ impl RedisServer {
 
     /// The connection for commands that the server answers at once.
     pub(crate) fn shared(&self) -> SharedConnection {
-        let current = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         SharedConnection {
-            connection: current.clone(),
+            current: self.current().clone(),
             server: self.clone(),
         }
     }
 
-    /// Makes the next command connect again, to the host that the name stands for by then.
-    fn leave(&self) {
-        if let Ok(fresh) = manager(self.client.clone()) {
-            *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+    /// How long a command may take to be answered.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Counts a command that was not answered in time on another connection to this server.
+    pub(super) fn timed_out(&self) {
+        let current = self.current().clone();
+        self.count_timeout(&current);
+    }
+
+    fn count_timeout(&self, current: &Current) {
+        let timeouts = current.timeouts.fetch_add(1, Ordering::Relaxed) + 1;
+        if timeouts == TIMEOUTS_OF_DEAD_CONNECTION {
+            warn!(address = self.address(), timeouts, "redis_connection_replaced");
+            self.leave(current);
         }
+    }
+
+    /// Makes the next command connect again, to the host that the name stands for by then, unless
+    /// the connection was left already.
+    fn leave(&self, left: &Current) {
+        let mut current = self.current();
+        if Arc::ptr_eq(&current.timeouts, &left.timeouts)
+            && let Ok(fresh) = Current::new(self.client.clone(), self.timeout)
+        {
+            *current = fresh;
+        }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A new connection for blocking reads: on the shared one, other commands would wait behind
     /// them, and its time-out would end them.
     pub(super) async fn blocking(&self) -> RedisResult<MultiplexedConnection> {
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(TIMEOUT))
+            .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(None);
         self.client
             .get_multiplexed_async_connection_with_config(&config)
@@ -122,25 +190,52 @@ impl RedisServer {
     }
 }
 
-fn manager(client: Client) -> RedisResult<ConnectionManager> {
-    let config = ConnectionManagerConfig::new()
-        .set_connection_timeout(Some(TIMEOUT))
-        .set_response_timeout(Some(TIMEOUT))
-        .set_min_delay(Duration::from_millis(50))
-        .set_max_delay(Duration::from_secs(1))
-        .set_number_of_retries(2);
-    ConnectionManager::new_lazy_with_config(client, config)
+impl Current {
+    fn new(client: Client, timeout: Duration) -> RedisResult<Self> {
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(timeout))
+            .set_response_timeout(Some(timeout))
+            .set_min_delay(Duration::from_millis(50))
+            .set_max_delay(Duration::from_secs(1))
+            .set_number_of_retries(2);
+        Ok(Self {
+            connection: ConnectionManager::new_lazy_with_config(client, config)?,
+            timeouts: Arc::default(),
+        })
+    }
 }
 
-/// The current shared connection. A server that lost its role to another one need not close its
-/// connections, and they would never work again, so this leaves them when the server refuses a
-/// write.
+/// For connections that stay open and idle while their other end is gone.
+fn tcp_settings() -> TcpSettings {
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE_TIME)
+        .with_interval(KEEPALIVE_INTERVAL);
+    let settings = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(TCP_USER_TIMEOUT);
+    settings
+}
+
+/// The current shared connection.
+///
+/// A server that lost its role to another one need not close its connections, and the connections
+/// to a host that lost its power do not end. Neither would ever work again, so this leaves them when
+/// the server refuses a write or is silent.
 pub(crate) struct SharedConnection {
-    connection: ConnectionManager,
+    current: Current,
     server: RedisServer,
 }
 
 impl SharedConnection {
+    /// Counts time-outs in a row.
+    fn note<T>(&self, reply: RedisResult<T>) -> RedisResult<T> {
+        match &reply {
+            Err(error) if error.is_timeout() => self.server.count_timeout(&self.current),
+            _ => self.current.timeouts.store(0, Ordering::Relaxed),
+        }
+        reply
+    }
+
     /// Leaves the connection if the server says that it gave up its role.
     fn check(&self, replies: &[Value]) {
         let role_lost = replies.iter().any(|reply| match reply {
@@ -153,15 +248,26 @@ impl SharedConnection {
             _ => false,
         });
         if role_lost {
-            self.server.leave();
+            self.server.leave(&self.current);
         }
     }
+}
+
+/// Includes the time in which the connection is made: callers name the server in their errors, and
+/// their own time limits do not.
+async fn answered_in_time<T>(server: &RedisServer, call: RedisFuture<'_, T>) -> RedisResult<T> {
+    timeout(server.timeout, call).await.unwrap_or_else(|_| {
+        let text = format!("no answer within {:?}", server.timeout);
+        Err(io::Error::new(io::ErrorKind::TimedOut, text).into())
+    })
 }
 
 impl ConnectionLike for SharedConnection {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
         Box::pin(async move {
-            let reply = self.connection.req_packed_command(command).await?;
+            let call = self.current.connection.req_packed_command(command);
+            let reply = answered_in_time(&self.server, call).await;
+            let reply = self.note(reply)?;
             self.check(std::slice::from_ref(&reply));
             Ok(reply)
         })
@@ -174,17 +280,19 @@ impl ConnectionLike for SharedConnection {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         Box::pin(async move {
-            let replies = self
+            let call = self
+                .current
                 .connection
-                .req_packed_commands(pipeline, offset, count)
-                .await?;
+                .req_packed_commands(pipeline, offset, count);
+            let replies = answered_in_time(&self.server, call).await;
+            let replies = self.note(replies)?;
             self.check(&replies);
             Ok(replies)
         })
     }
 
     fn get_db(&self) -> i64 {
-        self.connection.get_db()
+        self.current.connection.get_db()
     }
 }
 

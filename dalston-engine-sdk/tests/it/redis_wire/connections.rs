@@ -182,6 +182,102 @@ async fn demoted_server_is_left_for_the_new_primary() {
 }
 
 #[tokio::test]
+async fn silent_connections_are_left_for_the_new_server() {
+    let (old, new) = (TestRedis::start().await, TestRedis::start().await);
+    enqueue(&old).await;
+    let cable = Proxy::to(old.port()).await;
+    let url = format!("redis://127.0.0.1:{}", cable.port());
+    let server = RedisServer::new(&url)
+        .unwrap()
+        .with_timeout(Duration::from_millis(200));
+    let broker = RedisBroker::with_lease(server, LONG);
+    let held = receive(&broker, "a").await.claim;
+    broker.lookup(&held).await.unwrap();
+    nothing_for(&broker, "a", SHORT).await;
+
+    cable.silence();
+    cable.lead_to(new.port());
+    let waiting = enqueue(&new).await;
+    // Commands on the shared connection, as of a worker whose slots are all busy.
+    let mut unanswered = Vec::new();
+    let renewed = loop {
+        match broker.renew(&held).await {
+            Ok(renewed) => break renewed,
+            Err(error) => unanswered.push(error.to_string()),
+        }
+    };
+    assert_eq!(renewed, Ownership::Forgotten);
+    // One, if a read that was under way was not answered either.
+    assert!((1..=2).contains(&unanswered.len()), "{unanswered:?}");
+    let address = format!("127.0.0.1:{}", cable.port());
+    assert!(
+        unanswered.iter().all(|error| error.contains(&address)),
+        "{unanswered:?}"
+    );
+
+    // The blocking read has a connection of its own.
+    let next = loop {
+        if let Ok(Some(delivery)) = broker.receive(&consumer("a"), LONG).await {
+            break delivery.claim;
+        }
+    };
+    assert_eq!(next.message_id, waiting);
+    let ended = broker
+        .finish(&next, &Outcome::Skipped, &EventContext::default())
+        .await;
+    assert_eq!(ended.unwrap(), Ownership::Held);
+}
+
+#[tokio::test]
+async fn silence_ends_a_read_that_waits() {
+    let (old, new) = (TestRedis::start().await, TestRedis::start().await);
+    let cable = Proxy::to(old.port()).await;
+    let url = format!("redis://127.0.0.1:{}", cable.port());
+    let server = RedisServer::new(&url)
+        .unwrap()
+        .with_timeout(Duration::from_millis(200));
+    let broker = RedisBroker::with_lease(server, LONG);
+    nothing_for(&broker, "a", SHORT).await;
+
+    cable.silence();
+    cable.lead_to(new.port());
+    let waiting = enqueue(&new).await;
+    let mut failures = 0;
+    let claim = loop {
+        match broker.receive(&consumer("a"), LONG).await {
+            Ok(found) => break found.expect("a task").claim,
+            Err(_) => failures += 1,
+        }
+    };
+
+    assert_eq!(claim.message_id, waiting);
+    assert!((1..=3).contains(&failures), "{failures}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn kernel_asks_quiet_connections_for_a_sign_of_life() {
+    let server = TestRedis::start().await;
+    let broker = broker(&server);
+    nothing_for(&broker, "a", SHORT).await;
+    // One line per socket: local and remote address in hexadecimal, state, queues, timer.
+    let sockets = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let remote = format!(":{:04X}", server.port());
+    let timers: Vec<&str> = sockets
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields[2].ends_with(&remote) && fields[3] == "01")
+        .map(|fields| &fields[5][..2])
+        .collect::<Vec<_>>();
+    let keepalive = "02";
+    let asked = timers.iter().filter(|timer| **timer == keepalive).count();
+    assert_eq!(
+        asked, 2,
+        "the connection for commands and that for blocking reads: {timers:?}"
+    );
+}
+
+#[tokio::test]
 async fn task_of_an_unanswered_read_comes_back() {
     let server = TestRedis::start().await;
     let cable = Proxy::to(server.port()).await;
