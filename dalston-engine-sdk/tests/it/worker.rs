@@ -3,6 +3,7 @@
 mod data_loss;
 mod hostile;
 mod output;
+mod rights;
 mod spot;
 
 use std::collections::BTreeMap;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use dalston_engine_sdk::broker::{Broker, EventContext, Outcome, Ownership};
+use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
 use serde_json::json;
 use testbed::TestRedis;
 
@@ -58,6 +59,40 @@ async fn both_copies_of_events_match_the_protocol() {
         let message = futures_util::StreamExt::next(&mut published).await.unwrap();
         assert_eq!(value(&message.get_payload::<String>().unwrap()), flat);
     }
+}
+
+#[tokio::test]
+async fn user_without_channels_reports_each_event_once() {
+    let server = TestRedis::start().await;
+    let () = server
+        .send(&[
+            "ACL",
+            "SETUSER",
+            "w",
+            "on",
+            ">secret",
+            "~*",
+            "+@all",
+            "resetchannels",
+        ])
+        .await;
+    let url = format!("redis://w:secret@127.0.0.1:{}", server.port());
+    let broker = RedisBroker::new(RedisServer::new(&url).unwrap());
+    enqueue(&server).await;
+    let claim = receive(&broker, "a").await.claim;
+    let nothing = EventContext::default();
+
+    assert_eq!(broker.started(&claim, &nothing).await.unwrap(), Ownership::Held);
+    let ended = broker.finish(&claim, &Outcome::Cancelled, &nothing).await;
+
+    assert_eq!(ended.unwrap(), Ownership::Held);
+    let kinds: Vec<_> = events(&server)
+        .await
+        .into_iter()
+        .map(|event| event["type"].clone())
+        .collect();
+    assert_eq!(kinds, ["task.started", "task.completed"]);
+    assert_eq!(pending(&server).await, []);
 }
 
 #[tokio::test]
