@@ -58,6 +58,7 @@ pub mod gpu;
 mod interruption;
 mod load;
 pub mod local;
+mod log_limit;
 mod model_id;
 pub mod models;
 pub mod protocol;

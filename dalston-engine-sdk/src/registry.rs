@@ -7,6 +7,7 @@
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use tracing::{debug, info, warn};
 
+use crate::log_limit::is_logged;
 use crate::protocol::{HEARTBEAT_SECONDS, RECORD_TTL_SECONDS};
 pub use crate::protocol::{Heartbeat, RegistryRecord};
 
@@ -99,7 +101,11 @@ pub async fn join(
     record: RegistryRecord,
     state: impl Fn() -> Heartbeat + Send + Sync + 'static,
 ) -> Membership {
-    let member = Member { registry, record };
+    let member = Member {
+        registry,
+        record,
+        failures: AtomicU64::new(0),
+    };
     let heartbeat = state();
     let registered = member.renew(&heartbeat).await;
     if registered {
@@ -122,6 +128,8 @@ pub async fn join(
 struct Member {
     registry: Arc<dyn Registry>,
     record: RegistryRecord,
+    /// How many renewals failed in a row.
+    failures: AtomicU64,
 }
 
 impl Member {
@@ -163,9 +171,16 @@ impl Member {
 
     async fn renew(&self, heartbeat: &Heartbeat) -> bool {
         let renewed = self.registry.renew(&self.record, heartbeat).await;
-        renewed
-            .inspect_err(|error| warn!(%error, "heartbeat_failed"))
-            .is_ok()
+        match &renewed {
+            Ok(_) => self.failures.store(0, Ordering::Relaxed),
+            Err(error) => {
+                let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+                if is_logged(failures) {
+                    warn!(%error, failures, "heartbeat_failed");
+                }
+            }
+        }
+        renewed.is_ok()
     }
 
     async fn remove_stale_instances(&self) {

@@ -14,6 +14,7 @@ use super::settings::{
     DALSTON_SPOT_DRAIN,
 };
 use crate::protocol::{NodeIdentity, RECORD_TTL_SECONDS};
+use crate::redis::parse_url;
 use crate::store::S3Config;
 
 /// The configuration of a worker that takes its tasks from a live deployment.
@@ -72,7 +73,7 @@ impl DeploymentConfig {
             node.deploy_env = deploy_env;
         }
         Ok(Self {
-            redis_url: REDIS_URL.read_or_default(env)?,
+            redis_url: redis_url(env)?,
             s3: s3(env)?,
             http_port: DALSTON_METRICS_PORT.read_or_default(env)?,
             metrics_enabled: dalston_telemetry::metrics::are_enabled(env)?,
@@ -154,9 +155,29 @@ fn hostname(env: &Env) -> String {
     }
 }
 
+fn redis_url(env: &Env) -> Result<String, EnvError> {
+    let url = REDIS_URL.read_or_default(env)?;
+    match parse_url(&url) {
+        Ok(_) => Ok(url),
+        Err(_) => Err(REDIS_URL.error(REDIS_URL.name(), &url)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn malformed_redis_url_names_its_variable() {
+        for url in ["foo", "http://:hunter2@cache", "localhost:6379"] {
+            let error = DeploymentConfig::from_env(&Env::from_pairs([("REDIS_URL", url)])).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "REDIS_URL is not valid (the value is not shown): expected redis://, rediss:// or unix:// and a \
+                 host or path"
+            );
+        }
+    }
 
     #[test]
     fn empty_environment_is_a_local_deployment() {

@@ -57,7 +57,8 @@ impl Message {
         let removed: RedisResult<()> = command.query_async(&mut server.shared()).await;
         if let Err(error) = removed {
             // It is found again when it was idle for a lease.
-            warn!(stream, message_id = %self.id, %error, "task_message_not_removed");
+            let address = server.address();
+            warn!(stream, message_id = %self.id, address, %error, "task_message_not_removed");
         }
     }
 }

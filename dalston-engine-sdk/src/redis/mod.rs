@@ -21,3 +21,4 @@ mod trim;
 pub use self::broker::RedisBroker;
 pub use self::registry::RedisRegistry;
 pub use self::server::RedisServer;
+pub(crate) use self::server::parse as parse_url;

@@ -11,8 +11,8 @@ use dalston_telemetry::settings::REDIS_URL;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use redis::io::tcp::{TcpSettings, socket2};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisError,
-    RedisFuture, RedisResult, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline,
+    RedisError, RedisFuture, RedisResult, Value,
 };
 use tokio::time::timeout;
 use tracing::warn;
@@ -80,11 +80,7 @@ impl RedisServer {
     ///
     /// Outside of a tokio runtime.
     pub fn new(url: &str) -> Result<Self, ParseError> {
-        let invalid = |error: redis::RedisError| {
-            let expected = format!("{} ({error})", REDIS_URL.accepted());
-            ParseError::secret("the Redis URL", expected)
-        };
-        let connection = url.into_connection_info().map_err(invalid)?;
+        let connection = parse(url)?;
         if matches!(connection.addr(), ConnectionAddr::TcpTls { .. }) {
             crate::tls::use_ring();
         }
@@ -203,6 +199,16 @@ impl Current {
             timeouts: Arc::default(),
         })
     }
+}
+
+/// Reads the URL of a server.
+pub(crate) fn parse(url: &str) -> Result<ConnectionInfo, ParseError> {
+    url.into_connection_info().map_err(invalid)
+}
+
+fn invalid(error: RedisError) -> ParseError {
+    let expected = format!("{} ({error})", REDIS_URL.accepted());
+    ParseError::secret("the Redis URL", expected)
 }
 
 /// For connections that stay open and idle while their other end is gone.

@@ -21,7 +21,7 @@ pub(super) async fn trim(server: &RedisServer, stream: &str) {
     match count(server, script).await {
         Ok(0) => {}
         Ok(removed) => debug!(stream, removed, "acknowledged_tasks_trimmed"),
-        Err(error) => warn!(stream, %error, "acknowledged_tasks_not_trimmed"),
+        Err(error) => warn!(stream, address = server.address(), %error, "acknowledged_tasks_not_trimmed"),
     }
 }
 
@@ -35,7 +35,7 @@ pub(super) async fn remove_idle_consumers(server: &RedisServer, stream: &str, le
     match count(server, script).await {
         Ok(0) => {}
         Ok(removed) => debug!(stream, removed, "consumers_forgotten"),
-        Err(error) => warn!(stream, %error, "consumers_not_forgotten"),
+        Err(error) => warn!(stream, address = server.address(), %error, "consumers_not_forgotten"),
     }
 }
 

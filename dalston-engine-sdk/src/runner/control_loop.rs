@@ -22,6 +22,7 @@ use crate::broker::Delivery;
 use crate::error::{RunError, chain};
 use crate::gpu::GpuMonitor;
 use crate::interruption::Interruption;
+use crate::log_limit::is_logged;
 
 /// Per slot: one task that runs, and one that is ready to run.
 const PERMITS_PER_SLOT: usize = 2;
@@ -213,7 +214,9 @@ impl Worker {
                 Ok(None) => failures = 0,
                 Err(error) => {
                     failures = failures.saturating_add(1);
-                    tracing::warn!(error = chain(&error), failures, "broker_read_failed");
+                    if is_logged(u64::from(failures)) {
+                        tracing::warn!(error = chain(&error), failures, "broker_read_failed");
+                    }
                     sleep(read_pause(failures)).await;
                 }
             }

@@ -7,6 +7,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::broker::BrokerError;
 use crate::error::chain;
+use crate::log_limit::is_logged;
 
 /// The time limit of one call to the broker.
 pub(super) const BROKER_CALL: Duration = Duration::from_secs(10);
@@ -25,13 +26,17 @@ where
 {
     let give_up = Instant::now() + GIVE_UP_AFTER;
     let mut pause = Duration::from_millis(100);
+    let mut failures = 0;
     loop {
         let error = match timeout(BROKER_CALL, call()).await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(error)) => error,
             Err(elapsed) => BrokerError::new(doing, elapsed),
         };
-        tracing::warn!(doing, error = chain(&error), "broker_call_failed");
+        failures += 1;
+        if is_logged(failures) {
+            tracing::warn!(doing, error = chain(&error), failures, "broker_call_failed");
+        }
         if Instant::now() + pause > give_up {
             return Err(error);
         }

@@ -10,6 +10,7 @@ use dalston_engine_sdk::protocol::{Heartbeat, InstanceStatus, NodeIdentity, Regi
 use dalston_engine_sdk::redis::{RedisRegistry, RedisServer};
 use dalston_engine_sdk::registry::{self, Membership, Registry, RegistryError, Renewal};
 use dalston_engine_sdk::{EngineInfo, Stage};
+use dalston_telemetry::testing::TestTelemetry;
 use serde_json::{Value, json};
 use testbed::TestRedis;
 
@@ -349,12 +350,21 @@ async fn any_registry_gets_six_heartbeats_per_lifetime() {
     let node = NodeIdentity::local("box-7", "node-7");
     let record = RegistryRecord::new("my-asr-1", info.capabilities(), 1, node);
     let shared: Arc<dyn Registry> = registry.clone();
+    let telemetry = TestTelemetry::new();
+    let _scope = dalston_telemetry::tracing::dispatcher::set_default(telemetry.dispatch());
     let membership = registry::join(shared, record, Heartbeat::default).await;
     tokio::time::sleep(Duration::from_millis(60_500)).await;
     assert_eq!(registry.renewals.load(Ordering::SeqCst), 1 + 6);
 
     registry.away.store(true, Ordering::SeqCst);
     tokio::time::sleep(Duration::from_secs(60)).await;
+    let failures = telemetry.logs();
+    let numbers: Vec<_> = failures
+        .iter()
+        .filter(|line| line.event() == "heartbeat_failed")
+        .map(|line| line.field("failures").unwrap().as_u64().unwrap())
+        .collect();
+    assert_eq!(numbers, [1, 2, 4, 8, 16, 32], "not a line each second");
     registry.away.store(false, Ordering::SeqCst);
     let before = registry.renewals.load(Ordering::SeqCst);
     tokio::time::sleep(Duration::from_secs(2)).await;
