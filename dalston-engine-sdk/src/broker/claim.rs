@@ -58,3 +58,16 @@ pub enum Ownership {
     /// caller goes on as the owner.
     Forgotten,
 }
+
+/// What became of a task that its worker wanted to hand back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum HandBack {
+    /// It is back in the queue.
+    Done,
+    /// It was handed back as often as it may be, or nothing can count that. The caller still holds
+    /// it.
+    Refused,
+    /// Another worker has it, and nothing was done.
+    Lost,
+}

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership,
+    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, HandBack, Lookup, Outcome, Ownership,
     RedeliveryReason, TaskMetadata,
 };
 use crate::protocol::{ArtifactReference, Timestamp};
@@ -59,6 +59,10 @@ struct Entry {
     deliveries: u32,
     requeued_at: Option<Timestamp>,
     redelivery: Option<RedeliveryReason>,
+    /// How often it was handed back, by cause.
+    hand_backs: BTreeMap<String, u32>,
+    /// The consumer that handed it back gets it only after this time.
+    kept_from: Option<Holder>,
 }
 
 struct Holder {
@@ -115,6 +119,8 @@ impl MemoryBroker {
             deliveries: 0,
             requeued_at: None,
             redelivery: None,
+            hand_backs: BTreeMap::new(),
+            kept_from: None,
         };
         state.entries.insert(id, entry);
         drop(state);
@@ -222,18 +228,18 @@ impl Broker for MemoryBroker {
             let changed = self.shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let next_lease_end = {
+            let next_change = {
                 let mut state = self.state();
                 state.end_leases(Instant::now());
                 if let Some(delivery) = state.deliver(consumer, self.shared.lease) {
                     return Ok(Some(delivery));
                 }
-                state.next_lease_end()
+                state.next_change()
             };
             if Instant::now() >= give_up {
                 return Ok(None);
             }
-            let wake = next_lease_end.map_or(give_up, |end| end.min(give_up));
+            let wake = next_change.map_or(give_up, |end| end.min(give_up));
             tokio::select! {
                 () = changed => {}
                 () = sleep_until(wake) => {}
@@ -321,6 +327,29 @@ impl Broker for MemoryBroker {
         self.shared.changed.notify_waiters();
         Ok(ownership)
     }
+
+    async fn hand_back(&self, claim: &Claim, cause: &str, limit: u32) -> Result<HandBack, BrokerError> {
+        let kept_from = Holder {
+            consumer: claim.consumer.clone(),
+            until: Instant::now() + self.shared.lease,
+        };
+        let mut result = HandBack::Lost;
+        let _ = self.as_owner(claim, |state, id| {
+            result = HandBack::Refused;
+            let Some(entry) = state.entries.get_mut(&id) else {
+                return;
+            };
+            let count = entry.hand_backs.entry(cause.to_owned()).or_default();
+            if *count < limit {
+                *count += 1;
+                entry.kept_from = Some(kept_from);
+                state.give_back(id, RedeliveryReason::Deferred);
+                result = HandBack::Done;
+            }
+        });
+        self.shared.changed.notify_waiters();
+        Ok(result)
+    }
 }
 
 impl State {
@@ -333,8 +362,14 @@ impl State {
         }
     }
 
-    fn next_lease_end(&self) -> Option<Instant> {
-        self.held.values().map(|holder| holder.until).min()
+    /// When a task may become available without a call: the end of a lease, or of the time for
+    /// which a task is kept from the consumer that handed it back.
+    fn next_change(&self) -> Option<Instant> {
+        let waiting = self.waiting.values().flatten();
+        let kept = waiting.filter_map(|id| self.entries.get(id)?.kept_from.as_ref());
+        let now = Instant::now();
+        let kept = kept.filter(|kept| kept.until > now);
+        self.held.values().chain(kept).map(|holder| holder.until).min()
     }
 
     /// Puts an entry back at the front: old work goes before new work.
@@ -352,7 +387,13 @@ impl State {
     }
 
     fn deliver(&mut self, consumer: &Consumer, lease: Duration) -> Option<Delivery> {
-        let id = self.waiting.get_mut(&consumer.engine_id)?.pop_front()?;
+        let now = Instant::now();
+        let waiting = self.waiting.get_mut(&consumer.engine_id)?;
+        let at = waiting.iter().position(|id| {
+            let kept = self.entries.get(id).and_then(|entry| entry.kept_from.as_ref());
+            kept.is_none_or(|kept| kept.consumer != *consumer || kept.until <= now)
+        })?;
+        let id = waiting.remove(at)?;
         let entry = self.entries.get_mut(&id)?;
         entry.deliveries += 1;
         self.held.insert(

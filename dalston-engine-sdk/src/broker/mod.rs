@@ -7,8 +7,8 @@
 //!
 //! The runner calls a broker in this order, per task: [`receive`](Broker::receive),
 //! [`lookup`](Broker::lookup), [`started`](Broker::started), [`renew`](Broker::renew) and
-//! [`is_cancelled`](Broker::is_cancelled) again and again, and then [`finish`](Broker::finish) or
-//! [`release`](Broker::release).
+//! [`is_cancelled`](Broker::is_cancelled) again and again, and then [`finish`](Broker::finish),
+//! [`release`](Broker::release) or [`hand_back`](Broker::hand_back).
 //!
 //! [`RedisBroker`](crate::redis::RedisBroker) takes the tasks of a live deployment,
 //! [`MemoryBroker`] has a queue of its own in the process. `testing::broker_suite` (feature
@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use self::claim::{Claim, Consumer, Ownership};
+pub use self::claim::{Claim, Consumer, HandBack, Ownership};
 pub use self::delivery::{Delivery, RedeliveryReason};
 pub use self::error::BrokerError;
 pub use self::lookup::{Lookup, TaskMetadata};
@@ -108,4 +108,15 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     ///
     /// If the broker can't be reached; the task then comes back when its lease ends.
     async fn release(&self, claim: &Claim) -> Result<Ownership, BrokerError>;
+
+    /// Gives a task back to the queue that failed for a cause of its worker, so that a peer can
+    /// process it. For the length of a lease the task is not delivered to the same consumer.
+    ///
+    /// `cause` is a short static word. The number of such calls per task and cause is kept with the
+    /// task, so it holds for all workers together. From `limit` on the task stays with the caller.
+    ///
+    /// # Errors
+    ///
+    /// If the broker can't be reached; the task then comes back when its lease ends.
+    async fn hand_back(&self, claim: &Claim, cause: &str, limit: u32) -> Result<HandBack, BrokerError>;
 }

@@ -16,7 +16,7 @@ use super::reader::Reader;
 use super::scripts;
 use super::server::RedisServer;
 use crate::broker::{
-    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership,
+    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, HandBack, Lookup, Outcome, Ownership,
 };
 use crate::protocol::{TaskEvent, TaskEventKind, Timestamp, keys};
 
@@ -157,6 +157,10 @@ impl Broker for RedisBroker {
 
     async fn release(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
         self.held.release(claim).await
+    }
+
+    async fn hand_back(&self, claim: &Claim, cause: &str, limit: u32) -> Result<HandBack, BrokerError> {
+        self.held.hand_back(claim, cause, limit).await
     }
 }
 

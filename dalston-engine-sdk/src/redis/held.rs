@@ -9,9 +9,9 @@ use redis::{Script, ScriptInvocation};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::scripts::{self, FORGOTTEN, GONE, HELD, LOST};
+use super::scripts::{self, FORGOTTEN, GONE, HELD, LOST, REFUSED};
 use super::server::RedisServer;
-use crate::broker::{BrokerError, Claim, Ownership};
+use crate::broker::{BrokerError, Claim, HandBack, Ownership};
 use crate::protocol::keys;
 
 /// The consumer that gets released tasks. It is never registered, so every engine, also one in
@@ -27,6 +27,9 @@ pub(super) struct HeldTasks {
     pub(super) lease: Duration,
     /// By message id.
     tasks: Mutex<HashMap<String, HeldTask>>,
+    /// When this process handed tasks back because of its own surroundings, by message id. They go
+    /// to peers first.
+    handed_back: Mutex<HashMap<String, Instant>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +52,7 @@ impl HeldTasks {
             server,
             lease,
             tasks: Mutex::default(),
+            handed_back: Mutex::default(),
         }
     }
 
@@ -74,6 +78,14 @@ impl HeldTasks {
         }
     }
 
+    /// Whether this process handed the task back less than a lease ago.
+    pub(super) fn was_handed_back(&self, message_id: &str) -> bool {
+        let lease = self.lease;
+        self.handed_back()
+            .get(message_id)
+            .is_some_and(|at| at.elapsed() < lease)
+    }
+
     pub(super) fn forget(&self, message_id: &str) {
         self.tasks().remove(message_id);
     }
@@ -82,6 +94,7 @@ impl HeldTasks {
     pub(super) fn forget_abandoned(&self) {
         let longest = self.lease * ABANDONED_AFTER_LEASES;
         self.tasks().retain(|_, task| task.last_call.elapsed() < longest);
+        self.handed_back().retain(|_, at| at.elapsed() < self.lease);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -148,6 +161,39 @@ impl HeldTasks {
         self.call(claim, "releasing", script, true).await
     }
 
+    /// Gives the task to a peer, at most `limit` times for this cause.
+    pub(super) async fn hand_back(
+        &self,
+        claim: &Claim,
+        cause: &str,
+        limit: u32,
+    ) -> Result<HandBack, BrokerError> {
+        let mut script = self.script_about(claim, &scripts::HAND_BACK);
+        script
+            .arg(RELEASED)
+            .arg(milliseconds(self.lease))
+            .arg(format!("handed_back_{cause}"))
+            .arg(limit);
+        // Before the call: this process may look for released tasks while the answer is under way.
+        self.handed_back()
+            .insert(claim.message_id.clone(), Instant::now());
+        let owner = script.invoke_async(&mut self.server.shared()).await;
+        let result = match owner {
+            Ok(HELD) => HandBack::Done,
+            // A task that the server forgot is in no queue any more.
+            Ok(REFUSED | FORGOTTEN) => HandBack::Refused,
+            Ok(_) => HandBack::Lost,
+            Err(source) => return Err(self.failed(claim, "handing back", source)),
+        };
+        match result {
+            HandBack::Refused => {
+                self.handed_back().remove(&claim.message_id);
+            }
+            _ => self.forget(&claim.message_id),
+        }
+        Ok(result)
+    }
+
     pub(super) fn failed(
         &self,
         claim: &Claim,
@@ -174,6 +220,10 @@ impl HeldTasks {
             .arg(claim.delivery_count)
             .arg(u8::from(metadata_found));
         script
+    }
+
+    fn handed_back(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.handed_back.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tasks(&self) -> MutexGuard<'_, HashMap<String, HeldTask>> {

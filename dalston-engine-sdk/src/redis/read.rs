@@ -162,7 +162,7 @@ impl StreamReader {
         };
         for entry in entries {
             let free = if entry.is_released() {
-                true
+                !held.was_handed_back(&entry.id)
             } else if entry.consumer == consumer.instance {
                 // Delivered to this process, but the reply was lost on the way.
                 !held.is_held(&entry.id)

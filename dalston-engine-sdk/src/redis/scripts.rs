@@ -20,6 +20,8 @@ pub(super) const HELD: i64 = 1;
 pub(super) const GONE: i64 = 2;
 pub(super) const LOST: i64 = 3;
 pub(super) const FORGOTTEN: i64 = 4;
+/// What `hand_back.lua` returns beside these: the caller keeps the task.
+pub(super) const REFUSED: i64 = 5;
 
 /// What `make_group` returns if it did not create the group from the events.
 pub(super) const GROUP_EXISTS: i64 = -1;
@@ -33,6 +35,7 @@ pub(super) static RENEW: LazyLock<Script> = script!("restored.lua", "ownership.l
 pub(super) static FINISH: LazyLock<Script> =
     script!("restored.lua", "ownership.lua", "event.lua", "finish.lua");
 pub(super) static RELEASE: LazyLock<Script> = script!("restored.lua", "ownership.lua", "release.lua");
+pub(super) static HAND_BACK: LazyLock<Script> = script!("restored.lua", "ownership.lua", "hand_back.lua");
 
 // Reads, claims and maintenance of a stream.
 pub(super) static MAKE_GROUP: LazyLock<Script> = script!("restored.lua", "make_group.lua");

@@ -25,7 +25,8 @@ use super::sweep;
 use super::task::{self, report_panic};
 use super::worker::{Origin, Worker};
 use crate::broker::{
-    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership, TaskMetadata,
+    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, HandBack, Lookup, Outcome, Ownership,
+    TaskMetadata,
 };
 use crate::protocol::{
     ArtifactReference, ArtifactSelector, ProtocolError, RequestBinding, TaskRequestData, TaskResponseData,
@@ -491,6 +492,11 @@ impl Broker for DirectBroker {
     async fn release(&self, _: &Claim) -> Result<Ownership, BrokerError> {
         self.end(Ending::HandedBack);
         Ok(Ownership::Held)
+    }
+
+    /// Its caller waits for this worker.
+    async fn hand_back(&self, _: &Claim, _: &str, _: u32) -> Result<HandBack, BrokerError> {
+        Ok(HandBack::Refused)
     }
 }
 

@@ -70,7 +70,7 @@ use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use crate::broker::{
-    Broker, Claim, Consumer, Delivery, EventContext, Lookup, Outcome, Ownership, RedeliveryReason,
+    Broker, Claim, Consumer, Delivery, EventContext, HandBack, Lookup, Outcome, Ownership, RedeliveryReason,
 };
 
 /// The engine of all tasks.
@@ -156,6 +156,8 @@ macro_rules! broker_suite {
             task_is_finished_once,
             renewed_task_stays_with_its_worker,
             released_task_is_delivered_before_its_lease_ends,
+            handed_back_task_goes_to_a_peer_up_to_its_limit,
+            handed_back_task_returns_to_its_worker_after_a_lease,
             dropped_receive_loses_no_task,
             workers_share_tasks_and_do_each_once,
         }
@@ -440,6 +442,56 @@ pub async fn released_task_is_delivered_before_its_lease_ends(platform: &dyn Pla
     assert_eq!(finish(&*peer, &again.claim).await, Ownership::Held);
     let expected = [Report::new(ReportKind::Completed, "T1")];
     assert_eq!(platform.reports().await, expected);
+}
+
+/// A worker with a fault of its own hands a task back, and all workers together do that only so often
+/// for one cause.
+pub async fn handed_back_task_goes_to_a_peer_up_to_its_limit(platform: &dyn Platform) {
+    let workers = [
+        platform.broker(),
+        platform.broker(),
+        platform.broker(),
+        platform.broker(),
+    ];
+    platform.enqueue("T1", "J1", Some("transcribe")).await;
+    for (number, name) in ["a", "b"].into_iter().enumerate() {
+        let worker = &workers[number];
+        let delivery = receive(&**worker, name).await;
+        if number > 0 {
+            assert_eq!(delivery.redelivery, Some(RedeliveryReason::Deferred));
+        }
+        let claim = &delivery.claim;
+        let handed = worker.hand_back(claim, "storage", 2).await.unwrap();
+        assert_eq!(handed, HandBack::Done, "{name}");
+        assert_eq!(finish(&**worker, claim).await, Ownership::Lost);
+        receives_nothing(&**worker, name).await;
+    }
+    let third = receive(&*workers[2], "c").await.claim;
+    let handed = workers[2].hand_back(&third, "storage", 2).await.unwrap();
+    assert_eq!(handed, HandBack::Refused);
+    assert_eq!(workers[2].renew(&third).await.unwrap(), Ownership::Held);
+    let handed = workers[2].hand_back(&third, "disk", 2).await.unwrap();
+    assert_eq!(handed, HandBack::Done, "another cause has a count of its own");
+    let handed = workers[2].hand_back(&third, "disk", 2).await.unwrap();
+    assert_eq!(handed, HandBack::Lost);
+
+    let last = receive(&*workers[3], "d").await.claim;
+    assert_eq!(last.delivery_count, 4);
+    assert_eq!(finish(&*workers[3], &last).await, Ownership::Held);
+    assert_eq!(platform.unfinished_tasks().await, 0);
+}
+
+/// A single worker gets back what it handed back, and then it may hold it.
+pub async fn handed_back_task_returns_to_its_worker_after_a_lease(platform: &dyn Platform) {
+    let worker = platform.broker();
+    platform.enqueue("T1", "J1", Some("transcribe")).await;
+    let claim = receive(&*worker, "a").await.claim;
+    let handed = worker.hand_back(&claim, "storage", 2).await.unwrap();
+    assert_eq!(handed, HandBack::Done);
+    receives_nothing(&*worker, "a").await;
+    let again = receive(&*worker, "a").await.claim;
+    assert_eq!(again.delivery_count, 2);
+    assert_eq!(finish(&*worker, &again).await, Ownership::Held);
 }
 
 /// A worker that stops waiting takes no task with it.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dalston_engine_sdk::broker::{
-    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, Lookup, MemoryBroker, Outcome, Ownership,
-    QueuedTask, TaskMetadata,
+    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, HandBack, Lookup, MemoryBroker, Outcome,
+    Ownership, QueuedTask, TaskMetadata,
 };
 use dalston_engine_sdk::protocol::Timestamp;
 use dalston_engine_sdk::store::key;
@@ -831,5 +831,9 @@ impl Broker for AwkwardBroker {
 
     async fn release(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
         self.broker.release(claim).await
+    }
+
+    async fn hand_back(&self, claim: &Claim, cause: &str, limit: u32) -> Result<HandBack, BrokerError> {
+        self.broker.hand_back(claim, cause, limit).await
     }
 }
