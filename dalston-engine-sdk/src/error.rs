@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
+use std::io::ErrorKind;
 
 use thiserror::Error;
 
@@ -33,7 +34,34 @@ struct Parts {
     kind: TaskErrorKind,
     code: &'static str,
     context: Option<String>,
+    fault: Option<WorkerFault>,
     source: BoxError,
+}
+
+/// The part of a worker's surroundings that caused an error. A peer may do the task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WorkerFault {
+    /// The temporary directory, the cache of models, or the disk below them.
+    Disk,
+    /// The storage of the deployment, or the rights to use it.
+    Storage,
+    /// A model can't be loaded. One such error may also be the fault of the task that names the
+    /// model: the runner decides.
+    Model,
+    /// The GPU is gone.
+    Device,
+}
+
+impl WorkerFault {
+    /// A short name: `storage`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Storage => "storage",
+            Self::Model => "model",
+            Self::Device => "device",
+        }
+    }
 }
 
 /// The kind of a [`TaskError`]: what can be done about it.
@@ -87,6 +115,7 @@ impl TaskError {
             kind,
             code,
             context: None,
+            fault: None,
             source: error.into(),
         }))
     }
@@ -133,6 +162,42 @@ impl TaskError {
         self
     }
 
+    /// The same error, caused by this part of the worker's surroundings.
+    #[must_use]
+    pub(crate) fn with_fault(mut self, fault: WorkerFault) -> Self {
+        self.0.fault = Some(fault);
+        self
+    }
+
+    /// The same error, met while a model was loaded.
+    #[must_use]
+    pub(crate) fn in_load(self) -> Self {
+        let interrupted = matches!(
+            self.kind(),
+            TaskErrorKind::Cancelled | TaskErrorKind::DeadlineExceeded
+        );
+        match self.worker_fault() {
+            None if !interrupted => self.with_fault(WorkerFault::Model),
+            _ => self,
+        }
+    }
+
+    /// The part of this worker's surroundings that caused the error. `None` if the task caused it:
+    /// a missing object, an invalid request, an engine that refuses the input.
+    ///
+    /// What can't be told from the error itself is set where it is made: see
+    /// [`StoreError::worker_fault`](crate::store::StoreError::worker_fault) and
+    /// [`in_load`](Self::in_load).
+    pub(crate) fn worker_fault(&self) -> Option<WorkerFault> {
+        if self.0.fault.is_some() {
+            return self.0.fault;
+        }
+        if matches!(self.code(), "disk_full" | "model_cache_unusable") || is_disk_full(&*self.0.source) {
+            return Some(WorkerFault::Disk);
+        }
+        says_device_lost(&self.to_string()).then_some(WorkerFault::Device)
+    }
+
     /// Whether the model must be dropped after this error.
     pub(crate) fn spoils_model(&self) -> bool {
         matches!(self.kind(), TaskErrorKind::Panic | TaskErrorKind::OutOfMemory)
@@ -164,6 +229,37 @@ pub(crate) fn says_out_of_memory(text: &str) -> bool {
         "std::bad_alloc",
     ];
     PHRASES.iter().any(|phrase| text.contains(phrase))
+}
+
+/// Whether the text of a foreign error reports that the GPU is gone or can't be used any more.
+/// libtorch and CUDA report it as text only.
+fn says_device_lost(text: &str) -> bool {
+    const PHRASES: [&str; 6] = [
+        "no CUDA-capable device is detected",
+        "CUDA-capable device(s) is/are busy or unavailable",
+        "uncorrectable ECC error encountered",
+        "GPU is lost",
+        "CUDA driver version is insufficient",
+        "hardware stack error",
+    ];
+    PHRASES.iter().any(|phrase| text.contains(phrase))
+}
+
+/// Whether one of the causes is a disk without room, or one that takes no writes.
+fn is_disk_full(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>()
+            && matches!(
+                error.kind(),
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem
+            )
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// A message in one line, without the C++ back-trace that libtorch appends.
@@ -279,6 +375,13 @@ pub enum RunError {
     /// The operating system refused an inference thread.
     #[error("starting an inference thread: {0}: check the limits on threads and memory of the process")]
     Thread(#[source] std::io::Error),
+    /// The surroundings of the worker stayed broken: temporary directory, Redis, storage, or a
+    /// model that can't be loaded.
+    #[error("the worker could take no tasks for 10 minutes: {reason}")]
+    Surroundings {
+        /// The last failed probe, or the last error that the worker itself caused.
+        reason: String,
+    },
 }
 
 #[cfg(test)]
@@ -342,6 +445,39 @@ mod tests {
             (error.kind(), error.code()),
             (TaskErrorKind::OutOfMemory, "out_of_memory")
         );
+    }
+
+    #[test]
+    fn own_faults_are_told_from_those_of_the_task() {
+        use std::io::Error;
+
+        let full = || Error::from(ErrorKind::StorageFull);
+        let table = [
+            (
+                TaskError::from(full()).context("writing"),
+                Some(WorkerFault::Disk),
+            ),
+            (TaskError::from(Opening(full())), Some(WorkerFault::Disk)),
+            (
+                TaskError::retryable("model_cache_unusable", "read-only"),
+                Some(WorkerFault::Disk),
+            ),
+            (
+                TaskError::retryable("error", "CUDA error: uncorrectable ECC error encountered"),
+                Some(WorkerFault::Device),
+            ),
+            (TaskError::from(Error::from(ErrorKind::PermissionDenied)), None),
+            (TaskError::permanent("invalid_audio", "no samples"), None),
+            (
+                TaskError::permanent("model_not_found", "none").in_load(),
+                Some(WorkerFault::Model),
+            ),
+            (TaskError::from(full()).in_load(), Some(WorkerFault::Disk)),
+            (TaskError::cancelled().in_load(), None),
+        ];
+        for (error, expected) in table {
+            assert_eq!(error.worker_fault(), expected, "{error}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::error::TaskError;
+use crate::error::{TaskError, WorkerFault};
 
 /// A directory that is made on first use. Many tasks need none.
 #[derive(Debug)]
@@ -116,9 +116,11 @@ impl TaskFiles {
 
     /// The path of the directory, which is made if need be.
     pub(crate) fn path(&self) -> Result<&Path, TaskError> {
-        self.dir
-            .path()
-            .map_err(|error| TaskError::from(error).context("making a directory for the task"))
+        self.dir.path().map_err(|error| {
+            TaskError::from(error)
+                .with_fault(WorkerFault::Disk)
+                .context("making a directory for the task")
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::format::{HIGHEST_SAMPLE_RATE, LOWEST_SAMPLE_RATE, MAX_CHANNELS};
-use crate::error::TaskError;
+use crate::error::{TaskError, WorkerFault};
 
 /// The error of a file that can't be decoded. Its message is one line with the name of the file and
 /// the problem.
@@ -69,6 +69,9 @@ impl AudioError {
     pub(crate) fn into_task_error(self) -> TaskError {
         match (&self.kind, self.code()) {
             (AudioErrorKind::Cancelled, _) => TaskError::cancelled(),
+            (AudioErrorKind::Spool(_), code) => {
+                TaskError::retryable(code, self).with_fault(WorkerFault::Disk)
+            }
             (_, code) if self.is_permanent() => TaskError::permanent(code, self),
             (_, code) => TaskError::retryable(code, self),
         }

@@ -32,7 +32,7 @@ pub(super) async fn read_request(store: &Store, claim: &Claim) -> Result<TaskReq
     let bytes = store
         .read(&locator, MAX_REQUEST_BYTES)
         .await
-        .map_err(storage_error)?;
+        .map_err(|error| storage_error(store, error))?;
     TaskRequestData::from_slice(&bytes)
         .map_err(|error| TaskError::permanent("invalid_request", error).context(locator))
 }
@@ -65,7 +65,7 @@ pub(super) async fn fetch_inputs(
             let path = store
                 .fetch(&artifact.storage_locator, &path)
                 .await
-                .map_err(storage_error)?;
+                .map_err(|error| storage_error(store, error))?;
             Ok::<_, TaskError>(Input::new(slot, path, artifact))
         });
     let inputs = stream::iter(fetches)
@@ -122,13 +122,14 @@ async fn put_file(
             .and_then(key::suffix);
         key::task_artifact(&claim.job_id, &claim.task_id, &name, suffix)
     };
+    let failed = |error| storage_error(store, error);
     let stored = async {
-        match read_whole(&path).await.map_err(storage_error)? {
+        match read_whole(&path).await.map_err(failed)? {
             Some(content) => {
                 let size = content.len() as u64;
                 Ok((write(store, &key, content, lease).await?, size))
             }
-            None => store.put(&path, &key).await.map_err(storage_error),
+            None => store.put(&path, &key).await.map_err(failed),
         }
     };
     let (locator, size) = stored
@@ -152,7 +153,7 @@ async fn write(store: &Store, key: &str, content: Bytes, lease: &Lease<'_>) -> R
         match store
             .replace(key, content.clone(), &seen)
             .await
-            .map_err(storage_error)?
+            .map_err(|error| storage_error(store, error))?
         {
             Written::Done(locator) => return Ok(locator),
             Written::Conflict(other) => seen = other,
@@ -228,7 +229,8 @@ fn file_name(number: usize, slot: &str, artifact: &ArtifactReference) -> String 
     }
 }
 
-pub(super) fn storage_error(error: StoreError) -> TaskError {
+fn storage_error(store: &Store, error: StoreError) -> TaskError {
+    let fault = error.worker_fault(store.bucket());
     let (kind, code) = match &error {
         StoreError::Locator { .. } => (TaskErrorKind::Permanent, "invalid_locator"),
         StoreError::NoBucket { .. } | StoreError::NotFound { .. } => (TaskErrorKind::Permanent, "not_found"),
@@ -239,7 +241,11 @@ pub(super) fn storage_error(error: StoreError) -> TaskError {
         StoreError::File { .. } => (TaskErrorKind::Retryable, "file"),
         StoreError::Storage { .. } => (TaskErrorKind::Retryable, "storage"),
     };
-    TaskError::new(kind, code, error)
+    let error = TaskError::new(kind, code, error);
+    match fault {
+        Some(fault) => error.with_fault(fault),
+        None => error,
+    }
 }
 
 #[cfg(test)]

@@ -290,13 +290,10 @@ impl<E: Engine> InferenceThread<E> {
         let result = scope.run(|| {
             cx.check_cancelled()?;
             let cancelled = cx.cancel_flag();
-            model = self.ensure_loaded(
-                &cx.info().model,
-                now,
-                WhenFull::DropOthers,
-                &scope.opener,
-                cancelled,
-            )?;
+            let id = &cx.info().model;
+            model = self
+                .ensure_loaded(id, now, WhenFull::DropOthers, &scope.opener, cancelled)
+                .map_err(TaskError::in_load)?;
             cx.check_cancelled()?;
             self.run_engine(&request, &cx, now, &scope.opener, &mut process)
         });

@@ -258,6 +258,11 @@ impl Store {
         }
     }
 
+    /// The name of the bucket.
+    pub(crate) fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
     /// The objects of this bucket.
     pub(crate) fn objects(&self) -> &dyn ObjectStore {
         &*self.objects

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use thiserror::Error;
 
-use crate::error::chain;
+use crate::error::{WorkerFault, chain};
 
 /// Why a file could not be read or written.
 #[derive(Debug, Error)]
@@ -77,6 +77,30 @@ impl StoreError {
         }
     }
 
+    /// The part of this worker's surroundings that caused the error, if the files of the deployment
+    /// are in `bucket`. `None` if the task caused it.
+    ///
+    /// Every task needs that bucket. Other buckets are named by single tasks, and a file that the
+    /// engine did not write is missed on every worker.
+    pub(crate) fn worker_fault(&self, bucket: &str) -> Option<WorkerFault> {
+        let is_ours = |locator: &str| {
+            let rest = locator
+                .strip_prefix("s3://")
+                .and_then(|rest| rest.strip_prefix(bucket));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        match self {
+            Self::Locator { .. } | Self::NotFound { .. } | Self::TooLarge { .. } => None,
+            Self::File { action, source, .. } => {
+                let missing = *action == "reading" && source.kind() == io::ErrorKind::NotFound;
+                (!missing).then_some(WorkerFault::Disk)
+            }
+            Self::NoBucket { locator } | Self::Storage { locator, .. } => {
+                is_ours(locator).then_some(WorkerFault::Storage)
+            }
+        }
+    }
+
     pub(super) fn storage(action: &'static str, locator: &str, source: object_store::Error) -> Self {
         let locator = locator.to_owned();
         match source {
@@ -97,6 +121,36 @@ impl StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn own_bucket_and_disk_are_the_workers_fault() {
+        let refused = |locator: &str| StoreError::Storage {
+            action: "reading",
+            locator: locator.to_owned(),
+            source: "403 AccessDenied".into(),
+        };
+        let no_bucket = |locator: &str| StoreError::NoBucket {
+            locator: locator.to_owned(),
+        };
+        let missing = StoreError::NotFound {
+            locator: "s3://ours/k".to_owned(),
+        };
+        let file = |action, kind: io::ErrorKind| StoreError::file(action, Path::new("/tmp/x"), kind.into());
+        let (storage, disk) = (Some(WorkerFault::Storage), Some(WorkerFault::Disk));
+        for (error, expected) in [
+            (refused("s3://ours/k"), storage),
+            (refused("s3://ours"), storage),
+            (refused("s3://ours-too/k"), None),
+            (no_bucket("s3://ours/k"), storage),
+            (no_bucket("s3://theirs/k"), None),
+            (missing, None),
+            (file("writing", io::ErrorKind::NotFound), disk),
+            (file("writing", io::ErrorKind::StorageFull), disk),
+            (file("reading", io::ErrorKind::NotFound), None),
+        ] {
+            assert_eq!(error.worker_fault("ours"), expected, "{error}");
+        }
+    }
 
     #[test]
     fn message_is_complete_without_its_sources() {
