@@ -1,5 +1,7 @@
 //! The trait of an engine: [`Engine`], and its description: [`EngineInfo`].
 
+use std::fmt;
+
 #[cfg(feature = "audio")]
 use crate::audio::AudioFormat;
 use crate::context::TaskContext;
@@ -351,6 +353,17 @@ impl Check {
     pub fn advice(mut self, advice: impl Into<String>) -> Self {
         self.advice = Some(advice.into());
         self
+    }
+}
+
+/// Subject, finding and advice on one line.
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.detail)?;
+        match &self.advice {
+            Some(advice) => write!(f, "; {advice}"),
+            None => Ok(()),
+        }
     }
 }
 

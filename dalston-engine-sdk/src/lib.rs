@@ -61,6 +61,8 @@ pub mod local;
 mod log_limit;
 mod model_id;
 pub mod models;
+#[cfg(any(feature = "cli", feature = "worker"))]
+mod probe;
 pub mod protocol;
 #[cfg(feature = "redis")]
 pub mod redis;

@@ -1,42 +1,55 @@
 //! `doctor`: the state of this machine, with advice for missing parts.
 
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use console::Term;
+#[cfg(feature = "worker")]
+use dalston_telemetry::settings::REDIS_URL;
 use dalston_telemetry::tracing::info_span;
 use dalston_telemetry::{Env, Telemetry};
+#[cfg(feature = "worker")]
+use uuid::Uuid;
 
 use super::args::EngineArgs;
 use super::failure::{FAILED, Failure, print};
 use super::setup;
 use super::terminal::Style;
+#[cfg(feature = "worker")]
+use crate::config::DeploymentConfig;
 use crate::config::RunnerConfig;
+#[cfg(feature = "worker")]
+use crate::config::settings::{
+    AWS_CREDENTIALS, DALSTON_S3_BUCKET, DALSTON_S3_ENDPOINT_URL, DALSTON_S3_REGION,
+};
 use crate::engine::{Check, CheckStatus, Engine};
 use crate::load::LoadContext;
+use crate::probe;
+#[cfg(feature = "worker")]
+use crate::redis::RedisServer;
+#[cfg(feature = "worker")]
+use crate::store::Store;
 
 /// The limit for the export of a span to the collector.
 const COLLECTOR_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) fn doctor<E: Engine>(engine: &E, args: &EngineArgs, env: &Env) -> Result<ExitCode, Failure> {
     let info = engine.info();
-    let invalid =
-        |error: String| Check::missing("environment", error).advice("correct or unset the variable");
     let mut checks = vec![Check::ok("engine", format!("{} {}", info.id, info.version))];
     let mut config = RunnerConfig::default();
     match RunnerConfig::from_env(env) {
         Ok(read) => config = read,
-        Err(error) => checks.push(invalid(error.to_string())),
+        Err(error) => checks.push(invalid(&error)),
     }
     args.apply(&mut config.engine);
-    checks.push(temp_dir(&config.temp_root));
+    checks.push(probe::temp_dir(&config.temp_root));
+    #[cfg(feature = "worker")]
+    checks.extend(deployment(env)?);
     let telemetry = setup::quiet_telemetry(&info, env).shutdown_timeout(COLLECTOR_TIMEOUT);
     checks.push(match telemetry.install() {
         Ok(telemetry) => collector(telemetry),
-        Err(error) => invalid(error.to_string()),
+        Err(error) => invalid(&error),
     });
     let cx = LoadContext::new(config.engine);
     // The engine's own checks may panic on a broken machine.
@@ -81,20 +94,48 @@ fn table(checks: &[Check], style: Style) -> String {
     out
 }
 
-/// Checks the directory for temporary files.
-fn temp_dir(root: &Path) -> Check {
-    const NAME: &str = "temporary files";
-    match tempfile::Builder::new()
-        .prefix("dalston-doctor-")
-        .tempfile_in(root)
-    {
-        Ok(_) => Check::ok(NAME, format!("{} can be written", root.display())),
-        Err(error) => Check::missing(
-            NAME,
-            format!("{} can't be written: {}", root.display(), cause(&error)),
-        )
-        .advice("make it writable, or set TMPDIR to a directory that is"),
+/// Probes the deployment that the environment names, as a worker does before its first read. None is
+/// named without `REDIS_URL` and without a variable of the storage.
+#[cfg(feature = "worker")]
+fn deployment(env: &Env) -> Result<Vec<Check>, Failure> {
+    let named = REDIS_URL.is_set(env)
+        || DALSTON_S3_BUCKET.is_set(env)
+        || DALSTON_S3_REGION.is_set(env)
+        || DALSTON_S3_ENDPOINT_URL.is_set(env)
+        || AWS_CREDENTIALS.is_set(env);
+    if !named {
+        return Ok(Vec::new());
     }
+    let config = match DeploymentConfig::from_env(env) {
+        Ok(config) => config,
+        Err(error) => return Ok(vec![invalid(&error)]),
+    };
+    let runtime = setup::runtime(1)?;
+    let checks = runtime.block_on(async {
+        let redis = async {
+            match RedisServer::new(&config.redis_url) {
+                Ok(server) => probe::redis(&server).await,
+                Err(error) => invalid(&error),
+            }
+        };
+        let storage = async {
+            match Store::s3(config.s3.clone()) {
+                Ok(store) => {
+                    let name = format!("doctor-{}", Uuid::new_v4().simple());
+                    probe::storage(&store, &name).await
+                }
+                Err(error) => invalid(&error),
+            }
+        };
+        let checks = tokio::join!(redis, storage, probe::port(config.http_port));
+        vec![checks.0, checks.1, checks.2]
+    });
+    runtime.shutdown_background();
+    Ok(checks)
+}
+
+fn invalid(error: &dyn std::error::Error) -> Check {
+    Check::missing("environment", error.to_string()).advice("correct or unset the variable")
 }
 
 /// Checks that a collector accepts a span. A failure is only a warning, because an engine works
@@ -117,15 +158,6 @@ fn collector(telemetry: Telemetry) -> Check {
     }
 }
 
-/// The message of the operating system, without Rust's `(os error 13)`.
-fn cause(error: &io::Error) -> String {
-    let text = error.to_string();
-    match text.rfind(" (os error ") {
-        Some(at) => text[..at].to_lowercase(),
-        None => text,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,21 +176,5 @@ mod tests {
              missing  model     no directory was named\n                   -> give one with --model\n"
         );
         assert!(can_work(&checks[..2]) && !can_work(&checks));
-    }
-
-    #[test]
-    fn temporary_directory_must_exist() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(temp_dir(dir.path()).status, CheckStatus::Ok);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        let gone = dir.path().join("gone");
-        let check = temp_dir(&gone);
-        assert_eq!(check.status, CheckStatus::Missing);
-        assert!(
-            check
-                .detail
-                .starts_with(&format!("{} can't be written: no such file", gone.display())),
-            "{check:?}"
-        );
     }
 }

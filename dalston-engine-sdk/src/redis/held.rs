@@ -27,9 +27,9 @@ pub(super) struct HeldTasks {
     pub(super) lease: Duration,
     /// By message id.
     tasks: Mutex<HashMap<String, HeldTask>>,
-    /// When this process handed tasks back because of its own surroundings, by message id. They go
-    /// to peers first.
-    handed_back: Mutex<HashMap<String, Instant>>,
+    /// When this process handed tasks back because of its own surroundings, and in which delivery, by
+    /// message id. They go to peers first.
+    handed_back: Mutex<HashMap<String, (Instant, u32)>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -83,7 +83,7 @@ impl HeldTasks {
         let lease = self.lease;
         self.handed_back()
             .get(message_id)
-            .is_some_and(|at| at.elapsed() < lease)
+            .is_some_and(|(at, _)| at.elapsed() < lease)
     }
 
     pub(super) fn forget(&self, message_id: &str) {
@@ -94,7 +94,7 @@ impl HeldTasks {
     pub(super) fn forget_abandoned(&self) {
         let longest = self.lease * ABANDONED_AFTER_LEASES;
         self.tasks().retain(|_, task| task.last_call.elapsed() < longest);
-        self.handed_back().retain(|_, at| at.elapsed() < self.lease);
+        self.handed_back().retain(|_, (at, _)| at.elapsed() < self.lease);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -175,13 +175,16 @@ impl HeldTasks {
             .arg(format!("handed_back_{cause}"))
             .arg(limit);
         // Before the call: this process may look for released tasks while the answer is under way.
-        self.handed_back()
-            .insert(claim.message_id.clone(), Instant::now());
+        let now = (Instant::now(), claim.delivery_count);
+        let earlier = self.handed_back().insert(claim.message_id.clone(), now);
+        // The answer of an earlier call about this delivery was lost.
+        let is_repeated = earlier.is_some_and(|(_, delivery)| delivery == claim.delivery_count);
         let owner = script.invoke_async(&mut self.server.shared()).await;
         let result = match owner {
             Ok(HELD) => HandBack::Done,
             // A task that the server forgot is in no queue any more.
             Ok(REFUSED | FORGOTTEN) => HandBack::Refused,
+            Ok(_) if is_repeated => HandBack::Done,
             Ok(_) => HandBack::Lost,
             Err(source) => return Err(self.failed(claim, "handing back", source)),
         };
@@ -222,7 +225,7 @@ impl HeldTasks {
         script
     }
 
-    fn handed_back(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+    fn handed_back(&self) -> MutexGuard<'_, HashMap<String, (Instant, u32)>> {
         self.handed_back.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

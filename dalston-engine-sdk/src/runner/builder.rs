@@ -1,6 +1,7 @@
 //! Configuring a [`Runner`]: [`RunnerBuilder`].
 
 use std::fmt;
+use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::breaker::{Breaker, Probe};
 use super::control_loop::Runner;
 use super::direct;
 use super::pool::{SlotPool, SpawnThread};
@@ -25,7 +27,7 @@ use crate::broker::{Broker, Consumer};
 use crate::config::settings::{DALSTON_SLOTS, MAX_SLOTS};
 use crate::config::{EngineConfig, RunnerConfig};
 use crate::context::ProgressHook;
-use crate::engine::{Engine, EngineInfo};
+use crate::engine::{Check, Engine, EngineInfo};
 use crate::error::BuildError;
 use crate::interruption::Interruption;
 use crate::load::LoadContext;
@@ -57,6 +59,7 @@ pub struct RunnerBuilder<E> {
     telemetry: TelemetryHandle,
     metrics: Option<Metrics>,
     on_progress: Option<ProgressHook>,
+    probe: Option<Box<Probe>>,
 }
 
 impl<E: Engine> RunnerBuilder<E> {
@@ -70,6 +73,7 @@ impl<E: Engine> RunnerBuilder<E> {
             telemetry: TelemetryHandle::disabled(),
             metrics: None,
             on_progress: None,
+            probe: None,
         }
     }
 
@@ -173,6 +177,25 @@ impl<E: Engine> RunnerBuilder<E> {
         self
     }
 
+    /// Sets the probes of the worker's surroundings. They get the name of the instance, and a
+    /// [missing](crate::CheckStatus::Missing) part is a failure.
+    ///
+    /// The runner reads no task until they pass. It calls them again after 1 s, then at intervals
+    /// that double up to 60 s, and it ends with [`RunError::Surroundings`](crate::RunError) after 10
+    /// minutes of failures.
+    ///
+    /// With probes, a task that fails for a cause of the worker (disk, storage, model, device) is
+    /// [handed back](Broker::hand_back) instead of failing, at most twice per cause. After three
+    /// such failures without a completed task between them, the runner stops reading until the
+    /// probes pass. Default: no probes, and such a task fails.
+    pub fn probe<F>(mut self, probe: impl Fn(&str) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Vec<Check>> + Send + 'static,
+    {
+        self.probe = Some(Box::new(move |instance| Box::pin(probe(instance))));
+        self
+    }
+
     /// Builds the worker. Nothing is started yet.
     ///
     /// # Errors
@@ -189,6 +212,7 @@ impl<E: Engine> RunnerBuilder<E> {
             telemetry,
             metrics,
             on_progress,
+            probe,
         } = self;
         let info = engine.info();
         let engine_id = config.engine_id.clone().unwrap_or_else(|| info.id.clone());
@@ -236,6 +260,7 @@ impl<E: Engine> RunnerBuilder<E> {
             instance: instance_name(&engine_id, &config),
             engine_id,
         };
+        let breaker = Breaker::new(probe, consumer.instance.clone(), status.clone());
         let (submit, submissions) = direct::channel();
         Ok(Runner {
             submit,
@@ -254,6 +279,7 @@ impl<E: Engine> RunnerBuilder<E> {
                 metrics,
                 on_progress,
                 pool,
+                breaker,
                 drain,
                 model_storage,
                 interruption: Interruption::none(),

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::instrument::WithSubscriber;
 
 use super::direct::{self, Direct, Submission};
+use super::report::public_text;
 use super::slot::TelemetryScope;
 use super::status::{RunnerPhase, RunnerStatus};
 use super::sweep;
@@ -98,9 +99,9 @@ impl Runner {
     ///
     /// # Errors
     ///
-    /// If too many inference threads are stuck in calls that do not return, or the operating system
-    /// refuses another thread. The worker has drained as far as possible. The process must be
-    /// restarted.
+    /// If too many inference threads are stuck in calls that do not return, the operating system
+    /// refuses another thread, or the [probes](crate::RunnerBuilder::probe) fail for 10 minutes. The
+    /// worker has drained as far as possible. The process must be restarted.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let Self {
             worker, submissions, ..
@@ -125,7 +126,7 @@ impl Runner {
                 () = worker.interruption.announced() => Ok(()),
                 error = worker.pool.failed() => Err(error),
                 failed = worker.start_slots(&permits) => failed.map(|never| match never {}),
-                never = worker.read_tasks(&permits.queue, &mut tasks) => match never {},
+                failed = worker.read_tasks(&permits.queue, &mut tasks) => failed.map(|never| match never {}),
                 never = direct::serve(&worker, submissions, &permits.direct, &mut direct) => match never {},
                 never = worker.sweep_models() => match never {},
                 never = worker.evict_models() => match never {},
@@ -172,7 +173,10 @@ impl Worker {
         let starts = (0..self.config.slots).map(|slot| {
             let scope = scope.clone();
             async move {
-                self.pool.start(slot, self.config.preload.clone(), scope).await?;
+                let preload = self.config.preload.clone();
+                if let Some(error) = self.pool.start(slot, preload, scope).await? {
+                    self.breaker.preload_failed(public_text(&error));
+                }
                 permits.queue.add_permits(PERMITS_PER_SLOT);
                 permits.direct.add_permits(PERMITS_PER_SLOT);
                 self.status.enter(RunnerPhase::Running);
@@ -183,13 +187,27 @@ impl Worker {
         pending().await
     }
 
-    /// Reads a task for every permit and takes it through its steps, beside the others.
-    async fn read_tasks(self: &Arc<Self>, permits: &Arc<Semaphore>, tasks: &mut JoinSet<()>) -> Infallible {
+    /// Reads a task for every permit and takes it through its steps, beside the others. Reads none
+    /// while the surroundings of the worker are broken.
+    async fn read_tasks(
+        self: &Arc<Self>,
+        permits: &Arc<Semaphore>,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Infallible, RunError> {
+        self.breaker.start().await?;
         loop {
             let Ok(permit) = Arc::clone(permits).acquire_owned().await else {
                 return pending().await;
             };
-            let delivery = self.receive().await;
+            let delivery = tokio::select! {
+                biased;
+                () = self.breaker.opened() => {
+                    drop(permit);
+                    self.breaker.retry().await?;
+                    continue;
+                }
+                delivery = self.receive() => delivery,
+            };
             while let Some(ended) = tasks.try_join_next() {
                 report_panic(ended);
             }
@@ -202,6 +220,17 @@ impl Worker {
                 status,
             );
             tasks.spawn(task.with_current_subscriber());
+            if self.breaker.is_on_trial() {
+                let all_ended = async {
+                    while let Some(ended) = tasks.join_next().await {
+                        report_panic(ended);
+                    }
+                };
+                tokio::select! {
+                    () = self.breaker.tried() => {}
+                    () = all_ended => {}
+                }
+            }
         }
     }
 

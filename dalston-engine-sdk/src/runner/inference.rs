@@ -100,6 +100,9 @@ impl Attempt<'_> {
             }
             ModelUse::None => {}
         }
+        if !matches!(model, ModelUse::None) {
+            self.worker.breaker.loaded();
+        }
         let reported = cx.take_reported();
         let language = result
             .as_ref()

@@ -38,6 +38,7 @@
 //! |---|---|
 //! | `builder`, `worker` | configuration, and the state that tasks share |
 //! | `control_loop` | reads tasks, drains |
+//! | `breaker` | stops the reads while the surroundings of the worker are broken |
 //! | `task` | the steps of one task in order; `attempt` holds its state |
 //! | `prepare`, `files`, `decode` | request, inputs, audio, results |
 //! | `inference` | waits for a thread, admits the task, takes the answer |
@@ -49,6 +50,7 @@
 //! | `sweep` | directories that killed processes left |
 
 mod attempt;
+mod breaker;
 mod builder;
 mod control_loop;
 #[cfg(feature = "audio")]

@@ -74,13 +74,14 @@ impl SlotPool {
         }
     }
 
-    /// Starts a thread and lets it load these models; then it takes tasks.
+    /// Starts a thread and lets it load these models; then it takes tasks. Returns the error of the
+    /// first model that could not be loaded.
     pub(super) async fn start(
         &self,
         index: usize,
         preload: Vec<ModelId>,
         scope: TelemetryScope,
-    ) -> Result<(), RunError> {
+    ) -> Result<Option<TaskError>, RunError> {
         let (done, ready) = oneshot::channel();
         let preload = Preload {
             models: preload,
@@ -88,11 +89,12 @@ impl SlotPool {
             done,
         };
         let handle = self.spawn(index, preload).map_err(RunError::Thread)?;
-        if ready.await.is_err() {
+        let failure = ready.await;
+        if failure.is_err() {
             // The thread died while it loaded a model.
             self.replace(&handle);
         }
-        Ok(())
+        Ok(failure.unwrap_or_default())
     }
 
     /// Adds a task for this model to the run queue.

@@ -5,11 +5,12 @@ use dalston_telemetry::redact;
 use tokio::time::timeout;
 
 use super::attempt::{Attempt, bounded_seconds};
+use super::breaker::MAX_HAND_BACKS;
 use super::inference::Inferred;
 use super::retry::{BROKER_CALL, retry};
-use crate::broker::{BrokerError, Outcome, Ownership};
+use crate::broker::{BrokerError, HandBack, Outcome, Ownership};
 use crate::context::CancelReason;
-use crate::error::{TaskError, TaskErrorKind, chain, shorten};
+use crate::error::{TaskError, TaskErrorKind, WorkerFault, chain, shorten};
 use crate::protocol::ArtifactReference;
 use crate::spans::record_failure;
 
@@ -28,6 +29,9 @@ impl Attempt<'_> {
         if !self.finish("completing a task", &outcome).await {
             return;
         }
+        if self.origin.queue.is_some() {
+            self.worker.breaker.completed();
+        }
         let metrics = inferred.metrics;
         metrics.task_processed(Status::Success);
         metrics.task_duration(inferred.process);
@@ -41,10 +45,45 @@ impl Attempt<'_> {
         tracing::info!(seconds, realtime_factor = factor, "task_completed");
     }
 
+    /// Ends a task whose work failed: hands it to a peer if the cause is this worker, else fails it.
+    pub(super) async fn not_done(&self, error: TaskError) {
+        let Some(fault) = self.worker_fault(&error) else {
+            return self.failed(error).await;
+        };
+        let (text, cause) = (public_text(&error), fault.as_str());
+        // First, so that the same worker does not read the task again.
+        self.worker.breaker.failed(text.clone());
+        fault_point!(BeforeRelease);
+        let broker = &self.origin.broker;
+        let handed_back = retry("handing a task back", || {
+            broker.hand_back(self.claim, cause, MAX_HAND_BACKS)
+        });
+        match handed_back.await {
+            Ok(HandBack::Done) => {
+                fault_point!(AfterRelease);
+                record_failure(self.spans.task(), &error);
+                let code = error.code();
+                tracing::warn!(error = text, code, cause, "task_released_after_local_failure");
+            }
+            Ok(HandBack::Refused) => self.failed(error).await,
+            Ok(HandBack::Lost) => self.lost(),
+            Err(error) => self.unreported(&error),
+        }
+    }
+
+    /// The fault of this worker that the error shows. A direct task has no peers to go to.
+    fn worker_fault(&self, error: &TaskError) -> Option<WorkerFault> {
+        self.origin.queue?;
+        let worker = self.worker;
+        let is_own_model = self.model.get().is_some_and(|model| {
+            worker.default_model.as_ref() == Some(model) || worker.config.preload.contains(model)
+        });
+        worker.breaker.judge(error, &self.info.task_id, is_own_model)
+    }
+
     pub(super) async fn failed(&self, error: TaskError) {
         record_failure(self.spans.task(), &error);
-        // The text leaves the worker with the event.
-        let text = shorten(&redact::text(&error.to_string()), LONGEST_ERROR);
+        let text = public_text(&error);
         tracing::error!(error = text, code = error.code(), "task_failed");
         let retryable = !matches!(error.kind(), TaskErrorKind::Permanent | TaskErrorKind::Cancelled);
         let outcome = Outcome::Failed {
@@ -124,4 +163,9 @@ impl Attempt<'_> {
         record_failure(self.spans.task(), &TaskError::retryable("broker", text.clone()));
         tracing::error!(error = text, "critical_event_may_be_lost");
     }
+}
+
+/// The text of an error that leaves the worker, with an event or with the health check.
+pub(super) fn public_text(error: &TaskError) -> String {
+    shorten(&redact::text(&error.to_string()), LONGEST_ERROR)
 }

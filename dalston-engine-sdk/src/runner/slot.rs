@@ -37,7 +37,8 @@ use crate::task::TaskRequest;
 pub(super) struct Preload {
     pub(super) models: Vec<ModelId>,
     pub(super) scope: TelemetryScope,
-    pub(super) done: oneshot::Sender<()>,
+    /// Gets the error of the first model that could not be loaded.
+    pub(super) done: oneshot::Sender<Option<TaskError>>,
 }
 
 impl Preload {
@@ -162,12 +163,13 @@ pub(super) fn spawn<E: Engine>(
             status,
             clock,
         };
+        let mut failure = None;
         if !preload.models.is_empty() {
             let _busy = metrics.busy();
-            thread.preload(&preload);
+            failure = thread.preload(&preload);
         }
         queue.idle(&handle, &thread.loaded);
-        let _ = preload.done.send(());
+        let _ = preload.done.send(failure);
         loop {
             let next = queue.next(&handle);
             let _busy = metrics.busy();
@@ -238,8 +240,10 @@ enum WhenFull {
 }
 
 impl<E: Engine> InferenceThread<E> {
-    fn preload(&mut self, preload: &Preload) {
+    /// Returns the error of the first model that could not be loaded.
+    fn preload(&mut self, preload: &Preload) -> Option<TaskError> {
         let scope = &preload.scope;
+        let mut failure = None;
         for model in &preload.models {
             let now = self.clock.now();
             if let Err(error) = scope.run(|| {
@@ -247,6 +251,9 @@ impl<E: Engine> InferenceThread<E> {
                 self.ensure_loaded(model, now, WhenFull::KeepOthers, &scope.opener, never)
             }) {
                 scope.run(|| tracing::warn!(%model, error = %error, "model_preload_failed"));
+                if error.kind() != TaskErrorKind::Cancelled {
+                    failure.get_or_insert(error);
+                }
             }
         }
         // Their idle time begins when the last one is loaded.
@@ -255,6 +262,7 @@ impl<E: Engine> InferenceThread<E> {
             self.models.hit(&model, now);
         }
         self.show_models();
+        failure
     }
 
     fn sweep(&mut self, now: Instant) {

@@ -32,6 +32,7 @@ struct State {
     last_tick: Option<Instant>,
     /// The model that was used last.
     model: Option<ModelId>,
+    problem: Option<String>,
 }
 
 struct Task {
@@ -159,6 +160,13 @@ impl RunnerStatus {
         self.state().last_tick.map(|last| last.elapsed())
     }
 
+    /// Why it takes no tasks from the queue although it should: its surroundings are broken. `None`
+    /// while it takes tasks.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        self.state().problem.clone()
+    }
+
     /// The model that was used last, or another loaded one if that was dropped.
     #[must_use]
     pub fn model(&self) -> Option<ModelId> {
@@ -194,6 +202,10 @@ impl RunnerStatus {
     /// Enters a phase, unless the runner is in a later one.
     pub(super) fn enter(&self, phase: RunnerPhase) {
         self.shared.phase.fetch_max(phase as u8, Ordering::AcqRel);
+    }
+
+    pub(super) fn set_problem(&self, problem: Option<&str>) {
+        self.state().problem = problem.map(str::to_owned);
     }
 
     pub(super) fn worked(&self, model: &ModelId) {

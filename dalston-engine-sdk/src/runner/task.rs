@@ -198,7 +198,7 @@ impl Attempt<'_> {
             (Err(error), Some(CancelReason::Requested)) => self.cancelled(&error).await,
             // A job that is being cancelled needs no further attempt, whatever the error.
             (Err(error), _) if self.is_cancelled().await => self.cancelled(&error).await,
-            (Err(error), _) => self.failed(error).await,
+            (Err(error), _) => self.not_done(error).await,
         }
     }
 

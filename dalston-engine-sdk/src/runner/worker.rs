@@ -8,6 +8,7 @@ use dalston_telemetry::services::engine::EngineMetrics;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
+use super::breaker::Breaker;
 use super::pool::SlotPool;
 use super::status::RunnerStatus;
 use super::stop::Drain;
@@ -38,6 +39,7 @@ pub(super) struct Worker {
     pub(super) metrics: EngineMetrics,
     pub(super) on_progress: Option<ProgressHook>,
     pub(super) pool: SlotPool,
+    pub(super) breaker: Breaker,
     pub(super) uploads: Semaphore,
     pub(super) drain: Drain,
     pub(super) interruption: Interruption,

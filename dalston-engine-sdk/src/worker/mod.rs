@@ -19,6 +19,7 @@ use crate::config::{DeploymentConfig, RunnerConfig, SpotDrain};
 use crate::engine::Engine;
 use crate::error::{BuildError, RunError};
 use crate::models::ModelStorage;
+use crate::probe;
 use crate::protocol::{Heartbeat, InstanceStatus, RegistryRecord};
 use crate::redis::{RedisBroker, RedisRegistry, RedisServer};
 use crate::registry::{self, Registry};
@@ -32,8 +33,10 @@ use crate::store::{Store, StoreError};
 /// starts the drain.
 ///
 /// The HTTP server and the registry entry stay until the last task is finished or released: until
-/// then the platform must not count the tasks as abandoned. An unreachable Redis server is waited
-/// for.
+/// then the platform must not count the tasks as abandoned.
+///
+/// Before the first read the worker probes the temporary directory, Redis and the storage. It is
+/// registered while they fail, and it takes no tasks.
 ///
 /// If the port of the HTTP server is taken, the worker logs a warning, as the platform's other
 /// engines do, and tries again every 5 s. Usually a predecessor still finishes its tasks and
@@ -41,7 +44,7 @@ use crate::store::{Store, StoreError};
 ///
 /// # Errors
 ///
-/// If the configuration is invalid, or the runner can't go on.
+/// If the configuration is invalid, the probes fail for 10 minutes, or the runner can't go on.
 pub async fn run<E: Engine>(
     engine: E,
     config: RunnerConfig,
@@ -54,12 +57,27 @@ pub async fn run<E: Engine>(
     let models = ModelStorage::new(deployment.models.clone(), store.clone());
     let slots = u32::try_from(config.slots).unwrap_or(u32::MAX);
     let mut capabilities = engine.info().capabilities();
+    let (probed_server, probed_store) = (server.clone(), store.clone());
+    let temp_root = config.temp_root.clone();
+    let probe = move |instance: &str| {
+        let (server, store) = (probed_server.clone(), probed_store.clone());
+        let (root, instance) = (temp_root.clone(), instance.to_owned());
+        async move {
+            let probes = tokio::join!(
+                probe::temp_dir_async(&root),
+                probe::redis(&server),
+                probe::storage(&store, &instance)
+            );
+            vec![probes.0, probes.1, probes.2]
+        }
+    };
     let runner = Runner::builder(engine)
         .config(config)
         .broker(RedisBroker::with_lease(server.clone(), deployment.lease))
         .store(store)
         .model_storage(models.clone())
         .telemetry(telemetry.clone())
+        .probe(probe)
         .build()?;
     capabilities.engine_id = runner.engine_id().to_owned();
     capabilities.max_concurrency = Some(slots);
@@ -126,6 +144,7 @@ fn heartbeat(status: &RunnerStatus, models: &ModelStorage, capacity: u32) -> Hea
         RunnerPhase::Starting | RunnerPhase::Running if models.is_downloading() => {
             InstanceStatus::Downloading
         }
+        RunnerPhase::Starting | RunnerPhase::Running if status.problem().is_some() => InstanceStatus::Loading,
         RunnerPhase::Starting => InstanceStatus::Loading,
         RunnerPhase::Running if status.active_tasks() > 0 => InstanceStatus::Processing,
         RunnerPhase::Running => InstanceStatus::Idle,

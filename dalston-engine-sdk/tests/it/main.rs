@@ -4,6 +4,7 @@
 
 #[cfg(feature = "audio")]
 mod audio;
+mod breaker;
 mod broker;
 mod direct;
 mod hazards;

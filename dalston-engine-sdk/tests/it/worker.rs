@@ -5,6 +5,7 @@ mod hostile;
 mod output;
 mod rights;
 mod spot;
+mod surroundings;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

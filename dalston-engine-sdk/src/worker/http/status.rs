@@ -43,6 +43,9 @@ pub(super) struct Health {
     models: Vec<String>,
     /// The models that are being loaded.
     loading: Vec<String>,
+    /// Why the worker takes no tasks although it should.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
 }
 
 pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
@@ -53,7 +56,8 @@ pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
         None => phase == RunnerPhase::Starting,
         Some(silent) => silent < LOOP_TIMEOUT,
     };
-    let healthy = redis_answers && loop_runs && phase != RunnerPhase::Stopped;
+    let problem = status.problem();
+    let healthy = redis_answers && loop_runs && phase != RunnerPhase::Stopped && problem.is_none();
     let names = |models: Vec<crate::ModelId>| models.iter().map(ToString::to_string).collect();
     let health = Health {
         status: if healthy { "healthy" } else { "unhealthy" },
@@ -66,6 +70,7 @@ pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
         model: status.model().map(|model| model.to_string()),
         models: names(status.models()),
         loading: names(status.loading()),
+        problem,
     };
     let code = match healthy {
         true => StatusCode::OK,

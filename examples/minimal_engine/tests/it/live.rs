@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use testbed::collector::{Collector, Protocol};
 use testbed::{Authority, Fault, TestRedis, TestS3, Trouble};
 
-use crate::{Engine, Guard, PATIENCE, signal};
+use crate::{Engine, Guard, PATIENCE, finish, signal};
 
 const JOB: &str = "0d4c2b1a-9f8e-4d7c-b6a5-443322110000";
 
@@ -88,7 +88,10 @@ async fn until<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
 }
 
 fn command(engine: &Engine, redis: &str, s3: &TestS3) -> Command {
-    let mut command = engine.command("run");
+    of_deployment(engine.command("run"), redis, s3)
+}
+
+fn of_deployment(mut command: Command, redis: &str, s3: &TestS3) -> Command {
     command
         .env("REDIS_URL", redis)
         .env("DALSTON_S3_ENDPOINT_URL", s3.url())
@@ -197,11 +200,8 @@ async fn task_over_tls_completes_and_leaks_no_secret() {
     until_event(&redis, "task.completed", "good").await;
     s3.trouble(Trouble::new(Fault::ACCESS_DENIED).path("denied"));
     enqueue(&redis, &s3, "denied").await;
-    let failure = until_event(&redis, "task.failed", "denied").await;
-    assert!(
-        failure["error"].as_str().unwrap().contains("AccessDenied"),
-        "{failure}"
-    );
+    let line = worker.until_line("task_released_after_local_failure").await;
+    assert!(line["error"].as_str().unwrap().contains("AccessDenied"), "{line}");
     let address = listening["address"].as_str().unwrap();
     let mut output = ["/health", "/metrics", "/v1/capabilities"]
         .map(|path| get(address, path))
@@ -227,9 +227,9 @@ async fn task_over_tls_completes_and_leaks_no_secret() {
     let mut locked_out = secure(&wrong);
     locked_out.env("AWS_SECRET_ACCESS_KEY", "wrong-hunter2");
     let locked_out = Worker::start(locked_out);
-    let line = locked_out.until_line("broker_read_failed").await;
+    let line = locked_out.until_line("worker_takes_no_tasks").await;
     assert!(
-        line["error"].as_str().unwrap().contains("authentication failed"),
+        line["reason"].as_str().unwrap().contains("authentication failed"),
         "{line}"
     );
     signal(locked_out.process.0.id(), "TERM");
@@ -242,14 +242,44 @@ async fn task_over_tls_completes_and_leaks_no_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn doctor_probes_the_deployment_that_it_is_given() {
+    let (redis, s3) = (TestRedis::start().await, TestS3::start());
+    let engine = Engine::new();
+    let doctor = |redis: &str| {
+        let mut command = of_deployment(engine.command("doctor"), redis, &s3);
+        tokio::task::block_in_place(|| finish(&mut command))
+    };
+    let sound = doctor(&redis.url());
+    assert_eq!(sound.status, Some(0), "{}", sound.stdout);
+    for row in ["ok       redis", "ok       storage", "ok       port"] {
+        assert!(sound.stdout.contains(row), "{}", sound.stdout);
+    }
+    assert_eq!(s3.keys(TestS3::BUCKET), [] as [&str; 0]);
+
+    s3.trouble(Trouble::new(Fault::ACCESS_DENIED));
+    let broken = doctor("redis://127.0.0.1:1");
+    assert_eq!(broken.status, Some(1), "{}", broken.stdout);
+    for part in [
+        "missing  redis",
+        "missing  storage",
+        "AccessDenied",
+        "-> start Redis",
+    ] {
+        assert!(broken.stdout.contains(part), "{}", broken.stdout);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn second_signal_ends_a_draining_worker() {
     let (redis, s3) = (TestRedis::start().await, TestS3::start());
     let engine = Engine::new();
     let worker = Worker::start(command(&engine, &redis.url(), &s3));
+    // The probe before the first read: write, read, delete.
+    until("probe", async || (s3.requests() >= 3).then_some(())).await;
     // The upload hangs, so the task lasts until the end of the drain.
     s3.trouble(Trouble::new(Fault::Hang).method("PUT"));
     enqueue(&redis, &s3, "stuck").await;
-    until("upload", async || (s3.requests() >= 3).then_some(())).await;
+    until("upload", async || (s3.requests() >= 6).then_some(())).await;
     signal(worker.process.0.id(), "TERM");
     worker.until_line("shutdown_signal_received").await;
     signal(worker.process.0.id(), "TERM");
