@@ -132,6 +132,18 @@ impl fmt::Debug for EnvError {
     }
 }
 
+/// An environment variable has a value that is ignored instead of being an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EnvWarning {
+    pub(crate) variable: &'static str,
+    /// The ignored value; of a list, the ignored entries.
+    pub(crate) value: String,
+    /// The value that is used in its place.
+    pub(crate) used: String,
+    /// The accepted values.
+    pub(crate) accepted: Cow<'static, str>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -67,7 +67,13 @@
 //! for one signal, which wins over the variable for all signals, which wins over the default.
 //! `OTEL_SERVICE_NAME` is the exception: it wins over the name that the program gives. An empty
 //! value counts as unset. An invalid value is an error that names the variable, the value and the
-//! accepted values. While tracing is off, the variables of traces are not read.
+//! accepted values. While a signal is off, its variables stop nothing.
+//!
+//! A value that OpenTelemetry defines and this crate does not support is ignored, because injectors
+//! and shared environments set such values: propagators like `b3`, samplers like `xray`, exporters
+//! like `zipkin`. Of a list, the other entries count. Each variable with such a value is one
+//! warning, `setting_not_supported`. Set-up then logs one line, `telemetry_configured`, with the
+//! destinations of traces and metrics and the form of log lines ([`Telemetry::log_settings`]).
 //!
 //! # Crate features
 //!

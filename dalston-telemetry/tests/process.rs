@@ -96,7 +96,7 @@ const SCENARIOS: &[Scenario] = &[
         outside: NOTHING,
     },
     Scenario {
-        name: "setup_and_shutdown_log_nothing",
+        name: "setup_and_shutdown_log_one_line",
         variables: &[("OTEL_ENABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")],
         is_read: true,
         inside: || {
@@ -105,12 +105,7 @@ const SCENARIOS: &[Scenario] = &[
                 .shutdown_blocking()
                 .unwrap()
         },
-        outside: |output| {
-            assert_eq!(
-                (output.stdout.as_slice(), output.stderr.as_slice()),
-                (&b""[..], &b""[..])
-            )
-        },
+        outside: only_the_line_about_signals,
     },
     #[cfg(feature = "ec2")]
     Scenario {
@@ -135,11 +130,22 @@ const SCENARIOS: &[Scenario] = &[
             let telemetry = Telemetry::builder("engine-test").cloud(cloud).install().unwrap();
             telemetry.shutdown_blocking().unwrap();
         },
+        outside: only_the_line_about_signals,
+    },
+    Scenario {
+        name: "environment_of_kubernetes_injector_stops_nothing",
+        variables: &[
+            ("OTEL_PROPAGATORS", "tracecontext,baggage,b3"),
+            ("OTEL_METRICS_EXPORTER", "console"),
+            ("OTEL_SDK_DISABLED", "1"),
+            ("RUST_LOG", "info,[span]=debug"),
+        ],
+        inside: || drop(configure_tracing("engine-test").unwrap()),
         outside: |output| {
-            assert_eq!(
-                (output.stdout.as_slice(), output.stderr.as_slice()),
-                (&b""[..], &b""[..])
-            )
+            let lines = String::from_utf8_lossy(&output.stdout);
+            // A disabled SDK does not read the exporter of metrics.
+            assert_eq!(lines.matches("setting_not_supported").count(), 3, "{lines}");
+            assert_eq!(lines.matches("telemetry_configured").count(), 1, "{lines}");
         },
     },
     Scenario {
@@ -366,6 +372,13 @@ fn wrong_value() {
         .unwrap()
         .shutdown_blocking()
         .unwrap();
+}
+
+fn only_the_line_about_signals(output: &Output) {
+    let lines = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(lines.lines().count(), 1, "{lines}");
+    assert!(lines.contains("\"telemetry_configured\""), "{lines}");
+    assert_eq!(output.stderr, b"");
 }
 
 fn console() {

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use percent_encoding::percent_decode_str;
 
 use super::config::{OtlpCompression, OtlpConfig, OtlpProtocol};
-use crate::env::{Env, EnvError};
+use crate::env::{Env, EnvError, EnvWarning};
 use crate::settings::metrics::{self, Temporality};
 use crate::settings::otlp::{
     ALL_PROXY, CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, COMPRESSION, ENDPOINT, HEADERS, HTTP_PROXY,
@@ -69,6 +69,28 @@ impl ExporterConfig {
             endpoint,
             proxy,
         })
+    }
+
+    /// The warnings about the variables that [`read`](Self::read) reads.
+    pub(crate) fn warnings(
+        signal: Signal,
+        config: &OtlpConfig,
+        env: &Env,
+    ) -> impl Iterator<Item = EnvWarning> {
+        let protocol = config.protocol.is_none().then(|| PROTOCOL.warning(signal, env));
+        let insecure = config.insecure.is_none().then(|| INSECURE.warning(signal, env));
+        let compression = config.compression.is_none();
+        let compression = compression.then(|| COMPRESSION.warning(signal, env));
+        [protocol, insecure, compression].into_iter().flatten().flatten()
+    }
+
+    /// The transport and the address, without credentials.
+    pub(crate) fn destination(&self) -> String {
+        let protocol = match self.protocol {
+            OtlpProtocol::Grpc => "grpc",
+            OtlpProtocol::HttpProtobuf => "http/protobuf",
+        };
+        format!("{protocol} {}", self.endpoint)
     }
 }
 
@@ -143,7 +165,7 @@ impl TraceExporters {
                 "otlp" => exporters.otlp = true,
                 "console" => exporters.console = true,
                 "none" => none = true,
-                _ => return Err(variable.error(variable.name(), &list)),
+                _ => return Err(variable.error_in(env)),
             }
         }
         if none && exporters != Self::NONE {
@@ -190,7 +212,7 @@ impl PushConfig {
         match names.iter().all(|name| matches!(&**name, "otlp" | "prometheus")) {
             true => Ok(names.iter().any(|name| name == "otlp")),
             false if names == ["none"] => Ok(false),
-            false => Err(variable.error(variable.name(), &list)),
+            false => Err(variable.error_in(env)),
         }
     }
 }

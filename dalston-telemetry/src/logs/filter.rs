@@ -10,7 +10,7 @@ use tracing::{Dispatch, Metadata};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Filter};
 
-use crate::env::{Env, EnvError};
+use crate::env::{Env, EnvError, EnvWarning};
 use crate::parse_error::ParseError;
 use crate::settings::logs::{LOG_LEVEL, RUST_LOG};
 
@@ -33,22 +33,19 @@ struct Shared {
 }
 
 impl LogFilter {
-    /// Directives as `RUST_LOG` takes them: `info,dalston_engine_sdk=debug,hyper=off`.
-    ///
-    /// If all directives name a target, other targets log errors only.
-    pub(crate) fn new(directives: &str) -> Result<Self, WrongDirective<'_>> {
-        Ok(Self {
+    fn new(targets: Targets) -> Self {
+        Self {
             shared: Arc::new(Shared {
-                targets: RwLock::new(parse(directives)?),
+                targets: RwLock::new(targets),
                 dispatch: OnceLock::new(),
             }),
             others: LevelFilter::OFF,
-        })
+        }
     }
 
     /// The filter of the first variable that is set: `RUST_LOG`, `LOG_LEVEL`, `DALSTON_LOG_LEVEL`;
-    /// else `default`.
-    pub(crate) fn from_env(env: &Env, default: LevelFilter) -> Result<Self, EnvError> {
+    /// else `default`. A warning names the directives for spans, which are ignored.
+    pub(crate) fn from_env(env: &Env, default: LevelFilter) -> Result<(Self, Option<EnvWarning>), EnvError> {
         let default = default.to_string();
         let (name, directives) = match RUST_LOG.first(env) {
             Some(set) => set,
@@ -64,10 +61,17 @@ impl LogFilter {
                 (name, directives)
             }
         };
-        Self::new(directives).map_err(|WrongDirective(directive)| {
+        let (targets, of_spans) = parse(directives).map_err(|WrongDirective(directive)| {
             let accepted = format!("{}, which \"{directive}\" is not", RUST_LOG.accepted());
             EnvError::new(name, directives, accepted)
-        })
+        })?;
+        let warning = (!of_spans.is_empty()).then(|| EnvWarning {
+            variable: name,
+            value: of_spans.join(","),
+            used: targets.to_string(),
+            accepted: RUST_LOG.accepted(),
+        });
+        Ok((Self::new(targets), warning))
     }
 
     /// Sets the most verbose level of the layers beside the log layer.
@@ -82,9 +86,11 @@ impl LogFilter {
 
     /// Changes the filter, for this and all its clones.
     pub(crate) fn set(&self, directives: &str) -> Result<(), ParseError> {
-        let targets = parse(directives).map_err(|WrongDirective(directive)| {
-            ParseError::new("log filter directive", directive, RUST_LOG.accepted())
-        })?;
+        let wrong = |directive| ParseError::new("log filter directive", directive, RUST_LOG.accepted());
+        let (targets, of_spans) = parse(directives).map_err(|WrongDirective(directive)| wrong(directive))?;
+        if let Some(directive) = of_spans.first() {
+            return Err(wrong(directive));
+        }
         *self
             .shared
             .targets
@@ -160,16 +166,25 @@ impl<S> Filter<S> for LogFilter {
 #[derive(Debug)]
 pub(crate) struct WrongDirective<'a>(&'a str);
 
-fn parse(directives: &str) -> Result<Targets, WrongDirective<'_>> {
+/// The targets with their levels, and the directives for spans, such as `target[span{field}]=debug`
+/// of tracing-subscriber's `EnvFilter`.
+fn parse(directives: &str) -> Result<(Targets, Vec<&str>), WrongDirective<'_>> {
     let mut targets = Targets::new();
+    let mut of_spans = Vec::new();
     let mut default = None;
     let mut names_targets = false;
-    for directive in directives
-        .split(',')
-        .map(str::trim)
-        .filter(|directive| !directive.is_empty())
-    {
+    for directive in split(directives) {
         let wrong = || WrongDirective(directive);
+        // They would have to see every span.
+        if let Some((_, span)) = directive.split_once('[') {
+            let (_, level) = span.rsplit_once(']').ok_or_else(wrong)?;
+            let is_level = |level: &str| parse_level(level).is_some();
+            if !level.is_empty() && !level.strip_prefix('=').is_some_and(is_level) {
+                return Err(wrong());
+            }
+            of_spans.push(directive);
+            continue;
+        }
         let (target, level) = match directive.split_once('=') {
             Some((target, level)) => (target.trim(), parse_level(level.trim()).ok_or_else(wrong)?),
             None => match parse_level(directive) {
@@ -180,7 +195,6 @@ fn parse(directives: &str) -> Result<Targets, WrongDirective<'_>> {
                 None => (directive, LevelFilter::TRACE),
             },
         };
-        // Filters by span or by field would have to see every span.
         let is_target =
             |character: char| character.is_alphanumeric() || matches!(character, '_' | ':' | '-' | '.');
         if target.is_empty() || !target.chars().all(is_target) {
@@ -194,7 +208,21 @@ fn parse(directives: &str) -> Result<Targets, WrongDirective<'_>> {
     } else {
         LevelFilter::INFO
     });
-    Ok(targets.with_default(default))
+    Ok((targets.with_default(default), of_spans))
+}
+
+/// The directives between the commas that are in no brackets.
+fn split(directives: &str) -> impl Iterator<Item = &str> {
+    let mut depth = 0_usize;
+    let parts = directives.split(move |character| {
+        match character {
+            '[' | '{' => depth += 1,
+            ']' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        character == ',' && depth == 0
+    });
+    parts.map(str::trim).filter(|directive| !directive.is_empty())
 }
 
 /// Levels by the names of Rust, and by those of Python, which existing deployments use.

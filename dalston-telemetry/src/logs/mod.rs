@@ -30,7 +30,7 @@ pub(crate) use filter::LogFilter;
 pub(crate) use layer::{LogLayer, SpanFields};
 pub(crate) use output::LogOutput;
 
-use crate::env::Env;
+use crate::env::{Env, EnvWarning};
 use crate::error::InitError;
 use crate::metrics::TelemetryMetrics;
 use crate::settings::logs::{DALSTON_LOG_FORMAT, NO_COLOR, TERM};
@@ -45,6 +45,8 @@ pub(crate) struct LogConfig {
     pub(crate) form: Form,
     pub(crate) output: LogOutput,
     pub(crate) filter: LogFilter,
+    /// About the part of the filter's variable that is ignored.
+    pub(crate) warning: Option<EnvWarning>,
 }
 
 /// A [`LogFormat`] without `Auto`.
@@ -78,11 +80,13 @@ impl LogConfig {
             LogFormat::Auto if !is_terminal => Form::Json,
             LogFormat::Auto | LogFormat::Readable => Form::Readable { colours },
         };
+        let (filter, warning) = LogFilter::from_env(env, level)?;
         Ok(Self {
             service: service.to_owned(),
             instance_type: instance_type.unwrap_or(UNKNOWN).to_owned(),
             form,
-            filter: LogFilter::from_env(env, level)?,
+            filter,
+            warning,
             output: LogOutput::start(&writer, metrics)?,
         })
     }

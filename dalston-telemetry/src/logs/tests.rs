@@ -93,7 +93,8 @@ fn config(form: Form) -> (LogConfig, LogBuffer) {
         instance_type: "g5.xlarge".into(),
         form,
         output: output(&writer, &Metrics::new()),
-        filter: LogFilter::new("trace").unwrap(),
+        filter: filter("trace"),
+        warning: None,
     };
     (config, lines)
 }
@@ -565,7 +566,8 @@ fn each_line_is_one_write() {
         instance_type: "unknown".into(),
         form: Form::Json,
         output: output(&LogWriter::new(writes.clone()), &Metrics::new()),
-        filter: LogFilter::new("info").unwrap(),
+        filter: filter("info"),
+        warning: None,
     };
     let layer = Layer::<Registry>::with_filter(LogLayer::new(&config, false), config.filter.clone());
     tracing::subscriber::with_default(Registry::default().with(layer), || {
@@ -582,7 +584,7 @@ fn each_line_is_one_write() {
 fn the_filter_is_from_the_first_variable_that_is_set() {
     let filter = |pairs: &[(&str, &str)]| {
         LogFilter::from_env(&Env::from_pairs(pairs.iter().copied()), LevelFilter::INFO)
-            .map(|filter| format!("{filter:?}"))
+            .map(|(filter, _)| format!("{filter:?}"))
     };
     let error = |pairs| filter(pairs).unwrap_err().to_string();
     assert_eq!(filter(&[]).unwrap(), "LogFilter(info)");
@@ -615,7 +617,38 @@ fn the_filter_is_from_the_first_variable_that_is_set() {
         "RUST_LOG is \"info,my_crate=loud\": expected level, target or target=level, with a level of trace, debug, \
          info, warn, error or off, which \"my_crate=loud\" is not"
     );
-    assert!(error(&[("RUST_LOG", "a[span]=debug")]).contains("\"a[span]=debug\" is not"));
+}
+
+#[test]
+fn directives_for_spans_are_ignored_with_a_warning() {
+    let read = |directives: &str| {
+        let env = Env::from_pairs([("RUST_LOG", directives)]);
+        LogFilter::from_env(&env, LevelFilter::INFO).map(|(filter, warning)| {
+            let ignored = warning.map(|warning| (warning.value, warning.used));
+            (format!("{filter:?}"), ignored)
+        })
+    };
+    for (directives, ignored, used) in [
+        ("info,[span]=debug", "[span]=debug", "info"),
+        ("[{id=1,x=2}],warn", "[{id=1,x=2}]", "warn"),
+        ("h2=off,a[b{c}]=trace,[d]", "a[b{c}]=trace,[d]", "h2=off,error"),
+        ("[span]=debug", "[span]=debug", "info"),
+    ] {
+        let expected = (
+            format!("LogFilter({used})"),
+            Some((ignored.to_owned(), used.to_owned())),
+        );
+        assert_eq!(read(directives).unwrap(), expected, "{directives}");
+    }
+    assert_eq!(read("info,a=debug").unwrap().1, None);
+    for wrong in ["a[span]=loud", "a[span", "[span]debug", "a]"] {
+        assert!(read(wrong).is_err(), "{wrong}");
+    }
+}
+
+fn filter(directives: &str) -> LogFilter {
+    let env = Env::from_pairs([("RUST_LOG", directives)]);
+    LogFilter::from_env(&env, LevelFilter::INFO).unwrap().0
 }
 
 #[test]

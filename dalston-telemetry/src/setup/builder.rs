@@ -12,22 +12,26 @@ use tracing::subscriber::NoSubscriber;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
-use crate::env::{Env, EnvError};
+use crate::env::{Env, EnvError, EnvWarning};
 use crate::error::InitError;
 use crate::export::traces::{ExportProcessor, SpanExporter};
 use crate::export::{
     self, BatchConfig, Exporter, ExporterConfig, Exporters, NO_LIMIT, OtlpConfig, PushConfig, ReportTo,
     TraceExporters,
 };
-use crate::logs::{LogConfig, LogFormat, LogWriter};
+use crate::logs::{Form, LogConfig, LogFormat, LogWriter};
 use crate::metrics::{self, Metrics, TelemetryMetrics};
 use crate::resource;
 #[cfg(feature = "ec2")]
 use crate::resource::cloud::Cloud;
+use crate::settings::metrics::OTEL_METRICS_EXPORTER;
 use crate::settings::otlp::Signal;
-use crate::settings::traces::OTEL_SDK_DISABLED;
+use crate::settings::traces::{
+    OTEL_PROPAGATORS, OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER, OTEL_TRACES_SAMPLER,
+};
 use crate::settings::{INSTANCE_TYPE, OTEL_ENABLED};
 use crate::setup::layers::{Layers, TelemetryLayer};
+use crate::setup::report::{SetupReport, Warnings};
 use crate::setup::telemetry::{Telemetry, Tracing};
 use crate::traces::collector::SpanCollector;
 use crate::traces::limits::Limits;
@@ -244,11 +248,10 @@ impl TelemetryBuilder {
             return Err(InitError::AlreadyInstalled { first });
         }
         let caller = Location::caller();
-        let propagator = Propagator::from_env(self.env.as_ref().unwrap_or(&Env::from_process()))?;
         let panic_hook = self.panic_hook;
         #[cfg(feature = "ec2")]
         let cloud = self.cloud.clone();
-        let (layers, telemetry) = self.start()?;
+        let (layers, telemetry, propagator) = self.start()?;
         tracing::subscriber::set_global_default(Registry::default().with(layers.build()))
             .map_err(|_| InitError::ForeignSubscriber)?;
         // OpenTelemetry logs these calls at INFO, which would be the first lines of every service.
@@ -264,6 +267,7 @@ impl TelemetryBuilder {
         if panic_hook {
             crate::setup::panic::install(telemetry.handle());
         }
+        telemetry.log_settings();
         #[cfg(feature = "ec2")]
         cloud.log();
         *installed = Some(caller);
@@ -295,28 +299,29 @@ impl TelemetryBuilder {
     where
         S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
     {
-        let (layers, telemetry) = self.start()?;
+        let (layers, telemetry, _) = self.start()?;
         Ok((layers.build(), telemetry))
     }
 
-    fn start(self) -> Result<(Layers, Telemetry), InitError> {
+    fn start(self) -> Result<(Layers, Telemetry, Propagator), InitError> {
         let env = self.env.clone().unwrap_or_else(Env::from_process);
         let span_level = self.span_level;
         let shutdown_timeout = self.shutdown_timeout;
+        let serves_metrics = metrics::are_enabled(&env)?;
         let metrics = match &self.metrics {
             Some(metrics) => metrics.clone(),
-            None => Metrics::from_env(&env)?,
+            None if serves_metrics => Metrics::from_env(&env)?,
+            None => Metrics::new(),
         };
         let service = self.service_name(&env);
         metrics::register_build_info(&metrics, &service, &self.service_version());
         // Registered even if nothing is exported, so that the series exist from the start.
         let telemetry_metrics = TelemetryMetrics::register(&metrics);
-        let serves_metrics = metrics::are_enabled(&env)?;
-        Propagator::from_env(&env)?;
         // A wrong variable is reported when the resource is built, as with the service name.
         let instance_type = resource::instance_type(&env, &self.attributes, &self.detected());
         let instance_type =
             instance_type.unwrap_or_else(|_| INSTANCE_TYPE.first(&env).map(|(_, name)| name.to_owned()));
+        let mut warnings = Warnings::default();
         let logs = match &self.logs {
             Some(writer) => Some(LogConfig::read(
                 &env,
@@ -329,9 +334,28 @@ impl TelemetryBuilder {
             )?),
             None => None,
         };
-        let push = self.push_config(&env)?;
-        let exports_spans = self.exports_spans(&env)?;
-        let resource = if push.is_some() || exports_spans || !self.processors.is_empty() {
+        warnings.extend(logs.as_ref().and_then(|logs| logs.warning.clone()));
+        let exported = self.exported(&env, &mut warnings)?;
+        let exports_spans = exported.spans;
+        let push = if exported.metrics {
+            Some(self.push_config(&env, &mut warnings)?)
+        } else {
+            None
+        };
+        let traces_are_on = exports_spans || !self.processors.is_empty();
+        let propagator = propagator(&env, traces_are_on, &mut warnings)?;
+        let mut report = SetupReport {
+            traces: Vec::new(),
+            serves_metrics,
+            pushed_metrics: None,
+            logs: match logs.as_ref().map(|logs| logs.form) {
+                None => SetupReport::OFF,
+                Some(Form::Json) => "json",
+                Some(Form::Readable { .. }) => "console",
+            },
+            warnings,
+        };
+        let resource = if push.is_some() || traces_are_on {
             Some(resource::build(
                 &env,
                 &self.service,
@@ -344,14 +368,16 @@ impl TelemetryBuilder {
         let report_to = ReportTo::default();
         let mut exporters: Vec<Arc<dyn Exporter>> = Vec::new();
         let tracing = match &resource {
-            Some(resource) if exports_spans || !self.processors.is_empty() => {
-                let tracing = self.tracing(&env, exports_spans, resource, &metrics, &report_to)?;
+            Some(resource) if traces_are_on => {
+                let tracing =
+                    self.tracing(&env, exports_spans, resource, &metrics, &report_to, &mut report)?;
                 exporters.extend(tracing.exporter.as_ref().map(SpanExporter::exporter));
                 Some(tracing)
             }
             _ => None,
         };
         if let (Some((otlp, config)), Some(resource)) = (push, &resource) {
+            report.pushed_metrics = Some(otlp.destination());
             exporters.push(export::metrics::start(
                 &otlp, config, resource, &metrics, report_to,
             )?);
@@ -361,9 +387,9 @@ impl TelemetryBuilder {
             tracing,
             metrics,
             Exporters::new(exporters),
-            serves_metrics,
             instance_type,
             logs.as_ref(),
+            report,
             shutdown_timeout,
         );
         let layers = Layers {
@@ -371,7 +397,7 @@ impl TelemetryBuilder {
             span_level,
             logs,
         };
-        Ok((layers, telemetry))
+        Ok((layers, telemetry, propagator))
     }
 
     #[cfg(feature = "ec2")]
@@ -408,25 +434,44 @@ impl TelemetryBuilder {
         version.map_or_else(|| "unknown".to_owned(), |attribute| attribute.value.to_string())
     }
 
-    /// Whether the program, else the environment, switches the export of spans on.
-    fn exports_spans(&self, env: &Env) -> Result<bool, EnvError> {
-        let disabled = OTEL_SDK_DISABLED.read_or_default(env)?;
-        let enabled = OTEL_ENABLED.read_or_default(env)?;
-        Ok(self.enabled.unwrap_or(enabled) && !disabled)
-    }
-
-    /// How metrics are exported; `None` if they are not.
+    /// Which signals leave the process by an exporter, as the program says, else the environment.
     ///
     /// The export of metrics does not need tracing. An explicit `OTEL_ENABLED=false` switches both
-    /// off.
-    fn push_config(&self, env: &Env) -> Result<Option<(ExporterConfig, PushConfig)>, EnvError> {
-        let disabled = OTEL_SDK_DISABLED.read_or_default(env)?;
-        let enabled = OTEL_ENABLED.read(env)?.unwrap_or(true);
-        if disabled || !enabled || !metrics::are_enabled(env)? || !PushConfig::are_wanted(env)? {
-            return Ok(None);
+    /// off. While nothing is exported, the variables that decide between ways are not read.
+    fn exported(&self, env: &Env, warnings: &mut Warnings) -> Result<Exported, EnvError> {
+        let enabled = OTEL_ENABLED.read(env)?;
+        let spans = self.enabled.or(enabled).unwrap_or(false);
+        let may_push = enabled.unwrap_or(true) && metrics::are_enabled(env)?;
+        let disabled = OTEL_SDK_DISABLED.read_or_default(env);
+        if disabled == Ok(true) {
+            if spans || may_push && OTEL_METRICS_EXPORTER.is_set(env) {
+                warnings.extend(OTEL_SDK_DISABLED.warning(env));
+            }
+            return Ok(Exported {
+                spans: false,
+                metrics: false,
+            });
         }
+        let metrics = may_push && PushConfig::are_wanted(env)?;
+        if may_push {
+            warnings.extend(OTEL_METRICS_EXPORTER.warning(env));
+        }
+        if spans || metrics {
+            disabled?;
+            warnings.extend(OTEL_SDK_DISABLED.warning(env));
+        }
+        Ok(Exported { spans, metrics })
+    }
+
+    /// How metrics are exported.
+    fn push_config(
+        &self,
+        env: &Env,
+        warnings: &mut Warnings,
+    ) -> Result<(ExporterConfig, PushConfig), EnvError> {
         let otlp = ExporterConfig::read(Signal::Metrics, &self.otlp_metrics, env)?;
-        Ok(Some((otlp, PushConfig::read(env)?)))
+        warnings.extend(ExporterConfig::warnings(Signal::Metrics, &self.otlp_metrics, env));
+        Ok((otlp, PushConfig::read(env)?))
     }
 
     fn tracing(
@@ -436,22 +481,35 @@ impl TelemetryBuilder {
         resource: &Resource,
         metrics: &Metrics,
         report_to: &ReportTo,
+        report: &mut SetupReport,
     ) -> Result<Tracing, InitError> {
         let sampler = sampler::from_env(env)?;
+        report.warnings.extend(OTEL_TRACES_SAMPLER.warning(env));
         let limits = Limits::read(env)?;
         let exporters = if export {
+            report.warnings.extend(OTEL_TRACES_EXPORTER.warning(env));
             TraceExporters::read(env)?
         } else {
             TraceExporters::NONE
         };
         let exporter = match exporters {
-            TraceExporters::NONE => None,
+            TraceExporters::NONE => {
+                report.traces.push(SetupReport::PROCESS.to_owned());
+                None
+            }
             TraceExporters { otlp, console } => {
                 let otlp = if otlp {
-                    Some(ExporterConfig::read(Signal::Traces, &self.otlp, env)?)
+                    let otlp = ExporterConfig::read(Signal::Traces, &self.otlp, env)?;
+                    let warnings = ExporterConfig::warnings(Signal::Traces, &self.otlp, env);
+                    report.warnings.extend(warnings);
+                    report.traces.push(otlp.destination());
+                    Some(otlp)
                 } else {
                     None
                 };
+                if console {
+                    report.traces.push("console".to_owned());
+                }
                 Some(export::traces::start(
                     otlp.as_ref(),
                     console,
@@ -481,5 +539,28 @@ impl TelemetryBuilder {
             processors,
             exporter,
         })
+    }
+}
+
+/// The signals that leave the process by an exporter.
+struct Exported {
+    spans: bool,
+    metrics: bool,
+}
+
+/// Reads `OTEL_PROPAGATORS`. While traces are off, a wrong value is a warning.
+fn propagator(env: &Env, traces_are_on: bool, warnings: &mut Warnings) -> Result<Propagator, EnvError> {
+    warnings.extend(OTEL_PROPAGATORS.warning(env));
+    match Propagator::from_env(env) {
+        Err(error) if !traces_are_on => {
+            warnings.extend([EnvWarning {
+                variable: OTEL_PROPAGATORS.name(),
+                value: error.value().unwrap_or_default().to_owned(),
+                used: OTEL_PROPAGATORS.default_text().to_owned(),
+                accepted: OTEL_PROPAGATORS.accepted(),
+            }]);
+            Ok(Propagator::default())
+        }
+        read => read,
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod builder;
 pub(crate) mod layers;
 pub(crate) mod panic;
+mod report;
 pub mod settings;
 pub(crate) mod targets;
 pub(crate) mod telemetry;

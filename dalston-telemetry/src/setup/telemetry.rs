@@ -16,6 +16,7 @@ use crate::export::{ExportStats, Exporters, REPORTS};
 use crate::logs::{LogConfig, LogFilter, LogOutput};
 use crate::metrics::{Metrics, MetricsServer};
 use crate::parse_error::ParseError;
+use crate::setup::report::SetupReport;
 use crate::traces::processors::Processors;
 
 /// The telemetry of a process. Keep it for as long as the process runs.
@@ -27,8 +28,8 @@ use crate::traces::processors::Processors;
 #[must_use = "telemetry ends when this is dropped: bind it to a variable that lives as long as the program"]
 pub struct Telemetry {
     handle: TelemetryHandle,
-    serves_metrics: bool,
     log_filter: Option<LogFilter>,
+    report: SetupReport,
     shutdown_timeout: Duration,
     ended: bool,
 }
@@ -38,9 +39,9 @@ impl Telemetry {
         tracing: Option<Tracing>,
         metrics: Metrics,
         exporters: Exporters,
-        serves_metrics: bool,
         instance_type: Option<String>,
         logs: Option<&LogConfig>,
+        report: SetupReport,
         shutdown_timeout: Duration,
     ) -> Self {
         Self {
@@ -51,8 +52,8 @@ impl Telemetry {
                 instance_type: instance_type.map(Arc::from),
                 log_output: logs.map(|logs| logs.output.clone()),
             },
-            serves_metrics,
             log_filter: logs.map(|logs| logs.filter.clone()),
+            report,
             shutdown_timeout,
             ended: false,
         }
@@ -81,7 +82,7 @@ impl Telemetry {
     ///
     /// When the address can't be bound.
     pub fn serve_metrics(&self, address: impl ToSocketAddrs) -> io::Result<Option<MetricsServer>> {
-        match self.serves_metrics {
+        match self.report.serves_metrics {
             true => MetricsServer::start(address, self.metrics().clone()).map(Some),
             false => Ok(None),
         }
@@ -92,6 +93,15 @@ impl Telemetry {
     #[must_use]
     pub fn meter(&self, scope: &'static str) -> Meter {
         self.metrics().meter(scope)
+    }
+
+    /// Logs where each signal goes (`telemetry_configured`), and a warning for each setting that
+    /// OpenTelemetry defines and this crate does not support (`setting_not_supported`).
+    ///
+    /// [`install`](crate::TelemetryBuilder::install) calls it. Call it after
+    /// [`into_layer`](crate::TelemetryBuilder::into_layer), when the layer is in the subscriber.
+    pub fn log_settings(&self) {
+        self.report.log();
     }
 
     /// Changes which events become log lines. Spans are not affected.

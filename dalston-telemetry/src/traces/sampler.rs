@@ -53,6 +53,17 @@ mod tests {
                 Some("0"),
                 "ParentBased(TraceIdRatioBased(0.0))",
             ),
+            // A common slip, and samplers of other SDKs.
+            (
+                Some("ParentBased_traceratio"),
+                Some("0.5"),
+                "ParentBased(TraceIdRatioBased(0.5))",
+            ),
+            (
+                Some("parentbased_jaeger_remote"),
+                Some("endpoint=http://localhost:14250"),
+                "ParentBased(AlwaysOn)",
+            ),
             // The argument of a sampler that takes none is ignored.
             (Some("always_on"), Some("nonsense"), "AlwaysOn"),
         ];
@@ -70,9 +81,9 @@ mod tests {
 
     #[test]
     fn a_wrong_sampler_or_ratio_is_named() {
-        let error = read(&[(OTEL_TRACES_SAMPLER.name(), "ParentBased_traceratio")]).unwrap_err();
+        let error = read(&[(OTEL_TRACES_SAMPLER.name(), "sometimes")]).unwrap_err();
         assert!(
-            error.starts_with(r#"OTEL_TRACES_SAMPLER is "ParentBased_traceratio": expected always_on"#),
+            error.starts_with(r#"OTEL_TRACES_SAMPLER is "sometimes": expected always_on"#),
             "{error}"
         );
         for ratio in ["2", "-0.1", "NaN", "half", "inf"] {

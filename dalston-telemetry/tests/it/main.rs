@@ -16,4 +16,5 @@ mod push;
 mod queue_exporter;
 mod service;
 mod sets;
+mod settings;
 mod tls;

@@ -314,8 +314,8 @@ fn every_variable_does_what_it_says() {
 fn error_names_variable_value_and_accepted_values() {
     let table: &[(Pairs<'_>, &str)] = &[
         (
-            &[("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")],
-            r#"OTEL_EXPORTER_OTLP_PROTOCOL is "http/json": expected grpc or http/protobuf"#,
+            &[("OTEL_EXPORTER_OTLP_PROTOCOL", "http/xml")],
+            r#"OTEL_EXPORTER_OTLP_PROTOCOL is "http/xml": expected grpc or http/protobuf"#,
         ),
         (
             &[("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "GRPC2")],
@@ -330,12 +330,12 @@ fn error_names_variable_value_and_accepted_values() {
             r#"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT is "-1": expected a whole number of milliseconds"#,
         ),
         (
-            &[("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd")],
-            r#"OTEL_EXPORTER_OTLP_COMPRESSION is "zstd": expected gzip or none"#,
+            &[("OTEL_EXPORTER_OTLP_COMPRESSION", "gzipped")],
+            r#"OTEL_EXPORTER_OTLP_COMPRESSION is "gzipped": expected gzip or none"#,
         ),
         (
-            &[("OTEL_EXPORTER_OTLP_INSECURE", "1")],
-            r#"OTEL_EXPORTER_OTLP_INSECURE is "1": expected true or false"#,
+            &[("OTEL_EXPORTER_OTLP_INSECURE", "2")],
+            r#"OTEL_EXPORTER_OTLP_INSECURE is "2": expected true or false"#,
         ),
         (
             &[("OTEL_INSECURE", "maybe")],
@@ -504,10 +504,12 @@ fn exporters_are_a_list() {
     assert_eq!(read("console"), exporters(false, true));
     assert_eq!(read("otlp, console"), exporters(true, true));
     assert_eq!(read("none"), exporters(false, false));
-    let error = read("jaeger").unwrap_err().to_string();
+    assert_eq!(read("console,jaeger"), exporters(false, true));
+    assert_eq!(read("jaeger"), exporters(true, false), "as if it were not set");
+    let error = read("zipkin,collector").unwrap_err().to_string();
     assert_eq!(
         error,
-        r#"OTEL_TRACES_EXPORTER is "jaeger": expected otlp, console or none"#
+        r#"OTEL_TRACES_EXPORTER is "zipkin,collector": expected otlp, console or none"#
     );
     assert!(read("none,otlp").is_err());
 }
@@ -625,10 +627,12 @@ fn metrics_are_pushed_when_the_list_of_exporters_says_so() {
         ("prometheus", false),
         ("OTLP", true),
         ("prometheus, otlp", true),
+        ("console", false),
+        ("console, otlp", true),
     ] {
         assert_eq!(read(list), Ok(expected), "{list}");
     }
-    for list in ["none,otlp", "console", "otlp,"] {
+    for list in ["none,otlp", "stdout", "otlp,"] {
         assert_eq!(read(list).unwrap_err().value(), Some(list));
     }
 }

@@ -51,9 +51,23 @@ impl Accepts<bool> for Switch {
 /// lower case.
 ///
 /// The specification takes everything but `true` for false, so that `OTEL_SDK_DISABLED=1` has the
-/// opposite effect of its intention. This is an error here.
+/// opposite effect of its intention. A variable can list such words with
+/// [`OtelSwitch::WORDS`].
 #[derive(Debug, Clone, Copy)]
 pub struct OtelSwitch;
+
+impl OtelSwitch {
+    /// The words of [`Switch`] that the specification does not define, with the value that each
+    /// stands for.
+    pub(crate) const WORDS: &'static [(&'static str, &'static str)] = &[
+        ("1", "true"),
+        ("yes", "true"),
+        ("on", "true"),
+        ("0", "false"),
+        ("no", "false"),
+        ("off", "false"),
+    ];
+}
 
 impl Accepts<bool> for OtelSwitch {
     fn parse(&self, text: &str) -> Option<bool> {

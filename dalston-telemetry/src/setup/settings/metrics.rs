@@ -16,9 +16,19 @@ variables! {
         Variable::new(&["DALSTON_METRICS_LABEL_VALUES"], &WholeNumber(1, 10_000)).default("100");
 
     /// `otlp`: metrics are also pushed, unless `OTEL_ENABLED` is set to `false`. `prometheus`: they
-    /// are scraped, as always. There is no `console`: `/metrics` is text.
+    /// are scraped, as always. `console` is ignored: `/metrics` is text.
     pub(crate) static OTEL_METRICS_EXPORTER: Variable<String> =
-        Variable::new(&["OTEL_METRICS_EXPORTER"], &Text("otlp, prometheus or both, or none alone")).default("none");
+        Variable::new(&["OTEL_METRICS_EXPORTER"], &Text("otlp, prometheus or both, or none alone"))
+            .default("none")
+            .unsupported(&[
+                ("console", ""),
+                ("logging", ""),
+                ("logging-otlp", ""),
+                ("otlp/stdout", ""),
+                ("experimental-otlp/stdout", ""),
+                ("zipkin", ""),
+                ("jaeger", ""),
+            ]);
 
     /// Milliseconds between two pushes.
     pub(crate) static OTEL_METRIC_EXPORT_INTERVAL: Variable<Duration> =

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::variable::{Declaration, Description};
 use super::{Accepts, Milliseconds, OneOf, OtelSwitch, Switch, Text, Variable};
+use crate::env::{Env, EnvWarning};
 use crate::export::config::{OtlpCompression, OtlpProtocol};
 
 /// A kind of telemetry that OTLP carries.
@@ -49,11 +50,23 @@ impl<T> SignalVariable<T> {
         }
     }
 
+    const fn unsupported(self, values: &'static [(&'static str, &'static str)]) -> Self {
+        Self {
+            traces: self.traces.unsupported(values),
+            metrics: self.metrics.unsupported(values),
+        }
+    }
+
     const fn described(self, text: &'static str) -> Self {
         Self {
             traces: self.traces.described(text),
             metrics: self.metrics.described(text),
         }
+    }
+
+    /// The warning of the variable of one signal.
+    pub(crate) fn warning(&self, signal: Signal, env: &Env) -> Option<EnvWarning> {
+        self.of(signal).warning(env)
     }
 
     /// The variable of one signal: its own name, then the general one.
@@ -122,7 +135,9 @@ variables! {
         names!("PROTOCOL"),
         &OneOf(&[("grpc", OtlpProtocol::Grpc), ("http/protobuf", OtlpProtocol::HttpProtobuf)]),
     )
-    .default("grpc");
+    .default("grpc")
+    // Collectors accept both forms at one address.
+    .unsupported(&[("http/json", "http/protobuf")]);
 
     /// Headers of each request. They are in no log line.
     pub(crate) static HEADERS: SignalVariable<String> = SignalVariable::new(
@@ -142,11 +157,14 @@ variables! {
         names!("COMPRESSION"),
         &OneOf(&[("gzip", OtlpCompression::Gzip), ("none", OtlpCompression::None)]),
     )
-    .default("none");
+    .default("none")
+    .unsupported(&[("deflate", ""), ("snappy", ""), ("zlib", ""), ("zstd", "")]);
 
     /// Whether an endpoint without a scheme gets plain text.
     pub(crate) static INSECURE: SignalVariable<bool> =
-        SignalVariable::new(names!("INSECURE"), &OtelSwitch).default_described("`OTEL_INSECURE`");
+        SignalVariable::new(names!("INSECURE"), &OtelSwitch)
+            .default_described("`OTEL_INSECURE`")
+            .unsupported(OtelSwitch::WORDS);
 
     /// The same, as the platform's other services read it.
     pub(crate) static OTEL_INSECURE: Variable<bool> = Variable::new(&["OTEL_INSECURE"], &Switch).default("true");

@@ -3,7 +3,8 @@ use std::time::Duration;
 use super::{Milliseconds, Number, OneOf, OtelSwitch, Switch, Text, Variable, WholeNumber};
 
 variables! {
-    /// While traces are off, only `OTEL_PROPAGATORS` and the names of the service count.
+    /// While traces are off, only `OTEL_PROPAGATORS` and the names of the service count, and neither
+    /// stops the program.
     pub group TRACES = "Traces";
 
     /// Whether spans are recorded and exported.
@@ -12,12 +13,24 @@ variables! {
     /// `true`: nothing leaves by OTLP, whatever the other variables say. Log lines and `/metrics`
     /// stay.
     pub(crate) static OTEL_SDK_DISABLED: Variable<bool> =
-        Variable::new(&["OTEL_SDK_DISABLED"], &OtelSwitch).default("false");
+        Variable::new(&["OTEL_SDK_DISABLED"], &OtelSwitch)
+            .default("false")
+            .unsupported(OtelSwitch::WORDS);
 
     /// Where spans go: one of these, or several with commas between. `console` is JSON on standard
     /// output. With `none`, spans have ids and are not exported.
     pub(crate) static OTEL_TRACES_EXPORTER: Variable<String> =
-        Variable::new(&["OTEL_TRACES_EXPORTER"], &Text("otlp, console or none")).default("otlp");
+        Variable::new(&["OTEL_TRACES_EXPORTER"], &Text("otlp, console or none"))
+            .default("otlp")
+            .unsupported(&[
+                ("zipkin", ""),
+                ("jaeger", ""),
+                ("prometheus", ""),
+                ("logging", ""),
+                ("logging-otlp", ""),
+                ("otlp/stdout", ""),
+                ("experimental-otlp/stdout", ""),
+            ]);
 
     /// Milliseconds that a span waits for others to go with it.
     pub(crate) static OTEL_BSP_SCHEDULE_DELAY: Variable<Duration> =
@@ -47,7 +60,16 @@ variables! {
             ("parentbased_traceidratio", SamplerKind::ParentBasedRatio),
         ]),
     )
-    .default("parentbased_always_on");
+    .default("parentbased_always_on")
+    .unsupported(&[
+        ("jaeger_remote", ""),
+        ("parentbased_jaeger_remote", ""),
+        ("xray", ""),
+        ("parentbased_xray", ""),
+        // Common slips.
+        ("traceratio", "traceidratio"),
+        ("parentbased_traceratio", "parentbased_traceidratio"),
+    ]);
 
     /// The ratio of traces that `traceidratio` and `parentbased_traceidratio` keep.
     pub(crate) static OTEL_TRACES_SAMPLER_ARG: Variable<f64> = Variable::new(
@@ -59,7 +81,15 @@ variables! {
     /// The formats in which context travels between services. Counts also while traces are off.
     pub(crate) static OTEL_PROPAGATORS: Variable<String> =
         Variable::new(&["OTEL_PROPAGATORS"], &Text("a list of tracecontext and baggage, or none"))
-            .default("tracecontext,baggage");
+            .default("tracecontext,baggage")
+            .unsupported(&[
+                ("b3", ""),
+                ("b3multi", ""),
+                ("jaeger", ""),
+                ("xray", ""),
+                ("xray-lambda", ""),
+                ("ottrace", ""),
+            ]);
 
     /// `service.name`. Wins over the name that the program gives.
     pub(crate) static OTEL_SERVICE_NAME: Variable<String> =

@@ -2,7 +2,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use super::Accepts;
-use crate::env::{Env, EnvError};
+use crate::env::{Env, EnvError, EnvWarning};
 
 /// An environment variable: its names, the values that it accepts, its default, and a description.
 ///
@@ -14,6 +14,7 @@ pub struct Variable<T: 'static> {
     default: Default,
     description: &'static str,
     is_secret: bool,
+    unsupported: &'static [(&'static str, &'static str)],
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +34,7 @@ impl<T> Variable<T> {
             default: Default::None,
             description: "",
             is_secret: false,
+            unsupported: &[],
         }
     }
 
@@ -55,6 +57,17 @@ impl<T> Variable<T> {
     #[must_use]
     pub const fn secret(mut self) -> Self {
         self.is_secret = true;
+        self
+    }
+
+    /// Adds values that OpenTelemetry defines and this crate does not support. Injectors and shared
+    /// environments set them, so they are no errors.
+    ///
+    /// Beside each is the value that is read in its place. If that is empty, the value counts as
+    /// not set; in a list, the entry is left out.
+    #[must_use]
+    pub(crate) const fn unsupported(mut self, values: &'static [(&'static str, &'static str)]) -> Self {
+        self.unsupported = values;
         self
     }
 
@@ -109,13 +122,67 @@ impl<T> Variable<T> {
     ///
     /// If the value is not accepted.
     pub fn read(&self, env: &Env) -> Result<Option<T>, EnvError> {
-        let Some((name, value)) = self.first(env) else {
-            return Ok(None);
-        };
-        match self.accepts.parse(value) {
-            Some(parsed) => Ok(Some(parsed)),
-            None => Err(self.error(name, value)),
+        for (name, value) in self.all(env) {
+            let Some(supported) = self.supported(value) else {
+                continue;
+            };
+            return match self.accepts.parse(&supported) {
+                Some(parsed) => Ok(Some(parsed)),
+                None => Err(self.error(name, value)),
+            };
         }
+        Ok(None)
+    }
+
+    /// The warning about a value that [`unsupported`](Self::unsupported) lists.
+    pub(crate) fn warning(&self, env: &Env) -> Option<EnvWarning> {
+        let (name, value) = self.first(env)?;
+        let unsupported: Vec<_> = value
+            .split(',')
+            .map(str::trim)
+            .filter(|entry| self.replacement(entry).is_some())
+            .collect();
+        let used = self.all(env).find_map(|(_, value)| self.supported(value));
+        (!unsupported.is_empty()).then(|| EnvWarning {
+            variable: name,
+            value: unsupported.join(","),
+            used: used.unwrap_or(self.default_text().into()).into_owned(),
+            accepted: self.accepts.expected(),
+        })
+    }
+
+    /// The error for the value that is set, if what is left of it after [`read`](Self::read) is
+    /// wrong.
+    pub(crate) fn error_in(&self, env: &Env) -> EnvError {
+        let (name, value) = self.first(env).unwrap_or((self.name(), self.default_text()));
+        self.error(name, value)
+    }
+
+    /// The default, as a user would write it.
+    pub(crate) fn default_text(&self) -> &'static str {
+        match self.default {
+            Default::None => "",
+            Default::Value(text) | Default::Described(text) => text,
+        }
+    }
+
+    /// The value without its unsupported entries; `None` if there are no others.
+    fn supported<'v>(&self, value: &'v str) -> Option<Cow<'v, str>> {
+        let entries = || value.split(',').map(|entry| (entry, self.replacement(entry)));
+        if entries().all(|(_, replacement)| replacement.is_none()) {
+            return Some(value.into());
+        }
+        let supported: Vec<_> = entries()
+            .map(|(entry, replacement)| replacement.unwrap_or(entry.trim()))
+            .filter(|entry| !entry.is_empty())
+            .collect();
+        (!supported.is_empty()).then(|| supported.join(",").into())
+    }
+
+    fn replacement(&self, entry: &str) -> Option<&'static str> {
+        let mut listed = self.unsupported.iter();
+        let (_, replacement) = listed.find(|(value, _)| value.eq_ignore_ascii_case(entry.trim()))?;
+        Some(replacement)
     }
 
     /// The value, or the default where the variable is not set.

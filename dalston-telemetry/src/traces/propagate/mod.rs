@@ -155,15 +155,15 @@ const TRACE_CONTEXT_BIT: u8 = 1;
 const BAGGAGE_BIT: u8 = 2;
 
 impl Propagator {
-    /// Reads `OTEL_PROPAGATORS`; both formats if it is unset.
+    /// Reads `OTEL_PROPAGATORS`; both formats if it is unset. Formats that OpenTelemetry defines and
+    /// this crate does not support, such as `b3`, are left out.
     ///
     /// # Errors
     ///
     /// If an entry is unknown.
     pub fn from_env(env: &Env) -> Result<Self, EnvError> {
         let list = OTEL_PROPAGATORS.read_or_default(env)?;
-        list.parse()
-            .map_err(|_| OTEL_PROPAGATORS.error(OTEL_PROPAGATORS.name(), &list))
+        list.parse().map_err(|_| OTEL_PROPAGATORS.error_in(env))
     }
 
     /// Makes this the propagator that the functions of this module use in the whole process.

@@ -271,8 +271,8 @@ fn the_list_of_propagators_is_read_and_a_wrong_entry_is_named() {
     let from_env = |list: &str| Propagator::from_env(&Env::from_pairs([("OTEL_PROPAGATORS", list)]));
     assert_eq!(from_env("").unwrap(), Propagator::default());
     assert_eq!(
-        from_env("b3").unwrap_err().to_string(),
-        "OTEL_PROPAGATORS is \"b3\": expected a list of tracecontext and baggage, or none"
+        from_env("b4").unwrap_err().to_string(),
+        "OTEL_PROPAGATORS is \"b4\": expected a list of tracecontext and baggage, or none"
     );
 }
 
