@@ -13,7 +13,7 @@
 //! | give a library access to telemetry | [`TelemetryHandle`] |
 //! | record a span | [`tracing::info_span!`]; with times in the past: [`TelemetryHandle::record_span`] |
 //! | set an attribute of a span later | [`OpenTelemetrySpanExt::set_attribute`] |
-//! | carry a trace through HTTP headers, queue entries and JSON | [`propagate`], [`OpenTelemetrySpanExt::set_parent`] |
+//! | carry a trace through HTTP headers, queue entries and JSON | [`propagate`]; as the parent of a span: [`propagate::continue_trace`] |
 //! | give log lines the ids of the current task or request | [`context`] |
 //! | count and measure | [`metrics`], and the metrics of each service in [`services`] |
 //! | serve `/metrics` | [`Telemetry::serve_metrics`], or a route of your own: `axum` (feature `axum`) |

@@ -119,7 +119,7 @@ async fn lines_of_all_threads_carry_the_task() {
                 .carrier(carried.clone());
             async move {
                 let span = info_span!("task");
-                let _ = span.set_parent(carried);
+                propagate::continue_trace(&span, &carried);
                 handle_task(task_id).instrument(span).await;
             }
             .with_log_context(context)
@@ -162,7 +162,7 @@ fn a_span_joins_the_carried_trace_and_is_carried_on() {
     let service = Service::start(&[], true);
     let carried = with_default(&service.dispatch, || {
         let span = info_span!("orchestrator.schedule_task");
-        span.set_parent(propagate::extract_map(&carrier())).unwrap();
+        propagate::continue_trace(&span, &carrier());
         span.in_scope(|| propagate::inject_json(&propagate::current_context()).unwrap())
     });
     let spans = service.spans.spans();
@@ -243,4 +243,76 @@ fn secrets_are_masked_in_recorded_spans() {
     ] {
         assert!(text.contains(kept), "{kept} is not in {text}");
     }
+}
+
+#[test]
+fn every_carrier_is_continued_in_one_call() {
+    let service = Service::start(&[], true);
+    let context = propagate::extract_map(&carrier());
+    let mut headers = dalston_telemetry::http::HeaderMap::new();
+    propagate::inject_headers(&context, &mut headers);
+    let json = propagate::inject_json(&context).unwrap();
+    let value = propagate::inject_value(&context).unwrap();
+    let map = propagate::inject_map(&context);
+    let nested = HashMap::from([("_trace_context".to_owned(), json.clone())]);
+    with_default(&service.dispatch, || {
+        propagate::continue_trace(&info_span!("headers"), &headers);
+        propagate::continue_trace(&info_span!("map"), &carrier());
+        propagate::continue_trace(&info_span!("nested"), &nested);
+        propagate::continue_trace(&info_span!("ordered"), &map);
+        propagate::continue_trace(&info_span!("text"), json.as_str());
+        propagate::continue_trace(&info_span!("value"), &value);
+        let carried = propagate::continue_trace(&info_span!("context"), &context);
+        assert_eq!(propagate::inject_map(&carried), map, "for the log context");
+    });
+    let spans = service.spans.spans();
+    assert_eq!(spans.len(), 7);
+    for span in spans {
+        let parent = span.parent_span_id.map(|id| id.to_string());
+        assert_eq!(parent.as_deref(), Some("b7ad6b7169203331"), "{}", span.name);
+        assert!(span.parent_is_remote, "{}", span.name);
+    }
+}
+
+#[test]
+fn span_without_usable_context_is_a_root() {
+    let service = Service::start(&[], true);
+    with_default(&service.dispatch, || {
+        info_span!("loop").in_scope(|| {
+            propagate::continue_trace(&info_span!("request"), "{\"traceparent\": \"00-0-0-01\"}");
+        });
+    });
+    let spans = service.spans.spans();
+    let request = spans.iter().find(|span| span.name == "request").unwrap();
+    assert_eq!(request.parent_span_id, None);
+}
+
+#[test]
+fn trace_is_continued_while_tracing_is_off() {
+    let service = Service::start(&[], false);
+    with_default(&service.dispatch, || {
+        let span = info_span!("request");
+        let carried = propagate::continue_trace(&span, &carrier());
+        let _log_context = LogContext::new().carrier(carried).enter();
+        info!("answered");
+        let next = propagate::inject_map(&propagate::current_context());
+        assert_eq!(next["traceparent"], PARENT);
+    });
+    assert_eq!(service.lines()[0]["trace_id"], "0af7651916cd43dd8448eb211c80319c");
+}
+
+#[test]
+fn late_call_for_an_entered_span_is_one_warning() {
+    let service = Service::start(&[], true);
+    with_default(&service.dispatch, || {
+        let span = info_span!("request");
+        span.in_scope(|| {});
+        for _ in 0..2 {
+            propagate::continue_trace(&span, &carrier());
+        }
+    });
+    let lines = service.lines();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!(lines[0]["event"], "parent_of_span_not_set");
+    assert_eq!(lines[0]["span"], "request");
 }

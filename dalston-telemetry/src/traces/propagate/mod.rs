@@ -9,6 +9,8 @@
 //! carrier to the outgoing one unchanged, so a service without an exporter does not cut the trace
 //! in two.
 //!
+//! [`continue_trace`] makes the context that came with a request or task the parent of a span.
+//!
 //! ```
 //! use dalston_telemetry::propagate;
 //!
@@ -18,6 +20,7 @@
 //! assert_eq!(headers["traceparent"], "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
 //! ```
 
+mod carrier;
 mod w3c;
 
 use std::borrow::Cow;
@@ -34,6 +37,7 @@ use opentelemetry::trace::{TraceContextExt, TraceState};
 use serde_json::Value;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+pub use self::carrier::{Carrier, continue_trace};
 use self::w3c::{
     BAGGAGE, Fields, TRACEPARENT, TRACESTATE, format_baggage, format_traceparent, join, parse_baggage,
 };
