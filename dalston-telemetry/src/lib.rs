@@ -43,6 +43,9 @@
 //! rest within one bound, by default 5 s ([`TelemetryBuilder::shutdown_timeout`]), and gives up
 //! earlier if the collector is unreachable.
 //!
+//! Attributes keep their types. OpenTelemetry's integers are `i64`: other integer types become
+//! `i64`, and larger values the nearest one.
+//!
 //! Spans of level `INFO` and above are exported ([`TelemetryBuilder::span_level`]). The log filter
 //! does not affect them.
 //!

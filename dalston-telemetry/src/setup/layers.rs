@@ -7,6 +7,7 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Identity, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::integers::Integers;
 use super::targets;
 use crate::logs::{LogConfig, LogLayer, SpanFields};
 
@@ -54,13 +55,20 @@ where
         *metadata.level() <= level && !targets::is_of_exporter(metadata.target())
     };
     // Source locations alone cost a sixth of a span (`cargo xtask bench spans`).
-    tracing_opentelemetry::layer()
-        .with_tracer(tracer)
-        .with_location(false)
-        .with_threads(false)
-        .with_tracked_inactivity(false)
-        .with_target(false)
-        .with_filter(filter_fn(is_exported).with_max_level_hint(level))
+    let layer = |tracer| {
+        tracing_opentelemetry::layer()
+            .with_tracer(tracer)
+            .with_location(false)
+            .with_threads(false)
+            .with_tracked_inactivity(false)
+            .with_target(false)
+    };
+    // `OpenTelemetrySpanExt` looks for the layer by its type, which the layers around it hide. It
+    // finds one that sees no spans: the data of a span is with the span, not in the layer.
+    let found_by_type = layer(tracer.clone()).with_filter(LevelFilter::OFF);
+    let filter = filter_fn(is_exported).with_max_level_hint(level);
+    let records = Layer::<S>::with_filter(Integers::new(layer(tracer)), filter);
+    found_by_type.and_then(records)
 }
 
 /// Log lines; they inherit fields from spans up to the level `spans`.
@@ -78,6 +86,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
     use std::time::{Duration, SystemTime};
 
+    use opentelemetry::KeyValue;
     use opentelemetry::trace::{Status, TracerProvider as _};
     use opentelemetry_sdk::trace::SdkTracerProvider;
     use tracing::callsite::{self, Identifier};
@@ -221,6 +230,88 @@ mod tests {
         let text = program.lines.text();
         assert!(program.only_span().attribute("set").is_some());
         assert!(text.contains(r#""task_id":"t-1""#), "{text}");
+    }
+
+    #[test]
+    fn integers_of_all_types_arrive_as_integers() {
+        let program = Program::new(None);
+        program.run(|| {
+            let span = info_span!(
+                "work",
+                usize = 7_usize,
+                max = u64::MAX,
+                u16 = 8_u16,
+                u128 = 9_u128,
+                i128 = i128::MIN,
+                i64 = -1_i64,
+                f64 = 1.5,
+                bool = true,
+                text = "a",
+                debug = ?"b",
+                late = tracing::field::Empty,
+                otel.name = "renamed",
+            );
+            span.record("late", 10_usize);
+            span.in_scope(|| info!(count = 11_u32, message = "counted", ratio = 0.5));
+            span.record("late", 12_u64);
+        });
+        let span = program.only_span();
+        assert_eq!(span.name, "renamed");
+        let attributes = [
+            KeyValue::new("usize", 7),
+            KeyValue::new("max", i64::MAX),
+            KeyValue::new("u16", 8),
+            KeyValue::new("u128", 9),
+            KeyValue::new("i128", i64::MIN),
+            KeyValue::new("i64", -1),
+            KeyValue::new("f64", 1.5),
+            KeyValue::new("bool", true),
+            KeyValue::new("text", "a"),
+            KeyValue::new("debug", "\"b\""),
+            KeyValue::new("late", 12),
+        ];
+        assert_eq!(span.attributes, attributes);
+        let [event] = &span.events[..] else {
+            panic!("{span:?}")
+        };
+        assert_eq!(event.name, "counted");
+        assert!(event.attributes.contains(&KeyValue::new("count", 11)));
+        assert!(event.attributes.contains(&KeyValue::new("ratio", 0.5)));
+    }
+
+    #[test]
+    fn errors_and_parents_stay_beside_integers() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("not written")]
+        struct Failed(#[source] io::Error);
+        let failed = Failed(io::Error::other("disk full"));
+        let program = Program::new(None);
+        program.run(|| {
+            let outer = info_span!("outer");
+            let _entered = info_span!("entered").entered();
+            let inner = info_span!(parent: &outer, "inner", size = 1_u64);
+            info_span!(parent: None, "root", size = 2_u64);
+            info_span!("within", size = 3_u64);
+            let error: &(dyn std::error::Error + 'static) = &failed;
+            error!(parent: &inner, error, size = 4_u64, "upload_failed");
+        });
+        let spans = program.spans.spans();
+        let span = |name: &str| spans.iter().find(|span| span.name == name).unwrap();
+        let id = |name: &str| Some(span(name).span_id);
+        assert_eq!(span("inner").parent_span_id, id("outer"));
+        assert_eq!(span("root").parent_span_id, None);
+        assert_eq!(span("within").parent_span_id, id("entered"));
+        let event = &span("inner").events[0];
+        let attribute = |name: &str| {
+            let found = event
+                .attributes
+                .iter()
+                .find(|attribute| attribute.key.as_str() == name);
+            found.map(|attribute| attribute.value.to_string())
+        };
+        assert_eq!(attribute("error").as_deref(), Some("not written"));
+        assert_eq!(attribute("error.chain").as_deref(), Some("[\"disk full\"]"));
+        assert_eq!(attribute("size").as_deref(), Some("4"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Setup: from the builder to the guard that ends telemetry.
 
 pub(crate) mod builder;
+mod integers;
 pub(crate) mod layers;
 pub(crate) mod panic;
 mod report;

@@ -3,6 +3,8 @@ use std::fmt::{self, Write as _};
 use std::iter::Peekable;
 use std::str::FromStr;
 
+use opentelemetry::Value;
+
 use crate::parse_error::ParseError;
 use crate::traces::collector::CollectedSpan;
 
@@ -20,9 +22,10 @@ use crate::traces::collector::CollectedSpan;
 ///
 /// - The name comes first. A name with spaces at its ends, or with one of `{`, `!` and `"`, is put
 ///   in quotes.
-/// - `{key=value, …}` names attributes and their values as text; `*` stands for any value. Values
-///   with one of `,`, `}`, `"` or `*`, or with spaces at their ends, are put in quotes. In the text
-///   that a tree is compared with, only the attributes that are mentioned count.
+/// - `{key=value, …}` names attributes and their values; `*` stands for any value. Texts with one of
+///   `,`, `}`, `"` or `*`, with spaces at their ends, or that look like a number or like `true` or
+///   `false`, are put in quotes: `1` is a number and `"1"` a text. In the text that a tree is
+///   compared with, only the attributes that are mentioned count.
 /// - `!` marks a span that ended with an error, followed by its message. In the text that a tree is
 ///   compared with the message may be left out; the mark may not.
 ///
@@ -221,9 +224,39 @@ pub struct TreeMismatch(String);
 struct Node {
     name: String,
     /// No value in a tree that was parsed means any value.
-    attributes: Vec<(String, Option<String>)>,
+    attributes: Vec<(String, Option<AttributeValue>)>,
     error: Option<String>,
     children: Vec<Self>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct AttributeValue {
+    text: String,
+    /// A number or a boolean, as it is written without quotes.
+    is_literal: bool,
+}
+
+impl AttributeValue {
+    fn of(value: &Value) -> Self {
+        let text = value.as_str().into_owned();
+        Self {
+            is_literal: !matches!(value, Value::String(_)) && is_literal(&text),
+            text,
+        }
+    }
+
+    fn parsed(text: String, quoted: bool) -> Self {
+        Self {
+            is_literal: !quoted && is_literal(&text),
+            text,
+        }
+    }
+}
+
+/// Whether a text without quotes is a number or a boolean. `NaN` and `inf` are names, too.
+fn is_literal(text: &str) -> bool {
+    let is_number = text.ends_with(|last: char| last.is_ascii_digit()) && text.parse::<f64>().is_ok();
+    is_number || matches!(text, "true" | "false")
 }
 
 impl Node {
@@ -236,7 +269,7 @@ impl Node {
         let attributes = span
             .attributes
             .iter()
-            .map(|kv| (kv.key.to_string(), Some(kv.value.as_str().into_owned())))
+            .map(|kv| (kv.key.to_string(), Some(AttributeValue::of(&kv.value))))
             .collect();
         let error = span
             .is_error()
@@ -274,7 +307,13 @@ impl fmt::Display for Node {
                 write_text(f, key, "=,}\"")?;
                 f.write_str("=")?;
                 match value {
-                    Some(value) => write_text(f, value, ",}\"*")?,
+                    Some(AttributeValue {
+                        text,
+                        is_literal: false,
+                    }) if is_literal(text) => {
+                        write_quoted(f, text)?;
+                    }
+                    Some(value) => write_text(f, &value.text, ",}\"*")?,
                     None => f.write_str("*")?,
                 }
             }
@@ -299,6 +338,10 @@ fn write_text(f: &mut fmt::Formatter<'_>, text: &str, special: &str) -> fmt::Res
     if plain {
         return f.write_str(text);
     }
+    write_quoted(f, text)
+}
+
+fn write_quoted(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
     f.write_char('"')?;
     for c in text.chars() {
         match c {
@@ -342,8 +385,10 @@ fn parse_line(line: &str) -> Result<Node, &'static str> {
                 .next_if_eq(&'=')
                 .ok_or("= and a value after the attribute's name")?;
             let (value, quoted) = parse_text(&mut chars, ",}")?;
-            node.attributes
-                .push((key, (quoted || value != "*").then_some(value)));
+            node.attributes.push((
+                key,
+                (quoted || value != "*").then(|| AttributeValue::parsed(value, quoted)),
+            ));
             match chars.next() {
                 Some(',') => {}
                 Some('}') => break,
@@ -493,6 +538,35 @@ mod tests {
         let tree = SpanTree::of(&[odd, child]);
         assert_eq!(tree.to_string().parse(), Ok(tree.clone()));
         tree.assert_eq(&tree.to_string());
+    }
+
+    #[test]
+    fn numbers_and_their_texts_are_different_values() {
+        let mut span = span(1, 0, "a", 1);
+        span.attributes = vec![
+            KeyValue::new("number", 1),
+            KeyValue::new("text", "1"),
+            KeyValue::new("on", true),
+            KeyValue::new("word", "true"),
+            KeyValue::new("name", "inf"),
+            KeyValue::new("ratio", -0.5),
+            KeyValue::new("list", Value::Array(vec![1_i64, 2].into())),
+        ];
+        let tree = SpanTree::of(&[span]);
+        assert_eq!(
+            tree.to_string(),
+            "a {number=1, text=\"1\", on=true, word=\"true\", name=inf, ratio=-0.5, list=\"[1,2]\"}\n"
+        );
+        tree.assert_eq(&tree.to_string());
+        for wrong in [
+            "number=\"1\"",
+            "text=1",
+            "on=\"true\"",
+            "word=true",
+            "ratio=\"-0.5\"",
+        ] {
+            assert!(tree.compare(&format!("a {{{wrong}}}")).is_err(), "{wrong}");
+        }
     }
 
     #[test]
