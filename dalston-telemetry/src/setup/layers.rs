@@ -8,6 +8,7 @@ use tracing_subscriber::layer::{Identity, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::integers::Integers;
+use super::monotonic::Monotonic;
 use super::targets;
 use crate::logs::{LogConfig, LogLayer, SpanFields};
 
@@ -67,7 +68,8 @@ where
     // finds one that sees no spans: the data of a span is with the span, not in the layer.
     let found_by_type = layer(tracer.clone()).with_filter(LevelFilter::OFF);
     let filter = filter_fn(is_exported).with_max_level_hint(level);
-    let records = Layer::<S>::with_filter(Integers::new(layer(tracer)), filter);
+    let records = Monotonic::new(Integers::new(layer(tracer)));
+    let records = Layer::<S>::with_filter(records, filter);
     found_by_type.and_then(records)
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod builder;
 mod integers;
 pub(crate) mod layers;
+mod monotonic;
 pub(crate) mod panic;
 mod report;
 pub mod settings;

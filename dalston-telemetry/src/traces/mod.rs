@@ -2,6 +2,7 @@
 
 pub(crate) mod collector;
 pub(crate) mod limits;
+pub(crate) mod monotonic;
 pub(crate) mod processors;
 pub mod propagate;
 pub(crate) mod sampler;

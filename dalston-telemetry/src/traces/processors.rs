@@ -9,7 +9,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 
-use super::limits;
+use super::{limits, monotonic};
 
 /// The program's processors and the exporter's, which all see spans without secrets and within the
 /// limits. Clones share them.
@@ -72,6 +72,7 @@ impl SpanProcessor for Processors {
     }
 
     fn on_end(&self, mut span: SpanData) {
+        monotonic::correct(&mut span);
         limits::clean(&mut span, self.shared.value_length);
         let mut processors = self.of_program().iter().chain(&self.shared.exporter).peekable();
         while let Some(processor) = processors.next() {
@@ -102,11 +103,34 @@ impl SpanProcessor for Processors {
 
 #[cfg(test)]
 mod tests {
-    use opentelemetry::trace::{Tracer, TracerProvider};
+    use std::time::SystemTime;
+
+    use opentelemetry::trace::{Span as _, Tracer, TracerProvider};
     use opentelemetry_sdk::trace::SdkTracerProvider;
 
     use super::*;
     use crate::SpanCollector;
+
+    #[test]
+    fn span_does_not_end_before_its_start_when_clock_is_set_back() {
+        let collected = SpanCollector::new();
+        let of_program: Vec<Box<dyn SpanProcessor>> = vec![Box::new(collected.clone())];
+        let resource = Resource::builder_empty().build();
+        let processors = Processors::new(of_program, None, None, &resource);
+        let provider = SdkTracerProvider::builder().with_span_processor(processors);
+        let provider = provider.build();
+        let tracer = provider.tracer("test");
+        let start = SystemTime::now() + Duration::from_secs(3600);
+        let builder = || tracer.span_builder("work").with_start_time(start);
+        let mut span = builder().start(&tracer);
+        monotonic::ending(Duration::from_secs(2), || span.end());
+        // A span whose duration is not known, such as one with times of its own.
+        builder()
+            .start(&tracer)
+            .end_with_timestamp(start + Duration::from_secs(7));
+        let ends = collected.spans().into_iter().map(|span| span.end);
+        assert!(ends.eq([2, 7].map(|seconds| start + Duration::from_secs(seconds))));
+    }
 
     #[test]
     fn exporter_alone_sees_spans_after_shutdown() {
