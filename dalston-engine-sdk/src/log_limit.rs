@@ -1,7 +1,7 @@
 //! Which of many failures in a row are logged.
 
-/// Whether the failure with this number in a row is logged. An outage of an hour with a failure each
-/// second leads to 24 lines.
+/// Whether the failure with this number in a row is logged. An outage of an hour with a failure
+/// each second leads to 24 lines.
 pub(crate) const fn is_logged(failures: u64) -> bool {
     failures.is_power_of_two() || failures.is_multiple_of(300)
 }

@@ -27,8 +27,8 @@ use tracing_subscriber::layer::SubscriberExt;
 
 const ROUNDS: usize = 5;
 
-/// A span while tracing is off, as a multiple of a disabled span of `tracing`. That takes one or two
-/// nanoseconds.
+/// A span while tracing is off, as a multiple of a disabled span of `tracing`. That takes one or
+/// two nanoseconds.
 const LIMIT_OFF: f64 = 1.1;
 
 struct Case {

@@ -26,9 +26,9 @@
 //!
 //! # Tracing
 //!
-//! Tracing is off by default. There is then no exporter, no thread for one and no socket, and a span is
-//! a disabled span of [`tracing`], which costs about a nanosecond (`cargo xtask bench telemetry`).
-//! Log lines, propagation and metrics work nevertheless.
+//! Tracing is off by default. There is then no exporter, no thread for one and no socket, and a
+//! span is a disabled span of [`tracing`], which costs about a nanosecond (`cargo xtask bench
+//! telemetry`). Log lines, propagation and metrics work nevertheless.
 //!
 //! With `OTEL_ENABLED=true`, a span that ends enters a bounded queue. One thread with a runtime of
 //! its own sends the queue in batches. It works in a program with a multi-thread runtime, a
@@ -58,9 +58,9 @@
 //!
 //! # Log lines
 //!
-//! Standard output can block: its reader may stop, and other code may hold its lock. Log lines enter
-//! a bounded queue, and a thread writes them ([`LogWriter`]). When the queue is full, lines are
-//! dropped and counted in `dalston_log_lines_dropped_total`. [`Telemetry::shutdown`], dropping
+//! Standard output can block: its reader may stop, and other code may hold its lock. Log lines
+//! enter a bounded queue, and a thread writes them ([`LogWriter`]). When the queue is full, lines
+//! are dropped and counted in `dalston_log_lines_dropped_total`. [`Telemetry::shutdown`], dropping
 //! [`Telemetry`] and the panic hook wait for the thread within their bounds. Call
 //! [`TelemetryHandle::flush`] before `std::process::exit`.
 //!

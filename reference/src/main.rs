@@ -1,5 +1,5 @@
-//! Writes the reference pages from the declarations in the crates. Its tests fail while a page is out
-//! of date.
+//! Writes the reference pages from the declarations in the crates. Its tests fail while a page is
+//! out of date.
 
 #![allow(clippy::print_stderr)] // It is a command-line program.
 

@@ -94,8 +94,8 @@ fn table(checks: &[Check], style: Style) -> String {
     out
 }
 
-/// Probes the deployment that the environment names, as a worker does before its first read. None is
-/// named without `REDIS_URL` and without a variable of the storage.
+/// Probes the deployment that the environment names, as a worker does before its first read. None
+/// is named without `REDIS_URL` and without a variable of the storage.
 #[cfg(feature = "worker")]
 fn deployment(env: &Env) -> Result<Vec<Check>, Failure> {
     let named = REDIS_URL.is_set(env)

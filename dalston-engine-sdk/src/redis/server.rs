@@ -34,8 +34,8 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A Redis server, with one shared connection for commands.
 ///
-/// The connection is made for the first command, and again when it is lost, when the server takes no
-/// more writes, and when two commands in a row were not answered within the
+/// The connection is made for the first command, and again when it is lost, when the server takes
+/// no more writes, and when two commands in a row were not answered within the
 /// [timeout](Self::with_timeout). So the client follows a fail-over within 30 s, if the name in the
 /// URL leads to the new primary, also when the old host disappears without closing its connections.
 ///
@@ -225,8 +225,8 @@ fn tcp_settings() -> TcpSettings {
 /// The current shared connection.
 ///
 /// A server that lost its role to another one need not close its connections, and the connections
-/// to a host that lost its power do not end. Neither would ever work again, so this leaves them when
-/// the server refuses a write or is silent.
+/// to a host that lost its power do not end. Neither would ever work again, so this leaves them
+/// when the server refuses a write or is silent.
 pub(crate) struct SharedConnection {
     current: Current,
     server: RedisServer,

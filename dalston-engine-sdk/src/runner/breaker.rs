@@ -1,9 +1,9 @@
 //! Stops the reads of a worker whose own surroundings are broken: [`Breaker`].
 //!
-//! A worker that fails every task at once would empty the queue beside healthy peers. So a task that
-//! fails for a cause of its worker is handed back, and a worker with several such failures in a row
-//! stops reading until its probes pass. Then it reads one task as a trial: only a completed task
-//! ends the outage, because a probe does not see every fault.
+//! A worker that fails every task at once would empty the queue beside healthy peers. So a task
+//! that fails for a cause of its worker is handed back, and a worker with several such failures in
+//! a row stops reading until its probes pass. Then it reads one task as a trial: only a completed
+//! task ends the outage, because a probe does not see every fault.
 
 use std::fmt;
 use std::future::Future;

@@ -100,8 +100,8 @@ impl Runner {
     /// # Errors
     ///
     /// If too many inference threads are stuck in calls that do not return, the operating system
-    /// refuses another thread, or the [probes](crate::RunnerBuilder::probe) fail for 10 minutes. The
-    /// worker has drained as far as possible. The process must be restarted.
+    /// refuses another thread, or the [probes](crate::RunnerBuilder::probe) fail for 10 minutes.
+    /// The worker has drained as far as possible. The process must be restarted.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let Self {
             worker, submissions, ..

@@ -444,8 +444,8 @@ pub async fn released_task_is_delivered_before_its_lease_ends(platform: &dyn Pla
     assert_eq!(platform.reports().await, expected);
 }
 
-/// A worker with a fault of its own hands a task back, and all workers together do that only so often
-/// for one cause.
+/// A worker with a fault of its own hands a task back, and all workers together do that only so
+/// often for one cause.
 pub async fn handed_back_task_goes_to_a_peer_up_to_its_limit(platform: &dyn Platform) {
     let workers = [
         platform.broker(),

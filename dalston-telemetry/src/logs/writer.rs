@@ -6,17 +6,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The destination of log lines. Cheap to clone.
 ///
-/// A thread of its own writes the lines. So a pipe that is not read, a full disk, and a program that
-/// holds `stdout().lock()` never block the code that logs. Up to 8,192 lines or 8 MiB wait for the
-/// thread, whichever comes first. Further lines are lost and counted in
-/// `dalston_log_lines_dropped_total`, as are lines that can't be written. The lines of a thread keep
-/// their order. Each line is written in one call, so that lines of processes that share a pipe
+/// A thread of its own writes the lines. So a pipe that is not read, a full disk, and a program
+/// that holds `stdout().lock()` never block the code that logs. Up to 8,192 lines or 8 MiB wait for
+/// the thread, whichever comes first. Further lines are lost and counted in
+/// `dalston_log_lines_dropped_total`, as are lines that can't be written. The lines of a thread
+/// keep their order. Each line is written in one call, so that lines of processes that share a pipe
 /// don't mix.
 ///
 /// [`Telemetry::shutdown`](crate::Telemetry::shutdown), dropping
-/// [`Telemetry`](crate::Telemetry), [`flush`](crate::Telemetry::flush) and the panic hook wait until
-/// the present lines are written, within their time limits. A process that ends in another way, by
-/// `std::process::exit` or `abort`, may lose the last lines: call `flush` before.
+/// [`Telemetry`](crate::Telemetry), [`flush`](crate::Telemetry::flush) and the panic hook wait
+/// until the present lines are written, within their time limits. A process that ends in another
+/// way, by `std::process::exit` or `abort`, may lose the last lines: call `flush` before.
 #[derive(Clone)]
 pub struct LogWriter {
     target: Target,
@@ -59,8 +59,8 @@ impl LogWriter {
         }
     }
 
-    /// A writer of your own, which is called on the thread of the lines. It may block. Lines that it
-    /// logs itself are lost. It is flushed whenever no further line waits.
+    /// A writer of your own, which is called on the thread of the lines. It may block. Lines that
+    /// it logs itself are lost. It is flushed whenever no further line waits.
     ///
     /// For tests, [`buffer`](Self::buffer) has the lines at once.
     #[must_use]

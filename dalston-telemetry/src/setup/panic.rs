@@ -1,5 +1,5 @@
-//! The panic hook: logs the panic with the ids of its span, writes the log lines and sends the spans
-//! that wait, and calls the previous hook.
+//! The panic hook: logs the panic with the ids of its span, writes the log lines and sends the
+//! spans that wait, and calls the previous hook.
 
 use std::any::Any;
 use std::borrow::Cow;

@@ -126,8 +126,8 @@ impl Telemetry {
         }
     }
 
-    /// Sends all spans that have ended, and the current metrics if they are exported, writes the log
-    /// lines that wait, and waits for that for at most `timeout`.
+    /// Sends all spans that have ended, and the current metrics if they are exported, writes the
+    /// log lines that wait, and waits for that for at most `timeout`.
     ///
     /// Blocks the calling thread, whether or not it belongs to a runtime. This can't deadlock,
     /// because exporters and log lines have threads of their own.

@@ -22,9 +22,9 @@ use crate::traces::collector::CollectedSpan;
 ///
 /// - The name comes first. A name with spaces at its ends, or with one of `{`, `!` and `"`, is put
 ///   in quotes.
-/// - `{key=value, …}` names attributes and their values; `*` stands for any value. Texts with one of
-///   `,`, `}`, `"` or `*`, with spaces at their ends, or that look like a number or like `true` or
-///   `false`, are put in quotes: `1` is a number and `"1"` a text. In the text that a tree is
+/// - `{key=value, …}` names attributes and their values; `*` stands for any value. Texts with one
+///   of `,`, `}`, `"` or `*`, with spaces at their ends, or that look like a number or like `true`
+///   or `false`, are put in quotes: `1` is a number and `"1"` a text. In the text that a tree is
 ///   compared with, only the attributes that are mentioned count.
 /// - `!` marks a span that ended with an error, followed by its message. In the text that a tree is
 ///   compared with the message may be left out; the mark may not.

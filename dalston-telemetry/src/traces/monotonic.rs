@@ -16,8 +16,8 @@ pub(crate) fn ending(duration: Duration, end: impl FnOnce()) {
     ENDING.set(None);
 }
 
-/// Moves the end of a span to its start plus its duration, if that is known. The clock of the system
-/// can be set back while the span is open.
+/// Moves the end of a span to its start plus its duration, if that is known. The clock of the
+/// system can be set back while the span is open.
 pub(super) fn correct(span: &mut SpanData) {
     // Taken, because a processor can end spans of its own.
     if let Some(duration) = ENDING.take()

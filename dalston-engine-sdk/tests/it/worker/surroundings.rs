@@ -1,5 +1,5 @@
-//! A worker whose own surroundings are broken takes no tasks, hands back those that it has, and goes
-//! on when they work again.
+//! A worker whose own surroundings are broken takes no tasks, hands back those that it has, and
+//! goes on when they work again.
 
 use std::collections::BTreeMap;
 use std::path::Path;

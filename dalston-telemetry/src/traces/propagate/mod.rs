@@ -159,8 +159,8 @@ const TRACE_CONTEXT_BIT: u8 = 1;
 const BAGGAGE_BIT: u8 = 2;
 
 impl Propagator {
-    /// Reads `OTEL_PROPAGATORS`; both formats if it is unset. Formats that OpenTelemetry defines and
-    /// this crate does not support, such as `b3`, are left out.
+    /// Reads `OTEL_PROPAGATORS`; both formats if it is unset. Formats that OpenTelemetry defines
+    /// and this crate does not support, such as `b3`, are left out.
     ///
     /// # Errors
     ///
