@@ -423,6 +423,12 @@ fn output_is_full() {
     };
     let dropped = count("dalston_log_lines_dropped_total");
     let written = count("dalston_log_messages_total{level=\"info\"}");
+    let begun = Instant::now();
+    for _ in 0..20 {
+        std::panic::catch_unwind(|| panic!("again")).unwrap_err();
+    }
+    // 20 s if each panic waited.
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     let ShutdownError::LogLines { pending } = telemetry.shutdown_blocking().unwrap_err() else {
         panic!("lines should wait")
     };
