@@ -4,7 +4,7 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
-use std::io;
+use std::io::{self, Write};
 use std::process::{Command, ExitCode, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -14,7 +14,9 @@ use dalston_telemetry::metrics::{Counter, DenseFamily, Exemplar, Histogram, Stat
 use dalston_telemetry::services::engine::{Device, EngineLabels, EngineMetrics};
 #[cfg(feature = "ec2")]
 use dalston_telemetry::{Env, cloud::Cloud};
-use dalston_telemetry::{InitError, ShutdownError, Telemetry, configure_metrics, configure_tracing};
+use dalston_telemetry::{
+    InitError, LogWriter, ShutdownError, Telemetry, configure_metrics, configure_tracing,
+};
 use tracing::info_span;
 
 type Variables = &'static [(&'static str, &'static str)];
@@ -174,10 +176,12 @@ const SCENARIOS: &[Scenario] = &[
         variables: &[],
         is_read: true,
         inside: || {
-            let _telemetry = configure_tracing("engine-test").unwrap();
-            log_numbers(0..5_000);
+            let writer = LogWriter::new(Slow);
+            let telemetry = Telemetry::builder("engine-test").log_writer(writer).install();
+            log_numbers(0..200);
+            drop(telemetry.unwrap());
         },
-        outside: |output| assert!(numbers(output) == (0..5_000).collect::<Vec<_>>()),
+        outside: |output| assert!(numbers(output) == (0..200).collect::<Vec<_>>()),
     },
     Scenario {
         name: "lines_are_written_before_a_panic_ends_the_process",
@@ -458,6 +462,20 @@ fn lock_is_held() {
     is_done.recv_timeout(PATIENCE).unwrap();
     telemetry.shutdown_blocking().unwrap();
     drop(lock);
+}
+
+/// Standard output that takes a line in a millisecond, so that lines wait.
+struct Slow;
+
+impl Write for Slow {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        thread::sleep(Duration::from_millis(1));
+        io::stdout().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn log_numbers(numbers: std::ops::Range<usize>) {
