@@ -142,6 +142,7 @@ const SCENARIOS: &[Scenario] = &[
             ("OTEL_SDK_DISABLED", "1"),
             ("RUST_LOG", "info,[span]=debug"),
         ],
+        is_read: true,
         inside: || drop(configure_tracing("engine-test").unwrap()),
         outside: |output| {
             let lines = String::from_utf8_lossy(&output.stdout);
