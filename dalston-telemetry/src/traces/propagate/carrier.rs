@@ -44,10 +44,6 @@ pub trait Carrier {
 /// # answer(&HeaderMap::new());
 /// ```
 #[doc(alias("set_parent", "span_from_context", "extract_trace_context"))]
-#[expect(
-    clippy::must_use_candidate,
-    reason = "a program without log lines has no use for it"
-)]
 pub fn continue_trace<C: Carrier + ?Sized>(span: &Span, carrier: &C) -> Context {
     static WARNED: Once = Once::new();
     let context = carrier.extract(&Propagator::installed());
