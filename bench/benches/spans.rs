@@ -197,7 +197,7 @@ fn tasks() {
 
 /// The exporter of a case, which lives until the process ends.
 enum Exporter {
-    Ours(Telemetry),
+    Ours(Box<Telemetry>),
     Peer(SdkTracerProvider),
 }
 
@@ -213,7 +213,7 @@ impl Exporter {
             true => builder.log_writer(LogWriter::new(std::io::sink())),
             false => builder.without_logs(),
         };
-        Self::Ours(builder.install().unwrap())
+        Self::Ours(Box::new(builder.install().unwrap()))
     }
 
     fn peer(url: &str) -> Self {
