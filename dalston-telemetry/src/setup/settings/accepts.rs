@@ -51,8 +51,7 @@ impl Accepts<bool> for Switch {
 /// lower case.
 ///
 /// The specification takes everything but `true` for false, so that `OTEL_SDK_DISABLED=1` has the
-/// opposite effect of its intention. A variable can list such words with
-/// [`OtelSwitch::WORDS`].
+/// opposite effect of its intention.
 #[derive(Debug, Clone, Copy)]
 pub struct OtelSwitch;
 
