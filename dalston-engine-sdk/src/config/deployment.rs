@@ -277,7 +277,7 @@ mod tests {
             (
                 "HF_ENDPOINT",
                 "huggingface.co",
-                "an http or https URL, such as https://huggingface.co",
+                "an http or https URL, such as http://hub-mirror:8080",
             ),
             (
                 "DALSTON_S3_BUCKET",

@@ -175,7 +175,7 @@ variables! {
 
     /// The hub, or a mirror of it.
     pub(crate) static HF_ENDPOINT: Variable<String> =
-        Variable::new(&["HF_ENDPOINT"], &HttpUrl("https://huggingface.co")).default("https://huggingface.co");
+        Variable::new(&["HF_ENDPOINT"], &HttpUrl("http://hub-mirror:8080")).default("https://huggingface.co");
 
     /// The parent of the default cache of models, where `/models` is not a directory.
     pub(crate) static XDG_CACHE_HOME: Variable<PathBuf> =
