@@ -21,4 +21,5 @@ mod trim;
 pub use self::broker::RedisBroker;
 pub use self::registry::RedisRegistry;
 pub use self::server::RedisServer;
+#[cfg(feature = "worker")]
 pub(crate) use self::server::parse as parse_url;
