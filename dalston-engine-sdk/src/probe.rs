@@ -113,6 +113,7 @@ pub(crate) async fn storage(store: &Store, instance: &str) -> Check {
 
 /// Whether the port of the HTTP server is free. The worker also works without it.
 #[cfg(feature = "worker")]
+#[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "only `doctor` calls it"))]
 pub(crate) async fn port(port: u16) -> Check {
     const NAME: &str = "port";
     match TcpListener::bind(("0.0.0.0", port)).await {
