@@ -11,6 +11,7 @@ mod hazards;
 #[cfg(feature = "worker")]
 mod http;
 mod interruption;
+mod leases;
 #[cfg(feature = "worker")]
 mod models;
 mod pipeline;

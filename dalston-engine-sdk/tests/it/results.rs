@@ -8,7 +8,7 @@ use dalston_engine_sdk::{OutputFile, TaskContext, TaskError};
 use serde_json::{Value, json};
 use testbed::{Fault, TestS3, Trouble};
 
-use crate::hazards::{AwkwardBroker, other_worker};
+use crate::leases::{AwkwardBroker, other_worker};
 use crate::rig::{Closures, Rig, answer, job_of};
 
 fn s3(server: &TestS3) -> Store {

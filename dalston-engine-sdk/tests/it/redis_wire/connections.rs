@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dalston_engine_sdk::broker::{Broker, EventContext, Outcome, Ownership};
+use dalston_engine_sdk::broker::{Broker, Claim, EventContext, Outcome, Ownership};
 use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
 use testbed::{Proxy, TestRedis};
 
@@ -217,19 +217,24 @@ async fn silent_connections_are_left_for_the_new_server() {
     );
 
     // The blocking read has a connection of its own.
-    let mut failures = 0;
-    let next = loop {
-        match broker.receive(&consumer("a"), LONG).await {
-            Ok(found) => break found.expect("a task").claim,
-            Err(error) if failures > 5 => panic!("{error}"),
-            Err(_) => failures += 1,
-        }
-    };
+    let (next, _) = receive_after_failures(&broker).await;
     assert_eq!(next.message_id, waiting);
     let ended = broker
         .finish(&next, &Outcome::Skipped, &EventContext::default())
         .await;
     assert_eq!(ended.unwrap(), Ownership::Held);
+}
+
+/// Takes a task with repeated reads, and returns how many of them failed.
+async fn receive_after_failures(broker: &RedisBroker) -> (Claim, usize) {
+    let mut failures = 0;
+    loop {
+        match broker.receive(&consumer("a"), LONG).await {
+            Ok(found) => return (found.expect("a task").claim, failures),
+            Err(error) if failures > 5 => panic!("{error}"),
+            Err(_) => failures += 1,
+        }
+    }
 }
 
 #[tokio::test]
@@ -246,14 +251,7 @@ async fn silence_ends_a_read_that_waits() {
     cable.silence();
     cable.lead_to(new.port());
     let waiting = enqueue(&new).await;
-    let mut failures = 0;
-    let claim = loop {
-        match broker.receive(&consumer("a"), LONG).await {
-            Ok(found) => break found.expect("a task").claim,
-            Err(error) if failures > 5 => panic!("{error}"),
-            Err(_) => failures += 1,
-        }
-    };
+    let (claim, failures) = receive_after_failures(&broker).await;
 
     assert_eq!(claim.message_id, waiting);
     assert!((1..=3).contains(&failures), "{failures}");

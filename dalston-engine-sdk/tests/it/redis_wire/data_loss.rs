@@ -20,6 +20,17 @@ async fn start(broker: &RedisBroker, claim: &Claim) {
     assert_eq!(started.unwrap(), Ownership::Held);
 }
 
+/// A server that lost its data while a task was processed.
+async fn started_before_data_loss() -> (TestRedis, RedisBroker, Claim) {
+    let server = TestRedis::start().await;
+    let broker = broker(&server);
+    enqueue(&server).await;
+    let claim = receive(&broker, "a").await.claim;
+    start(&broker, &claim).await;
+    let () = server.send(&["FLUSHALL"]).await;
+    (server, broker, claim)
+}
+
 async fn finish(broker: &RedisBroker, claim: &Claim) -> Ownership {
     broker
         .finish(claim, &DONE, &EventContext::default())
@@ -35,13 +46,7 @@ async fn lag(server: &TestRedis) -> i64 {
 
 #[tokio::test]
 async fn result_is_reported_after_the_loss_of_all_data() {
-    let server = TestRedis::start().await;
-    let broker = broker(&server);
-    enqueue(&server).await;
-    let claim = receive(&broker, "a").await.claim;
-    start(&broker, &claim).await;
-
-    let () = server.send(&["FLUSHALL"]).await;
+    let (server, broker, claim) = started_before_data_loss().await;
     assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Forgotten);
     let outcome = Outcome::Completed {
         artifacts: vec![artifact()],
@@ -60,13 +65,7 @@ async fn result_is_reported_after_the_loss_of_all_data() {
 
 #[tokio::test]
 async fn newer_messages_do_not_hide_the_loss_of_data() {
-    let server = TestRedis::start().await;
-    let broker = broker(&server);
-    enqueue(&server).await;
-    let claim = receive(&broker, "a").await.claim;
-    start(&broker, &claim).await;
-
-    let () = server.send(&["FLUSHALL"]).await;
+    let (server, broker, claim) = started_before_data_loss().await;
     let newer = take(&server, &broker, 1).await.remove(0);
 
     assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Forgotten);

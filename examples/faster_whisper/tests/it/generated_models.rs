@@ -166,13 +166,7 @@ fn prompt_keeps_the_last_223_tokens_of_earlier_text() {
 #[test]
 fn untrained_model_ends_on_every_recording() {
     for seed in 0..4 {
-        // Large weights produce extreme logits.
-        let shape = Shape {
-            seed,
-            scale: 2.0,
-            ..Shape::tiny()
-        };
-        let (_dir, mut whisper) = load(&shape);
+        let (_dir, mut whisper) = load(&extreme(seed));
         let recording = samples("en_long_75s.wav");
         let found = whisper
             .transcribe(&recording[..], &TranscribeConfig::default(), &mut ())
@@ -189,11 +183,7 @@ fn untrained_model_ends_on_every_recording() {
 fn timestamps_mean_nothing_when_they_are_off() {
     for seed in 0..4 {
         // Without the rules for timestamps, this model emits many of them.
-        let shape = Shape {
-            seed,
-            scale: 2.0,
-            ..Shape::tiny()
-        };
+        let shape = extreme(seed);
         let (_dir, mut whisper) = load(&shape);
         let first = shape.first_timestamp();
         let mut config = TranscribeConfig::default();
@@ -350,6 +340,15 @@ fn wrong_feature_shapes_and_unknown_tokens_are_errors() {
             matches!(window.logits(&ids).unwrap_err(), Error::Torch(_)),
             "{ids:?}"
         );
+    }
+}
+
+/// An untrained model. Its large weights produce extreme logits.
+fn extreme(seed: u64) -> Shape {
+    Shape {
+        seed,
+        scale: 2.0,
+        ..Shape::tiny()
     }
 }
 

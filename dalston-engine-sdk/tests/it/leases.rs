@@ -1,0 +1,317 @@
+//! Leases that end too early, too late or again and again.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dalston_engine_sdk::CancelReason;
+use dalston_engine_sdk::broker::{
+    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, HandBack, Lookup, MemoryBroker, Outcome,
+    Ownership,
+};
+use dalston_engine_sdk::store::key;
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::hazards::{begun, failed};
+use crate::rig::{Closures, HeldTime, Rig, answer, gate, job_of, pass};
+
+pub(crate) fn other_worker() -> Consumer {
+    Consumer {
+        engine_id: "test-asr".to_owned(),
+        instance: "test-asr-other".to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn a_worker_without_the_lease_stops_and_reports_nothing() {
+    let _time = HeldTime::new();
+    // Renewals come every 20 s. This lease ends before the first one.
+    let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(10), 100));
+    let broker = AwkwardBroker::new(&rig);
+    let (tell, mut told) = begun();
+    let reasons = Arc::new(Mutex::new(Vec::new()));
+    let note = Arc::clone(&reasons);
+    let engine = Closures::new(move |_, cx| {
+        tell.send(String::new()).unwrap();
+        loop {
+            if let Some(reason) = cx.cancel_reason() {
+                note.lock().unwrap().push(reason);
+                return answer();
+            }
+            std::thread::yield_now();
+        }
+    });
+    let act = async {
+        rig.submit("t1").await;
+        told.recv().await.unwrap();
+        pass(Duration::from_secs(11)).await;
+        let taken = rig
+            .broker
+            .receive(&other_worker(), Duration::ZERO)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (taken.claim.task_id.as_str(), taken.claim.delivery_count),
+            ("t1", 2)
+        );
+        pass(Duration::from_millis(9_500)).await;
+        while reasons.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(rig.broker.renew(&taken.claim).await.unwrap(), Ownership::Held);
+    };
+    let builder = rig.runner(engine).broker(broker);
+    rig.run(builder, act).await.1.unwrap();
+    assert_eq!(*reasons.lock().unwrap(), [CancelReason::LeaseLost]);
+    assert_eq!(rig.events(), ["t1 started"]);
+    assert_eq!(rig.broker.held(), 1, "the other worker still has it");
+    let span = rig.telemetry.span("engine.test-asr.process");
+    assert_eq!(span.attribute("error.type").unwrap().to_string(), "lease_lost");
+}
+
+#[tokio::test]
+async fn a_cut_off_worker_does_not_overwrite_a_peers_result() {
+    let _time = HeldTime::new();
+    let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(60), 100));
+    let away = Arc::new(AtomicBool::new(false));
+    let broker = AwkwardBroker {
+        away: Arc::clone(&away),
+        ..AwkwardBroker::new(&rig)
+    };
+    let (long, go_on) = gate();
+    let (tell, mut told) = begun();
+    let engine = Closures::new(move |_, _| {
+        tell.send(String::new()).unwrap();
+        long.wait();
+        answer()
+    });
+    let act = async {
+        rig.submit("t1").await;
+        told.recv().await.unwrap();
+        away.store(true, Ordering::SeqCst);
+        pass(Duration::from_secs(61)).await;
+        let peer = rig.broker.receive(&other_worker(), Duration::ZERO).await;
+        let peer = peer.unwrap().unwrap().claim;
+        let context = EventContext::default();
+        let _ = rig.broker.started(&peer, &context).await.unwrap();
+        let response = json!({"task_id": "t1", "data": "the successor's"});
+        let place = key::task_response(&job_of("t1"), "t1");
+        rig.store.write(&place, response.to_string()).await.unwrap();
+        let done = Outcome::Completed {
+            artifacts: Vec::new(),
+        };
+        let _ = rig.broker.finish(&peer, &done, &context).await.unwrap();
+        away.store(false, Ordering::SeqCst);
+        go_on.open();
+    };
+    let builder = rig.runner(engine).broker(broker);
+    rig.run(builder, act).await.1.unwrap();
+    assert_eq!(rig.response("t1").await, json!("the successor's"));
+    assert_eq!(rig.events(), ["t1 started", "t1 started", "t1 completed"]);
+}
+
+#[tokio::test]
+async fn a_suspended_worker_writes_nothing_once_a_peer_has_the_task() {
+    // The peer gets the task with its next read.
+    let rig = Rig::with_broker(MemoryBroker::with(Duration::from_millis(100), 100));
+    let broker = AwkwardBroker {
+        stood_still: Duration::from_secs(61),
+        ..AwkwardBroker::new(&rig)
+    };
+    let (long, go_on) = gate();
+    let (tell, mut told) = begun();
+    let engine = Closures::new(move |_, _| {
+        tell.send(String::new()).unwrap();
+        long.wait();
+        answer()
+    });
+    let act = async {
+        rig.submit("t1").await;
+        told.recv().await.unwrap();
+        let peer = rig.broker.receive(&other_worker(), Duration::from_secs(20)).await;
+        assert!(peer.unwrap().is_some());
+        go_on.open();
+    };
+    let builder = rig.runner(engine).broker(broker);
+    rig.run(builder, act).await.1.unwrap();
+    let place = rig.store.locator(&key::task_response(&job_of("t1"), "t1"));
+    assert!(rig.store.read(&place, 1 << 20).await.is_err(), "no response");
+    assert_eq!(rig.events(), ["t1 started"]);
+}
+
+#[tokio::test]
+async fn a_result_waits_for_a_broker_that_fails_over() {
+    tokio::time::pause();
+    let rig = Rig::new();
+    let broker = AwkwardBroker {
+        finishing: Some(Instant::now() + Duration::from_secs(40)),
+        ..AwkwardBroker::new(&rig)
+    };
+    let runs = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&runs);
+    let engine = Closures::new(move |_, _| {
+        count.fetch_add(1, Ordering::SeqCst);
+        answer()
+    });
+    rig.submit("t1").await;
+    let builder = rig.runner(engine).broker(broker);
+    rig.run(builder, rig.outcome("t1")).await.0.unwrap();
+    assert_eq!(rig.events(), ["t1 started", "t1 completed"]);
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_long_task_keeps_its_lease_as_long_as_it_runs() {
+    let _time = HeldTime::new();
+    let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(30), 100));
+    let (long, go_on) = gate();
+    let (tell, mut told) = begun();
+    let engine = Closures::new(move |_, _| {
+        tell.send(String::new()).unwrap();
+        long.wait();
+        answer()
+    });
+    let act = async {
+        rig.submit("t1").await;
+        told.recv().await.unwrap();
+        for _ in 0..60 {
+            pass(Duration::from_secs(10)).await;
+            tokio::task::yield_now().await;
+        }
+        assert!(
+            rig.broker
+                .receive(&other_worker(), Duration::ZERO)
+                .await
+                .unwrap()
+                .is_none()
+        );
+        go_on.open();
+        rig.outcome("t1").await.unwrap();
+    };
+    rig.run(rig.runner(engine), act).await.1.unwrap();
+}
+
+#[tokio::test]
+async fn a_task_delivered_too_often_fails_with_the_count() {
+    let _time = HeldTime::new();
+    let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(10), 100));
+    rig.submit("poison").await;
+    for _ in 0..3 {
+        rig.broker
+            .receive(&other_worker(), Duration::ZERO)
+            .await
+            .unwrap()
+            .unwrap();
+        pass(Duration::from_secs(11)).await;
+    }
+    let engine = Closures::new(|_, _| panic!("processed"));
+    let (outcome, _) = rig.run(rig.runner(engine), rig.outcome("poison")).await;
+    let error = "the task was delivered 4 times (limit 3) and no worker survived it or finished it in time";
+    assert_eq!(outcome.map(|_| ()), failed("too_many_deliveries", error));
+    assert_eq!(
+        rig.events(),
+        ["poison started", "poison failed too_many_deliveries"]
+    );
+}
+
+/// A broker that grants shorter leases than it reports, so that its worker renews too late. It
+/// gives its worker only one task, and reports its start slowly.
+#[derive(Debug)]
+pub(crate) struct AwkwardBroker {
+    pub(crate) broker: MemoryBroker,
+    /// How long the process was suspended while it received a task.
+    pub(crate) stood_still: Duration,
+    pub(crate) given: AtomicBool,
+    pub(crate) announcing: Duration,
+    /// Whether renewals are lost.
+    pub(crate) away: Arc<AtomicBool>,
+    /// When the first outcome is accepted.
+    pub(crate) finishing: Option<Instant>,
+    /// Whether it panics when it is asked about a cancellation.
+    pub(crate) panics: bool,
+}
+
+impl AwkwardBroker {
+    pub(crate) fn new(rig: &Rig) -> Self {
+        Self {
+            broker: rig.broker.clone(),
+            stood_still: Duration::ZERO,
+            given: AtomicBool::new(false),
+            announcing: Duration::ZERO,
+            away: Arc::default(),
+            finishing: None,
+            panics: false,
+        }
+    }
+}
+
+#[async_trait]
+impl Broker for AwkwardBroker {
+    fn system(&self) -> &'static str {
+        self.broker.system()
+    }
+
+    fn lease(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    async fn receive(&self, consumer: &Consumer, wait: Duration) -> Result<Option<Delivery>, BrokerError> {
+        if self.given.load(Ordering::SeqCst) {
+            return std::future::pending().await;
+        }
+        let mut delivery = self.broker.receive(consumer, wait).await?;
+        if let Some(delivery) = &mut delivery
+            && !self.stood_still.is_zero()
+        {
+            delivery.asked_at = Instant::now().into_std().checked_sub(self.stood_still);
+        }
+        self.given.store(delivery.is_some(), Ordering::SeqCst);
+        Ok(delivery)
+    }
+
+    async fn lookup(&self, claim: &Claim) -> Result<Lookup, BrokerError> {
+        self.broker.lookup(claim).await
+    }
+
+    async fn started(&self, claim: &Claim, event: &EventContext) -> Result<Ownership, BrokerError> {
+        if !self.announcing.is_zero() {
+            tokio::time::sleep(self.announcing).await;
+        }
+        self.broker.started(claim, event).await
+    }
+
+    async fn renew(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
+        if self.away.load(Ordering::SeqCst) {
+            return Err(BrokerError::new("renewing", "the network is away"));
+        }
+        self.broker.renew(claim).await
+    }
+
+    async fn is_cancelled(&self, claim: &Claim) -> Result<bool, BrokerError> {
+        assert!(!self.panics, "no such host");
+        self.broker.is_cancelled(claim).await
+    }
+
+    async fn finish(
+        &self,
+        claim: &Claim,
+        outcome: &Outcome,
+        event: &EventContext,
+    ) -> Result<Ownership, BrokerError> {
+        if self.finishing.is_some_and(|then| Instant::now() < then) {
+            return Err(BrokerError::new("finishing", "no replicas"));
+        }
+        self.broker.finish(claim, outcome, event).await
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
+        self.broker.release(claim).await
+    }
+
+    async fn hand_back(&self, claim: &Claim, cause: &str, limit: u32) -> Result<HandBack, BrokerError> {
+        self.broker.hand_back(claim, cause, limit).await
+    }
+}
