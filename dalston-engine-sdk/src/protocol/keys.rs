@@ -4,6 +4,9 @@
 pub const TASK_GROUP: &str = "engines";
 /// The stream of events that the orchestrator reads.
 pub const EVENT_STREAM: &str = "dalston:events:stream";
+/// A stream that does not exist. A write to it shows whether the server has memory for an event.
+#[cfg(feature = "redis")]
+pub(crate) const UNUSED_STREAM: &str = "dalston:events:stream:none";
 /// The approximate number of events in the stream. Each writer trims it.
 pub const EVENT_STREAM_MAX_LEN: usize = 10_000;
 /// The channel with a copy of every event.

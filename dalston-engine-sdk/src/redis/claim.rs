@@ -73,7 +73,7 @@ impl StaleEntry {
     }
 
     /// The platform's rule, with one addition: a record that the server itself will drop within a
-    /// minute was renewed within the last minute, whatever the clocks of the two hosts say.
+    /// minute was renewed within the last minute, even if the clocks of the two hosts differ.
     pub(super) fn owner_is_dead(&self, now: Timestamp) -> bool {
         if self.status.is_empty() || self.status == "offline" {
             return true;
@@ -101,7 +101,8 @@ impl StaleEntry {
             .arg(&consumer.instance)
             .arg(self.delivery_count)
             .arg(&self.consumer)
-            .arg(milliseconds(idle));
+            .arg(milliseconds(idle))
+            .arg(keys::UNUSED_STREAM);
         let fields: Option<Fields> = script.invoke_async(&mut held.server.shared()).await?;
         let (released, id) = (self.is_released(), self.id);
         let Some(fields) = fields else { return Ok(None) };

@@ -204,7 +204,10 @@ impl StreamReader {
     /// Reads a message that waits already. Fails with OOM while the server is out of memory.
     async fn read_waiting(&self, consumer: &Consumer, stream: &str) -> RedisResult<Messages> {
         let mut script = scripts::READ.key(stream);
-        script.arg(keys::TASK_GROUP).arg(&consumer.instance);
+        script
+            .arg(keys::TASK_GROUP)
+            .arg(&consumer.instance)
+            .arg(keys::UNUSED_STREAM);
         script.invoke_async(&mut self.held.server.shared()).await
     }
 

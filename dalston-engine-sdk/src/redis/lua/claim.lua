@@ -1,9 +1,11 @@
--- Claims an entry for the instance ARGV[3], if its consumer ARGV[5] still holds it in the same delivery ARGV[4], and has not
--- renewed it for ARGV[6] ms. Not while the server is out of memory.
--- KEYS[1]: the task stream. ARGV[1]: the consumer group. ARGV[2]: the message id.
--- Returns the fields of the message, an empty list if the message was deleted, nil if the entry can't be had.
+-- Claims an entry for the instance ARGV[3], if its consumer ARGV[5] still holds it in the same
+-- delivery ARGV[4], and has not renewed it for ARGV[6] ms. Not while the server is out of memory.
+-- KEYS[1]: the task stream. ARGV[1]: the consumer group. ARGV[2]: the message id. ARGV[7]: a
+-- stream that does not exist.
+-- Returns the fields of the message, an empty list if the message was deleted, nil if the entry
+-- can't be had.
 
-local full = out_of_memory()
+local full = out_of_memory(ARGV[7])
 if full then return full end
 local stream, group, id = KEYS[1], ARGV[1], ARGV[2]
 local entry = redis.call('XPENDING', stream, group, id, id, 1)[1]

@@ -1,5 +1,6 @@
--- Hands the task back as release.lua does, and counts that in the field ARGV[8] of its metadata. Not more than ARGV[9] times,
--- and not without metadata: nothing else outlives the workers that a task passes through.
+-- Hands the task back as release.lua does, and counts that in the field ARGV[8] of its metadata.
+-- Not more than ARGV[9] times, and not without metadata: nothing else outlives the workers that a
+-- task passes through.
 
 local REFUSED = 5
 local owner = ownership()

@@ -1,5 +1,7 @@
--- Finds out what is known about the task, and removes the marks of a task that waited for an engine.
--- KEYS[3]: the cancellation of the job. KEYS[4]: the set of waiting tasks. ARGV[6]: the task. ARGV[7..10]: the wait markers.
+-- Finds out what is known about the task, and removes the marks of a task that waited for an
+-- engine.
+-- KEYS[3]: the cancellation of the job. KEYS[4]: the set of waiting tasks. ARGV[6]: the task.
+-- ARGV[7..10]: the wait markers.
 -- Returns 'task' and seven fields of the metadata, or another word and the reason.
 
 local owner = ownership()

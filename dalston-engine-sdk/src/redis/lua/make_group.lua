@@ -1,12 +1,14 @@
 -- Creates the consumer group ARGV[1] of the stream KEYS[1], unless it exists.
--- A new group begins with the first message, because tasks may be queued before the first engine starts. A group that was
--- removed without its stream would so deliver finished tasks again. The events in KEYS[2] show what it had delivered: an event
--- about a task that is not older than a message of the task follows the delivery of that message. Unfinished entries go to a
--- consumer that does not exist: their holders take them back, and the others are claimed when their lease ends. In doubt, an
--- entry is unfinished.
--- ARGV[2]: prefix of the metadata of tasks. ARGV[3]: looks at no more entries than this before the first delivered one, and
--- again behind it.
--- Returns -1 if the group exists, -2 if it begins with the first message, or else the number of unfinished entries.
+-- A new group begins with the first message, because tasks may be queued before the first engine
+-- starts. A group that was removed without its stream would so deliver finished tasks again. The
+-- events in KEYS[2] show what it had delivered: an event about a task that is not older than a
+-- message of the task follows the delivery of that message. Unfinished entries go to a consumer
+-- that does not exist: their holders take them back, and the others are claimed when their lease
+-- ends. In doubt, an entry is unfinished.
+-- ARGV[2]: prefix of the metadata of tasks. ARGV[3]: looks at no more entries than this before the
+-- first delivered one, and again behind it.
+-- Returns -1 if the group exists, -2 if it begins with the first message, or else the number of
+-- unfinished entries.
 
 local stream, group, limit = KEYS[1], ARGV[1], tonumber(ARGV[3])
 
@@ -53,7 +55,8 @@ while next(reported) and looked < limit do
       last_delivered, waiting, looked = message[1], looked, 0
     end
     looked = looked + 1
-    -- Messages are delivered in their order, so those before were delivered, too. The events of old ones are gone.
+    -- Messages are delivered in their order, so those before were delivered, too. The events of old
+    -- ones are gone.
     if last_delivered and not (ended[task] and ended[task] > time)
       and (delivered or redis.call('EXISTS', ARGV[2] .. task) == 1) then
       unfinished[#unfinished + 1] = message[1]

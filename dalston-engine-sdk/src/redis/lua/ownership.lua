@@ -1,6 +1,7 @@
 -- Begins every script about a task that an instance holds.
--- KEYS[1]: the task stream. KEYS[2]: the metadata of the task. ARGV[1..5]: the consumer group, the instance, the message id,
--- the delivery count, '1' if the metadata existed when the task was looked up.
+-- KEYS[1]: the task stream. KEYS[2]: the metadata of the task. ARGV[1..5]: the consumer group, the
+-- instance, the message id, the delivery count, '1' if the metadata existed when the task was
+-- looked up.
 
 local HELD, GONE, LOST, FORGOTTEN = 1, 2, 3, 4
 local stream = KEYS[1]
@@ -13,8 +14,9 @@ local function is_before(a, b)
   return tonumber(a_sequence) < tonumber(b_sequence)
 end
 
--- Whether the server lost its data, the stream or the group since it delivered the entry, which is not pending any more. The
--- other reason is that a consumer acknowledged it; an engine in Python leaves no other trace of that.
+-- Whether the server lost its data, the stream or the group since it delivered the entry, which is
+-- not pending any more. The other reason is that a consumer acknowledged it; an engine in Python
+-- leaves no other trace of that.
 local function is_forgotten()
   local groups = redis.pcall('XINFO', 'GROUPS', stream)
   if groups.err then return true end
@@ -22,7 +24,8 @@ local function is_forgotten()
     local fields = {}
     for i = 1, #entry, 2 do fields[entry[i]] = entry[i + 1] end
     if fields['name'] == group then
-      -- Metadata outlives its task. Without it, the group is a new one that has delivered newer messages.
+      -- Metadata outlives its task. Without it, the group is a new one that has delivered newer
+      -- messages.
       return is_before(fields['last-delivered-id'], id) or (ARGV[5] == '1' and redis.call('EXISTS', KEYS[2]) == 0)
     end
   end
@@ -31,7 +34,8 @@ end
 
 -- A bare XCLAIM or XACK would do as it is told, whichever instance sends it.
 -- GONE: no consumer holds the entry, because it was acknowledged or deleted.
--- FORGOTTEN: no consumer holds the entry, because the server does not know any more that it was delivered.
+-- FORGOTTEN: no consumer holds the entry, because the server does not know any more that it was
+-- delivered.
 local function ownership()
   local entries = redis.pcall('XPENDING', stream, group, id, id, 1)
   if entries.err and string.find(entries.err, 'NOGROUP', 1, true) then return FORGOTTEN end

@@ -1,5 +1,6 @@
--- Removes consumers of the group ARGV[1] that hold nothing, did nothing for ARGV[2] ms and have no registry record (ARGV[3]
--- and their name): every process that ever ran leaves one. A consumer that still runs is made again by its next read.
+-- Removes consumers of the group ARGV[1] that hold nothing, did nothing for ARGV[2] ms and have no
+-- registry record (ARGV[3] and their name): every process that ever ran leaves one. A consumer that
+-- still runs is made again by its next read.
 
 local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
 if consumers.err then return 0 end
