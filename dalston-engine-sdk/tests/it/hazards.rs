@@ -1,21 +1,15 @@
 //! Failures of one task that do not affect the next one.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use dalston_engine_sdk::broker::{
-    Broker, BrokerError, Claim, Consumer, Delivery, EventContext, HandBack, Lookup, MemoryBroker, Outcome,
-    Ownership, QueuedTask, TaskMetadata,
-};
+use dalston_engine_sdk::broker::{Broker, EventContext, QueuedTask, TaskMetadata};
 use dalston_engine_sdk::protocol::Timestamp;
-use dalston_engine_sdk::store::key;
 use dalston_engine_sdk::{CancelReason, RunError, TaskError};
 use dalston_telemetry::metrics::Metrics;
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::time::Instant;
 
 use crate::leases::{AwkwardBroker, other_worker};
 use crate::rig::{Closures, HeldTime, Rig, answer, gate, job_of, pass};
