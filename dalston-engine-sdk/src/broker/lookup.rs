@@ -45,6 +45,9 @@ pub struct TaskMetadata {
     pub bindings: Option<Vec<RequestBinding>>,
     /// Artifact ids by slot, if they are more recent than those of `request.json`.
     pub resolved_artifact_ids: Option<BTreeMap<String, String>>,
+    /// How many times inference began without a known end: the worker died, or lost the task. The
+    /// broker counts this.
+    pub inference_starts: u32,
 }
 
 impl TaskMetadata {

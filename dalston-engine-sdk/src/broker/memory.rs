@@ -57,6 +57,10 @@ struct Entry {
     task: QueuedTask,
     cancelled: bool,
     deliveries: u32,
+    /// How many times inference began without a known end.
+    starts: u32,
+    /// The delivery whose start was reported last.
+    started_in: Option<u32>,
     requeued_at: Option<Timestamp>,
     redelivery: Option<RedeliveryReason>,
     /// How often it was handed back, by cause.
@@ -117,6 +121,8 @@ impl MemoryBroker {
             task,
             cancelled: false,
             deliveries: 0,
+            starts: 0,
+            started_in: None,
             requeued_at: None,
             redelivery: None,
             hand_backs: BTreeMap::new(),
@@ -255,13 +261,23 @@ impl Broker for MemoryBroker {
             Some(entry) if entry.cancelled => Lookup::Cancelled,
             Some(entry) => match &entry.task.metadata {
                 None => Lookup::Missing,
-                Some(metadata) => Lookup::Task(Box::new(metadata.clone())),
+                Some(metadata) => {
+                    let mut metadata = metadata.clone();
+                    metadata.inference_starts = entry.starts;
+                    Lookup::Task(Box::new(metadata))
+                }
             },
         })
     }
 
     async fn started(&self, claim: &Claim, context: &EventContext) -> Result<Ownership, BrokerError> {
-        let ownership = self.as_owner(claim, |state, _| state.record(claim, EventKind::Started, context));
+        let ownership = self.as_owner(claim, |state, id| {
+            if state.start(claim, id, context)
+                && let Some(entry) = state.entries.get_mut(&id)
+            {
+                entry.starts += 1;
+            }
+        });
         self.shared.changed.notify_waiters();
         Ok(ownership)
     }
@@ -302,6 +318,7 @@ impl Broker for MemoryBroker {
                     code,
                     retryable,
                 } => {
+                    state.start(claim, id, context);
                     let kind = EventKind::Failed {
                         error: error.clone(),
                         code,
@@ -323,7 +340,7 @@ impl Broker for MemoryBroker {
     }
 
     async fn release(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
-        let ownership = self.as_owner(claim, |state, id| state.give_back(id, RedeliveryReason::Deferred));
+        let ownership = self.as_owner(claim, |state, id| state.hand_back(id));
         self.shared.changed.notify_waiters();
         Ok(ownership)
     }
@@ -343,7 +360,7 @@ impl Broker for MemoryBroker {
             if *count < limit {
                 *count += 1;
                 entry.kept_from = Some(kept_from);
-                state.give_back(id, RedeliveryReason::Deferred);
+                state.hand_back(id);
                 result = HandBack::Done;
             }
         });
@@ -370,6 +387,31 @@ impl State {
         let now = Instant::now();
         let kept = kept.filter(|kept| kept.until > now);
         self.held.values().chain(kept).map(|holder| holder.until).min()
+    }
+
+    /// Reports the start of a task, unless this claim has reported it. Returns whether it did.
+    fn start(&mut self, claim: &Claim, id: u64, context: &EventContext) -> bool {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return false;
+        };
+        let delivery = Some(claim.delivery_count);
+        if entry.started_in == delivery {
+            return false;
+        }
+        entry.started_in = delivery;
+        self.record(claim, EventKind::Started, context);
+        true
+    }
+
+    /// Puts an entry back that its holder gives up.
+    fn hand_back(&mut self, id: u64) {
+        if let Some(entry) = self.entries.get_mut(&id)
+            && entry.started_in.take() == Some(entry.deliveries)
+        {
+            // The worker survived the inference that it began.
+            entry.starts = entry.starts.saturating_sub(1);
+        }
+        self.give_back(id, RedeliveryReason::Deferred);
     }
 
     /// Puts an entry back at the front: old work goes before new work.

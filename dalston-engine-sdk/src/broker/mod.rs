@@ -64,7 +64,10 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// If the broker can't be reached.
     async fn lookup(&self, claim: &Claim) -> Result<Lookup, BrokerError>;
 
-    /// Reports that work on a task begins.
+    /// Reports that inference of a task begins, and counts that in
+    /// [`TaskMetadata::inference_starts`] until [`finish`](Self::finish),
+    /// [`release`](Self::release) or [`hand_back`](Self::hand_back). A repeated call changes
+    /// nothing.
     ///
     /// # Errors
     ///
@@ -89,7 +92,9 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// Reports the outcome of a task and removes it from the queue, both or none, and only for the
     /// owner.
     ///
-    /// The artifacts of a completed task are made known before the event.
+    /// The artifacts of a completed task are made known before the event. A failure whose claim has
+    /// not [reported a start](Self::started) reports one first, because the platform expects it.
+    /// That start is not counted.
     ///
     /// # Errors
     ///

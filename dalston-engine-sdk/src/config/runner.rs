@@ -53,7 +53,8 @@ pub struct RunnerConfig {
     pub task_timeout: Duration,
     /// How long tasks may go on after the worker was told to stop. `DALSTON_DRAIN_TIMEOUT_SECONDS`.
     pub drain_timeout: Duration,
-    /// How often a task may be delivered. A task that kills its workers comes back until then.
+    /// How often inference of a task may begin on workers that die in it or lose the task. Then the
+    /// task fails. Deliveries to workers that do not begin it count a tenth.
     /// `DALSTON_MAX_DELIVERIES`.
     pub max_deliveries: u32,
     /// How many inference threads may be stuck in calls that never return before the worker gives

@@ -80,7 +80,8 @@ variables! {
     pub(crate) static DALSTON_DRAIN_TIMEOUT_SECONDS: Variable<Duration> =
         Variable::new(&["DALSTON_DRAIN_TIMEOUT_SECONDS"], &ANY_TIME).default("25");
 
-    /// How often a task may be delivered.
+    /// How often inference of a task may begin on workers that do not survive it. Then the task
+    /// fails.
     pub(crate) static DALSTON_MAX_DELIVERIES: Variable<u32> =
         Variable::new(&["DALSTON_MAX_DELIVERIES"], &WholeNumber(1, u64::MAX)).default("3");
 

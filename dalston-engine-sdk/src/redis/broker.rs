@@ -104,6 +104,7 @@ impl Broker for RedisBroker {
     async fn started(&self, claim: &Claim, context: &EventContext) -> Result<Ownership, BrokerError> {
         let mut script = self.held.script_about(claim, &scripts::STARTED);
         script.key(keys::EVENT_STREAM);
+        script.arg(keys::EVENT_STREAM_MAX_LEN).arg(keys::EVENT_CHANNEL);
         add_event(&mut script, Some(&event(claim, TaskEventKind::Started, context)));
         self.held
             .call(claim, "reporting the start of", script, false)
@@ -143,7 +144,13 @@ impl Broker for RedisBroker {
         script
             .key(keys::EVENT_STREAM)
             .key(keys::job_artifacts(&claim.job_id));
-        add_event(&mut script, kind.map(|kind| event(claim, kind, context)).as_ref());
+        script.arg(keys::EVENT_STREAM_MAX_LEN).arg(keys::EVENT_CHANNEL);
+        // The orchestrator takes the failure of a task without a start for a replay and ignores it;
+        // the job would hang.
+        let start = matches!(outcome, Outcome::Failed { .. }).then_some(TaskEventKind::Started);
+        for kind in [kind, start] {
+            add_event(&mut script, kind.map(|kind| event(claim, kind, context)).as_ref());
+        }
         let ids: Vec<&str> = artifacts
             .iter()
             .map(|artifact| artifact.artifact_id.as_str())
@@ -182,19 +189,18 @@ fn event(claim: &Claim, kind: TaskEventKind, context: &EventContext) -> TaskEven
     event
 }
 
-/// The arguments of `event.lua`. An empty type stands for no event.
+/// The arguments of `report` in `event.lua`. An empty type stands for no event.
 fn add_event(script: &mut ScriptInvocation<'_>, event: Option<&TaskEvent>) {
-    script.arg(keys::EVENT_STREAM_MAX_LEN);
     match event {
         Some(event) => {
             script.arg(event.kind.as_str()).arg(event.timestamp.to_string());
             script
                 .arg(event.payload())
-                .arg(event.trace_context_field().unwrap_or_default());
-            script.arg(keys::EVENT_CHANNEL).arg(event.published());
+                .arg(event.trace_context_field().unwrap_or_default())
+                .arg(event.published());
         }
         None => {
-            script.arg(&["", "", "", "", keys::EVENT_CHANNEL, ""]);
+            script.arg(&["", "", "", "", ""]);
         }
     }
 }

@@ -62,10 +62,11 @@ enum Field {
     TraceContext,
     RequestBindings,
     ResolvedArtifactIds,
+    InferenceStarts,
 }
 
 impl Field {
-    const ALL: usize = 7;
+    const ALL: usize = 8;
 
     fn name(self) -> &'static str {
         match self {
@@ -76,6 +77,7 @@ impl Field {
             Self::TraceContext => "_trace_context",
             Self::RequestBindings => "request_bindings_json",
             Self::ResolvedArtifactIds => "resolved_artifact_ids_json",
+            Self::InferenceStarts => "inference_starts",
         }
     }
 }
@@ -91,6 +93,8 @@ fn read_metadata(task_id: &str, values: [Option<&[u8]>; Field::ALL]) -> Lookup {
     metadata.model = owned(Field::LoadedModelId);
     metadata.request_id = owned(Field::RequestId);
     metadata.trace_context = owned(Field::TraceContext);
+    let starts = lenient(Field::InferenceStarts).and_then(|starts| starts.parse().ok());
+    metadata.inference_starts = starts.unwrap_or_default();
     match read_work(values, &mut metadata) {
         Ok(()) => Lookup::Task(metadata),
         Err(problem) => Lookup::Malformed { metadata, problem },
@@ -140,7 +144,7 @@ mod tests {
             &["error"],
             &["task"],
             &["task", "transcribe"],
-            &["task"; 9],
+            &["task"; 10],
         ] {
             assert!(read_lookup("T", &reply(words)).is_err(), "{words:?}");
         }

@@ -1,6 +1,6 @@
 //! One delivery of one task: [`Attempt`].
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dalston_telemetry::opentelemetry::Context;
@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::lease::Lease;
 use super::status::TaskGuard;
 use super::stop::Stop;
+use super::turn::Turn;
 use super::worker::{Origin, Worker};
 use crate::broker::{Claim, Delivery, EventContext, RedeliveryReason, TaskMetadata};
 use crate::error::{TaskError, TaskErrorKind};
@@ -34,6 +35,8 @@ pub(super) struct Attempt<'a> {
     pub(super) lease: Lease<'a>,
     /// Known once `request.json` was read.
     pub(super) model: OnceLock<ModelId>,
+    /// Held from the admission to the end of the task.
+    turn: Mutex<Option<Turn<'a>>>,
     pub(super) begun_at: Instant,
     pub(super) deadline: Instant,
     /// How long the deadline had passed already when the task was read.
@@ -93,6 +96,7 @@ impl<'a> Attempt<'a> {
             lease: Lease::new(&*origin.broker, claim, asked_at, stop.clone()),
             stop,
             model: OnceLock::new(),
+            turn: Mutex::default(),
             begun_at,
             deadline: begun_at + bounded_seconds(left_or_default),
             overdue: left
@@ -101,12 +105,38 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// How many times inference of the task began on a worker that did not report its end.
+    pub(super) fn inference_starts(&self) -> u32 {
+        let metadata = self.metadata.as_ref();
+        metadata.map_or(0, |metadata| metadata.inference_starts)
+    }
+
+    /// Keeps the turn of the task until the attempt is dropped.
+    pub(super) fn keep(&self, turn: Turn<'a>) {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = Some(turn);
+    }
+
+    /// Whether the task was admitted to an inference thread.
+    pub(super) fn is_admitted(&self) -> bool {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Finds the reasons for which the task can't be done at all.
     pub(super) fn check(&self) -> Result<(), TaskError> {
-        let (deliveries, limit) = (self.claim.delivery_count, self.worker.config.max_deliveries);
+        let (starts, limit) = (self.inference_starts(), self.worker.config.max_deliveries);
+        if starts >= limit {
+            let text = format!(
+                "inference of the task began {starts} times (limit {limit}) and no worker survived it or finished it in time"
+            );
+            return Err(TaskError::permanent("too_many_deliveries", text));
+        }
+        let (deliveries, limit) = (
+            self.claim.delivery_count,
+            limit.saturating_mul(DELIVERIES_PER_START),
+        );
         if deliveries > limit && self.redelivery == Some(RedeliveryReason::EngineCrash) {
             let text = format!(
-                "the task was delivered {deliveries} times (limit {limit}) and no worker survived it or finished it in time"
+                "the task was delivered {deliveries} times (limit {limit}) and no worker got as far as its inference"
             );
             return Err(TaskError::permanent("too_many_deliveries", text));
         }
@@ -139,6 +169,10 @@ impl<'a> Attempt<'a> {
         Ok(())
     }
 }
+
+/// How many deliveries count as one start of inference. A task can kill its workers before its
+/// inference, but most tasks that are delivered so often only waited in workers that died.
+const DELIVERIES_PER_START: u32 = 10;
 
 /// Seconds from outside, as a duration that can be added to the clock.
 pub(super) fn bounded_seconds(seconds: f64) -> Duration {

@@ -22,6 +22,7 @@ use super::pool::{SlotPool, SpawnThread};
 use super::slot::{self, ModelLimits, ThreadConfig};
 use super::status::RunnerStatus;
 use super::stop::Drain;
+use super::turn::Turns;
 use super::worker::{Origin, Worker};
 use crate::broker::{Broker, Consumer};
 use crate::config::settings::{DALSTON_SLOTS, MAX_SLOTS};
@@ -272,6 +273,7 @@ impl<E: Engine> RunnerBuilder<E> {
                 #[cfg(feature = "audio")]
                 audio: info.audio,
                 uploads: Semaphore::new(config.slots * UPLOADS_PER_SLOT),
+                turns: Turns::default(),
                 config,
                 origin: Arc::new(Origin::queue(broker, store)),
                 telemetry,

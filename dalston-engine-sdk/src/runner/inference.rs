@@ -8,10 +8,12 @@ use tokio::time::{Instant, timeout};
 
 use super::attempt::Attempt;
 use super::prepare::Prepared;
+use super::retry::retry;
 use super::slot::{Answer, ModelUse, Processed, TelemetryScope, Work};
 use super::status::TaskPhase;
+use crate::broker::Ownership;
 use crate::context::{CancelReason, OutputFile, TaskContext};
-use crate::error::TaskError;
+use crate::error::{TaskError, chain};
 use crate::stage::language_tag;
 use crate::task_dir::TaskFiles;
 
@@ -20,6 +22,9 @@ const CANCEL_GRACE: Duration = Duration::from_secs(1);
 /// How long an inference thread may go on after the end of its task before another one takes its
 /// place.
 const STUCK_LIMIT: Duration = Duration::from_secs(10);
+
+/// The code of a task whose start could not be reported. It goes back to the queue.
+pub(super) const NOT_STARTED: &str = "start_not_reported";
 
 /// The result of inference.
 pub(super) struct Inferred {
@@ -136,16 +141,30 @@ impl Attempt<'_> {
     }
 
     /// Admits the task to the inference thread that is assigned to it. The thread waits for the
-    /// answer.
+    /// answer, and goes to the next task if this one is refused.
     ///
-    /// Everything that happens once per start and before inference belongs here: counting starts,
-    /// reporting them to the platform, forming batches. A refused
-    /// task gives its thread to the next one. Today only a task that is not wanted any more is
-    /// refused: its job was cancelled, its lease is lost or its deadline has passed.
+    /// Everything that happens once per start and before inference belongs here. The start is
+    /// reported only now: the platform treats a task that only waits differently from a running one.
     async fn admit(&self) -> Result<(), TaskError> {
-        match self.stop.reason() {
-            Some(reason) => Err(reason.into_error()),
-            None => Ok(()),
+        if let Some(reason) = self.stop.reason() {
+            return Err(reason.into_error());
+        }
+        let turn = self.worker.turns.take(self.inference_starts() > 0).await;
+        let broker = &self.origin.broker;
+        let started = retry("reporting the start of a task", || {
+            broker.started(self.claim, &self.event)
+        });
+        match started.await {
+            Ok(Ownership::Held | Ownership::Forgotten) => {
+                self.keep(turn);
+                fault_point!(Started);
+                Ok(())
+            }
+            Ok(Ownership::Lost) => {
+                self.stop.set(CancelReason::LeaseLost);
+                Err(CancelReason::LeaseLost.into_error())
+            }
+            Err(error) => Err(TaskError::retryable(NOT_STARTED, chain(&error))),
         }
     }
 }

@@ -70,6 +70,7 @@ mod status;
 mod stop;
 mod sweep;
 mod task;
+mod turn;
 mod worker;
 
 pub use self::builder::RunnerBuilder;

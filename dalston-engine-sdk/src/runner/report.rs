@@ -101,7 +101,13 @@ impl Attempt<'_> {
     pub(super) async fn cancelled(&self, error: &TaskError) {
         record_failure(self.spans.task(), error);
         tracing::info!("task_cancelled");
-        if self.finish("ending a cancelled task", &Outcome::Cancelled).await {
+        // An earlier owner may have reported the start of the task, and then the job waits for its
+        // end.
+        let outcome = match self.is_admitted() || self.redelivery.is_some() {
+            true => Outcome::Cancelled,
+            false => Outcome::Skipped,
+        };
+        if self.finish("ending a cancelled task", &outcome).await {
             self.worker.metrics.task_skipped_cancelled();
         }
     }

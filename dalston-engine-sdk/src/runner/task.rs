@@ -15,14 +15,14 @@ use tracing::Instrument;
 
 use super::attempt::{Attempt, bounded_seconds};
 use super::files;
-use super::inference::Inferred;
+use super::inference::{Inferred, NOT_STARTED};
 use super::lease;
 use super::retry::retry;
 use super::slot::message_of;
 use super::status::{TaskGuard, TaskPhase};
 use super::stop::StopOnDrop;
 use super::worker::{Origin, Worker};
-use crate::broker::{Delivery, EventContext, Lookup, Outcome, Ownership};
+use crate::broker::{Delivery, EventContext, Lookup, Outcome};
 use crate::context::CancelReason;
 use crate::error::{TaskError, TaskErrorKind};
 use crate::protocol::{ArtifactReference, TaskResponseData, Timestamp};
@@ -166,21 +166,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Reports the start of the task, does it, and reports its outcome. With `metadata_error` that
-    /// is the outcome.
+    /// Does the task, and reports its outcome. With `metadata_error` that is the outcome.
     async fn run(&self, metadata_error: Option<TaskError>, permit: TaskPermit) {
-        // The orchestrator takes a failure without a start for a replay and ignores it; the job
-        // would hang.
-        match retry("reporting the start of a task", || {
-            self.origin.broker.started(self.claim, &self.event)
-        })
-        .await
-        {
-            Ok(Ownership::Held | Ownership::Forgotten) => {}
-            Ok(Ownership::Lost) => return self.lost(),
-            Err(_) => return self.hand_back().await,
-        }
-        fault_point!(Started);
         // Such an error says more than a reason to stop that came up meanwhile.
         if let Err(error) = metadata_error.map_or_else(|| self.check(), Err) {
             return self.failed(error).await;
@@ -195,6 +182,7 @@ impl Attempt<'_> {
             (Ok((inferred, artifacts)), _) => self.completed(inferred, artifacts).await,
             (Err(_), Some(CancelReason::Shutdown)) => self.hand_back().await,
             (Err(_), Some(CancelReason::LeaseLost)) => self.lost(),
+            (Err(error), None) if error.code() == NOT_STARTED => self.hand_back().await,
             (Err(error), Some(CancelReason::Requested)) => self.cancelled(&error).await,
             // A job that is being cancelled needs no further attempt, whatever the error.
             (Err(error), _) if self.is_cancelled().await => self.cancelled(&error).await,

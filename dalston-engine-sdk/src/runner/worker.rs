@@ -12,6 +12,7 @@ use super::breaker::Breaker;
 use super::pool::SlotPool;
 use super::status::RunnerStatus;
 use super::stop::Drain;
+use super::turn::Turns;
 #[cfg(feature = "audio")]
 use crate::audio::AudioFormat;
 use crate::broker::{Broker, Consumer};
@@ -41,6 +42,7 @@ pub(super) struct Worker {
     pub(super) pool: SlotPool,
     pub(super) breaker: Breaker,
     pub(super) uploads: Semaphore,
+    pub(super) turns: Turns,
     pub(super) drain: Drain,
     pub(super) interruption: Interruption,
     pub(super) model_storage: Option<ModelStorage>,

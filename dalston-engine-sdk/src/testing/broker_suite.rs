@@ -151,6 +151,8 @@ macro_rules! broker_suite {
             waiting_task_of_cancelled_job_is_skipped,
             running_task_sees_cancellation_of_its_job,
             cancelled_task_is_reported_as_completed,
+            failure_without_start_reports_the_start_first,
+            starts_are_counted_until_their_end_is_known,
             task_of_dead_worker_is_delivered_again,
             stale_owner_can_change_nothing,
             task_is_finished_once,
@@ -349,6 +351,86 @@ pub async fn cancelled_task_is_reported_as_completed(platform: &dyn Platform) {
     let expected = [ReportKind::Started, ReportKind::Completed].map(|kind| Report::new(kind, "T1"));
     assert_eq!(platform.reports().await, expected);
     assert_eq!(platform.unfinished_tasks().await, 0);
+}
+
+/// The platform expects the start of a task before its failure, and each start once.
+pub async fn failure_without_start_reports_the_start_first(platform: &dyn Platform) {
+    let worker = platform.broker();
+    let nothing = EventContext::default();
+    let failure = Outcome::Failed {
+        error: "no such audio".to_owned(),
+        code: "missing_input",
+        retryable: false,
+    };
+    let failed = || ReportKind::Failed("no such audio".to_owned());
+    platform.enqueue("T1", "J1", Some("transcribe")).await;
+    platform.enqueue("T2", "J2", Some("transcribe")).await;
+
+    let claim = receive(&*worker, "a").await.claim;
+    assert_eq!(end(&*worker, &claim, &failure).await, Ownership::Held);
+    let claim = receive(&*worker, "a").await.claim;
+    for _ in 0..2 {
+        assert_eq!(worker.started(&claim, &nothing).await.unwrap(), Ownership::Held);
+    }
+    assert_eq!(end(&*worker, &claim, &failure).await, Ownership::Held);
+
+    let expected = [
+        Report::new(ReportKind::Started, "T1"),
+        Report::new(failed(), "T1"),
+        Report::new(ReportKind::Started, "T2"),
+        Report::new(failed(), "T2"),
+    ];
+    assert_eq!(platform.reports().await, expected);
+}
+
+/// A start counts against a task until its worker reports the end or gives the task back.
+pub async fn starts_are_counted_until_their_end_is_known(platform: &dyn Platform) {
+    let nothing = EventContext::default();
+    let starts = async |worker: &dyn Broker, claim: &Claim| match worker.lookup(claim).await.unwrap() {
+        Lookup::Task(metadata) => metadata.inference_starts,
+        other => panic!("{other:?}"),
+    };
+    platform.enqueue("T1", "J1", Some("transcribe")).await;
+    let waiting = platform.broker();
+    let claim = receive(&*waiting, "waiting").await.claim;
+    assert_eq!(starts(&*waiting, &claim).await, 0);
+    assert_eq!(waiting.release(&claim).await.unwrap(), Ownership::Held);
+
+    let dead = platform.broker();
+    let claim = receive(&*dead, "dead").await.claim;
+    for _ in 0..2 {
+        assert_eq!(dead.started(&claim, &nothing).await.unwrap(), Ownership::Held);
+    }
+    drop(dead);
+
+    let draining = platform.broker();
+    let claim = receive(&*draining, "draining").await.claim;
+    assert_eq!(starts(&*draining, &claim).await, 1, "a repeated call counts once");
+    let started = draining.started(&claim, &nothing).await.unwrap();
+    assert_eq!((started, starts(&*draining, &claim).await), (Ownership::Held, 2));
+    assert_eq!(draining.release(&claim).await.unwrap(), Ownership::Held);
+
+    let broken = platform.broker();
+    let claim = receive(&*broken, "broken").await.claim;
+    assert_eq!(
+        starts(&*broken, &claim).await,
+        1,
+        "the draining worker survived it"
+    );
+    assert_eq!(broken.started(&claim, &nothing).await.unwrap(), Ownership::Held);
+    let handed = broken.hand_back(&claim, "storage", 2).await.unwrap();
+    assert_eq!(handed, HandBack::Done);
+
+    let last = platform.broker();
+    let claim = receive(&*last, "last").await.claim;
+    assert_eq!(starts(&*last, &claim).await, 1, "the broken worker survived it");
+    assert_eq!(last.started(&claim, &nothing).await.unwrap(), Ownership::Held);
+    assert_eq!(finish(&*last, &claim).await, Ownership::Held);
+
+    // The platform may queue the task once more.
+    platform.enqueue("T1", "J1", Some("transcribe")).await;
+    let claim = receive(&*last, "last").await.claim;
+    assert_eq!(starts(&*last, &claim).await, 0);
 }
 
 /// When a lease has ended, the task goes to another worker, with its true number of deliveries.

@@ -263,8 +263,8 @@ async fn a_stuck_call_fails_on_time_and_its_thread_is_replaced() {
         rig.events(),
         [
             "stuck started",
-            "next started",
             "stuck failed deadline_exceeded",
+            "next started",
             "next completed",
             "last started",
             "last completed"

@@ -194,27 +194,139 @@ async fn a_long_task_keeps_its_lease_as_long_as_it_runs() {
     rig.run(rig.runner(engine), act).await.1.unwrap();
 }
 
+/// Another worker takes the next task.
+async fn take(rig: &Rig) -> Claim {
+    let taken = rig.broker.receive(&other_worker(), Duration::ZERO).await;
+    taken.unwrap().unwrap().claim
+}
+
+async fn start(rig: &Rig, claim: &Claim) {
+    let started = rig.broker.started(claim, &EventContext::default()).await;
+    assert_eq!(started.unwrap(), Ownership::Held);
+}
+
+/// A worker in whose inference the next task is, and that dies.
+async fn killed_by_its_task(rig: &Rig) {
+    start(rig, &take(rig).await).await;
+    pass(Duration::from_secs(11)).await;
+}
+
+fn short_lease() -> Rig {
+    Rig::with_broker(MemoryBroker::with(Duration::from_secs(10), 100))
+}
+
 #[tokio::test]
-async fn a_task_delivered_too_often_fails_with_the_count() {
+async fn task_that_kills_three_workers_fails_with_the_count() {
     let _time = HeldTime::new();
-    let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(10), 100));
+    let rig = short_lease();
     rig.submit("poison").await;
     for _ in 0..3 {
-        rig.broker
-            .receive(&other_worker(), Duration::ZERO)
-            .await
-            .unwrap()
-            .unwrap();
+        killed_by_its_task(&rig).await;
+    }
+    let engine = Closures::new(|_, _| panic!("processed"));
+    let (outcome, _) = rig.run(rig.runner(engine), rig.outcome("poison")).await;
+    let error =
+        "inference of the task began 3 times (limit 3) and no worker survived it or finished it in time";
+    assert_eq!(outcome.map(|_| ()), failed("too_many_deliveries", error));
+    let starts = ["poison started"; 4].into_iter();
+    let events: Vec<_> = starts.chain(["poison failed too_many_deliveries"]).collect();
+    assert_eq!(rig.events(), events);
+}
+
+#[tokio::test]
+async fn task_that_only_waited_in_dead_workers_is_processed() {
+    let _time = HeldTime::new();
+    let rig = short_lease();
+    rig.submit("innocent").await;
+    for _ in 0..10 {
+        let _ = take(&rig).await;
+        pass(Duration::from_secs(11)).await;
+    }
+    let engine = Closures::new(|_, _| answer());
+    let (outcome, _) = rig.run(rig.runner(engine), rig.outcome("innocent")).await;
+    outcome.unwrap();
+    assert_eq!(rig.events(), ["innocent started", "innocent completed"]);
+}
+
+#[tokio::test]
+async fn hand_backs_of_running_tasks_are_no_crashes() {
+    let _time = HeldTime::new();
+    let rig = short_lease();
+    rig.submit("innocent").await;
+    for number in 0..4 {
+        let claim = take(&rig).await;
+        start(&rig, &claim).await;
+        match number {
+            0..2 => assert_eq!(rig.broker.release(&claim).await.unwrap(), Ownership::Held),
+            _ => {
+                let cause = format!("cause-{number}");
+                let handed_back = rig.broker.hand_back(&claim, &cause, 1).await;
+                assert_eq!(handed_back.unwrap(), HandBack::Done);
+                pass(Duration::from_secs(11)).await;
+            }
+        }
+    }
+    killed_by_its_task(&rig).await;
+    let engine = Closures::new(|_, _| answer());
+    let (outcome, _) = rig.run(rig.runner(engine), rig.outcome("innocent")).await;
+    outcome.unwrap();
+}
+
+#[tokio::test]
+async fn task_that_kills_workers_before_inference_ends_at_last() {
+    let _time = HeldTime::new();
+    let rig = short_lease();
+    rig.submit("poison").await;
+    for _ in 0..30 {
+        let _ = take(&rig).await;
         pass(Duration::from_secs(11)).await;
     }
     let engine = Closures::new(|_, _| panic!("processed"));
     let (outcome, _) = rig.run(rig.runner(engine), rig.outcome("poison")).await;
-    let error = "the task was delivered 4 times (limit 3) and no worker survived it or finished it in time";
+    let error = "the task was delivered 31 times (limit 30) and no worker got as far as its inference";
     assert_eq!(outcome.map(|_| ()), failed("too_many_deliveries", error));
-    assert_eq!(
-        rig.events(),
-        ["poison started", "poison failed too_many_deliveries"]
-    );
+}
+
+#[tokio::test]
+async fn task_runs_alone_after_it_killed_a_worker() {
+    let _time = HeldTime::new();
+    let rig = short_lease();
+    rig.submit("suspect").await;
+    killed_by_its_task(&rig).await;
+    let running = Arc::new(Mutex::new(Vec::new()));
+    let names = Arc::clone(&running);
+    let (hold, go_on) = gate();
+    let (tell, mut told) = begun();
+    let engine = Closures::new(move |_, cx| {
+        let name = cx.info().task_id.clone();
+        names.lock().unwrap().push(name.clone());
+        tell.send(name.clone()).unwrap();
+        hold.wait();
+        let beside = names.lock().unwrap().clone();
+        names.lock().unwrap().retain(|running| *running != name);
+        Ok(json!(beside))
+    });
+    for name in ["a", "b", "c"] {
+        rig.submit(name).await;
+    }
+    let act = async {
+        for _ in 0..4 {
+            told.recv().await.unwrap();
+            for _ in 0..1_000 {
+                tokio::task::yield_now().await;
+            }
+            go_on.open();
+        }
+        for name in ["a", "b", "c", "suspect"] {
+            rig.outcome(name).await.unwrap();
+        }
+    };
+    rig.run(rig.runner(engine).slots(2), act).await.1.unwrap();
+    assert_eq!(rig.response("suspect").await, json!(["suspect"]));
+    for name in ["a", "b", "c"] {
+        let beside = rig.response(name).await.to_string();
+        assert!(!beside.contains("suspect"), "{name}: {beside}");
+    }
 }
 
 /// A broker that grants shorter leases than it reports, so that its worker renews too late. It

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use dalston_engine_sdk::broker::{EventKind, RedeliveryReason, TaskMetadata};
 use dalston_engine_sdk::protocol::{ArtifactReference, Timestamp};
-use dalston_engine_sdk::{OutputFile, RunnerConfig, TaskError};
+use dalston_engine_sdk::{OutputFile, RunnerConfig, TaskError, TaskPhase, TaskStatus};
 use dalston_telemetry::context::LogContext;
 use dalston_telemetry::metrics::Metrics;
 use dalston_telemetry::tracing::info_span;
@@ -689,16 +689,18 @@ async fn wait_for_an_inference_thread_has_a_span() {
     });
     rig.submit("first").await;
     rig.submit("second").await;
+    let runner = rig.runner(engine).metrics(metrics.clone()).build().unwrap();
+    let status = runner.status();
     let act = async {
-        while !rig.events().contains(&"second started".to_owned()) {
+        let waits = |task: &TaskStatus| task.phase == TaskPhase::Waiting && &*task.task_id == "second";
+        while !status.tasks().iter().any(waits) {
             tokio::task::yield_now().await;
         }
         tokio::time::sleep(Duration::from_millis(30)).await;
         end_first.open();
         rig.outcome("second").await.unwrap();
     };
-    let builder = rig.runner(engine).metrics(metrics.clone());
-    rig.run(builder, act).await.1.unwrap();
+    rig.run_runner(runner, act).await.1.unwrap();
 
     // That of the first task, whose thread was free, is left out.
     let wait = rig.telemetry.span("engine.slot_wait");

@@ -628,7 +628,11 @@ async fn registry_counts_no_more_tasks_than_capacity() {
             .await;
     }
     // One is on the only inference thread, the other one is read ahead.
-    deployment.until_event("task.started", "second").await;
+    until("task that is read ahead", async || {
+        let health = get(worker.port, "/health").await?.json();
+        (health["active_tasks"] == 2).then_some(())
+    })
+    .await;
     let active = async || {
         let key = format!("dalston:engine:instance:{}", worker.instance);
         let (capacity, active): (String, String) = deployment
@@ -641,8 +645,13 @@ async fn registry_counts_no_more_tasks_than_capacity() {
     };
     until("active task", active).await;
     assert_eq!(deployment.pending().await, 2);
-    let health = worker.get("/health").await.json();
-    assert_eq!(health["active_tasks"], 2);
+    let events = deployment.events().await;
+    let ids: Vec<&Value> = events.iter().map(|(_, payload)| &payload["task_id"]).collect();
+    assert_eq!(
+        ids.len(),
+        1,
+        "a task that waits is not reported as started: {ids:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,5 +9,6 @@ local count = redis.pcall('HGET', KEYS[2], ARGV[8])
 if type(count) == 'table' then return REFUSED end
 if (tonumber(count or 0) or 0) >= tonumber(ARGV[9]) or redis.call('EXISTS', KEYS[2]) == 0 then return REFUSED end
 redis.call('HINCRBY', KEYS[2], ARGV[8], 1)
+uncount_start()
 redis.call('XCLAIM', stream, group, ARGV[6], 0, id, 'IDLE', ARGV[7], 'JUSTID')
 return owner

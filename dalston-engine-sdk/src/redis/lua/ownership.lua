@@ -6,6 +6,23 @@
 local HELD, GONE, LOST, FORGOTTEN = 1, 2, 3, 4
 local stream = KEYS[1]
 local group, instance, id, delivery_count = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+-- The name of this claim in the metadata.
+local claim = instance .. ' ' .. id .. ' ' .. ARGV[4]
+
+-- Sends a command about the metadata. Metadata of a wrong type counts as missing.
+local function metadata(command, ...)
+  local reply = redis.pcall(command, KEYS[2], ...)
+  if type(reply) == 'table' and reply.err then return false end
+  return reply
+end
+
+-- Uncounts the inference that this claim began: its worker survived it.
+local function uncount_start()
+  if metadata('HGET', 'started_by') == claim then
+    metadata('HINCRBY', 'inference_starts', -1)
+    metadata('HDEL', 'started_by')
+  end
+end
 
 local function is_before(a, b)
   local a_time, a_sequence = string.match(a, '^(%d+)-(%d+)$')

@@ -233,11 +233,11 @@ async fn task_stays_queued_until_its_event_is_written() {
 #[tokio::test]
 async fn invalid_trace_context_is_left_out_of_events() {
     let server = TestRedis::start().await;
-    enqueue(&server).await;
     let broker = broker(&server);
-    let claim = receive(&broker, "a").await.claim;
     let with_state = r#"{"traceparent": "x", "tracestate": "y=z"}"#;
     for (context, expected) in [("not JSON", None), (with_state, Some(value(with_state)))] {
+        enqueue(&server).await;
+        let claim = receive(&broker, "a").await.claim;
         let context = EventContext {
             request_id: Some("a \"quoted\" id".to_owned()),
             trace_context: Some(context.to_owned()),

@@ -551,7 +551,7 @@ async fn task_that_kills_three_workers_is_failed_by_the_fourth() {
     let failure = deployment.until_event("task.failed", "poison").await;
     let error = failure["error"].as_str().unwrap();
     assert!(
-        error.contains("delivered 4 times (limit 3) and no worker survived it"),
+        error.contains("began 3 times (limit 3) and no worker survived it"),
         "{error}"
     );
     let started = "task.started";
