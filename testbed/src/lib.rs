@@ -15,7 +15,7 @@ mod s3;
 mod tls;
 
 pub use self::imds::{ImdsFault, TestImds};
-pub use self::prometheus::{TestPrometheus, promtool};
+pub use self::prometheus::{TestPrometheus, parse_open_metrics, promtool};
 pub use self::proxy::Proxy;
 pub use self::redis::{Fsync, RedisBuilder, TestRedis};
 pub use self::s3::{Fault, StoredObject, TestS3, Trouble};

@@ -17,20 +17,45 @@ use tempfile::TempDir;
 ///
 /// If there is no `promtool` on this machine.
 pub fn promtool(arguments: &[&str], input: &str) -> Result<(), String> {
-    let mut process = Command::new("promtool")
-        .args(arguments)
+    check(
+        Command::new("promtool").args(arguments),
+        input,
+        "promtool is needed: apt-get install prometheus",
+    )
+}
+
+/// Reads an OpenMetrics text with the strict parser of Prometheus' client for Python. `Err` contains
+/// its complaint.
+///
+/// # Panics
+///
+/// If there is no `/usr/bin/python3` on this machine.
+pub fn parse_open_metrics(text: &str) -> Result<(), String> {
+    const PARSE: &str = "import sys; from prometheus_client.openmetrics.parser import \
+                         text_string_to_metric_families as parse; list(parse(sys.stdin.read()))";
+    check(
+        // Debian's Python, which has Debian's packages.
+        Command::new("/usr/bin/python3").args(["-c", PARSE]),
+        text,
+        "Python is needed: apt-get install python3-prometheus-client",
+    )
+}
+
+/// Runs a checker with `input` on its standard input.
+fn check(command: &mut Command, input: &str, needed: &str) -> Result<(), String> {
+    let mut process = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("promtool is needed: apt-get install prometheus");
+        .expect(needed);
     let mut stdin = process.stdin.take().unwrap();
     stdin.write_all(input.as_bytes()).unwrap();
     drop(stdin);
     let output = process.wait_with_output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said).into_owned();
-    // It writes complaints to standard error and may still exit with 0.
+    // promtool writes complaints to standard error and may still exit with 0.
     if output.status.success() && said.is_empty() {
         Ok(())
     } else {

@@ -23,6 +23,12 @@ const PROMETHEUS: Need = Need {
     package: "prometheus",
 };
 
+const OPEN_METRICS_PARSER: Need = Need {
+    purpose: "test that a strict parser reads the metrics",
+    probe: &["/usr/bin/python3", "-c", "import prometheus_client"],
+    package: "python3-prometheus-client",
+};
+
 type Step = (&'static str, fn(&Path) -> Result<(), Error>);
 
 /// In an order that finds likely failures early.
@@ -88,7 +94,7 @@ pub(crate) fn run(words: &[&str]) -> Result<(), Error> {
     let mut libtorch = std::path::PathBuf::new();
     steps.step("set-up", || {
         libtorch = libtorch::set_up(libtorch::Variant::Cpu)?;
-        require(&[REDIS, PROMETHEUS])
+        require(&[REDIS, PROMETHEUS, OPEN_METRICS_PARSER])
     })?;
     for (name, work) in chosen {
         steps.step(name, || work(&libtorch))?;

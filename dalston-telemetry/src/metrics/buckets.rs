@@ -4,6 +4,13 @@
 //! durations that occur. Each list contains all bounds of published queries and of the existing
 //! platform: without one of them, `le` selectors and recording rules would break.
 
+/// Instruments of OpenTelemetry in `s` without bounds of their own, in seconds: from a look-up to a
+/// task of some minutes.
+pub const SECONDS: &[f64] = REQUEST_DURATION;
+
+/// Instruments of OpenTelemetry in `1` without bounds of their own: a part of a whole, from 0 to 1.
+pub const RATIO: &[f64] = &[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+
 /// The processing of a task, in seconds: from a clip of two seconds to an hour of audio on a CPU.
 pub const TASK_DURATION: &[f64] = &[
     0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0,

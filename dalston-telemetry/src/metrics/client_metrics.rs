@@ -65,7 +65,7 @@ fn split_series(line: &str) -> Option<(&str, &str)> {
     None
 }
 
-fn kind(text: &str) -> Kind {
+pub(super) fn kind(text: &str) -> Kind {
     match text {
         "counter" => Kind::Counter,
         "gauge" => Kind::Gauge,

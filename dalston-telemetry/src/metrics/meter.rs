@@ -1,7 +1,7 @@
 //! Instruments of OpenTelemetry.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use opentelemetry::InstrumentationScope;
@@ -12,13 +12,18 @@ use opentelemetry_sdk::metrics::reader::MetricReader;
 use opentelemetry_sdk::metrics::{InstrumentKind, ManualReader, Pipeline, SdkMeterProvider, Temporality};
 
 use super::label_text::push_label;
+use super::lock;
+use super::meter_provider::MeterProvider;
+use super::names::{Names, RefusedFamilies};
 use super::owned::{OwnedHistogram, OwnedValue};
 use super::series::{Head, Kind, Number, Original, Series, Visitor};
 
 /// The meter provider of a process and its reader.
 pub(super) struct Meters {
-    pub(super) provider: SdkMeterProvider,
+    pub(super) provider: MeterProvider,
     reader: Reader,
+    /// The names that instruments have taken, in the order in which they were first read.
+    names: Mutex<Names>,
 }
 
 impl Default for Meters {
@@ -29,13 +34,22 @@ impl Default for Meters {
             .with_resource(Resource::builder_empty().build())
             .with_reader(reader.clone())
             .build();
-        Self { provider, reader }
+        Self {
+            provider: MeterProvider::new(provider),
+            reader,
+            names: Mutex::default(),
+        }
     }
 }
 
 impl Meters {
-    /// Visits all instruments whose names are not taken.
-    pub(super) fn visit(&self, is_taken: impl Fn(&str) -> bool, visitor: &mut dyn Visitor) {
+    /// Visits all instruments whose names are free.
+    pub(super) fn visit(
+        &self,
+        is_free: impl Fn(&str, Kind) -> bool,
+        refused: &RefusedFamilies,
+        visitor: &mut dyn Visitor,
+    ) {
         let mut read = ResourceMetrics::default();
         if self.reader.collect(&mut read).is_err() {
             // The provider was shut down.
@@ -48,9 +62,11 @@ impl Meters {
             for metric in scope.metrics() {
                 if let Some(kind) = kind(metric) {
                     let (name, unit) = exposed_name(metric, kind);
-                    if !is_taken(&name) {
+                    if is_free(&name, kind) {
                         let family = families.entry(name).or_default();
                         family.push((scope.scope(), metric, kind, unit));
+                    } else {
+                        refused.add(&name);
                     }
                 }
             }
@@ -61,11 +77,11 @@ impl Meters {
                 let of_scope = (scope.name(), scope.version(), scope.schema_url());
                 (of_scope, metric.name(), metric.description(), metric.unit())
             });
-            let first = instruments[0].2;
             let mut shown = BTreeSet::new();
             for (scope, metric, kind, unit) in instruments {
-                if kind != first && !visitor.knows_originals() {
-                    // Prometheus would refuse the whole text.
+                // Prometheus would refuse the whole text.
+                if !visitor.knows_originals() && !lock(&self.names).take(&name, kind) {
+                    refused.add(&name);
                     continue;
                 }
                 let head = Head {

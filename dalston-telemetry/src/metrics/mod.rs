@@ -58,6 +58,8 @@ mod family;
 mod label;
 pub(crate) mod label_text;
 mod meter;
+mod meter_provider;
+mod names;
 mod owned;
 mod registry;
 // Without a transport there is no push.
@@ -77,8 +79,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
-use opentelemetry::metrics::{Meter, MeterProvider};
-use opentelemetry_sdk::metrics::SdkMeterProvider;
+use opentelemetry::metrics::{Meter, MeterProvider as _};
 
 use crate::env::{Env, EnvError};
 use crate::settings::metrics::{DALSTON_METRICS_ENABLED, DALSTON_METRICS_LABEL_VALUES};
@@ -93,6 +94,7 @@ pub use describe::FamilyDescription;
 pub use exemplar::Exemplar;
 pub use family::{BoundedFamily, DenseFamily};
 pub use label::{Label, LabelSet, OTHER, OpenLabel};
+pub use meter_provider::MeterProvider;
 use registry::ClientMetrics;
 pub use registry::{PrefixedRegistry, Registry, Unit};
 pub use series::{Family, Metric};
@@ -253,9 +255,13 @@ impl Metrics {
     ///
     /// In a scrape they have names of Prometheus, with unit and `_total`: `http.wait` in `s` is
     /// `http_wait_seconds`. The label `otel_scope_name` of each series is the scope. In a push they
-    /// have their own names. An instrument is left out if its name is taken by a
-    /// [registered](Self::register) family, or if it is an exponential histogram. The SDK folds the
-    /// label sets of an instrument beyond 2000.
+    /// have their own names. An instrument is left out if one of its names is taken by a
+    /// [registered](Self::register) family or, in a scrape, by an earlier instrument, and counted in
+    /// `dalston_telemetry_metrics_refused_total`. So is an exponential histogram, without a count.
+    /// The SDK folds the label sets of an instrument beyond 2000.
+    ///
+    /// A histogram in `s` that sets no boundaries gets [`buckets::SECONDS`], one in `1` gets
+    /// [`buckets::RATIO`]. Others get the SDK's, which suit milliseconds.
     ///
     /// ```
     /// use dalston_telemetry::metrics::Metrics;
@@ -271,7 +277,7 @@ impl Metrics {
 
     /// The provider of the [meters](Self::meter).
     #[must_use]
-    pub fn meter_provider(&self) -> SdkMeterProvider {
+    pub fn meter_provider(&self) -> MeterProvider {
         self.inner.meters.get_or_init(Meters::default).provider.clone()
     }
 
@@ -288,8 +294,11 @@ impl Metrics {
     /// Called without the lock, because observable instruments run code of the program.
     fn visit_meters(&self, client: &ClientMetrics, visitor: &mut dyn Visitor) {
         if let Some(meters) = self.inner.meters.get() {
-            let is_taken = |name: &str| client.has(name) || lock(&self.inner.registry).has(name);
-            meters.visit(is_taken, visitor);
+            let is_free = |family: &str, kind| {
+                client.is_free(family, kind) && lock(&self.inner.registry).is_free(family, kind)
+            };
+            let refused = lock(&self.inner.registry).refused().clone();
+            meters.visit(is_free, &refused, visitor);
         }
     }
 

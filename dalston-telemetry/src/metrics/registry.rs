@@ -1,23 +1,28 @@
 //! The registered metrics.
 
-use std::collections::HashSet;
 use std::fmt;
 
 use prometheus_client::registry::Registry as PrometheusRegistry;
 
 use super::client_metrics;
 use super::describe::{FamilyDescription, describe};
-use super::series::{Family, Head, Visitor};
+use super::names::{Names, RefusedFamilies};
+use super::series::{Family, Head, Kind, Visitor};
 
 /// The metrics of a process by name. Lent by [`Metrics::register`](super::Metrics::register).
 ///
 /// Names are given without `_total` and without their unit, help texts without a full stop: the
-/// text formats add them. A name can be registered once. Registering it again panics in debug
-/// builds and is ignored in others, because Prometheus refuses a text in which two families have
-/// the same name.
+/// text formats add them; a counter's name may also end with `_total`.
+///
+/// A name can be registered once, and so can the names of samples: the counter `jobs` writes
+/// `jobs_total`, the histogram `wait` writes `wait_count`. Prometheus refuses a text in which two
+/// families have a name in common. The first one keeps it. The second one panics in debug builds.
+/// In others it is left out and counted in `dalston_telemetry_metrics_refused_total`.
 #[derive(Default)]
 pub struct Registry {
     families: Vec<Registered>,
+    names: Names,
+    refused: RefusedFamilies,
     /// Created on first use, so that other programs do not pay for it.
     client: Option<PrometheusRegistry>,
 }
@@ -100,22 +105,37 @@ impl Registry {
         self.client.get_or_insert_default()
     }
 
-    fn add(&mut self, name: String, help: &'static str, unit: &'static str, family: Box<dyn Family>) {
-        let is_free = !self.has(&name);
-        debug_assert!(is_free, "the metric {name} is registered already");
-        debug_assert!(is_name(&name), "{name:?} can't be the name of a metric");
-        if is_free {
-            self.families.push(Registered {
-                name,
-                help,
-                unit,
-                family,
-            });
+    fn add(&mut self, mut name: String, help: &'static str, unit: &'static str, family: Box<dyn Family>) {
+        let kind = family.kind();
+        if kind == Kind::Counter && name.ends_with("_total") {
+            name.truncate(name.len() - "_total".len());
         }
+        let is_free = self.is_free(&name, kind);
+        debug_assert!(
+            is_free,
+            "the name of the metric {name}, or of a sample of it, is registered already"
+        );
+        debug_assert!(is_name(&name), "{name:?} can't be the name of a metric");
+        if !is_free {
+            return self.refused.add(&name);
+        }
+        self.names.take(&name, kind);
+        self.families.push(Registered {
+            name,
+            help,
+            unit,
+            family,
+        });
     }
 
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.families.iter().any(|family| family.name == name)
+    /// Whether no family of this crate has one of the names of another family.
+    pub(crate) fn is_free(&self, family: &str, kind: Kind) -> bool {
+        self.names.are_free(family, kind)
+    }
+
+    /// The families that were left out, as a metric.
+    pub(super) fn refused(&self) -> &RefusedFamilies {
+        &self.refused
     }
 
     /// The families of this crate.
@@ -156,14 +176,22 @@ impl Registry {
         // metric, and the text before it is still valid.
         let encoded = prometheus_client::encoding::text::encode_registry(&mut text, registry);
         debug_assert!(encoded.is_ok(), "every metric can be encoded");
-        let mut is_free = true;
+        let (mut help, mut is_free) = ("", true);
         for line in text.split_inclusive('\n') {
-            // The first line of a family.
-            if let Some(name) = line
-                .strip_prefix("# HELP ")
-                .and_then(|rest| rest.split(' ').next())
-            {
-                is_free = !self.has(name) && metrics.names.insert(name.to_owned());
+            // The first line of a family. The second one says its kind.
+            if line.starts_with("# HELP ") {
+                (help, is_free) = (line, false);
+                continue;
+            }
+            if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+                let kind = client_metrics::kind(kind.trim_end());
+                is_free = self.is_free(name, kind) && metrics.is_free(name, kind);
+                if is_free {
+                    metrics.names.take(name, kind);
+                    metrics.text.push_str(help);
+                } else {
+                    self.refused.add(name);
+                }
             }
             if is_free {
                 metrics.text.push_str(line);
@@ -177,7 +205,7 @@ impl Registry {
 #[derive(Default)]
 pub(crate) struct ClientMetrics {
     pub(crate) text: String,
-    names: HashSet<String>,
+    names: Names,
 }
 
 impl ClientMetrics {
@@ -185,8 +213,9 @@ impl ClientMetrics {
         client_metrics::visit(&self.text, visitor);
     }
 
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.names.contains(name)
+    /// Whether no family of these has one of the names of another family.
+    pub(crate) fn is_free(&self, family: &str, kind: Kind) -> bool {
+        self.names.are_free(family, kind)
     }
 }
 
@@ -247,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    #[should_panic(expected = "the metric jobs is registered already")]
+    #[should_panic(expected = "the name of the metric jobs, or of a sample of it, is registered already")]
     fn a_name_is_registered_once() {
         let mut registry = Registry::default();
         registry.register("jobs", "Jobs", DenseFamily::<(), Counter>::default());

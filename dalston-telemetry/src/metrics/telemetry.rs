@@ -50,10 +50,12 @@ impl From<Level> for LogLevel {
     }
 }
 
-/// Metrics of telemetry itself: lost spans, failed exports and log lines.
+/// Metrics of telemetry itself: lost spans, failed exports, log lines and metrics that were left
+/// out.
 ///
 /// `dalston_telemetry_spans_dropped_total`, `dalston_telemetry_export_failures_total`,
-/// `dalston_log_messages_total` and `dalston_log_lines_dropped_total`. Cheap to clone.
+/// `dalston_log_messages_total`, `dalston_log_lines_dropped_total` and
+/// `dalston_telemetry_metrics_refused_total`. Cheap to clone.
 ///
 /// Errors of a service per second: `sum(rate(dalston_log_messages_total{level="error"}[5m]))`.
 #[derive(Clone, Debug)]
@@ -84,6 +86,11 @@ impl TelemetryMetrics {
                 "dalston_telemetry_export_failures",
                 "Failed attempts to deliver a batch",
                 this.export_failures.clone(),
+            );
+            registry.register(
+                "dalston_telemetry_metrics_refused",
+                "Metrics that are left out because another one has their name or that of a sample",
+                registry.refused().clone(),
             );
             registry.register(
                 "dalston_log_messages",

@@ -5,7 +5,7 @@ use dalston_telemetry::metrics::{
     TelemetryMetrics, TextFormat, Unit,
 };
 use dalston_telemetry::{Env, SpanCollector, Telemetry};
-use testbed::{TestPrometheus, promtool};
+use testbed::{TestPrometheus, parse_open_metrics, promtool};
 use tracing::info_span;
 use tracing_subscriber::layer::SubscriberExt;
 
@@ -45,8 +45,88 @@ fn promtool_finds_no_fault_in_metrics_of_this_crate() {
 }
 
 #[test]
-fn promtool_finds_a_fault_in_wrong_metrics() {
+fn a_strict_parser_reads_metrics_of_this_crate() {
+    let metrics = Metrics::new();
+    everything(&metrics);
+    let text = metrics.encode_as(TextFormat::OpenMetrics);
+    parse_open_metrics(&text).unwrap_or_else(|fault| panic!("{fault}\n{text}"));
+}
+
+/// Text of instruments and metrics of `prometheus_client` whose names meet.
+#[test]
+fn of_families_with_a_common_sample_name_one_is_written() {
+    let metrics = Metrics::new();
+    let _telemetry = TelemetryMetrics::register(&metrics);
+    let (jobs, wait) = (
+        DenseFamily::<(), Counter>::default(),
+        DenseFamily::<(), Histogram>::new(|| Histogram::new(&[1.0])),
+    );
+    metrics.register(|registry| {
+        registry.register("jobs_total", "Jobs", jobs.clone());
+        registry.register_with_unit("wait", "Wait", Unit::Seconds, wait.clone());
+        let client = registry.prometheus();
+        let gauge = dalston_telemetry::metrics::prometheus_client::metrics::gauge::Gauge::<i64>::default;
+        client.register("jobs_total", "Taken", gauge());
+        client.register("wait_seconds_sum", "Taken", gauge());
+        client.register("held", "Held", gauge());
+    });
+    let meter = metrics.meter("mine");
+    let describe = "What it is";
+    let gauge = |name| {
+        meter
+            .u64_gauge(name)
+            .with_description(describe)
+            .build()
+            .record(1, &[])
+    };
+    let counter = |name| {
+        meter
+            .u64_counter(name)
+            .with_description(describe)
+            .build()
+            .add(1, &[])
+    };
+    gauge("wait.seconds.count");
+    counter("held");
+    counter("sent");
+    // The names of instruments are taken in the order in which they are first read.
+    let _ = metrics.encode();
+    gauge("sent.total");
+    gauge("sent");
+    // A text begins with the metrics of this crate, so the next one shows what it refused.
+    let _ = metrics.encode();
+
+    for (format, check) in [
+        (TextFormat::OpenMetrics, parse_open_metrics as fn(&str) -> _),
+        (TextFormat::Prometheus, |text| {
+            promtool(&["check", "metrics"], text)
+        }),
+    ] {
+        let text = metrics.encode_as(format);
+        check(&text).unwrap_or_else(|fault| panic!("{fault}\n{text}"));
+        let written = |line: &str| assert!(text.contains(line), "{line}\n{text}");
+        written("\njobs_total 0\n");
+        written("\nheld 0\n");
+        written("\nsent_total{otel_scope_name=\"mine\"} 1\n");
+        for refused in [
+            "jobs_total",
+            "wait_seconds_sum",
+            "wait_seconds_count",
+            "held",
+            "sent",
+            "sent_total",
+        ] {
+            written(&format!(
+                "\ndalston_telemetry_metrics_refused_total{{metric=\"{refused}\"}} 1\n"
+            ));
+        }
+    }
+}
+
+#[test]
+fn checkers_find_a_fault_in_wrong_metrics() {
     promtool(&["check", "metrics"], "# TYPE jobs counter\njobs 1\n").unwrap_err();
+    parse_open_metrics("# TYPE jobs counter\n# TYPE jobs_total gauge\n# EOF\n").unwrap_err();
 }
 
 #[test]
