@@ -171,6 +171,7 @@ fn collect() -> Box<dyn std::any::Any> {
     install(
         Telemetry::builder("bench")
             .env(Env::default())
+            .log_writer(LogWriter::new(std::io::sink()))
             .span_collector(SpanCollector::new()),
     )
 }
@@ -181,7 +182,11 @@ fn unsampled() -> Box<dyn std::any::Any> {
         ("OTEL_TRACES_EXPORTER", "none"),
         ("OTEL_TRACES_SAMPLER", "always_off"),
     ]);
-    install(Telemetry::builder("bench").env(env))
+    install(
+        Telemetry::builder("bench")
+            .env(env)
+            .log_writer(LogWriter::new(std::io::sink())),
+    )
 }
 
 fn export() -> Box<dyn std::any::Any> {

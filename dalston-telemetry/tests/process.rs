@@ -159,6 +159,44 @@ const SCENARIOS: &[Scenario] = &[
         outside: console_output,
     },
     Scenario {
+        name: "console_exporter_leaves_a_result_on_stdout_alone",
+        variables: &[("OTEL_ENABLED", "true"), ("OTEL_TRACES_EXPORTER", "console")],
+        is_read: true,
+        inside: || {
+            let telemetry = Telemetry::builder("transcribe").log_writer(LogWriter::stderr());
+            let telemetry = telemetry.install().unwrap();
+            info_span!("work").in_scope(|| println!("the result"));
+            telemetry.shutdown_blocking().unwrap();
+        },
+        outside: |output| {
+            assert_eq!(String::from_utf8_lossy(&output.stdout), "the result\n");
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(errors.contains(r#""name":"work""#), "{errors}");
+        },
+    },
+    Scenario {
+        name: "records_of_the_log_crate_become_lines_by_the_filter",
+        variables: &[("RUST_LOG", "warn,loud=debug")],
+        is_read: true,
+        inside: || {
+            let telemetry = configure_tracing("engine-test").unwrap();
+            log::debug!(target: "loud::part", "shown");
+            log::info!(target: "quiet", "hidden");
+            log::warn!(target: "quiet", "shown too");
+            telemetry.shutdown_blocking().unwrap();
+        },
+        outside: |output| {
+            let lines = String::from_utf8_lossy(&output.stdout);
+            let events: Vec<_> = lines.lines().map(|line| member(line, "event")).collect();
+            assert_eq!(events, ["shown", "shown too"], "{lines}");
+            let first = lines.lines().next().unwrap();
+            assert_eq!(
+                (member(first, "level"), member(first, "target")),
+                ("debug".into(), "loud::part".into())
+            );
+        },
+    },
+    Scenario {
         name: "output_that_is_not_read_blocks_no_caller",
         variables: &[],
         is_read: false,
@@ -201,6 +239,12 @@ const SCENARIOS: &[Scenario] = &[
         },
     },
 ];
+
+/// A member of a JSON line.
+fn member(line: &str, name: &str) -> String {
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    line[name].as_str().unwrap_or_default().to_owned()
+}
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();

@@ -262,6 +262,13 @@ impl Endpoint {
             true => EnvError::secret(variable, ENDPOINT.accepted()),
             false => EnvError::new(variable, text, ENDPOINT.accepted()),
         };
+        // A scheme of gRPC, not the name of a host.
+        if text
+            .get(..5)
+            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("unix:"))
+        {
+            return Err(wrong());
+        }
         let with_scheme = match (text.contains("://"), insecure) {
             (true, _) => text.to_owned(),
             (false, true) => format!("http://{text}"),

@@ -38,5 +38,5 @@ mod transport;
 
 pub use config::{OtlpCompression, OtlpConfig, OtlpProtocol};
 pub use delivery::ExportStats;
-pub(crate) use delivery::{Exporter, Exporters, REPORTS, ReportTo};
+pub(crate) use delivery::{Console, Exporter, Exporters, REPORTS, ReportTo};
 pub(crate) use exporter_config::{BatchConfig, ExporterConfig, NO_LIMIT, PushConfig, TraceExporters};

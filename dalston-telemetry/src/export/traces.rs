@@ -8,7 +8,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 
-use super::delivery::{BatchExporter, Exporters, Item, ReportTo, Reporter};
+use super::delivery::{BatchExporter, Console, Exporters, Item, ReportTo, Reporter};
 use super::exporter_config::{BatchConfig, ExporterConfig};
 use crate::error::InitError;
 use crate::metrics::{DropReason, Signal, TelemetryMetrics};
@@ -27,7 +27,7 @@ pub(crate) type SpanExporter = BatchExporter<SpanData>;
 /// so that a collector that is away does not keep a service from starting.
 pub(crate) fn start(
     otlp: Option<&ExporterConfig>,
-    console: bool,
+    console: Option<Console>,
     config: BatchConfig,
     resource: &Resource,
     metrics: TelemetryMetrics,

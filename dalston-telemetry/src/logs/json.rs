@@ -119,8 +119,23 @@ fn push_name(line: &mut Vec<u8>, name: &str) {
 
 /// A JSON string with its quotes.
 fn push_string(line: &mut Vec<u8>, text: &str) {
+    let begin = line.len();
     // Writing a string to a vector does not fail.
-    let _ = serde_json::to_writer(line, text);
+    let _ = serde_json::to_writer(&mut *line, text);
+    if !text.is_ascii() && text.contains(is_c1) {
+        let quoted = line.split_off(begin);
+        for character in String::from_utf8_lossy(&quoted).chars() {
+            match is_c1(character) {
+                true => line.extend_from_slice(format!("\\u{:04x}", u32::from(character)).as_bytes()),
+                false => line.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
+    }
+}
+
+/// Whether a terminal takes the character for a control sequence. JSON allows it in strings.
+fn is_c1(character: char) -> bool {
+    ('\u{80}'..='\u{9f}').contains(&character)
 }
 
 pub(super) fn push_hex(line: &mut Vec<u8>, bytes: &[u8]) {

@@ -240,6 +240,20 @@ fn every_kind_of_value_becomes_valid_json() {
 }
 
 #[test]
+fn control_characters_of_8_bits_are_escaped() {
+    let logs = Logs::json(false);
+    let (text, title) = ("ü\u{9b}31m\u{80}", "\u{9d}0;title\u{9c}");
+    let lines = logs.of(|| info!(text, "{title}"));
+    assert_eq!(
+        (&lines[0]["text"], &lines[0]["event"]),
+        (&text.into(), &title.into())
+    );
+    let written = logs.lines.text();
+    assert!(written.contains("ü\\u009b31m"), "{written:?}");
+    assert!(!written.trim_end().contains(char::is_control), "{written:?}");
+}
+
+#[test]
 fn an_error_is_written_with_its_sources() {
     #[derive(Debug, thiserror::Error)]
     #[error("cannot load the model")]

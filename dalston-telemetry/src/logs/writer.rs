@@ -87,6 +87,10 @@ impl LogWriter {
         (Self { target }, buffer)
     }
 
+    pub(crate) fn is_stderr(&self) -> bool {
+        matches!(self.target, Target::Stderr)
+    }
+
     pub(crate) fn is_terminal(&self) -> bool {
         match &self.target {
             Target::Stdout => io::stdout().is_terminal(),

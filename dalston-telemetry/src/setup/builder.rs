@@ -9,6 +9,7 @@ use opentelemetry_sdk::trace::{SdkTracerProvider, SpanProcessor};
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::NoSubscriber;
+use tracing_log::AsLog;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
@@ -16,8 +17,8 @@ use crate::env::{Env, EnvError, EnvWarning};
 use crate::error::InitError;
 use crate::export::traces::{ExportProcessor, SpanExporter};
 use crate::export::{
-    self, BatchConfig, Exporter, ExporterConfig, Exporters, NO_LIMIT, OtlpConfig, PushConfig, ReportTo,
-    TraceExporters,
+    self, BatchConfig, Console, Exporter, ExporterConfig, Exporters, NO_LIMIT, OtlpConfig, PushConfig,
+    ReportTo, TraceExporters,
 };
 use crate::logs::{Form, LogConfig, LogFormat, LogWriter};
 use crate::metrics::{self, Metrics, TelemetryMetrics};
@@ -231,7 +232,8 @@ impl TelemetryBuilder {
     }
 
     /// Sets up telemetry for the whole process: the global `tracing` subscriber, and
-    /// OpenTelemetry's global tracer provider, meter provider and propagator.
+    /// OpenTelemetry's global tracer provider, meter provider and propagator. Records of the `log`
+    /// crate become log lines, by the same filter, unless the program has a logger for them.
     ///
     /// # Errors
     ///
@@ -267,6 +269,7 @@ impl TelemetryBuilder {
         if panic_hook {
             crate::setup::panic::install(telemetry.handle());
         }
+        bridge_log_records();
         telemetry.log_settings();
         #[cfg(feature = "ec2")]
         cloud.log();
@@ -507,8 +510,13 @@ impl TelemetryBuilder {
                 } else {
                     None
                 };
-                if console {
-                    report.traces.push("console".to_owned());
+                // Where log lines go to standard error, standard output has the program's result.
+                let console = console.then(|| match &self.logs {
+                    Some(logs) if logs.is_stderr() => Console::Stderr,
+                    _ => Console::Stdout,
+                });
+                if let Some(console) = console {
+                    report.traces.push(format!("console ({})", console.name()));
                 }
                 Some(export::traces::start(
                     otlp.as_ref(),
@@ -539,6 +547,18 @@ impl TelemetryBuilder {
             processors,
             exporter,
         })
+    }
+}
+
+/// Makes events of the records of the `log` crate, unless the program has a logger of its own.
+fn bridge_log_records() {
+    let level = LevelFilter::current().as_log();
+    if tracing_log::LogTracer::builder()
+        .with_max_level(level)
+        .init()
+        .is_err()
+    {
+        tracing::debug!("records of the log crate go to another logger");
     }
 }
 

@@ -7,9 +7,9 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Identity, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::integers::Integers;
 use super::monotonic::Monotonic;
 use super::targets;
+use super::values::Values;
 use crate::logs::{LogConfig, LogLayer, SpanFields};
 
 /// The layer that [`TelemetryBuilder::into_layer`](crate::TelemetryBuilder::into_layer) makes.
@@ -68,7 +68,7 @@ where
     // finds one that sees no spans: the data of a span is with the span, not in the layer.
     let found_by_type = layer(tracer.clone()).with_filter(LevelFilter::OFF);
     let filter = filter_fn(is_exported).with_max_level_hint(level);
-    let records = Monotonic::new(Integers::new(layer(tracer)));
+    let records = Monotonic::new(Values::new(layer(tracer)));
     let records = Layer::<S>::with_filter(records, filter);
     found_by_type.and_then(records)
 }
@@ -84,6 +84,7 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::fmt;
     use std::io::{self, Write};
     use std::sync::{Arc, Mutex};
     use std::time::{Duration, SystemTime};
@@ -279,6 +280,51 @@ mod tests {
         assert_eq!(event.name, "counted");
         assert!(event.attributes.contains(&KeyValue::new("count", 11)));
         assert!(event.attributes.contains(&KeyValue::new("ratio", 0.5)));
+    }
+
+    /// Writes a part and fails, as an error in the user's code.
+    struct Faulty;
+
+    impl fmt::Display for Faulty {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("half")?;
+            Err(fmt::Error)
+        }
+    }
+
+    impl fmt::Debug for Faulty {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            fmt::Display::fmt(self, f)
+        }
+    }
+
+    impl std::error::Error for Faulty {}
+
+    #[test]
+    fn value_that_fails_to_format_leaves_what_it_wrote() {
+        let program = Program::new(Some("info"));
+        program.run(|| {
+            let span = info_span!("work", shown = %Faulty, late = tracing::field::Empty);
+            span.record("late", tracing::field::debug(Faulty));
+            let error: &(dyn std::error::Error + 'static) = &Faulty;
+            span.in_scope(|| info!(error, shown = ?Faulty, "said {}", Faulty));
+        });
+        let span = program.only_span();
+        assert_eq!(
+            span.attributes[..2],
+            [KeyValue::new("shown", "half"), KeyValue::new("late", "half")]
+        );
+        let [event] = &span.events[..] else {
+            panic!("{span:?}")
+        };
+        assert_eq!(event.name, "said half");
+        assert!(event.attributes.contains(&KeyValue::new("shown", "half")));
+        assert!(event.attributes.contains(&KeyValue::new("error", "half")));
+        let text = program.lines.text();
+        assert!(
+            text.contains(r#""event":"said half""#) && text.contains(r#""shown":"half""#),
+            "{text}"
+        );
     }
 
     #[test]

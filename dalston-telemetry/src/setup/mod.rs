@@ -1,7 +1,6 @@
 //! Setup: from the builder to the guard that ends telemetry.
 
 pub(crate) mod builder;
-mod integers;
 pub(crate) mod layers;
 mod monotonic;
 pub(crate) mod panic;
@@ -9,3 +8,4 @@ mod report;
 pub mod settings;
 pub(crate) mod targets;
 pub(crate) mod telemetry;
+mod values;

@@ -164,6 +164,64 @@ fn a_collector_of_another_authority_gets_nothing() {
 }
 
 #[test]
+fn failed_handshake_says_what_to_change() {
+    for protocol in PROTOCOLS {
+        let mut self_signed = Authority::new();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap();
+        std::fs::write(self_signed.directory.path().join("ca.pem"), certificate.pem()).unwrap();
+        self_signed.server = (
+            certificate.der().clone(),
+            PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        );
+        let (ours, theirs) = (Authority::new(), Authority::new());
+        for (trusted, server, advice) in [
+            (&self_signed, &self_signed, "give it one with CA:FALSE"),
+            (&ours, &theirs, "in OTEL_EXPORTER_OTLP_CERTIFICATE"),
+        ] {
+            let collector = Collector::with_tls(protocol, server.acceptor(protocol, false));
+            let files = [("OTEL_EXPORTER_OTLP_CERTIFICATE", trusted.file("ca.pem"))];
+            let service = Service::with(tls_env(protocol, &collector, &files), |builder| {
+                builder.shutdown_timeout(Duration::from_secs(30))
+            });
+            service.spans(1);
+            let error = service.telemetry.shutdown_blocking().unwrap_err().to_string();
+            assert!(error.contains(advice), "{protocol:?} {error}");
+        }
+    }
+}
+
+#[test]
+fn encrypted_key_is_called_encrypted() {
+    let authority = Authority::new();
+    let key = path(&authority.directory.path().join("encrypted.pem"));
+    let pem = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIB\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    std::fs::write(&key, pem).unwrap();
+    for protocol in PROTOCOLS {
+        let mut env = env(protocol, "https://localhost:4317");
+        for (name, file) in [
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", authority.file("ca.pem")),
+            (
+                "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+                authority.file("client.pem"),
+            ),
+            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", key.clone()),
+        ] {
+            env.push((name.to_owned(), file));
+        }
+        let builder = Telemetry::builder("engine-test").env(Env::from_pairs(env));
+        let error = builder
+            .into_layer::<tracing_subscriber::Registry>()
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(error.contains("holds an encrypted private key"), "{error}");
+    }
+}
+
+#[test]
 fn client_certificate_is_sent_if_collector_asks() {
     for protocol in PROTOCOLS {
         let authority = Authority::new();

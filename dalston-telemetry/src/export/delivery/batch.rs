@@ -51,6 +51,31 @@ pub(crate) trait BatchTransport<I>: Transport {
     fn request(&self, records: Vec<Self::Record>) -> Self::Request;
 }
 
+/// Where the console exporter writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Console {
+    Stdout,
+    Stderr,
+}
+
+impl Console {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Stdout => "standard output",
+            Self::Stderr => "standard error",
+        }
+    }
+
+    fn write(self, lines: &str) -> io::Result<()> {
+        let mut output: Box<dyn Write> = match self {
+            Self::Stdout => Box::new(io::stdout().lock()),
+            Self::Stderr => Box::new(io::stderr().lock()),
+        };
+        output.write_all(lines.as_bytes())?;
+        output.flush()
+    }
+}
+
 /// An exporter with a queue and a thread. Clones are the same exporter.
 pub(crate) struct BatchExporter<I> {
     shared: Arc<Shared<I>>,
@@ -63,7 +88,7 @@ impl<I: Item> BatchExporter<I> {
         config: BatchConfig,
         timeout: Duration,
         connect: Option<impl FnOnce() -> T + Send + 'static>,
-        console: bool,
+        console: Option<Console>,
         metrics: TelemetryMetrics,
         reporter: Reporter,
         report_to: ReportTo,
@@ -199,8 +224,8 @@ struct Worker<I: Item, T: BatchTransport<I>> {
     shared: Arc<Shared<I>>,
     config: BatchConfig,
     transport: Option<Arc<T>>,
-    /// Whether items are also printed.
-    console: bool,
+    /// Where items are also printed.
+    console: Option<Console>,
     delivery: Delivery<Shared<I>>,
     backlog: VecDeque<Queued<I>>,
     /// An item that did not fit into the last batch.
@@ -232,7 +257,7 @@ impl<I: Item, T: BatchTransport<I>> Worker<I, T> {
         config: BatchConfig,
         timeout: Duration,
         transport: Option<T>,
-        console: bool,
+        console: Option<Console>,
         reporter: Reporter,
     ) -> Self {
         Self {
@@ -306,7 +331,7 @@ impl<I: Item, T: BatchTransport<I>> Worker<I, T> {
         self.shared.queue.release(items, queue_bytes);
         Some(Batch {
             items: items as u64,
-            lines: self.console.then_some(lines),
+            lines: self.console.map(|_| lines),
             request: self
                 .transport
                 .as_ref()
@@ -320,7 +345,7 @@ impl<I: Item, T: BatchTransport<I>> Worker<I, T> {
             return Some(item);
         }
         while let Some(Queued { item, bytes }) = self.backlog.pop_front() {
-            let line = self.console.then(|| item.line());
+            let line = self.console.map(|_| item.line());
             let converted = self.transport.as_ref().map(|transport| transport.convert(item));
             let (record, length) = converted.map_or((None, 0), |(record, length)| (Some(record), length));
             if length <= room {
@@ -352,8 +377,8 @@ impl<I: Item, T: BatchTransport<I>> Worker<I, T> {
             return self.shared.stats.dropped(DropReason::Shutdown, items);
         }
         let until = Instant::now() + self.config.export_timeout;
-        if let Some(lines) = lines {
-            self.print(lines, until).await;
+        if let Some((console, lines)) = self.console.zip(lines) {
+            self.print(console, lines, until).await;
         }
         let (Some(transport), Some(request)) = (self.transport.clone(), request) else {
             return self.shared.stats.exported(items);
@@ -379,13 +404,13 @@ impl<I: Item, T: BatchTransport<I>> Worker<I, T> {
         }
     }
 
-    /// Prints on a thread that may block: the reader of standard output may have stopped reading.
-    async fn print(&mut self, lines: String, until: Instant) {
-        let printed = tokio::task::spawn_blocking(move || write_to_stdout(&lines));
+    /// Prints on a thread that may block: the reader of the output may have stopped reading.
+    async fn print(&mut self, console: Console, lines: String, until: Instant) {
+        let printed = tokio::task::spawn_blocking(move || console.write(&lines));
         if !matches!(self.delivery.bounded(until, printed).await, Ok(Ok(Ok(())))) {
-            let name = I::NAME;
+            let (name, output) = (I::NAME, console.name());
             self.delivery
-                .failed(&format!("{name} could not be written to standard output"));
+                .failed(&format!("{name} could not be written to {output}"));
         }
     }
 }
@@ -396,12 +421,6 @@ impl<I: Item, T: BatchTransport<I>> Drop for Worker<I, T> {
         self.shared.stats.drop_in_flight(DropReason::Shutdown);
         self.shared.abandon();
     }
-}
-
-fn write_to_stdout(lines: &str) -> io::Result<()> {
-    let mut output = io::stdout().lock();
-    output.write_all(lines.as_bytes())?;
-    output.flush()
 }
 
 #[cfg(test)]

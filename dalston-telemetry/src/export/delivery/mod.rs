@@ -16,6 +16,7 @@ mod stats;
 mod thread;
 
 pub(super) use attempts::{Delivery, Lost};
+pub(crate) use batch::Console;
 pub(super) use batch::{BatchExporter, BatchTransport, Item};
 pub(super) use control::Control;
 pub(crate) use exporter::{Exporter, Exporters};

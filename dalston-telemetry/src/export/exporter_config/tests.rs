@@ -359,6 +359,8 @@ fn error_names_variable_value_and_accepted_values() {
         "otel:port",
         "http://otel:99999",
         "unix:///run/otel.sock",
+        "unix:/run/otel.sock",
+        "UNIX:otel.sock",
         "a b",
     ] {
         let error = read(&[(ENDPOINT_OF_ALL, endpoint)]).unwrap_err();

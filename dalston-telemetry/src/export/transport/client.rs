@@ -23,5 +23,48 @@ pub(super) fn chain(error: &dyn Error) -> String {
         }
         source = error.source();
     }
+    for (part, advice) in ADVICE {
+        if text.contains(part) {
+            text = format!("{text}: {advice}");
+        }
+    }
     text
+}
+
+/// What to do about errors of rustls, by a part of their texts.
+const ADVICE: [(&str, &str); 3] = [
+    (
+        "CaUsedAsEndEntity",
+        "the collector uses the certificate of an authority (CA:TRUE) as its own, as `openssl req -x509` makes it; give \
+         it one with CA:FALSE that this authority signed",
+    ),
+    ("UnknownIssuer", NAME_AUTHORITY),
+    // Two authorities of one name.
+    ("BadSignature", NAME_AUTHORITY),
+];
+
+const NAME_AUTHORITY: &str =
+    "name the certificate of the authority that signed the collector's in OTEL_EXPORTER_OTLP_CERTIFICATE";
+
+/// The start of a text of a peer for a message: `: ` and up to 200 characters on one line. Empty for
+/// an empty text.
+pub(super) fn quoted(text: &str) -> String {
+    const LONGEST: usize = 200;
+    let mut words = text
+        .split(|c: char| c.is_whitespace() || c.is_control())
+        .filter(|word| !word.is_empty());
+    let mut quoted = String::new();
+    while let Some(word) = words.next()
+        && quoted.len() <= LONGEST
+    {
+        quoted.push(' ');
+        quoted.push_str(word);
+    }
+    if quoted.is_empty() {
+        return quoted;
+    }
+    match quoted.char_indices().nth(LONGEST + 1) {
+        Some((end, _)) => format!(":{}...", &quoted[..end]),
+        None => format!(":{quoted}"),
+    }
 }

@@ -49,8 +49,14 @@ impl TlsMaterial {
             return Ok(builder.with_no_client_auth());
         };
         let chain = certificates(&files.certificate, chain)?;
-        let key = PrivateKeyDer::from_pem_slice(key)
-            .map_err(|_| wrong(&files.key, "holds no private key in PEM form".into()))?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
+            let is_encrypted = String::from_utf8_lossy(key).contains("ENCRYPTED");
+            let reason = match is_encrypted {
+                true => "holds an encrypted private key: decrypt it, for example with `openssl pkey`",
+                false => "holds no private key in PEM form",
+            };
+            wrong(&files.key, reason.into())
+        })?;
         builder.with_client_auth_cert(chain, key).map_err(|error| {
             wrong(
                 &files.key,

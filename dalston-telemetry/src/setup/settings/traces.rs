@@ -18,7 +18,8 @@ variables! {
             .unsupported(OtelSwitch::WORDS);
 
     /// Where spans go: one of these, or several with commas between. `console` is JSON on standard
-    /// output. With `none`, spans have ids and are not exported.
+    /// output, or on standard error if log lines go there. With `none`, spans have ids and are not
+    /// exported.
     pub(crate) static OTEL_TRACES_EXPORTER: Variable<String> =
         Variable::new(&["OTEL_TRACES_EXPORTER"], &Text("otlp, console or none"))
             .default("otlp")

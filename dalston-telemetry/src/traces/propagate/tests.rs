@@ -196,7 +196,7 @@ fn invalid_tracestate_or_baggage_keeps_the_trace() {
     let context = extract_map(&map(&[
         ("traceparent", PARENT),
         ("tracestate", "no good"),
-        ("baggage", ";;;=,%ff=1"),
+        ("baggage", ";;;=,a=%ff,no token=1"),
     ]));
     assert_eq!(
         inject_map(&context),
@@ -240,6 +240,44 @@ fn baggage_values_survive_any_number_of_hops() {
     assert_eq!(context.baggage().get("empty").unwrap().as_str(), "");
     let with_property = extract_map(&map(&[("baggage", "k=v=w;ttl=5")]));
     assert_eq!(inject_map(&with_property)["baggage"], "k=v%3Dw;ttl=5");
+}
+
+#[test]
+fn baggage_names_are_not_decoded() {
+    let context = extract_map(&map(&[("baggage", "a%20b=c%20d")]));
+    assert_eq!(context.baggage().get("a%20b").unwrap().as_str(), "c d");
+    assert_eq!(inject_map(&context)["baggage"], "a%20b=c%20d");
+}
+
+#[test]
+fn baggage_is_sent_within_the_size_that_is_accepted() {
+    // Three times as long when it is encoded.
+    let long = "ü".repeat(1200);
+    let mut baggage = Baggage::new();
+    for name in ["a", "b", "c"] {
+        baggage.insert(name, long.clone());
+    }
+    baggage.insert("d", "short");
+    let sent = inject_map(&Context::new().with_baggage(baggage));
+    let received = extract_map(&HashMap::from_iter(sent));
+    let received = received.baggage();
+    assert_eq!(received.len(), 2);
+    assert_eq!(received.get("a").unwrap().as_str(), long);
+    assert_eq!(received.get("d").unwrap().as_str(), "short");
+}
+
+#[test]
+fn a_tracestate_keeps_its_first_32_members() {
+    let members = |count: usize| {
+        (0..count)
+            .map(|number| format!("v{number}=1"))
+            .collect::<Vec<_>>()
+            .join(",")
+    };
+    for count in [32, 33, 60] {
+        let context = extract_map(&map(&[("traceparent", PARENT), ("tracestate", &members(count))]));
+        assert_eq!(inject_map(&context)["tracestate"], members(32));
+    }
 }
 
 #[test]

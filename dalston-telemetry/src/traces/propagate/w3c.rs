@@ -160,7 +160,6 @@ pub(super) fn parse_baggage(text: &str) -> Option<Baggage> {
     if text.len() > MAX_FIELD_LENGTH {
         return None;
     }
-    let decoded = |part: &str| Some(percent_decode_str(part.trim()).decode_utf8().ok()?.into_owned());
     let mut baggage = Baggage::new();
     for member in text.split(',').take(MAX_BAGGAGE_MEMBERS) {
         let (pair, properties) = member.split_once(';').unwrap_or((member, ""));
@@ -168,28 +167,48 @@ pub(super) fn parse_baggage(text: &str) -> Option<Baggage> {
         let Some((name, value)) = pair.split_once('=') else {
             continue;
         };
-        if let (Some(name), Some(value)) = (decoded(name), decoded(value)) {
-            baggage.insert_with_metadata(name, value, BaggageMetadata::from(properties.trim()));
+        let name = name.trim();
+        // Only the value is encoded: a name is a token, in which `%` stands for itself.
+        if is_token(name)
+            && let Ok(value) = percent_decode_str(value.trim()).decode_utf8()
+        {
+            let properties = BaggageMetadata::from(properties.trim());
+            baggage.insert_with_metadata(name.to_owned(), value.into_owned(), properties);
         }
     }
     (!baggage.is_empty()).then_some(baggage)
 }
 
+/// A list of members, in the order of their names. Leaves out names that are no tokens, and what
+/// [`parse_baggage`] would not accept because of its size.
 pub(super) fn format_baggage(baggage: &Baggage) -> String {
-    let mut members: Vec<_> = baggage.iter().collect();
+    let mut members: Vec<_> = baggage
+        .iter()
+        .filter(|(name, _)| is_token(name.as_str()))
+        .collect();
     members.sort_by_key(|(name, _)| name.as_str());
     let mut text = String::new();
-    for (name, (value, properties)) in members {
+    for (name, (value, properties)) in members.into_iter().take(MAX_BAGGAGE_MEMBERS) {
+        let length = text.len();
         if !text.is_empty() {
             text.push(',');
         }
-        text.extend(utf8_percent_encode(name.as_str(), BAGGAGE_VALUE));
+        text.push_str(name.as_str());
         text.push('=');
         text.extend(utf8_percent_encode(value.as_str(), BAGGAGE_VALUE));
         if !properties.as_str().is_empty() {
             text.push(';');
             text.push_str(properties.as_str());
         }
+        if text.len() > MAX_FIELD_LENGTH {
+            text.truncate(length);
+        }
     }
     text
+}
+
+/// Whether the text is a token of HTTP (RFC 9110, 5.6.2).
+fn is_token(text: &str) -> bool {
+    let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_fit)
 }

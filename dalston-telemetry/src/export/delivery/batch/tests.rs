@@ -85,7 +85,7 @@ fn worker<T: BatchTransport<SpanData>>(
         batching,
         timeout,
         Some(transport),
-        false,
+        None,
         reporter,
     )
 }

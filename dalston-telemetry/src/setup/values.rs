@@ -1,7 +1,8 @@
-//! Attributes of integer types: [`Integers`].
+//! Values that tracing-opentelemetry can't take as they are: [`Values`].
 
 use std::error::Error;
 use std::fmt::{self, Write as _};
+use std::iter;
 
 use tracing::field::{DisplayValue, Field, FieldSet, Value, Visit, display};
 use tracing::span::{Attributes, Id, Record};
@@ -9,23 +10,25 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Passes unsigned integers and those of 128 bits to OpenTelemetry's layer as `i64`, the integer
-/// type of OpenTelemetry. Larger ones become the nearest `i64`.
+/// Passes values to OpenTelemetry's layer in a form that it can take.
 ///
-/// tracing-opentelemetry 0.34 implements neither `record_u64` nor the methods for 128 bits, so that
-/// a `usize` would arrive as text.
-pub(super) struct Integers<L> {
+/// - Unsigned integers and those of 128 bits become an `i64`, the integer type of OpenTelemetry, or
+///   the nearest one. tracing-opentelemetry 0.34 implements neither `record_u64` nor the methods for
+///   128 bits, so that a `usize` would arrive as text.
+/// - A value whose `Display` or `Debug` fails becomes the text that it wrote before.
+///   tracing-opentelemetry formats it with `format!`, which panics in the code of the user.
+pub(super) struct Values<L> {
     layer: L,
 }
 
-impl<L> Integers<L> {
+impl<L> Values<L> {
     pub(super) fn new(layer: L) -> Self {
         Self { layer }
     }
 }
 
 /// Only the methods that OpenTelemetry's layer implements.
-impl<S, L> Layer<S> for Integers<L>
+impl<S, L> Layer<S> for Values<L>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     L: Layer<S>,
@@ -89,8 +92,8 @@ where
     }
 }
 
-/// The values of a span or event, with other integers in place of those that OpenTelemetry lacks. A
-/// value can only be read by a visitor, and lives no longer than its visit.
+/// The values of a span or event, with others in place of those that OpenTelemetry's layer can't
+/// take. A value can only be read by a visitor, and lives no longer than its visit.
 struct CopiedValues(Vec<Option<CopiedValue>>);
 
 enum CopiedValue {
@@ -185,7 +188,7 @@ impl Visit for CopiedValues {
     }
 }
 
-/// Looks for an integer that OpenTelemetry's layer would write as text.
+/// Looks for a value that OpenTelemetry's layer can't take.
 struct Search {
     found: bool,
 }
@@ -205,10 +208,29 @@ impl Visit for Search {
 
     fn record_str(&mut self, _: &Field, _: &str) {}
 
-    fn record_error(&mut self, _: &Field, _: &(dyn Error + 'static)) {}
+    fn record_error(&mut self, _: &Field, value: &(dyn Error + 'static)) {
+        let errors = iter::successors(Some(value), |error: &&(dyn Error + 'static)| (*error).source());
+        for error in errors.take(MAX_SOURCES) {
+            self.found |= write!(Discard, "{error}").is_err();
+        }
+    }
 
-    fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
+    fn record_debug(&mut self, _: &Field, value: &dyn fmt::Debug) {
+        self.found |= write!(Discard, "{value:?}").is_err();
+    }
 }
+
+/// Takes text and keeps nothing.
+struct Discard;
+
+impl fmt::Write for Discard {
+    fn write_str(&mut self, _: &str) -> fmt::Result {
+        Ok(())
+    }
+}
+
+/// A bound for a chain of errors that is a ring.
+const MAX_SOURCES: usize = 16;
 
 /// Whether tracing-log reads the field, by its type: the metadata of a record of the `log` crate.
 fn is_of_log_record(field: &Field) -> bool {
@@ -224,11 +246,17 @@ struct CopiedError {
 
 impl CopiedError {
     fn of(error: &dyn Error) -> Self {
+        Self::up_to(error, MAX_SOURCES)
+    }
+
+    fn up_to(error: &dyn Error, sources: usize) -> Self {
         let mut text = String::new();
+        // An implementation that fails has written a part.
         let _ = write!(text, "{error}");
+        let source = error.source().filter(|_| sources > 0);
         Self {
             text,
-            source: error.source().map(|source| Box::new(Self::of(source))),
+            source: source.map(|source| Box::new(Self::up_to(source, sources - 1))),
         }
     }
 }
