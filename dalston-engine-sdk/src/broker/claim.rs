@@ -21,7 +21,8 @@ pub struct Claim {
     pub message_id: String,
     /// The holder of the claim.
     pub consumer: Consumer,
-    /// Which delivery of the entry this claim is about. A later one makes it void.
+    /// Which delivery of the entry this claim is about. A later one makes it void, and so does a
+    /// claim of another entry of the task that took it over.
     pub delivery_count: u32,
 }
 

@@ -23,7 +23,7 @@ pub enum Lookup {
         /// What is wrong.
         problem: String,
     },
-    /// Another consumer owns it by now, or the broker lost all that it knew about it.
+    /// Another claim owns it, it has ended, or the broker lost all that it knew about it.
     Lost,
 }
 

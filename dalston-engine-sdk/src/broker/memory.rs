@@ -61,6 +61,7 @@ struct Entry {
     starts: u32,
     /// The delivery whose start was reported last.
     started_in: Option<u32>,
+    looked_up: bool,
     requeued_at: Option<Timestamp>,
     redelivery: Option<RedeliveryReason>,
     /// How often it was handed back, by cause.
@@ -123,6 +124,7 @@ impl MemoryBroker {
             deliveries: 0,
             starts: 0,
             started_in: None,
+            looked_up: false,
             requeued_at: None,
             redelivery: None,
             hand_backs: BTreeMap::new(),
@@ -256,17 +258,26 @@ impl Broker for MemoryBroker {
     async fn lookup(&self, claim: &Claim) -> Result<Lookup, BrokerError> {
         let mut state = self.state();
         state.end_leases(Instant::now());
-        Ok(match state.owned(claim).and_then(|id| state.entries.get(&id)) {
-            None => Lookup::Lost,
-            Some(entry) if entry.cancelled => Lookup::Cancelled,
-            Some(entry) => match &entry.task.metadata {
-                None => Lookup::Missing,
-                Some(metadata) => {
-                    let mut metadata = metadata.clone();
-                    metadata.inference_starts = entry.starts;
-                    Lookup::Task(Box::new(metadata))
-                }
-            },
+        let Some(id) = state.owned(claim) else {
+            return Ok(Lookup::Lost);
+        };
+        if state.is_in_hand_elsewhere(id) {
+            state.held.remove(&id);
+            state.entries.remove(&id);
+            return Ok(Lookup::Lost);
+        }
+        let Some(entry) = state.entries.get_mut(&id) else {
+            return Ok(Lookup::Lost);
+        };
+        entry.looked_up = true;
+        Ok(match &entry.task.metadata {
+            _ if entry.cancelled => Lookup::Cancelled,
+            None => Lookup::Missing,
+            Some(metadata) => {
+                let mut metadata = metadata.clone();
+                metadata.inference_starts = entry.starts;
+                Lookup::Task(Box::new(metadata))
+            }
         })
     }
 
@@ -468,6 +479,18 @@ impl State {
         let id = claim.message_id.parse().ok()?;
         let (entry, holder) = (self.entries.get(&id)?, self.held.get(&id)?);
         (holder.consumer == claim.consumer && entry.deliveries == claim.delivery_count).then_some(id)
+    }
+
+    /// Whether a consumer works on the task of an entry under another entry.
+    fn is_in_hand_elsewhere(&self, id: u64) -> bool {
+        let task = |id: &u64| self.entries.get(id).map(|entry| (entry, &*entry.task.task_id));
+        let Some((_, task_id)) = task(&id) else {
+            return false;
+        };
+        let others = self.held.keys().filter(|other| **other != id).filter_map(task);
+        others
+            .into_iter()
+            .any(|(entry, other)| entry.looked_up && other == task_id)
     }
 
     fn record(&mut self, claim: &Claim, kind: EventKind, context: &EventContext) {

@@ -59,6 +59,10 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
 
     /// Finds out what is known about a task and whether it should be done at all.
     ///
+    /// A task may be queued more than once. The claim that looks it up first owns it. An entry of a
+    /// task that is in hand under another entry is removed, and its claim is
+    /// [lost](Lookup::Lost).
+    ///
     /// # Errors
     ///
     /// If the broker can't be reached.

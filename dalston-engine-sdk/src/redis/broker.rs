@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use redis::ScriptInvocation;
 
-use super::held::HeldTasks;
+use super::held::{HeldTasks, RELEASED, milliseconds};
 use super::lookup::read_lookup;
 use super::reader::Reader;
 use super::scripts;
@@ -86,7 +86,12 @@ impl Broker for RedisBroker {
         script
             .key(keys::job_cancelled(&claim.job_id))
             .key(keys::WAITING_TASKS);
-        script.arg(&claim.task_id).arg(&keys::WAIT_MARKERS);
+        script
+            .arg(&claim.task_id)
+            .arg(&keys::WAIT_MARKERS)
+            .arg(milliseconds(self.held.lease))
+            .arg(RELEASED)
+            .arg(keys::instance(""));
         let reply: Vec<_> = script
             .invoke_async(&mut self.held.server.shared())
             .await

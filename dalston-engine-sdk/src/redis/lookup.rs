@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::message::read_time;
 use crate::broker::{Lookup, TaskMetadata};
@@ -32,6 +32,10 @@ pub(super) fn read_lookup(task_id: &str, reply: &[Option<Vec<u8>>]) -> Result<Lo
             Ok(read_metadata(task_id, fields))
         }
         Some(b"lost") => Ok(Lookup::Lost),
+        Some(b"duplicate") => {
+            info!(task_id, owner = reason(), "duplicate_task_message_removed");
+            Ok(Lookup::Lost)
+        }
         // The platform lost it, too, and the work has not begun.
         Some(b"forgotten") => {
             warn!(

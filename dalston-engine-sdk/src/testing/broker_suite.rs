@@ -155,6 +155,7 @@ macro_rules! broker_suite {
             starts_are_counted_until_their_end_is_known,
             task_of_dead_worker_is_delivered_again,
             stale_owner_can_change_nothing,
+            task_that_is_queued_twice_is_done_once,
             task_is_finished_once,
             renewed_task_stays_with_its_worker,
             released_task_is_delivered_before_its_lease_ends,
@@ -482,6 +483,32 @@ pub async fn stale_owner_can_change_nothing(platform: &dyn Platform) {
     assert_eq!(finish(&*peer, &current).await, Ownership::Held);
     let expected = [Report::new(ReportKind::Completed, "T1")];
     assert_eq!(platform.reports().await, expected);
+}
+
+/// The platform may queue a task again while a worker, or the same one, processes it.
+pub async fn task_that_is_queued_twice_is_done_once(platform: &dyn Platform) {
+    let (worker, peer) = (platform.broker(), platform.broker());
+    for _ in 0..3 {
+        platform.enqueue("T1", "J1", Some("transcribe")).await;
+    }
+    let claim = receive(&*worker, "a").await.claim;
+    assert!(matches!(worker.lookup(&claim).await.unwrap(), Lookup::Task(_)));
+    for (broker, name) in [(&worker, "a"), (&peer, "b")] {
+        let second = receive(&**broker, name).await.claim;
+        assert_ne!(second.message_id, claim.message_id);
+        assert!(
+            matches!(broker.lookup(&second).await.unwrap(), Lookup::Lost),
+            "{name}"
+        );
+        assert_eq!(finish(&**broker, &second).await, Ownership::Lost);
+    }
+    assert_eq!(platform.unfinished_tasks().await, 1);
+
+    assert!(matches!(worker.lookup(&claim).await.unwrap(), Lookup::Task(_)));
+    assert_eq!(finish(&*worker, &claim).await, Ownership::Held);
+    let expected = [Report::new(ReportKind::Completed, "T1")];
+    assert_eq!(platform.reports().await, expected);
+    assert_eq!(platform.unfinished_tasks().await, 0);
 }
 
 /// A second report of an outcome changes nothing.

@@ -1,6 +1,6 @@
 -- KEYS[3]: the event stream. ARGV[6]: its greatest length. ARGV[7]: the channel.
 
--- Reports the event in ARGV[first..first+4]: the type, the time, the payload and the trace context
+-- Reports the event in ARGV[first..first+4], and returns its id: the type, the time, the payload and the trace context
 -- of the durable copy, the published copy.
 -- The durable copy comes first: the orchestrator acts on it. The published copy is best effort, as
 -- on the platform: since Redis 7, a new user has no rights on channels.
@@ -13,7 +13,8 @@ local function report(first)
       entry[#entry + 1] = value
     end
   end
-  redis.call(unpack(entry))
+  local event = redis.call(unpack(entry))
   redis.pcall('PUBLISH', ARGV[7], ARGV[first + 4])
+  return event
 end
 

@@ -14,7 +14,11 @@ if #ARGV > 18 and redis.call('EXISTS', KEYS[2]) == 1 then
   redis.call('HSET', KEYS[2], 'produced_artifact_ids_json', ARGV[18])
 end
 if ARGV[13] ~= '' and metadata('HGET', 'started_by') ~= claim then report(13) end
-if ARGV[8] ~= '' then report(8) end
+if ARGV[8] ~= '' then
+  -- The time of the server, as in the ids of messages.
+  local time = report(8)
+  if redis.call('EXISTS', KEYS[2]) == 1 then metadata('HSET', 'ended', string.match(time, '^%d+') .. '-0') end
+end
 -- The platform may queue the task again. That attempt has no earlier starts.
 metadata('HDEL', 'inference_starts', 'started_by')
 if owner == HELD then redis.call('XACK', stream, group, id) end

@@ -1,11 +1,36 @@
--- Finds out what is known about the task, and removes the marks of a task that waited for an
--- engine.
+-- Finds out what is known about the task, makes this claim its owner, and removes the marks of a
+-- task that waited for an engine.
 -- KEYS[3]: the cancellation of the job. KEYS[4]: the set of waiting tasks. ARGV[6]: the task.
--- ARGV[7..10]: the wait markers.
+-- ARGV[7..10]: the wait markers. ARGV[11]: the lease in ms. ARGV[12]: the consumer of released
+-- tasks. ARGV[13]: prefix of registry records.
 -- Returns 'task' and eight fields of the metadata, or another word and the reason.
 
-local owner = ownership()
+local owner = ownership_of_entry()
 if owner ~= HELD and owner ~= FORGOTTEN then return {'lost'} end
+
+-- Whether an engine that is alive holds this message.
+local function is_in_hand(message)
+  local entries = redis.pcall('XPENDING', stream, group, message, message, 1)
+  local entry = not entries.err and entries[1]
+  if not entry or entry[2] == ARGV[12] or entry[2] == RESTORED then return false end
+  if entry[3] < tonumber(ARGV[11]) then return true end
+  -- An engine in Python does not renew.
+  local record = ARGV[13] .. entry[2]
+  local status = redis.pcall('HGET', record, 'status')
+  return type(status) == 'string' and status ~= 'offline' and redis.call('PTTL', record) > 0
+end
+
+-- A message that was queued before the reported end of its task, or while its task is in hand under
+-- another message, would have the task done twice.
+local ended, other = metadata('HGET', 'ended'), message_of_owner()
+local is_ended = ended and is_before(id, ended)
+if is_ended or other and is_in_hand(other) then
+  if owner == HELD then redis.call('XACK', stream, group, id) end
+  -- The platform would queue a task again whose message is not pending.
+  if not is_ended then metadata('HSET', 'stream_message_id', other) end
+  return {'duplicate', is_ended and 'the task had ended' or metadata('HGET', 'owner')}
+end
+if redis.call('EXISTS', KEYS[2]) == 1 then metadata('HSET', 'owner', claim) end
 if redis.call('EXISTS', KEYS[3]) == 1 then return {'cancelled'} end
 local fields = redis.pcall('HMGET', KEYS[2], ARGV[7], 'blocked_reason', 'stage', 'enqueued_at', 'loaded_model_id',
   'request_id', '_trace_context', 'request_bindings_json', 'resolved_artifact_ids_json',

@@ -6,8 +6,8 @@
 local HELD, GONE, LOST, FORGOTTEN = 1, 2, 3, 4
 local stream = KEYS[1]
 local group, instance, id, delivery_count = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
--- The name of this claim in the metadata.
-local claim = instance .. ' ' .. id .. ' ' .. ARGV[4]
+-- The name of this claim in the metadata: the message, the attempt, the instance.
+local claim = id .. ' ' .. ARGV[4] .. ' ' .. instance
 
 -- Sends a command about the metadata. Metadata of a wrong type counts as missing.
 local function metadata(command, ...)
@@ -53,7 +53,7 @@ end
 -- GONE: no consumer holds the entry, because it was acknowledged or deleted.
 -- FORGOTTEN: no consumer holds the entry, because the server does not know any more that it was
 -- delivered.
-local function ownership()
+local function ownership_of_entry()
   local entries = redis.pcall('XPENDING', stream, group, id, id, 1)
   if entries.err and string.find(entries.err, 'NOGROUP', 1, true) then return FORGOTTEN end
   if entries.err then redis.call('XPENDING', stream, group, id, id, 1) end
@@ -65,5 +65,19 @@ local function ownership()
     return HELD
   end
   return LOST
+end
+
+-- The message of the claim that owns the task by its metadata, if it is another one than ours. The
+-- platform queues a task again under another message when it believes it lost. A missing field says
+-- nothing: engines in Python write none.
+local function message_of_owner()
+  local message = string.match(metadata('HGET', 'owner') or '', '^%S+')
+  return message ~= id and message
+end
+
+local function ownership()
+  local owner = ownership_of_entry()
+  if (owner == HELD or owner == FORGOTTEN) and message_of_owner() then return LOST end
+  return owner
 end
 

@@ -10,6 +10,7 @@ mod deliveries;
 mod events;
 mod lookup;
 mod memory;
+mod ownership;
 mod trim;
 
 use std::collections::BTreeMap;
