@@ -10,8 +10,12 @@ use crate::protocol::{RequestBinding, Timestamp};
 pub enum Lookup {
     /// It should be done.
     Task(Box<TaskMetadata>),
-    /// Its job was cancelled: remove it without an event.
-    Cancelled,
+    /// Its job was cancelled: remove it.
+    Cancelled {
+        /// An earlier owner reported its start, so its job waits for its end. `false` if that is not
+        /// known.
+        is_running: bool,
+    },
     /// The platform gave it up, for this reason: remove it without an event.
     Blocked(String),
     /// Nothing is known about it: fail it.
@@ -45,6 +49,11 @@ pub struct TaskMetadata {
     pub bindings: Option<Vec<RequestBinding>>,
     /// Artifact ids by slot, if they are more recent than those of `request.json`.
     pub resolved_artifact_ids: Option<BTreeMap<String, String>>,
+    /// How many deliveries it had under earlier entries, if a worker gave it back and the broker
+    /// queued it again for that.
+    pub earlier_deliveries: u32,
+    /// When that was.
+    pub requeued_at: Option<Timestamp>,
     /// How many times inference began without a known end: the worker died, or lost the task. The
     /// broker counts this.
     pub inference_starts: u32,

@@ -271,7 +271,9 @@ impl Broker for MemoryBroker {
         };
         entry.looked_up = true;
         Ok(match &entry.task.metadata {
-            _ if entry.cancelled => Lookup::Cancelled,
+            _ if entry.cancelled => Lookup::Cancelled {
+                is_running: entry.starts > 0,
+            },
             None => Lookup::Missing,
             Some(metadata) => {
                 let mut metadata = metadata.clone();

@@ -96,17 +96,19 @@ impl Broker for RedisBroker {
             .invoke_async(&mut self.held.server.shared())
             .await
             .map_err(|source| self.held.failed(claim, "looking up", source))?;
-        let lookup = read_lookup(&claim.task_id, &reply)
-            .map_err(|source| self.held.failed(claim, "looking up", source))?;
-        match lookup {
+        let lookup =
+            read_lookup(claim, &reply).map_err(|source| self.held.failed(claim, "looking up", source))?;
+        match &lookup {
             Lookup::Lost => self.held.forget(&claim.message_id),
-            Lookup::Task(_) => self.held.metadata_found(&claim.message_id),
+            Lookup::Task(metadata) => self.held.metadata_found(&claim.message_id, metadata),
+            Lookup::Cancelled { is_running: true } => self.held.running(&claim.message_id),
             _ => {}
         }
         Ok(lookup)
     }
 
     async fn started(&self, claim: &Claim, context: &EventContext) -> Result<Ownership, BrokerError> {
+        self.held.running(&claim.message_id);
         let mut script = self.held.script_about(claim, &scripts::STARTED);
         script.key(keys::EVENT_STREAM);
         script.arg(keys::EVENT_STREAM_MAX_LEN).arg(keys::EVENT_CHANNEL);

@@ -126,8 +126,12 @@ impl StaleEntry {
             true => RedeliveryReason::Deferred,
             false => RedeliveryReason::EngineCrash,
         });
-        // Other workers could have claimed it since its lease ended.
-        let free_for = self.idle.saturating_sub(held.lease);
+        // Other workers could have claimed it since its lease ended or it was released.
+        let idle_when_free = match released {
+            true => held.idle_when_released(),
+            false => held.lease,
+        };
+        let free_for = self.idle.saturating_sub(idle_when_free);
         let now = SystemTime::now();
         delivery.requeued_at = Some(Timestamp::from(now.checked_sub(free_for).unwrap_or(now)));
         info!(

@@ -11,9 +11,11 @@ use tracing::warn;
 
 use super::scripts::{self, FORGOTTEN, GONE, HELD, LOST, REFUSED};
 use super::server::RedisServer;
-use crate::broker::{BrokerError, Claim, HandBack, Ownership};
+use crate::broker::{BrokerError, Claim, Delivery, HandBack, Ownership, RedeliveryReason, TaskMetadata};
 use crate::protocol::keys;
 
+/// Engines in Python claim an entry that is idle for so long.
+const IDLE_FOR_PYTHON: Duration = Duration::from_secs(600);
 /// The consumer that gets released tasks. It is never registered, so every engine, also one in
 /// Python, takes it for dead and claims its tasks at once.
 pub(super) const RELEASED: &str = "handed-back";
@@ -28,7 +30,7 @@ pub(super) struct HeldTasks {
     /// By message id.
     tasks: Mutex<HashMap<String, HeldTask>>,
     /// When this process handed tasks back because of its own surroundings, and in which delivery, by
-    /// message id. They go to peers first.
+    /// message id and by task id. They go to peers first.
     handed_back: Mutex<HashMap<String, (Instant, u32)>>,
 }
 
@@ -42,6 +44,8 @@ struct HeldTask {
     last_call: Instant,
     /// Its metadata was found. If that is gone later, the server lost its data.
     metadata_found: bool,
+    /// The start was reported, by this process or by an earlier owner, or may have been.
+    is_running: bool,
     /// The server lost its record of the delivery, and this was logged.
     forgotten: bool,
 }
@@ -56,14 +60,15 @@ impl HeldTasks {
         }
     }
 
-    pub(super) fn hold(&self, message_id: &str) {
+    pub(super) fn hold(&self, delivery: &Delivery) {
         let task = HeldTask {
             ending: false,
             last_call: Instant::now(),
             metadata_found: false,
+            is_running: delivery.redelivery == Some(RedeliveryReason::EngineCrash),
             forgotten: false,
         };
-        self.tasks().insert(message_id.to_owned(), task);
+        self.tasks().insert(delivery.claim.message_id.clone(), task);
     }
 
     pub(super) fn is_held(&self, message_id: &str) -> bool {
@@ -72,17 +77,31 @@ impl HeldTasks {
         self.tasks().get(message_id).is_some_and(held)
     }
 
-    pub(super) fn metadata_found(&self, message_id: &str) {
+    pub(super) fn metadata_found(&self, message_id: &str, metadata: &TaskMetadata) {
         if let Some(task) = self.tasks().get_mut(message_id) {
             task.metadata_found = true;
+            task.is_running |= metadata.earlier_deliveries + metadata.inference_starts > 0;
         }
     }
 
-    /// Whether this process handed the task back less than a lease ago.
-    pub(super) fn was_handed_back(&self, message_id: &str) -> bool {
+    /// Notes that the start is being reported.
+    pub(super) fn running(&self, message_id: &str) {
+        if let Some(task) = self.tasks().get_mut(message_id) {
+            task.is_running = true;
+        }
+    }
+
+    /// How long a released task was idle when it was released. Every other engine may then claim it.
+    pub(super) fn idle_when_released(&self) -> Duration {
+        self.lease.max(IDLE_FOR_PYTHON)
+    }
+
+    /// Whether this process handed the task back less than a lease ago. `id` is that of the task or
+    /// of the message.
+    pub(super) fn was_handed_back(&self, id: &str) -> bool {
         let lease = self.lease;
         self.handed_back()
-            .get(message_id)
+            .get(id)
             .is_some_and(|(at, _)| at.elapsed() < lease)
     }
 
@@ -157,8 +176,27 @@ impl HeldTasks {
     /// Gives the task back to the queue.
     pub(super) async fn release(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
         let mut script = self.script_about(claim, &scripts::RELEASE);
-        script.arg(RELEASED).arg(milliseconds(self.lease));
+        self.add_give_back(&mut script, claim, claim.delivery_count);
         self.call(claim, "releasing", script, true).await
+    }
+
+    /// Gives a task back that this process had handed back and read again.
+    pub(super) async fn pass_on(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
+        self.running(&claim.message_id);
+        let mut script = self.script_about(claim, &scripts::RELEASE);
+        self.add_give_back(&mut script, claim, 0);
+        self.call(claim, "passing on", script, true).await
+    }
+
+    /// The arguments of `give_back.lua`.
+    fn add_give_back(&self, script: &mut ScriptInvocation<'_>, claim: &Claim, deliveries: u32) {
+        let is_running = |task: &HeldTask| task.is_running;
+        let is_running = self.tasks().get(&claim.message_id).is_none_or(is_running);
+        script
+            .arg(RELEASED)
+            .arg(milliseconds(self.idle_when_released()))
+            .arg(u8::from(is_running))
+            .arg(deliveries);
     }
 
     /// Gives the task to a peer, at most `limit` times for this cause.
@@ -169,13 +207,11 @@ impl HeldTasks {
         limit: u32,
     ) -> Result<HandBack, BrokerError> {
         let mut script = self.script_about(claim, &scripts::HAND_BACK);
-        script
-            .arg(RELEASED)
-            .arg(milliseconds(self.lease))
-            .arg(format!("handed_back_{cause}"))
-            .arg(limit);
+        self.add_give_back(&mut script, claim, claim.delivery_count);
+        script.arg(format!("handed_back_{cause}")).arg(limit);
         // Before the call: this process may look for released tasks while the answer is under way.
         let now = (Instant::now(), claim.delivery_count);
+        self.handed_back().insert(claim.task_id.clone(), now);
         let earlier = self.handed_back().insert(claim.message_id.clone(), now);
         // The answer of an earlier call about this delivery was lost.
         let is_repeated = earlier.is_some_and(|(_, delivery)| delivery == claim.delivery_count);
@@ -191,6 +227,7 @@ impl HeldTasks {
         match result {
             HandBack::Refused => {
                 self.handed_back().remove(&claim.message_id);
+                self.handed_back().remove(&claim.task_id);
             }
             _ => self.forget(&claim.message_id),
         }

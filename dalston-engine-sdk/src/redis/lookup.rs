@@ -1,12 +1,13 @@
 //! What the server says about a task: the reply of `lookup.lua`.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 use tracing::{info, warn};
 
 use super::message::read_time;
-use crate::broker::{Lookup, TaskMetadata};
-use crate::protocol::RequestBinding;
+use crate::broker::{Claim, Lookup, TaskMetadata};
+use crate::protocol::{RequestBinding, Timestamp};
 
 /// The reply is not one that the script can give.
 #[derive(Debug, thiserror::Error)]
@@ -14,7 +15,8 @@ use crate::protocol::RequestBinding;
 pub(super) struct MalformedReply;
 
 /// Reads a word and what follows it.
-pub(super) fn read_lookup(task_id: &str, reply: &[Option<Vec<u8>>]) -> Result<Lookup, MalformedReply> {
+pub(super) fn read_lookup(claim: &Claim, reply: &[Option<Vec<u8>>]) -> Result<Lookup, MalformedReply> {
+    let task_id = &*claim.task_id;
     let (word, values) = reply.split_first().ok_or(MalformedReply)?;
     let reason = || {
         let reason = values.first().and_then(Option::as_deref).unwrap_or_default();
@@ -29,7 +31,7 @@ pub(super) fn read_lookup(task_id: &str, reply: &[Option<Vec<u8>>]) -> Result<Lo
             for (field, value) in fields.iter_mut().zip(values) {
                 *field = value.as_deref();
             }
-            Ok(read_metadata(task_id, fields))
+            Ok(read_metadata(claim, fields))
         }
         Some(b"lost") => Ok(Lookup::Lost),
         Some(b"duplicate") => {
@@ -45,7 +47,9 @@ pub(super) fn read_lookup(task_id: &str, reply: &[Option<Vec<u8>>]) -> Result<Lo
             );
             Ok(Lookup::Lost)
         }
-        Some(b"cancelled") => Ok(Lookup::Cancelled),
+        Some(b"cancelled") => Ok(Lookup::Cancelled {
+            is_running: !reason().is_empty(),
+        }),
         Some(b"missing") => Ok(Lookup::Missing),
         Some(b"blocked") => Ok(Lookup::Blocked(reason())),
         Some(b"malformed") => Ok(Lookup::Malformed {
@@ -56,7 +60,8 @@ pub(super) fn read_lookup(task_id: &str, reply: &[Option<Vec<u8>>]) -> Result<Lo
     }
 }
 
-/// The fields of a task's metadata, section 2.3, in the order of the reply.
+/// The fields of a task's metadata, section 2.3, in the order of the reply. The last one is computed
+/// from `handed_back`.
 #[derive(Clone, Copy)]
 enum Field {
     Stage,
@@ -67,10 +72,11 @@ enum Field {
     RequestBindings,
     ResolvedArtifactIds,
     InferenceStarts,
+    EarlierDeliveries,
 }
 
 impl Field {
-    const ALL: usize = 8;
+    const ALL: usize = 9;
 
     fn name(self) -> &'static str {
         match self {
@@ -82,27 +88,39 @@ impl Field {
             Self::RequestBindings => "request_bindings_json",
             Self::ResolvedArtifactIds => "resolved_artifact_ids_json",
             Self::InferenceStarts => "inference_starts",
+            Self::EarlierDeliveries => "handed_back",
         }
     }
 }
 
 /// Fields that serve only traces or waiting times are left out when they can't be read; fields that
 /// decide about the work must be right.
-fn read_metadata(task_id: &str, values: [Option<&[u8]>; Field::ALL]) -> Lookup {
+fn read_metadata(claim: &Claim, values: [Option<&[u8]>; Field::ALL]) -> Lookup {
     let lenient = |field| text(values, field).unwrap_or(None);
     let owned = |field| lenient(field).map(str::to_owned);
     let mut metadata = Box::new(TaskMetadata::default());
     metadata.enqueued_at =
-        lenient(Field::EnqueuedAt).and_then(|time| read_time(task_id, Field::EnqueuedAt.name(), time));
+        lenient(Field::EnqueuedAt).and_then(|time| read_time(&claim.task_id, Field::EnqueuedAt.name(), time));
     metadata.model = owned(Field::LoadedModelId);
     metadata.request_id = owned(Field::RequestId);
     metadata.trace_context = owned(Field::TraceContext);
-    let starts = lenient(Field::InferenceStarts).and_then(|starts| starts.parse().ok());
-    metadata.inference_starts = starts.unwrap_or_default();
+    let number = |field| lenient(field).and_then(|number| number.parse().ok()).unwrap_or(0);
+    metadata.inference_starts = number(Field::InferenceStarts);
+    metadata.earlier_deliveries = number(Field::EarlierDeliveries);
+    if metadata.earlier_deliveries > 0 {
+        metadata.requeued_at = queued_at(&claim.message_id);
+    }
     match read_work(values, &mut metadata) {
         Ok(()) => Lookup::Task(metadata),
         Err(problem) => Lookup::Malformed { metadata, problem },
     }
+}
+
+/// The time in the id of a message.
+fn queued_at(message_id: &str) -> Option<Timestamp> {
+    let millis = message_id.split('-').next()?.parse().ok()?;
+    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))?;
+    Some(Timestamp::from(time))
 }
 
 fn read_work(values: [Option<&[u8]>; Field::ALL], metadata: &mut TaskMetadata) -> Result<(), String> {
@@ -138,9 +156,15 @@ fn text(values: [Option<&[u8]>; Field::ALL], field: Field) -> Result<Option<&str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::Consumer;
 
     #[test]
     fn reply_of_another_shape_is_an_error() {
+        let consumer = Consumer {
+            engine_id: "my-asr".to_owned(),
+            instance: "my-asr-1".to_owned(),
+        };
+        let claim = Claim::new(consumer, "1-0", "T", "J", 1);
         let reply =
             |words: &[&str]| -> Vec<_> { words.iter().map(|word| Some(word.as_bytes().to_vec())).collect() };
         for words in [
@@ -148,13 +172,13 @@ mod tests {
             &["error"],
             &["task"],
             &["task", "transcribe"],
-            &["task"; 10],
+            &["task"; 11],
         ] {
-            assert!(read_lookup("T", &reply(words)).is_err(), "{words:?}");
+            assert!(read_lookup(&claim, &reply(words)).is_err(), "{words:?}");
         }
-        assert!(read_lookup("T", &[None]).is_err());
+        assert!(read_lookup(&claim, &[None]).is_err());
         assert!(matches!(
-            read_lookup("T", &reply(&["blocked"])),
+            read_lookup(&claim, &reply(&["blocked"])),
             Ok(Lookup::Blocked(_))
         ));
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
 use super::claim::{Search, StaleEntry, WINDOW};
@@ -23,6 +23,10 @@ use crate::protocol::{Timestamp, keys};
 const CLAIM_INTERVAL: Duration = Duration::from_millis(500);
 /// How often acknowledged messages and idle consumers are removed.
 const TRIM_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long nothing is read after a task was passed on that this process had handed back. Without
+/// peers it comes again.
+const PASS_ON_PAUSE: Duration = Duration::from_millis(500);
 
 /// How many messages are looked at for the first one that a lost group had delivered, and then for
 /// unfinished ones.
@@ -70,13 +74,18 @@ impl StreamReader {
         match self.step(consumer, &stream, give_up).await {
             // A group that a peer created again from the beginning delivers messages twice.
             Ok(Some(delivery)) if self.held.is_held(&delivery.claim.message_id) => Ok(None),
-            Ok(found) => {
-                if let Some(delivery) = &found {
-                    fault_point!(Taken);
-                    self.held.hold(&delivery.claim.message_id);
+            Ok(Some(delivery)) => {
+                fault_point!(Taken);
+                self.held.hold(&delivery);
+                if !self.held.was_handed_back(&delivery.claim.task_id) {
+                    return Ok(Some(delivery));
                 }
-                Ok(found)
+                let _ = self.held.pass_on(&delivery.claim).await?;
+                // A peer that waits for a message has it by now.
+                sleep(PASS_ON_PAUSE).await;
+                Ok(None)
             }
+            Ok(None) => Ok(None),
             // The server lost its data, or the stream was removed: before the read, or during it.
             Err(error) if has_code(&error, "NOGROUP") || has_code(&error, "UNBLOCKED") => {
                 let address = self.held.server.address();

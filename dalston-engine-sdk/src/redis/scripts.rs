@@ -34,8 +34,10 @@ pub(super) static STARTED: LazyLock<Script> =
 pub(super) static RENEW: LazyLock<Script> = script!("restored.lua", "ownership.lua", "renew.lua");
 pub(super) static FINISH: LazyLock<Script> =
     script!("restored.lua", "ownership.lua", "event.lua", "finish.lua");
-pub(super) static RELEASE: LazyLock<Script> = script!("restored.lua", "ownership.lua", "release.lua");
-pub(super) static HAND_BACK: LazyLock<Script> = script!("restored.lua", "ownership.lua", "hand_back.lua");
+pub(super) static RELEASE: LazyLock<Script> =
+    script!("restored.lua", "ownership.lua", "give_back.lua", "release.lua");
+pub(super) static HAND_BACK: LazyLock<Script> =
+    script!("restored.lua", "ownership.lua", "give_back.lua", "hand_back.lua");
 
 // Reads, claims and maintenance of a stream.
 pub(super) static MAKE_GROUP: LazyLock<Script> = script!("restored.lua", "make_group.lua");

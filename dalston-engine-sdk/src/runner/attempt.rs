@@ -58,6 +58,10 @@ impl<'a> Attempt<'a> {
         let begun_at = Instant::now();
         let left = delivery.timeout_at.map(|at| at.seconds_since(read_at));
         let left_or_default = left.unwrap_or(worker.config.task_timeout.as_secs_f64());
+        let earlier = metadata
+            .as_ref()
+            .map_or(0, |metadata| metadata.earlier_deliveries);
+        let requeued = (earlier > 0).then_some(RedeliveryReason::Deferred);
         let info = TaskInfo {
             task_id: claim.task_id.clone(),
             job_id: claim.job_id.clone(),
@@ -66,7 +70,7 @@ impl<'a> Attempt<'a> {
             instance: claim.consumer.instance.clone(),
             request_id: metadata.as_ref().and_then(|metadata| metadata.request_id.clone()),
             model: ModelId::default(),
-            attempt: claim.delivery_count,
+            attempt: claim.delivery_count.saturating_add(earlier),
             enqueued_at: delivery.enqueued_at.or_else(|| metadata.as_ref()?.enqueued_at),
             audio_seconds: None,
         };
@@ -89,7 +93,7 @@ impl<'a> Attempt<'a> {
             status,
             claim,
             metadata,
-            redelivery: delivery.redelivery,
+            redelivery: delivery.redelivery.or(requeued),
             info,
             event,
             spans,

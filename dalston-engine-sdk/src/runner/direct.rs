@@ -463,7 +463,7 @@ impl Broker for DirectBroker {
 
     async fn lookup(&self, _: &Claim) -> Result<Lookup, BrokerError> {
         if !self.progress.transition(State::Waiting, State::Begun) {
-            return Ok(Lookup::Cancelled);
+            return Ok(Lookup::Cancelled { is_running: false });
         }
         let begin = self.begin.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(begin) = begin {

@@ -67,7 +67,7 @@ pub(super) async fn handle(
             (Some(*metadata), Some(error))
         }
         Lookup::Lost => return,
-        skipped @ (Lookup::Cancelled | Lookup::Blocked(_)) => {
+        skipped @ (Lookup::Cancelled { .. } | Lookup::Blocked(_)) => {
             return skip(&worker, &origin, &delivery, skipped)
                 .with_log_context(log)
                 .await;
@@ -134,14 +134,15 @@ async fn skip(worker: &Worker, origin: &Origin, delivery: &Delivery, reason: Loo
             tracing::info!(reason, "task_skipped_blocked");
             Outcome::Skipped
         }
-        _ => {
+        reason => {
             worker.metrics.task_skipped_cancelled();
             tracing::info!("task_skipped_job_cancelled");
             // An earlier owner may have reported the start of the task, and then the job waits for
             // its end.
-            match delivery.redelivery {
-                Some(_) => Outcome::Cancelled,
-                None => Outcome::Skipped,
+            let is_running = matches!(reason, Lookup::Cancelled { is_running: true });
+            match is_running || delivery.redelivery.is_some() {
+                true => Outcome::Cancelled,
+                false => Outcome::Skipped,
             }
         }
     };
@@ -156,7 +157,8 @@ impl Attempt<'_> {
     fn record_delivery(&self, delivery: &Delivery, read_at: Timestamp) {
         tracing::info!(delivery_count = self.info.attempt, stage = %self.info.stage, "task_received");
         // A redelivered task waits from the end of its earlier delivery.
-        let queued_at = delivery.requeued_at.or(self.info.enqueued_at);
+        let requeued_at = self.metadata.as_ref().and_then(|metadata| metadata.requeued_at);
+        let queued_at = requeued_at.or(delivery.requeued_at).or(self.info.enqueued_at);
         if let Some(wait) = queued_at.and_then(|queued_at| QueueWait::between(queued_at, read_at)) {
             self.spans.queue_wait(&self.info, wait);
             self.worker.metrics.queue_wait(bounded_seconds(wait.seconds));

@@ -159,8 +159,10 @@ macro_rules! broker_suite {
             task_is_finished_once,
             renewed_task_stays_with_its_worker,
             released_task_is_delivered_before_its_lease_ends,
+            released_running_task_is_delivered_again,
             handed_back_task_goes_to_a_peer_up_to_its_limit,
             handed_back_task_returns_to_its_worker_after_a_lease,
+            handed_back_running_task_goes_to_a_peer_first,
             dropped_receive_loses_no_task,
             workers_share_tasks_and_do_each_once,
         }
@@ -319,7 +321,10 @@ pub async fn waiting_task_of_cancelled_job_is_skipped(platform: &dyn Platform) {
     platform.enqueue("T1", "J1", Some("transcribe")).await;
     platform.cancel_job("J1").await;
     let claim = receive(&*worker, "a").await.claim;
-    assert!(matches!(worker.lookup(&claim).await.unwrap(), Lookup::Cancelled));
+    assert!(matches!(
+        worker.lookup(&claim).await.unwrap(),
+        Lookup::Cancelled { .. }
+    ));
     assert_eq!(end(&*worker, &claim, &Outcome::Skipped).await, Ownership::Held);
     assert_eq!(platform.unfinished_tasks().await, 0);
     assert_eq!(platform.reports().await, []);
@@ -553,6 +558,37 @@ pub async fn released_task_is_delivered_before_its_lease_ends(platform: &dyn Pla
     assert_eq!(platform.reports().await, expected);
 }
 
+/// A task whose start was reported can be released, too, and its deliveries go on to count.
+pub async fn released_running_task_is_delivered_again(platform: &dyn Platform) {
+    let (worker, peer) = (platform.broker(), platform.broker());
+    let nothing = EventContext::default();
+    platform.enqueue("T1", "J1", Some("transcribe")).await;
+    for deliveries in 1..=2 {
+        let claim = receive(&*worker, "a").await.claim;
+        assert_eq!(deliveries_of(&*worker, &claim).await, deliveries);
+        assert_eq!(worker.started(&claim, &nothing).await.unwrap(), Ownership::Held);
+        assert_eq!(worker.release(&claim).await.unwrap(), Ownership::Held);
+        assert_eq!(worker.release(&claim).await.unwrap(), Ownership::Lost);
+        assert_eq!(finish(&*worker, &claim).await, Ownership::Lost);
+        assert_eq!(platform.unfinished_tasks().await, 1);
+    }
+    let claim = receive(&*peer, "b").await.claim;
+    assert_eq!(deliveries_of(&*peer, &claim).await, 3);
+    platform.cancel_job("J1").await;
+    let is_running = matches!(peer.lookup(&claim).await.unwrap(), Lookup::Cancelled { .. });
+    assert!(is_running);
+    assert_eq!(finish(&*peer, &claim).await, Ownership::Held);
+    assert_eq!(platform.unfinished_tasks().await, 0);
+}
+
+/// The number of this delivery among all of the task.
+async fn deliveries_of(worker: &dyn Broker, claim: &Claim) -> u32 {
+    match worker.lookup(claim).await.unwrap() {
+        Lookup::Task(metadata) => metadata.earlier_deliveries + claim.delivery_count,
+        other => panic!("{other:?}"),
+    }
+}
+
 /// A worker with a fault of its own hands a task back, and all workers together do that only so
 /// often for one cause.
 pub async fn handed_back_task_goes_to_a_peer_up_to_its_limit(platform: &dyn Platform) {
@@ -599,6 +635,25 @@ pub async fn handed_back_task_returns_to_its_worker_after_a_lease(platform: &dyn
     let again = receive(&*worker, "a").await.claim;
     assert_eq!(again.delivery_count, 2);
     assert_eq!(finish(&*worker, &again).await, Ownership::Held);
+}
+
+/// A task whose start was reported is kept from the worker that handed it back, too.
+pub async fn handed_back_running_task_goes_to_a_peer_first(platform: &dyn Platform) {
+    let (broken, peer) = (platform.broker(), platform.broker());
+    let nothing = EventContext::default();
+    platform.enqueue("T1", "J1", Some("transcribe")).await;
+    let claim = receive(&*broken, "a").await.claim;
+    assert!(matches!(broken.lookup(&claim).await.unwrap(), Lookup::Task(_)));
+    assert_eq!(broken.started(&claim, &nothing).await.unwrap(), Ownership::Held);
+    let handed = broken.hand_back(&claim, "storage", 2).await.unwrap();
+    assert_eq!(handed, HandBack::Done);
+    receives_nothing(&*broken, "a").await;
+    assert_eq!(finish(&*broken, &claim).await, Ownership::Lost);
+
+    let again = receive(&*peer, "b").await.claim;
+    assert_eq!(deliveries_of(&*peer, &again).await, 2);
+    assert_eq!(finish(&*peer, &again).await, Ownership::Held);
+    assert_eq!(platform.unfinished_tasks().await, 0);
 }
 
 /// A worker that stops waiting takes no task with it.

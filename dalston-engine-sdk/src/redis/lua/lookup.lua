@@ -3,7 +3,8 @@
 -- KEYS[3]: the cancellation of the job. KEYS[4]: the set of waiting tasks. ARGV[6]: the task.
 -- ARGV[7..10]: the wait markers. ARGV[11]: the lease in ms. ARGV[12]: the consumer of released
 -- tasks. ARGV[13]: prefix of registry records.
--- Returns 'task' and eight fields of the metadata, or another word and the reason.
+-- Returns 'task', eight fields of the metadata and the number of earlier deliveries, or another word
+-- and the reason.
 
 local owner = ownership_of_entry()
 if owner ~= HELD and owner ~= FORGOTTEN then return {'lost'} end
@@ -31,7 +32,10 @@ if is_ended or other and is_in_hand(other) then
   return {'duplicate', is_ended and 'the task had ended' or metadata('HGET', 'owner')}
 end
 if redis.call('EXISTS', KEYS[2]) == 1 then metadata('HSET', 'owner', claim) end
-if redis.call('EXISTS', KEYS[3]) == 1 then return {'cancelled'} end
+if redis.call('EXISTS', KEYS[3]) == 1 then
+  local is_running = earlier_deliveries() > 0 or metadata('HGET', 'inference_starts')
+  return {'cancelled', is_running and '1' or ''}
+end
 local fields = redis.pcall('HMGET', KEYS[2], ARGV[7], 'blocked_reason', 'stage', 'enqueued_at', 'loaded_model_id',
   'request_id', '_trace_context', 'request_bindings_json', 'resolved_artifact_ids_json',
   'inference_starts')
@@ -44,4 +48,5 @@ if fields[1] then
   redis.call('HDEL', KEYS[2], ARGV[7], ARGV[8], ARGV[9], ARGV[10])
   redis.call('SREM', KEYS[4], ARGV[6])
 end
-return {'task', unpack(fields, 3, 10)}
+fields[11] = tostring(earlier_deliveries())
+return {'task', unpack(fields, 3, 11)}

@@ -16,12 +16,10 @@ local function metadata(command, ...)
   return reply
 end
 
--- Uncounts the inference that this claim began: its worker survived it.
-local function uncount_start()
-  if metadata('HGET', 'started_by') == claim then
-    metadata('HINCRBY', 'inference_starts', -1)
-    metadata('HDEL', 'started_by')
-  end
+-- Deliveries under earlier messages, if this message is the copy of one that was handed back.
+local function earlier_deliveries()
+  local copy, deliveries = string.match(metadata('HGET', 'handed_back') or '', '^(%S+) (%d+)$')
+  return copy == id and tonumber(deliveries) or 0
 end
 
 local function is_before(a, b)

@@ -1,8 +1,5 @@
--- Hands the task to the consumer ARGV[6], idle for ARGV[7] ms already.
+-- Gives the entry back, also one that was not looked up.
 
-local owner = ownership()
-if owner == HELD then
-  uncount_start()
-  redis.call('XCLAIM', stream, group, ARGV[6], 0, id, 'IDLE', ARGV[7], 'JUSTID')
-end
+local owner = ownership_of_entry()
+if owner == HELD then give_back() end
 return owner

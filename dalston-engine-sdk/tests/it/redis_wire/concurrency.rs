@@ -170,7 +170,14 @@ async fn concurrent_calls_get_their_own_replies() {
         other => format!("{other:?}"),
     };
     let stages = [first.unwrap(), second.unwrap(), third.unwrap()].map(stage);
-    assert_eq!(stages, ["transcribe_ch0", "Cancelled", "transcribe_ch2"]);
+    assert_eq!(
+        stages,
+        [
+            "transcribe_ch0",
+            "Cancelled { is_running: false }",
+            "transcribe_ch2"
+        ]
+    );
     assert_eq!((cancelled.unwrap(), not_cancelled.unwrap()), (true, false));
     assert_eq!(finished.unwrap(), Ownership::Held);
     let artifacts: Vec<String> = server.send(&["HKEYS", "dalston:job:job-4:artifacts"]).await;

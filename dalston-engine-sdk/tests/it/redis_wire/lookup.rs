@@ -266,13 +266,13 @@ async fn tasks_looked_up_together_are_judged_one_by_one() {
     assert_eq!(
         futures_util::future::join_all(lookups).await,
         [
-            "Cancelled",
+            "Cancelled { is_running: false }",
             "Blocked(\"waited too long\")",
             "Missing",
             "malformed",
             "malformed",
             "Lost",
-            "Cancelled",
+            "Cancelled { is_running: false }",
             "transcribe_ch7"
         ]
     );

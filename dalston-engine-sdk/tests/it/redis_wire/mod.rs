@@ -8,6 +8,7 @@ mod connections;
 mod data_loss;
 mod deliveries;
 mod events;
+mod give_back;
 mod lookup;
 mod memory;
 mod ownership;
