@@ -42,6 +42,12 @@ struct Shared {
     changed: Notify,
 }
 
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[derive(Default)]
 struct State {
     last_id: u64,
@@ -50,6 +56,8 @@ struct State {
     /// Message ids of entries without a holder, by engine.
     waiting: BTreeMap<String, VecDeque<u64>>,
     held: BTreeMap<u64, Holder>,
+    /// How many consumers wait for a task that they can begin at once, by engine.
+    idle: BTreeMap<String, usize>,
     events: VecDeque<RecordedEvent>,
 }
 
@@ -73,6 +81,29 @@ struct Entry {
 struct Holder {
     consumer: Consumer,
     until: Instant,
+}
+
+/// Counts a consumer that waits for a task, until it is dropped.
+struct Idle<'a> {
+    shared: &'a Shared,
+    engine_id: &'a str,
+}
+
+impl<'a> Idle<'a> {
+    fn new(shared: &'a Shared, consumer: &'a Consumer) -> Self {
+        let engine_id = &consumer.engine_id;
+        *shared.state().idle.entry(engine_id.clone()).or_default() += 1;
+        Self { shared, engine_id }
+    }
+}
+
+impl Drop for Idle<'_> {
+    fn drop(&mut self) {
+        if let Some(idle) = self.shared.state().idle.get_mut(self.engine_id) {
+            *idle = idle.saturating_sub(1);
+        }
+        self.shared.changed.notify_waiters();
+    }
 }
 
 /// No more than this many events are kept, the newest.
@@ -188,7 +219,40 @@ impl MemoryBroker {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.state()
+    }
+
+    /// Takes the next task for a consumer, as soon as it `may`.
+    async fn take(
+        &self,
+        consumer: &Consumer,
+        wait: Duration,
+        may: impl Fn(&State) -> bool + Send,
+    ) -> Option<Delivery> {
+        let give_up = Instant::now() + wait;
+        loop {
+            let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let next_change = {
+                let mut state = self.state();
+                state.end_leases(Instant::now());
+                if may(&state)
+                    && let Some(delivery) = state.deliver(consumer, self.shared.lease)
+                {
+                    return Some(delivery);
+                }
+                state.next_change()
+            };
+            if Instant::now() >= give_up {
+                return None;
+            }
+            let wake = next_change.map_or(give_up, |end| end.min(give_up));
+            tokio::select! {
+                () = changed => {}
+                () = sleep_until(wake) => {}
+            }
+        }
     }
 
     /// Runs `act` on the entry of `claim`, if its consumer still holds it.
@@ -231,28 +295,21 @@ impl Broker for MemoryBroker {
     }
 
     async fn receive(&self, consumer: &Consumer, wait: Duration) -> Result<Option<Delivery>, BrokerError> {
-        let give_up = Instant::now() + wait;
-        loop {
-            let changed = self.shared.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            let next_change = {
-                let mut state = self.state();
-                state.end_leases(Instant::now());
-                if let Some(delivery) = state.deliver(consumer, self.shared.lease) {
-                    return Ok(Some(delivery));
-                }
-                state.next_change()
-            };
-            if Instant::now() >= give_up {
-                return Ok(None);
-            }
-            let wake = next_change.map_or(give_up, |end| end.min(give_up));
-            tokio::select! {
-                () = changed => {}
-                () = sleep_until(wake) => {}
-            }
-        }
+        let _idle = Idle::new(&self.shared, consumer);
+        Ok(self.take(consumer, wait, |_| true).await)
+    }
+
+    async fn receive_ahead(
+        &self,
+        consumer: &Consumer,
+        wait: Duration,
+    ) -> Result<Option<Delivery>, BrokerError> {
+        let engine = &consumer.engine_id;
+        let exceeds_idle = |state: &State| {
+            let waiting = state.waiting.get(engine).map_or(0, VecDeque::len);
+            waiting > state.idle.get(engine).copied().unwrap_or(0)
+        };
+        Ok(self.take(consumer, wait, exceeds_idle).await)
     }
 
     async fn lookup(&self, claim: &Claim) -> Result<Lookup, BrokerError> {

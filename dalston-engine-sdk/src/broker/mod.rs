@@ -57,6 +57,22 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// waits a little and tries again.
     async fn receive(&self, consumer: &Consumer, wait: Duration) -> Result<Option<Delivery>, BrokerError>;
 
+    /// Takes the next task for a `consumer` that has no free inference thread, waiting for one up to
+    /// `wait`: only a task that no idle consumer of the engine could begin at once.
+    ///
+    /// Like [`receive`](Self::receive) in everything else, and by default the same.
+    ///
+    /// # Errors
+    ///
+    /// As [`receive`](Self::receive).
+    async fn receive_ahead(
+        &self,
+        consumer: &Consumer,
+        wait: Duration,
+    ) -> Result<Option<Delivery>, BrokerError> {
+        self.receive(consumer, wait).await
+    }
+
     /// Finds out what is known about a task and whether it should be done at all.
     ///
     /// A task may be queued more than once. The claim that looks it up first owns it. An entry of a

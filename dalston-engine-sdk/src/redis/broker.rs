@@ -12,6 +12,7 @@ use redis::ScriptInvocation;
 
 use super::held::{HeldTasks, RELEASED, milliseconds};
 use super::lookup::read_lookup;
+use super::read::Reads;
 use super::reader::Reader;
 use super::scripts;
 use super::server::RedisServer;
@@ -78,7 +79,15 @@ impl Broker for RedisBroker {
     }
 
     async fn receive(&self, consumer: &Consumer, wait: Duration) -> Result<Option<Delivery>, BrokerError> {
-        self.reader.receive(consumer, wait).await
+        self.reader.receive(consumer, Reads::Next, wait).await
+    }
+
+    async fn receive_ahead(
+        &self,
+        consumer: &Consumer,
+        wait: Duration,
+    ) -> Result<Option<Delivery>, BrokerError> {
+        self.reader.receive(consumer, Reads::Ahead, wait).await
     }
 
     async fn lookup(&self, claim: &Claim) -> Result<Lookup, BrokerError> {

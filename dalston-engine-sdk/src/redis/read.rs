@@ -35,6 +35,15 @@ const LOOKED_AT_FOR_GROUP: u32 = 10_000;
 /// The reply of `XREADGROUP`: streams, of which one is asked for, and their messages.
 type Messages = Option<Vec<(String, Vec<(String, Fields)>)>>;
 
+/// What a read may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reads {
+    /// The next task, for which it waits.
+    Next,
+    /// A task that no idle peer could begin at once. It does not wait.
+    Ahead,
+}
+
 /// Takes tasks from one stream at a time, and remembers what it needs from one read to the next.
 pub(super) struct StreamReader {
     pub(super) held: Arc<HeldTasks>,
@@ -68,10 +77,11 @@ impl StreamReader {
     pub(super) async fn read(
         &mut self,
         consumer: &Consumer,
+        reads: Reads,
         give_up: Instant,
     ) -> Result<Option<Delivery>, BrokerError> {
         let stream = keys::task_stream(&consumer.engine_id);
-        match self.step(consumer, &stream, give_up).await {
+        match self.step(consumer, &stream, reads, give_up).await {
             // A group that a peer created again from the beginning delivers messages twice.
             Ok(Some(delivery)) if self.held.is_held(&delivery.claim.message_id) => Ok(None),
             Ok(Some(delivery)) => {
@@ -112,6 +122,7 @@ impl StreamReader {
         &mut self,
         consumer: &Consumer,
         stream: &str,
+        reads: Reads,
         give_up: Instant,
     ) -> RedisResult<Option<Delivery>> {
         if self.stream.as_deref() != Some(stream) {
@@ -122,7 +133,11 @@ impl StreamReader {
         let now = Instant::now();
         if self.next_claim.is_none_or(|next| next <= now) {
             self.held.forget_abandoned();
-            if let Some(delivery) = self.claim_stale_entry(consumer, stream).await? {
+            let may_claim = match reads {
+                Reads::Next => true,
+                Reads::Ahead => self.has_no_idle_peers(consumer).await?,
+            };
+            if may_claim && let Some(delivery) = self.claim_stale_entry(consumer, stream).await? {
                 return Ok(Some(delivery));
             }
             self.next_claim = Some(Instant::now() + CLAIM_INTERVAL);
@@ -133,7 +148,14 @@ impl StreamReader {
             remove_idle_consumers(&self.held.server, stream, self.held.lease).await;
         }
         let until = self.next_claim.map_or(give_up, |next| next.min(give_up));
-        self.read_new(consumer, stream, until).await
+        self.read_new(consumer, stream, reads, until).await
+    }
+
+    async fn has_no_idle_peers(&self, consumer: &Consumer) -> RedisResult<bool> {
+        let mut script = scripts::IDLE_PEERS.key(keys::engine_instances(&consumer.engine_id));
+        script.arg(keys::instance("")).arg(&consumer.instance);
+        let free: u64 = script.invoke_async(&mut self.held.server.shared()).await?;
+        Ok(free == 0)
     }
 
     async fn claim_stale_entry(
@@ -185,16 +207,18 @@ impl StreamReader {
         Ok(None)
     }
 
-    /// Reads the next new message, and waits for it until `until`. Returns none if it is not a task.
+    /// Reads the next new message, and waits for it until `until` unless it reads ahead. Returns none
+    /// if it is not a task.
     async fn read_new(
         &mut self,
         consumer: &Consumer,
         stream: &str,
+        reads: Reads,
         until: Instant,
     ) -> RedisResult<Option<Delivery>> {
         let mut asked_at = Instant::now();
-        let mut found = self.read_waiting(consumer, stream).await?;
-        if found.is_none() {
+        let mut found = self.read_waiting(consumer, stream, reads).await?;
+        if found.is_none() && reads == Reads::Next {
             asked_at = Instant::now();
             found = self.wait_for_message(consumer, stream, until).await?;
         }
@@ -211,12 +235,20 @@ impl StreamReader {
     }
 
     /// Reads a message that waits already. Fails with OOM while the server is out of memory.
-    async fn read_waiting(&self, consumer: &Consumer, stream: &str) -> RedisResult<Messages> {
-        let mut script = scripts::READ.key(stream);
+    async fn read_waiting(&self, consumer: &Consumer, stream: &str, reads: Reads) -> RedisResult<Messages> {
+        let mut script = match reads {
+            Reads::Next => scripts::READ.key(stream),
+            Reads::Ahead => scripts::READ_AHEAD.key(stream),
+        };
         script
             .arg(keys::TASK_GROUP)
             .arg(&consumer.instance)
             .arg(keys::UNUSED_STREAM);
+        if reads == Reads::Ahead {
+            script
+                .key(keys::engine_instances(&consumer.engine_id))
+                .arg(keys::instance(""));
+        }
         script.invoke_async(&mut self.held.server.shared()).await
     }
 

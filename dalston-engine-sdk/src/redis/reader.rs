@@ -14,11 +14,13 @@ use tokio::time::{Instant, sleep_until};
 use tracing::instrument::WithSubscriber;
 
 use super::held::HeldTasks;
-use super::read::StreamReader;
+use super::read::{Reads, StreamReader};
 use crate::broker::{BrokerError, Consumer, Delivery};
 
 /// How long a delivery waits in the buffer for the next request before it is released.
 const BUFFERED_READ_TTL: Duration = Duration::from_millis(250);
+/// How often a busy consumer looks for a task that no idle peer could begin.
+const AHEAD_INTERVAL: Duration = Duration::from_millis(250);
 /// How many requests may wait. A runner has one.
 const QUEUED_REQUESTS: usize = 16;
 
@@ -30,6 +32,7 @@ pub(super) struct Reader {
 
 struct Request {
     consumer: Consumer,
+    reads: Reads,
     give_up: Instant,
     reply: oneshot::Sender<Reply>,
 }
@@ -46,24 +49,34 @@ impl Reader {
     pub(super) async fn receive(
         &self,
         consumer: &Consumer,
+        reads: Reads,
         wait: Duration,
     ) -> Result<Option<Delivery>, BrokerError> {
         let give_up = Instant::now() + wait;
         loop {
             let found = tokio::select! {
-                found = self.request(consumer, give_up) => found?,
+                found = self.request(consumer, reads, give_up) => found?,
                 () = sleep_until(give_up) => return Ok(None),
             };
             if found.is_some() || Instant::now() >= give_up {
                 return Ok(found);
             }
+            if reads == Reads::Ahead {
+                sleep_until(give_up.min(Instant::now() + AHEAD_INTERVAL)).await;
+            }
         }
     }
 
-    async fn request(&self, consumer: &Consumer, give_up: Instant) -> Result<Option<Delivery>, BrokerError> {
+    async fn request(
+        &self,
+        consumer: &Consumer,
+        reads: Reads,
+        give_up: Instant,
+    ) -> Result<Option<Delivery>, BrokerError> {
         let (reply, replied) = oneshot::channel();
         let request = Request {
             consumer: consumer.clone(),
+            reads,
             give_up,
             reply,
         };
@@ -115,9 +128,9 @@ async fn serve(held: Arc<HeldTasks>, mut requests: mpsc::Receiver<Request>) {
                 None => break,
                 Some(request) if request.reply.is_closed() => {}
                 Some(request) => {
-                    let Request { consumer, give_up, reply } = request;
+                    let Request { consumer, reads, give_up, reply } = request;
                     let found = match buffer.take(&consumer) {
-                        None => stream.read(&consumer, give_up).await,
+                        None => stream.read(&consumer, reads, give_up).await,
                         buffered => Ok(buffered),
                     };
                     let returns = returns.clone();

@@ -42,6 +42,8 @@ pub(super) static HAND_BACK: LazyLock<Script> =
 // Reads, claims and maintenance of a stream.
 pub(super) static MAKE_GROUP: LazyLock<Script> = script!("restored.lua", "make_group.lua");
 pub(super) static READ: LazyLock<Script> = script!("memory.lua", "read.lua");
+pub(super) static READ_AHEAD: LazyLock<Script> = script!("memory.lua", "free_capacity.lua", "read_ahead.lua");
+pub(super) static IDLE_PEERS: LazyLock<Script> = script!("free_capacity.lua", "idle_peers.lua");
 pub(super) static STALE_ENTRIES: LazyLock<Script> = script!("stale_entries.lua");
 pub(super) static CLAIM: LazyLock<Script> = script!("memory.lua", "claim.lua");
 pub(super) static TRIM: LazyLock<Script> = script!("trim.lua");

@@ -19,7 +19,7 @@ use super::status::{RunnerPhase, RunnerStatus};
 use super::sweep;
 use super::task::{self, report_panic};
 use super::worker::Worker;
-use crate::broker::Delivery;
+use crate::broker::{BrokerError, Delivery};
 use crate::error::{RunError, chain};
 use crate::gpu::GpuMonitor;
 use crate::interruption::Interruption;
@@ -238,7 +238,7 @@ impl Worker {
     async fn receive(&self) -> Delivery {
         let mut failures = 0_u32;
         loop {
-            match self.origin.broker.receive(&self.consumer, RECEIVE_WAIT).await {
+            match self.receive_once().await {
                 Ok(Some(delivery)) => return delivery,
                 Ok(None) => failures = 0,
                 Err(error) => {
@@ -249,6 +249,19 @@ impl Worker {
                     sleep(read_pause(failures)).await;
                 }
             }
+        }
+    }
+
+    /// Waits for a task for a while. Without a free inference thread it takes none that an idle peer
+    /// could begin at once.
+    async fn receive_once(&self) -> Result<Option<Delivery>, BrokerError> {
+        let (broker, slots) = (&self.origin.broker, self.config.slots);
+        if self.status.unprocessed_tasks() < slots {
+            return broker.receive(&self.consumer, RECEIVE_WAIT).await;
+        }
+        tokio::select! {
+            ahead = broker.receive_ahead(&self.consumer, RECEIVE_WAIT) => ahead,
+            () = self.status.has_fewer_than(slots) => Ok(None),
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::gpu::{GpuMemory, GpuReading};
@@ -20,6 +21,8 @@ pub struct RunnerStatus {
 struct Shared {
     phase: AtomicU8,
     state: Mutex<State>,
+    /// A task ended or needs no inference thread any more.
+    less_to_process: Notify,
     gpu: GpuReading,
 }
 
@@ -109,6 +112,7 @@ impl RunnerStatus {
             shared: Arc::new(Shared {
                 phase: AtomicU8::new(RunnerPhase::Starting as u8),
                 state: Mutex::default(),
+                less_to_process: Notify::new(),
                 gpu: GpuReading::default(),
             }),
         }
@@ -193,6 +197,19 @@ impl RunnerStatus {
     #[must_use]
     pub fn gpu_memory(&self) -> Option<GpuMemory> {
         self.shared.gpu.memory()
+    }
+
+    /// Waits until fewer than this many tasks need or have an inference thread.
+    pub(super) async fn has_fewer_than(&self, tasks: usize) {
+        loop {
+            let changed = self.shared.less_to_process.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.unprocessed_tasks() < tasks {
+                return;
+            }
+            changed.await;
+        }
     }
 
     pub(crate) fn gpu_reading(&self) -> &GpuReading {
@@ -295,12 +312,14 @@ pub(super) struct TaskGuard {
 impl TaskGuard {
     pub(super) fn enter(&self, phase: TaskPhase) {
         self.status.enter_task(self.number, phase);
+        self.status.shared.less_to_process.notify_waiters();
     }
 }
 
 impl Drop for TaskGuard {
     fn drop(&mut self) {
         self.status.state().tasks.remove(&self.number);
+        self.status.shared.less_to_process.notify_waiters();
     }
 }
 

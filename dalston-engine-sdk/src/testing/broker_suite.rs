@@ -146,6 +146,7 @@ macro_rules! broker_suite {
             finished_task_is_gone,
             tasks_come_in_queue_order,
             waiting_worker_gets_the_next_task,
+            busy_worker_reads_ahead_if_no_peer_is_idle,
             events_carry_error_and_context,
             task_without_metadata_is_missing,
             waiting_task_of_cancelled_job_is_skipped,
@@ -276,6 +277,21 @@ pub async fn waiting_worker_gets_the_next_task(platform: &dyn Platform) {
     yield_now().await;
     platform.enqueue("T1", "J1", Some("transcribe")).await;
     assert_eq!(waiting.await.unwrap().claim.task_id, "T1");
+}
+
+/// Without an idle peer, a busy worker takes a task that waits, and one that comes.
+pub async fn busy_worker_reads_ahead_if_no_peer_is_idle(platform: &dyn Platform) {
+    let worker = platform.broker();
+    platform.enqueue("T1", "J1", Some("transcribe")).await;
+    let found = worker.receive_ahead(&consumer("a"), LONG).await.unwrap();
+    assert_eq!(found.expect("a task").claim.task_id, "T1");
+    let none = worker.receive_ahead(&consumer("a"), short(&*worker)).await;
+    assert!(none.unwrap().is_none());
+    let waiting = tokio::spawn(async move { worker.receive_ahead(&consumer("a"), LONG).await });
+    yield_now().await;
+    platform.enqueue("T2", "J1", Some("transcribe")).await;
+    let found = waiting.await.unwrap().unwrap();
+    assert_eq!(found.expect("a task").claim.task_id, "T2");
 }
 
 /// The event of a failure has its error, and each event has the context that it was given.

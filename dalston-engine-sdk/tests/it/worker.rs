@@ -4,6 +4,7 @@ mod data_loss;
 mod hostile;
 mod output;
 mod rights;
+mod sharing;
 mod spot;
 mod surroundings;
 

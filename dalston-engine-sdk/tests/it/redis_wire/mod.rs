@@ -12,6 +12,7 @@ mod give_back;
 mod lookup;
 mod memory;
 mod ownership;
+mod read_ahead;
 mod trim;
 
 use std::collections::BTreeMap;
