@@ -21,6 +21,7 @@ mod error;
 mod lookup;
 mod memory;
 mod outcome;
+mod queued;
 
 use std::fmt;
 use std::time::Duration;
@@ -31,8 +32,9 @@ pub use self::claim::{Claim, Consumer, HandBack, Ownership};
 pub use self::delivery::{Delivery, RedeliveryReason};
 pub use self::error::BrokerError;
 pub use self::lookup::{Lookup, TaskMetadata};
-pub use self::memory::{EventKind, MemoryBroker, QueueFull, QueuedTask, RecordedEvent};
+pub use self::memory::MemoryBroker;
 pub use self::outcome::{EventContext, Outcome};
+pub use self::queued::{EventKind, QueueFull, QueuedTask, RecordedEvent};
 
 /// A queue of tasks with leases, and the channel on which their outcome is reported.
 ///
@@ -72,6 +74,12 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     ) -> Result<Option<Delivery>, BrokerError> {
         self.receive(consumer, wait).await
     }
+
+    /// Waits until no read is under way that could take a task, and gives back the tasks that were
+    /// taken for a dropped future. The runner calls this when it drains.
+    ///
+    /// By default there is nothing to do.
+    async fn stop_reading(&self) {}
 
     /// Finds out what is known about a task and whether it should be done at all.
     ///

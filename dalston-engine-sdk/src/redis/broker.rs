@@ -90,6 +90,10 @@ impl Broker for RedisBroker {
         self.reader.receive(consumer, Reads::Ahead, wait).await
     }
 
+    async fn stop_reading(&self) {
+        self.reader.close().await;
+    }
+
     async fn lookup(&self, claim: &Claim) -> Result<Lookup, BrokerError> {
         let mut script = self.held.script_about(claim, &scripts::LOOKUP);
         script

@@ -6,10 +6,11 @@
 //! releases them for other workers.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::instrument::WithSubscriber;
 
@@ -27,7 +28,13 @@ const QUEUED_REQUESTS: usize = 16;
 /// Asks the background task for deliveries.
 pub(super) struct Reader {
     held: Arc<HeldTasks>,
-    requests: Mutex<Option<mpsc::Sender<Request>>>,
+    serving: Mutex<Option<Serving>>,
+}
+
+/// The background task.
+struct Serving {
+    requests: mpsc::Sender<Request>,
+    ended: JoinHandle<()>,
 }
 
 struct Request {
@@ -41,7 +48,7 @@ impl Reader {
     pub(super) fn new(held: Arc<HeldTasks>) -> Self {
         Self {
             held,
-            requests: Mutex::default(),
+            serving: Mutex::default(),
         }
     }
 
@@ -93,16 +100,31 @@ impl Reader {
     /// Starts the background task if there is none: before the first request, or when the runtime
     /// in which it ran is gone.
     fn sender(&self) -> mpsc::Sender<Request> {
-        let mut sender = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*sender {
-            Some(sender) if !sender.is_closed() => sender.clone(),
+        let mut serving = self.serving();
+        match &*serving {
+            Some(serving) if !serving.requests.is_closed() => serving.requests.clone(),
             _ => {
-                let (started, requests) = mpsc::channel(QUEUED_REQUESTS);
-                let serving = serve(Arc::clone(&self.held), requests);
-                tokio::spawn(serving.with_current_subscriber());
-                sender.insert(started).clone()
+                let (requests, received) = mpsc::channel(QUEUED_REQUESTS);
+                let task = serve(Arc::clone(&self.held), received);
+                let ended = tokio::spawn(task.with_current_subscriber());
+                serving.insert(Serving { requests, ended }).requests.clone()
             }
         }
+    }
+
+    /// Ends the background task when the read under way is over, at the latest when it is time to
+    /// look for stale entries, and releases what it took.
+    pub(super) async fn close(&self) {
+        let serving = self.serving().take();
+        if let Some(Serving { requests, ended }) = serving {
+            drop(requests);
+            // It fails only with its runtime.
+            let _ = ended.await;
+        }
+    }
+
+    fn serving(&self) -> MutexGuard<'_, Option<Serving>> {
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

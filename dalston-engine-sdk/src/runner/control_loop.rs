@@ -282,8 +282,7 @@ impl Worker {
         }
     }
 
-    async fn drain(&self, mut tasks: [JoinSet<()>; 2]) {
-        self.drain.begun.cancel();
+    async fn drain_tasks(&self, mut tasks: [JoinSet<()>; 2]) {
         let mut all_done = async || {
             for tasks in &mut tasks {
                 while let Some(ended) = tasks.join_next().await {
@@ -302,6 +301,16 @@ impl Worker {
             if timeout(LAST_SECONDS, all_done()).await.is_err() {
                 tracing::warn!("drain_incomplete");
             }
+        }
+    }
+
+    async fn drain(&self, tasks: [JoinSet<()>; 2]) {
+        self.drain.begun.cancel();
+        // A read may take a task although its caller is gone, also one that is handed back here.
+        let stop_reading = timeout(LAST_SECONDS, self.origin.broker.stop_reading());
+        let (stopped, ()) = tokio::join!(stop_reading, self.drain_tasks(tasks));
+        if stopped.is_err() {
+            tracing::warn!("read_not_ended");
         }
         self.removals.close();
         if timeout(LAST_SECONDS, self.removals.wait()).await.is_err() {

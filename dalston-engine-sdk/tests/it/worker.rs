@@ -712,6 +712,37 @@ async fn task_that_outlives_the_drain_goes_to_a_peer_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn task_that_is_read_at_the_signal_goes_back_at_once() {
+    let deployment = Deployment::start().await;
+    for round in 0..5 {
+        let mut worker = deployment.worker(&format!("w{round}"), "0");
+        until("idle worker", async || {
+            (deployment.status(&worker).await? == "idle").then_some(())
+        })
+        .await;
+        // The worker waits in a blocking read.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let task = format!("task-{round}");
+        deployment.prepare(&task, request(&task, json!({}))).await;
+        worker.stop().await;
+        deployment.queue(&task).await;
+        (&mut worker.running).await.unwrap().unwrap();
+        let rows: Vec<(String, String, u64, u64)> = deployment
+            .redis
+            .send(&["XPENDING", STREAM, "engines", "-", "+", "10"])
+            .await;
+        let held: Vec<_> = rows
+            .iter()
+            .filter(|(_, consumer, ..)| *consumer == worker.instance)
+            .collect();
+        assert!(
+            held.is_empty(),
+            "{held:?} ends with the lease of a worker that is gone"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_is_503_while_redis_does_not_answer() {
     let Deployment { redis, s3 } = Deployment::start().await;
     let deployment = Arc::new(Deployment { redis, s3 });

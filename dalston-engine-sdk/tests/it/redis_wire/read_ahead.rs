@@ -50,7 +50,12 @@ async fn engines_that_begin_no_task_do_not_stop_reads_ahead() {
     for status in ["offline", "draining", "loading", "downloading", "error"] {
         register(&server, status, &["status", status, "capacity", "4"]).await;
     }
-    register(&server, "full", &["status", "busy", "capacity", "1", "active_realtime", "1"]).await;
+    register(
+        &server,
+        "full",
+        &["status", "busy", "capacity", "1", "active_realtime", "1"],
+    )
+    .await;
     register(&server, "busy", &["status", "processing", "capacity", "4"]).await;
     let members = "dalston:engine:engine_id:faster-whisper";
     let () = server.send(&["SADD", members, "killed"]).await;
