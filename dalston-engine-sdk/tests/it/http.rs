@@ -3,6 +3,7 @@
 mod lifecycle;
 mod refusals;
 mod responses;
+mod silence;
 mod sources;
 
 use std::time::{Duration, Instant};

@@ -1,21 +1,23 @@
 //! A server of `/metrics`, for programs without an HTTP server.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener, ToSocketAddrs};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use super::Metrics;
 
-/// Concurrent connections. Further ones wait.
-const CONNECTIONS: usize = 16;
+/// Concurrent connections. For a further one, the oldest is closed; see [`Connections`].
+const CONNECTIONS: usize = 128;
 /// The longest duration of a connection.
 const CONNECTION_LIFE: Duration = Duration::from_secs(30);
 /// The longest wait for a client to close the connection after its answer.
@@ -28,8 +30,9 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// Serves `GET /metrics` until it is dropped.
 ///
 /// It has its own thread, so that a program that is busy, stuck or without a runtime can be
-/// observed. It serves at most 16 clients at a time, each for 30 s at most. There is no TLS and no
-/// password: bind it to an address that only Prometheus reaches.
+/// observed. It has at most 128 connections, each for 30 s at most. For a further one, it closes the
+/// oldest whose client has not sent its request, so silent clients do not shut out others. There is
+/// no TLS and no password: bind it to an address that only Prometheus reaches.
 ///
 /// ```
 /// use dalston_telemetry::metrics::{Metrics, MetricsServer};
@@ -152,28 +155,93 @@ struct Pages {
 type Health = Arc<dyn Fn() -> Result<String, String> + Send + Sync>;
 
 async fn serve(listener: TcpListener, pages: Pages) {
-    let free = Arc::new(Semaphore::new(CONNECTIONS));
+    let connections = Connections::default();
+    let mut id = 0;
     loop {
-        let Ok(permit) = Arc::clone(&free).acquire_owned().await else {
-            return;
-        };
         match listener.accept().await {
             Ok((stream, _)) => {
+                id += 1;
+                let place = Place {
+                    connections: connections.clone(),
+                    id,
+                };
                 let pages = pages.clone();
-                tokio::spawn(async move {
+                let serving = tokio::spawn(async move {
                     // A client that sends no request or does not read is disconnected.
-                    let _ = timeout(CONNECTION_LIFE, answer(stream, &pages)).await;
-                    drop(permit);
+                    let _ = timeout(CONNECTION_LIFE, answer(stream, &pages, &place)).await;
                 });
+                // The task has not begun: this thread is the only one of its runtime.
+                connections.add(id, serving.abort_handle());
             }
             // There are too many open files, or the client has gone.
-            Err(_) => sleep(Duration::from_millis(100)).await,
+            Err(_) => {
+                connections.close_oldest();
+                sleep(Duration::from_millis(100)).await;
+            }
         }
     }
 }
 
-async fn answer(mut stream: TcpStream, pages: &Pages) -> io::Result<()> {
-    let response = match read_head(&mut stream).await? {
+/// The open connections. The oldest one that has sent no complete request comes first, and then the
+/// oldest one whose answer is not read yet.
+#[derive(Clone, Default)]
+struct Connections(Arc<Mutex<BTreeMap<(Phase, u64), AbortHandle>>>);
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Request,
+    Answer,
+}
+
+impl Connections {
+    /// Adds a connection, and closes the first one if there are too many.
+    fn add(&self, id: u64, serving: AbortHandle) {
+        self.open().insert((Phase::Request, id), serving);
+        if self.open().len() > CONNECTIONS {
+            self.close_oldest();
+        }
+    }
+
+    fn close_oldest(&self) {
+        let oldest = self.open().pop_first();
+        if let Some((_, serving)) = oldest {
+            serving.abort();
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, BTreeMap<(Phase, u64), AbortHandle>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of a connection among the others, until it is dropped.
+struct Place {
+    connections: Connections,
+    id: u64,
+}
+
+impl Place {
+    /// The request has arrived.
+    fn answers(&self) {
+        let mut open = self.connections.open();
+        if let Some(serving) = open.remove(&(Phase::Request, self.id)) {
+            open.insert((Phase::Answer, self.id), serving);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.connections.open();
+        open.remove(&(Phase::Request, self.id));
+        open.remove(&(Phase::Answer, self.id));
+    }
+}
+
+async fn answer(mut stream: TcpStream, pages: &Pages, place: &Place) -> io::Result<()> {
+    let head = read_head(&mut stream).await?;
+    place.answers();
+    let response = match head {
         Some(head) => respond(&head, pages),
         None => response("431 Request Header Fields Too Large", "", "", true),
     };
@@ -248,7 +316,7 @@ fn response(status: &str, headers: &str, body: &str, with_body: bool) -> String 
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::{Shutdown, TcpStream};
+    use std::net::TcpStream;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::super::{Counter, DenseFamily};
@@ -351,15 +419,46 @@ mod tests {
     }
 
     #[test]
-    fn idle_clients_block_neither_others_nor_the_port() {
+    fn silent_clients_shut_out_neither_others_nor_the_port() {
         let server = server();
-        let silent: Vec<_> = (1..CONNECTIONS)
-            .map(|_| TcpStream::connect(server.address()).unwrap())
+        let silent: Vec<_> = (0..320)
+            .map(|number| {
+                let mut client = TcpStream::connect(server.address()).unwrap();
+                if number >= 200 {
+                    client.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n").unwrap();
+                }
+                client
+            })
             .collect();
-        assert!(ask(&server, "GET /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
-        silent[0].shutdown(Shutdown::Both).unwrap();
+        let mut client = TcpStream::connect(server.address()).unwrap();
+        // Less than any timeout of the server: an answer needs none of them to pass.
+        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        client.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         let address = server.address();
-        drop(server);
+        drop((server, silent));
         assert!(TcpStream::connect(address).is_err());
+    }
+
+    #[test]
+    fn answers_under_way_are_closed_last() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let connections = Connections::default();
+        let place = Place {
+            connections: connections.clone(),
+            id: 0,
+        };
+        let mut tasks = Vec::new();
+        for id in 0..=CONNECTIONS {
+            let task = runtime.spawn(std::future::pending::<()>());
+            connections.add(id as u64, task.abort_handle());
+            place.answers();
+            tasks.push(task);
+        }
+        runtime.block_on(tokio::task::yield_now());
+        let ended = tasks.iter().enumerate().filter(|(_, task)| task.is_finished());
+        assert_eq!(ended.map(|(id, _)| id).collect::<Vec<_>>(), [1]);
     }
 }

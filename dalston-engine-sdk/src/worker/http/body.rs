@@ -1,7 +1,7 @@
 //! The body of a request as a stream, with limits on its memory and size.
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -10,11 +10,15 @@ use std::time::Duration;
 use axum::body::{Body, BodyDataStream};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// The most bytes that may arrive without being content of a field: boundaries, headers, and text
 /// between them.
 const MAX_OVERHEAD: u64 = 512 * 1024;
+/// The bytes that have to arrive in [`PERIOD`], so that slow clients do not keep permits for long:
+/// 8 KiB/s.
+const LEAST_PER_PERIOD: u64 = 8 * 1024 * PERIOD.as_secs();
+const PERIOD: Duration = Duration::from_secs(30);
 /// How much, and for how long, the rest of a refused request is read. A client that still sends
 /// does not see the response.
 const MAX_DRAINED: usize = 64 * 1024 * 1024;
@@ -88,12 +92,23 @@ impl Stream for LimitedBody {
     }
 }
 
-/// Counts the bytes that have arrived, and those of them that were content.
+/// Counts the bytes that have arrived, those of them that were content, and the time in which they
+/// arrived.
 pub(super) struct BodyLimits {
     max_file: u64,
     arrived: AtomicU64,
     overhead: AtomicU64,
     too_large: AtomicBool,
+    period: Mutex<Period>,
+}
+
+/// The time since the speed was checked last, without the time in which the worker was not ready
+/// for more bytes.
+#[derive(Default)]
+struct Period {
+    waited: Duration,
+    /// The bytes that had arrived at its start.
+    arrived: u64,
 }
 
 impl BodyLimits {
@@ -103,6 +118,7 @@ impl BodyLimits {
             arrived: AtomicU64::new(0),
             overhead: AtomicU64::new(0),
             too_large: AtomicBool::new(false),
+            period: Mutex::default(),
         }
     }
 
@@ -114,6 +130,32 @@ impl BodyLimits {
     /// Whether the body ended because it is too large.
     pub(super) fn is_exceeded(&self) -> bool {
         self.too_large.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the next part of the body. `None` if the body arrives too slowly.
+    pub(super) async fn wait<T>(&self, next: impl Future<Output = T>) -> Option<T> {
+        let mut next = pin!(next);
+        loop {
+            let rest =
+                PERIOD.saturating_sub(self.period.lock().unwrap_or_else(PoisonError::into_inner).waited);
+            let begun = Instant::now();
+            let next = timeout(rest, next.as_mut()).await;
+            let mut period = self.period.lock().unwrap_or_else(PoisonError::into_inner);
+            period.waited += begun.elapsed();
+            if period.waited >= PERIOD {
+                let arrived = self.arrived.load(Ordering::Relaxed);
+                if arrived - period.arrived < LEAST_PER_PERIOD {
+                    return None;
+                }
+                *period = Period {
+                    waited: Duration::ZERO,
+                    arrived,
+                };
+            }
+            if let Ok(next) = next {
+                return Some(next);
+            }
+        }
     }
 
     fn check(&self, bytes: Bytes) -> io::Result<Bytes> {

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::multipart::{Field, MultipartError};
@@ -14,14 +13,11 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
-use tokio::time::timeout;
 
 use super::body::{BodyLimits, LimitedBody, RequestBody};
 use super::refusal::{Refusal, redacted};
 use crate::store::key;
 
-/// How long a client may pause in the middle of its request.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most fields of a form, and the most bytes of each.
 const MAX_FIELDS: usize = 64;
 const MAX_FIELD_BYTES: usize = 64 * 1024;
@@ -52,17 +48,18 @@ impl Form {
         let kind = parts.headers.get(header::CONTENT_TYPE);
         let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         let kind = kind.split(';').next().unwrap_or_default().trim();
+        let limits = Arc::new(BodyLimits::new(limit));
+        let body = LimitedBody::new(body.clone(), Arc::clone(&limits));
         if kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
-            return Self::read_urlencoded(body).await;
+            return Self::read_urlencoded(body, &limits).await;
         }
         if !kind.eq_ignore_ascii_case("multipart/form-data") {
             let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             let message = "the request is not a form: expected multipart/form-data";
             return Err(Refusal::new(status, "unsupported_media_type", message));
         }
-        let limits = Arc::new(BodyLimits::new(limit));
-        let body = Body::from_stream(LimitedBody::new(body.clone(), Arc::clone(&limits)));
-        let mut multipart = Multipart::from_request(Request::from_parts(parts, body), &())
+        let request = Request::from_parts(parts, Body::from_stream(body));
+        let mut multipart = Multipart::from_request(request, &())
             .await
             .map_err(|_| Refusal::bad("invalid_request", "the form has no boundary in its content type"))?;
         let mut form = Self::default();
@@ -99,13 +96,9 @@ impl Form {
         Ok(())
     }
 
-    async fn read_urlencoded(body: &RequestBody) -> Result<Self, Refusal> {
-        let mut body = body.clone();
+    async fn read_urlencoded(mut body: LimitedBody, limits: &BodyLimits) -> Result<Self, Refusal> {
         let mut text = Vec::new();
-        while let Some(bytes) = timeout(READ_TIMEOUT, body.next())
-            .await
-            .map_err(|_| Refusal::too_slow())?
-        {
+        while let Some(bytes) = limits.wait(body.next()).await.ok_or_else(Refusal::too_slow)? {
             let bytes = bytes.map_err(|_| incomplete())?;
             if text.len() + bytes.len() > MAX_FIELD_BYTES {
                 return Err(Refusal::too_large(MAX_FIELD_BYTES as u64));
@@ -192,16 +185,16 @@ pub(super) fn local_name(stem: &str, name: &str) -> String {
     }
 }
 
-/// Waits for the next part of a form, for a limited time.
+/// Waits for the next part of a form, unless it arrives too slowly.
 async fn next<T>(
     next: impl Future<Output = Result<Option<T>, MultipartError>>,
     limits: &BodyLimits,
 ) -> Result<Option<T>, Refusal> {
-    match timeout(READ_TIMEOUT, next).await {
-        Ok(Ok(next)) => Ok(next),
-        Ok(Err(_)) if limits.is_exceeded() => Err(Refusal::too_large(limits.max_file())),
-        Ok(Err(_)) => Err(incomplete()),
-        Err(_) => Err(Refusal::too_slow()),
+    match limits.wait(next).await {
+        Some(Ok(next)) => Ok(next),
+        Some(Err(_)) if limits.is_exceeded() => Err(Refusal::too_large(limits.max_file())),
+        Some(Err(_)) => Err(incomplete()),
+        None => Err(Refusal::too_slow()),
     }
 }
 
@@ -261,7 +254,57 @@ fn plain_name(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::time::Duration;
+
+    use futures_util::stream;
+    use tokio::time::{Instant, sleep, timeout};
+
     use super::*;
+
+    /// A form with one recording of 1 MiB, of which `size` bytes arrive every second.
+    async fn upload(size: usize) -> Result<Form, Refusal> {
+        const FILE: usize = 1 << 20;
+        let (parts, ()) = Request::builder()
+            .header(header::CONTENT_TYPE, "multipart/form-data; boundary=b")
+            .body(())
+            .unwrap()
+            .into_parts();
+        let mut text = b"--b\r\nContent-Disposition: form-data; name=file; filename=a.wav\r\n\r\n".to_vec();
+        text.resize(text.len() + FILE, b'x');
+        text.extend_from_slice(b"\r\n--b--\r\n");
+        let chunks = stream::unfold(Bytes::from(text), move |mut rest| async move {
+            sleep(Duration::from_secs(1)).await;
+            let chunk = rest.split_to(size.min(rest.len()));
+            (!chunk.is_empty()).then_some((Ok::<_, io::Error>(chunk), rest))
+        });
+        let body = RequestBody::new(Body::from_stream(chunks));
+        let directory = tempfile::tempdir().unwrap();
+        let form = Form::read(parts, &body, directory.path(), FILE as u64);
+        timeout(Duration::from_secs(600), form).await.unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn upload_below_8_kib_per_second_is_ended() {
+        let begun = Instant::now();
+        let refusal = upload(8_000).await.unwrap_err();
+        assert_eq!(refusal.status, StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(begun.elapsed().as_secs(), 30);
+        assert!(upload(8_300).await.unwrap().file.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn upload_that_pauses_in_one_field_is_ended() {
+        let limits = BodyLimits::new(1);
+        let begun = Instant::now();
+        let next = next(
+            std::future::pending::<Result<Option<()>, MultipartError>>(),
+            &limits,
+        );
+        let next = timeout(Duration::from_secs(600), next).await.unwrap();
+        assert_eq!(next.unwrap_err().status, StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(begun.elapsed().as_secs(), 30);
+    }
 
     #[test]
     fn quoted_value_is_short_and_shows_no_part_of_a_secret() {

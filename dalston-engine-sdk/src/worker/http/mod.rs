@@ -16,17 +16,21 @@
 //!
 //! # Limits
 //!
-//! - The number of connections, and their age: after a minute the current request is the last one.
+//! - The number of connections: 256, and as many as there may be recordings. For a further one,
+//!   the connection that has waited longest for its client is closed. So clients that send no
+//!   complete header, or read no response, keep out nothing.
+//! - The age of a connection: after a minute the current request is the last one.
 //! - The time for a header (10 s), and the time in which nothing of a response is read (30 s).
 //! - The number of recordings (`DALSTON_HTTP_MAX_REQUESTS`). Probes have connections of their own.
 //! - The size of a recording (`DALSTON_HTTP_MAX_UPLOAD_MB`), and the time for its upload: 30
-//!   minutes, and 30 s without a byte. An upload goes to a file chunk by chunk and is never in
-//!   memory as a whole.
+//!   minutes, and 8 KiB/s over 30 s. An upload goes to a file chunk by chunk and is never in memory
+//!   as a whole.
 //! - The time that a task waits for a permit (`DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS`), and the time
 //!   of the task (`DALSTON_DEFAULT_TASK_TIMEOUT_S`).
 
 mod api;
 mod body;
+mod connections;
 mod fetch;
 mod form;
 mod json;

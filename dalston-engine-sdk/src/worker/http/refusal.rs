@@ -56,7 +56,7 @@ impl Refusal {
     }
 
     pub(super) fn too_slow() -> Self {
-        let message = "the request did not arrive in time: send it without pauses";
+        let message = "the recording arrives too slowly: send at least 8 KiB/s, and all within 30 minutes";
         Self::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
     }
 

@@ -1,8 +1,8 @@
 //! Connections: their number, their age, and the shutdown of the server.
 //!
-//! `axum::serve` bounds neither the time of a header nor that of a connection, and a connection
-//! that carries an hour of audio can't end after a minute. So hyper serves each connection, with
-//! axum's router as its service.
+//! `axum::serve` bounds neither the number of connections nor the time of a header or of a
+//! connection, and a connection that carries an hour of audio can't end after a minute. So hyper
+//! serves each connection, with axum's router as its service.
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -12,18 +12,20 @@ use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber;
 
-/// Connections at the same time, beside those for recordings. Further ones wait.
-const CONNECTIONS: usize = 64;
+use super::connections::{Connections, Place};
+
+/// Connections at the same time, beside those for recordings. See [`Connections`].
+const CONNECTIONS: usize = 256;
 /// After this time the current request of a connection is its last one, so a few connections that
 /// stay open do not exclude others.
 const CONNECTION_AGE: Duration = Duration::from_secs(60);
@@ -52,9 +54,9 @@ impl Serving {
         router: Router,
         max_requests: usize,
     ) -> Self {
-        let permits = Arc::new(Semaphore::new(CONNECTIONS + max_requests));
+        let connections = Connections::new(CONNECTIONS + max_requests);
         let stop = CancellationToken::new();
-        let serving = serve(listener, router, permits, stop.clone());
+        let serving = serve(listener, router, connections, stop.clone());
         Self {
             stop,
             task: tokio::spawn(serving.with_current_subscriber()),
@@ -78,7 +80,7 @@ impl Drop for Serving {
 async fn serve(
     listener: impl Future<Output = TcpListener>,
     router: Router,
-    permits: Arc<Semaphore>,
+    connections: Arc<Connections>,
     stop: CancellationToken,
 ) {
     let listener = tokio::select! {
@@ -90,12 +92,8 @@ async fn serve(
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = open.join_next() => {}
-            (stream, permit) = accept(&listener, &permits) => {
-                let connection = serve_connection(stream, router.clone(), stop.clone());
-                let connection = async move {
-                    connection.await;
-                    drop(permit);
-                };
+            (stream, place) = accept(&listener, &connections) => {
+                let connection = serve_connection(stream, place, router.clone(), stop.clone());
                 open.spawn(connection.with_current_subscriber());
             }
         }
@@ -107,38 +105,53 @@ async fn serve(
     .await;
 }
 
-async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream, OwnedSemaphorePermit) {
+async fn accept(listener: &TcpListener, connections: &Arc<Connections>) -> (TcpStream, Place) {
     loop {
-        let Ok(permit) = Arc::clone(permits).acquire_owned().await else {
-            // The semaphore is never closed.
-            return std::future::pending().await;
-        };
+        // Taken first: the caller may drop this future, and an accepted stream would be lost.
+        let place = connections.place().await;
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, permit),
+            Ok((stream, _)) => return (stream, place),
             // There are too many open files, or the client has disconnected.
-            Err(_) => sleep(Duration::from_millis(100)).await,
+            Err(_) => {
+                connections.close_oldest();
+                sleep(Duration::from_millis(100)).await;
+            }
         }
     }
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn serve_connection(stream: TcpStream, place: Place, router: Router, stop: CancellationToken) {
     // A failure only costs latency.
     let _ = stream.set_nodelay(true);
     let stream = TokioIo::new(WriteTimeout::new(stream));
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(|request| {
+        let work = place.work();
+        let response = router.call(request);
+        async move {
+            let response = response.await;
+            drop(work);
+            response
+        }
+    });
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(BUFFER);
-    let mut connection = pin!(builder.serve_connection(stream, TowerToHyperService::new(router)));
+    let mut connection = pin!(builder.serve_connection(stream, service));
     tokio::select! {
         // An error is the client's fault or a closed connection, so it is not reported.
         _ = &mut connection => return,
+        () = place.closed() => return,
         () = sleep(CONNECTION_AGE) => {}
         () = stop.cancelled() => {}
     }
     connection.as_mut().graceful_shutdown();
-    let _ = connection.await;
+    tokio::select! {
+        _ = connection => {}
+        () = place.closed() => {}
+    }
 }
 
 /// A stream whose writes fail if its peer reads nothing for [`WRITE_TIMEOUT`].

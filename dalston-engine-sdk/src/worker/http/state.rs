@@ -13,6 +13,10 @@ use crate::protocol::Capabilities;
 use crate::redis::RedisServer;
 use crate::runner::{Direct, Runner, RunnerStatus};
 
+/// The refused requests whose rest is read at the same time. They hold connections, so their number
+/// is below that of all connections.
+const MAX_DRAINS: usize = 64;
+
 /// The state that all routes share.
 pub(crate) struct ServerState {
     pub(super) instance: String,
@@ -25,6 +29,8 @@ pub(crate) struct ServerState {
     pub(super) fetcher: Fetcher,
     /// One permit for each recording that is received or processed.
     pub(super) permits: Arc<Semaphore>,
+    /// One permit for each refused request whose rest is read.
+    pub(super) drains: Semaphore,
     pub(super) max_requests: usize,
     pub(super) max_upload: u64,
     pub(super) queue_timeout: Duration,
@@ -49,6 +55,7 @@ impl ServerState {
             direct: runner.direct(),
             fetcher: Fetcher::new(deployment.http_max_upload),
             permits: Arc::new(Semaphore::new(deployment.http_max_requests)),
+            drains: Semaphore::new(MAX_DRAINS),
             max_requests: deployment.http_max_requests,
             max_upload: deployment.http_max_upload,
             queue_timeout: deployment.http_queue_timeout,

@@ -92,7 +92,7 @@ async fn transcribe<A: Api>(
         Ok(permit) => permit,
         Err(refusal) => {
             if !waits {
-                body.drain().await;
+                drain(server, body).await;
             }
             return Err(refusal);
         }
@@ -106,7 +106,7 @@ async fn transcribe<A: Api>(
         Ok(received) => received,
         Err(refusal) => {
             drop(permit);
-            body.drain().await;
+            drain(server, body).await;
             return Err(refusal);
         }
     };
@@ -128,6 +128,13 @@ async fn transcribe<A: Api>(
         .await
         .map_err(|error| Refusal::from_direct_error(&error, model_named))?;
     A::respond(options, &server.capabilities.engine_id, data)
+}
+
+/// Reads the rest of a refused request, so that its client sees the response.
+async fn drain(server: &ServerState, body: RequestBody) {
+    if let Ok(_permit) = server.drains.try_acquire() {
+        body.drain().await;
+    }
 }
 
 /// Takes a permit for the request, or refuses it by its header alone.
