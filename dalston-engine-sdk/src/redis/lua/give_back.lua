@@ -10,8 +10,13 @@ local function give_back()
     metadata('HDEL', 'started_by')
   end
   local is_running = ARGV[8] == '1' or earlier_deliveries() > 0 or metadata('HGET', 'inference_starts')
-  -- Another claim owns the task: the next consumer of this entry removes it.
-  if not is_running or message_of_owner() then
+  if message_of_owner() then
+    -- Another claim owns the task, so the next consumer of this entry removes it. It must not look
+    -- idle to the platform, which would fail the task.
+    redis.call('XCLAIM', stream, group, ARGV[6], 0, id, 'JUSTID')
+    return
+  end
+  if not is_running then
     redis.call('XCLAIM', stream, group, ARGV[6], 0, id, 'IDLE', ARGV[7], 'JUSTID')
     return
   end

@@ -154,6 +154,36 @@ async fn copy_of_a_released_task_knows_its_past() {
 }
 
 #[tokio::test]
+async fn copy_counts_as_running_before_it_is_looked_up() {
+    let server = TestRedis::start().await;
+    enqueue(&server).await;
+    let _ = receive(&broker(&server), "dead").await;
+    let peer = broker(&server);
+    let claim = receive(&peer, "b").await.claim;
+    look_up(&peer, &claim).await;
+    assert_eq!(peer.release(&claim).await.unwrap(), Ownership::Held);
+    let copy = receive(&peer, "b").await.claim;
+    assert_eq!(peer.release(&copy).await.unwrap(), Ownership::Held);
+    expect_copy(&server, &copy).await;
+}
+
+#[tokio::test]
+async fn entry_of_another_owner_does_not_look_idle() {
+    let server = TestRedis::start().await;
+    enqueue(&server).await;
+    let (holder, peer) = (broker(&server), broker(&server));
+    let claim = receive(&holder, "a").await.claim;
+    look_up(&holder, &claim).await;
+    start(&holder, &claim).await;
+    super::message(&server).await;
+    let duplicate = receive(&peer, "b").await.claim;
+    assert_eq!(peer.release(&duplicate).await.unwrap(), Ownership::Held);
+    // The platform fails a running task that has an idle entry of a dead consumer.
+    assert_eq!(claimable_in_python(&server).await, [] as [&str; 0]);
+    assert_eq!(read_in_python(&server).await, None);
+}
+
+#[tokio::test]
 async fn cancelled_copy_of_a_running_task_needs_its_end() {
     let server = TestRedis::start().await;
     enqueue(&server).await;
