@@ -144,3 +144,79 @@ impl StaleEntry {
         Ok(Some(delivery))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use testbed::TestRedis;
+
+    use super::*;
+    use crate::broker::{Broker, Claim, Ownership};
+    use crate::redis::{RedisBroker, RedisServer};
+
+    const STREAM: &str = "dalston:stream:my-asr";
+    const IDLE: Duration = Duration::from_secs(60);
+
+    fn consumer(instance: &str) -> Consumer {
+        Consumer {
+            engine_id: "my-asr".to_owned(),
+            instance: instance.to_owned(),
+        }
+    }
+
+    /// A task of a consumer that did not renew it for an hour, as a peer found it.
+    async fn found(server: &TestRedis, broker: &RedisBroker, peer: &HeldTasks) -> (Claim, StaleEntry) {
+        let message = ["XADD", STREAM, "*", "task_id", "T", "job_id", "J"];
+        let _: String = server.send(&message).await;
+        let taken = broker.receive(&consumer("a"), IDLE).await.unwrap();
+        let claim = taken.unwrap().claim;
+        age(server, &claim, &[]).await;
+        let search = Search {
+            after: None,
+            idle: IDLE,
+            consumer: None,
+        };
+        let mut found = StaleEntry::find(peer, STREAM, search).await.unwrap();
+        assert_eq!(found.len(), 1);
+        (claim, found.remove(0))
+    }
+
+    async fn age(server: &TestRedis, claim: &Claim, more: &[&str]) {
+        let words = [
+            "XCLAIM",
+            STREAM,
+            "engines",
+            "a",
+            "0",
+            &claim.message_id,
+            "IDLE",
+            "3600000",
+        ];
+        let () = server.send(&[&words[..], more, &["JUSTID"]].concat()).await;
+    }
+
+    async fn claims(entry: StaleEntry, peer: &HeldTasks) -> bool {
+        let claimed = entry.claim(peer, STREAM, &consumer("b"), IDLE).await;
+        claimed.unwrap().is_some()
+    }
+
+    #[tokio::test]
+    async fn entry_is_only_claimed_as_it_was_found() {
+        let server = TestRedis::start().await;
+        let url = RedisServer::new(&server.url()).unwrap();
+        let broker = RedisBroker::new(url.clone());
+        let peer = HeldTasks::new(url, IDLE);
+
+        let (claim, entry) = found(&server, &broker, &peer).await;
+        assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Held);
+        assert!(!claims(entry, &peer).await, "renewed meanwhile");
+        let () = server.send(&["DEL", STREAM]).await;
+
+        let (claim, entry) = found(&server, &broker, &peer).await;
+        age(&server, &claim, &["RETRYCOUNT", "2"]).await;
+        assert!(!claims(entry, &peer).await, "delivered again meanwhile");
+        let () = server.send(&["DEL", STREAM]).await;
+
+        let (_, entry) = found(&server, &broker, &peer).await;
+        assert!(claims(entry, &peer).await);
+    }
+}

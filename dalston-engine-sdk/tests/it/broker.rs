@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dalston_engine_sdk::broker::{Broker, EventKind, MemoryBroker, QueuedTask, TaskMetadata};
+use dalston_engine_sdk::broker::{Broker, Consumer, EventKind, MemoryBroker, QueuedTask, TaskMetadata};
 use dalston_engine_sdk::testing::broker_suite::{ENGINE, Platform, Report, ReportKind};
+use futures_util::FutureExt;
 
 /// How long a silent worker keeps a task.
 const LEASE: Duration = Duration::from_secs(1);
@@ -58,6 +59,26 @@ mod memory {
     }
 
     dalston_engine_sdk::broker_suite!(platform);
+}
+
+#[tokio::test]
+async fn busy_worker_leaves_a_task_to_one_that_waits() {
+    let broker = MemoryBroker::new();
+    let consumer = |name: &str| Consumer {
+        engine_id: ENGINE.to_owned(),
+        instance: name.to_owned(),
+    };
+    let wait = Duration::from_secs(20);
+    let (busy, idle) = (consumer("busy"), consumer("idle"));
+    let (ahead, next) = (broker.receive_ahead(&busy, wait), broker.receive(&idle, wait));
+    tokio::pin!(ahead, next);
+    // Both wait, the busy one for longer.
+    assert!((&mut ahead).now_or_never().is_none());
+    assert!((&mut next).now_or_never().is_none());
+    broker.enqueue(QueuedTask::new(ENGINE, "T1", "J1")).unwrap();
+    let (left, taken) = tokio::join!(tokio::time::timeout(Duration::from_millis(20), ahead), next);
+    assert!(left.is_err());
+    assert_eq!(taken.unwrap().unwrap().claim.task_id, "T1");
 }
 
 #[cfg(feature = "redis")]

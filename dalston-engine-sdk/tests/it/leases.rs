@@ -194,6 +194,40 @@ async fn a_long_task_keeps_its_lease_as_long_as_it_runs() {
     rig.run(rig.runner(engine), act).await.1.unwrap();
 }
 
+#[tokio::test]
+async fn renewals_go_on_after_one_that_failed() {
+    let _time = HeldTime::new();
+    let rig = Rig::with_broker(MemoryBroker::with(Duration::from_secs(60), 100));
+    let away = Arc::new(AtomicBool::new(false));
+    let broker = AwkwardBroker {
+        away: Arc::clone(&away),
+        ..AwkwardBroker::new(&rig)
+    };
+    let (long, go_on) = gate();
+    let (tell, mut told) = begun();
+    let engine = Closures::new(move |_, _| {
+        tell.send(String::new()).unwrap();
+        long.wait();
+        answer()
+    });
+    let act = async {
+        rig.submit("t1").await;
+        told.recv().await.unwrap();
+        away.store(true, Ordering::SeqCst);
+        pass(Duration::from_secs(21)).await;
+        away.store(false, Ordering::SeqCst);
+        for _ in 0..20 {
+            pass(Duration::from_secs(10)).await;
+            let peer = rig.broker.receive(&other_worker(), Duration::ZERO).await;
+            assert!(peer.unwrap().is_none());
+        }
+        go_on.open();
+        rig.outcome("t1").await.unwrap();
+    };
+    let builder = rig.runner(engine).broker(broker);
+    rig.run(builder, act).await.1.unwrap();
+}
+
 /// Another worker takes the next task.
 async fn take(rig: &Rig) -> Claim {
     let taken = rig.broker.receive(&other_worker(), Duration::ZERO).await;

@@ -168,3 +168,40 @@ async fn abandoned_task_comes_back_to_its_own_process() {
     let again = receive(&broker, "a").await;
     assert_eq!((again.claim.message_id, again.claim.delivery_count), (id, 2));
 }
+
+#[tokio::test]
+async fn task_in_hand_is_not_taken_again_by_its_process() {
+    let server = TestRedis::start().await;
+    let id = enqueue(&server).await;
+    let broker = RedisBroker::new(RedisServer::new(&server.url()).unwrap());
+    let _in_hand = receive(&broker, "a").await;
+    // Its renewals were lost, and the runner does not know that.
+    let () = server
+        .send(&[
+            "XCLAIM", STREAM, "engines", "a", "0", &id, "IDLE", "3600000", "JUSTID",
+        ])
+        .await;
+    nothing_for(&broker, "a", Duration::from_millis(700)).await;
+    assert_eq!(pending(&server).await, [(id, "a".to_owned(), 1)]);
+}
+
+#[tokio::test]
+async fn abandoned_tasks_do_not_pile_up_in_a_process() {
+    let server = TestRedis::start().await;
+    let lease = Duration::from_millis(20);
+    let broker = RedisBroker::with_lease(RedisServer::new(&server.url()).unwrap(), lease);
+    for _ in 0..5 {
+        let id = message(&server).await;
+        let abandoned = receive(&broker, "a").await;
+        assert_eq!(abandoned.claim.message_id, id);
+        let () = server.send(&["XACK", STREAM, "engines", &id]).await;
+    }
+    assert!(!format!("{broker:?}").contains("held: 0"), "{broker:?}");
+    let pruned = async {
+        while !format!("{broker:?}").contains("held: 0") {
+            nothing_for(&broker, "a", SHORT).await;
+        }
+    };
+    let pruned = tokio::time::timeout(Duration::from_secs(20), pruned).await;
+    assert!(pruned.is_ok(), "{broker:?}");
+}

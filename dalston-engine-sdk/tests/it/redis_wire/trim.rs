@@ -67,7 +67,9 @@ async fn wrong_lag_of_a_former_replica_is_repaired() {
         .await;
     assert_eq!(lag().await, redis::Value::Int(2));
 
-    nothing_for(&broker(&server), "b", SHORT).await;
+    let worker = broker(&server);
+    nothing_for(&worker, "b", SHORT).await;
+    worker.stop_reading().await;
     assert_eq!(lag().await, redis::Value::Int(0));
     message(&server).await;
     assert_eq!(lag().await, redis::Value::Int(1));
@@ -135,4 +137,27 @@ async fn stream_with_another_group_is_not_trimmed() {
     nothing_for(&broker(&server), "b", SHORT).await;
     let length: u64 = server.send(&["XLEN", STREAM]).await;
     assert_eq!(length, 300);
+}
+
+#[tokio::test]
+async fn message_of_a_task_in_hand_is_not_trimmed() {
+    let server = TestRedis::start().await;
+    for _ in 0..250 {
+        message(&server).await;
+    }
+    let worker = RedisBroker::new(RedisServer::new(&server.url()).unwrap());
+    let in_hand = receive(&worker, "a").await.claim;
+    for _ in 1..250 {
+        let claim = receive(&worker, "a").await.claim;
+        let _ = worker
+            .finish(&claim, &Outcome::Skipped, &EventContext::default())
+            .await
+            .unwrap();
+    }
+    // A worker cleans up when it starts.
+    let next = RedisBroker::new(RedisServer::new(&server.url()).unwrap());
+    nothing_for(&next, "b", SHORT).await;
+    let id = &in_hand.message_id;
+    let kept: Entries = server.send(&["XRANGE", STREAM, id, id]).await;
+    assert_eq!(kept.len(), 1);
 }
