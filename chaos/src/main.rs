@@ -7,7 +7,7 @@
 //!    refuses requests, is slow, or truncates answers.
 //! 2. The *recovery* ends all faults. Every task must end.
 //! 3. The *takeovers* measure the time until a peer starts a task whose engine was killed or
-//!    terminated.
+//!    terminated. Before that, idle engines share as many tasks, and none may wait for a busy one.
 //!
 //! The test checks every event against the orchestrator's rules and reads every result when its
 //! event arrives. The exit status is 0 only without violations.
@@ -39,6 +39,7 @@ use crate::orchestrator::{Cause, Orchestrator};
 use crate::platform::Platform;
 use crate::random::Random;
 use crate::report::{Report, seconds};
+use crate::takeover::SHARED_TASK;
 
 #[derive(Debug, Parser)]
 #[command(about = "Kills engines, restarts Redis, breaks network and storage, and fails if a task is lost")]
@@ -196,6 +197,14 @@ async fn run(arguments: &Arguments) -> ExitCode {
         setup,
         random.fork(),
     );
+    let shared = takeover::share(&orchestrator, &mut fleet, &mut random).await;
+    if shared
+        .last()
+        .is_none_or(|longest| *longest >= SHARED_TASK.as_secs_f64())
+    {
+        let text = format!("a task waited for a busy engine beside idle ones: waits of {shared:.2?} s");
+        orchestrator.violation(None, text);
+    }
     takeover::measure(&platform, &orchestrator, &mut fleet, &mut random, false).await;
     takeover::measure(&platform, &orchestrator, &mut fleet, &mut random, true).await;
     fleet.end_all().await;
@@ -205,6 +214,7 @@ async fn run(arguments: &Arguments) -> ExitCode {
     );
     let limit = (lease.as_secs_f64() * LEASES).max(lease.as_secs_f64() + TAKEOVER_MARGIN);
     check_takeovers(&orchestrator, &killed, &drained, limit);
+    report.shared(&shared);
     report.takeovers(&killed, limit, &drained, RELEASE_LIMIT);
 
     check_queue(&platform, &orchestrator).await;

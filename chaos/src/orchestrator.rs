@@ -250,6 +250,22 @@ impl Orchestrator {
         took
     }
 
+    /// The sorted seconds from the queueing of each task to its first start.
+    pub(crate) fn waits(&self, tasks: &[String]) -> Vec<f64> {
+        let state = self.state();
+        let wait = |task: &String| {
+            let task = state.tasks.get(task)?;
+            let (queued, _) = task
+                .timeline
+                .iter()
+                .find(|(_, what)| what.starts_with("queued"))?;
+            Some(task.starts.iter().min()?.seconds_since(*queued))
+        };
+        let mut waits: Vec<f64> = tasks.iter().filter_map(wait).collect();
+        waits.sort_by(f64::total_cmp);
+        waits
+    }
+
     /// Discards the measured takeovers.
     pub(crate) fn forget_takeovers(&self) {
         self.state().freed.clear();
@@ -530,48 +546,48 @@ impl Orchestrator {
         let stream = keys::task_stream(ENGINE);
         let mut last = self.last_id.lock().await;
         let now = Timestamp::now();
-        let millis = now
-            .to_system_time()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| since.as_millis() as u64);
-        *last = if millis > last.0 {
-            (millis, 0)
-        } else {
-            (last.0, last.1 + 1)
-        };
-        let id = format!("{}-{}", last.0, last.1);
-        {
-            let mut state = self.state();
-            state.task_of_message.insert(id.clone(), task.to_owned());
-            if let Some(known) = state.tasks.get_mut(task) {
-                known.messages.push(id.clone());
-                known.timeline.push((now, format!("queued as {id}")));
-            }
-        }
         let timeout_at = Timestamp::from(now.to_system_time() + TASK_TIMEOUT).to_string();
         let enqueued_at = now.to_string();
-        let words = [
-            "XADD",
-            &stream,
-            &id,
-            "task_id",
-            task,
-            "job_id",
-            job,
-            "enqueued_at",
-            &enqueued_at,
-            "timeout_at",
-            &timeout_at,
-        ];
         let give_up = Instant::now() + Duration::from_secs(60);
+        let mut unanswered = None;
         loop {
+            let id = unanswered.clone().unwrap_or_else(|| next_id(&mut last));
+            {
+                let mut state = self.state();
+                state.task_of_message.insert(id.clone(), task.to_owned());
+                if let Some(known) = state.tasks.get_mut(task) {
+                    known.messages.push(id.clone());
+                    known.timeline.push((now, format!("queued as {id}")));
+                }
+            }
+            let words = [
+                "XADD",
+                &stream,
+                &id,
+                "task_id",
+                task,
+                "job_id",
+                job,
+                "enqueued_at",
+                &enqueued_at,
+                "timeout_at",
+                &timeout_at,
+            ];
             let added: RedisResult<String> = self.platform.try_ask(&words).await;
             match added {
                 Ok(_) => return,
-                // The message was added, and the answer was lost.
-                Err(error) if error.to_string().contains("equal or smaller") => return,
+                Err(error) if error.to_string().contains("equal or smaller") => {
+                    if unanswered.is_some() {
+                        // The message was added, and the answer was lost.
+                        return;
+                    }
+                    // An engine queued a task again at the same moment.
+                }
                 Err(error) if Instant::now() > give_up => panic!("queueing a task: {error}"),
-                Err(_) => sleep(Duration::from_millis(50)).await,
+                Err(_) => {
+                    unanswered = Some(id);
+                    sleep(Duration::from_millis(50)).await;
+                }
             }
         }
     }
@@ -652,6 +668,20 @@ impl Orchestrator {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A message id of the current time, later than the last one.
+fn next_id(last: &mut (u64, u64)) -> String {
+    let now = Timestamp::now().to_system_time();
+    let millis = now
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64);
+    *last = if millis > last.0 {
+        (millis, 0)
+    } else {
+        (last.0, last.1 + 1)
+    };
+    format!("{}-{}", last.0, last.1)
 }
 
 impl Task {

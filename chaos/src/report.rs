@@ -7,7 +7,7 @@ use dalston_engine_sdk::fault::Point;
 
 use crate::fleet::{self, Fleet};
 use crate::orchestrator::{self, Cause, Orchestrator};
-use crate::storm;
+use crate::{storm, takeover};
 
 /// The results.
 #[derive(Debug, Default)]
@@ -80,6 +80,12 @@ impl Report {
         waits("storm: from a kill to a peer", Cause::Killed);
         waits("  to the restarted process", Cause::KilledAndRestarted);
         waits("  from a release to a peer", Cause::Released);
+    }
+
+    pub(crate) fn shared(&mut self, waits: &[f64]) {
+        let limit = takeover::SHARED_TASK.as_secs_f64();
+        let text = format!("{}; less than {limit:.1} s", distribution(waits));
+        self.rows.push(("from the queue to an idle engine", text));
     }
 
     pub(crate) fn takeovers(

@@ -16,6 +16,8 @@ use crate::random::Random;
 const ROUNDS: usize = 5;
 /// One engine has the task, and the others are idle.
 const ENGINES: usize = 3;
+/// How long a task takes that idle engines share.
+pub(crate) const SHARED_TASK: Duration = Duration::from_secs(2);
 
 /// Kills or terminates the engine of a task, and waits until a peer has finished the task.
 pub(crate) async fn measure(
@@ -64,6 +66,39 @@ pub(crate) async fn measure(
             return;
         }
     }
+}
+
+/// Queues one task for each idle engine at the same time. Returns the sorted seconds until each
+/// started: a task that a busy engine took waits for the end of another one.
+pub(crate) async fn share(orchestrator: &Orchestrator, fleet: &mut Fleet, random: &mut Random) -> Vec<f64> {
+    fleet.fill(ENGINES);
+    let mut tasks = Vec::new();
+    for _ in 0..ROUNDS {
+        // The registry shows that they are idle.
+        let idle = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < idle {
+            fleet.supervise().await;
+            sleep(Duration::from_millis(10)).await;
+        }
+        let begun = tasks.len();
+        for _ in 0..ENGINES {
+            let (task, job) = (random.uuid(), random.uuid());
+            let plan = TaskPlan {
+                kind: Kind::Plain,
+                duration: SHARED_TASK,
+                artifacts: 0,
+                length: 10,
+            };
+            orchestrator.queue(&task, &job, plan).await;
+            tasks.push(task);
+        }
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < deadline && !tasks[begun..].iter().all(|task| orchestrator.is_over(task)) {
+            fleet.supervise().await;
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+    orchestrator.waits(&tasks)
 }
 
 /// The consumer of the only pending entry.
