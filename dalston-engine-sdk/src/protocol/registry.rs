@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::json;
+use uuid::Uuid;
 
 use super::{Timestamp, keys};
 use crate::stage::Stage;
@@ -110,6 +111,8 @@ pub struct RegistryRecord {
     pub node: NodeIdentity,
     /// When it registered.
     pub registered_at: Timestamp,
+    /// Tells this process from another one with the same name.
+    pub start_nonce: String,
 }
 
 /// The machine of an instance.
@@ -187,6 +190,7 @@ impl RegistryRecord {
             capacity,
             node,
             registered_at: Timestamp::now(),
+            start_nonce: Uuid::new_v4().simple().to_string(),
         }
     }
 
@@ -245,6 +249,7 @@ impl RegistryRecord {
         fields.extend([
             ("capacity", self.capacity.to_string()),
             ("registered_at", self.registered_at.to_string()),
+            ("start_nonce", self.start_nonce.clone()),
             (
                 "supports_word_timestamps",
                 capabilities.supports_word_timestamps.to_string(),
@@ -298,6 +303,7 @@ mod tests {
         let node = NodeIdentity::local("box-7", "box-7");
         let mut record = RegistryRecord::new("faster-whisper-0f37d5acd7e8", capabilities, 2, node);
         record.registered_at = "2026-11-20T18:17:06.690014Z".parse().unwrap();
+        record.start_nonce = "5d1c".to_owned();
         record
     }
 
@@ -341,6 +347,7 @@ mod tests {
             ("stream_name", "dalston:stream:faster-whisper"),
             ("capabilities", capabilities),
             ("schema_version", "3"),
+            ("start_nonce", "5d1c"),
         ]
         .map(|(key, value)| (key, value.to_owned()))
         .into();

@@ -51,4 +51,6 @@ pub(super) static REMOVE_IDLE_CONSUMERS: LazyLock<Script> = script!("remove_idle
 
 // The registry.
 pub(super) static HEARTBEAT: LazyLock<Script> = script!("heartbeat.lua");
+#[cfg(feature = "worker")]
+pub(super) static RESERVE_NAME: LazyLock<Script> = script!("reserve_name.lua");
 pub(super) static REMOVE_STALE_INSTANCES: LazyLock<Script> = script!("remove_stale_instances.lua");

@@ -377,7 +377,7 @@ fn check_config(config: &RunnerConfig) -> Result<(), BuildError> {
 }
 
 /// The platform's form: the engine's id and up to 12 characters.
-fn instance_name(engine_id: &str, config: &RunnerConfig) -> String {
+pub(crate) fn instance_name(engine_id: &str, config: &RunnerConfig) -> String {
     let suffix = config
         .instance_suffix
         .clone()

@@ -74,6 +74,8 @@ mod turn;
 mod worker;
 
 pub use self::builder::RunnerBuilder;
+#[cfg(feature = "worker")]
+pub(crate) use self::builder::instance_name;
 pub use self::control_loop::Runner;
 #[cfg(feature = "worker")]
 pub(crate) use self::direct::JOB as DIRECT_JOB;

@@ -21,9 +21,9 @@ use crate::error::{BuildError, RunError};
 use crate::models::ModelStorage;
 use crate::probe;
 use crate::protocol::{Heartbeat, InstanceStatus, RegistryRecord};
-use crate::redis::{RedisBroker, RedisRegistry, RedisServer};
+use crate::redis::{RedisBroker, RedisRegistry, RedisServer, Starting, random_suffix};
 use crate::registry::{self, Registry};
-use crate::runner::{Runner, RunnerPhase, RunnerStatus};
+use crate::runner::{Runner, RunnerPhase, RunnerStatus, instance_name};
 use crate::store::{Store, StoreError};
 
 /// Registers the engine with a deployment and processes tasks until `shutdown` completes. Then it
@@ -38,6 +38,8 @@ use crate::store::{Store, StoreError};
 /// Before the first read the worker probes the temporary directory, Redis and the storage. It is
 /// registered while they fail, and it takes no tasks.
 ///
+/// A name that the configuration gives is checked first: see `DALSTON_WORKER_ID` in the guide above.
+///
 /// If the port of the HTTP server is taken, the worker logs a warning, as the platform's other
 /// engines do, and tries again every 5 s. Usually a predecessor still finishes its tasks and
 /// answers on the port; the `instance` in `/health` shows it.
@@ -47,12 +49,31 @@ use crate::store::{Store, StoreError};
 /// If the configuration is invalid, the probes fail for 10 minutes, or the runner can't go on.
 pub async fn run<E: Engine>(
     engine: E,
-    config: RunnerConfig,
+    mut config: RunnerConfig,
     deployment: DeploymentConfig,
     telemetry: TelemetryHandle,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
+    tokio::pin!(shutdown);
     let server = RedisServer::new(&deployment.redis_url).map_err(WorkerError::Redis)?;
+    let start_nonce = random_suffix();
+    if config.instance_suffix.is_some() {
+        let starting = Starting {
+            server: &server,
+            start_nonce: &start_nonce,
+            hostname: &deployment.node.hostname,
+            lifetime: deployment.lease,
+        };
+        let engine_id = config.engine_id.clone().unwrap_or_else(|| engine.info().id);
+        let instance = instance_name(&engine_id, &config);
+        let reserved = tokio::select! {
+            reserved = starting.reserve(&instance) => reserved,
+            () = &mut shutdown => return Ok(()),
+        };
+        if !reserved {
+            config.instance_suffix = None;
+        }
+    }
     let store = Store::s3(deployment.s3.clone())?;
     let models = ModelStorage::new(deployment.models.clone(), store.clone());
     let slots = u32::try_from(config.slots).unwrap_or(u32::MAX);
@@ -91,7 +112,8 @@ pub async fn run<E: Engine>(
         &deployment,
     );
     let serving = listen(deployment.http_port, state).await;
-    let record = RegistryRecord::new(runner.instance(), capabilities, slots, deployment.node);
+    let mut record = RegistryRecord::new(runner.instance(), capabilities, slots, deployment.node);
+    record.start_nonce = start_nonce;
     let registry: Arc<dyn Registry> = Arc::new(RedisRegistry::new(server).with_lifetime(deployment.lease));
     let membership = registry::join(registry, record, move || heartbeat(&status, &models, slots)).await;
 

@@ -90,6 +90,7 @@ async fn new_record_has_all_fields_and_memberships() {
         heard.ends_with("+00:00") && since.ends_with("+00:00") && heard >= since,
         "{heard} {since}"
     );
+    assert_eq!(record.remove("start_nonce").unwrap().len(), 32);
     let capabilities: Value = record.remove("capabilities").unwrap().parse().unwrap();
     assert_eq!(
         capabilities,

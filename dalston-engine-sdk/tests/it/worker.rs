@@ -2,6 +2,7 @@
 
 mod data_loss;
 mod hostile;
+mod names;
 mod output;
 mod rights;
 mod sharing;
