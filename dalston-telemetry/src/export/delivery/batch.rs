@@ -310,7 +310,8 @@ impl<I: Item, T: BatchTransport<I>> Worker<I, T> {
     /// Takes items from the backlog: as many as a batch may have and as fit into a request.
     fn next_batch(&mut self) -> Option<Batch<T::Request>> {
         let room = self.room();
-        let (mut lines, mut records) = (String::new(), Vec::new());
+        let waiting = (self.backlog.len() + 1).min(self.config.max_batch_size);
+        let (mut lines, mut records) = (String::new(), Vec::with_capacity(waiting));
         let (mut items, mut queue_bytes, mut length) = (0, 0, 0);
         while items < self.config.max_batch_size {
             let Some(item) = self.next_item(room) else { break };

@@ -2,14 +2,12 @@
 
 use bytes::Bytes;
 use opentelemetry::InstrumentationScope;
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
-use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SpanData;
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use crate::error::InitError;
 use crate::export::delivery::{Accepted, BatchTransport, Failure, MAX_REQUEST_BYTES, Transport};
@@ -68,69 +66,128 @@ impl From<ExportTraceServiceResponse> for Accepted {
     }
 }
 
-/// A span, and the scope in which a request lists it.
-type Record = (InstrumentationScope, Span);
+/// An encoded span, and the scope in which a request lists it.
+type Record = (InstrumentationScope, Vec<u8>);
 
 /// Converts a span. Returns the record and the bytes that it takes in a request.
 fn convert(mut span: SpanData) -> (Record, usize) {
-    /// The key and the length that precede a span.
-    const PREFIX: usize = 6;
     let scope = std::mem::take(&mut span.instrumentation_scope);
-    let span = Span::from(span);
-    let length = PREFIX + span.encoded_len();
+    let span = Span::from(span).encode_to_vec();
+    let length = field_length(SPANS, span.len());
     ((scope, span), length)
 }
 
 /// Builds requests out of spans of one resource.
+///
+/// Spans are encoded one by one and then framed: prost computes the length of a message again in
+/// each message around it, which takes longer than all else for a request of many spans.
 struct Requests {
-    resource: ProtoResource,
-    schema_url: String,
+    /// `ResourceSpans` without spans.
+    resource: Vec<u8>,
     /// The bytes that the spans of a request may take.
     room: usize,
 }
+
+/// `ExportTraceServiceRequest::resource_spans`
+const RESOURCE_SPANS: u32 = 1;
+/// `ResourceSpans::scope_spans`
+const SCOPE_SPANS: u32 = 2;
+/// `ScopeSpans::spans`
+const SPANS: u32 = 2;
 
 impl Requests {
     fn new(resource: &Resource) -> Self {
         /// For the scopes of a request, and for the lengths of its parts.
         const SCOPES: usize = 16 * 1024;
-        let schema_url = resource.schema_url().unwrap_or_default().to_owned();
-        let resource = ProtoResource::from(resource);
-        let overhead = SCOPES + resource.encoded_len() + schema_url.len();
+        let resource = ResourceSpans {
+            resource: Some(resource.into()),
+            scope_spans: Vec::new(),
+            schema_url: resource.schema_url().unwrap_or_default().to_owned(),
+        };
+        let resource = resource.encode_to_vec();
         Self {
-            room: MAX_REQUEST_BYTES.saturating_sub(overhead),
+            room: MAX_REQUEST_BYTES.saturating_sub(SCOPES + resource.len()),
             resource,
-            schema_url,
         }
     }
 
     fn encode(&self, records: Vec<Record>) -> Bytes {
-        let mut scopes: Vec<(InstrumentationScope, Vec<Span>)> = Vec::new();
+        let mut scopes: Vec<Scope> = Vec::new();
         for (scope, span) in records {
-            match scopes.iter_mut().find(|(known, _)| *known == scope) {
-                Some((_, spans)) => spans.push(span),
-                None => scopes.push((scope, vec![span])),
+            match scopes.iter_mut().find(|known| known.scope == scope) {
+                Some(known) => known.add(span),
+                None => {
+                    let mut scope = Scope::new(scope);
+                    scope.add(span);
+                    scopes.push(scope);
+                }
             }
         }
-        let scope_spans = scopes.into_iter().map(|(scope, spans)| ScopeSpans {
-            scope: Some((&scope, None).into()),
-            spans,
-            schema_url: scope.schema_url().unwrap_or_default().to_owned(),
-        });
-        let request = ExportTraceServiceRequest {
-            resource_spans: vec![ResourceSpans {
-                resource: Some(self.resource.clone()),
-                scope_spans: scope_spans.collect(),
-                schema_url: self.schema_url.clone(),
-            }],
-        };
-        request.encode_to_vec().into()
+        let lengths = scopes.iter().map(|scope| field_length(SCOPE_SPANS, scope.length));
+        let length = self.resource.len() + lengths.sum::<usize>();
+        let mut request = Vec::with_capacity(field_length(RESOURCE_SPANS, length));
+        begin_field(RESOURCE_SPANS, length, &mut request);
+        request.extend_from_slice(&self.resource);
+        for scope in scopes {
+            begin_field(SCOPE_SPANS, scope.length, &mut request);
+            request.extend_from_slice(&scope.head);
+            for span in scope.spans {
+                begin_field(SPANS, span.len(), &mut request);
+                request.extend_from_slice(&span);
+            }
+        }
+        request.into()
     }
+}
+
+/// The spans of a scope.
+struct Scope {
+    scope: InstrumentationScope,
+    /// `ScopeSpans` without spans.
+    head: Vec<u8>,
+    spans: Vec<Vec<u8>>,
+    /// The bytes of `ScopeSpans`.
+    length: usize,
+}
+
+impl Scope {
+    fn new(scope: InstrumentationScope) -> Self {
+        let head = ScopeSpans {
+            scope: Some((&scope, None).into()),
+            spans: Vec::new(),
+            schema_url: scope.schema_url().unwrap_or_default().to_owned(),
+        };
+        let head = head.encode_to_vec();
+        Self {
+            scope,
+            length: head.len(),
+            head,
+            spans: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, span: Vec<u8>) {
+        self.length += field_length(SPANS, span.len());
+        self.spans.push(span);
+    }
+}
+
+/// The bytes of a field that is a message of this length.
+fn field_length(tag: u32, length: usize) -> usize {
+    key_len(tag) + encoded_len_varint(length as u64) + length
+}
+
+/// Writes what precedes a message of this length.
+fn begin_field(tag: u32, length: usize, request: &mut Vec<u8>) {
+    encode_key(tag, WireType::LengthDelimited, request);
+    encode_varint(length as u64, request);
 }
 
 #[cfg(test)]
 mod tests {
     use opentelemetry::trace::{Span as _, Tracer, TracerProvider};
     use opentelemetry::{Context, KeyValue};
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
     use opentelemetry_sdk::error::OTelSdkResult;
     use opentelemetry_sdk::trace::{SdkTracerProvider, SpanProcessor};
     use std::sync::{Arc, Mutex};
