@@ -282,9 +282,9 @@ fn respond(head: &str, pages: &Pages) -> String {
     if !request.next().unwrap_or_default().starts_with("HTTP/1.") {
         return response("400 Bad Request", "", "", true);
     }
-    let health = match (target.split('?').next(), &pages.health) {
-        (Some("/metrics"), _) => None,
-        (Some("/health"), Some(health)) => Some(health),
+    let health = match (path(target), &pages.health) {
+        ("/metrics", _) => None,
+        ("/health", Some(health)) => Some(health),
         _ => return response("404 Not Found", "", "", true),
     };
     if !matches!(method, "GET" | "HEAD") {
@@ -305,6 +305,17 @@ fn respond(head: &str, pages: &Pages) -> String {
     let (content_type, text) = pages.metrics.encode_for(accept);
     let content_type = format!("Content-Type: {content_type}\r\n");
     response("200 OK", &content_type, &text, with_body)
+}
+
+/// The path of a request target. A client of a proxy sends the whole URL (RFC 9112, 3.2.2).
+fn path(target: &str) -> &str {
+    let path = match target.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => {
+            rest.find('/').map_or("/", |begin| &rest[begin..])
+        }
+        _ => target,
+    };
+    path.split('?').next().unwrap_or_default()
 }
 
 fn response(status: &str, headers: &str, body: &str, with_body: bool) -> String {
@@ -356,6 +367,12 @@ mod tests {
             newer.contains("Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n")
         );
         assert!(newer.ends_with("# TYPE jobs counter\njobs_total 3\n# EOF\n"));
+        // As a client of a proxy sends it.
+        let through_proxy = ask(
+            &server,
+            "GET http://engine:9100/metrics?x=1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        );
+        assert_eq!(through_proxy, older);
         let head = ask(&server, "HEAD /metrics HTTP/1.0\r\n\r\n");
         assert!(head.contains("Content-Length: 63\r\n") && head.ends_with("\r\n\r\n"));
     }
