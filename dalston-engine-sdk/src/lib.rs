@@ -28,7 +28,8 @@
 //! - `s3` (default) stores files in S3 and in storage that speaks its protocol.
 //! - `worker` (default) adds the command `run`: registry, HTTP server, drain before a spot
 //!   interruption. Turns on `redis` and `s3`.
-//! - `audio` decodes WAV, FLAC, MP3, OGG and M4A and resamples to the format of the engine.
+//! - `audio` decodes WAV, AIFF, CAF, FLAC, MP3, Ogg, M4A and WebM and resamples to the
+//!   format of the engine.
 //! - `tch` adds device, precision and memory helpers for engines on libtorch.
 //! - `testing` adds `EngineHarness`, which runs a task through the real runner in memory.
 //! - `fault-points` is for tests of this crate: points between the steps of a task at which a test

@@ -1,76 +1,95 @@
-//! FLAC, MP3, OGG Vorbis and M4A, decoded by Symphonia.
+//! Files that Symphonia reads: FLAC, MP3, AAC, Ogg, M4A, Matroska, AIFF and CAF.
 
+use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Seek};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io;
 
-use symphonia::core::codecs::CodecParameters;
-use symphonia::core::codecs::audio::well_known as codec;
-use symphonia::core::codecs::audio::{AudioCodecId, AudioCodecParameters, AudioDecoder, AudioDecoderOptions};
+use symphonia::core::codecs::audio::AudioCodecParameters;
+use symphonia::core::codecs::audio::well_known::CODEC_ID_MP3;
 use symphonia::core::errors::Error;
-use symphonia::core::formats::probe::Hint;
-use symphonia::core::formats::{FormatOptions, FormatReader, Track, TrackType};
-use symphonia::core::io::{MediaSourceStream, MediaSourceStreamOptions};
-use symphonia::core::meta::MetadataOptions;
+use symphonia::core::formats::FormatReader;
 use symphonia::core::packet::Packet;
 
-use super::edit_list;
+use super::detect::Container;
 use super::error::AudioErrorKind;
+use super::matroska;
+use super::movie;
+use super::mpeg::FrameHeader;
+use super::reader;
 use super::source::{Block, Header, Source, check_shape};
+use super::symphonia_error::{classify, guarded, is_system_error};
+use super::track::{Decoder, Selected, make_decoder};
 use super::trim::{Edges, Trim};
 
-/// A file that Symphonia decodes.
+/// A file that Symphonia reads.
 pub(super) struct Compressed {
     reader: Box<dyn FormatReader>,
-    decoder: Box<dyn AudioDecoder>,
+    file: File,
+    length: u64,
+    container: Container,
+    decoder: Decoder,
+    params: AudioCodecParameters,
     track: u32,
     header: Header,
     /// Whether the header has the length, and it is not a guess.
     declares_length: bool,
     trim: Trim,
+    /// The block behind frames that were held back.
+    behind_held: Option<Block>,
     /// The shape of the last block that was decoded.
     shape: Option<(u32, usize)>,
-    /// Whether the times of packets are counted in frames.
-    counts_frames: bool,
+    /// The frames of the last block that was decoded.
+    last_frames: u64,
+    /// Seconds from one time of a packet to the next, as a fraction.
+    tick: Option<(u32, u32)>,
     /// The time that the next packet should have.
     expected: Option<i64>,
-    /// A packet behind a gap, to be decoded when the gap has been filled.
-    behind_gap: Option<Packet>,
+    /// Packets that were looked at, to be decoded later.
+    waiting: VecDeque<Packet>,
+    /// Whether the next packet is behind a gap that has been filled.
+    gap_is_filled: bool,
+    /// Whether nothing was decoded since a gap.
+    behind_gap: bool,
     /// Frames of silence still to be inserted for damaged parts.
     pending_silence: u64,
     damaged: u64,
-    silenced: u64,
-    decoded: u64,
+    /// Whether anything was decoded.
+    has_sound: bool,
+    /// Seconds that were given, and those of silence for damaged parts.
+    present: f64,
+    silenced: f64,
     cut_off: bool,
     ended: bool,
 }
 
 impl Compressed {
-    pub(super) fn open(mut file: File) -> Result<Self, AudioErrorKind> {
-        let edits = edit_list::edits(&mut file);
-        file.rewind().map_err(AudioErrorKind::Unreadable)?;
-        let stream = MediaSourceStream::new(Box::new(file), MediaSourceStreamOptions::default());
-        let reader = guarded(|| {
-            let (hint, options) = (Hint::new(), FormatOptions::default());
-            symphonia::default::get_probe().probe(&hint, stream, options, MetadataOptions::default())
-        })?;
-        let reader = reader.map_err(|error| match error {
-            // The probe has no other reason for this error than an unknown format.
-            Error::Unsupported(reason) if reason.contains("no suitable format") => AudioErrorKind::NotAudio,
-            Error::Unsupported(what) => AudioErrorKind::Damaged(what.to_owned()),
-            error => classify(error),
-        })?;
+    /// Opens a file of `length` bytes whose container begins at `start`.
+    pub(super) fn open(
+        mut file: File,
+        container: Container,
+        start: u64,
+        length: u64,
+    ) -> Result<Self, AudioErrorKind> {
+        let tracks = match container {
+            Container::Movie => movie::tracks(&mut file),
+            _ => movie::Tracks::default(),
+        };
+        let opened = reader::open(&file, container, start, length)?;
         let Selected {
             track,
             decoder,
-            counts_frames,
+            params,
             mut header,
+            tick,
             mut edges,
-        } = Selected::in_file(&*reader)?;
-        let declares_length = header.container != MP3 || edges.total.is_some();
-        let edit = edits
-            .iter()
-            .find(|edit| header.container == M4A && edit.track == track);
+        } = Selected::in_file(&*opened.reader, container, &tracks.enabled).map_err(|error| {
+            match opened.begin_is_damaged {
+                true => AudioErrorKind::Damaged(reader::HEADER_PAGE.to_owned()),
+                false => error,
+            }
+        })?;
+        let declares_length = container != Container::Mpeg || edges.total.is_some();
+        let edit = tracks.edits.iter().find(|edit| edit.track == track);
         if let Some((edit, rate)) = edit.zip(header.sample_rate)
             && let Some(found) = edit.edges(rate)
             // A list that leaves nothing of the track is wrong.
@@ -81,23 +100,61 @@ impl Compressed {
             edges = found;
         }
         Ok(Self {
-            reader,
+            reader: opened.reader,
+            file,
+            length,
+            container,
             decoder,
+            params,
             track,
             header,
             declares_length,
             trim: Trim::new(edges),
+            behind_held: None,
             shape: None,
-            counts_frames,
-            expected: None,
-            behind_gap: None,
+            last_frames: 0,
+            tick,
+            // What is missing at the begin of a file is a gap only if it was damaged. A recorded
+            // broadcast begins at any time.
+            expected: opened.begin_is_damaged.then_some(0),
+            waiting: VecDeque::new(),
+            gap_is_filled: false,
+            behind_gap: false,
             pending_silence: 0,
             damaged: 0,
-            silenced: 0,
-            decoded: 0,
+            has_sound: false,
+            present: 0.0,
+            silenced: 0.0,
             cut_off: false,
             ended: false,
         })
+    }
+
+    /// The next samples of the recording.
+    fn next_trimmed(&mut self, block: &mut Block) -> Result<bool, AudioErrorKind> {
+        if let Some(behind) = self.behind_held.take() {
+            *block = behind;
+            return Ok(true);
+        }
+        while !self.ended {
+            if !self.next_decoded(block)? {
+                self.ended = true;
+                self.trim.finish(block);
+                return Ok(!block.samples.is_empty());
+            }
+            if let Some(held) = self.trim.before_another_shape(block)
+                && !held.samples.is_empty()
+            {
+                self.behind_held = Some(std::mem::replace(block, held));
+                return Ok(true);
+            }
+            self.trim.apply(block);
+            self.ended = self.trim.is_over();
+            if !block.samples.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The next samples, before any are trimmed.
@@ -110,18 +167,33 @@ impl Compressed {
             let gap = self.gap_before(&packet);
             if gap > 0 {
                 self.lose(gap);
-                self.behind_gap = Some(packet);
+                self.waiting.push_front(packet);
+                (self.gap_is_filled, self.behind_gap) = (true, true);
                 if self.silence(block) {
                     return Ok(true);
                 }
                 continue;
             }
-            match self.decode(&packet, block)? {
-                Decoded::Samples => return Ok(true),
+            let decoded = if self.is_odd_one_out(&packet)? {
+                Decoded::Damaged
+            } else {
+                self.decode(&packet, block)?
+            };
+            match decoded {
+                Decoded::Samples => {
+                    self.behind_gap = false;
+                    return Ok(true);
+                }
+                // It needs the lost packet before it.
+                Decoded::Nothing if self.behind_gap => {
+                    self.pending_silence += self.frames_of(&packet);
+                    if self.silence(block) {
+                        return Ok(true);
+                    }
+                }
                 Decoded::Nothing => {}
                 Decoded::Damaged => {
-                    // A packet holds no more than a block.
-                    self.lose(packet.block_dur().get().min(LONGEST_BLOCK));
+                    self.lose(self.frames_of(&packet));
                     if self.silence(block) {
                         return Ok(true);
                     }
@@ -132,7 +204,7 @@ impl Compressed {
                 return Err(nothing_decodable());
             }
         }
-        if self.decoded == 0 && self.damaged > 0 {
+        if !self.has_sound && self.damaged > 0 {
             Err(nothing_decodable())
         } else {
             Ok(false)
@@ -142,18 +214,93 @@ impl Compressed {
     /// Frames that are missing before a packet. Symphonia skips damaged frames and pages without an
     /// error.
     fn gap_before(&mut self, packet: &Packet) -> u64 {
+        let Some((numerator, denominator)) = self.tick else {
+            return 0;
+        };
         let time = packet.pts.get();
         let expected = self.expected.unwrap_or(time);
-        self.expected = Some(time.saturating_add_unsigned(packet.block_dur().get()));
         let gap = u64::try_from(time.saturating_sub(expected)).unwrap_or(0);
-        let longest = self
-            .shape
-            .map_or(0, |(rate, _)| u64::from(rate) * LONGEST_GAP_SECONDS);
-        if self.counts_frames && gap <= longest {
-            gap
+        let rate = self.rate();
+        let counts_frames = (numerator, denominator) == (1, rate);
+        self.expected = if counts_frames {
+            Some(time.saturating_add_unsigned(packet.block_dur().get()))
+        } else {
+            // Set when the packet was decoded, since its own duration is often missing.
+            None
+        };
+        if std::mem::take(&mut self.gap_is_filled) {
+            return 0;
+        }
+        let frames = self.ticks_to_frames(gap);
+        let longest = u64::from(rate) * LONGEST_GAP_SECONDS;
+        // Rounded times make short gaps that are none.
+        let shortest = if counts_frames { 1 } else { u64::from(rate) / 10 };
+        if (shortest..=longest).contains(&frames) {
+            frames
         } else {
             0
         }
+    }
+
+    fn rate(&self) -> u32 {
+        let rate = self.shape.map(|(rate, _)| rate);
+        rate.or(self.header.sample_rate).unwrap_or(0)
+    }
+
+    fn ticks_to_frames(&self, ticks: u64) -> u64 {
+        let Some((numerator, denominator)) = self.tick else {
+            return 0;
+        };
+        let frames = u128::from(ticks) * u128::from(numerator) * u128::from(self.rate());
+        u64::try_from(frames / u128::from(denominator.max(1))).unwrap_or(u64::MAX)
+    }
+
+    fn frames_to_ticks(&self, frames: u64) -> i64 {
+        let Some((numerator, denominator)) = self.tick else {
+            return 0;
+        };
+        let ticks = u128::from(frames) * u128::from(denominator)
+            / (u128::from(numerator) * u128::from(self.rate())).max(1);
+        i64::try_from(ticks).unwrap_or(i64::MAX)
+    }
+
+    /// The frames of a damaged packet.
+    fn frames_of(&self, packet: &Packet) -> u64 {
+        if let Some(header) = self.frame_header(packet) {
+            return header.frames;
+        }
+        // A packet holds no more than a block.
+        match self.ticks_to_frames(packet.block_dur().get()) {
+            0 => self.last_frames,
+            frames => frames.min(LONGEST_BLOCK),
+        }
+    }
+
+    fn frame_header(&self, packet: &Packet) -> Option<FrameHeader> {
+        let is_mp3 = self.params.codec == CODEC_ID_MP3;
+        is_mp3.then(|| FrameHeader::read(&packet.data)).flatten()
+    }
+
+    /// Whether an MP3 frame of another shape stands alone, and so has a damaged header. Two of them
+    /// begin another part of a joined file, for example an advert, which gets a decoder of its own.
+    fn is_odd_one_out(&mut self, packet: &Packet) -> Result<bool, AudioErrorKind> {
+        let Some((shape, last)) = self.frame_header(packet).map(|h| h.shape()).zip(self.shape) else {
+            return Ok(false);
+        };
+        if shape == last {
+            return Ok(false);
+        }
+        if self.waiting.is_empty()
+            && let Some(next) = self.read_packet()?
+        {
+            self.waiting.push_back(next);
+        }
+        let next = self.waiting.front().and_then(|next| self.frame_header(next));
+        if next.is_none_or(|next| next.shape() != shape) {
+            return Ok(true);
+        }
+        self.decoder = make_decoder(&self.params, &self.header)?;
+        Ok(false)
     }
 
     fn lose(&mut self, frames: u64) {
@@ -163,9 +310,13 @@ impl Compressed {
 
     /// The next packet of the track. `None` at the end.
     fn next_packet(&mut self) -> Result<Option<Packet>, AudioErrorKind> {
-        if let Some(packet) = self.behind_gap.take() {
-            return Ok(Some(packet));
+        match self.waiting.pop_front() {
+            Some(packet) => Ok(Some(packet)),
+            None => self.read_packet(),
         }
+    }
+
+    fn read_packet(&mut self) -> Result<Option<Packet>, AudioErrorKind> {
         loop {
             match guarded(|| self.reader.next_packet())? {
                 Ok(Some(packet)) if packet.track_id == self.track => return Ok(Some(packet)),
@@ -173,15 +324,23 @@ impl Compressed {
                 Ok(None) => return Ok(None),
                 // Some broadcasters write one stream after the other into one file.
                 Err(Error::ResetRequired) => {
-                    let next = Selected::in_file(&*self.reader)?;
-                    (self.track, self.decoder, self.expected) = (next.track, next.decoder, None);
+                    let next = Selected::in_file(&*self.reader, self.container, &[])?;
+                    (self.track, self.decoder, self.params) = (next.track, next.decoder, next.params);
+                    (self.tick, self.expected) = (next.tick, None);
+                    if next.edges != Edges::default() {
+                        self.trim = Trim::new(next.edges);
+                    }
                 }
                 Err(Error::IoError(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    self.cut_off = true;
+                    self.cut_off = match self.container {
+                        Container::Matroska => !matroska::is_complete(&self.file, self.length)
+                            .map_err(AudioErrorKind::Unreadable)?,
+                        _ => true,
+                    };
                     return Ok(None);
                 }
                 // The time of everything behind an unreadable place is unknown.
-                Err(Error::DecodeError(_) | Error::LimitError(_)) if self.decoded > 0 => {
+                Err(Error::DecodeError(_) | Error::LimitError(_)) if self.has_sound => {
                     self.cut_off = true;
                     return Ok(None);
                 }
@@ -193,31 +352,30 @@ impl Compressed {
     fn decode(&mut self, packet: &Packet, block: &mut Block) -> Result<Decoded, AudioErrorKind> {
         let decoder = &mut self.decoder;
         let samples = &mut block.samples;
-        let shape = guarded(|| {
-            let decoded = decoder.decode(packet)?;
-            let (rate, channels) = (decoded.spec().rate(), decoded.spec().channels().count());
-            decoded.copy_to_vec_interleaved(samples);
-            Ok((rate, channels))
-        })?;
+        let shape = guarded(|| decoder.decode(packet, samples))?;
         match shape {
             Ok(_) if samples.is_empty() => Ok(Decoded::Nothing),
             Ok((rate, channels)) => {
                 check_shape(rate, channels)?;
                 (block.sample_rate, block.channels) = (rate, channels);
-                self.decoded += (samples.len() / channels) as u64;
-                if self.shape.is_none() {
+                self.last_frames = (samples.len() / channels) as u64;
+                self.shape = Some((rate, channels));
+                let duration = self.frames_to_ticks(self.last_frames);
+                let behind = packet.pts.get().saturating_add(duration);
+                self.expected.get_or_insert(behind);
+                if !std::mem::replace(&mut self.has_sound, true) {
                     // Silence for damaged packets at the begin had to wait until the shape was
                     // known.
-                    self.silenced = self.pending_silence.min(LONGEST_BLOCK);
-                    self.pending_silence = 0;
-                    let missing = self.silenced as usize * channels;
-                    samples.splice(..0, std::iter::repeat_n(0.0, missing));
+                    let most = u64::from(rate) * LONGEST_GAP_SECONDS;
+                    let missing = std::mem::take(&mut self.pending_silence).min(most) as usize;
+                    let missing = (missing * channels).min(MOST_FIRST_SILENCE);
+                    self.silenced += self.seconds((missing / channels) as u64);
+                    block.samples.splice(..0, std::iter::repeat_n(0.0, missing));
                 }
-                self.shape = Some((rate, channels));
                 Ok(Decoded::Samples)
             }
             // In the middle of a file this is damage, too.
-            Err(Error::Unsupported(_)) if self.decoded > 0 => Ok(Decoded::Damaged),
+            Err(Error::Unsupported(_)) if self.has_sound => Ok(Decoded::Damaged),
             Err(Error::DecodeError(_) | Error::LimitError(_)) => Ok(Decoded::Damaged),
             Err(Error::IoError(error)) if !is_system_error(&error) => Ok(Decoded::Damaged),
             Err(Error::ResetRequired) => {
@@ -235,29 +393,25 @@ impl Compressed {
         };
         let frames = self.pending_silence.min(LONGEST_BLOCK);
         self.pending_silence -= frames;
-        self.silenced += frames;
+        self.silenced += self.seconds(frames);
         (block.sample_rate, block.channels) = (rate, channels);
         block.samples.clear();
         block.samples.resize(frames as usize * channels, 0.0);
         true
     }
+
+    fn seconds(&self, frames: u64) -> f64 {
+        frames as f64 / f64::from(self.rate().max(1))
+    }
 }
 
 impl Source for Compressed {
     fn next_block(&mut self, block: &mut Block) -> Result<bool, AudioErrorKind> {
-        while !self.ended {
-            if !self.next_decoded(block)? {
-                self.ended = true;
-                self.trim.finish(block);
-                return Ok(!block.samples.is_empty());
-            }
-            self.trim.apply(block);
-            self.ended = self.trim.is_over();
-            if !block.samples.is_empty() {
-                return Ok(true);
-            }
+        let found = self.next_trimmed(block)?;
+        if found {
+            self.present += self.seconds((block.samples.len() / block.channels) as u64);
         }
-        Ok(false)
+        Ok(found)
     }
 
     fn header(&self) -> Header {
@@ -266,25 +420,22 @@ impl Source for Compressed {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        let rate = self.shape.map_or(0, |(rate, _)| rate);
-        let declared = self
-            .header
-            .frames
-            .filter(|_| self.header.sample_rate == Some(rate) && rate > 0);
-        let present = self.decoded + self.silenced;
-        let missing = declared.map_or(0, |declared| declared.saturating_sub(present));
+        let declared = self.header.frames.zip(self.header.sample_rate);
+        let declared = declared.map_or(0.0, |(frames, rate)| frames as f64 / f64::from(rate.max(1)));
+        let missing = declared - self.present;
         // Some files end early without an error. Only the length in the header shows it.
-        let is_short = self.declares_length && missing > u64::from(rate) / 10;
-        let seconds = |frames: u64| frames as f64 / f64::from(rate.max(1));
-        if missing > 0 && (self.cut_off || is_short) {
-            let (have, want) = (seconds(present), seconds(present + missing));
-            let what = format!("it has {have:.3} s of the {want:.3} s that its header declares");
+        let is_short = self.declares_length && missing > SHORT_SECONDS;
+        if is_short || (self.cut_off && missing > 0.0) {
+            let what = format!(
+                "it has {:.3} s of the {declared:.3} s that its header declares",
+                self.present
+            );
             warnings.push(format!("the file is cut off: {what}"));
         } else if self.cut_off {
             warnings.push("the file is cut off: it ends in the middle of its audio".to_owned());
         }
         if self.damaged > 0 {
-            let (count, length) = (self.damaged, seconds(self.silenced));
+            let (count, length) = (self.damaged, self.silenced);
             let parts = if count == 1 { "part was" } else { "parts were" };
             warnings.push(format!(
                 "{count} damaged {parts} replaced by silence, {length:.3} s in total"
@@ -306,150 +457,15 @@ const LONGEST_BLOCK: u64 = 65_536;
 /// A longer gap is more likely a wrong timestamp.
 const LONGEST_GAP_SECONDS: u64 = 60;
 
+/// A file that is shorter than its header says by no more than this was only rounded.
+const SHORT_SECONDS: f64 = 0.1;
+
+/// Samples. Memory for the silence before the first sound, 60 s with 5 channels.
+const MOST_FIRST_SILENCE: usize = 16 * 1024 * 1024;
+
 /// A file of a gigabyte has fewer packets without samples.
 const MAX_EMPTY_PACKETS: u32 = 100_000;
 
-/// The track that is decoded.
-struct Selected {
-    track: u32,
-    decoder: Box<dyn AudioDecoder>,
-    counts_frames: bool,
-    header: Header,
-    edges: Edges,
-}
-
-impl Selected {
-    fn in_file(reader: &dyn FormatReader) -> Result<Self, AudioErrorKind> {
-        let track = reader
-            .default_track(TrackType::Audio)
-            .or_else(|| reader.first_track(TrackType::Audio));
-        let track = track.ok_or(AudioErrorKind::NoTrack)?;
-        let Some(CodecParameters::Audio(params)) = &track.codec_params else {
-            return Err(AudioErrorKind::NoTrack);
-        };
-        let channels = params.channels.as_ref().map(|channels| channels.count());
-        if let Some(rate) = params.sample_rate {
-            check_shape(rate, channels.unwrap_or(1))?;
-        }
-        let header = Header {
-            container: container_name(reader.format_info().short_name),
-            codec: codec_name(params),
-            sample_rate: params.sample_rate,
-            channels,
-            frames: track.num_frames,
-        };
-        let counts_frames = track
-            .time_base
-            .zip(params.sample_rate)
-            .is_some_and(|(base, rate)| (base.numer.get(), base.denom.get()) == (1, rate));
-        let is_mp3 = params.codec == codec::CODEC_ID_MP3;
-        let options = AudioDecoderOptions::default().gapless(!is_mp3);
-        let decoder = guarded(|| symphonia::default::get_codecs().make_audio_decoder(params, &options))?;
-        let decoder = decoder.map_err(|error| match error {
-            Error::Unsupported(_) => AudioErrorKind::UnsupportedCodec(header.codec.clone()),
-            error => classify(error),
-        })?;
-        let edges = if is_mp3 {
-            mp3_edges(track)
-        } else {
-            Edges::default()
-        };
-        Ok(Self {
-            track: track.id,
-            decoder,
-            counts_frames,
-            header,
-            edges,
-        })
-    }
-}
-
-/// The padding of an MP3.
-///
-/// Symphonia cuts an MP3 off at the length in its header. In a file without such a header that is a
-/// guess from the first frames, and in a joined file that of the first part: speech at the end
-/// would be lost. So its trimming is off for MP3, and only certain padding is removed from the end.
-fn mp3_edges(track: &Track) -> Edges {
-    let (before, after) = (
-        u64::from(track.delay.unwrap_or(0)),
-        u64::from(track.padding.unwrap_or(0)),
-    );
-    let total = track
-        .num_frames
-        .map(|frames| frames.saturating_add(before + after));
-    Edges {
-        before,
-        after,
-        total: total.filter(|_| track.delay.is_some()),
-        length: None,
-    }
-}
-
-const M4A: &str = "M4A";
-const MP3: &str = "MP3";
-
-fn container_name(short_name: &'static str) -> &'static str {
-    match short_name {
-        "isomp4" => M4A,
-        "ogg" => "OGG",
-        "flac" => "FLAC",
-        "mp3" => MP3,
-        "aac" => "AAC",
-        other => other,
-    }
-}
-
-fn codec_name(params: &AudioCodecParameters) -> String {
-    let name = match params.codec {
-        codec::CODEC_ID_FLAC => "FLAC",
-        codec::CODEC_ID_MP1 => "MPEG layer 1",
-        codec::CODEC_ID_MP2 => "MPEG layer 2",
-        codec::CODEC_ID_MP3 => "MP3",
-        codec::CODEC_ID_VORBIS => "Vorbis",
-        codec::CODEC_ID_OPUS => "Opus",
-        codec::CODEC_ID_SPEEX => "Speex",
-        codec::CODEC_ID_AAC => "AAC",
-        codec::CODEC_ID_ALAC => "ALAC",
-        codec::CODEC_ID_AC3 => "AC-3",
-        codec::CODEC_ID_EAC3 => "E-AC-3",
-        id => return unknown_codec(id),
-    };
-    name.to_owned()
-}
-
-fn unknown_codec(id: AudioCodecId) -> String {
-    let registered = symphonia::default::get_codecs().get_audio_decoder(id);
-    let unknown = || "audio of an unknown kind".to_owned();
-    registered.map_or_else(unknown, |codec| codec.codec.info.long_name.to_owned())
-}
-
-fn classify(error: Error) -> AudioErrorKind {
-    match error {
-        Error::IoError(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            AudioErrorKind::TruncatedHeader
-        }
-        Error::IoError(error) if is_system_error(&error) => AudioErrorKind::Unreadable(error),
-        Error::IoError(error) => AudioErrorKind::Damaged(error.to_string()),
-        Error::Unsupported(what) => {
-            AudioErrorKind::UnsupportedCodec(format!("something unsupported ({what})"))
-        }
-        Error::DecodeError(what) | Error::LimitError(what) => AudioErrorKind::Damaged(what.to_owned()),
-        error => AudioErrorKind::Damaged(error.to_string()),
-    }
-}
-
-/// Whether the read failed, and not the parser: Symphonia has one kind of error for both.
-fn is_system_error(error: &io::Error) -> bool {
-    error.raw_os_error().is_some()
-}
-
 fn nothing_decodable() -> AudioErrorKind {
     AudioErrorKind::Damaged("nothing in it can be decoded".to_owned())
-}
-
-/// Turns a panic of a decoder over a malformed file into an error.
-fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, AudioErrorKind> {
-    // The state after a panic belongs to the file, and is not used after the error.
-    catch_unwind(AssertUnwindSafe(work))
-        .map_err(|_| AudioErrorKind::Damaged("its decoder panicked".to_owned()))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::clip::Audio;
 use super::error::{AudioError, AudioErrorKind, one_line};
 use super::format::AudioFormat;
-use super::mix::mix;
+use super::mix::Mixer;
 use super::open::open;
 use super::resample::Resampler;
 use super::source::{Block, Source, check_shape};
@@ -169,20 +169,29 @@ impl Decoder {
         let channels = usize::from(self.format.channels);
         let mut writer = Writer::new(self.samples_in(self.in_memory, channels), &self.temp_dir);
         let mut block = Block::default();
+        let mut mixer = Mixer::default();
         let mut resampled = Vec::new();
         let mut stream: Option<Stream> = None;
 
         while source.next_block(&mut block)? {
+            check_shape(block.sample_rate, block.channels)?;
             let stream = match &mut stream {
-                Some(stream) => stream,
+                Some(stream) => {
+                    // Another part of a joined file, for example an advert.
+                    if stream.sample_rate != block.sample_rate {
+                        stream.finish(&mut resampled)?;
+                        writer.push(&resampled).map_err(AudioErrorKind::Spool)?;
+                        *stream = Stream::new(&block, self.format, stream.duration())?;
+                    }
+                    stream
+                }
                 None => {
                     writer.expect(self.expected_samples(&*source));
-                    stream.insert(Stream::new(&block, self.format)?)
+                    stream.insert(Stream::new(&block, self.format, Duration::ZERO)?)
                 }
             };
-            stream.check(&block)?;
             let frames = (block.samples.len() / block.channels) as u64;
-            mix(&mut block, channels, stream.frames)?;
+            mixer.mix(&mut block, channels, stream.duration())?;
             stream.frames += frames;
             if stream.duration() > self.max_duration {
                 return Err(AudioErrorKind::TooLong(self.max_duration));
@@ -199,16 +208,17 @@ impl Decoder {
                 return Err(AudioErrorKind::Cancelled);
             }
         }
-        if let Some(resampler) = stream.and_then(|stream| stream.resampler).as_mut() {
-            resampled.clear();
-            resampler.finish(&mut resampled)?;
+        if let Some(stream) = &mut stream {
+            stream.finish(&mut resampled)?;
             writer.push(&resampled).map_err(AudioErrorKind::Spool)?;
         }
         let store = writer.finish().map_err(AudioErrorKind::Spool)?;
         if store.len() == 0 {
             return Err(AudioErrorKind::NoSamples);
         }
-        Ok(Audio::new(name, self.format, store, source.warnings()))
+        let mut warnings = source.warnings();
+        warnings.extend(mixer.warning());
+        Ok(Audio::new(name, self.format, store, warnings))
     }
 
     fn samples_in(&self, duration: Duration, channels: usize) -> usize {
@@ -228,17 +238,18 @@ impl Decoder {
     }
 }
 
-/// The properties of the first block, which hold for the whole file.
+/// A part of a file with one sample rate. Nearly all files have only one.
 struct Stream {
     sample_rate: u32,
     resampler: Option<Resampler>,
-    /// Frames of the file that have been decoded.
+    /// Frames of the part that have been decoded.
     frames: u64,
+    /// The duration of the parts before this one.
+    earlier: Duration,
 }
 
 impl Stream {
-    fn new(block: &Block, format: AudioFormat) -> Result<Self, AudioErrorKind> {
-        check_shape(block.sample_rate, block.channels)?;
+    fn new(block: &Block, format: AudioFormat, earlier: Duration) -> Result<Self, AudioErrorKind> {
         let resampler = if block.sample_rate == format.sample_rate {
             None
         } else {
@@ -252,23 +263,21 @@ impl Stream {
             sample_rate: block.sample_rate,
             resampler,
             frames: 0,
+            earlier,
         })
     }
 
-    fn check(&self, block: &Block) -> Result<(), AudioErrorKind> {
-        if block.sample_rate != self.sample_rate {
-            let at = self.duration().as_secs_f64();
-            return Err(AudioErrorKind::RateChanged {
-                from: self.sample_rate,
-                to: block.sample_rate,
-                at,
-            });
+    /// Replaces `samples` with those that the resampler still has.
+    fn finish(&mut self, samples: &mut Vec<f32>) -> Result<(), AudioErrorKind> {
+        samples.clear();
+        match &mut self.resampler {
+            Some(resampler) => resampler.finish(samples),
+            None => Ok(()),
         }
-        check_shape(block.sample_rate, block.channels)
     }
 
     fn duration(&self) -> Duration {
-        Duration::from_secs_f64(self.frames as f64 / f64::from(self.sample_rate))
+        self.earlier + Duration::from_secs_f64(self.frames as f64 / f64::from(self.sample_rate))
     }
 }
 

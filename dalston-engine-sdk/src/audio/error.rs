@@ -51,14 +51,17 @@ impl AudioError {
         match self.kind {
             AudioErrorKind::Unreadable(_) | AudioErrorKind::Directory => "audio_unreadable",
             AudioErrorKind::Empty | AudioErrorKind::NoSamples => "audio_empty",
-            AudioErrorKind::NotAudio | AudioErrorKind::NoTrack => "audio_not_recognised",
-            AudioErrorKind::UnsupportedCodec(_) => "audio_codec_unsupported",
+            AudioErrorKind::NotAudio | AudioErrorKind::NoMedia(_) | AudioErrorKind::NoTrack => {
+                "audio_not_recognised"
+            }
+            AudioErrorKind::UnsupportedFormat(_) | AudioErrorKind::UnsupportedCodec(_) => {
+                "audio_codec_unsupported"
+            }
             AudioErrorKind::SampleRate(_)
             | AudioErrorKind::Channels(_)
             | AudioErrorKind::TruncatedHeader
             | AudioErrorKind::Damaged(_)
-            | AudioErrorKind::ImpossibleSample { .. }
-            | AudioErrorKind::RateChanged { .. } => "audio_damaged",
+            | AudioErrorKind::ImpossibleSample { .. } => "audio_damaged",
             AudioErrorKind::TooLong(_) => "audio_too_long",
             AudioErrorKind::Spool(_) => "audio_spool",
             AudioErrorKind::Cancelled => "cancelled",
@@ -116,13 +119,22 @@ pub enum AudioErrorKind {
     #[error("is empty")]
     Empty,
     /// Its format is unknown.
-    #[error("is not an audio file of a known format: expected WAV, FLAC, MP3, OGG Vorbis or M4A")]
+    #[error("is not an audio file of a known format: expected {FORMATS}")]
     NotAudio,
+    /// It has no sound, and is for example a web page.
+    #[error("is {0}, not an audio file: expected {FORMATS}")]
+    NoMedia(&'static str),
+    /// It is for example an AMR recording.
+    #[error("is {0}, which can't be decoded: convert it, for example with ffmpeg -i INPUT OUTPUT.flac")]
+    UnsupportedFormat(&'static str),
     /// It has no audio, only for example pictures.
     #[error("has no audio track")]
     NoTrack,
     /// The container is known, but not the codec.
-    #[error("holds {0}, which can't be decoded: expected PCM, FLAC, MP3, Vorbis, AAC-LC or ALAC")]
+    #[error(
+        "holds {0}, which can't be decoded: expected PCM, FLAC, MP3, Vorbis, Opus, ALAC, or AAC-LC and HE-AAC with \
+         up to 2 channels; convert it, for example with ffmpeg -i INPUT -ac 1 OUTPUT.flac"
+    )]
     UnsupportedCodec(String),
     /// It ends before the audio begins.
     #[error("ends inside its header")]
@@ -136,16 +148,6 @@ pub enum AudioErrorKind {
     /// The number of channels is out of range.
     #[error("has {0} channels: expected 1 to {MAX_CHANNELS}")]
     Channels(usize),
-    /// The sample rate changes in the middle.
-    #[error("changes its sample rate from {from} to {to} Hz after {at:.3} s, which is not supported")]
-    RateChanged {
-        /// Hz at the start.
-        from: u32,
-        /// Hz after the change.
-        to: u32,
-        /// Seconds from the start.
-        at: f64,
-    },
     /// A sample is not a number, infinite or larger than any sound.
     #[error("has a sample of {value} at {at:.3} s: expected numbers from -1 to 1")]
     ImpossibleSample {
@@ -167,6 +169,8 @@ pub enum AudioErrorKind {
     #[error("was not decoded to the end because the task was cancelled")]
     Cancelled,
 }
+
+const FORMATS: &str = "WAV, AIFF, CAF, FLAC, MP3, Ogg, M4A, WebM or Matroska";
 
 struct Hours(Duration);
 

@@ -5,8 +5,9 @@ use std::io::{self, Seek};
 use std::path::Path;
 
 use super::compressed::Compressed;
+use super::detect::{Found, detect};
 use super::error::AudioErrorKind;
-use super::source::{Source, read_up_to};
+use super::source::Source;
 use super::wav::Wav;
 
 /// Opens a file. Its content decides on the format; its name does not matter.
@@ -26,12 +27,14 @@ pub(super) fn open(path: &Path) -> Result<Box<dyn Source>, AudioErrorKind> {
     if metadata.len() == 0 {
         return Err(AudioErrorKind::Empty);
     }
-    let mut start = [0; 12];
-    let length = read_up_to(&mut file, &mut start).map_err(AudioErrorKind::Unreadable)?;
-    file.rewind().map_err(AudioErrorKind::Unreadable)?;
-    if Wav::is_start_of(&start[..length]) {
-        Ok(Box::new(Wav::open(file, metadata.len())?))
-    } else {
-        Ok(Box::new(Compressed::open(file)?))
+    match detect(&mut file, metadata.len())? {
+        Found::Wav => {
+            file.rewind().map_err(AudioErrorKind::Unreadable)?;
+            Ok(Box::new(Wav::open(file, metadata.len())?))
+        }
+        Found::Container(container, start) => {
+            let compressed = Compressed::open(file, container, start, metadata.len())?;
+            Ok(Box::new(compressed))
+        }
     }
 }

@@ -27,6 +27,7 @@ pub(super) struct Trim {
     given: u64,
     /// The last frames, which may be those behind the recording.
     held: Vec<f32>,
+    shape: Option<(u32, usize)>,
 }
 
 impl Trim {
@@ -56,6 +57,24 @@ impl Trim {
             self.held.extend(block.samples.drain((have - hold) * channels..));
         }
         self.given += (block.samples.len() / channels) as u64;
+    }
+
+    /// The held back frames, if `block` has another rate or number of channels: it begins another
+    /// part of a joined file, whose frames are all sound.
+    pub(super) fn before_another_shape(&mut self, block: &Block) -> Option<Block> {
+        let shape = (block.sample_rate, block.channels);
+        let last = *self.shape.get_or_insert(shape);
+        if last == shape {
+            return None;
+        }
+        let samples = std::mem::take(&mut self.held);
+        *self = Self::default();
+        Some(Block {
+            sample_rate: last.0,
+            channels: last.1,
+            samples,
+            bounded: block.bounded,
+        })
     }
 
     /// Whether all following frames are behind the recording.
@@ -152,5 +171,29 @@ mod tests {
             assert_eq!(trimmed(edges, blocks), frames(2..7), "{blocks:?}");
         }
         assert_eq!(trimmed(edges, &[4]), frames(2..4));
+    }
+
+    #[test]
+    fn held_frames_are_given_before_another_shape() {
+        let mut trim = Trim::new(Edges {
+            after: 4,
+            total: Some(10),
+            ..Edges::default()
+        });
+        let mut block = Block {
+            sample_rate: 16_000,
+            channels: 2,
+            samples: frames(0..10),
+            bounded: false,
+        };
+        assert!(trim.before_another_shape(&block).is_none());
+        trim.apply(&mut block);
+        assert_eq!(block.samples, frames(0..6));
+        block.channels = 1;
+        let held = trim.before_another_shape(&block).unwrap();
+        assert_eq!((held.sample_rate, held.channels), (16_000, 2));
+        assert_eq!(held.samples, frames(6..10));
+        trim.apply(&mut block);
+        assert_eq!(block.samples, frames(0..6), "nothing is held back any more");
     }
 }

@@ -5,7 +5,7 @@
 //! read RF64, and does not report the missing length.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
 use super::error::AudioErrorKind;
 use super::source::{Block, Header, Source, check_shape, read_up_to};
@@ -17,6 +17,8 @@ pub(super) struct Wav {
     /// Bytes of samples that were not read yet.
     left: u64,
     frames: u64,
+    /// The factor of samples that are in the lower bytes.
+    scale: f32,
     warnings: Vec<String>,
     bytes: Vec<u8>,
 }
@@ -64,6 +66,8 @@ struct Format {
     encoding: Encoding,
     sample_rate: u32,
     channels: usize,
+    /// Bytes of a sample that the bits of the header leave unused.
+    unused: u32,
 }
 
 impl Format {
@@ -103,12 +107,11 @@ impl Wav {
                         size
                     };
                     let start = file.stream_position().map_err(AudioErrorKind::Unreadable)?;
-                    return Ok(Self::with_data(
-                        file,
-                        format,
-                        declared,
-                        length.saturating_sub(start),
-                    ));
+                    let present = length.saturating_sub(start);
+                    let scale = scale_of(&mut file, format, declared.min(present), start)?;
+                    let mut wav = Self::with_data(file, format, declared, present);
+                    wav.scale = scale;
+                    return Ok(wav);
                 }
                 b"fmt " => {
                     let mut body = vec![0; size.min(LONGEST_FORMAT) as usize];
@@ -152,6 +155,7 @@ impl Wav {
             format,
             left,
             frames: left / frame,
+            scale: 1.0,
             warnings,
             bytes: Vec::new(),
         }
@@ -176,6 +180,9 @@ impl Source for Wav {
             &self.bytes[..whole as usize],
             &mut block.samples,
         );
+        if self.scale != 1.0 {
+            block.samples.iter_mut().for_each(|sample| *sample *= self.scale);
+        }
         Ok(whole > 0)
     }
 
@@ -223,7 +230,13 @@ fn read_format(body: &[u8]) -> Result<Format, AudioErrorKind> {
     }
     check_shape(rate, usize::from(channels))?;
     // Bits that do not fill their bytes are the upper ones.
-    let encoding = match (tag, u32::from(bits).next_multiple_of(8)) {
+    let filled = u32::from(bits).next_multiple_of(8);
+    let block = u32::from(word(12).unwrap_or(0));
+    let width = match block.checked_div(u32::from(channels)).map(|bytes| bytes * 8) {
+        Some(width) if tag == PCM && width > filled && width <= 32 && filled > 0 => width,
+        _ => filled,
+    };
+    let encoding = match (tag, width) {
         (PCM, 8) => Encoding::Unsigned8,
         (PCM, 16) => Encoding::Signed16,
         (PCM, 24) => Encoding::Signed24,
@@ -242,12 +255,51 @@ fn read_format(body: &[u8]) -> Result<Format, AudioErrorKind> {
         }
         _ => return Err(AudioErrorKind::UnsupportedCodec(codec_name(tag))),
     };
+    if block != 0 && u64::from(block) != encoding.bytes() * u64::from(channels) {
+        return Err(AudioErrorKind::Damaged(format!(
+            "its blocks of {block} bytes don't fit {channels} channels of {bits} bits"
+        )));
+    }
     Ok(Format {
         encoding,
         sample_rate: rate,
         channels: usize::from(channels),
+        unused: (width - filled) / 8,
     })
 }
+
+/// The factor of samples with unused bytes. These are the lower ones, but some writers use the lower
+/// ones and extend the sign to the upper ones.
+fn scale_of(
+    file: &mut BufReader<File>,
+    format: Format,
+    length: u64,
+    start: u64,
+) -> Result<f32, AudioErrorKind> {
+    let (width, unused) = (format.encoding.bytes() as usize, format.unused as usize);
+    if unused == 0 {
+        return Ok(1.0);
+    }
+    let mut bytes = vec![0; length.min(LOOKED_AT) as usize];
+    let read = read_up_to(file, &mut bytes).map_err(AudioErrorKind::Unreadable)?;
+    file.seek(SeekFrom::Start(start))
+        .map_err(AudioErrorKind::Unreadable)?;
+    let samples = || bytes[..read].chunks_exact(width);
+    let lower_are_used = samples().any(|sample| sample[..unused].iter().any(|byte| *byte != 0));
+    let upper_are_sign = samples().all(|sample| {
+        let (value, sign) = sample.split_at(width - unused);
+        let negative = value.last().is_some_and(|byte| byte & 0x80 != 0);
+        sign.iter().all(|byte| *byte == if negative { 0xff } else { 0 })
+    });
+    Ok(if lower_are_used && upper_are_sign {
+        256_f32.powi(format.unused as i32)
+    } else {
+        1.0
+    })
+}
+
+/// Several seconds.
+const LOOKED_AT: u64 = 1024 * 1024;
 
 const PCM: u16 = 0x0001;
 const FLOAT: u16 = 0x0003;

@@ -8,6 +8,9 @@ use dalston_engine_sdk::audio::{AudioFormat, Decoder, decode_file, probe};
 
 use super::{WavFile, data, sample, write};
 
+const CODECS: &str = "which can't be decoded: expected PCM, FLAC, MP3, Vorbis, Opus, ALAC, or AAC-LC and HE-AAC with \
+                      up to 2 channels; convert it, for example with ffmpeg -i INPUT -ac 1 OUTPUT.flac";
+
 fn refusal(path: &Path) -> String {
     let error = Decoder::new(AudioFormat::MONO_16K)
         .name("talk.wav")
@@ -25,7 +28,7 @@ fn refusal_of(bytes: &[u8]) -> String {
 
 #[test]
 fn a_file_without_audio_is_refused_in_one_line() {
-    let known = "expected WAV, FLAC, MP3, OGG Vorbis or M4A";
+    let known = "expected WAV, AIFF, CAF, FLAC, MP3, Ogg, M4A, WebM or Matroska";
     let not_audio = format!("talk.wav is not an audio file of a known format: {known}");
     assert_eq!(refusal_of(b""), "talk.wav is empty");
     assert_eq!(
@@ -33,8 +36,6 @@ fn a_file_without_audio_is_refused_in_one_line() {
         not_audio
     );
     assert_eq!(refusal_of(b"x"), not_audio);
-    assert_eq!(refusal_of(b"RIFF\x24\0\0\0AVI LIST"), not_audio);
-    assert_eq!(refusal_of(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"), not_audio);
     assert_eq!(refusal_of(&[0; 5000]), not_audio);
 }
 
@@ -95,22 +96,21 @@ fn an_impossible_wav_header_is_explained() {
         changed(|f| f.sample_rate = 4_000_000_000),
         format!("talk.wav has a sample rate of 4000000000 Hz: {rate}")
     );
-    let codecs = "which can't be decoded: expected PCM, FLAC, MP3, Vorbis, AAC-LC or ALAC";
     assert_eq!(
         changed(|f| f.bits = 0),
-        format!("talk.wav holds samples of 0 bits, {codecs}")
+        format!("talk.wav holds samples of 0 bits, {CODECS}")
     );
     assert_eq!(
         changed(|f| f.bits = 65_535),
-        format!("talk.wav holds samples of 65535 bits, {codecs}")
+        format!("talk.wav holds samples of 65535 bits, {CODECS}")
     );
     assert_eq!(
         changed(|f| f.tag = 0x55),
-        format!("talk.wav holds MP3 (0x0055), {codecs}")
+        format!("talk.wav holds MP3 (0x0055), {CODECS}")
     );
     assert_eq!(
         changed(|f| f.tag = 0x1234),
-        format!("talk.wav holds audio of the unknown kind 0x1234, {codecs}")
+        format!("talk.wav holds audio of the unknown kind 0x1234, {CODECS}")
     );
     assert_eq!(changed(|f| f.data.clear()), "talk.wav has no audio in it");
     assert_eq!(changed(|f| f.data.truncate(1)), "talk.wav has no audio in it");
@@ -141,14 +141,9 @@ fn a_truncated_wav_header_is_explained() {
 
 #[test]
 fn unknown_codecs_are_named() {
-    let codecs = "which can't be decoded: expected PCM, FLAC, MP3, Vorbis, AAC-LC or ALAC";
-    assert_eq!(
-        refusal(&data("one_opus.ogg")),
-        format!("talk.wav holds Opus, {codecs}")
-    );
     assert_eq!(
         refusal(&data("one_adpcm.wav")),
-        format!("talk.wav holds IMA ADPCM (0x0011), {codecs}")
+        format!("talk.wav holds IMA ADPCM (0x0011), {CODECS}")
     );
 }
 

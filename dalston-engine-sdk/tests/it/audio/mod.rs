@@ -1,6 +1,8 @@
 //! Decoding, resampling, and malformed files.
 
 mod bad_input;
+mod containers;
+mod field;
 mod formats;
 mod long;
 mod resampling;

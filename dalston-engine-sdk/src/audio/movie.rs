@@ -1,4 +1,7 @@
-//! The edit list of an M4A file: the begin and the length of the recording in the decoded frames.
+//! The tracks of an M4A file: which are played, and the edit list, that is the begin and the length
+//! of the recording in the decoded frames.
+//!
+//! An M4A file plays the tracks that it enables, and Symphonia does not tell which these are.
 //!
 //! AAC encoders put one or two thousand samples in front of the recording, 23 to 48 ms at 44.1 kHz,
 //! and write that to the edit list. Symphonia reads the list but does not apply it. Without it
@@ -41,16 +44,40 @@ impl Edit {
     }
 }
 
-/// The edits of the tracks of a file. None for a track whose list has more than one part, and none
-/// for a malformed file: its decoder reports that.
-pub(super) fn edits(file: &mut (impl Read + Seek)) -> Vec<Edit> {
-    let mut edits = Vec::new();
-    // The edits before an error are valid.
-    let _ = collect(file, &mut edits);
-    edits
+/// The tracks of a file.
+#[derive(Debug, Default)]
+pub(super) struct Tracks {
+    /// The tracks that are played.
+    pub(super) enabled: Vec<u32>,
+    /// None for a track whose list has more than one part.
+    pub(super) edits: Vec<Edit>,
 }
 
-fn collect(file: &mut (impl Read + Seek), edits: &mut Vec<Edit>) -> io::Result<()> {
+/// The tracks of a file. None for a malformed file: its decoder reports that.
+pub(super) fn tracks(file: &mut (impl Read + Seek)) -> Tracks {
+    let mut tracks = Tracks::default();
+    // The tracks before an error are valid.
+    let _ = collect(file, &mut tracks);
+    tracks
+}
+
+/// The end of the last box, which is behind the end of a file that was cut off.
+pub(super) fn end_of_boxes(file: &mut (impl Read + Seek), length: u64) -> u64 {
+    let mut walk = Walk {
+        file,
+        boxes_left: MAX_BOXES,
+    };
+    let mut end = 0;
+    while end < length && walk.boxes_left > 0 {
+        match walk.next_box(end, length) {
+            Ok((_, _, after)) if after > end => end = after,
+            _ => break,
+        }
+    }
+    end
+}
+
+fn collect(file: &mut (impl Read + Seek), tracks: &mut Tracks) -> io::Result<()> {
     let length = file.seek(SeekFrom::End(0))?;
     let mut walk = Walk {
         file,
@@ -65,9 +92,12 @@ fn collect(file: &mut (impl Read + Seek), edits: &mut Vec<Edit>) -> io::Result<(
     let mut rest = movie;
     while let Some(found) = walk.find(rest.clone(), b"trak")? {
         rest.start = found.end;
-        let Some(track) = walk.track_id(found.clone())? else {
+        let Some((track, is_enabled)) = walk.track_id(found.clone())? else {
             continue;
         };
+        if is_enabled {
+            tracks.enabled.push(track);
+        }
         let Some(media) = walk.find(found.clone(), b"mdia")? else {
             continue;
         };
@@ -75,7 +105,7 @@ fn collect(file: &mut (impl Read + Seek), edits: &mut Vec<Edit>) -> io::Result<(
             continue;
         };
         if let Some((duration, start)) = walk.only_edit(found)? {
-            edits.push(Edit {
+            tracks.edits.push(Edit {
                 track,
                 duration,
                 start,
@@ -103,24 +133,30 @@ impl<F: Read + Seek> Walk<'_, F> {
     fn find(&mut self, range: Range, kind: &[u8; 4]) -> io::Result<Option<Range>> {
         let mut at = range.start;
         while at.saturating_add(8) <= range.end && self.boxes_left > 0 {
-            self.boxes_left -= 1;
-            self.file.seek(SeekFrom::Start(at))?;
-            let [a, b, c, d, name @ ..] = self.take::<8>()?;
-            let (size, header) = match u32::from_be_bytes([a, b, c, d]) {
-                0 => (range.end - at, 8),
-                1 => (u64::from_be_bytes(self.take()?), 16),
-                size => (u64::from(size), 8),
-            };
-            let end = at.saturating_add(size);
-            if size < header || end > range.end {
+            let (name, content, end) = self.next_box(at, range.end)?;
+            if content > end || end > range.end {
                 return Ok(None);
             }
             if name == *kind {
-                return Ok(Some(at + header..end));
+                return Ok(Some(content..end));
             }
             at = end;
         }
         Ok(None)
+    }
+
+    /// The name of the box at `at`, and the positions of its content and of the next box. A box
+    /// without a size goes to `last`.
+    fn next_box(&mut self, at: u64, last: u64) -> io::Result<([u8; 4], u64, u64)> {
+        self.boxes_left -= 1;
+        self.file.seek(SeekFrom::Start(at))?;
+        let [a, b, c, d, name @ ..] = self.take::<8>()?;
+        let (size, header) = match u32::from_be_bytes([a, b, c, d]) {
+            0 => (last.saturating_sub(at), 8),
+            1 => (u64::from_be_bytes(self.take()?), 16),
+            size => (u64::from(size), 8),
+        };
+        Ok((name, at.saturating_add(header), at.saturating_add(size)))
     }
 
     /// Ticks per second, from the header of a movie or of its media. Both have the same format.
@@ -133,13 +169,16 @@ impl<F: Read + Seek> Walk<'_, F> {
         Ok(Some(u32::from_be_bytes(self.take()?)).filter(|scale| *scale > 0))
     }
 
-    fn track_id(&mut self, track: Range) -> io::Result<Option<u32>> {
+    /// The number of a track, and whether it is played.
+    fn track_id(&mut self, track: Range) -> io::Result<Option<(u32, bool)>> {
         let Some(header) = self.find(track, b"tkhd")? else {
             return Ok(None);
         };
         let times = if self.version(&header)? == 1 { 16 } else { 8 };
+        let [_, _, flags] = self.take()?;
         self.file.seek(SeekFrom::Start(header.start + 4 + times))?;
-        Ok(Some(u32::from_be_bytes(self.take()?)))
+        let id = u32::from_be_bytes(self.take()?);
+        Ok(Some((id, flags & 1 == 1)))
     }
 
     /// Duration and start of the only edit of a track. An empty edit before it, which delays the
@@ -226,7 +265,7 @@ mod tests {
     }
 
     fn edges_of(bytes: &[u8]) -> Option<Edges> {
-        let edits = edits(&mut Cursor::new(bytes));
+        let edits = tracks(&mut Cursor::new(bytes)).edits;
         assert!(
             edits.iter().all(|edit| edit.track == 2),
             "the other track has no edits"
@@ -264,13 +303,13 @@ mod tests {
     fn truncated_files_and_wrong_sizes_do_not_panic() {
         let whole = movie(&[(1000, 1024)]);
         for length in 0..whole.len() {
-            edits(&mut Cursor::new(&whole[..length]));
+            tracks(&mut Cursor::new(&whole[..length]));
         }
         for at in 0..whole.len() {
             for value in [0, 1, 0x7f, 0xff] {
                 let mut changed = whole.clone();
                 changed[at] = value;
-                for edit in edits(&mut Cursor::new(changed)) {
+                for edit in tracks(&mut Cursor::new(changed)).edits {
                     edit.edges(44_100);
                 }
             }
