@@ -15,7 +15,7 @@ pub struct Config {
     pub model: ModelConfig,
     /// `generation_config.json`: token ids and decoding defaults.
     pub generation: GenerationConfig,
-    /// `preprocessor_config.json`: how samples become features.
+    /// `preprocessor_config.json` or `processor_config.json`: how samples become features.
     pub features: FeatureConfig,
 }
 
@@ -82,7 +82,8 @@ pub struct GenerationConfig {
     pub begin_suppress_tokens: Option<Vec<i64>>,
     /// The latest first timestamp, in steps. Absent: no limit.
     pub max_initial_timestamp_index: Option<i64>,
-    /// Decoder layer and head of the cross-attention heads that align text with speech.
+    /// Decoder layer and head of the cross-attention heads that align text with speech. Heads that
+    /// the decoder does not have are left out: distilled models keep those of their teacher.
     pub alignment_heads: Option<Vec<(i64, i64)>>,
 }
 
@@ -107,7 +108,7 @@ impl OneOrMany {
     }
 }
 
-/// `preprocessor_config.json`.
+/// `preprocessor_config.json`, or its part of `processor_config.json`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct FeatureConfig {
     /// Mel bins.
@@ -148,15 +149,26 @@ impl Config {
             source,
         })?;
         let model_path = dir.join("config.json");
-        let features_path = dir.join("preprocessor_config.json");
+        let features_path = features_path(dir);
         let generation_path = dir.join("generation_config.json");
 
+        if let Some((kind, advice)) = foreign(dir) {
+            return Err(LoadError::Foreign {
+                path: dir.to_owned(),
+                kind,
+                advice,
+            });
+        }
         let model: ModelConfig = read_json(&model_path)?;
         model.check().map_err(|problem| LoadError::Invalid {
             path: model_path,
             problem,
         })?;
-        let features: FeatureConfig = read_json(&features_path)?;
+        let features = if features_path.ends_with(PROCESSOR) {
+            read_json::<Processor>(&features_path)?.feature_extractor
+        } else {
+            read_json::<FeatureConfig>(&features_path)?
+        };
         features.check(&model).map_err(|problem| LoadError::Invalid {
             path: features_path,
             problem,
@@ -167,7 +179,7 @@ impl Config {
             GenerationConfig::default()
         };
         generation.inherit(&model);
-        generation.check(&model).map_err(|problem| LoadError::Invalid {
+        generation.check().map_err(|problem| LoadError::Invalid {
             path: generation_path,
             problem,
         })?;
@@ -278,6 +290,11 @@ impl GenerationConfig {
             self.begin_suppress_tokens
                 .clone_from(&model.begin_suppress_tokens);
         }
+        if let Some(heads) = &mut self.alignment_heads {
+            heads.retain(|(layer, head)| {
+                (0..model.decoder_layers).contains(layer) && (0..model.decoder_attention_heads).contains(head)
+            });
+        }
         if self.is_multilingual.is_none() && self.lang_to_id.is_none() {
             // Multilingual models force language, task and timestamps; English-only ones only
             // timestamps.
@@ -285,17 +302,7 @@ impl GenerationConfig {
         }
     }
 
-    fn check(&self, model: &ModelConfig) -> Result<(), String> {
-        for (layer, head) in self.alignment_heads.iter().flatten() {
-            if !(0..model.decoder_layers).contains(layer)
-                || !(0..model.decoder_attention_heads).contains(head)
-            {
-                return Err(format!(
-                    "alignment_heads names layer {layer}, head {head}, but config.json has {} layers of {} heads",
-                    model.decoder_layers, model.decoder_attention_heads
-                ));
-            }
-        }
+    fn check(&self) -> Result<(), String> {
         if let Some(index) = self.max_initial_timestamp_index.filter(|&index| index < 0) {
             return Err(format!(
                 "max_initial_timestamp_index is {index}: expected 0 or more"
@@ -303,6 +310,48 @@ impl GenerationConfig {
         }
         Ok(())
     }
+}
+
+/// Transformers 5 writes this file in place of `preprocessor_config.json`.
+#[derive(Deserialize)]
+struct Processor {
+    feature_extractor: FeatureConfig,
+}
+
+const PROCESSOR: &str = "processor_config.json";
+
+/// The file with the configuration of the features.
+pub(crate) fn features_path(dir: &Path) -> PathBuf {
+    let (usual, processor) = (dir.join("preprocessor_config.json"), dir.join(PROCESSOR));
+    if !usual.exists() && processor.exists() {
+        processor
+    } else {
+        usual
+    }
+}
+
+/// The kind of a directory of another program, and what to do with it.
+fn foreign(dir: &Path) -> Option<(&'static str, &'static str)> {
+    #[derive(Deserialize)]
+    struct Keys {
+        d_model: Option<i64>,
+        model_type: Option<String>,
+        suppress_ids: Option<serde_json::Value>,
+    }
+    let has = |name: &str| dir.join(name).exists();
+    if has("config.json") {
+        let config: Keys = read_json(&dir.join("config.json")).ok()?;
+        let is_other = config.d_model.is_none() && config.model_type.is_none();
+        let is_converted = has("vocabulary.json") || has("vocabulary.txt") || config.suppress_ids.is_some();
+        return (is_other && is_converted).then_some((
+            "a CTranslate2 model",
+            "name the Hugging Face directory that it was converted from, for example of openai/whisper-small",
+        ));
+    }
+    has("adapter_config.json").then_some((
+        "a PEFT adapter",
+        "merge it into its base model and save that as a Hugging Face directory",
+    ))
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, LoadError> {

@@ -12,6 +12,7 @@ use dalston_engine_sdk::{
     TaskRequest, TranscribeRequest, Transcript, torch,
 };
 
+use crate::config;
 use crate::decode::seek;
 use crate::error::{Error, LoadError};
 use crate::model::Placement;
@@ -279,7 +280,7 @@ fn check_rate(whisper: &Whisper, dir: &std::path::Path) -> Result<(), LoadError>
     }
     let problem = format!("sampling_rate is {rate}: expected {expected}, the rate of this engine's audio");
     Err(LoadError::Invalid {
-        path: dir.join("preprocessor_config.json"),
+        path: config::features_path(dir),
         problem,
     })
 }

@@ -18,6 +18,16 @@ pub enum LoadError {
         /// The error of the operating system.
         source: std::io::Error,
     },
+    /// The directory belongs to another program.
+    #[error("{} is {kind}, not a Hugging Face Whisper directory: {advice}", path.display())]
+    Foreign {
+        /// The model directory.
+        path: PathBuf,
+        /// Whose it is.
+        kind: &'static str,
+        /// What to do.
+        advice: &'static str,
+    },
     /// The directory has no weights in the safetensors format.
     #[error(
         "{}: no model.safetensors and no model.safetensors.index.json: {hint}",

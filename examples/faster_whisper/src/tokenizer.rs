@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
 use tokenizers::Tokenizer;
 
 use crate::config::Config;
@@ -40,20 +41,20 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Reads `tokenizer.json` in `dir` and adds the ids of `config`.
+    /// Reads `tokenizer.json` in `dir`, or the older `vocab.json`, `merges.txt` and
+    /// `added_tokens.json`, and adds the ids of `config`.
     ///
     /// # Errors
-    /// The file is missing or malformed, or neither source has a token that decoding needs.
+    /// A file is missing or malformed, or neither source has a token that decoding needs.
     pub fn load(dir: &Path, config: &Config) -> Result<Self, LoadError> {
-        let path = dir.join("tokenizer.json");
-        let bytes = fs::read(&path).map_err(|source| LoadError::Read {
-            path: path.clone(),
-            source,
-        })?;
-        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| LoadError::Invalid {
-            path: path.clone(),
-            problem: one_line(&error.to_string()),
-        })?;
+        let mut path = dir.join("tokenizer.json");
+        let vocabulary = dir.join("vocab.json");
+        let mut tokenizer = if !path.exists() && vocabulary.exists() {
+            path = vocabulary;
+            from_parts(dir)?
+        } else {
+            Tokenizer::from_bytes(read(&path)?).map_err(|error| invalid(&path, &*error))?
+        };
         // A prompt is text: "<|nospeech|>" in it must not become a control token.
         tokenizer.set_encode_special_tokens(true);
         Self::build(tokenizer, config, &path)
@@ -91,13 +92,18 @@ impl Vocabulary {
             task("transcribe", "<|transcribe|>"),
             task("translate", "<|translate|>"),
         );
+        // All Whisper vocabularies have the languages. Those of English-only models are GPT-2's, with
+        // this id for the end of text.
+        let is_multilingual = generation
+            .is_multilingual
+            .unwrap_or(end_of_text != GPT2_END_OF_TEXT);
         let mut languages: BTreeMap<String, i64> = generation
             .lang_to_id
             .iter()
             .flatten()
             .map(|(name, &id)| (name.trim_matches(['<', '|', '>']).to_owned(), id))
             .collect();
-        if languages.is_empty() && generation.is_multilingual == Some(true) {
+        if languages.is_empty() && is_multilingual {
             // The languages are between these two in every Whisper vocabulary.
             for id in start_of_transcript + 1..translate.or(transcribe).unwrap_or(0) {
                 let name = u32::try_from(id).ok().and_then(|id| tokenizer.id_to_token(id));
@@ -107,7 +113,7 @@ impl Vocabulary {
                 languages.extend(code.map(|code| (code.to_owned(), id)));
             }
         }
-        if generation.is_multilingual == Some(false) {
+        if !is_multilingual {
             languages.clear();
         }
         let tasks = if languages.is_empty() {
@@ -353,6 +359,64 @@ pub struct Prompt {
     pub start: usize,
     /// Whether timestamps are decoded.
     pub timestamps: bool,
+}
+
+const GPT2_END_OF_TEXT: i64 = 50_256;
+
+/// The tokenizer of a directory without `tokenizer.json`, made from the files that it replaced.
+fn from_parts(dir: &Path) -> Result<Tokenizer, LoadError> {
+    let tokens = |path: &Path| -> Result<BTreeMap<String, u32>, LoadError> {
+        serde_json::from_slice(&read(path)?).map_err(|source| LoadError::Json {
+            path: path.to_owned(),
+            source,
+        })
+    };
+    let path = dir.join("vocab.json");
+    let mut vocabulary = tokens(&path)?;
+    let added_path = dir.join("added_tokens.json");
+    let added = if added_path.exists() {
+        tokens(&added_path)?
+    } else {
+        BTreeMap::new()
+    };
+    let merges = String::from_utf8_lossy(&read(&dir.join("merges.txt"))?)
+        .lines()
+        .filter(|line| !line.starts_with("#version"))
+        .filter_map(|line| line.split_once(' '))
+        .map(|(left, right)| json!([left, right]))
+        .collect::<Vec<_>>();
+    // Without an entry in the vocabulary, a token would get the next free id.
+    vocabulary.extend(added.clone());
+    let added = added.iter().map(|(content, id)| {
+        json!({
+            "id": id, "content": content, "special": true,
+            "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+        })
+    });
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": added.collect::<Vec<_>>(),
+        "pre_tokenizer": bytes,
+        "decoder": bytes,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
+    });
+    Tokenizer::from_bytes(tokenizer.to_string()).map_err(|error| invalid(&path, &*error))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
+    fs::read(path).map_err(|source| LoadError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn invalid(path: &Path, error: &(dyn std::error::Error + Send + Sync)) -> LoadError {
+    LoadError::Invalid {
+        path: path.to_owned(),
+        problem: one_line(&error.to_string()),
+    }
 }
 
 fn one_line(text: &str) -> String {

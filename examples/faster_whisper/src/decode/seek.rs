@@ -200,6 +200,10 @@ struct Seeker<'a> {
     windows: usize,
     pace: Pace,
     skipped_at: Vec<f64>,
+    /// The end of the recording in seconds, in whole hundredths.
+    end: f64,
+    /// Segments that the model placed behind the end.
+    behind_end: usize,
 }
 
 /// The position of a window in the recording, in frames.
@@ -251,6 +255,8 @@ impl<'a> Seeker<'a> {
             windows: 0,
             pace,
             skipped_at: Vec::new(),
+            end: 0.0,
+            behind_end: 0,
         })
     }
 
@@ -262,6 +268,9 @@ impl<'a> Seeker<'a> {
         let features = self.whisper.config().features.clone();
         let hop = features.hop_length as usize;
         let frames = samples.len() / hop;
+        let duration = samples.len() as f64 / features.sampling_rate as f64;
+        // The sum keeps a duration of whole hundredths, which has no exact binary form.
+        self.end = (duration * 100.0 + 1e-6).floor() / 100.0;
         let mut seek = 0;
         while seek < frames {
             if !observer.keep_going() {
@@ -299,11 +308,17 @@ impl<'a> Seeker<'a> {
                 "the model made no progress and was skipped ahead at {places}{more}"
             ));
         }
+        if self.behind_end > 0 {
+            warnings.push(format!(
+                "the model wrote text for a time behind the end of the recording: {} segment(s) were left out",
+                self.behind_end
+            ));
+        }
         Ok(Transcription {
             segments: self.segments,
             language: self.language,
             language_probability: self.language_probability,
-            duration: samples.len() as f64 / features.sampling_rate as f64,
+            duration,
             windows: self.windows,
             warnings,
         })
@@ -501,11 +516,17 @@ impl<'a> Seeker<'a> {
 
     fn push(&mut self, ids: &[i64], start: f64, end: f64, hypothesis: &Hypothesis) -> Result<(), Error> {
         let text = self.whisper.vocabulary().decode(ids)?;
-        let (start, end) = (hundredths(start), hundredths(end));
         // Transcripts have times in hundredths.
+        let (start, end) = (hundredths(start), hundredths(end));
         if text.is_empty() || end <= start {
             return Ok(());
         }
+        // The window is filled up with silence, and some models hear something in it.
+        if start >= self.end {
+            self.behind_end += 1;
+            return Ok(());
+        }
+        let end = end.min(self.end);
         self.segments.push(Segment {
             start,
             end,

@@ -94,13 +94,26 @@ fn invalid_value_is_named() {
         config("vocab_size", json!(305)),
         "DIR/tokenizer.json: token id 310 lies outside the vocabulary of 305 in config.json"
     );
+}
+
+#[test]
+fn directory_of_another_program_is_named() {
     let message = broken(|dir| {
-        edit(dir, "generation_config.json", |config| {
-            config["alignment_heads"] = json!([[0, 0], [9, 0]])
-        });
+        fs::write(dir.join("vocabulary.json"), "[]").unwrap();
+        fs::write(
+            dir.join("config.json"),
+            r#"{"lang_ids": [5], "suppress_ids": [1]}"#,
+        )
+        .unwrap();
     });
+    assert_eq!(
+        message,
+        "DIR is a CTranslate2 model, not a Hugging Face Whisper directory: name the Hugging Face directory that it was \
+         converted from, for example of openai/whisper-small"
+    );
+    let message = broken(|dir| fs::rename(dir.join("config.json"), dir.join("adapter_config.json")).unwrap());
     assert!(
-        message.starts_with("DIR/generation_config.json: alignment_heads names layer 9, head 0"),
+        message.starts_with("DIR is a PEFT adapter, not a Hugging Face"),
         "{message}"
     );
 }

@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 use tempfile::TempDir;
 
 use crate::generated::Shape;
-use crate::support::{distance, samples};
+use crate::support::{distance, model_dir, samples};
 
 #[test]
 fn bfloat16_shards_equal_a_single_file() {
@@ -113,9 +113,10 @@ fn model_with_128_bins_decodes_as_the_reference() {
     let (_dir, mut whisper) = load(&shape);
     let mut config = TranscribeConfig::default();
     config.language = Some("fo".to_owned());
-    let found = whisper
-        .transcribe(&samples("en_eight.wav")[..], &config, &mut ())
-        .unwrap();
+    // The reference does not know where the recording ends.
+    let mut recording = samples("en_eight.wav");
+    recording.resize(29 * 16_000 + 2_240, 0.0);
+    let found = whisper.transcribe(&recording[..], &config, &mut ()).unwrap();
     let segments: Vec<_> = found
         .segments
         .iter()
@@ -133,6 +134,32 @@ fn model_with_128_bins_decodes_as_the_reference() {
         assert!((segment.avg_logprob - -2.27643).abs() < 1e-3, "{segment:?}");
         assert!((segment.no_speech_prob - 0.00013).abs() < 1e-4, "{segment:?}");
     }
+}
+
+#[test]
+fn no_time_is_behind_the_end_of_the_recording() {
+    // The untrained model places text anywhere in the window of 30 s.
+    let shape = Shape {
+        bins: 128,
+        width: 64,
+        heads: 4,
+        encoder_layers: 2,
+        decoder_layers: 3,
+        scale: 1.6,
+        seed: 11,
+        ..Shape::tiny()
+    };
+    let (_dir, mut whisper) = load(&shape);
+    let mut config = TranscribeConfig::default();
+    config.language = Some("fo".to_owned());
+    let recording = &samples("en_eight.wav")[..54_500];
+    let found = whisper.transcribe(recording, &config, &mut ()).unwrap();
+    let times: Vec<_> = found.segments.iter().map(|s| (s.start, s.end)).collect();
+    // 3.406 s
+    assert_eq!(times, [(0.70, 3.40)]);
+    let warning =
+        "the model wrote text for a time behind the end of the recording: 2 segment(s) were left out";
+    assert_eq!(found.warnings, [warning]);
 }
 
 #[test]
@@ -340,6 +367,80 @@ fn wrong_feature_shapes_and_unknown_tokens_are_errors() {
             matches!(window.logits(&ids).unwrap_err(), Error::Torch(_)),
             "{ids:?}"
         );
+    }
+}
+
+/// The shipped model in a directory as other programs write it.
+fn nano(change: impl FnOnce(&Path)) -> Whisper {
+    let dir = TempDir::new().unwrap();
+    for file in fs::read_dir(model_dir()).unwrap() {
+        let path = file.unwrap().path();
+        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    change(dir.path());
+    Whisper::load(dir.path(), Placement::CPU).unwrap()
+}
+
+fn text_of(whisper: &mut Whisper, file: &str) -> (String, Option<String>) {
+    let config = TranscribeConfig::default();
+    let found = whisper.transcribe(&samples(file)[..], &config, &mut ()).unwrap();
+    (found.text(), found.language)
+}
+
+#[test]
+fn directories_of_other_versions_transcribe_the_same() {
+    let english = (
+        "zero seven two eight zero four six nine".to_owned(),
+        Some("en".to_owned()),
+    );
+    let mut expected = nano(|_| ());
+    let german = text_of(&mut expected, "de_four.wav");
+    assert_eq!(text_of(&mut expected, "en_eight.wav"), english);
+    assert_eq!(german.1.as_deref(), Some("de"));
+    let prompt = |whisper: &Whisper| whisper.vocabulary().encode(" zero, Eins <|en|>").unwrap();
+
+    let processor = |dir: &Path| {
+        let usual = dir.join("preprocessor_config.json");
+        let features: Value = serde_json::from_slice(&fs::read(&usual).unwrap()).unwrap();
+        let processor =
+            serde_json::json!({"feature_extractor": features, "processor_class": "WhisperProcessor"});
+        fs::write(dir.join("processor_config.json"), processor.to_string()).unwrap();
+        fs::remove_file(usual).unwrap();
+    };
+    let minimal = |dir: &Path| {
+        let config = r#"{"_from_model_config": true, "eos_token_id": 512, "decoder_start_token_id": 513}"#;
+        fs::write(dir.join("generation_config.json"), config).unwrap();
+    };
+    let heads = |dir: &Path| {
+        edit(dir, "generation_config.json", |config| {
+            config["alignment_heads"] = serde_json::json!([[7, 0], [3, 0], [0, 9]]);
+        });
+    };
+    let parts = |dir: &Path| {
+        let path = dir.join("tokenizer.json");
+        let tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let added = tokenizer["added_tokens"].as_array().unwrap().iter();
+        let added = added.map(|token| (token["content"].as_str().unwrap().to_owned(), token["id"].clone()));
+        let added: serde_json::Map<_, _> = added.collect();
+        fs::write(dir.join("added_tokens.json"), Value::from(added).to_string()).unwrap();
+        fs::remove_file(path).unwrap();
+    };
+    let changes: [(&str, &dyn Fn(&Path)); 4] = [
+        ("processor_config.json", &processor),
+        ("minimal generation_config.json", &minimal),
+        ("foreign alignment heads", &heads),
+        ("vocab.json", &parts),
+    ];
+    for (name, change) in changes {
+        let mut whisper = nano(change);
+        assert_eq!(text_of(&mut whisper, "en_eight.wav"), english, "{name}");
+        assert_eq!(text_of(&mut whisper, "de_four.wav"), german, "{name}");
+        assert_eq!(whisper.vocabulary().languages(), ["de", "en"], "{name}");
+        assert_eq!(prompt(&whisper), prompt(&expected), "{name}");
+        if name == "foreign alignment heads" {
+            let kept = whisper.config().generation.alignment_heads.clone();
+            assert_eq!(kept, Some(vec![(3, 0)]));
+        }
     }
 }
 
