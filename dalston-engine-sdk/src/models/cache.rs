@@ -14,9 +14,11 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::sleep;
+use tracing::warn;
 
 use super::error::{Kind, ModelError};
 use crate::model_id::ModelId;
@@ -106,7 +108,10 @@ impl Cache {
                 Ok(()) => Some(lock),
                 // Another process is removing the model.
                 Err(TryLockError::WouldBlock) => return None,
-                Err(TryLockError::Error(_)) => None,
+                Err(TryLockError::Error(error)) => {
+                    self.warn_of_locks(&error);
+                    None
+                }
             },
             Err(_) => None,
         };
@@ -147,7 +152,15 @@ impl Cache {
         let lock = self.lock_file(name, LOCK).ok()?;
         lock.try_lock().ok()?;
         let used = self.lock_file(name, USED).ok()?;
-        used.try_lock().ok()?;
+        // Users hold it shared. Where that does not work, a model in use has no lock.
+        match used.try_lock_shared() {
+            Ok(()) => used.try_lock().ok()?,
+            Err(TryLockError::WouldBlock) => return None,
+            Err(TryLockError::Error(error)) => {
+                self.warn_of_locks(&error);
+                return None;
+            }
+        }
         Some(Removal {
             cache: self.clone(),
             name: name.clone(),
@@ -186,11 +199,21 @@ impl Cache {
             .unwrap_or(UNIX_EPOCH)
     }
 
-    /// Opens a lock file of the model. Lock files are never removed: a process that waits for a
+    fn warn_of_locks(&self, error: &io::Error) {
+        static WARNED: Once = Once::new();
+        WARNED.call_once(|| {
+            let advice =
+                "mount the file system with locks, or use a local directory: until then no model is removed";
+            warn!(cache = %self.root.display(), %error, advice, "model_locks_not_supported");
+        });
+    }
+
+    /// Opens a lock file of the model, for reading and writing: on NFS version 4 a shared lock needs
+    /// the one and an exclusive lock the other. Lock files are never removed: a process that waits for a
     /// removed one would not exclude the owner of its successor.
     fn lock_file(&self, name: &Name, lock: &str) -> io::Result<File> {
         let mut options = OpenOptions::new();
-        options.create(true).truncate(false).write(true);
+        options.create(true).truncate(false).read(true).write(true);
         options.open(self.root.join(format!(".{}.{lock}", name.0)))
     }
 }
@@ -324,5 +347,40 @@ fn remove(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn lock_files_are_open_for_reading() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::new(folder.path().to_owned());
+        let name = Name::new(&ModelId::from("a/b")).unwrap();
+        for lock in [LOCK, USED] {
+            let mut file = cache.lock_file(&name, lock).unwrap();
+            // The error of NFS is the one of a read: EBADF.
+            assert_eq!(file.read(&mut [0]).unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn a_model_in_use_is_not_locked_for_removal() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::new(folder.path().to_owned());
+        let name = Name::new(&ModelId::from("a/b")).unwrap();
+        fs::create_dir(cache.model(&name)).unwrap();
+        fs::write(cache.model(&name).join(COMPLETE), "").unwrap();
+        let users = [(); 2].map(|()| cache.open(&name).unwrap());
+        assert!(cache.lock_for_removal(&name).is_none());
+        drop(users);
+        let removal = cache.lock_for_removal(&name).unwrap();
+        assert!(cache.open(&name).is_none(), "it is being removed");
+        drop(removal);
+        assert!(cache.open(&name).is_some());
     }
 }
