@@ -314,6 +314,28 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// A text without the directories of this machine: of an absolute path, its last part remains.
+pub(crate) fn without_directories(text: &str) -> String {
+    let words = text.split(' ').map(last_of_path);
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// The last part of an absolute path; any other word unchanged.
+fn last_of_path(word: &str) -> String {
+    let Some(start) = word.find('/') else {
+        return word.to_owned();
+    };
+    let (before, path) = word.split_at(start);
+    // Only a quote, a bracket, `name=` or `file://` may precede a path.
+    let begins =
+        before.is_empty() || before.ends_with(['"', '\'', '`', '(', '[', '{', '<', '=']) || before == "file:";
+    if !begins || !path.trim_start_matches('/').contains('/') && !path.starts_with("//") {
+        return word.to_owned();
+    }
+    let last = path.trim_end_matches('/').rfind('/').unwrap_or(0);
+    format!("{before}{}", &path[last + 1..])
+}
+
 /// A text of at most `longest` characters. The middle is left out: an error begins with its subject
 /// and ends with its cause.
 pub(crate) fn shorten(text: &str, longest: usize) -> String {
@@ -387,6 +409,28 @@ pub enum RunError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directories_are_taken_out_of_a_text() {
+        for (text, expected) in [
+            ("reading /tmp/dalston_task_1/in.wav: no", "reading in.wav: no"),
+            ("path=\"/models/x/config.json\"", "path=\"config.json\""),
+            ("file:///etc/hosts: no", "file:hosts: no"),
+            (
+                "https://host/a/b.wav responded with status 404",
+                "https://host/a/b.wav responded with status 404",
+            ),
+            (
+                "s3://bucket/a/b.wav: there is no such object",
+                "s3://bucket/a/b.wav: there is no such object",
+            ),
+            ("\"../../etc\": no", "\"../../etc\": no"),
+            ("expected 1/2 or n/a", "expected 1/2 or n/a"),
+            ("a / b", "a / b"),
+        ] {
+            assert_eq!(without_directories(text), expected);
+        }
+    }
 
     #[test]
     fn a_shortened_text_keeps_its_ends() {

@@ -9,8 +9,7 @@ use dalston_telemetry::{Env, EnvError};
 use super::choices::SpotDrain;
 use super::models::ModelConfig;
 use super::settings::{
-    AWS_CREDENTIALS, DALSTON_HOST_HOSTNAME, DALSTON_HTTP_MAX_REQUESTS, DALSTON_HTTP_MAX_UPLOAD_MB,
-    DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS, DALSTON_S3_BUCKET, DALSTON_S3_ENDPOINT_URL, DALSTON_S3_REGION,
+    AWS_CREDENTIALS, DALSTON_HOST_HOSTNAME, DALSTON_HTTP_CORS_ORIGINS, DALSTON_HTTP_MAX_REQUESTS,
     DALSTON_SPOT_DRAIN,
 };
 use crate::protocol::{NodeIdentity, RECORD_TTL_SECONDS};
@@ -28,8 +27,7 @@ use crate::store::S3Config;
 pub struct DeploymentConfig {
     /// The Redis server with queues, events and registry. `REDIS_URL`.
     pub redis_url: String,
-    /// Where the files of tasks are. `DALSTON_S3_BUCKET`, `DALSTON_S3_REGION`,
-    /// `DALSTON_S3_ENDPOINT_URL`, and `AWS_…` for credentials.
+    /// Where the files of tasks are. `DALSTON_S3_…`, and `AWS_…` for credentials.
     pub s3: S3Config,
     /// The port of the worker's own HTTP server, on all addresses. 0 is any free one.
     /// `DALSTON_METRICS_PORT`.
@@ -45,6 +43,9 @@ pub struct DeploymentConfig {
     /// How long such a recording may wait for a free inference thread before its sender is told to
     /// come back. `DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS`.
     pub http_queue_timeout: Duration,
+    /// The origins whose pages may read the responses of that server. `*` is every origin. Default:
+    /// none. `DALSTON_HTTP_CORS_ORIGINS`.
+    pub http_cors_origins: Vec<String>,
     /// Where models that are not on this machine come from.
     pub models: ModelConfig,
     /// How long an instance may be silent before its tasks go to others: the lease of a task and
@@ -80,6 +81,7 @@ impl DeploymentConfig {
             http_max_requests: DALSTON_HTTP_MAX_REQUESTS.read_or_default(env)?,
             http_max_upload: DALSTON_HTTP_MAX_UPLOAD_MB.read_or_default(env)? << 20,
             http_queue_timeout: DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS.read_or_default(env)?,
+            http_cors_origins: DALSTON_HTTP_CORS_ORIGINS.read(env)?.unwrap_or_default(),
             models: ModelConfig::from_env(env)?,
             lease: Duration::from_secs(RECORD_TTL_SECONDS),
             node,
@@ -122,6 +124,7 @@ impl std::fmt::Debug for DeploymentConfig {
             .field("http_max_requests", &self.http_max_requests)
             .field("http_max_upload", &self.http_max_upload)
             .field("http_queue_timeout", &self.http_queue_timeout)
+            .field("http_cors_origins", &self.http_cors_origins)
             .field("models", &self.models)
             .field("lease", &self.lease)
             .field("node", &self.node)
@@ -192,6 +195,7 @@ mod tests {
             http_max_requests: 16,
             http_max_upload: 1 << 30,
             http_queue_timeout: Duration::from_secs(60),
+            http_cors_origins: Vec::new(),
             models: config.models.clone(),
             lease: Duration::from_secs(60),
             node: NodeIdentity::local(&*node.hostname, &*node.node_id),
@@ -273,6 +277,11 @@ mod tests {
                 "DALSTON_S3_ENDPOINT_URL",
                 "127.0.0.1:9000",
                 "an http or https URL, such as http://minio:9000",
+            ),
+            (
+                "DALSTON_HTTP_CORS_ORIGINS",
+                "https://app.example/, *",
+                "origins with commas between, such as https://app.example, or *",
             ),
             (
                 "HF_ENDPOINT",

@@ -200,6 +200,11 @@ variables! {
     pub(crate) static DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS: Variable<Duration> =
         Variable::new(&["DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS"], &ANY_TIME).default("60");
 
+    /// The origins whose pages may read the responses of the HTTP server in a browser (CORS), for
+    /// example `https://app.example`. `*` is every origin.
+    pub(crate) static DALSTON_HTTP_CORS_ORIGINS: Variable<Vec<String>> =
+        Variable::new(&["DALSTON_HTTP_CORS_ORIGINS"], &Origins).default_described("none");
+
     /// The machine's name that the registry shows.
     pub(crate) static DALSTON_HOST_HOSTNAME: Variable<String> =
         Variable::new(&["DALSTON_HOST_HOSTNAME"], &Text("a name"))
@@ -266,6 +271,26 @@ impl Accepts<Vec<ModelSource>> for ModelSources {
 
     fn expected(&self) -> Cow<'static, str> {
         "s3, hf or auto, or several of them with commas between (models of ngc can't be downloaded)".into()
+    }
+}
+
+/// A list of origins.
+#[derive(Debug)]
+struct Origins;
+
+impl Accepts<Vec<String>> for Origins {
+    fn parse(&self, text: &str) -> Option<Vec<String>> {
+        let origins = entries(text).map(|origin| {
+            let url = http_url(origin);
+            // A browser sends scheme, host and port alone.
+            let is_origin = url.is_some_and(|url| url.origin().ascii_serialization() == origin);
+            (is_origin || origin == "*").then(|| origin.to_owned())
+        });
+        origins.collect()
+    }
+
+    fn expected(&self) -> Cow<'static, str> {
+        "origins with commas between, such as https://app.example, or *".into()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Transcription over a worker's own HTTP port.
 
+mod index;
 mod lifecycle;
 mod refusals;
 mod responses;
@@ -8,6 +9,7 @@ mod sources;
 
 use std::time::{Duration, Instant};
 
+use dalston_engine_sdk::stage::TranscribeTask;
 use dalston_engine_sdk::worker::{self, WorkerError};
 use dalston_engine_sdk::{
     DeploymentConfig, Engine, EngineInfo, LoadContext, ModelId, RunnerConfig, Segment, Stage, TaskContext,
@@ -24,6 +26,7 @@ use crate::rig::{Gate, Opener, gate};
 use crate::support::{Response, exchange, free_port, get, until};
 
 const OPENAI: &str = "/v1/audio/transcriptions";
+const TRANSLATIONS: &str = "/v1/audio/translations";
 const PLATFORM: &str = "/v1/transcribe";
 const BOUNDARY: &str = "----a-boundary";
 
@@ -42,6 +45,7 @@ impl Engine for Scribe {
         EngineInfo::new("scribe", "1.0.0")
             .stage(Stage::Transcribe)
             .default_model("tiny")
+            .word_timestamps(true)
     }
 
     fn load(&self, model: &ModelId, _: &LoadContext) -> Result<(), TaskError> {
@@ -88,7 +92,13 @@ impl Engine for Scribe {
             }
             _ => {}
         }
-        let wants_words = task.transcribe()?.wants_words();
+        let options = task.transcribe()?;
+        let text = match text.as_str() {
+            "temperatures" => format!("{:?}", options.temperature),
+            _ if options.task == TranscribeTask::Translate => text.to_uppercase(),
+            _ => text,
+        };
+        let wants_words = options.wants_words() && text != "no words";
         let words = text.split_whitespace().enumerate().map(|(at, word)| {
             let start = at as f64 / 2.0;
             Word::new(start, start + 0.5, word)
@@ -104,10 +114,14 @@ impl Engine for Scribe {
                 segment
             }
         });
-        Ok(Transcript::from_segments(segments)
+        let transcript = Transcript::from_segments(segments)
             .requested_language("en")
             .metadata("config", task.config())
-            .metadata("model", cx.info().model.as_str()))
+            .metadata("model", cx.info().model.as_str());
+        Ok(match text.as_str() {
+            "quiet" => transcript.warning("the recording is very quiet – louder, please"),
+            _ => transcript,
+        })
     }
 }
 
@@ -229,10 +243,15 @@ impl Form {
         Self::default().and_file(content)
     }
 
-    fn and_file(mut self, content: &str) -> Self {
-        let head =
-            "Content-Disposition: form-data; name=\"file\"; filename=\"talk.wav\"\r\nContent-Type: audio/wav";
-        self.part(head, content);
+    fn and_file(self, content: &str) -> Self {
+        self.file_in("file", content)
+    }
+
+    fn file_in(mut self, field: &str, content: &str) -> Self {
+        let head = format!(
+            "Content-Disposition: form-data; name=\"{field}\"; filename=\"talk.wav\"\r\nContent-Type: audio/wav"
+        );
+        self.part(&head, content);
         self
     }
 

@@ -6,18 +6,21 @@ use serde_json::{Map, Value};
 
 use super::form::{Fields, quoted};
 use super::refusal::Refusal;
+use crate::protocol::Capabilities;
 
 /// One form of requests and responses.
 pub(super) trait Api: Send + Sync + 'static {
     const ENDPOINT: DirectEndpoint;
     /// The field that may hold the URL of a recording in place of a file.
     const URL_FIELD: Option<&'static str>;
+    /// The fields of a form. Others are ignored with a warning.
+    const FIELDS: &'static [&'static str];
     /// The options of a request that change only its response.
     type ResponseOptions: Send;
 
     fn read(
         fields: &Fields,
-        engine_id: &str,
+        engine: &Capabilities,
     ) -> Result<(Self::ResponseOptions, TranscriptionRequest), Refusal>;
     /// The response for the `data` of the task's response.
     fn respond(options: Self::ResponseOptions, engine_id: &str, data: Value) -> Result<Response, Refusal>;

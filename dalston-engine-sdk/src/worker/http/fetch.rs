@@ -83,6 +83,8 @@ impl Fetcher {
         let path = directory.join(local_name("download", url.path()));
         let failed = |error: reqwest::Error| {
             let error = error.without_url();
+            // Only for the log: it would tell clients which ports of other machines are open.
+            tracing::info!(error = chain(&error), "recording_not_fetched");
             Refusal::field(FIELD, format_args!("{name} can't be fetched: {}", reason(&error)))
         };
         let response = client.get(url).send().await.map_err(failed)?;
@@ -199,8 +201,8 @@ fn is_forbidden(address: IpAddr) -> bool {
                 || METADATA.contains(&address)
         }
         IpAddr::V6(address) => {
-            if let Some(inner) = embedded(address) {
-                return is_forbidden(IpAddr::V4(inner));
+            if embedded(address).any(|inner| is_forbidden(IpAddr::V4(inner))) {
+                return true;
             }
             let segments = address.segments();
             // Amazon's fd00:ec2::254 and its neighbours, and Google's.
@@ -210,20 +212,27 @@ fn is_forbidden(address: IpAddr) -> bool {
     }
 }
 
-/// The IPv4 address inside an IPv6 address: mapped, compatible, NAT64, or 6to4.
-fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let segments = address.segments();
-    let of = |high: u16, low: u16| {
-        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-        Some(Ipv4Addr::new(a, b, c, d))
-    };
-    match segments {
-        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => of(high, low),
+/// The IPv4 addresses that an IPv6 address may lead to: mapped, compatible, translated (RFC 6052,
+/// 7915, 8215), ISATAP (RFC 5214) and 6to4 (RFC 3056).
+fn embedded(address: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
+    let bytes = address.octets();
+    // The positions of the four bytes. Byte 8 is never one of them.
+    const LAST: [usize; 4] = [12, 13, 14, 15];
+    let at: &[[usize; 4]] = match address.segments() {
         // Not `::` and `::1`.
-        [0, 0, 0, 0, 0, 0, high, low] if high != 0 => of(high, low),
-        [0x2002, high, low, ..] => of(high, low),
-        _ => None,
-    }
+        [0, 0, 0, 0, 0, 0, 0, _] => &[],
+        [0, 0, 0, 0, 0 | 0xffff, 0, ..] | [0, 0, 0, 0, 0, 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => {
+            &[LAST]
+        }
+        // The prefix of a network in it may have 48, 56, 64 or 96 bits.
+        [0x64, 0xff9b, 1, ..] => &[[6, 7, 9, 10], [7, 9, 10, 11], [9, 10, 11, 12], LAST],
+        [0x2002, ..] => &[[2, 3, 4, 5]],
+        [_, _, _, _, 0 | 0x200, 0x5efe, ..] => &[LAST],
+        _ => &[],
+    };
+    let found = at.iter().map(move |at| Ipv4Addr::from(at.map(|at| bytes[at])));
+    // With several positions, the others are of a shorter prefix and begin with its zeros.
+    found.filter(move |address| at.len() == 1 || address.octets()[0] != 0)
 }
 
 /// Why a URL is not fetched.
@@ -238,16 +247,17 @@ impl fmt::Display for ForbiddenUrl {
 
 impl Error for ForbiddenUrl {}
 
-/// Why a request failed: the message of the innermost error.
-fn reason(error: &reqwest::Error) -> String {
-    if error.is_timeout() {
-        return "it takes too long".to_owned();
+/// Why a request failed, in the same words whether a port is closed, filtered, silent or that of
+/// another protocol.
+fn reason(error: &reqwest::Error) -> &'static str {
+    let mut cause: Option<&dyn Error> = Some(error);
+    while let Some(error) = cause {
+        if let Some(forbidden) = error.downcast_ref::<ForbiddenUrl>() {
+            return forbidden.0;
+        }
+        cause = error.source();
     }
-    let mut last: &dyn Error = error;
-    while let Some(cause) = last.source() {
-        last = cause;
-    }
-    last.to_string()
+    "its server does not answer, or not completely"
 }
 
 /// The URL without its parts that may be secret.
@@ -280,6 +290,14 @@ mod tests {
             "[::ffff:169.254.169.254]",
             "[::169.254.169.254]",
             "[64:ff9b::a9fe:a9fe]",
+            "[64:ff9b:1::a9fe:a9fe]",
+            "[64:ff9b:1:fffe::a9fe:a9fe]",
+            "[64:ff9b:1:a9fe:a9:fe00::]",
+            "[64:ff9b:1:a9:fe:a9fe::]",
+            "[64:ff9b:1:0:a9:fea9:fe00:0]",
+            "[::ffff:0:169.254.169.254]",
+            "[fd00::5efe:169.254.169.254]",
+            "[2001:db8::200:5efe:169.254.169.254]",
             "[2002:a9fe:a9fe::1]",
             "100.100.100.200",
             "168.63.129.16",
@@ -297,6 +315,11 @@ mod tests {
             "192.168.1.5",
             "[::1]",
             "[fd12::1]",
+            "[64:ff9b::808:808]",
+            "[64:ff9b:1::808:808]",
+            "[64:ff9b:1:ffff::a00:1]",
+            "[::ffff:0:8.8.8.8]",
+            "[fd00::5efe:10.0.0.7]",
             "8.8.8.8",
             "example.com",
         ] {

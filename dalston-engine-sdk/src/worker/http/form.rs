@@ -78,6 +78,13 @@ impl Form {
             return Err(Refusal::bad("invalid_request", message));
         }
         if name != "file" {
+            if field.file_name().is_some() {
+                let message = format!(
+                    "the form has a file in the field {}: expected it in the field \"file\"",
+                    quoted(&name)
+                );
+                return Err(Refusal::bad("invalid_request", message));
+            }
             let text = read_text(&name, field, limits).await?;
             self.fields.0.push((name, text));
             return Ok(());
@@ -163,9 +170,33 @@ impl Fields {
         named.map(|(_, text)| text.trim()).collect()
     }
 
+    /// The quoted names of the fields that are not among these.
+    pub(super) fn unknown(&self, known: &[&str]) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for (name, _) in &self.0 {
+            let quoted = quoted(name);
+            if !known.contains(&name.as_str()) && !names.contains(&quoted) {
+                names.push(quoted);
+            }
+        }
+        names
+    }
+
     /// Whether there is a field with this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(field, _)| field == name)
+    }
+}
+
+#[cfg(test)]
+impl<'a> FromIterator<(&'a str, &'a str)> for Fields {
+    fn from_iter<I: IntoIterator<Item = (&'a str, &'a str)>>(fields: I) -> Self {
+        let fields = fields.into_iter();
+        Self(
+            fields
+                .map(|(name, text)| (name.to_owned(), text.to_owned()))
+                .collect(),
+        )
     }
 }
 

@@ -9,6 +9,9 @@
 //! | `GET /debug/status` | the process and its tasks |
 //! | `POST /v1/transcribe` | the transcript of a recording |
 //! | `POST /v1/audio/transcriptions` | the same in the form of OpenAI's API |
+//! | `POST /v1/audio/translations` | its English translation, in the same form |
+//! | `GET /v1/models` | the names of models, in the same form |
+//! | `GET /` | the engine and these routes |
 //!
 //! A recording becomes a task like any other ([`Direct`](crate::runner::Direct)); only its input
 //! comes with the request and its result goes into the response. Its spans belong to the trace of
@@ -31,8 +34,10 @@
 mod api;
 mod body;
 mod connections;
+mod events;
 mod fetch;
 mod form;
+mod index;
 mod json;
 mod openai;
 mod platform;
@@ -40,37 +45,81 @@ mod refusal;
 mod server;
 mod state;
 mod status;
+mod subtitles;
 mod transcribe;
+mod warnings;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{get, post};
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::routing::{MethodRouter, get, post};
 use dalston_telemetry::services::engine::DirectEndpoint;
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 pub(super) use self::server::Serving;
 pub(super) use self::state::ServerState;
 
-pub(super) fn router(state: ServerState) -> Router {
-    let mut router = Router::new()
-        .route("/health", get(status::health))
-        .route("/v1/capabilities", get(status::capabilities))
-        .route("/debug/status", get(status::debug));
-    if state.max_requests > 0 {
-        let (platform, openai) = (
-            DirectEndpoint::Transcribe.as_str(),
-            DirectEndpoint::OpenAi.as_str(),
-        );
-        router = router
-            .route(platform, post(transcribe::handle::<platform::Platform>))
-            .route(openai, post(transcribe::handle::<openai::OpenAi>))
-            // The handlers have their own limit, which counts files.
-            .layer(DefaultBodyLimit::disable());
-    }
+pub(super) fn router(mut state: ServerState) -> Router {
+    let mut router = Router::new();
+    let mut routes = Vec::new();
+    let mut add = |method: &str, path: &'static str, route: MethodRouter<Arc<ServerState>>| {
+        routes.push(format!("{method} {path}"));
+        router = std::mem::take(&mut router).route(path, route);
+    };
+    add("GET", "/", get(index::index));
+    add("GET", "/health", get(status::health));
+    add("GET", "/v1/capabilities", get(status::capabilities));
+    add("GET", "/debug/status", get(status::debug));
     if state.metrics_enabled {
         let metrics = state.telemetry.metrics().clone();
-        router = router.route("/metrics", dalston_telemetry::axum::metrics(metrics));
+        add("GET", "/metrics", dalston_telemetry::axum::metrics(metrics));
     }
+    if state.max_requests > 0 {
+        add("GET", "/v1/models", get(index::models));
+        let mut add = |endpoint: DirectEndpoint, route| add("POST", endpoint.as_str(), route);
+        add(
+            DirectEndpoint::Transcribe,
+            post(transcribe::handle::<platform::Platform>),
+        );
+        add(
+            DirectEndpoint::OpenAi,
+            post(transcribe::handle::<openai::Transcriptions>),
+        );
+        add(
+            DirectEndpoint::OpenAiTranslations,
+            post(transcribe::handle::<openai::Translations>),
+        );
+    }
+    let mut router = router
+        .fallback(index::unknown_route)
+        .method_not_allowed_fallback(index::wrong_method)
+        // The handlers have their own limit, which counts files.
+        .layer(DefaultBodyLimit::disable());
+    if let Some(cors) = cors(&state.cors_origins) {
+        router = router.layer(cors);
+    }
+    state.routes = routes;
     router.with_state(Arc::new(state))
+}
+
+/// Lets the pages of these origins read the responses. `None` if there are none.
+fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
+    const EXPOSED: [HeaderName; 3] = [
+        HeaderName::from_static("x-request-id"),
+        warnings::HEADER,
+        header::RETRY_AFTER,
+    ];
+    let allowed = match origins {
+        [] => return None,
+        [any] if any == "*" => AllowOrigin::any(),
+        _ => AllowOrigin::list(origins.iter().cloned()),
+    };
+    let layer = CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(Any)
+        .expose_headers(EXPOSED);
+    Some(layer)
 }

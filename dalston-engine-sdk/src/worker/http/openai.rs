@@ -1,6 +1,4 @@
-//! `POST /v1/audio/transcriptions`: the form of OpenAI's API.
-
-use std::fmt::Write as _;
+//! `POST /v1/audio/transcriptions` and `POST /v1/audio/translations`: the form of OpenAI's API.
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -9,20 +7,31 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::api::{Api, TranscriptionRequest, model};
+use super::events;
 use super::form::{Fields, quoted};
 use super::json;
 use super::refusal::Refusal;
+use super::subtitles::{srt, vtt};
+use crate::protocol::Capabilities;
 use crate::stage::{Metadata, Segment, Transcript};
 
-/// Responds in one of five formats, and with errors in OpenAI's form.
+/// Responds with a transcript in one of five formats or as events, and with errors in OpenAI's form.
 #[derive(Debug)]
-pub(super) struct OpenAi;
+pub(super) struct Transcriptions;
+
+/// As [`Transcriptions`], with an English text for speech in any language.
+#[derive(Debug)]
+pub(super) struct Translations;
 
 #[derive(Debug)]
 pub(super) struct ResponseOptions {
+    /// `transcribe` or `translate`.
+    task: &'static str,
     format: Format,
     segments: bool,
     words: bool,
+    /// Whether the response is a stream of events.
+    stream: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,35 +51,36 @@ const FORMATS: [(&str, Format); 5] = [
     ("vtt", Format::Vtt),
 ];
 
-impl Api for OpenAi {
+impl Api for Transcriptions {
     const ENDPOINT: DirectEndpoint = DirectEndpoint::OpenAi;
     const URL_FIELD: Option<&'static str> = None;
+    const FIELDS: &'static [&'static str] = &[
+        "file",
+        "model",
+        "language",
+        "prompt",
+        "response_format",
+        "stream",
+        "temperature",
+        "timestamp_granularities",
+        "timestamp_granularities[]",
+    ];
     type ResponseOptions = ResponseOptions;
 
-    fn read(fields: &Fields, engine_id: &str) -> Result<(ResponseOptions, TranscriptionRequest), Refusal> {
-        if fields.flag("stream")? == Some(true) {
-            return Err(Refusal::field("stream", "true: not supported, leave it out"));
-        }
+    fn read(
+        fields: &Fields,
+        engine: &Capabilities,
+    ) -> Result<(ResponseOptions, TranscriptionRequest), Refusal> {
         if fields.has("include") || fields.has("include[]") {
             return Err(Refusal::field("include", "not supported, leave it out"));
         }
-        let format = match fields.text("response_format")? {
-            None => Format::Json,
-            Some(name) => FORMATS
-                .iter()
-                .find(|(known, _)| *known == name)
-                .map(|(_, format)| *format)
-                .ok_or_else(|| {
-                    let known = FORMATS.map(|(name, _)| name).join(", ");
-                    Refusal::field(
-                        "response_format",
-                        format_args!("{}: expected one of {known}", quoted(name)),
-                    )
-                })?,
-        };
+        let (mut options, mut request) = read(fields, engine, "transcribe")?;
+        if let Some(language) = fields.text("language")? {
+            request.config.insert("language".to_owned(), language.into());
+        }
         let granularities = fields.all(["timestamp_granularities[]", "timestamp_granularities"]);
         let refuse = |problem: String| Refusal::field("timestamp_granularities", problem);
-        if !granularities.is_empty() && format != Format::VerboseJson {
+        if !granularities.is_empty() && options.format != Format::VerboseJson {
             return Err(refuse(
                 "given: expected response_format to be verbose_json".to_owned(),
             ));
@@ -81,64 +91,134 @@ impl Api for OpenAi {
         {
             return Err(refuse(format!("{}: expected word or segment", quoted(other))));
         }
-        let words = granularities.contains(&"word");
-        let options = ResponseOptions {
-            format,
-            segments: granularities.is_empty() || granularities.contains(&"segment"),
-            words,
-        };
-
-        let mut request = TranscriptionRequest {
-            model: model(fields, engine_id)?.filter(|model| !is_openai_model(model)),
-            ..TranscriptionRequest::default()
-        };
-        for name in ["language", "prompt"] {
-            if let Some(text) = fields.text(name)? {
-                request.config.insert(name.to_owned(), text.into());
-            }
+        options.words = granularities.contains(&"word");
+        options.segments = granularities.is_empty() || granularities.contains(&"segment");
+        if options.words && !engine.supports_word_timestamps {
+            return Err(no_words(&engine.engine_id));
         }
-        const TEMPERATURE: &str = "a number from 0 to 1";
-        if let Some(temperature) = fields.parse::<f64>("temperature", TEMPERATURE)? {
-            if !(0.0..=1.0).contains(&temperature) {
-                let problem = format!("{temperature}: expected {TEMPERATURE}");
-                return Err(Refusal::field("temperature", problem));
-            }
-            request
-                .config
-                .insert("temperature".to_owned(), temperature.into());
+        request
+            .config
+            .insert("word_timestamps".to_owned(), options.words.into());
+        options.stream = fields.flag("stream")? == Some(true);
+        if options.stream && options.format != Format::Json {
+            let problem = "true: expected response_format to be json";
+            return Err(Refusal::field("stream", problem));
         }
-        request.config.insert("word_timestamps".to_owned(), words.into());
         Ok((options, request))
     }
 
-    fn respond(options: ResponseOptions, _: &str, data: Value) -> Result<Response, Refusal> {
-        let transcript: Transcript = serde_json::from_value(data).map_err(|error| {
-            Refusal::internal(
-                "invalid_output",
-                &format!("the engine's output is not a transcript: {error}"),
-            )
-        })?;
-        let plain = |kind: &'static str, text: String| ([(header::CONTENT_TYPE, kind)], text).into_response();
-        Ok(match options.format {
-            Format::Json => json::response(&json!({ "text": transcript.text })),
-            Format::Text => plain("text/plain; charset=utf-8", transcript.text),
-            Format::VerboseJson => json::response(&Verbose::of(&options, transcript)),
-            Format::Srt => plain("text/plain; charset=utf-8", srt(&transcript.segments)),
-            Format::Vtt => plain("text/vtt; charset=utf-8", vtt(&transcript.segments)),
-        })
+    fn respond(options: ResponseOptions, engine_id: &str, data: Value) -> Result<Response, Refusal> {
+        respond(&options, engine_id, data)
     }
 
     fn refuse(refusal: &Refusal) -> Response {
-        let kind = if refusal.status.is_server_error() {
-            "server_error"
-        } else {
-            "invalid_request_error"
-        };
-        let error = json!({"error": {
-            "message": refusal.message, "type": kind, "param": refusal.field, "code": refusal.code,
-        }});
-        json::response(&error)
+        json::response(&json!({ "error": refusal.openai_error() }))
     }
+}
+
+impl Api for Translations {
+    const ENDPOINT: DirectEndpoint = DirectEndpoint::OpenAiTranslations;
+    const URL_FIELD: Option<&'static str> = None;
+    const FIELDS: &'static [&'static str] = &["file", "model", "prompt", "response_format", "temperature"];
+    type ResponseOptions = ResponseOptions;
+
+    fn read(
+        fields: &Fields,
+        engine: &Capabilities,
+    ) -> Result<(ResponseOptions, TranscriptionRequest), Refusal> {
+        read(fields, engine, "translate")
+    }
+
+    fn respond(options: ResponseOptions, engine_id: &str, data: Value) -> Result<Response, Refusal> {
+        respond(&options, engine_id, data)
+    }
+
+    fn refuse(refusal: &Refusal) -> Response {
+        Transcriptions::refuse(refusal)
+    }
+}
+
+/// Reads the fields that both routes have.
+fn read(
+    fields: &Fields,
+    engine: &Capabilities,
+    task: &'static str,
+) -> Result<(ResponseOptions, TranscriptionRequest), Refusal> {
+    const TEMPERATURE: &str = "a number from 0 to 1";
+    /// The temperatures that OpenAI's API tries for 0, its default.
+    const FALLBACKS: [f64; 6] = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0];
+
+    let format = match fields.text("response_format")? {
+        None => Format::Json,
+        Some(name) => FORMATS
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, format)| *format)
+            .ok_or_else(|| {
+                let known = FORMATS.map(|(name, _)| name).join(", ");
+                let problem = format!("{}: expected one of {known}", quoted(name));
+                Refusal::field("response_format", problem)
+            })?,
+    };
+    let options = ResponseOptions {
+        task,
+        format,
+        segments: true,
+        words: false,
+        stream: false,
+    };
+    let mut request = TranscriptionRequest {
+        model: model(fields, &engine.engine_id)?.filter(|model| !is_openai_model(model)),
+        ..TranscriptionRequest::default()
+    };
+    let config = &mut request.config;
+    if let Some(prompt) = fields.text("prompt")? {
+        config.insert("prompt".to_owned(), prompt.into());
+    }
+    let temperature = fields.parse::<f64>("temperature", TEMPERATURE)?.unwrap_or(0.0);
+    if !(0.0..=1.0).contains(&temperature) {
+        let problem = format!("{temperature}: expected {TEMPERATURE}");
+        return Err(Refusal::field("temperature", problem));
+    }
+    let temperature = match temperature {
+        0.0 => json!(FALLBACKS),
+        other => json!(other),
+    };
+    config.insert("temperature".to_owned(), temperature);
+    config.insert("word_timestamps".to_owned(), false.into());
+    if task != "transcribe" {
+        config.insert("task".to_owned(), task.into());
+    }
+    Ok((options, request))
+}
+
+fn respond(options: &ResponseOptions, engine_id: &str, data: Value) -> Result<Response, Refusal> {
+    let transcript: Transcript = serde_json::from_value(data).map_err(|error| {
+        Refusal::internal(
+            "invalid_output",
+            &format!("the engine's output is not a transcript: {error}"),
+        )
+    })?;
+    let has_words = |segment: &Segment| segment.words.as_ref().is_some_and(|words| !words.is_empty());
+    if options.words && !transcript.text.is_empty() && !transcript.segments.iter().any(has_words) {
+        return Err(no_words(engine_id));
+    }
+    if options.stream {
+        return Ok(events::response(&transcript));
+    }
+    let plain = |kind: &'static str, text: String| ([(header::CONTENT_TYPE, kind)], text).into_response();
+    Ok(match options.format {
+        Format::Json => json::response(&json!({ "text": transcript.text })),
+        Format::Text => plain("text/plain; charset=utf-8", transcript.text),
+        Format::VerboseJson => json::response(&Verbose::of(options, transcript)),
+        Format::Srt => plain("text/plain; charset=utf-8", srt(&transcript.segments)),
+        Format::Vtt => plain("text/vtt; charset=utf-8", vtt(&transcript.segments)),
+    })
+}
+
+fn no_words(engine_id: &str) -> Refusal {
+    let problem = format!("word: the engine {engine_id} finds no times of words: expected segment");
+    Refusal::field("timestamp_granularities", problem)
 }
 
 /// OpenAI's clients must name a model. The names of OpenAI's own models select the engine's default
@@ -157,6 +237,8 @@ struct Verbose {
     segments: Option<Vec<VerboseSegment>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     words: Option<Vec<VerboseWord>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -202,12 +284,13 @@ impl Verbose {
                 .collect()
         });
         Self {
-            task: "transcribe",
+            task: options.task,
             language: transcript.language,
             duration: transcript.duration.unwrap_or(last),
             text: transcript.text,
             segments,
             words,
+            warnings: transcript.warnings,
         }
     }
 }
@@ -236,81 +319,9 @@ fn number(metadata: &Metadata, name: &str) -> Option<f64> {
     metadata.get(name)?.as_f64()
 }
 
-fn srt(segments: &[Segment]) -> String {
-    let mut text = String::new();
-    for (at, segment) in segments.iter().enumerate() {
-        let (start, end) = (clock(segment.start, ','), clock(segment.end, ','));
-        let _ = write!(
-            text,
-            "{}\n{start} --> {end}\n{}\n\n",
-            at + 1,
-            cue_text(&segment.text)
-        );
-    }
-    text
-}
-
-fn vtt(segments: &[Segment]) -> String {
-    let mut text = "WEBVTT\n\n".to_owned();
-    for segment in segments {
-        let (start, end) = (clock(segment.start, '.'), clock(segment.end, '.'));
-        let _ = write!(
-            text,
-            "{start} --> {end}\n{}\n\n",
-            cue_text(&segment.text).replace("-->", "->")
-        );
-    }
-    text
-}
-
-/// A text without empty lines, which would end its cue.
-fn cue_text(text: &str) -> String {
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-/// Hours, minutes, seconds and milliseconds.
-fn clock(seconds: f64, point: char) -> String {
-    let milliseconds = (seconds * 1000.0).round() as u64;
-    let (seconds, milliseconds) = (milliseconds / 1000, milliseconds % 1000);
-    let (minutes, seconds) = (seconds / 60, seconds % 60);
-    format!(
-        "{:02}:{:02}:{seconds:02}{point}{milliseconds:03}",
-        minutes / 60,
-        minutes % 60
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn subtitle_times_are_rounded_and_carry_over() {
-        assert_eq!(clock(0.0, ','), "00:00:00,000");
-        assert_eq!(clock(59.9996, '.'), "00:01:00.000");
-        assert_eq!(clock(3_723.25, ','), "01:02:03,250");
-        assert_eq!(clock(360_000.0, '.'), "100:00:00.000");
-    }
-
-    #[test]
-    fn text_of_several_lines_stays_one_subtitle() {
-        let segments = [
-            Segment::new(0.0, 1.5, " one\n\n two --> three "),
-            Segment::new(1.5, 2.0, "four"),
-        ];
-        let first = "00:00:00,000 --> 00:00:01,500\none\ntwo --> three\n\n";
-        assert_eq!(
-            srt(&segments),
-            format!("1\n{first}2\n00:00:01,500 --> 00:00:02,000\nfour\n\n")
-        );
-        let first = "00:00:00.000 --> 00:00:01.500\none\ntwo -> three\n\n";
-        assert_eq!(
-            vtt(&segments),
-            format!("WEBVTT\n\n{first}00:00:01.500 --> 00:00:02.000\nfour\n\n")
-        );
-        assert_eq!((srt(&[]), vtt(&[])), (String::new(), "WEBVTT\n\n".to_owned()));
-    }
 
     #[test]
     fn openai_model_names_are_recognised() {
@@ -322,5 +333,25 @@ mod tests {
             assert!(is_openai_model(name), "{name}");
         }
         assert!(!is_openai_model("whisper-large-v3"));
+    }
+
+    #[test]
+    fn words_of_an_engine_without_words_are_refused() {
+        let engine = crate::EngineInfo::new("plain", "1.0.0").capabilities();
+        let fields = |granularity: &str| {
+            Fields::from_iter([
+                ("response_format", "verbose_json"),
+                ("timestamp_granularities[]", granularity),
+            ])
+        };
+        let refusal = Transcriptions::read(&fields("word"), &engine).unwrap_err();
+        assert_eq!(
+            (refusal.status.as_u16(), &*refusal.message),
+            (
+                400,
+                "timestamp_granularities: word: the engine plain finds no times of words: expected segment"
+            )
+        );
+        assert!(Transcriptions::read(&fields("segment"), &engine).is_ok());
     }
 }

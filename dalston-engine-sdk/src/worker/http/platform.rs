@@ -8,6 +8,7 @@ use super::api::{Api, TranscriptionRequest, model};
 use super::form::Fields;
 use super::json;
 use super::refusal::Refusal;
+use crate::protocol::Capabilities;
 
 /// Responds with the transcript of the stage, and with errors as `{"detail": …}`.
 #[derive(Debug)]
@@ -16,11 +17,22 @@ pub(super) struct Platform;
 impl Api for Platform {
     const ENDPOINT: DirectEndpoint = DirectEndpoint::Transcribe;
     const URL_FIELD: Option<&'static str> = Some("audio_url");
+    const FIELDS: &'static [&'static str] = &[
+        "file",
+        "audio_url",
+        "model",
+        "language",
+        "word_timestamps",
+        "vocabulary",
+        "channel",
+        "vad_batch_size",
+        "beam_size",
+    ];
     type ResponseOptions = ();
 
-    fn read(fields: &Fields, engine_id: &str) -> Result<((), TranscriptionRequest), Refusal> {
+    fn read(fields: &Fields, engine: &Capabilities) -> Result<((), TranscriptionRequest), Refusal> {
         let mut request = TranscriptionRequest {
-            model: model(fields, engine_id)?,
+            model: model(fields, &engine.engine_id)?,
             ..TranscriptionRequest::default()
         };
         let mut set = |key: &str, value: Option<Value>| {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::HeaderValue;
 use dalston_telemetry::TelemetryHandle;
 use dalston_telemetry::services::engine::DirectMetrics;
 use tokio::sync::Semaphore;
@@ -35,6 +36,9 @@ pub(crate) struct ServerState {
     pub(super) max_upload: u64,
     pub(super) queue_timeout: Duration,
     pub(super) metrics_enabled: bool,
+    pub(super) cors_origins: Vec<HeaderValue>,
+    /// The routes, each with its method. The router fills them in.
+    pub(super) routes: Vec<String>,
 }
 
 impl ServerState {
@@ -60,6 +64,8 @@ impl ServerState {
             max_upload: deployment.http_max_upload,
             queue_timeout: deployment.http_queue_timeout,
             metrics_enabled: deployment.metrics_enabled,
+            cors_origins: origins(&deployment.http_cors_origins),
+            routes: Vec::new(),
         }
     }
 
@@ -72,4 +78,14 @@ impl ServerState {
     pub(super) fn requests(&self) -> usize {
         self.max_requests - self.permits.available_permits().min(self.max_requests)
     }
+}
+
+/// The origins as they stand in headers. `*` covers all others.
+fn origins(origins: &[String]) -> Vec<HeaderValue> {
+    let any = origins.iter().find(|origin| *origin == "*");
+    let origins = any.map_or(origins, std::slice::from_ref);
+    let origins = origins
+        .iter()
+        .filter_map(|origin| HeaderValue::from_str(origin).ok());
+    origins.collect()
 }

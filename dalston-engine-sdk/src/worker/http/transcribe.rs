@@ -1,5 +1,6 @@
 //! The handler of requests for a transcript, independent of their form.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,7 @@ use super::body::RequestBody;
 use super::form::{Form, Recording};
 use super::refusal::{RETRY_AFTER, Refusal};
 use super::state::ServerState;
+use super::warnings;
 use crate::runner::{DIRECT_JOB, DirectTask, RunnerPhase};
 use crate::spans;
 use crate::stage::Stage;
@@ -100,6 +102,7 @@ async fn transcribe<A: Api>(
     let Received {
         options,
         request: TranscriptionRequest { model, config },
+        unknown,
         recording,
         files,
     } = match receive::<A>(server, parts, &body).await {
@@ -122,12 +125,17 @@ async fn transcribe<A: Api>(
     if let Some(model) = model {
         task = task.model(model);
     }
-    let data = server
+    let mut data = server
         .direct
         .submit(task, server.queue_timeout)
         .await
         .map_err(|error| Refusal::from_direct_error(&error, model_named))?;
-    A::respond(options, &server.capabilities.engine_id, data)
+    let warnings = warnings::add(&mut data, &unknown);
+    let mut response = A::respond(options, &server.capabilities.engine_id, data)?;
+    if let Some(warnings) = warnings {
+        response.headers_mut().insert(warnings::HEADER, warnings);
+    }
+    Ok(response)
 }
 
 /// Reads the rest of a refused request, so that its client sees the response.
@@ -163,6 +171,8 @@ fn admit(server: &ServerState, headers: &HeaderMap) -> Result<OwnedSemaphorePerm
 struct Received<O> {
     options: O,
     request: TranscriptionRequest,
+    /// The quoted names of fields that the route does not know.
+    unknown: Vec<String>,
     recording: Recording,
     files: Arc<TaskFiles>,
 }
@@ -176,7 +186,8 @@ async fn receive<A: Api>(
     let receiving = async {
         let form = Form::read(parts, body, files.path()?, server.max_upload).await?;
         // Before the download, so that an invalid field costs none.
-        let (options, request) = A::read(&form.fields, &server.capabilities.engine_id)?;
+        let (options, request) = A::read(&form.fields, &server.capabilities)?;
+        let unknown = form.fields.unknown(A::FIELDS);
         let url = match A::URL_FIELD {
             Some(name) => form.fields.text(name)?.map(|url| (name, url)),
             None => None,
@@ -191,21 +202,25 @@ async fn receive<A: Api>(
                 return Err(Refusal::field(name, "given beside file: expected one of them"));
             }
             (None, None) => {
-                let problem = A::URL_FIELD.map_or_else(
+                let mut problem = A::URL_FIELD.map_or_else(
                     || "missing: expected a recording".to_owned(),
                     |name| format!("missing: expected a recording, or {name}"),
                 );
+                if !unknown.is_empty() {
+                    let _ = write!(problem, "; not known: {}", unknown.join(", "));
+                }
                 return Err(Refusal::field("file", problem));
             }
         };
-        Ok((options, request, recording))
+        Ok((options, request, unknown, recording))
     };
     let span = spans::receive_input();
     let received = timeout(RECEIVE_TIMEOUT, receiving).instrument(span).await;
-    let (options, request, recording) = received.map_err(|_| Refusal::too_slow())??;
+    let (options, request, unknown, recording) = received.map_err(|_| Refusal::too_slow())??;
     Ok(Received {
         options,
         request,
+        unknown,
         recording,
         files,
     })

@@ -79,9 +79,29 @@ async fn invalid_request_is_refused_in_form_of_its_route() {
         ),
         (
             OPENAI,
-            file().text("stream", "true"),
+            file().text("stream", "true").text("response_format", "srt"),
             400,
-            "stream: true: not supported, leave it out",
+            "stream: true: expected response_format to be json",
+        ),
+        (
+            OPENAI,
+            none().file_in("audio", "one"),
+            400,
+            "the form has a file in the field \"audio\": expected it in the field \"file\"",
+        ),
+        (
+            OPENAI,
+            none().text("audio", "https://host/talk.wav"),
+            400,
+            "file: missing: expected a recording; not known: \"audio\"",
+        ),
+        (
+            OPENAI,
+            Form::file("no words")
+                .text("response_format", "verbose_json")
+                .text("timestamp_granularities[]", "word"),
+            400,
+            "timestamp_granularities: word: the engine scribe finds no times of words: expected segment",
         ),
         (
             OPENAI,

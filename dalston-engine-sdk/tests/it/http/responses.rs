@@ -1,9 +1,9 @@
 //! Transcripts as responses, in the form of each route.
 
 use dalston_engine_sdk::Transcript;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Form, Host, OPENAI, PLATFORM};
+use super::{Form, Host, OPENAI, PLATFORM, TRANSLATIONS};
 use crate::support::until;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -57,6 +57,70 @@ async fn recording_is_answered_in_each_openai_format() {
     let only = verbose.text("timestamp_granularities", "word");
     with_words.as_object_mut().unwrap().remove("segments");
     assert_eq!(ask(only).await.json(), with_words);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transcript_is_streamed_as_openai_events() {
+    let host = Host::start().await;
+    let form = Form::file("one two three").text("stream", "true");
+    let answer = host.post(OPENAI, form).await;
+    assert_eq!(answer.header("content-type"), Some("text/event-stream"));
+    let events: Vec<Value> = answer
+        .body
+        .split_terminator("\n\n")
+        .map(|event| serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap())
+        .collect();
+    let expected = json!([
+        {"type": "transcript.text.delta", "delta": "one two"},
+        {"type": "transcript.text.delta", "delta": " three"},
+        {"type": "transcript.text.done", "text": "one two three"},
+    ]);
+    assert_eq!(Value::from(events), expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn translation_is_requested_in_english() {
+    let host = Host::start().await;
+    let form = Form::file("eins zwei").text("response_format", "verbose_json");
+    let answer = host.post(TRANSLATIONS, form).await.json();
+    assert_eq!(
+        (&answer["task"], &answer["text"]),
+        (&json!("translate"), &json!("EINS ZWEI"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn temperature_0_means_the_list_of_fallbacks() {
+    let host = Host::start().await;
+    let list = "[0.0, 0.2, 0.4, 0.6, 0.8, 1.0]";
+    for (given, used) in [(None, list), (Some("0"), list), (Some("0.3"), "[0.3]")] {
+        let mut form = Form::file("temperatures");
+        if let Some(given) = given {
+            form = form.text("temperature", given);
+        }
+        let answer = host.post(OPENAI, form).await;
+        assert_eq!(answer.json(), json!({"text": used}));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn warnings_are_in_header_and_verbose_json() {
+    let host = Host::start().await;
+    let header = r#"["the recording is very quiet \u2013 louder, please","the field \"langauge\" is not known and was ignored"]"#;
+    let warnings: Value = serde_json::from_str(header).unwrap();
+    for (path, format) in [(OPENAI, "json"), (OPENAI, "verbose_json"), (PLATFORM, "")] {
+        let mut form = Form::file("quiet").text("langauge", "de");
+        if path == OPENAI {
+            form = form.text("response_format", format);
+        }
+        let answer = host.post(path, form).await;
+        assert_eq!(answer.header("x-dalston-warnings"), Some(header), "{path}");
+        if format != "json" {
+            assert_eq!(answer.json()["warnings"], warnings, "{path}");
+        }
+    }
+    let answer = host.post(OPENAI, Form::file("one")).await;
+    assert_eq!(answer.header("x-dalston-warnings"), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use super::{Form, Host, PLATFORM};
+use crate::support::free_port;
 
 /// A web server with a recording and several redirects.
 struct Web {
@@ -99,6 +100,24 @@ async fn recording_is_fetched_from_its_url() {
             (400, &json!(format!("{base}{problem}")))
         );
     }
+    // A closed port, and one that is open for another protocol.
+    let other = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .unwrap();
+    let port = other.local_addr().unwrap().port();
+    let serving = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = other.accept().await {
+            let _ = stream.write_all(b"-ERR unknown command\r\n").await;
+        }
+    });
+    for port in [free_port(), port] {
+        let url = format!("http://127.0.0.1:{port}/talk.wav");
+        let answer = host.post(PLATFORM, Form::default().text("audio_url", &url)).await;
+        let problem =
+            format!("audio_url: {url} can't be fetched: its server does not answer, or not completely");
+        assert_eq!((answer.status, &answer.json()["detail"]), (400, &json!(problem)));
+    }
+    serving.abort();
     let metadata = Form::default().text("audio_url", "http://169.254.169.254/latest/meta-data/iam");
     let answer = host.post(PLATFORM, metadata).await;
     assert_eq!(answer.status, 400);

@@ -12,6 +12,8 @@ crate::label! {
         Transcribe => "/v1/transcribe",
         /// The route of OpenAI's API.
         OpenAi => "/v1/audio/transcriptions",
+        /// The route of OpenAI's API for translations into English.
+        OpenAiTranslations => "/v1/audio/translations",
     }
 }
 
