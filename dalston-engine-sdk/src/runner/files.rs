@@ -129,7 +129,7 @@ async fn put_file(
                 let size = content.len() as u64;
                 Ok((write(store, &key, content, lease).await?, size))
             }
-            None => store.put(&path, &key).await.map_err(failed),
+            None => put_large(store, &path, &key, lease).await,
         }
     };
     let (locator, size) = stored
@@ -143,6 +143,34 @@ async fn put_file(
     artifact.media_type = media_type;
     artifact.channel = channel;
     Ok(artifact)
+}
+
+/// Stores a file that is too large for one request. It replaces another one only as [`write`] does.
+async fn put_large(
+    store: &Store,
+    path: &Path,
+    key: &str,
+    lease: &Lease<'_>,
+) -> Result<(String, u64), TaskError> {
+    let failed = |error| storage_error(store, error);
+    let staged = store.stage(path, key).await.map_err(failed)?;
+    let published = async {
+        let mut seen = Seen::default();
+        for _ in 0..WRITE_ATTEMPTS {
+            match store.publish(&staged, key, &seen).await.map_err(failed)? {
+                Written::Done(locator) => return Ok((locator, staged.size)),
+                Written::Conflict(other) => seen = other,
+            }
+            lease.renew().await?;
+        }
+        let text = format!("{}: another process keeps writing it", store.locator(key));
+        Err(TaskError::retryable("storage", text))
+    };
+    let published = published.await;
+    if published.is_err() {
+        store.discard(&staged).await;
+    }
+    published
 }
 
 /// Writes a file. It replaces another one only if no peer that has the task by now can have written

@@ -11,10 +11,12 @@ pub mod key;
 mod replace;
 #[cfg(feature = "s3")]
 mod s3;
+mod staged;
 
 pub use self::bucket::Store;
 pub use self::error::StoreError;
 pub use self::key::DEFAULT_BUCKET;
 pub(crate) use self::replace::{Seen, Written};
+
 #[cfg(feature = "s3")]
 pub use self::s3::S3Config;

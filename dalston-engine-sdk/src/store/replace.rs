@@ -17,17 +17,17 @@ use crate::error::chain;
 /// idempotent, and a conditional write is not.
 const TRIES: u32 = 4;
 
+const BAD_REQUEST: &str = "status code: 400";
 /// Codes of other errors that a storage also reports with status 400.
 const OTHER_REFUSALS: [&str; 6] = [
-    CUT_OFF,
     "BadDigest",
     "ExpiredToken",
     "IncompleteBody",
     "InvalidToken",
+    // The request took too long to arrive.
+    "RequestTimeout",
     "TokenRefreshRequired",
 ];
-/// The request took too long to arrive.
-const CUT_OFF: &str = "RequestTimeout";
 
 /// The version of a file that its writer has seen.
 #[derive(Debug, Clone, Default)]
@@ -72,7 +72,7 @@ impl Store {
                 .objects
                 .put_opts(&object, content.clone().into(), mode.clone().into());
             let Err(error) = put.await else {
-                if refused {
+                if refused && self.refuses_conditions(&object, &content).await {
                     self.conditional_writes.store(false, Ordering::Relaxed);
                     tracing::warn!(bucket = %self.bucket, "storage_knows_no_conditions");
                 }
@@ -84,7 +84,7 @@ impl Store {
                 }
                 // If the write succeeded although its response was lost, the next one reports a
                 // conflict.
-                error if (is_lost(&error) || is_cut_off(&error)) && tries < TRIES => {
+                error if (is_lost(&error) || is_bad_request(&error)) && tries < TRIES => {
                     sleep(Duration::from_millis(50) * 2_u32.pow(tries)).await;
                     tries += 1;
                 }
@@ -94,6 +94,15 @@ impl Store {
                 error => return Err(StoreError::storage("writing", &locator, error)),
             }
         }
+    }
+
+    /// Whether the storage refuses conditions: one that knows them refuses to create the object
+    /// again. A refusal of an earlier request may have had another reason.
+    async fn refuses_conditions(&self, object: &ObjectPath, content: &Bytes) -> bool {
+        let put = self
+            .objects
+            .put_opts(object, content.clone().into(), PutMode::Create.into());
+        matches!(put.await, Err(error) if may_refuse_condition(&error))
     }
 
     async fn version(&self, locator: &str, object: &ObjectPath) -> Result<Seen, StoreError> {
@@ -130,19 +139,21 @@ fn is_lost(_: &StorageError) -> bool {
     false
 }
 
-fn is_cut_off(error: &StorageError) -> bool {
-    chain(error).contains(CUT_OFF)
+/// Whether the storage or a proxy refused the request as it is. The next one may succeed, except
+/// where the refusal is about the condition.
+fn is_bad_request(error: &StorageError) -> bool {
+    chain(error).contains(BAD_REQUEST)
 }
 
 /// Whether the storage may have refused the request because of its condition. The status stands
 /// only in the text.
-fn may_refuse_condition(error: &StorageError) -> bool {
+pub(super) fn may_refuse_condition(error: &StorageError) -> bool {
     match error {
         StorageError::NotImplemented { .. } => true,
         error => {
             let text = chain(error);
             let says = |word: &&str| text.contains(*word);
-            ["status code: 400", "status code: 501"].iter().any(says) && !OTHER_REFUSALS.iter().any(says)
+            [BAD_REQUEST, "status code: 501"].iter().any(says) && !OTHER_REFUSALS.iter().any(says)
         }
     }
 }

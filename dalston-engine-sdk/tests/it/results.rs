@@ -4,14 +4,18 @@ use std::time::Duration;
 
 use dalston_engine_sdk::broker::{Broker, EventContext, MemoryBroker, Outcome};
 use dalston_engine_sdk::store::{S3Config, Store, key};
-use dalston_engine_sdk::{OutputFile, TaskContext, TaskError};
-use serde_json::{Value, json};
+use dalston_engine_sdk::{OutputFile, TaskError};
+use serde_json::json;
 use testbed::{Fault, TestS3, Trouble};
 
 use crate::leases::{AwkwardBroker, other_worker};
 use crate::rig::{Closures, Rig, answer, job_of};
 
 fn s3(server: &TestS3) -> Store {
+    Store::s3(settings(server)).unwrap()
+}
+
+fn settings(server: &TestS3) -> S3Config {
     let mut settings = S3Config::default();
     settings.endpoint = Some(server.url());
     let keys = [
@@ -21,7 +25,7 @@ fn s3(server: &TestS3) -> Store {
     settings.credentials = keys
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into();
-    Store::s3(settings).unwrap()
+    settings
 }
 
 fn rig(store: Store) -> Rig {
@@ -32,14 +36,21 @@ fn rig(store: Store) -> Rig {
 
 /// Writes a file `notes.txt` with the text "ours", and a response.
 fn engine() -> Closures {
-    Closures::new(|_, cx| leave_notes(cx))
+    engine_with("ours".to_owned())
 }
 
-fn leave_notes(cx: &TaskContext) -> Result<Value, TaskError> {
-    let path = cx.temp_dir().join("notes.txt");
-    std::fs::write(&path, "ours")?;
-    cx.add_output_file(OutputFile::new("notes", "text", path))?;
-    answer()
+fn engine_with(notes: String) -> Closures {
+    Closures::new(move |_, cx| {
+        let path = cx.temp_dir().join("notes.txt");
+        std::fs::write(&path, &notes)?;
+        cx.add_output_file(OutputFile::new("notes", "text", path))?;
+        answer()
+    })
+}
+
+/// A text that is too large for one request.
+fn large() -> String {
+    "ours".repeat(3 << 20)
 }
 
 fn notes(task: &str) -> String {
@@ -53,14 +64,18 @@ async fn read(store: &Store, key: &str) -> String {
 
 #[tokio::test]
 async fn a_delayed_write_does_not_replace_a_peers_result() {
-    for late in ["notes.txt", "response.json"] {
+    // A large file is written to a key of its attempt, and then copied.
+    for (late, size) in [
+        ("t1/notes.txt", 4),
+        ("response.json", 4),
+        ("t1/notes.txt", 12 << 20),
+    ] {
         let server = TestS3::start();
         // The peer gets the task with its next read. The worker trusts its lease for half a minute.
         let mut rig = Rig::with_broker(MemoryBroker::with(Duration::from_millis(100), 100));
         rig.store = s3(&server);
         let broker = AwkwardBroker::new(&rig);
         let slow = Trouble::new(Fault::Delay(Duration::from_secs(4)))
-            .method("PUT")
             .path(late)
             .times(1);
         rig.submit("t1").await;
@@ -68,8 +83,8 @@ async fn a_delayed_write_does_not_replace_a_peers_result() {
         let before = server.requests();
         let act = async {
             // The request document, the notes unless they are delayed, and the delayed write.
-            let sent = before + if late == "notes.txt" { 2 } else { 3 };
-            while server.requests() < sent {
+            let sent = before + if late == "response.json" { 3 } else { 2 };
+            while server.requests() < sent || size > 4 && staged(&server) == 0 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -89,12 +104,131 @@ async fn a_delayed_write_does_not_replace_a_peers_result() {
             let _ = rig.broker.finish(&peer, &done, &context).await.unwrap();
             tokio::time::sleep(Duration::from_secs(5)).await;
         };
-        let builder = rig.runner(engine()).broker(broker);
+        let builder = rig.runner(engine_with("ours".repeat(size / 4))).broker(broker);
         rig.run(builder, act).await.1.unwrap();
+        assert_eq!(staged(&server), 0, "{late}");
         assert_eq!(rig.response("t1").await, json!("the successor's"), "{late}");
         assert_eq!(read(&rig.store, &notes("t1")).await, "the successor's", "{late}");
         assert_eq!(rig.events(), ["t1 started", "t1 completed"], "{late}");
     }
+}
+
+/// The number of files under keys of attempts.
+fn staged(server: &TestS3) -> usize {
+    let keys = server.keys(TestS3::BUCKET).into_iter();
+    keys.filter(|key| key.contains("/attempts/")).count()
+}
+
+#[tokio::test]
+async fn large_results_of_an_earlier_attempt_are_replaced() {
+    for (conditions, earlier) in [(true, true), (true, false), (false, true), (false, false)] {
+        let server = TestS3::start();
+        if !conditions {
+            server.refuse_conditions();
+        }
+        for store in [s3(&server), Store::memory()] {
+            let rig = rig(store);
+            if earlier {
+                rig.store
+                    .write(&notes("t1"), "of an earlier attempt")
+                    .await
+                    .unwrap();
+            }
+            rig.submit("t1").await;
+            let (outcome, _) = rig.run(rig.runner(engine_with(large())), rig.outcome("t1")).await;
+            outcome.unwrap();
+            let notes = rig
+                .store
+                .read(&rig.store.locator(&notes("t1")), 1 << 30)
+                .await
+                .unwrap();
+            assert_eq!(notes, large(), "{:?}", rig.store);
+        }
+        let key = format!("{}/{}", TestS3::BUCKET, notes("t1"));
+        assert_eq!(server.get(&key).unwrap().content.len(), large().len());
+        assert_eq!(staged(&server), 0);
+    }
+}
+
+#[tokio::test]
+async fn output_file_keeps_its_suffix_and_no_document_is_replaced() {
+    let rig = Rig::new();
+    for (task, name, file, outcome) in [
+        ("t1", "notes.txt", "a.txt", None),
+        ("t2", "response", "a.json", Some("response.json")),
+        ("t3", "request.json", "a", Some("request.json")),
+    ] {
+        rig.submit(task).await;
+        let engine = Closures::new(move |_, cx| {
+            let path = cx.temp_dir().join(file);
+            std::fs::write(&path, "ours")?;
+            cx.add_output_file(OutputFile::new(name, "text", path))?;
+            answer()
+        });
+        let (ended, _) = rig.run(rig.runner(engine), rig.outcome(task)).await;
+        match outcome {
+            None => assert_eq!(read(&rig.store, &notes(task)).await, "ours"),
+            Some(document) => {
+                let (code, text) = ended.unwrap_err();
+                assert_eq!(code, "invalid_artifact");
+                let expected = format!(
+                    "the output file {name:?} would replace {document} of the task: expected another name"
+                );
+                assert_eq!(text, expected);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn unrelated_bad_request_does_not_end_conditional_writes() {
+    // The request is refused once, or as often as it is sent under its condition.
+    for times in [1, 4] {
+        let server = TestS3::start();
+        let fault = Fault::Answer {
+            status: 400,
+            code: "BadRequest",
+        };
+        let of_the_first = Trouble::new(fault).method("PUT").path(&notes("t1")).times(times);
+        server.trouble(of_the_first);
+        // Beside the four: one to read the existing file, and one to replace it.
+        assert_eq!(requests_to_replace_notes(&server).await, 6, "{times}");
+    }
+}
+
+#[tokio::test]
+async fn silent_storage_is_asked_again_within_the_budget() {
+    let server = TestS3::start();
+    server.put(&format!("{}/x", TestS3::BUCKET), "content");
+    let mut settings = settings(&server);
+    settings.attempt_timeout = Duration::from_millis(300);
+    settings.retry_budget = Duration::from_secs(60);
+    let store = Store::s3(settings).unwrap();
+    server.trouble(Trouble::new(Fault::Hang).times(2));
+    assert_eq!(read(&store, "x").await, "content");
+    assert_eq!(server.requests(), 3);
+}
+
+#[tokio::test]
+async fn error_of_a_task_shows_no_paths_of_the_worker() {
+    let rig = Rig::new();
+    rig.submit("t1").await;
+    let engine = Closures::new(|_, _| {
+        Err(TaskError::permanent(
+            "broken",
+            "reading \"/models/x/vocab.json\": no such file",
+        ))
+    });
+    let (outcome, _) = rig.run(rig.runner(engine), rig.outcome("t1")).await;
+    let expected = (
+        "broken".to_owned(),
+        "reading \"vocab.json\": no such file".to_owned(),
+    );
+    assert_eq!(outcome.unwrap_err(), expected);
+    let lines = rig.telemetry.logs();
+    let line = lines.iter().find(|line| line.event() == "task_failed").unwrap();
+    let logged = line.field("error").unwrap().as_str().unwrap();
+    assert!(logged.contains("/models/x/vocab.json"), "{logged}");
 }
 
 #[tokio::test]

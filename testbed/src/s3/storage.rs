@@ -12,12 +12,12 @@ use futures_util::StreamExt;
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, CommonPrefix, CompleteMultipartUploadInput,
-    CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource,
-    CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput,
-    DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, ETag, ETagCondition, GetObjectInput,
-    GetObjectOutput, HeadObjectInput, HeadObjectOutput, IfMatch, IfNoneMatch, ListObjectsV2Input,
-    ListObjectsV2Output, Object, PutObjectInput, PutObjectOutput, Range, StreamingBlob, Timestamp,
-    UploadPartInput, UploadPartOutput,
+    CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopyPartResult,
+    CopySource, CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput,
+    DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, ETag, ETagCondition,
+    GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput, IfMatch, IfNoneMatch,
+    ListObjectsV2Input, ListObjectsV2Output, Object, PutObjectInput, PutObjectOutput, Range, StreamingBlob,
+    Timestamp, UploadPartCopyInput, UploadPartCopyOutput, UploadPartInput, UploadPartOutput,
 };
 use s3s::{Body, S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
@@ -420,11 +420,42 @@ impl S3 for Storage {
         }))
     }
 
+    async fn upload_part_copy(
+        &self,
+        request: S3Request<UploadPartCopyInput>,
+    ) -> S3Result<S3Response<UploadPartCopyOutput>> {
+        let input = request.input;
+        let CopySource::Bucket { bucket, key, .. } = input.copy_source else {
+            return Err(s3_error!(NotImplemented));
+        };
+        let source = self.0.files.find(&bucket, &key)?;
+        let mut uploads = self.0.files.uploads.lock().unwrap();
+        let upload = uploads
+            .get_mut(&input.upload_id)
+            .ok_or_else(|| s3_error!(NoSuchUpload))?;
+        upload.parts.insert(input.part_number, source.content);
+        let tag = ETag::Strong(format!("{}-{}", input.upload_id, input.part_number));
+        Ok(S3Response::new(UploadPartCopyOutput {
+            copy_part_result: Some(CopyPartResult {
+                e_tag: Some(tag),
+                ..CopyPartResult::default()
+            }),
+            ..UploadPartCopyOutput::default()
+        }))
+    }
+
     async fn complete_multipart_upload(
         &self,
         request: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         let input = request.input;
+        let condition = Condition {
+            if_match: input.if_match,
+            if_none_match: input.if_none_match,
+        };
+        if condition.is_some() && !self.0.conditions.load(Ordering::Relaxed) {
+            return Err(s3_error!(NotImplemented));
+        }
         let upload = self.0.files.uploads.lock().unwrap().remove(&input.upload_id);
         let upload = upload.ok_or_else(|| s3_error!(NoSuchUpload))?;
         let mut content = BytesMut::new();
@@ -436,10 +467,13 @@ impl S3 for Storage {
             let part = part.part_number.and_then(|number| upload.parts.get(&number));
             content.extend_from_slice(part.ok_or_else(|| s3_error!(InvalidPart))?);
         }
-        let object = self
-            .0
-            .files
-            .store(&input.bucket, &input.key, upload.content_type, content.freeze())?;
+        let object = self.0.files.store_if(
+            &input.bucket,
+            &input.key,
+            upload.content_type,
+            content.freeze(),
+            &condition,
+        )?;
         Ok(S3Response::new(CompleteMultipartUploadOutput {
             e_tag: Some(object.tag()),
             bucket: Some(input.bucket),
