@@ -9,7 +9,7 @@ use std::time::Instant;
 use dalston_telemetry::metrics::Metrics;
 
 use crate::error::{TaskError, TaskErrorKind};
-use crate::store::key::is_plain_name;
+use crate::store::key::{self, is_plain_name, is_task_document};
 use crate::task::TaskInfo;
 use crate::task_dir::TaskDir;
 
@@ -158,7 +158,8 @@ impl TaskContext {
     /// # Errors
     ///
     /// A permanent error with the code `invalid_artifact` if the name has other characters than
-    /// letters, digits, dots, dashes and underscores, or was used before.
+    /// letters, digits, dots, dashes and underscores, was used before, or with the suffix of the
+    /// file is `request.json` or `response.json`.
     pub fn add_output_file(&self, file: OutputFile) -> Result<(), TaskError> {
         let invalid = |problem: &str| {
             let text = format!("the output file {:?} {problem}", file.name);
@@ -169,8 +170,14 @@ impl TaskContext {
                 "can't be stored: a name has 1 to 128 letters, digits, dots, dashes and underscores",
             ));
         }
+        let stored_as = file.stored_as();
+        if is_task_document(&stored_as) {
+            let problem = format!("would replace {stored_as} of the task: expected another name");
+            return Err(invalid(&problem));
+        }
         let mut reported = self.reported();
-        if reported.artifacts.iter().any(|earlier| earlier.name == file.name) {
+        let mut earlier = reported.artifacts.iter();
+        if earlier.any(|earlier| earlier.name == file.name || earlier.stored_as() == stored_as) {
             return Err(invalid("was added before"));
         }
         reported.artifacts.push(file);
@@ -264,7 +271,8 @@ impl CancelFlag {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OutputFile {
-    /// Its name among the files of the task. Its artifact id is `{task_id}:{name}`.
+    /// Its name among the files of the task. Its artifact id is `{task_id}:{name}`. It is stored
+    /// under this name and the suffix of the file, unless the name has that suffix.
     pub name: String,
     /// Its path, usually in [`TaskContext::temp_dir`].
     pub path: PathBuf,
@@ -290,6 +298,12 @@ impl OutputFile {
             media_type: None,
             channel: None,
         }
+    }
+
+    /// The name under which it is stored among the files of the task.
+    pub(crate) fn stored_as(&self) -> String {
+        let file = self.path.file_name().and_then(|file| file.to_str());
+        key::artifact_file(&self.name, file.and_then(key::suffix))
     }
 
     /// Sets its role in the job.

@@ -10,6 +10,8 @@ use super::choices::SpotDrain;
 use super::models::ModelConfig;
 use super::settings::{
     AWS_CREDENTIALS, DALSTON_HOST_HOSTNAME, DALSTON_HTTP_CORS_ORIGINS, DALSTON_HTTP_MAX_REQUESTS,
+    DALSTON_HTTP_MAX_UPLOAD_MB, DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS, DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS,
+    DALSTON_S3_BUCKET, DALSTON_S3_ENDPOINT_URL, DALSTON_S3_REGION, DALSTON_S3_RETRY_BUDGET_SECONDS,
     DALSTON_SPOT_DRAIN,
 };
 use crate::protocol::{NodeIdentity, RECORD_TTL_SECONDS};
@@ -143,6 +145,8 @@ fn s3(env: &Env) -> Result<S3Config, EnvError> {
         credentials: credentials
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect(),
+        attempt_timeout: DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS.read_or_default(env)?,
+        retry_budget: DALSTON_S3_RETRY_BUDGET_SECONDS.read_or_default(env)?,
     })
 }
 
@@ -214,6 +218,8 @@ mod tests {
             ("DALSTON_S3_ENDPOINT_URL", "http://minio:9000"),
             ("AWS_ACCESS_KEY_ID", "id"),
             ("AWS_SECRET_ACCESS_KEY", "hunter2"),
+            ("DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS", "5"),
+            ("DALSTON_S3_RETRY_BUDGET_SECONDS", "12.5"),
             ("DALSTON_METRICS_PORT", "9200"),
             ("DALSTON_METRICS_ENABLED", "false"),
             ("DALSTON_HTTP_MAX_REQUESTS", "3"),
@@ -244,6 +250,8 @@ mod tests {
             credentials: keys
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
+            attempt_timeout: Duration::from_secs(5),
+            retry_budget: Duration::from_millis(12_500),
         };
         assert_eq!(config.s3, s3);
         assert_eq!(

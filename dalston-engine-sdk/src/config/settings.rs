@@ -119,6 +119,15 @@ variables! {
     pub(crate) static DALSTON_S3_ENDPOINT_URL: Variable<String> =
         Variable::new(&["DALSTON_S3_ENDPOINT_URL"], &HttpUrl("http://minio:9000")).default_described("Amazon's");
 
+    /// How long the storage may be silent within one attempt of a request.
+    pub(crate) static DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS: Variable<Duration> =
+        Variable::new(&["DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS"], &Seconds(1.0, 3600.0)).default("60");
+
+    /// How long after its start a request to the storage may be tried again, at most three times.
+    /// Larger than the time of an attempt, or a silent storage is asked only once.
+    pub(crate) static DALSTON_S3_RETRY_BUDGET_SECONDS: Variable<Duration> =
+        Variable::new(&["DALSTON_S3_RETRY_BUDGET_SECONDS"], &Seconds(0.0, 3600.0)).default("180");
+
     /// Credentials and where to get them. The client of S3 gets each of them as it is, and asks the
     /// container or the EC2 instance where none is set.
     pub(crate) static AWS_CREDENTIALS: Variable<String> = Variable::new(

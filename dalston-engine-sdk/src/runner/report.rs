@@ -10,7 +10,7 @@ use super::inference::Inferred;
 use super::retry::{BROKER_CALL, retry};
 use crate::broker::{BrokerError, HandBack, Outcome, Ownership};
 use crate::context::CancelReason;
-use crate::error::{TaskError, TaskErrorKind, WorkerFault, chain, shorten};
+use crate::error::{TaskError, TaskErrorKind, WorkerFault, chain, shorten, without_directories};
 use crate::protocol::ArtifactReference;
 use crate::spans::record_failure;
 
@@ -87,7 +87,11 @@ impl Attempt<'_> {
         tracing::error!(error = text, code = error.code(), "task_failed");
         let retryable = !matches!(error.kind(), TaskErrorKind::Permanent | TaskErrorKind::Cancelled);
         let outcome = Outcome::Failed {
-            error: text,
+            // It is shown to the users of a deployment, who have no use for paths of this machine.
+            error: match self.origin.queue {
+                Some(_) if !self.origin.store.has_local_files() => without_directories(&text),
+                _ => text,
+            },
             code: error.code(),
             retryable,
         };

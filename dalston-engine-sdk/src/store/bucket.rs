@@ -258,6 +258,11 @@ impl Store {
         }
     }
 
+    /// Whether the user of the worker names files of this machine.
+    pub(crate) fn has_local_files(&self) -> bool {
+        self.local_files
+    }
+
     /// The name of the bucket.
     pub(crate) fn bucket(&self) -> &str {
         &self.bucket

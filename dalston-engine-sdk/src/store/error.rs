@@ -50,7 +50,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The storage failed.
-    #[error("{action} {locator}: {}", chain(&**source))]
+    #[error("{action} {locator}: {}{}", chain(&**source), advice(&**source))]
     Storage {
         /// The action that failed: `reading`, `writing` or `opening`.
         action: &'static str,
@@ -118,9 +118,49 @@ impl StoreError {
     }
 }
 
+/// The variables for keys, if the storage refused access, or the client looked for keys in vain. The
+/// client reports both as text only.
+fn advice(source: &(dyn std::error::Error + 'static)) -> &'static str {
+    const REFUSED: [&str; 3] = ["status code: 401", "status code: 403", "AccessDenied"];
+    // The client asks the machine for keys if no variable names any.
+    const NO_KEYS: [&str; 2] = ["169.254.169.254", "/latest/"];
+    let text = chain(source);
+    let says = |word: &&str| text.contains(*word);
+    if NO_KEYS.iter().any(says) {
+        "; there are no keys: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod, the container or \
+         the instance a role"
+    } else if REFUSED.iter().any(says) {
+        "; check the keys and their rights: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role of the pod, \
+         the container or the instance"
+    } else {
+        ""
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn error_about_keys_names_their_variables() {
+        let error = |text: &str| StoreError::Storage {
+            action: "reading",
+            locator: "s3://b/k".to_owned(),
+            source: text.into(),
+        };
+        for text in [
+            "Server returned non-2xx status code: 403 Forbidden: AccessDenied",
+            "Error performing PUT http://169.254.169.254/latest/api/token in 5s",
+        ] {
+            let shown = error(text).to_string();
+            assert!(
+                shown.contains("AWS_ACCESS_KEY_ID") && shown.contains("AWS_SECRET_ACCESS_KEY"),
+                "{shown}"
+            );
+        }
+        let other = error("Server returned non-2xx status code: 500").to_string();
+        assert!(!other.contains("AWS_"), "{other}");
+    }
 
     #[test]
     fn own_bucket_and_disk_are_the_workers_fault() {

@@ -16,10 +16,26 @@ pub fn task_response(job_id: &str, task_id: &str) -> String {
 }
 
 /// `jobs/{job_id}/tasks/{task_id}/{name}.{suffix}`: a file that a task produced. The default suffix
-/// is `bin`.
+/// is `bin`. A name that has the suffix already, or any where none is given, is kept.
 #[must_use]
 pub fn task_artifact(job_id: &str, task_id: &str, name: &str, suffix: Option<&str>) -> String {
-    format!("jobs/{job_id}/tasks/{task_id}/{name}.{}", suffix.unwrap_or("bin"))
+    format!("jobs/{job_id}/tasks/{task_id}/{}", artifact_file(name, suffix))
+}
+
+/// The last part of the key of a file that a task produced.
+pub(crate) fn artifact_file(name: &str, suffix_of_file: Option<&str>) -> String {
+    match (suffix(name), suffix_of_file) {
+        (Some(own), Some(given)) if own.eq_ignore_ascii_case(given) => name.to_owned(),
+        (Some(_), None) => name.to_owned(),
+        (_, given) => format!("{name}.{}", given.unwrap_or("bin")),
+    }
+}
+
+/// Whether a file of a task's directory is one of the documents that the platform reads.
+pub(crate) fn is_task_document(file: &str) -> bool {
+    ["request.json", "response.json"]
+        .iter()
+        .any(|document| file.eq_ignore_ascii_case(document))
 }
 
 /// `jobs/{job_id}/transcript.json`: the final transcript of a job.
@@ -57,4 +73,23 @@ pub(crate) fn suffix(name: &str) -> Option<&str> {
     let (stem, suffix) = file.rsplit_once('.')?;
     let harmless = (1..=8).contains(&suffix.len()) && suffix.bytes().all(|byte| byte.is_ascii_alphanumeric());
     (harmless && !stem.is_empty()).then_some(suffix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suffix_of_an_artifact_is_not_doubled() {
+        for (name, suffix, file) in [
+            ("notes", Some("txt"), "notes.txt"),
+            ("notes.txt", Some("txt"), "notes.txt"),
+            ("Notes.TXT", Some("txt"), "Notes.TXT"),
+            ("notes.v2", Some("txt"), "notes.v2.txt"),
+            ("notes.txt", None, "notes.txt"),
+            ("notes", None, "notes.bin"),
+        ] {
+            assert_eq!(artifact_file(name, suffix), file);
+        }
+    }
 }

@@ -5,12 +5,15 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, S3CopyIfNotExists};
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use super::error::StoreError;
 use super::key::{DEFAULT_BUCKET, is_bucket_name};
-use crate::config::settings::{DALSTON_S3_ENDPOINT_URL, DALSTON_S3_REGION, http_url};
+use crate::config::settings::{
+    DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS, DALSTON_S3_ENDPOINT_URL, DALSTON_S3_REGION,
+    DALSTON_S3_RETRY_BUDGET_SECONDS, http_url,
+};
 
 /// The bucket with the platform's files, and how to reach it.
 ///
@@ -28,6 +31,10 @@ pub struct S3Config {
     /// Credentials and their sources, by the names of the `AWS_*` variables. Without any, the
     /// client asks for those of the machine: of the container, or of the EC2 instance.
     pub credentials: Vec<(String, String)>,
+    /// How long the storage may be silent within one attempt of a request. Default 60 s.
+    pub attempt_timeout: Duration,
+    /// How long after its start a request may be tried again, at most three times. Default 180 s.
+    pub retry_budget: Duration,
 }
 
 impl Default for S3Config {
@@ -37,6 +44,8 @@ impl Default for S3Config {
             region: DALSTON_S3_REGION.default_value(),
             endpoint: None,
             credentials: Vec::new(),
+            attempt_timeout: DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS.default_value(),
+            retry_budget: DALSTON_S3_RETRY_BUDGET_SECONDS.default_value(),
         }
     }
 }
@@ -52,6 +61,8 @@ impl fmt::Debug for S3Config {
                 &self.endpoint.as_deref().map(dalston_telemetry::redact::text),
             )
             .field("credentials", &names)
+            .field("attempt_timeout", &self.attempt_timeout)
+            .field("retry_budget", &self.retry_budget)
             .finish()
     }
 }
@@ -101,18 +112,20 @@ pub(super) fn open(
         .with_connect_timeout(Duration::from_secs(5))
         // Recordings may be large, so the time limit is for each read and not for the whole file.
         .with_timeout_disabled()
-        .with_read_timeout(Duration::from_secs(30))
+        .with_read_timeout(config.attempt_timeout)
         .with_content_type_for_suffix("json", "application/json")
         .with_content_type_for_suffix("wav", "audio/wav");
     let retry = RetryConfig {
         max_retries: 3,
-        retry_timeout: Duration::from_secs(30),
+        retry_timeout: config.retry_budget,
         ..RetryConfig::default()
     };
     let failed = |source: object_store::Error| StoreError::storage("opening", locator, source);
     let mut builder = AmazonS3Builder::new()
         .with_client_options(client)
-        .with_retry(retry);
+        .with_retry(retry)
+        // A copy of one part, which S3 completes under a condition.
+        .with_copy_if_not_exists(S3CopyIfNotExists::Multipart);
     for (name, value) in &config.credentials {
         let key = name.to_ascii_lowercase().parse().map_err(failed)?;
         builder = builder.with_config(key, value);

@@ -4,6 +4,7 @@ mod data_loss;
 mod hostile;
 mod names;
 mod output;
+mod refused_writes;
 mod rights;
 mod sharing;
 mod spot;
