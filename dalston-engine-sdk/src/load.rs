@@ -108,8 +108,23 @@ impl LoadContext {
     ///
     /// A permanent error with the code `model_not_found` that names the searched places. From a
     /// storage also the permanent `invalid_model` and the retryable `model_incomplete`,
-    /// `model_download_failed`, `disk_full` and `model_cache_unusable`.
+    /// `model_download_failed`, `disk_full` and `model_cache_unusable`. The permanent
+    /// `invalid_model` if a file of the directory is a pointer of Git LFS.
     pub fn model_dir(&self, model: &ModelId) -> Result<PathBuf, TaskError> {
+        let directory = self.find(model)?;
+        match lfs_pointer(&directory) {
+            None => Ok(directory),
+            Some(file) => {
+                let text = format!(
+                    "{} is a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository",
+                    file.display()
+                );
+                Err(TaskError::permanent("invalid_model", text))
+            }
+        }
+    }
+
+    fn find(&self, model: &ModelId) -> Result<PathBuf, TaskError> {
         let itself = Path::new(model.as_str());
         if !model.is_unnamed() && itself.is_dir() {
             return Ok(itself.to_owned());
@@ -119,6 +134,10 @@ impl LoadContext {
                 "model_not_found",
                 "no model is named: give one with --model, DALSTON_DEFAULT_MODEL or the task's loaded_model_id",
             ));
+        }
+        if itself.is_file() {
+            let text = format!("model {:?} is a file: expected a directory", model.as_str());
+            return Err(TaskError::permanent("invalid_model", text));
         }
         // A name from a task must not lead out of the model root.
         let is_plain = itself
@@ -153,5 +172,50 @@ impl LoadContext {
             .unwrap_or_else(PoisonError::into_inner)
             .push(held);
         Ok(path)
+    }
+}
+
+/// A file of this directory that a clone without Git LFS has left as a pointer.
+fn lfs_pointer(directory: &Path) -> Option<PathBuf> {
+    /// The first line of a pointer, by the specification of Git LFS.
+    const BEGIN: &[u8] = b"version https://git-lfs.github.com/spec/";
+    /// By the same specification, pointers are smaller.
+    const LONGEST: u64 = 1024;
+    /// Directories of models have fewer files.
+    const MOST_FILES: usize = 1_000;
+    let files = std::fs::read_dir(directory).ok()?.take(MOST_FILES);
+    let mut files: Vec<PathBuf> = files.filter_map(|file| Some(file.ok()?.path())).collect();
+    files.sort();
+    files.into_iter().find(|path| {
+        let is_small = std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() < LONGEST);
+        is_small && std::fs::read(path).is_ok_and(|content| content.starts_with(BEGIN))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn model_of_git_lfs_pointers_is_named_for_what_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let model = ModelId::new(directory.path().to_str().unwrap());
+        let cx = LoadContext::new(EngineConfig::default());
+        std::fs::write(directory.path().join("config.json"), "{}").unwrap();
+        assert!(cx.model_dir(&model).is_ok());
+        let weights = directory.path().join("model.safetensors");
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 967092419\n";
+        std::fs::write(&weights, pointer).unwrap();
+        let error = cx.model_dir(&model).unwrap_err();
+        assert_eq!(error.code(), "invalid_model");
+        let expected = format!(
+            "{} is a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository",
+            weights.display()
+        );
+        assert_eq!(error.to_string(), expected);
+
+        let file = ModelId::new(directory.path().join("config.json").to_str().unwrap());
+        let error = cx.model_dir(&file).unwrap_err().to_string();
+        assert!(error.ends_with("is a file: expected a directory"), "{error}");
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
+use super::language;
 use crate::config::{DeviceChoice, EngineConfig, PrecisionChoice};
 use crate::engine::EngineInfo;
 use crate::model_id::ModelId;
@@ -26,15 +27,15 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 pub(super) struct TranscribeArgs {
-    /// The files, processed in this order
+    /// The files, processed in this order. - is the standard input
     #[arg(required = true, value_name = "FILE")]
     pub(super) files: Vec<PathBuf>,
 
     #[command(flatten)]
     pub(super) engine: EngineArgs,
 
-    /// The language of the recordings, or auto to detect it
-    #[arg(long, value_name = "CODE", value_parser = language)]
+    /// The language of the recordings: a code, a locale or an English name, or auto to detect it
+    #[arg(long, value_name = "LANGUAGE", value_parser = language::code)]
     language: Option<String>,
 
     /// Transcribe the speech, or translate it into English
@@ -153,17 +154,5 @@ impl TranscribeArgs {
             config.insert("timestamp_granularity".to_owned(), granularity.into());
         }
         config
-    }
-}
-
-/// A language code in the form of tasks.
-fn language(text: &str) -> Result<String, String> {
-    let code = text.to_ascii_lowercase();
-    let plausible =
-        (2..=16).contains(&code.len()) && code.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
-    if plausible {
-        Ok(code)
-    } else {
-        Err("expected a code such as en or de, or auto".to_owned())
     }
 }

@@ -4,6 +4,7 @@ mod args;
 mod describe;
 mod doctor;
 mod failure;
+mod language;
 mod metrics;
 mod output;
 mod progress;

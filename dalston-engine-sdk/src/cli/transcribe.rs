@@ -4,6 +4,7 @@
 mod printer;
 mod reorder;
 mod session;
+mod standard_input;
 mod watch;
 
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ use dalston_telemetry::{Env, SpanCollector};
 
 use self::printer::{Printer, print_metrics, print_traces};
 use self::session::Session;
+use self::standard_input::StandardInput;
 use self::watch::Watch;
 use super::args::TranscribeArgs;
 use super::failure::Failure;
@@ -62,10 +64,12 @@ pub(super) fn transcribe<E: Engine>(
         .map_err(|error| Failure::Usage(error.to_string()))?;
     let runtime = setup::runtime(2)?;
 
+    let standard_input = StandardInput::read(&args.files, &config.temp_root)?;
     let before = metrics.snapshot();
     let session = Session {
         platform: LocalPlatform::for_engine(&info),
         files: &args.files,
+        standard_input: standard_input.as_ref(),
         config: args.config(),
         watch: Watch::new(&args.files),
         printer: Printer {

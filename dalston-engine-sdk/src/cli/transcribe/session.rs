@@ -16,6 +16,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::printer::{FileResult, Printer};
 use super::reorder::ReorderBuffer;
+use super::standard_input::{self, StandardInput};
 use super::watch::{Watch, WatchedEngine};
 use crate::cli::failure::{FAILED, Failure};
 use crate::cli::signals::{Received, Signals};
@@ -30,6 +31,8 @@ use crate::task::TaskInfo;
 pub(super) struct Session<'a> {
     pub(super) platform: LocalPlatform,
     pub(super) files: &'a [PathBuf],
+    /// The content of `-` in `files`.
+    pub(super) standard_input: Option<&'a StandardInput>,
     pub(super) config: Map<String, Value>,
     pub(super) watch: Arc<Watch>,
     pub(super) printer: Printer<'a>,
@@ -151,6 +154,10 @@ impl Session<'_> {
     /// Processes one file.
     fn process(&self, index: usize) -> impl Future<Output = Ended> + use<> {
         let file = self.files.get(index).cloned().unwrap_or_default();
+        let content = match self.standard_input {
+            Some(input) if standard_input::is_named_by(&file) => input.path().to_owned(),
+            _ => file.clone(),
+        };
         let (platform, watch, config) = (
             self.platform.clone(),
             Arc::clone(&self.watch),
@@ -161,8 +168,8 @@ impl Session<'_> {
             let span = info_span!(span::LOCAL_TASK, file.path = %file.display());
             let trace_id = trace_id(&span);
             let work = async {
-                check_readable(&file)?;
-                let task = LocalTask::for_file(&file)
+                check_readable(&content)?;
+                let task = LocalTask::for_file(&content)
                     .configs(config)
                     .parent(propagate::current_context());
                 let task_id = platform.submit(task).await.map_err(|error| error.to_string())?;
@@ -281,6 +288,7 @@ mod tests {
         let session = Session {
             platform: LocalPlatform::for_engine(&engine.info()),
             files: &files,
+            standard_input: None,
             config: Map::new(),
             watch: Watch::new(&files),
             printer: Printer {

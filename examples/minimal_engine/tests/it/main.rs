@@ -126,6 +126,30 @@ fn bad_file_fails_alone_with_a_line_that_names_it() {
 }
 
 #[test]
+fn dash_is_the_standard_input() {
+    let engine = Engine::new().with_file("a", "one");
+    let mut running = engine
+        .command("transcribe a - --json")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    running.stdin.take().unwrap().write_all(b"one two three").unwrap();
+    let ran = running.wait_with_output().unwrap();
+    let lines = lines_of_json(&String::from_utf8(ran.stdout).unwrap());
+    let counted: Vec<_> = lines
+        .iter()
+        .map(|line| (&line["file"], &line["data"]["words"]))
+        .collect();
+    assert_eq!(counted, [(&json!("a"), &json!(1)), (&json!("-"), &json!(3))]);
+    let twice = engine.run("transcribe - -");
+    assert_eq!(twice.status, Some(2));
+    assert!(twice.stderr.contains("- is given twice"), "{}", twice.stderr);
+    assert_eq!(files_in(engine.dir.path()), ["a"]);
+}
+
+#[test]
 fn trace_option_prints_the_waterfall() {
     let engine = Engine::new().with_file("notes.txt", "one two three");
     let ran = engine.run("transcribe notes.txt --trace");
@@ -183,7 +207,7 @@ fn invalid_usage_exits_with_2_and_names_accepted_values() {
         ("transcribe a --timestamps maybe", "true"),
         (
             "transcribe a --language e!",
-            "expected a code such as en or de, or auto",
+            "expected a code such as en or de, a name such as German, or auto",
         ),
         ("transcribe a --task summarise", "translate"),
     ] {
