@@ -20,12 +20,12 @@ pub enum Point {
     Received,
     /// Its metadata was looked up.
     LookedUp,
-    /// Its start was reported.
-    Started,
     /// `request.json` was read.
     RequestRead,
     /// Its inputs were downloaded.
     Downloaded,
+    /// It has an inference thread, and its start was reported.
+    Started,
     /// The engine has returned.
     Inferred,
     /// One of its output files was stored.
@@ -49,9 +49,9 @@ impl Point {
         Self::TakenOver,
         Self::Received,
         Self::LookedUp,
-        Self::Started,
         Self::RequestRead,
         Self::Downloaded,
+        Self::Started,
         Self::Inferred,
         Self::ArtifactStored,
         Self::ResponseStored,
@@ -69,9 +69,9 @@ impl Point {
             Self::TakenOver => "taken-over",
             Self::Received => "received",
             Self::LookedUp => "looked-up",
-            Self::Started => "started",
             Self::RequestRead => "request-read",
             Self::Downloaded => "downloaded",
+            Self::Started => "started",
             Self::Inferred => "inferred",
             Self::ArtifactStored => "artifact-stored",
             Self::ResponseStored => "response-stored",

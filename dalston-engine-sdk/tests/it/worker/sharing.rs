@@ -1,6 +1,7 @@
 //! Workers of one engine share their tasks.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -54,6 +55,44 @@ async fn eight_tasks_begin_at_once_on_eight_idle_workers() {
     let workers = idle_workers(&deployment, 8).await;
     enqueue(&deployment, 8).await;
     until_all_begin(&workers).await;
+}
+
+/// Writes the registry record of an engine that is idle and does not read.
+async fn register_idle(deployment: &Deployment, name: &str) {
+    let record = format!("dalston:engine:instance:{name}");
+    let fields = [
+        "HSET",
+        &*record,
+        "status",
+        "idle",
+        "capacity",
+        "1",
+        "active_batch",
+        "0",
+    ];
+    let () = deployment.redis.send(&fields).await;
+    let () = deployment.redis.send(&["EXPIRE", &record, "60"]).await;
+    let members = "dalston:engine:engine_id:echo";
+    let () = deployment.redis.send(&["SADD", members, name]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn busy_worker_leaves_its_peers_one_task_each() {
+    for peers in [1, 7] {
+        let deployment = Deployment::start().await;
+        for peer in 0..peers {
+            register_idle(&deployment, &format!("echo-peer-{peer}")).await;
+        }
+        let workers = idle_workers(&deployment, 1).await;
+        enqueue(&deployment, 1 + peers).await;
+        until_all_begin(&workers).await;
+        // It looks for tasks twice in this time.
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert_eq!(deployment.pending().await, 1, "beside {peers} idle peers");
+        deployment.queue(&format!("task-{peers}")).await;
+        let ahead = async || (deployment.pending().await == 2).then_some(());
+        until("task that no peer can begin", ahead).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
