@@ -17,7 +17,7 @@ pub struct QueuedTask {
     pub enqueued_at: Timestamp,
     /// When it has to be done. Default: no deadline.
     pub timeout_at: Option<Timestamp>,
-    /// What [`Broker::lookup`] finds. Default: nothing, and then the task fails.
+    /// What [`Broker::lookup`](super::Broker::lookup) finds. Default: nothing, and then the task fails.
     pub metadata: Option<TaskMetadata>,
 }
 
@@ -97,7 +97,7 @@ pub enum EventKind {
     },
 }
 
-/// The queue of a [`MemoryBroker`] is full.
+/// The queue of a [`MemoryBroker`](super::MemoryBroker) is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the queue is full: it holds {capacity} tasks, the most that it may hold")]
 pub struct QueueFull {
