@@ -1,7 +1,7 @@
 -- KEYS[3]: the event stream. ARGV[6]: its greatest length. ARGV[7]: the channel.
 
--- Reports the event in ARGV[first..first+4], and returns its id: the type, the time, the payload and the trace context
--- of the durable copy, the published copy.
+-- Reports the event in ARGV[first..first+4], and returns its id. These are the type, the time, the
+-- payload and the trace context of the durable copy, and the published copy.
 -- The durable copy comes first: the orchestrator acts on it. The published copy is best effort, as
 -- on the platform: since Redis 7, a new user has no rights on channels.
 local function report(first)
