@@ -425,7 +425,8 @@ fn directories_of_other_versions_transcribe_the_same() {
         fs::write(dir.join("added_tokens.json"), Value::from(added).to_string()).unwrap();
         fs::remove_file(path).unwrap();
     };
-    let changes: [(&str, &dyn Fn(&Path)); 4] = [
+    type Change<'a> = (&'a str, &'a dyn Fn(&Path));
+    let changes: [Change<'_>; 4] = [
         ("processor_config.json", &processor),
         ("minimal generation_config.json", &minimal),
         ("foreign alignment heads", &heads),
