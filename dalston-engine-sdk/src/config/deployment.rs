@@ -289,7 +289,7 @@ mod tests {
             (
                 "DALSTON_HTTP_CORS_ORIGINS",
                 "https://app.example/, *",
-                "origins with commas between, such as https://app.example, or *",
+                "origins with commas between, such as http://localhost:3000, or *",
             ),
             (
                 "HF_ENDPOINT",

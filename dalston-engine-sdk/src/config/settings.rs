@@ -299,7 +299,7 @@ impl Accepts<Vec<String>> for Origins {
     }
 
     fn expected(&self) -> Cow<'static, str> {
-        "origins with commas between, such as https://app.example, or *".into()
+        "origins with commas between, such as http://localhost:3000, or *".into()
     }
 }
 
