@@ -46,7 +46,7 @@ fn a_file_without_audio_fails_its_task_permanently() {
     let folder = tempfile::tempdir().unwrap();
     let path = write(&folder, "notes.wav", b"These are only my notes.");
     let report = EngineHarness::new(Counter).input_file(&path).run_blocking();
-    let known = "expected WAV, FLAC, MP3, OGG Vorbis or M4A";
+    let known = "expected WAV, AIFF, CAF, FLAC, MP3, Ogg, M4A, WebM or Matroska";
     let message = format!(
         "{} is not an audio file of a known format: {known}",
         path.display()
