@@ -88,7 +88,8 @@ pub enum ShutdownError {
         pending: usize,
     },
 
-    /// The time was up before all log lines were written: the reader of the output is slow or stopped.
+    /// The time was up before all log lines were written: the reader of the output is slow or
+    /// stopped.
     #[error(
         "{pending} log lines were not written within the time limit: check the reader of the output, or allow more time"
     )]

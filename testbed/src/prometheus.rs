@@ -24,8 +24,8 @@ pub fn promtool(arguments: &[&str], input: &str) -> Result<(), String> {
     )
 }
 
-/// Reads an OpenMetrics text with the strict parser of Prometheus' client for Python. `Err` contains
-/// its complaint.
+/// Reads an OpenMetrics text with the strict parser of Prometheus' client for Python. `Err`
+/// contains its complaint.
 ///
 /// # Panics
 ///

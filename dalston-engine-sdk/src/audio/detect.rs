@@ -1,8 +1,8 @@
 //! The container of a file, by its first bytes.
 //!
 //! Symphonia's own probe searches the first megabyte for two bytes that may begin a frame of MP3 or
-//! AAC, and so takes a film or a recording in a format that it does not know for one of them. Here a
-//! known signature at the start decides, and only a chain of frames is searched for.
+//! AAC, and so takes a film or a recording in a format that it does not know for one of them. Here
+//! a known signature at the start decides, and only a chain of frames is searched for.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};

@@ -73,8 +73,8 @@ impl FrameHeader {
     }
 }
 
-/// Where the first chain of frames in `bytes` begins. `bytes` are the start of a file, and all of it
-/// if `is_whole`.
+/// Where the first chain of frames in `bytes` begins. `bytes` are the start of a file, and all of
+/// it if `is_whole`.
 pub(super) fn find(bytes: &[u8], is_whole: bool) -> Option<(usize, Stream)> {
     (0..bytes.len().min(SEARCHED)).find_map(|at| {
         [Stream::Mpeg, Stream::Adts]

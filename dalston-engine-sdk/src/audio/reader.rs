@@ -30,7 +30,8 @@ pub(super) fn open(
     length: u64,
 ) -> Result<Opened, AudioErrorKind> {
     let copy = || file.try_clone().map_err(AudioErrorKind::Unreadable);
-    // A movie that was cut off must not be shorter than its boxes, or its reader ignores the last one.
+    // A movie that was cut off must not be shorter than its boxes, or its reader ignores the last
+    // one.
     let claimed = match container {
         Container::Movie => movie::end_of_boxes(&mut copy()?, length).max(length),
         _ => length,

@@ -268,8 +268,8 @@ fn read_format(body: &[u8]) -> Result<Format, AudioErrorKind> {
     })
 }
 
-/// The factor of samples with unused bytes. These are the lower ones, but some writers use the lower
-/// ones and extend the sign to the upper ones.
+/// The factor of samples with unused bytes. These are the lower ones, but some writers use the
+/// lower ones and extend the sign to the upper ones.
 fn scale_of(
     file: &mut BufReader<File>,
     format: Format,

@@ -12,8 +12,8 @@ pub enum Lookup {
     Task(Box<TaskMetadata>),
     /// Its job was cancelled: remove it.
     Cancelled {
-        /// An earlier owner reported its start, so its job waits for its end. `false` if that is not
-        /// known.
+        /// An earlier owner reported its start, so its job waits for its end. `false` if that is
+        /// not known.
         is_running: bool,
     },
     /// The platform gave it up, for this reason: remove it without an event.

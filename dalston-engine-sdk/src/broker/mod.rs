@@ -59,8 +59,8 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// waits a little and tries again.
     async fn receive(&self, consumer: &Consumer, wait: Duration) -> Result<Option<Delivery>, BrokerError>;
 
-    /// Takes the next task for a `consumer` that has no free inference thread, waiting for one up to
-    /// `wait`: only a task that no idle consumer of the engine could begin at once.
+    /// Takes the next task for a `consumer` that has no free inference thread, waiting for one up
+    /// to `wait`: only a task that no idle consumer of the engine could begin at once.
     ///
     /// Like [`receive`](Self::receive) in everything else, and by default the same.
     ///
@@ -134,9 +134,9 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
         context: &EventContext,
     ) -> Result<Ownership, BrokerError>;
 
-    /// Gives a task back to the queue, so that the next consumer gets it at once. A broker may queue
-    /// it again for that, behind the tasks that wait. A task that the
-    /// broker has [forgotten](Ownership::Forgotten) is not in the queue any more.
+    /// Gives a task back to the queue, so that the next consumer gets it at once. A broker may
+    /// queue it again for that, behind the tasks that wait. A task that the broker has
+    /// [forgotten](Ownership::Forgotten) is not in the queue any more.
     ///
     /// # Errors
     ///

@@ -17,7 +17,8 @@ pub struct QueuedTask {
     pub enqueued_at: Timestamp,
     /// When it has to be done. Default: no deadline.
     pub timeout_at: Option<Timestamp>,
-    /// What [`Broker::lookup`](super::Broker::lookup) finds. Default: nothing, and then the task fails.
+    /// What [`Broker::lookup`](super::Broker::lookup) finds. Default: nothing, and then the task
+    /// fails.
     pub metadata: Option<TaskMetadata>,
 }
 

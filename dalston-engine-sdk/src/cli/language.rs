@@ -16,8 +16,8 @@ const NAMES: &str = "af afrikaans;am amharic;ar arabic;as assamese;az azerbaijan
 
 /// A language in the form of tasks: a code of two or three letters, or `auto`.
 ///
-/// Of a locale (`en_US.UTF-8`) or a tag (`zh-TW`), the language alone counts, because models know no
-/// countries and scripts.
+/// Of a locale (`en_US.UTF-8`) or a tag (`zh-TW`), the language alone counts, because models know
+/// no countries and scripts.
 pub(super) fn code(text: &str) -> Result<String, String> {
     let text = text.trim().to_ascii_lowercase();
     if text == "auto" {

@@ -32,8 +32,9 @@ pub struct RunnerConfig {
     /// An engine id that replaces the engine's own: another queue for the same program.
     /// `DALSTON_ENGINE_ID`.
     pub engine_id: Option<String>,
-    /// Makes the name of this process unique: the first 12 characters count. If a live process of the
-    /// deployment has the name, a random text takes its place. `DALSTON_WORKER_ID`, else random.
+    /// Makes the name of this process unique: the first 12 characters count. If a live process of
+    /// the deployment has the name, a random text takes its place. `DALSTON_WORKER_ID`, else
+    /// random.
     pub instance_suffix: Option<String>,
     /// How many inference threads there are, each with models of its own: 1 to 1024.
     /// `DALSTON_SLOTS`.

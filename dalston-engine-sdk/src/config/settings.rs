@@ -66,8 +66,8 @@ variables! {
     pub(crate) static DALSTON_ENGINE_ID: Variable<String> =
         Variable::new(&["DALSTON_ENGINE_ID"], &Text("a name")).default_described("the engine's");
 
-    /// Makes the name of this process unique. A random text takes its place if a live process has the
-    /// name.
+    /// Makes the name of this process unique. A random text takes its place if a live process has
+    /// the name.
     pub(crate) static DALSTON_WORKER_ID: Variable<String> =
         Variable::new(&["DALSTON_WORKER_ID", "DALSTON_INSTANCE"], &Text("a text, of which the first 12 characters count"))
             .default_described("random");

@@ -208,9 +208,9 @@ impl Cache {
         });
     }
 
-    /// Opens a lock file of the model, for reading and writing: on NFS version 4 a shared lock needs
-    /// the one and an exclusive lock the other. Lock files are never removed: a process that waits for a
-    /// removed one would not exclude the owner of its successor.
+    /// Opens a lock file of the model, for reading and writing: on NFS version 4 a shared lock
+    /// needs the one and an exclusive lock the other. Lock files are never removed: a process that
+    /// waits for a removed one would not exclude the owner of its successor.
     fn lock_file(&self, name: &Name, lock: &str) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).read(true).write(true);

@@ -29,8 +29,8 @@ pub(super) struct HeldTasks {
     pub(super) lease: Duration,
     /// By message id.
     tasks: Mutex<HashMap<String, HeldTask>>,
-    /// When this process handed tasks back because of its own surroundings, and in which delivery, by
-    /// message id and by task id. They go to peers first.
+    /// When this process handed tasks back because of its own surroundings, and in which delivery,
+    /// by message id and by task id. They go to peers first.
     handed_back: Mutex<HashMap<String, (Instant, u32)>>,
 }
 
@@ -91,7 +91,8 @@ impl HeldTasks {
         }
     }
 
-    /// How long a released task was idle when it was released. Every other engine may then claim it.
+    /// How long a released task was idle when it was released. Every other engine may then claim
+    /// it.
     pub(super) fn idle_when_released(&self) -> Duration {
         self.lease.max(IDLE_FOR_PYTHON)
     }

@@ -1,5 +1,5 @@
-//! Instance names that a deployment gives to its workers, and that two processes may have at the same
-//! time.
+//! Instance names that a deployment gives to its workers, and that two processes may have at the
+//! same time.
 
 use std::time::Duration;
 

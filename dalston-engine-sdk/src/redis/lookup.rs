@@ -60,8 +60,8 @@ pub(super) fn read_lookup(claim: &Claim, reply: &[Option<Vec<u8>>]) -> Result<Lo
     }
 }
 
-/// The fields of a task's metadata, section 2.3, in the order of the reply. The last one is computed
-/// from `handed_back`.
+/// The fields of a task's metadata, section 2.3, in the order of the reply. The last one is
+/// computed from `handed_back`.
 #[derive(Clone, Copy)]
 enum Field {
     Stage,

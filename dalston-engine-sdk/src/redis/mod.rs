@@ -4,7 +4,8 @@
 //! Section numbers in this module refer to the description of the Dalston engine protocol. From
 //! [`RedisBroker`] downwards: `reader` runs the reads in the background, `read` takes tasks from a
 //! stream, `claim` takes over stale entries, `message` and `lookup` read what the server sends,
-//! `instance_name` reserves the name of a worker, `held` makes the calls of the holder of a task, and `lua/` is what the server runs.
+//! `instance_name` reserves the name of a worker, `held` makes the calls of the holder of a task,
+//! and `lua/` is what the server runs.
 
 mod broker;
 mod claim;

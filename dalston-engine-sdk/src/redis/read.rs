@@ -207,8 +207,8 @@ impl StreamReader {
         Ok(None)
     }
 
-    /// Reads the next new message, and waits for it until `until` unless it reads ahead. Returns none
-    /// if it is not a task.
+    /// Reads the next new message, and waits for it until `until` unless it reads ahead. Returns
+    /// none if it is not a task.
     async fn read_new(
         &mut self,
         consumer: &Consumer,

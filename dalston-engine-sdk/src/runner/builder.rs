@@ -182,8 +182,8 @@ impl<E: Engine> RunnerBuilder<E> {
     /// [missing](crate::CheckStatus::Missing) part is a failure.
     ///
     /// The runner reads no task until they pass. It calls them again after 1 s, then at intervals
-    /// that double up to 60 s, and it ends with [`RunError::Surroundings`](crate::RunError) after 10
-    /// minutes of failures.
+    /// that double up to 60 s, and it ends with [`RunError::Surroundings`](crate::RunError) after
+    /// 10 minutes of failures.
     ///
     /// With probes, a task that fails for a cause of the worker (disk, storage, model, device) is
     /// [handed back](Broker::hand_back) instead of failing, at most twice per cause. After three

@@ -252,8 +252,8 @@ impl Worker {
         }
     }
 
-    /// Waits for a task for a while. Without a free inference thread it takes none that an idle peer
-    /// could begin at once.
+    /// Waits for a task for a while. Without a free inference thread it takes none that an idle
+    /// peer could begin at once.
     async fn receive_once(&self) -> Result<Option<Delivery>, BrokerError> {
         let (broker, slots) = (&self.origin.broker, self.config.slots);
         if self.status.unprocessed_tasks() < slots {

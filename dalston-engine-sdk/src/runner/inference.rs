@@ -144,7 +144,8 @@ impl Attempt<'_> {
     /// answer, and goes to the next task if this one is refused.
     ///
     /// Everything that happens once per start and before inference belongs here. The start is
-    /// reported only now: the platform treats a task that only waits differently from a running one.
+    /// reported only now: the platform treats a task that only waits differently from a running
+    /// one.
     async fn admit(&self) -> Result<(), TaskError> {
         if let Some(reason) = self.stop.reason() {
             return Err(reason.into_error());

@@ -45,7 +45,8 @@ impl Attempt<'_> {
         tracing::info!(seconds, realtime_factor = factor, "task_completed");
     }
 
-    /// Ends a task whose work failed: hands it to a peer if the cause is this worker, else fails it.
+    /// Ends a task whose work failed: hands it to a peer if the cause is this worker, else fails
+    /// it.
     pub(super) async fn not_done(&self, error: TaskError) {
         let Some(fault) = self.worker_fault(&error) else {
             return self.failed(error).await;

@@ -118,8 +118,8 @@ impl StoreError {
     }
 }
 
-/// The variables for keys, if the storage refused access, or the client looked for keys in vain. The
-/// client reports both as text only.
+/// The variables for keys, if the storage refused access, or the client looked for keys in vain.
+/// The client reports both as text only.
 fn advice(source: &(dyn std::error::Error + 'static)) -> &'static str {
     const REFUSED: [&str; 3] = ["status code: 401", "status code: 403", "AccessDenied"];
     // The client asks the machine for keys if no variable names any.

@@ -38,7 +38,8 @@ use crate::store::{Store, StoreError};
 /// Before the first read the worker probes the temporary directory, Redis and the storage. It is
 /// registered while they fail, and it takes no tasks.
 ///
-/// A name that the configuration gives is checked first: see `DALSTON_WORKER_ID` in the guide above.
+/// A name that the configuration gives is checked first: see `DALSTON_WORKER_ID` in the guide
+/// above.
 ///
 /// If the port of the HTTP server is taken, the worker logs a warning, as the platform's other
 /// engines do, and tries again every 5 s. Usually a predecessor still finishes its tasks and

@@ -7,8 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use jiff::Timestamp;
 
 thread_local! {
-    /// The second of the latest timestamp, and its text up to the decimal point. Formatting it takes
-    /// longer than the rest of a line.
+    /// The second of the latest timestamp, and its text up to the decimal point. Formatting it
+    /// takes longer than the rest of a line.
     static SECOND: RefCell<(u64, Vec<u8>)> = const { RefCell::new((u64::MAX, Vec::new())) };
 }
 

@@ -256,9 +256,9 @@ impl Metrics {
     /// In a scrape they have names of Prometheus, with unit and `_total`: `http.wait` in `s` is
     /// `http_wait_seconds`. The label `otel_scope_name` of each series is the scope. In a push they
     /// have their own names. An instrument is left out if one of its names is taken by a
-    /// [registered](Self::register) family or, in a scrape, by an earlier instrument, and counted in
-    /// `dalston_telemetry_metrics_refused_total`. So is an exponential histogram, without a count.
-    /// The SDK folds the label sets of an instrument beyond 2000.
+    /// [registered](Self::register) family or, in a scrape, by an earlier instrument, and counted
+    /// in `dalston_telemetry_metrics_refused_total`. So is an exponential histogram, without a
+    /// count. The SDK folds the label sets of an instrument beyond 2000.
     ///
     /// A histogram in `s` that sets no boundaries gets [`buckets::SECONDS`], one in `1` gets
     /// [`buckets::RATIO`]. Others get the SDK's, which suit milliseconds.

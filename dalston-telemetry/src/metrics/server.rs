@@ -30,9 +30,9 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// Serves `GET /metrics` until it is dropped.
 ///
 /// It has its own thread, so that a program that is busy, stuck or without a runtime can be
-/// observed. It has at most 128 connections, each for 30 s at most. For a further one, it closes the
-/// oldest whose client has not sent its request, so silent clients do not shut out others. There is
-/// no TLS and no password: bind it to an address that only Prometheus reaches.
+/// observed. It has at most 128 connections, each for 30 s at most. For a further one, it closes
+/// the oldest whose client has not sent its request, so silent clients do not shut out others.
+/// There is no TLS and no password: bind it to an address that only Prometheus reaches.
 ///
 /// ```
 /// use dalston_telemetry::metrics::{Metrics, MetricsServer};

@@ -216,16 +216,16 @@ impl TelemetryBuilder {
     /// Sets whether [`install`](Self::install) installs a panic hook; on by default.
     ///
     /// The hook logs the panic with its thread, its location and the ids of the current span. It
-    /// marks the span as failed, writes the log lines that wait, sends for a second what waits to be
-    /// sent, and calls the previous hook.
+    /// marks the span as failed, writes the log lines that wait, sends for a second what waits to
+    /// be sent, and calls the previous hook.
     pub fn panic_hook(mut self, on: bool) -> Self {
         self.panic_hook = on;
         self
     }
 
     /// Sets how long [`Telemetry::shutdown`] and dropping [`Telemetry`] may take; 5 s by default, a
-    /// day at most. The processors of [`span_processor`](Self::span_processor) and the log lines get
-    /// the time that the exporters leave, the log lines 0.2 s at least.
+    /// day at most. The processors of [`span_processor`](Self::span_processor) and the log lines
+    /// get the time that the exporters leave, the log lines 0.2 s at least.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout.min(NO_LIMIT);
         self

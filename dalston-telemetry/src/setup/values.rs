@@ -13,8 +13,8 @@ use tracing_subscriber::registry::LookupSpan;
 /// Passes values to OpenTelemetry's layer in a form that it can take.
 ///
 /// - Unsigned integers and those of 128 bits become an `i64`, the integer type of OpenTelemetry, or
-///   the nearest one. tracing-opentelemetry 0.34 implements neither `record_u64` nor the methods for
-///   128 bits, so that a `usize` would arrive as text.
+///   the nearest one. tracing-opentelemetry 0.34 implements neither `record_u64` nor the methods
+///   for 128 bits, so that a `usize` would arrive as text.
 /// - A value whose `Display` or `Debug` fails becomes the text that it wrote before.
 ///   tracing-opentelemetry formats it with `format!`, which panics in the code of the user.
 pub(super) struct Values<L> {

@@ -92,8 +92,8 @@ impl Vocabulary {
             task("transcribe", "<|transcribe|>"),
             task("translate", "<|translate|>"),
         );
-        // All Whisper vocabularies have the languages. Those of English-only models are GPT-2's, with
-        // this id for the end of text.
+        // All Whisper vocabularies have the languages. Those of English-only models are GPT-2's,
+        // with this id for the end of text.
         let is_multilingual = generation
             .is_multilingual
             .unwrap_or(end_of_text != GPT2_END_OF_TEXT);

@@ -1,8 +1,8 @@
 -- Loading and draining engines have free capacity by their record, and begin no task.
 local TAKES_TASKS = {idle = true, processing = true, ready = true, busy = true}
 
--- How many tasks the live engines in the set `instances` can begin at once, except the engine `own`.
--- Their records begin with `prefix`.
+-- How many tasks the live engines in the set `instances` can begin at once, except the engine
+-- `own`. Their records begin with `prefix`.
 local function free_capacity(instances, prefix, own)
   local free = 0
   for _, instance in ipairs(redis.call('SMEMBERS', instances)) do

@@ -1,7 +1,7 @@
 -- Gives the entry back to the queue.
 -- ARGV[6]: the consumer of released tasks. ARGV[7]: its entries are idle for so many ms. ARGV[8]:
--- '1' if the platform may take the task for a running one. ARGV[9]: how many deliveries the task had
--- under this message.
+-- '1' if the platform may take the task for a running one. ARGV[9]: how many deliveries the task
+-- had under this message.
 
 local function give_back()
   -- The worker survived the inference that it began.
@@ -20,8 +20,8 @@ local function give_back()
     redis.call('XCLAIM', stream, group, ARGV[6], 0, id, 'IDLE', ARGV[7], 'JUSTID')
     return
   end
-  -- Engines in Python claim an entry that is idle for 600 s. At the same time the platform fails it,
-  -- if its task is running. So it is queued again.
+  -- Engines in Python claim an entry that is idle for 600 s. At the same time the platform fails
+  -- it, if its task is running. So it is queued again.
   local message = redis.call('XRANGE', stream, id, id)[1]
   if message then
     local copy = redis.call('XADD', stream, '*', unpack(message[2]))

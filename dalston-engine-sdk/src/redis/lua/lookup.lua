@@ -3,8 +3,8 @@
 -- KEYS[3]: the cancellation of the job. KEYS[4]: the set of waiting tasks. ARGV[6]: the task.
 -- ARGV[7..10]: the wait markers. ARGV[11]: the lease in ms. ARGV[12]: the consumer of released
 -- tasks. ARGV[13]: prefix of registry records.
--- Returns 'task', eight fields of the metadata and the number of earlier deliveries, or another word
--- and the reason.
+-- Returns 'task', eight fields of the metadata and the number of earlier deliveries, or another
+-- word and the reason.
 
 local owner = ownership_of_entry()
 if owner ~= HELD and owner ~= FORGOTTEN then return {'lost'} end

@@ -1,6 +1,6 @@
 -- Reserves the registry record KEYS[1] for a process that starts, unless another process has it.
--- ARGV[1]: the start nonce of the process. ARGV[2]: its host. ARGV[3]: the time. ARGV[4]: the ms that
--- the record lives without a heartbeat. ARGV[5], ARGV[6]: start nonce and heartbeat of a dead
+-- ARGV[1]: the start nonce of the process. ARGV[2]: its host. ARGV[3]: the time. ARGV[4]: the ms
+-- that the record lives without a heartbeat. ARGV[5], ARGV[6]: start nonce and heartbeat of a dead
 -- process, which is replaced if its record still has them.
 -- Returns nothing, or start nonce, last heartbeat and host of the other process and the ms that its
 -- record has left.

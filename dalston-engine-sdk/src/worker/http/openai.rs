@@ -15,7 +15,8 @@ use super::subtitles::{srt, vtt};
 use crate::protocol::Capabilities;
 use crate::stage::{Metadata, Segment, Transcript};
 
-/// Responds with a transcript in one of five formats or as events, and with errors in OpenAI's form.
+/// Responds with a transcript in one of five formats or as events, and with errors in OpenAI's
+/// form.
 #[derive(Debug)]
 pub(super) struct Transcriptions;
 

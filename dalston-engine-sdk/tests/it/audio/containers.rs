@@ -99,8 +99,8 @@ pub(super) fn movie_with_opus(ogg: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// A name and a length, as AIFF and M4A write them in a different order. `is_full`: with version and
-/// flags.
+/// A name and a length, as AIFF and M4A write them in a different order. `is_full`: with version
+/// and flags.
 fn boxed(name: &[u8; 4], content: &[u8], is_full: bool) -> Vec<u8> {
     let is_aiff = matches!(name, b"FORM" | b"COMM" | b"SSND");
     let version: &[u8] = if is_full { &[0; 4] } else { &[] };

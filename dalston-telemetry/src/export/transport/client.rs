@@ -46,8 +46,8 @@ const ADVICE: [(&str, &str); 3] = [
 const NAME_AUTHORITY: &str =
     "name the certificate of the authority that signed the collector's in OTEL_EXPORTER_OTLP_CERTIFICATE";
 
-/// The start of a text of a peer for a message: `: ` and up to 200 characters on one line. Empty for
-/// an empty text.
+/// The start of a text of a peer for a message: `: ` and up to 200 characters on one line. Empty
+/// for an empty text.
 pub(super) fn quoted(text: &str) -> String {
     const LONGEST: usize = 200;
     let mut words = text

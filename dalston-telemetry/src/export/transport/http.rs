@@ -206,8 +206,8 @@ struct RpcStatus {
     message: String,
 }
 
-/// `Retry-After` in seconds or as a date in one of the three forms of HTTP; a date in the past means
-/// now.
+/// `Retry-After` in seconds or as a date in one of the three forms of HTTP; a date in the past
+/// means now.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse() {

@@ -3,8 +3,8 @@ use std::time::Duration;
 use super::{Milliseconds, Number, OneOf, OtelSwitch, Switch, Text, Variable, WholeNumber};
 
 variables! {
-    /// While traces are off, only `OTEL_PROPAGATORS` and the names of the service count, and neither
-    /// stops the program.
+    /// While traces are off, only `OTEL_PROPAGATORS` and the names of the service count, and
+    /// neither stops the program.
     pub group TRACES = "Traces";
 
     /// Whether spans are recorded and exported.
