@@ -36,11 +36,16 @@ impl FieldScratch {
 pub(super) struct FieldVisitor<'a, F> {
     pub(super) form: &'a mut F,
     pub(super) scratch: &'a mut FieldScratch,
+    /// Whether the event is a record of the `log` crate, whose target and location are fields.
+    pub(super) is_log_record: bool,
 }
 
 impl<F: LineForm> FieldVisitor<'_, F> {
-    /// The key of a field; `None` if the line has a member of this name.
+    /// The key of a field; `None` if the line has a member of this name, or does not show it.
     fn key(&mut self, field: &Field) -> Option<Key> {
+        if self.is_log_record && field.name().starts_with("log.") {
+            return None;
+        }
         let key = self.scratch.keys.key(field.name());
         if self.scratch.has(key.name) {
             return None;

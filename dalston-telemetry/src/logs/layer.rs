@@ -8,6 +8,7 @@ use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Dispatch, Event, Metadata, Subscriber};
+use tracing_log::NormalizeEvent;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::Context;
@@ -127,9 +128,15 @@ impl LogLayer {
     ) where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        let metadata = event.metadata();
+        // A record of the `log` crate has its own metadata in its fields.
+        let of_record = event.normalized_metadata();
+        let metadata = of_record.as_ref().unwrap_or_else(|| event.metadata());
         form.begin((self.clock)(), *metadata.level());
-        event.record(&mut FieldVisitor { form, scratch: names });
+        event.record(&mut FieldVisitor {
+            form,
+            scratch: names,
+            is_log_record: of_record.is_some(),
+        });
         if !names.has("event") {
             form.message(metadata.name());
         }
