@@ -45,7 +45,7 @@ impl Opus {
     }
 }
 
-/// Opus has one sample rate, whatever the recorder had.
+/// The sample rate of decoded Opus, in Hz. The rate in the header is only that of the input.
 pub(super) const SAMPLE_RATE: u64 = 48_000;
 /// 120 ms.
 const LONGEST_PACKET: usize = 5_760;

@@ -52,7 +52,6 @@ fn a_strict_parser_reads_metrics_of_this_crate() {
     parse_open_metrics(&text).unwrap_or_else(|fault| panic!("{fault}\n{text}"));
 }
 
-/// Text of instruments and metrics of `prometheus_client` whose names meet.
 #[test]
 fn of_families_with_a_common_sample_name_one_is_written() {
     let metrics = Metrics::new();
