@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -10,7 +11,10 @@ use crate::audio::Audio;
 use crate::error::TaskError;
 use crate::model_id::ModelId;
 use crate::protocol::{ArtifactReference, TaskRequestData, Timestamp};
-use crate::stage::{StageName, TranscribeRequest};
+use crate::stage::{
+    AlignRequest, AudioMedia, AudioRedactRequest, ConfigError, DiarizeRequest, PiiDetectRequest,
+    PrepareRequest, StageName, TranscribeRequest,
+};
 
 /// One task: the stage, its configuration, and its inputs as local files.
 #[doc(alias = "TaskInput")]
@@ -72,13 +76,65 @@ impl TaskRequest {
             .map_err(|error| TaskError::permanent("invalid_config", error).context("the task's config"))
     }
 
-    /// The configuration of a transcribe task, with the platform's defaults filled in.
+    /// The configuration of a `prepare` task, with the platform's defaults filled in.
+    ///
+    /// # Errors
+    ///
+    /// A permanent error with the code `invalid_config` that names the key.
+    pub fn prepare(&self) -> Result<PrepareRequest, TaskError> {
+        self.options(PrepareRequest::from_config)
+    }
+
+    /// The configuration of a `transcribe` task, with the platform's defaults filled in.
     ///
     /// # Errors
     ///
     /// A permanent error with the code `invalid_config` that names the key.
     pub fn transcribe(&self) -> Result<TranscribeRequest, TaskError> {
-        TranscribeRequest::from_config(self.config())
+        self.options(TranscribeRequest::from_config)
+    }
+
+    /// The configuration of an `align` task, with the platform's defaults filled in.
+    ///
+    /// # Errors
+    ///
+    /// A permanent error with the code `invalid_config` that names the key.
+    pub fn align(&self) -> Result<AlignRequest, TaskError> {
+        self.options(AlignRequest::from_config)
+    }
+
+    /// The configuration of a `diarize` task, with the platform's defaults filled in.
+    ///
+    /// # Errors
+    ///
+    /// A permanent error with the code `invalid_config` that names the key.
+    pub fn diarize(&self) -> Result<DiarizeRequest, TaskError> {
+        self.options(DiarizeRequest::from_config)
+    }
+
+    /// The configuration of a `pii_detect` task, with the platform's defaults filled in.
+    ///
+    /// # Errors
+    ///
+    /// A permanent error with the code `invalid_config` that names the key.
+    pub fn pii_detect(&self) -> Result<PiiDetectRequest, TaskError> {
+        self.options(PiiDetectRequest::from_config)
+    }
+
+    /// The configuration of an `audio_redact` task, with the platform's defaults filled in.
+    ///
+    /// # Errors
+    ///
+    /// A permanent error with the code `invalid_config` that names the key.
+    pub fn audio_redact(&self) -> Result<AudioRedactRequest, TaskError> {
+        self.options(AudioRedactRequest::from_config)
+    }
+
+    fn options<T>(
+        &self,
+        read: impl FnOnce(&Map<String, Value>) -> Result<T, ConfigError>,
+    ) -> Result<T, TaskError> {
+        read(self.config())
             .map_err(|error| TaskError::permanent("invalid_config", error).context("the task's config"))
     }
 
@@ -131,7 +187,67 @@ impl TaskRequest {
         self.data.previous_responses.get(stage)
     }
 
-    /// The payload. Only some stages have one.
+    /// The answer of an earlier stage of the same job as a type, if it is there.
+    ///
+    /// ```
+    /// use dalston_engine_sdk::stage::{Diarization, Transcript};
+    /// use dalston_engine_sdk::{TaskError, TaskRequest};
+    ///
+    /// fn speakers_and_text(task: &TaskRequest) -> Result<(Vec<String>, String), TaskError> {
+    ///     let transcript: Transcript = task.require_previous("transcribe")?;
+    ///     let diarization: Option<Diarization> = task.previous_as("diarize")?;
+    ///     let speakers = diarization.map(|found| found.speakers).unwrap_or_default();
+    ///     Ok((speakers, transcript.text))
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// A permanent error with the code `invalid_previous` if the answer is no such type.
+    pub fn previous_as<T: DeserializeOwned>(&self, stage: &str) -> Result<Option<T>, TaskError> {
+        let Some(answer) = self.previous(stage).filter(|answer| !answer.is_null()) else {
+            return Ok(None);
+        };
+        let doing = || format!("the answer of the earlier stage {stage}");
+        T::deserialize(answer)
+            .map(Some)
+            .map_err(|error| TaskError::permanent("invalid_previous", error).context(doing()))
+    }
+
+    /// The answer of an earlier stage of the same job as a type, for engines that need it.
+    ///
+    /// # Errors
+    ///
+    /// As [`previous_as`](Self::previous_as), and a permanent error with the code `missing_input`
+    /// if there is no such answer.
+    pub fn require_previous<T: DeserializeOwned>(&self, stage: &str) -> Result<T, TaskError> {
+        self.previous_as(stage)?.ok_or_else(|| {
+            let there: Vec<&String> = self.data.previous_responses.keys().collect();
+            TaskError::permanent(
+                "missing_input",
+                format!("the task has no answer of the earlier stage {stage:?}, only of {there:?}"),
+            )
+        })
+    }
+
+    /// The recording of a `prepare` task, from its payload. Its file is the input `audio`.
+    ///
+    /// # Errors
+    ///
+    /// A permanent error with the code `missing_input` if the payload has no `media`, and with the
+    /// code `invalid_payload` if that is not a recording.
+    pub fn media(&self) -> Result<AudioMedia, TaskError> {
+        let media = self.payload().and_then(|payload| payload.get("media"));
+        let media = media.ok_or_else(|| {
+            let problem = "the task's payload has no media: only tasks of the stage prepare have it";
+            TaskError::permanent("missing_input", problem)
+        })?;
+        AudioMedia::deserialize(media).map_err(|error| {
+            TaskError::permanent("invalid_payload", error).context("media of the task's payload")
+        })
+    }
+
+    /// The payload. Only `prepare` tasks have one, see [`media`](Self::media).
     #[must_use]
     pub fn payload(&self) -> Option<&Map<String, Value>> {
         self.data.payload.as_ref()

@@ -1,6 +1,9 @@
 //! Readers for JSON values whose errors name the path, the value that was found, and the accepted
 //! ones.
 
+use std::ops::RangeInclusive;
+
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 /// A value of a document that is not accepted.
@@ -102,6 +105,41 @@ impl Object {
         }
     }
 
+    /// A number in a range.
+    pub(crate) fn number(&mut self, key: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, Wrong> {
+        let Some(value) = self.take(key) else {
+            return Ok(None);
+        };
+        let number = value.as_f64().filter(|number| range.contains(number));
+        let expected = || {
+            let (least, most) = (range.start(), range.end());
+            let expected = match most.is_finite() {
+                true => format!("a number from {least} to {most}"),
+                false => format!("a number of at least {least}"),
+            };
+            Wrong::expected(&self.path_of(key), &value, &expected)
+        };
+        number.map(Some).ok_or_else(expected)
+    }
+
+    /// One of these names.
+    pub(crate) fn one_of<T: DeserializeOwned>(
+        &mut self,
+        key: &str,
+        names: &[&str],
+    ) -> Result<Option<T>, Wrong> {
+        let Some(value) = self.take(key) else {
+            return Ok(None);
+        };
+        let known = value.as_str().is_some_and(|name| names.contains(&name));
+        let choice = known.then(|| T::deserialize(&value).ok()).flatten();
+        let expected = || {
+            let expected = format!("one of {}", names.join(", "));
+            Wrong::expected(&self.path_of(key), &value, &expected)
+        };
+        choice.map(Some).ok_or_else(expected)
+    }
+
     pub(crate) fn object(&mut self, key: &str) -> Result<Option<Map<String, Value>>, Wrong> {
         match self.take(key) {
             None => Ok(None),
@@ -168,7 +206,7 @@ pub(crate) fn join(path: &str, key: &str) -> String {
 
 /// Accepts `5.0`: Python's `json` writes it for an integral float, and the platform's models read
 /// it as an integer.
-fn whole(value: &Value) -> Option<u64> {
+pub(crate) fn whole(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| {
         let number = value.as_f64()?;
         (number.fract() == 0.0 && (0.0..=MAX_EXACT).contains(&number)).then_some(number as u64)

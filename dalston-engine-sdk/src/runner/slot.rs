@@ -30,7 +30,7 @@ use crate::load::LoadContext;
 use crate::model_id::ModelId;
 use crate::models::{LoadStop, LocalModel};
 use crate::spans::{self, SpanOpener, TaskSpans};
-use crate::stage::{OutputDefaults, StageOutput};
+use crate::stage::{OutputDefaults, StageOutput, check_answer};
 use crate::task::TaskRequest;
 
 /// Models to load before the first task.
@@ -460,8 +460,11 @@ fn finish_output<O: StageOutput>(
         defaults.warnings = request.warnings();
         output.fill_in(&defaults);
         let language = output.language().map(str::to_owned);
-        let data = output
-            .into_data()
+        let checked = output.into_data().and_then(|data| {
+            check_answer(request.stage().stage(), &data)?;
+            Ok(data)
+        });
+        let data = checked
             .map_err(|error| TaskError::permanent("invalid_output", error).context("the engine's answer"))?;
         Ok(Processed { data, language })
     })

@@ -62,10 +62,8 @@ pub(super) fn each<T>(
         validate(piece).map_err(|error| error.within(format_args!("{list}[{index}]")))?;
         let start = start(piece);
         if start < previous {
-            let problem = format!(
-                "is {start}, before the start of the previous one, {previous}: expected them in order"
-            );
-            return Err(ValidationError::new(format!("{list}[{index}].start"), problem));
+            let error = ValidationError::out_of_order(start, previous);
+            return Err(error.within(format_args!("{list}[{index}]")));
         }
         previous = start;
     }

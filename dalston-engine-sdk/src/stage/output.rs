@@ -8,7 +8,7 @@ use super::validation::ValidationError;
 
 /// The answer of a stage: what becomes `data` in `response.json`.
 ///
-/// [`Transcript`](super::Transcript) is the answer of `transcribe`. For another stage, derive
+/// The [module](super) has a type for each stage of the platform. For another stage, derive
 /// [`Serialize`] for your own type and implement the trait with an empty body: the answer is then
 /// checked for numbers that JSON can't represent. Override `validate` for further checks.
 ///
@@ -16,22 +16,22 @@ use super::validation::ValidationError;
 /// use dalston_engine_sdk::stage::{StageOutput, ValidationError};
 ///
 /// #[derive(serde::Serialize)]
-/// struct Turns {
-///     speakers: Vec<String>,
-///     overlap_ratio: f64,
+/// struct Mood {
+///     mood: String,
+///     confidence: f64,
 /// }
 ///
-/// impl StageOutput for Turns {
+/// impl StageOutput for Mood {
 ///     fn validate(&self) -> Result<(), ValidationError> {
-///         if !(0.0..=1.0).contains(&self.overlap_ratio) {
-///             return Err(ValidationError::new("overlap_ratio", format!("is {}: expected 0 to 1", self.overlap_ratio)));
+///         if !(0.0..=1.0).contains(&self.confidence) {
+///             return Err(ValidationError::new("confidence", format!("is {}: expected 0 to 1", self.confidence)));
 ///         }
 ///         Ok(())
 ///     }
 /// }
 ///
-/// let turns = Turns { speakers: vec![], overlap_ratio: 1.5 };
-/// assert_eq!(turns.into_data().unwrap_err().to_string(), "overlap_ratio is 1.5: expected 0 to 1");
+/// let mood = Mood { mood: "calm".to_owned(), confidence: 1.5 };
+/// assert_eq!(mood.into_data().unwrap_err().to_string(), "confidence is 1.5: expected 0 to 1");
 /// ```
 pub trait StageOutput: Serialize + Send + 'static {
     /// Fills in facts of the runner that the engine left out. Does nothing unless overridden.

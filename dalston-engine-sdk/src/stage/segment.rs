@@ -1,7 +1,7 @@
 //! The pieces of a transcript: segments, words, characters and phonemes.
 
 use serde::ser::SerializeStruct;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::check::{each, optional_probability, probability, rounded_into_range, times};
 use super::metadata::Metadata;
@@ -208,7 +208,7 @@ pub struct Word {
     #[serde(default)]
     pub confidence: Option<f64>,
     /// The method that found the times.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub alignment_method: AlignmentMethod,
     /// The language, if it differs from that of the segment.
     #[serde(default)]
@@ -222,6 +222,13 @@ pub struct Word {
     /// Facts without a field of their own, for example `logprob`.
     #[serde(default)]
     pub metadata: Metadata,
+}
+
+/// In the answers of `align`, the method may be `null`.
+fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    value: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or_default())
 }
 
 impl Word {

@@ -21,6 +21,8 @@ pub enum TimestampGranularity {
 }
 
 impl TimestampGranularity {
+    pub(super) const NAMES: &'static [&'static str] = &["none", "segment", "word", "character", "phoneme"];
+
     /// The name in the documents of the platform.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -60,4 +62,18 @@ pub enum AlignmentMethod {
     #[default]
     #[serde(other)]
     Unknown,
+}
+
+impl AlignmentMethod {
+    pub(super) const NAMES: &'static [&'static str] = &[
+        "attention",
+        "ctc",
+        "rnnt",
+        "tdt",
+        "phoneme_wav2vec",
+        "phoneme_mms",
+        "mfa",
+        "wfst",
+        "unknown",
+    ];
 }

@@ -1,7 +1,9 @@
 //! The request of `transcribe`: section 4.1 of the protocol.
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::config::{ConfigError, model_id};
 use super::timing::TimestampGranularity;
 use crate::protocol::json::{Object, Wrong};
 
@@ -80,10 +82,7 @@ impl TranscribeRequest {
     ///
     /// As [`from_config`](Self::from_config).
     pub fn from_config_with(config: &Map<String, Value>, more_keys: &[&str]) -> Result<Self, ConfigError> {
-        Self::read(config, more_keys).map_err(|wrong| ConfigError {
-            key: wrong.path,
-            problem: wrong.problem,
-        })
+        Ok(Self::read(config, more_keys)?)
     }
 
     /// Whether the answer must have the times of words.
@@ -100,20 +99,15 @@ impl TranscribeRequest {
     fn read(config: &Map<String, Value>, more_keys: &[&str]) -> Result<Self, Wrong> {
         let mut config = Object::new("", Value::Object(config.clone()))?;
         let mut request = Self {
-            loaded_model_id: config.text("loaded_model_id")?.filter(|id| !id.is_empty()),
+            loaded_model_id: model_id(&mut config)?,
             channel: config.integer("channel", 0)?,
             language: config.text("language")?.and_then(known_language),
-            task: one_of(
-                &mut config,
-                "task",
-                &[
-                    ("transcribe", TranscribeTask::Transcribe),
-                    ("translate", TranscribeTask::Translate),
-                ],
-            )?
-            .unwrap_or_default(),
+            task: config
+                .one_of("task", &["transcribe", "translate"])?
+                .unwrap_or_default(),
             prompt: config.text("prompt")?,
-            timestamp_granularity: one_of(&mut config, "timestamp_granularity", &GRANULARITIES)?
+            timestamp_granularity: config
+                .one_of("timestamp_granularity", TimestampGranularity::NAMES)?
                 .unwrap_or(TimestampGranularity::Word),
             word_timestamps: config.boolean("word_timestamps")?,
             vocabulary: config.texts("vocabulary")?,
@@ -170,7 +164,8 @@ impl Default for TranscribeRequest {
 }
 
 /// Whether to transcribe or to translate.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TranscribeTask {
     /// Write the speech in its own language.
@@ -191,46 +186,11 @@ impl TranscribeTask {
     }
 }
 
-/// An invalid option of a task. Another attempt does not help: the request has to change.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("config key {key} {problem}")]
-pub struct ConfigError {
-    key: String,
-    problem: String,
-}
-
-impl ConfigError {
-    /// The key, for example `temperature[1]`.
-    #[must_use]
-    pub fn key(&self) -> &str {
-        &self.key
-    }
-}
-
 const MOST_VOCABULARY: usize = 100;
-
-const GRANULARITIES: [(&str, TimestampGranularity); 5] = [
-    ("none", TimestampGranularity::None),
-    ("segment", TimestampGranularity::Segment),
-    ("word", TimestampGranularity::Word),
-    ("character", TimestampGranularity::Character),
-    ("phoneme", TimestampGranularity::Phoneme),
-];
 
 fn known_language(code: String) -> Option<String> {
     let code = code.trim().to_lowercase();
     (!code.is_empty() && code != "auto").then_some(code)
-}
-
-fn one_of<T: Copy>(config: &mut Object, key: &str, choices: &[(&str, T)]) -> Result<Option<T>, Wrong> {
-    let Some(value) = config.take(key) else {
-        return Ok(None);
-    };
-    let chosen = choices.iter().find(|(name, _)| value.as_str() == Some(name));
-    chosen.map(|(_, choice)| Some(*choice)).ok_or_else(|| {
-        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
-        Wrong::expected(key, &value, &format!("one of {}", names.join(", ")))
-    })
 }
 
 fn temperatures(config: &mut Object) -> Result<Vec<f64>, Wrong> {

@@ -267,7 +267,7 @@ impl StageOutput for Transcript {
     }
 
     fn language(&self) -> Option<&str> {
-        (self.language != UNKNOWN_LANGUAGE).then_some(&self.language)
+        known_language(&self.language)
     }
 }
 
@@ -333,5 +333,9 @@ pub enum LanguageSource {
     Detected,
 }
 
+pub(super) fn known_language(code: &str) -> Option<&str> {
+    (code != UNKNOWN_LANGUAGE).then_some(code)
+}
+
 /// The code of a language that is not known.
-pub(super) const UNKNOWN_LANGUAGE: &str = "und";
+const UNKNOWN_LANGUAGE: &str = "und";

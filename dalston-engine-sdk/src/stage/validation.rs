@@ -24,6 +24,13 @@ impl ValidationError {
         }
     }
 
+    /// A piece of audio that starts before the previous one in its list.
+    pub(super) fn out_of_order(start: f64, previous: f64) -> Self {
+        let problem =
+            format!("is {start}, before the start of the previous one, {previous}: expected them in order");
+        Self::new("start", problem)
+    }
+
     /// The field, for example `segments[3].words[1].end`.
     #[must_use]
     pub fn path(&self) -> &str {

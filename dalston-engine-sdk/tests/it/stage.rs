@@ -1,4 +1,7 @@
-//! Requests and answers of the stages.
+//! Requests and answers of the stages: here those of `transcribe`.
+
+mod answers;
+mod requests;
 
 use dalston_engine_sdk::stage::{
     AlignmentMethod, Character, LanguageShare, LanguageSource, OutputDefaults, Phoneme, Segment, StageOutput,
