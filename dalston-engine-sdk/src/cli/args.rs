@@ -20,7 +20,7 @@ pub(super) enum Command {
     #[cfg(feature = "worker")]
     Run(EngineArgs),
     /// Print the identity and capabilities of this engine as JSON
-    Describe,
+    Describe(DescribeArgs),
     /// Check this machine for the engine, and give advice for missing parts
     Doctor(EngineArgs),
 }
@@ -57,6 +57,17 @@ pub(super) struct TranscribeArgs {
     /// Print the metrics that changed
     #[arg(long)]
     pub(super) metrics: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DescribeArgs {
+    /// Print the engine.yaml for the catalog of the platform
+    #[arg(long)]
+    pub(super) engine_yaml: bool,
+
+    /// Print the row of MODEL, or of the default model, for the model registry of the platform
+    #[arg(long, value_name = "MODEL", num_args = 0..=1, require_equals = true, conflicts_with = "engine_yaml")]
+    pub(super) model_yaml: Option<Option<String>>,
 }
 
 /// The arguments that `transcribe`, `run` and `doctor` share.

@@ -1,13 +1,34 @@
-//! `describe`: identity and capabilities of the engine, as JSON.
+//! `describe`: identity and capabilities of the engine.
 
 use serde::Serialize;
 
+use super::args::DescribeArgs;
+use super::catalog;
+use super::failure::Failure;
 use crate::engine::EngineInfo;
 use crate::protocol::Capabilities;
 use crate::stage::Stage;
 
+/// What the command prints.
+pub(super) fn describe(info: &EngineInfo, args: &DescribeArgs) -> Result<String, Failure> {
+    if args.engine_yaml {
+        return Ok(catalog::engine_yaml(info));
+    }
+    if let Some(model) = &args.model_yaml {
+        let default = info.default_model.as_ref().map(|model| model.as_str());
+        let named = model.as_deref().filter(|model| !model.is_empty());
+        let model = named.or(default).ok_or_else(|| {
+            Failure::Usage("the engine has no default model: name one with --model-yaml=MODEL".to_owned())
+        })?;
+        return Ok(catalog::model_yaml(info, model));
+    }
+    let json = serde_json::to_string_pretty(&description(info));
+    json.map(|json| json + "\n")
+        .map_err(|error| Failure::Failed(error.to_string()))
+}
+
 #[derive(Debug, Serialize)]
-pub(super) struct Description<'a> {
+struct Description<'a> {
     engine_id: &'a str,
     version: &'a str,
     sdk_version: &'static str,
@@ -25,7 +46,7 @@ struct Audio {
     channels: u32,
 }
 
-pub(super) fn describe(info: &EngineInfo) -> Description<'_> {
+fn description(info: &EngineInfo) -> Description<'_> {
     #[cfg(feature = "audio")]
     let audio = info.audio.map(|format| Audio {
         sample_rate: format.sample_rate,
@@ -61,7 +82,7 @@ mod tests {
             .realtime_factor_cpu(0.25)
             .gpu_memory_mib(2048);
         assert_eq!(
-            serde_json::to_value(describe(&info)).unwrap(),
+            serde_json::to_value(description(&info)).unwrap(),
             json!({
                 "engine_id": "my-asr", "version": "1.4.0", "sdk_version": env!("CARGO_PKG_VERSION"),
                 "stages": ["transcribe"], "default_model": "tiny", "languages": ["en", "de"], "audio": null,

@@ -1,6 +1,7 @@
 //! The command line of an engine's binary: [`main`].
 
 mod args;
+mod catalog;
 mod describe;
 mod doctor;
 mod failure;
@@ -53,7 +54,8 @@ use crate::engine::Engine;
 ///   the results. `--json` is for programs, `--trace` prints a waterfall of the spans;
 /// - `run`: join a live deployment and process tasks until `SIGTERM` or Ctrl-C. Then running tasks
 ///   may end; a second signal ends the process at once;
-/// - `describe`: identity and capabilities as JSON;
+/// - `describe`: identity and capabilities as JSON. `--engine-yaml` and `--model-yaml` print the
+///   files that the platform reads about an engine and its model;
 /// - `doctor`: the state of this machine, with advice for missing parts;
 /// - `--help` and `--version`.
 ///
@@ -81,9 +83,8 @@ fn run<E: Engine>(
     let info = engine.info();
     match args::parse(&info, args) {
         Ok(Command::Transcribe(args)) => transcribe::transcribe(engine, &args, env),
-        Ok(Command::Describe) => {
-            let description = serde_json::to_string_pretty(&describe::describe(&info));
-            print(&(description.map_err(|error| Failure::Failed(error.to_string()))? + "\n"))?;
+        Ok(Command::Describe(args)) => {
+            print(&describe::describe(&info, &args)?)?;
             Ok(ExitCode::SUCCESS)
         }
         #[cfg(feature = "worker")]

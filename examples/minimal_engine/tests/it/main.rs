@@ -262,6 +262,52 @@ fn describe_prints_json() {
 }
 
 #[test]
+fn describe_prints_the_files_of_the_platform() {
+    let ran = Engine::new().run("describe --engine-yaml");
+    let version = env!("CARGO_PKG_VERSION");
+    let expected = format!(
+        r#"# stage is count: the platform expects one of prepare, transcribe, align, diarize, pii_detect, audio_redact
+# container.memory is a guess: set EngineInfo::memory_gib
+schema_version: "1.1"
+id: "word-counter"
+engine_id: "word-counter"
+stage: "count"
+name: "word-counter"
+version: "{version}"
+description: "word-counter {version}, an engine built with dalston-engine-sdk {version}"
+execution_profile: "container"
+container:
+  gpu: "none"
+  memory: "2G"
+capabilities:
+  languages: ["all"]
+  native_streaming: false
+  word_timestamps: false
+  includes_diarization: false
+  language_forcing: true
+hardware:
+  supports_cpu: true
+performance:
+  rtf_gpu: null
+  rtf_cpu: null
+"#
+    );
+    assert_eq!((ran.status, ran.stdout), (Some(0), expected));
+
+    let row = Engine::new().run("describe --model-yaml=small");
+    assert_eq!(row.status, Some(0), "{}", row.stderr);
+    assert!(
+        row.stdout.contains("\nloaded_model_id: \"small\"\n"),
+        "{}",
+        row.stdout
+    );
+    let none = Engine::new().run("describe --model-yaml");
+    assert_eq!((none.status, none.stdout.as_str()), (Some(2), ""));
+    let advice = "error: the engine has no default model: name one with --model-yaml=MODEL\n";
+    assert_eq!(none.stderr, advice);
+}
+
+#[test]
 fn doctor_names_broken_settings() {
     let engine = Engine::new();
     let sound = engine.run("doctor");
