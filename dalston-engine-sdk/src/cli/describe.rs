@@ -96,4 +96,17 @@ mod tests {
             })
         );
     }
+
+    #[test]
+    fn model_row_is_of_the_named_or_else_the_default_model() {
+        let info = EngineInfo::new("my-asr", "1.4.0").default_model("tiny");
+        for (named, model) in [(None, "tiny"), (Some(""), "tiny"), (Some("small"), "small")] {
+            let args = DescribeArgs {
+                engine_yaml: false,
+                model_yaml: Some(named.map(str::to_owned)),
+            };
+            let row = describe(&info, &args).unwrap();
+            assert!(row.contains(&format!("\nid: \"{model}\"\n")), "{row}");
+        }
+    }
 }

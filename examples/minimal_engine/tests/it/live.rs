@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use testbed::collector::{Collector, Protocol};
 use testbed::{Authority, Fault, TestRedis, TestS3, Trouble};
 
+use crate::pages::DEPLOYMENT;
 use crate::{Engine, Guard, PATIENCE, finish, signal};
 
 const JOB: &str = "0d4c2b1a-9f8e-4d7c-b6a5-443322110000";
@@ -239,6 +240,28 @@ async fn task_over_tls_completes_and_leaks_no_secret() {
         let leaks: Vec<&str> = output.lines().filter(|line| line.contains(secret)).collect();
         assert!(leaks.is_empty(), "{secret}: {leaks:#?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_check_of_the_guide_passes_while_the_worker_lives() {
+    let (_, command_line) = DEPLOYMENT.split_once("    CMD [\"bash\"").unwrap();
+    let command_line = command_line.lines().next().unwrap();
+    let command_line: Vec<String> = serde_json::from_str(&format!("[\"bash\"{command_line}")).unwrap();
+    let check = |port: &str| {
+        let mut bash = Command::new(&command_line[0]);
+        bash.args(command_line[1..].iter().map(|part| part.replace("9100", port)));
+        tokio::task::block_in_place(|| finish(&mut bash)).status
+    };
+    // Without Redis the worker is unhealthy, but a new process would not help.
+    let s3 = TestS3::start();
+    let engine = Engine::new();
+    let worker = Worker::start(command(&engine, "redis://127.0.0.1:1", &s3));
+    let listening = worker.until_line("http_server_listening").await;
+    let port = listening["address"].as_str().unwrap().rsplit(':').next().unwrap();
+    assert_eq!(check(port), Some(0));
+    signal(worker.process.0.id(), "TERM");
+    worker.end().await;
+    assert_eq!(check(port), Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

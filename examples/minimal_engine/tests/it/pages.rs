@@ -2,6 +2,7 @@
 
 use crate::{Engine, names_in};
 
+pub(crate) const DEPLOYMENT: &str = include_str!("../../../../dalston-engine-sdk/docs/guides/deployment.md");
 const README: &str = include_str!("../../../../README.md");
 
 #[test]
@@ -26,6 +27,27 @@ fn pages_contain_the_program() {
             "{page} shows another program than examples/minimal_engine/src/main.rs: copy it from there"
         );
     }
+}
+
+/// Words in capitals with this start.
+fn variables(text: &str) -> impl Iterator<Item = &str> {
+    let words = text.split(|c: char| !c.is_ascii_uppercase() && !c.is_ascii_digit() && c != '_');
+    words.filter(|word| {
+        ["DALSTON_", "OTEL_", "REDIS_", "AWS_", "HF_"]
+            .iter()
+            .any(|start| word.starts_with(start))
+    })
+}
+
+#[test]
+fn deployment_guide_names_existing_variables() {
+    const OF_THE_GATEWAY: [&str; 2] = ["DALSTON_MODELS_DIR", "DALSTON_SECURITY_MODE"];
+    let reference = include_str!("../../../../docs/reference/environment.md");
+    let unknown: Vec<_> = variables(DEPLOYMENT)
+        .filter(|name| !reference.contains(&format!("`{name}`")) && !OF_THE_GATEWAY.contains(name))
+        .collect();
+    assert_eq!(unknown, [] as [&str; 0]);
+    assert!(variables(DEPLOYMENT).count() > 20);
 }
 
 #[test]
