@@ -4,6 +4,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio_util::task::TaskTracker;
 
 use super::lease::Lease;
 use crate::broker::{Claim, TaskMetadata};
@@ -83,11 +84,12 @@ pub(super) async fn upload(
     files: Vec<OutputFile>,
     response: TaskResponseData,
     lease: &Lease<'_>,
+    removals: &TaskTracker,
 ) -> Result<Vec<ArtifactReference>, TaskError> {
     let mut artifacts = Vec::with_capacity(files.len());
     for file in files {
         lease.ensure_held().await?;
-        artifacts.push(put_file(store, claim, stage, file, lease).await?);
+        artifacts.push(put_file(store, claim, stage, file, lease, removals).await?);
         fault_point!(ArtifactStored);
     }
     let response = response.artifacts(artifacts.iter().cloned());
@@ -104,6 +106,7 @@ async fn put_file(
     stage: &StageName,
     file: OutputFile,
     lease: &Lease<'_>,
+    removals: &TaskTracker,
 ) -> Result<ArtifactReference, TaskError> {
     let OutputFile {
         name,
@@ -129,7 +132,7 @@ async fn put_file(
                 let size = content.len() as u64;
                 Ok((write(store, &key, content, lease).await?, size))
             }
-            None => put_large(store, &path, &key, lease).await,
+            None => put_large(store, &path, &key, lease, removals).await,
         }
     };
     let (locator, size) = stored
@@ -151,26 +154,20 @@ async fn put_large(
     path: &Path,
     key: &str,
     lease: &Lease<'_>,
+    removals: &TaskTracker,
 ) -> Result<(String, u64), TaskError> {
     let failed = |error| storage_error(store, error);
-    let staged = store.stage(path, key).await.map_err(failed)?;
-    let published = async {
-        let mut seen = Seen::default();
-        for _ in 0..WRITE_ATTEMPTS {
-            match store.publish(&staged, key, &seen).await.map_err(failed)? {
-                Written::Done(locator) => return Ok((locator, staged.size)),
-                Written::Conflict(other) => seen = other,
-            }
-            lease.renew().await?;
+    let staged = store.stage(path, key, removals).await.map_err(failed)?;
+    let mut seen = Seen::default();
+    for _ in 0..WRITE_ATTEMPTS {
+        match store.publish(&staged, key, &seen).await.map_err(failed)? {
+            Written::Done(locator) => return Ok((locator, staged.size)),
+            Written::Conflict(other) => seen = other,
         }
-        let text = format!("{}: another process keeps writing it", store.locator(key));
-        Err(TaskError::retryable("storage", text))
-    };
-    let published = published.await;
-    if published.is_err() {
-        store.discard(&staged).await;
+        lease.renew().await?;
     }
-    published
+    let text = format!("{}: another process keeps writing it", store.locator(key));
+    Err(TaskError::retryable("storage", text))
 }
 
 /// Writes a file. It replaces another one only if no peer that has the task by now can have written

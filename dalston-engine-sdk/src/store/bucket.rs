@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicBool;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use object_store::buffered::BufWriter;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
@@ -223,39 +222,6 @@ impl Store {
         }
         file.flush().await.map_err(disk)?;
         Ok(to.to_owned())
-    }
-
-    /// Stores a file of this machine under a key; returns its locator and its size in bytes.
-    ///
-    /// The file is copied chunk by chunk, so memory does not grow with its size.
-    ///
-    /// # Errors
-    ///
-    /// If the file can't be read, the key is invalid, or the storage fails.
-    pub async fn put(&self, from: &Path, key: &str) -> Result<(String, u64), StoreError> {
-        let locator = self.locator(key);
-        let object = parse_key(&locator, key)?;
-        let mut file = File::open(from)
-            .await
-            .map_err(|source| StoreError::file("reading", from, source))?;
-        let mut writer = BufWriter::new(Arc::clone(&self.objects), object);
-        let copied = async {
-            let size = tokio::io::copy(&mut file, &mut writer).await?;
-            writer.shutdown().await?;
-            Ok::<_, std::io::Error>(size)
-        };
-        match copied.await {
-            Ok(size) => Ok((locator, size)),
-            Err(source) => {
-                // Parts that were sent already would stay in the bucket, invisible but billed.
-                let _ = writer.abort().await;
-                Err(StoreError::Storage {
-                    action: "writing",
-                    locator,
-                    source: source.into(),
-                })
-            }
-        }
     }
 
     /// Whether the user of the worker names files of this machine.

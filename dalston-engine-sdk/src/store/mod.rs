@@ -12,6 +12,7 @@ mod replace;
 #[cfg(feature = "s3")]
 mod s3;
 mod staged;
+mod upload;
 
 pub use self::bucket::Store;
 pub use self::error::StoreError;

@@ -5,35 +5,50 @@
 //! storage, which has a condition, brings it to its own key. S3 copies up to 5 GiB in one request.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use object_store::path::Path as ObjectPath;
-use object_store::{CopyMode, CopyOptions, Error as StorageError, ObjectStoreExt};
+use object_store::{CopyMode, CopyOptions, Error as StorageError, ObjectStore, ObjectStoreExt};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::bucket::{Store, parse_key};
 use super::error::StoreError;
 use super::replace::{Seen, Written, may_refuse_condition};
+use super::upload::remove_later;
 
-/// A file under a key of this attempt.
+/// A file under a key of this attempt. It is removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Staged {
+    objects: Arc<dyn ObjectStore>,
     object: ObjectPath,
+    removals: TaskTracker,
     pub(crate) size: u64,
 }
 
 impl Store {
-    /// Stores a file of this machine beside `key`, under a key of this attempt.
-    pub(crate) async fn stage(&self, from: &Path, key: &str) -> Result<Staged, StoreError> {
+    /// Stores a file of this machine beside `key`, under a key of this attempt. `removals` tracks
+    /// its removal.
+    pub(crate) async fn stage(
+        &self,
+        from: &Path,
+        key: &str,
+        removals: &TaskTracker,
+    ) -> Result<Staged, StoreError> {
         let (directory, file) = key.rsplit_once('/').unwrap_or(("", key));
         // The suffix stays, because it decides the content type.
         let staged = format!("{directory}/attempts/{}/{file}", Uuid::new_v4());
         let staged = staged.trim_start_matches('/');
-        let (locator, size) = self.put(from, staged).await?;
-        Ok(Staged {
+        let locator = self.locator(staged);
+        let mut staged = Staged {
+            objects: Arc::clone(&self.objects),
             object: parse_key(&locator, staged)?,
-            size,
-        })
+            removals: removals.clone(),
+            size: 0,
+        };
+        staged.size = self.send(from, &locator, &staged.object, removals).await?;
+        Ok(staged)
     }
 
     /// Copies a staged file to `key`: without `seen`, unless there is a file already.
@@ -59,10 +74,7 @@ impl Store {
         };
         let options = CopyOptions::new().with_mode(mode);
         match self.objects.copy_opts(&staged.object, &object, options).await {
-            Ok(()) => {
-                self.discard(staged).await;
-                Ok(Written::Done(locator))
-            }
+            Ok(()) => Ok(Written::Done(locator)),
             // A copy whose response was lost reports that its upload is not found.
             Err(
                 StorageError::AlreadyExists { .. }
@@ -73,11 +85,16 @@ impl Store {
             Err(error) => Err(StoreError::storage("writing", &locator, error)),
         }
     }
+}
 
-    /// Removes a staged file. Without the right to delete it stays until its job is removed.
-    pub(crate) async fn discard(&self, staged: &Staged) {
-        if let Err(error) = self.objects.delete(&staged.object).await {
-            tracing::debug!(object = %staged.object, %error, "staged_file_not_removed");
-        }
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let (objects, object) = (Arc::clone(&self.objects), self.object.clone());
+        remove_later(&self.removals, async move {
+            // Without the right to delete it stays until its job is removed.
+            if let Err(error) = objects.delete(&object).await {
+                tracing::debug!(%object, %error, "staged_file_not_removed");
+            }
+        });
     }
 }

@@ -102,7 +102,7 @@ async fn a_delayed_write_does_not_replace_a_peers_result() {
             };
             let context = EventContext::default();
             let _ = rig.broker.finish(&peer, &done, &context).await.unwrap();
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            // The worker ends once the delayed write was answered.
         };
         let builder = rig.runner(engine_with("ours".repeat(size / 4))).broker(broker);
         rig.run(builder, act).await.1.unwrap();
@@ -117,6 +117,50 @@ async fn a_delayed_write_does_not_replace_a_peers_result() {
 fn staged(server: &TestS3) -> usize {
     let keys = server.keys(TestS3::BUCKET).into_iter();
     keys.filter(|key| key.contains("/attempts/")).count()
+}
+
+#[tokio::test]
+async fn cancelled_upload_of_a_large_file_leaves_no_parts() {
+    let server = TestS3::start();
+    let rig = rig(s3(&server));
+    let slow = Fault::Delay(Duration::from_secs(4));
+    server.trouble(Trouble::new(slow).method("PUT").path("/attempts/"));
+    rig.submit("t1").await;
+    let act = async {
+        while server.open_uploads() == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        rig.broker.cancel_job(&job_of("t1"));
+        rig.broker.wait_for_outcome("t1").await
+    };
+    let (_, ended) = rig.run(rig.runner(engine_with(large())), act).await;
+    ended.unwrap();
+    assert_eq!((server.open_uploads(), staged(&server)), (0, 0));
+}
+
+#[tokio::test]
+async fn refused_end_of_a_large_upload_fails_the_task() {
+    let server = TestS3::start();
+    let rig = rig(s3(&server));
+    let slow = Fault::Delay(Duration::from_millis(500));
+    server.trouble(Trouble::new(slow).method("PUT").path("/attempts/"));
+    rig.submit("t1").await;
+    let act = async {
+        while server.open_uploads() == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let refusal = Fault::Answer {
+            status: 400,
+            code: "InvalidPart",
+        };
+        server.trouble(Trouble::new(refusal).method("POST").path("/attempts/"));
+        rig.outcome("t1").await
+    };
+    let (outcome, _) = rig.run(rig.runner(engine_with(large())), act).await;
+    let (code, text) = outcome.unwrap_err();
+    assert_eq!(code, "storage", "{text}");
+    assert!(text.contains("InvalidPart"), "{text}");
+    assert_eq!((server.open_uploads(), staged(&server)), (0, 0));
 }
 
 #[tokio::test]

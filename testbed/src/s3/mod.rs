@@ -171,6 +171,12 @@ impl TestS3 {
         self.shared.files.keys(bucket)
     }
 
+    /// The number of multipart uploads that are neither complete nor aborted.
+    #[must_use]
+    pub fn open_uploads(&self) -> usize {
+        self.shared.files.open_uploads()
+    }
+
     /// The number of requests so far, including failed ones.
     #[must_use]
     pub fn requests(&self) -> u64 {

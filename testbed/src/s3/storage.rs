@@ -130,6 +130,10 @@ impl Files {
         }
     }
 
+    pub(super) fn open_uploads(&self) -> usize {
+        self.uploads.lock().unwrap().len()
+    }
+
     pub(super) fn keys(&self, bucket: &str) -> Vec<String> {
         let buckets = self.buckets.lock().unwrap();
         buckets
