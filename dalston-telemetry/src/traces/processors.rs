@@ -123,13 +123,16 @@ mod tests {
         let start = SystemTime::now() + Duration::from_secs(3600);
         let builder = || tracer.span_builder("work").with_start_time(start);
         let mut span = builder().start(&tracer);
+        span.add_event("while the clock was set back", Vec::new());
         monotonic::ending(Duration::from_secs(2), || span.end());
         // A span whose duration is not known, such as one with times of its own.
         builder()
             .start(&tracer)
             .end_with_timestamp(start + Duration::from_secs(7));
-        let ends = collected.spans().into_iter().map(|span| span.end);
+        let spans = collected.spans();
+        let ends = spans.iter().map(|span| span.end);
         assert!(ends.eq([2, 7].map(|seconds| start + Duration::from_secs(seconds))));
+        assert_eq!(spans[0].events[0].timestamp, start);
     }
 
     #[test]

@@ -71,8 +71,9 @@ pub mod attr {
         pub const AUDIO_DURATION_SECONDS: &str = "dalston.audio_duration_seconds";
         /// The wait in the queue, in seconds; never negative.
         pub const QUEUE_WAIT_SECONDS: &str = "dalston.queue_wait_seconds";
-        /// The wait in the queue as measured, in seconds, if it is negative because the clocks of
-        /// two machines differ.
+        /// How much longer the wait in the queue is by the clocks of producer and worker than by the
+        /// clock of the queue, in seconds, if that is more than a second. Without a clock of the
+        /// queue: the wait by the two clocks if it is negative.
         pub const CLOCK_SKEW_SECONDS: &str = "dalston.clock_skew_seconds";
         /// The number of the delivery of the task, from 1.
         pub const DELIVERY_COUNT: &str = "dalston.delivery_count";
