@@ -397,10 +397,10 @@ pub enum RunError {
     /// The operating system refused an inference thread.
     #[error("starting an inference thread: {0}: check the limits on threads and memory of the process")]
     Thread(#[source] std::io::Error),
-    /// The surroundings of the worker stayed broken: temporary directory, Redis, storage, or a
+    /// The probes of the worker failed all the time: temporary directory, Redis, storage, or a
     /// model that can't be loaded.
     #[error("the worker could take no tasks for 10 minutes: {reason}")]
-    Surroundings {
+    ProbesFailed {
         /// The last failed probe, or the last error that the worker itself caused.
         reason: String,
     },

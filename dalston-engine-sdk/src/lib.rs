@@ -49,6 +49,8 @@ pub mod audio;
 pub mod broker;
 #[cfg(feature = "cli")]
 mod cli;
+#[cfg(feature = "worker")]
+mod clock;
 mod config;
 mod context;
 mod engine;

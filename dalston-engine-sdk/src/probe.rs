@@ -10,6 +10,8 @@ use object_store::{ObjectStoreExt, path::Path as ObjectPath};
 #[cfg(feature = "worker")]
 use tokio::{net::TcpListener, time::timeout};
 
+#[cfg(feature = "worker")]
+use crate::clock;
 use crate::engine::Check;
 #[cfg(feature = "worker")]
 use crate::redis::RedisServer;
@@ -63,6 +65,21 @@ pub(crate) async fn redis(server: &RedisServer) -> Check {
         Err(_) => format!("{address} did not answer within {} s", TIMEOUT.as_secs()),
     };
     Check::missing(NAME, problem).advice("start Redis, or correct REDIS_URL")
+}
+
+/// Compares the clocks of this machine and of Redis. `None` if Redis does not tell its time.
+#[cfg(feature = "worker")]
+#[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "only `doctor` calls it"))]
+pub(crate) async fn clock(server: &RedisServer) -> Option<Check> {
+    const NAME: &str = "clock";
+    let seconds = timeout(TIMEOUT, server.clock_difference()).await.ok()?.ok()?;
+    Some(match clock::problem(seconds, server) {
+        Some(problem) => Check::warning(NAME, problem).advice(clock::ADVICE),
+        None => Check::ok(
+            NAME,
+            format!("differs from that of Redis by {:.3} s", seconds.abs()),
+        ),
+    })
 }
 
 /// Writes, reads and deletes the object `dalston-probe/{instance}` of the deployment's bucket.

@@ -307,23 +307,44 @@ pub(crate) fn record_failure(span: &Span, error: &TaskError) {
     span.set_status(Status::error(message));
 }
 
+/// A week in seconds. After a longer wait one of the times is wrong, and the span would hide all
+/// others of the trace.
+const LONGEST_WAIT: f64 = 7.0 * 86_400.0;
+
 /// How long a task waited in the queue.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct QueueWait {
     from: Timestamp,
     to: Timestamp,
     pub(crate) seconds: f64,
-    /// The negative difference between the clocks of two machines.
+    /// How much longer the wait is by the clocks of two machines, if they differ.
     skew: Option<f64>,
 }
 
 impl QueueWait {
-    /// `None` for a wait of more than a week: one of the times is wrong, and the span would hide
-    /// all others of the trace.
+    /// A wait until `read_at` by the clock of the broker.
+    pub(crate) fn measured(
+        waited: Duration,
+        enqueued_at: Option<Timestamp>,
+        read_at: Timestamp,
+    ) -> Option<Self> {
+        /// The platform writes `enqueued_at` some time before the message.
+        const LARGEST_DELAY: f64 = 1.0;
+        let seconds = waited.as_secs_f64();
+        let from = read_at.to_system_time().checked_sub(waited)?;
+        let skew = enqueued_at.map(|enqueued_at| read_at.seconds_since(enqueued_at) - seconds);
+        (seconds <= LONGEST_WAIT).then(|| Self {
+            from: Timestamp::from(from),
+            to: read_at,
+            seconds,
+            skew: skew.filter(|skew| skew.abs() > LARGEST_DELAY),
+        })
+    }
+
+    /// A wait by the clocks of two machines.
     pub(crate) fn between(enqueued_at: Timestamp, read_at: Timestamp) -> Option<Self> {
-        const A_WEEK: f64 = 7.0 * 86_400.0;
         let raw = read_at.seconds_since(enqueued_at);
-        if raw.abs() > A_WEEK {
+        if raw.abs() > LONGEST_WAIT {
             return None;
         }
         if raw < 0.0 {

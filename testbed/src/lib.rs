@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod clock;
 pub mod collector;
 mod imds;
 mod prometheus;
@@ -14,6 +15,7 @@ pub mod report;
 mod s3;
 mod tls;
 
+pub use self::clock::clock_ahead;
 pub use self::imds::{ImdsFault, TestImds};
 pub use self::prometheus::{TestPrometheus, parse_open_metrics, promtool};
 pub use self::proxy::Proxy;

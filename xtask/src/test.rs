@@ -29,6 +29,12 @@ const OPEN_METRICS_PARSER: Need = Need {
     package: "python3-prometheus-client",
 };
 
+const FAKETIME: Need = Need {
+    purpose: "test machines whose clocks differ",
+    probe: &["faketime", "--version"],
+    package: "faketime",
+};
+
 type Step = (&'static str, fn(&Path) -> Result<(), Error>);
 
 /// In an order that finds likely failures early.
@@ -94,7 +100,7 @@ pub(crate) fn run(words: &[&str]) -> Result<(), Error> {
     let mut libtorch = std::path::PathBuf::new();
     steps.step("set-up", || {
         libtorch = libtorch::set_up(libtorch::Variant::Cpu)?;
-        require(&[REDIS, PROMETHEUS, OPEN_METRICS_PARSER])
+        require(&[REDIS, PROMETHEUS, OPEN_METRICS_PARSER, FAKETIME])
     })?;
     for (name, work) in chosen {
         steps.step(name, || work(&libtorch))?;

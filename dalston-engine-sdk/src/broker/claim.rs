@@ -57,7 +57,7 @@ pub enum Ownership {
     /// The broker lost its record of the delivery, so no other consumer has the task. The event, if
     /// the call has one, was reported. There was nothing to renew, to remove or to give back. The
     /// caller goes on as the owner.
-    Forgotten,
+    Unrecorded,
 }
 
 /// What became of a task that its worker wanted to hand back.

@@ -1,6 +1,7 @@
 //! What a broker knows about a task.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::protocol::{RequestBinding, Timestamp};
 
@@ -39,6 +40,11 @@ pub struct TaskMetadata {
     pub stage: String,
     /// When the task was queued, if its queue entry does not say it.
     pub enqueued_at: Option<Timestamp>,
+    /// The time since it was first queued, by the clock of the broker. The clocks of the producer
+    /// and of this machine may differ from each other.
+    pub age: Option<Duration>,
+    /// The time since its current entry was queued, by the clock of the broker.
+    pub waited: Option<Duration>,
     /// The model, if the platform names it here.
     pub model: Option<String>,
     /// The id of the request at the gateway.
@@ -52,8 +58,6 @@ pub struct TaskMetadata {
     /// How many deliveries it had under earlier entries, if a worker gave it back and the broker
     /// queued it again for that.
     pub earlier_deliveries: u32,
-    /// When that was.
-    pub requeued_at: Option<Timestamp>,
     /// How many times inference began without a known end: the worker died, or lost the task. The
     /// broker counts this.
     pub inference_starts: u32,

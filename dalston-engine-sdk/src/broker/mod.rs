@@ -135,8 +135,8 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     ) -> Result<Ownership, BrokerError>;
 
     /// Gives a task back to the queue, so that the next consumer gets it at once. A broker may
-    /// queue it again for that, behind the tasks that wait. A task that the broker has
-    /// [forgotten](Ownership::Forgotten) is not in the queue any more.
+    /// queue it again for that, behind the tasks that wait. A task of which the broker
+    /// [has no record](Ownership::Unrecorded) is not in the queue any more.
     ///
     /// # Errors
     ///

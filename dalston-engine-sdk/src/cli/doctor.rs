@@ -114,8 +114,12 @@ fn deployment(env: &Env) -> Result<Vec<Check>, Failure> {
     let checks = runtime.block_on(async {
         let redis = async {
             match RedisServer::new(&config.redis_url) {
-                Ok(server) => probe::redis(&server).await,
-                Err(error) => invalid(&error),
+                Ok(server) => {
+                    let redis = probe::redis(&server).await;
+                    let clock = probe::clock(&server).await;
+                    [Some(redis), clock]
+                }
+                Err(error) => [Some(invalid(&error)), None],
             }
         };
         let storage = async {
@@ -128,7 +132,8 @@ fn deployment(env: &Env) -> Result<Vec<Check>, Failure> {
             }
         };
         let checks = tokio::join!(redis, storage, probe::port(config.http_port));
-        vec![checks.0, checks.1, checks.2]
+        let redis = checks.0.into_iter().flatten();
+        redis.chain([checks.1, checks.2]).collect()
     });
     runtime.shutdown_background();
     Ok(checks)

@@ -9,7 +9,7 @@ use redis::{Script, ScriptInvocation};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::scripts::{self, FORGOTTEN, GONE, HELD, LOST, REFUSED};
+use super::scripts::{self, GONE, HELD, LOST, REFUSED, UNRECORDED};
 use super::server::RedisServer;
 use crate::broker::{BrokerError, Claim, Delivery, HandBack, Ownership, RedeliveryReason, TaskMetadata};
 use crate::protocol::keys;
@@ -19,7 +19,7 @@ const IDLE_FOR_PYTHON: Duration = Duration::from_secs(600);
 /// The consumer that gets released tasks. It is never registered, so every engine, also one in
 /// Python, takes it for dead and claims its tasks at once.
 pub(super) const RELEASED: &str = "handed-back";
-/// After how many leases without a call a task is forgotten.
+/// After how many leases without a call a task is removed from the list.
 const ABANDONED_AFTER_LEASES: u32 = 10;
 
 /// What this process knows about the tasks that it holds.
@@ -47,7 +47,7 @@ struct HeldTask {
     /// The start was reported, by this process or by an earlier owner, or may have been.
     is_running: bool,
     /// The server lost its record of the delivery, and this was logged.
-    forgotten: bool,
+    unrecorded: bool,
 }
 
 impl HeldTasks {
@@ -66,7 +66,7 @@ impl HeldTasks {
             last_call: Instant::now(),
             metadata_found: false,
             is_running: delivery.redelivery == Some(RedeliveryReason::EngineCrash),
-            forgotten: false,
+            unrecorded: false,
         };
         self.tasks().insert(delivery.claim.message_id.clone(), task);
     }
@@ -143,14 +143,14 @@ impl HeldTasks {
             HELD => Ownership::Held,
             GONE if ended_before => Ownership::Held,
             GONE | LOST => Ownership::Lost,
-            FORGOTTEN => Ownership::Forgotten,
+            UNRECORDED => Ownership::Unrecorded,
             _ => {
                 let problem = format!("the script returned {owner}, which is no ownership");
                 return Err(self.failed(claim, operation, problem));
             }
         };
-        if ownership == Ownership::Forgotten {
-            self.log_forgotten(claim);
+        if ownership == Ownership::Unrecorded {
+            self.log_unrecorded(claim);
         }
         if ends || ownership == Ownership::Lost {
             self.forget(&claim.message_id);
@@ -159,8 +159,8 @@ impl HeldTasks {
     }
 
     /// Logs once per task that the server lost its record of the delivery.
-    fn log_forgotten(&self, claim: &Claim) {
-        let logged = |task: &mut HeldTask| std::mem::replace(&mut task.forgotten, true);
+    fn log_unrecorded(&self, claim: &Claim) {
+        let logged = |task: &mut HeldTask| std::mem::replace(&mut task.unrecorded, true);
         if self.tasks().get_mut(&claim.message_id).is_some_and(logged) {
             return;
         }
@@ -170,7 +170,7 @@ impl HeldTasks {
             address = self.server.address(),
             advice = "the work goes on and its result is reported; find out why Redis lost its data, the \
                       stream or the consumer group",
-            "task_forgotten_by_redis"
+            "task_not_recorded_by_redis"
         );
     }
 
@@ -220,7 +220,7 @@ impl HeldTasks {
         let result = match owner {
             Ok(HELD) => HandBack::Done,
             // A task that the server forgot is in no queue any more.
-            Ok(REFUSED | FORGOTTEN) => HandBack::Refused,
+            Ok(REFUSED | UNRECORDED) => HandBack::Refused,
             Ok(_) if is_repeated => HandBack::Done,
             Ok(_) => HandBack::Lost,
             Err(source) => return Err(self.failed(claim, "handing back", source)),

@@ -1,13 +1,13 @@
 //! What the server says about a task: the reply of `lookup.lua`.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::message::read_time;
 use crate::broker::{Claim, Lookup, TaskMetadata};
-use crate::protocol::{RequestBinding, Timestamp};
+use crate::protocol::RequestBinding;
 
 /// The reply is not one that the script can give.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +39,7 @@ pub(super) fn read_lookup(claim: &Claim, reply: &[Option<Vec<u8>>]) -> Result<Lo
             Ok(Lookup::Lost)
         }
         // The platform lost it, too, and the work has not begun.
-        Some(b"forgotten") => {
+        Some(b"unrecorded") => {
             warn!(
                 task_id,
                 advice = "submit its job again",
@@ -60,8 +60,8 @@ pub(super) fn read_lookup(claim: &Claim, reply: &[Option<Vec<u8>>]) -> Result<Lo
     }
 }
 
-/// The fields of a task's metadata, section 2.3, in the order of the reply. The last one is
-/// computed from `handed_back`.
+/// The fields of a task's metadata, section 2.3, in the order of the reply. The last three
+/// are computed, from `handed_back` and from the ids of the messages.
 #[derive(Clone, Copy)]
 enum Field {
     Stage,
@@ -73,10 +73,12 @@ enum Field {
     ResolvedArtifactIds,
     InferenceStarts,
     EarlierDeliveries,
+    AgeMs,
+    WaitedMs,
 }
 
 impl Field {
-    const ALL: usize = 9;
+    const ALL: usize = 11;
 
     fn name(self) -> &'static str {
         match self {
@@ -89,6 +91,8 @@ impl Field {
             Self::ResolvedArtifactIds => "resolved_artifact_ids_json",
             Self::InferenceStarts => "inference_starts",
             Self::EarlierDeliveries => "handed_back",
+            Self::AgeMs => "age_ms",
+            Self::WaitedMs => "waited_ms",
         }
     }
 }
@@ -107,20 +111,17 @@ fn read_metadata(claim: &Claim, values: [Option<&[u8]>; Field::ALL]) -> Lookup {
     let number = |field| lenient(field).and_then(|number| number.parse().ok()).unwrap_or(0);
     metadata.inference_starts = number(Field::InferenceStarts);
     metadata.earlier_deliveries = number(Field::EarlierDeliveries);
-    if metadata.earlier_deliveries > 0 {
-        metadata.requeued_at = queued_at(&claim.message_id);
-    }
+    // A server that took over from another one can have an earlier time.
+    let time = |field| {
+        let millis = lenient(field)?.parse::<i64>().ok()?;
+        Some(Duration::from_millis(u64::try_from(millis).unwrap_or(0)))
+    };
+    metadata.age = time(Field::AgeMs);
+    metadata.waited = time(Field::WaitedMs);
     match read_work(values, &mut metadata) {
         Ok(()) => Lookup::Task(metadata),
         Err(problem) => Lookup::Malformed { metadata, problem },
     }
-}
-
-/// The time in the id of a message.
-fn queued_at(message_id: &str) -> Option<Timestamp> {
-    let millis = message_id.split('-').next()?.parse().ok()?;
-    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))?;
-    Some(Timestamp::from(time))
 }
 
 fn read_work(values: [Option<&[u8]>; Field::ALL], metadata: &mut TaskMetadata) -> Result<(), String> {

@@ -19,7 +19,7 @@ macro_rules! script {
 pub(super) const HELD: i64 = 1;
 pub(super) const GONE: i64 = 2;
 pub(super) const LOST: i64 = 3;
-pub(super) const FORGOTTEN: i64 = 4;
+pub(super) const UNRECORDED: i64 = 4;
 /// What `hand_back.lua` returns beside these: the caller keeps the task.
 pub(super) const REFUSED: i64 = 5;
 

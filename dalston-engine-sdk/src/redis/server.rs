@@ -5,6 +5,8 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+#[cfg(feature = "worker")]
+use std::time::{Instant, SystemTime};
 
 use dalston_telemetry::ParseError;
 use dalston_telemetry::settings::REDIS_URL;
@@ -129,6 +131,23 @@ impl RedisServer {
                 format!("asking Redis at {} for a sign of life", self.address),
                 source,
             )
+        })
+    }
+
+    /// How far the clock of this machine is ahead of the server's, in seconds. It is wrong by at
+    /// most half of the time that the answer takes.
+    #[cfg(feature = "worker")]
+    pub(crate) async fn clock_difference(&self) -> Result<f64, BrokerError> {
+        let (asked_at, began) = (SystemTime::now(), Instant::now());
+        let answer = redis::cmd("TIME").query_async(&mut self.shared()).await;
+        let (seconds, micros): (u64, u64) = answer.map_err(|source| {
+            BrokerError::new(format!("asking Redis at {} for its time", self.address), source)
+        })?;
+        let theirs = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_micros(micros);
+        let ours = asked_at + began.elapsed() / 2;
+        Ok(match ours.duration_since(theirs) {
+            Ok(ahead) => ahead.as_secs_f64(),
+            Err(behind) => -behind.duration().as_secs_f64(),
         })
     }
 

@@ -7,9 +7,9 @@ use dalston_telemetry::opentelemetry::Context;
 use tokio::time::Instant;
 
 use super::lease::Lease;
+use super::run_lock::RunGuard;
 use super::status::TaskGuard;
 use super::stop::Stop;
-use super::turn::Turn;
 use super::worker::{Origin, Worker};
 use crate::broker::{Claim, Delivery, EventContext, RedeliveryReason, TaskMetadata};
 use crate::error::{TaskError, TaskErrorKind};
@@ -36,7 +36,7 @@ pub(super) struct Attempt<'a> {
     /// Known once `request.json` was read.
     pub(super) model: OnceLock<ModelId>,
     /// Held from the admission to the end of the task.
-    turn: Mutex<Option<Turn<'a>>>,
+    run_guard: Mutex<Option<RunGuard<'a>>>,
     pub(super) begun_at: Instant,
     pub(super) deadline: Instant,
     /// How long the deadline had passed already when the task was read.
@@ -56,7 +56,14 @@ impl<'a> Attempt<'a> {
         let claim = &delivery.claim;
         let stage = metadata.as_ref().and_then(|metadata| metadata.stage.parse().ok());
         let begun_at = Instant::now();
-        let left = delivery.timeout_at.map(|at| at.seconds_since(read_at));
+        let left = delivery.timeout_at.map(|timeout_at| {
+            let age = metadata.as_ref().and_then(|metadata| metadata.age);
+            match (delivery.enqueued_at, age) {
+                // Each difference is by the clock of one machine.
+                (Some(enqueued_at), Some(age)) => timeout_at.seconds_since(enqueued_at) - age.as_secs_f64(),
+                _ => timeout_at.seconds_since(read_at),
+            }
+        });
         let left_or_default = left.unwrap_or(worker.config.task_timeout.as_secs_f64());
         let earlier = metadata
             .as_ref()
@@ -100,7 +107,7 @@ impl<'a> Attempt<'a> {
             lease: Lease::new(&*origin.broker, claim, asked_at, stop.clone()),
             stop,
             model: OnceLock::new(),
-            turn: Mutex::default(),
+            run_guard: Mutex::default(),
             begun_at,
             deadline: begun_at + bounded_seconds(left_or_default),
             overdue: left
@@ -115,14 +122,17 @@ impl<'a> Attempt<'a> {
         metadata.map_or(0, |metadata| metadata.inference_starts)
     }
 
-    /// Keeps the turn of the task until the attempt is dropped.
-    pub(super) fn keep(&self, turn: Turn<'a>) {
-        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = Some(turn);
+    /// Keeps the right of the task to run until the attempt is dropped.
+    pub(super) fn keep(&self, guard: RunGuard<'a>) {
+        *self.run_guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
     }
 
     /// Whether the task was admitted to an inference thread.
     pub(super) fn is_admitted(&self) -> bool {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.run_guard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
     }
 
     /// Finds the reasons for which the task can't be done at all.

@@ -196,7 +196,7 @@ impl Breaker {
                 let left = GIVE_UP_AFTER.saturating_sub(outage.lasted);
                 if left.is_zero() {
                     let reason = outage.reason.clone();
-                    return Err(RunError::Surroundings { reason });
+                    return Err(RunError::ProbesFailed { reason });
                 }
                 let pause = outage.pause.min(left);
                 outage.pause = (outage.pause * 2).min(LONGEST_PAUSE);

@@ -19,10 +19,10 @@ use super::breaker::{Breaker, Probe};
 use super::control_loop::Runner;
 use super::direct;
 use super::pool::{SlotPool, SpawnThread};
+use super::run_lock::RunLock;
 use super::slot::{self, ModelLimits, ThreadConfig};
 use super::status::RunnerStatus;
 use super::stop::Drain;
-use super::turn::Turns;
 use super::worker::{Origin, Worker};
 use crate::broker::{Broker, Consumer};
 use crate::config::settings::{DALSTON_SLOTS, MAX_SLOTS};
@@ -182,7 +182,7 @@ impl<E: Engine> RunnerBuilder<E> {
     /// [missing](crate::CheckStatus::Missing) part is a failure.
     ///
     /// The runner reads no task until they pass. It calls them again after 1 s, then at intervals
-    /// that double up to 60 s, and it ends with [`RunError::Surroundings`](crate::RunError) after
+    /// that double up to 60 s, and it ends with [`RunError::ProbesFailed`](crate::RunError) after
     /// 10 minutes of failures.
     ///
     /// With probes, a task that fails for a cause of the worker (disk, storage, model, device) is
@@ -273,7 +273,7 @@ impl<E: Engine> RunnerBuilder<E> {
                 #[cfg(feature = "audio")]
                 audio: info.audio,
                 uploads: Semaphore::new(config.slots * UPLOADS_PER_SLOT),
-                turns: Turns::default(),
+                run_lock: RunLock::default(),
                 config,
                 origin: Arc::new(Origin::queue(broker, store)),
                 telemetry,

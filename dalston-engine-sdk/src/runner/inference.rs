@@ -150,14 +150,14 @@ impl Attempt<'_> {
         if let Some(reason) = self.stop.reason() {
             return Err(reason.into_error());
         }
-        let turn = self.worker.turns.take(self.inference_starts() > 0).await;
+        let guard = self.worker.run_lock.lock(self.inference_starts() > 0).await;
         let broker = &self.origin.broker;
         let started = retry("reporting the start of a task", || {
             broker.started(self.claim, &self.event)
         });
         match started.await {
-            Ok(Ownership::Held | Ownership::Forgotten) => {
-                self.keep(turn);
+            Ok(Ownership::Held | Ownership::Unrecorded) => {
+                self.keep(guard);
                 fault_point!(Started);
                 Ok(())
             }

@@ -54,7 +54,7 @@ impl<'a> Lease<'a> {
     pub(super) async fn renew(&self) -> Result<(), TaskError> {
         let asked_at = Instant::now();
         match retry("renewing a lease", || self.broker.renew(self.claim)).await {
-            Ok(Ownership::Held | Ownership::Forgotten) => {
+            Ok(Ownership::Held | Ownership::Unrecorded) => {
                 self.confirm(asked_at);
                 Ok(())
             }
@@ -74,7 +74,7 @@ impl<'a> Lease<'a> {
             ticks.tick().await;
             let asked_at = Instant::now();
             match timeout(period, self.broker.renew(self.claim)).await {
-                Ok(Ok(Ownership::Held | Ownership::Forgotten)) => self.confirm(asked_at),
+                Ok(Ok(Ownership::Held | Ownership::Unrecorded)) => self.confirm(asked_at),
                 Ok(Ok(Ownership::Lost)) => {
                     self.stop.set(CancelReason::LeaseLost);
                     return;

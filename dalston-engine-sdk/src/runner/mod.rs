@@ -45,6 +45,7 @@
 //! | `run_queue`, `pool`, `slot`, `models` | inference threads and their models |
 //! | `report`, `retry` | outcomes |
 //! | `lease`, `stop` | the lease, and reasons to stop early |
+//! | `run_lock` | lets a task that killed a worker run alone |
 //! | `direct` | tasks that do not come from the queue |
 //! | `status` | what the registry and the health check show |
 //! | `sweep` | directories that killed processes left |
@@ -64,13 +65,14 @@ mod pool;
 mod prepare;
 mod report;
 mod retry;
+mod run_lock;
 mod run_queue;
 mod slot;
 mod status;
 mod stop;
 mod sweep;
 mod task;
-mod turn;
+
 mod worker;
 
 pub use self::builder::RunnerBuilder;

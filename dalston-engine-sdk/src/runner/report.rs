@@ -134,7 +134,7 @@ impl Attempt<'_> {
                 tracing::info!("task_handed_back");
             }
             Ok(Ownership::Lost) => self.lost(),
-            Ok(Ownership::Forgotten) => tracing::warn!(
+            Ok(Ownership::Unrecorded) => tracing::warn!(
                 advice = "the queue lost its entry of the task; unless the platform queues it again, submit the job again",
                 "task_not_handed_back"
             ),
@@ -152,7 +152,7 @@ impl Attempt<'_> {
         fault_point!(BeforeFinish);
         let broker = &self.origin.broker;
         match retry(doing, || broker.finish(self.claim, outcome, &self.event)).await {
-            Ok(Ownership::Held | Ownership::Forgotten) => {
+            Ok(Ownership::Held | Ownership::Unrecorded) => {
                 fault_point!(AfterFinish);
                 true
             }

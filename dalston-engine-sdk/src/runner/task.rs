@@ -45,7 +45,7 @@ pub(super) async fn handle(
     status: TaskGuard,
 ) {
     fault_point!(Received);
-    let read_at = Timestamp::now();
+    let (read_at, began) = (Timestamp::now(), Instant::now());
     let claim = &delivery.claim;
     let log = LogContext::new()
         .task_id(&*claim.task_id)
@@ -74,6 +74,8 @@ pub(super) async fn handle(
         }
     };
     fault_point!(LookedUp);
+    let waited = metadata.as_ref().and_then(|metadata| metadata.waited);
+    let waited = waited.map(|waited| waited.saturating_sub(began.elapsed()));
     let parent_context = metadata
         .as_ref()
         .and_then(|metadata| metadata.trace_context.as_deref())
@@ -93,7 +95,7 @@ pub(super) async fn handle(
         read_at,
     );
     let work = async {
-        attempt.record_delivery(&delivery, read_at);
+        attempt.record_delivery(&delivery, read_at, waited);
         let stop_engine = StopOnDrop(attempt.stop.clone());
         let steps = async {
             tokio::select! {
@@ -154,12 +156,17 @@ async fn skip(worker: &Worker, origin: &Origin, delivery: &Delivery, reason: Loo
 }
 
 impl Attempt<'_> {
-    fn record_delivery(&self, delivery: &Delivery, read_at: Timestamp) {
+    /// `waited` is the time until the read by the clock of the broker, if that is known.
+    fn record_delivery(&self, delivery: &Delivery, read_at: Timestamp, waited: Option<Duration>) {
         tracing::info!(delivery_count = self.info.attempt, stage = %self.info.stage, "task_received");
         // A redelivered task waits from the end of its earlier delivery.
-        let requeued_at = self.metadata.as_ref().and_then(|metadata| metadata.requeued_at);
-        let queued_at = requeued_at.or(delivery.requeued_at).or(self.info.enqueued_at);
-        if let Some(wait) = queued_at.and_then(|queued_at| QueueWait::between(queued_at, read_at)) {
+        let wait = match (delivery.requeued_at, waited) {
+            (None, Some(waited)) => QueueWait::measured(waited, self.info.enqueued_at, read_at),
+            (requeued_at, _) => requeued_at
+                .or(self.info.enqueued_at)
+                .and_then(|queued_at| QueueWait::between(queued_at, read_at)),
+        };
+        if let Some(wait) = wait {
             self.spans.queue_wait(&self.info, wait);
             self.worker.metrics.queue_wait(bounded_seconds(wait.seconds));
         }
@@ -228,6 +235,7 @@ impl Attempt<'_> {
             outputs,
             response,
             &self.lease,
+            &self.worker.removals,
         )
         .instrument(span.clone())
         .await;

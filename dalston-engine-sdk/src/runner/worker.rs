@@ -10,9 +10,9 @@ use tokio_util::task::TaskTracker;
 
 use super::breaker::Breaker;
 use super::pool::SlotPool;
+use super::run_lock::RunLock;
 use super::status::RunnerStatus;
 use super::stop::Drain;
-use super::turn::Turns;
 #[cfg(feature = "audio")]
 use crate::audio::AudioFormat;
 use crate::broker::{Broker, Consumer};
@@ -42,12 +42,12 @@ pub(super) struct Worker {
     pub(super) pool: SlotPool,
     pub(super) breaker: Breaker,
     pub(super) uploads: Semaphore,
-    pub(super) turns: Turns,
+    pub(super) run_lock: RunLock,
     pub(super) drain: Drain,
     pub(super) interruption: Interruption,
     pub(super) model_storage: Option<ModelStorage>,
     pub(super) status: RunnerStatus,
-    /// Tracks the directories of tasks that are being removed.
+    /// Tracks the removal of what tasks left: directories, and files under keys of attempts.
     pub(super) removals: TaskTracker,
 }
 

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
+use crate::clock::ClockDifference;
 use crate::config::{DeploymentConfig, RunnerConfig, SpotDrain};
 use crate::engine::Engine;
 use crate::error::{BuildError, RunError};
@@ -105,17 +106,20 @@ pub async fn run<E: Engine>(
     capabilities.max_concurrency = Some(slots);
     let status = runner.status();
 
+    let clock = ClockDifference::unknown();
     let state = http::ServerState::new(
         &runner,
         capabilities.clone(),
         server.clone(),
+        clock.clone(),
         telemetry,
         &deployment,
     );
     let serving = listen(deployment.http_port, state).await;
     let mut record = RegistryRecord::new(runner.instance(), capabilities, slots, deployment.node);
     record.start_nonce = start_nonce;
-    let registry: Arc<dyn Registry> = Arc::new(RedisRegistry::new(server).with_lifetime(deployment.lease));
+    let registry: Arc<dyn Registry> =
+        Arc::new(RedisRegistry::new(server.clone()).with_lifetime(deployment.lease));
     let membership = registry::join(registry, record, move || heartbeat(&status, &models, slots)).await;
 
     let interruption = runner.interruption();
@@ -130,6 +134,7 @@ pub async fn run<E: Engine>(
     let ended = tokio::select! {
         ended = runner.run_until(shutdown) => ended,
         never = watch_spot => match never {},
+        never = clock.watch(&server) => match never {},
     };
     serving.finish().await;
     // Last, because the tasks of a consumer without a record count as abandoned.

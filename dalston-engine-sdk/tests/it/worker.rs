@@ -1,14 +1,15 @@
 //! A whole worker in a deployment: Redis, S3, registry, HTTP, drain.
 
+mod clocks;
 mod data_loss;
 mod hostile;
+mod local_failures;
 mod names;
 mod output;
 mod refused_writes;
 mod rights;
 mod sharing;
 mod spot;
-mod surroundings;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

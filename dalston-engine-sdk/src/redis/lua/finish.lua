@@ -5,7 +5,7 @@
 -- ARGV[18]: the ids of the artifacts as JSON. ARGV[19..]: ids and references.
 
 local owner = ownership()
-if owner ~= HELD and owner ~= FORGOTTEN then return owner end
+if owner ~= HELD and owner ~= UNRECORDED then return owner end
 -- The order matters: a reader of the event finds the artifacts, and a task without an event is
 -- still in the queue.
 for i = 19, #ARGV, 2 do redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 1]) end

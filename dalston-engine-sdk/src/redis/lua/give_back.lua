@@ -26,8 +26,10 @@ local function give_back()
   if message then
     local copy = redis.call('XADD', stream, '*', unpack(message[2]))
     if redis.call('EXISTS', KEYS[2]) == 1 then
-      local deliveries = earlier_deliveries() + tonumber(ARGV[9])
-      metadata('HSET', 'stream_message_id', copy, 'handed_back', copy .. ' ' .. deliveries)
+      local deliveries, queued_at = earlier_deliveries()
+      deliveries = deliveries + tonumber(ARGV[9])
+      local handed_back = string.format('%s %d %d', copy, deliveries, queued_at)
+      metadata('HSET', 'stream_message_id', copy, 'handed_back', handed_back)
       metadata('HSET', 'owner', copy .. ' 0 ' .. ARGV[6])
     end
   end

@@ -3,11 +3,11 @@
 -- KEYS[3]: the cancellation of the job. KEYS[4]: the set of waiting tasks. ARGV[6]: the task.
 -- ARGV[7..10]: the wait markers. ARGV[11]: the lease in ms. ARGV[12]: the consumer of released
 -- tasks. ARGV[13]: prefix of registry records.
--- Returns 'task', eight fields of the metadata and the number of earlier deliveries, or another
--- word and the reason.
+-- Returns 'task', eight fields of the metadata, the number of earlier deliveries, the ages of the
+-- task and of this message in ms, or another word and the reason.
 
 local owner = ownership_of_entry()
-if owner ~= HELD and owner ~= FORGOTTEN then return {'lost'} end
+if owner ~= HELD and owner ~= UNRECORDED then return {'lost'} end
 
 -- Whether an engine that is alive holds this message.
 local function is_in_hand(message)
@@ -42,11 +42,19 @@ local fields = redis.pcall('HMGET', KEYS[2], ARGV[7], 'blocked_reason', 'stage',
 if fields.err then return {'malformed', fields.err} end
 if fields[2] then return {'blocked', fields[2]} end
 if not fields[3] and redis.call('EXISTS', KEYS[2]) == 0 then
-  return {owner == FORGOTTEN and 'forgotten' or 'missing'}
+  return {owner == UNRECORDED and 'unrecorded' or 'missing'}
 end
 if fields[1] then
   redis.call('HDEL', KEYS[2], ARGV[7], ARGV[8], ARGV[9], ARGV[10])
   redis.call('SREM', KEYS[4], ARGV[6])
 end
-fields[11] = tostring(earlier_deliveries())
-return {'task', unpack(fields, 3, 11)}
+local deliveries, queued_at = earlier_deliveries()
+fields[11] = tostring(deliveries)
+-- By the clock that gave the messages their ids. Without the right to ask for it there are no ages.
+local time = redis.pcall('TIME')
+if not time.err then
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  fields[12] = string.format('%d', now - queued_at)
+  fields[13] = string.format('%d', now - string.match(id, '^%d+'))
+end
+return {'task', unpack(fields, 3, 13)}

@@ -3,7 +3,7 @@
 -- instance, the message id, the delivery count, '1' if the metadata existed when the task was
 -- looked up.
 
-local HELD, GONE, LOST, FORGOTTEN = 1, 2, 3, 4
+local HELD, GONE, LOST, UNRECORDED = 1, 2, 3, 4
 local stream = KEYS[1]
 local group, instance, id, delivery_count = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 -- The name of this claim in the metadata: the message, the attempt, the instance.
@@ -16,10 +16,13 @@ local function metadata(command, ...)
   return reply
 end
 
--- Deliveries under earlier messages, if this message is the copy of one that was handed back.
+-- Deliveries under earlier messages, if this message is the copy of one that was handed back, and
+-- when the first message was queued, in ms.
 local function earlier_deliveries()
-  local copy, deliveries = string.match(metadata('HGET', 'handed_back') or '', '^(%S+) (%d+)$')
-  return copy == id and tonumber(deliveries) or 0
+  local pattern = '^(%S+) (%d+) (%d+)$'
+  local copy, deliveries, queued_at = string.match(metadata('HGET', 'handed_back') or '', pattern)
+  if copy == id then return tonumber(deliveries), tonumber(queued_at) end
+  return 0, tonumber(string.match(id, '^%d+'))
 end
 
 local function is_before(a, b)
@@ -32,7 +35,7 @@ end
 -- Whether the server lost its data, the stream or the group since it delivered the entry, which is
 -- not pending any more. The other reason is that a consumer acknowledged it; an engine in Python
 -- leaves no other trace of that.
-local function is_forgotten()
+local function is_unrecorded()
   local groups = redis.pcall('XINFO', 'GROUPS', stream)
   if groups.err then return true end
   for _, entry in ipairs(groups) do
@@ -49,14 +52,14 @@ end
 
 -- A bare XCLAIM or XACK would do as it is told, whichever instance sends it.
 -- GONE: no consumer holds the entry, because it was acknowledged or deleted.
--- FORGOTTEN: no consumer holds the entry, because the server does not know any more that it was
+-- UNRECORDED: no consumer holds the entry, because the server does not know any more that it was
 -- delivered.
 local function ownership_of_entry()
   local entries = redis.pcall('XPENDING', stream, group, id, id, 1)
-  if entries.err and string.find(entries.err, 'NOGROUP', 1, true) then return FORGOTTEN end
+  if entries.err and string.find(entries.err, 'NOGROUP', 1, true) then return UNRECORDED end
   if entries.err then redis.call('XPENDING', stream, group, id, id, 1) end
   local entry = entries[1]
-  if not entry then return is_forgotten() and FORGOTTEN or GONE end
+  if not entry then return is_unrecorded() and UNRECORDED or GONE end
   if entry[2] == instance and entry[4] == delivery_count then return HELD end
   if entry[2] == RESTORED then
     redis.call('XCLAIM', stream, group, instance, 0, id, 'RETRYCOUNT', delivery_count, 'JUSTID')
@@ -75,7 +78,7 @@ end
 
 local function ownership()
   local owner = ownership_of_entry()
-  if (owner == HELD or owner == FORGOTTEN) and message_of_owner() then return LOST end
+  if (owner == HELD or owner == UNRECORDED) and message_of_owner() then return LOST end
   return owner
 end
 

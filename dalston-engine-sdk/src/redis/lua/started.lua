@@ -3,7 +3,7 @@
 -- ARGV[8..12]: the event.
 
 local owner = ownership()
-if owner ~= HELD and owner ~= FORGOTTEN then return owner end
+if owner ~= HELD and owner ~= UNRECORDED then return owner end
 if metadata('HGET', 'started_by') ~= claim then
   report(8)
   -- Metadata that has expired must not come back without its other fields and without an end.

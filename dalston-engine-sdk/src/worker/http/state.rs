@@ -9,6 +9,7 @@ use dalston_telemetry::services::engine::DirectMetrics;
 use tokio::sync::Semaphore;
 
 use super::fetch::Fetcher;
+use crate::clock::ClockDifference;
 use crate::config::DeploymentConfig;
 use crate::protocol::Capabilities;
 use crate::redis::RedisServer;
@@ -24,6 +25,7 @@ pub(crate) struct ServerState {
     pub(super) capabilities: Capabilities,
     pub(super) status: RunnerStatus,
     pub(super) redis: RedisServer,
+    pub(super) clock: ClockDifference,
     pub(super) telemetry: TelemetryHandle,
     pub(super) metrics: DirectMetrics,
     pub(super) direct: Direct,
@@ -46,6 +48,7 @@ impl ServerState {
         runner: &Runner,
         capabilities: Capabilities,
         redis: RedisServer,
+        clock: ClockDifference,
         telemetry: TelemetryHandle,
         deployment: &DeploymentConfig,
     ) -> Self {
@@ -55,6 +58,7 @@ impl ServerState {
             capabilities,
             status: runner.status(),
             redis,
+            clock,
             telemetry,
             direct: runner.direct(),
             fetcher: Fetcher::new(deployment.http_max_upload),

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::json;
 use super::state::ServerState;
+use crate::clock;
 use crate::runner::RunnerPhase;
 
 /// The limit for an answer of Redis.
@@ -46,6 +47,13 @@ pub(super) struct Health {
     /// Why the worker takes no tasks although it should.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
+    /// How far the clock of this machine is ahead of that of Redis, in seconds. Absent until the
+    /// two were compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock_ahead_seconds: Option<f64>,
+    /// What is wrong although the worker takes tasks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
 }
 
 pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
@@ -58,6 +66,7 @@ pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
     };
     let problem = status.problem();
     let healthy = redis_answers && loop_runs && phase != RunnerPhase::Stopped && problem.is_none();
+    let clock = server.clock.seconds();
     let names = |models: Vec<crate::ModelId>| models.iter().map(ToString::to_string).collect();
     let health = Health {
         status: if healthy { "healthy" } else { "unhealthy" },
@@ -71,6 +80,8 @@ pub(super) async fn health(State(server): State<Arc<ServerState>>) -> Response {
         models: names(status.models()),
         loading: names(status.loading()),
         problem,
+        clock_ahead_seconds: clock.map(round),
+        warning: clock.and_then(|seconds| clock::problem(seconds, &server.redis)),
     };
     let code = match healthy {
         true => StatusCode::OK,
@@ -89,7 +100,7 @@ pub(super) async fn debug(State(server): State<Arc<ServerState>>) -> Response {
     let tasks = server.status.tasks().into_iter().map(|task| DebugTask {
         task_id: task.task_id.to_string(),
         phase: task.phase.as_str(),
-        age_seconds: (task.age.as_secs_f64() * 1000.0).round() / 1000.0,
+        age_seconds: round(task.age.as_secs_f64()),
     });
     json::response(&DebugStatus {
         thread_count: number_in(&process, "Threads:"),
@@ -122,6 +133,11 @@ struct DebugTask {
     task_id: String,
     phase: &'static str,
     age_seconds: f64,
+}
+
+/// To milliseconds.
+fn round(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
 }
 
 fn number_in(text: &str, name: &str) -> Option<u64> {

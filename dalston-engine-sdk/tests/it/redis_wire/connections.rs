@@ -19,7 +19,7 @@ async fn broker_survives_the_loss_of_all_data() {
     enqueue(&server).await;
     let claim = receive(&broker, "a").await.claim;
     let () = server.send(&["FLUSHALL"]).await;
-    assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Forgotten);
+    assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Unrecorded);
     let outcome = Outcome::Completed {
         artifacts: Vec::new(),
     };
@@ -28,7 +28,7 @@ async fn broker_survives_the_loss_of_all_data() {
             .finish(&claim, &outcome, &EventContext::default())
             .await
             .unwrap(),
-        Ownership::Forgotten
+        Ownership::Unrecorded
     );
     enqueue(&server).await;
     assert_eq!(receive(&broker, "a").await.claim.task_id, TASK);
@@ -207,7 +207,7 @@ async fn silent_connections_are_left_for_the_new_server() {
             Err(error) => unanswered.push(error.to_string()),
         }
     };
-    assert_eq!(renewed, Ownership::Forgotten);
+    assert_eq!(renewed, Ownership::Unrecorded);
     // One, if a read that was under way was not answered either.
     assert!((1..=2).contains(&unanswered.len()), "{unanswered:?}");
     let address = format!("127.0.0.1:{}", cable.port());

@@ -47,13 +47,13 @@ async fn lag(server: &TestRedis) -> i64 {
 #[tokio::test]
 async fn result_is_reported_after_the_loss_of_all_data() {
     let (server, broker, claim) = started_before_data_loss().await;
-    assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Forgotten);
+    assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Unrecorded);
     let outcome = Outcome::Completed {
         artifacts: vec![artifact()],
     };
     let finished = broker.finish(&claim, &outcome, &EventContext::default()).await;
 
-    assert_eq!(finished.unwrap(), Ownership::Forgotten);
+    assert_eq!(finished.unwrap(), Ownership::Unrecorded);
     let events = events(&server).await;
     assert_eq!((events.len(), &*events[0]["type"]), (1, "task.completed"));
     let index = format!("dalston:job:{JOB}:artifacts");
@@ -68,9 +68,9 @@ async fn newer_messages_do_not_hide_the_loss_of_data() {
     let (server, broker, claim) = started_before_data_loss().await;
     let newer = take(&server, &broker, 1).await.remove(0);
 
-    assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Forgotten);
+    assert_eq!(broker.renew(&claim).await.unwrap(), Ownership::Unrecorded);
     assert_eq!(broker.renew(&newer).await.unwrap(), Ownership::Held);
-    assert_eq!(finish(&broker, &claim).await, Ownership::Forgotten);
+    assert_eq!(finish(&broker, &claim).await, Ownership::Unrecorded);
     assert_eq!(finish(&broker, &newer).await, Ownership::Held);
     assert_eq!(finish(&broker, &newer).await, Ownership::Lost);
 }
@@ -90,7 +90,7 @@ async fn restored_group_keeps_the_places_of_all_tasks() {
     let waiting = message(&server).await;
 
     let () = server.send(&["XGROUP", "DESTROY", STREAM, "engines"]).await;
-    assert_eq!(holder.renew(&claims[0]).await.unwrap(), Ownership::Forgotten);
+    assert_eq!(holder.renew(&claims[0]).await.unwrap(), Ownership::Unrecorded);
     let next = receive(&peer, "b").await.claim;
 
     assert_eq!(

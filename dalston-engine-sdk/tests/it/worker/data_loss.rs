@@ -46,7 +46,7 @@ async fn running_task_survives_the_loss_of_all_data() {
     let worker = busy_worker(&deployment, &telemetry).await;
 
     let () = deployment.redis.send(&["FLUSHALL"]).await;
-    let renewed = async || logged(&telemetry, "task_forgotten_by_redis").then_some(());
+    let renewed = async || logged(&telemetry, "task_not_recorded_by_redis").then_some(());
     until("renewal without data", renewed).await;
 
     completes_each_task_once(&deployment, worker).await;
