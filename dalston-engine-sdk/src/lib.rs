@@ -10,11 +10,13 @@
 //! |---|---|
 //! | write an engine | [`Engine`], [`EngineInfo`], [`TaskRequest`], [`TaskContext`], [`TaskError`], and the guide [your first engine](_documentation::first_engine) |
 //! | answer a transcribe task | [`stage`]: [`Transcript`], [`Segment`], [`Word`] |
+//! | answer a task of another stage | [`stage`]: a request and an answer for each stage |
 //! | read audio | `audio` (feature `audio`) |
 //! | compute with libtorch | `torch` (feature `tch`) |
 //! | test an engine | `testing` (feature `testing`) |
 //! | run a worker in a program of your own | [`Runner`], [`RunnerConfig`], [`broker`], [`store`], [`local`] |
 //! | bring another queue | [`broker::Broker`], [`registry::Registry`], `testing::broker_suite` (feature `testing`) |
+//! | deploy an engine | the guide [from engine to deployment](_documentation::deployment) |
 //! | run many workers | the operations guide in `worker` (feature `worker`) |
 //! | read or write the platform's documents | [`protocol`] |
 //!
@@ -115,4 +117,7 @@ pub mod _documentation {
     #[cfg_attr(feature = "cli", doc = include_str!("../docs/guides/first-engine.md"))]
     #[cfg_attr(not(feature = "cli"), doc = "The guide needs the feature `cli`.")]
     pub mod first_engine {}
+
+    #[doc = include_str!("../docs/guides/deployment.md")]
+    pub mod deployment {}
 }
