@@ -6,8 +6,9 @@
 //! └─ engine.{engine_id}.process
 //!    ├─ engine.download_input
 //!    ├─ engine.slot_wait         only if no inference thread was free
-//!    ├─ engine.model_load        only if the inference thread has not loaded the model yet
-//!    │  └─ engine.model_download only if the model is not on this machine yet
+//!    ├─ engine.model_acquire     only if the engine has models
+//!    │  └─ engine.model_load     only if the inference thread has not loaded the model yet
+//!    │     └─ engine.model_download only if the model is not on this machine yet
 //!    ├─ engine.process           with the engine's own spans below it
 //!    └─ engine.upload_output
 //! ```
@@ -203,6 +204,41 @@ pub(crate) fn http_request(
 #[cfg(feature = "worker")]
 pub(crate) fn receive_input() -> Span {
     info_span!(span::RECEIVE_INPUT)
+}
+
+/// `engine.model_acquire`, below the current span.
+pub(crate) fn model_acquire(model: &str, opener: &SpanOpener) -> OpenSpan {
+    let span = opener.open(info_span!(span::MODEL_ACQUIRE));
+    span.set_attribute(attr::MODEL_ID, model.to_owned());
+    span
+}
+
+pub(crate) fn in_memory(acquire: &Span, in_memory: bool) {
+    acquire.set_attribute(attr::IN_MEMORY, in_memory);
+}
+
+/// Records the facts of a finished inference on `engine.process`, under the names of the engines
+/// in Python.
+pub(crate) fn processed(
+    process: &Span,
+    took: Duration,
+    audio_seconds: Option<f64>,
+    transcript: Option<(usize, usize)>,
+) {
+    if process.is_disabled() {
+        return;
+    }
+    if let Some(seconds) = audio_seconds {
+        process.set_attribute(attr::AUDIO_DURATION_S, seconds);
+        if seconds > 0.0 {
+            process.set_attribute(attr::RTF, took.as_secs_f64() / seconds);
+        }
+    }
+    if let Some((segments, words)) = transcript {
+        let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        process.set_attribute(attr::SEGMENT_COUNT, number(segments));
+        process.set_attribute(attr::WORD_COUNT, number(words));
+    }
 }
 
 /// `engine.model_load`, below the current span.

@@ -275,6 +275,7 @@ impl TaskRequest {
             return Some(audio.duration().as_secs_f64());
         }
         prepared_seconds(&self.data.previous_responses, self.channel())
+            .or_else(|| seconds(self.config().get("audio_duration_seconds")?))
     }
 
     /// The language that the task prescribes.
@@ -354,9 +355,13 @@ fn prepared_seconds(previous_responses: &Map<String, Value>, channel: Option<u32
     media
         .into_iter()
         .flatten()
-        .filter_map(|media| media.get("duration")?.as_f64())
-        // The number comes from outside and becomes an attribute and a sample.
-        .find(|seconds| seconds.is_finite() && *seconds >= 0.0)
+        .find_map(|media| seconds(media.get("duration")?))
+}
+
+/// A duration. The number comes from outside and becomes an attribute and a sample.
+fn seconds(value: &Value) -> Option<f64> {
+    let seconds = value.as_f64()?;
+    (seconds.is_finite() && seconds >= 0.0).then_some(seconds)
 }
 
 #[cfg(test)]

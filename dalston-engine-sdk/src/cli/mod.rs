@@ -62,12 +62,17 @@ use crate::engine::Engine;
 /// Results go to standard output, logs and errors to standard error; `run` has no results and
 /// writes its logs to standard output, as the platform's services do.
 ///
+/// Unless the program has chosen one before, ring becomes the process's provider of cryptography
+/// for TLS, so an HTTP client of the engine's own works, too (feature `redis` or `s3`).
+///
 /// The exit status is 0 for success, 1 if something failed, and 2 if the command line or a variable
 /// of the environment is invalid. After a signal it is the value that shells report: 130 after
 /// Ctrl-C, 143 after `SIGTERM`. For `transcribe` the first signal counts, for `run` the second,
 /// because it drains after the first and ends with 0.
 #[must_use = "the exit status is what main returns"]
 pub fn main<E: Engine>(engine: E) -> ExitCode {
+    #[cfg(any(feature = "redis", feature = "s3"))]
+    crate::tls::use_ring();
     let env = Env::from_process();
     match run(engine, std::env::args_os(), &env) {
         Ok(code) => code,

@@ -5,10 +5,14 @@ use dalston_telemetry::{Env, LogWriter, Telemetry, TelemetryBuilder};
 use tokio::runtime::{Builder, Runtime};
 
 use super::failure::Failure;
+use crate::config::settings::DALSTON_ENGINE_ID;
 use crate::engine::EngineInfo;
 
 pub(super) fn telemetry(info: &EngineInfo, env: &Env) -> TelemetryBuilder {
-    Telemetry::builder(format!("dalston-engine-{}", info.id))
+    // A wrong value is reported with the rest of the configuration.
+    let engine_id = DALSTON_ENGINE_ID.read(env).ok().flatten();
+    let engine_id = engine_id.as_deref().unwrap_or(&info.id);
+    Telemetry::builder(format!("dalston-engine-{engine_id}"))
         .version(&info.version)
         .env(env.clone())
 }

@@ -30,7 +30,7 @@ use crate::load::LoadContext;
 use crate::model_id::ModelId;
 use crate::models::{LoadStop, LocalModel};
 use crate::spans::{self, SpanOpener, TaskSpans};
-use crate::stage::{OutputDefaults, StageOutput, check_answer};
+use crate::stage::{OutputDefaults, Stage, StageOutput, check_answer};
 use crate::task::TaskRequest;
 
 /// Models to load before the first task.
@@ -299,9 +299,15 @@ impl<E: Engine> InferenceThread<E> {
             cx.check_cancelled()?;
             let cancelled = cx.cancel_flag();
             let id = &cx.info().model;
-            model = self
-                .ensure_loaded(id, now, WhenFull::DropOthers, &scope.opener, cancelled)
-                .map_err(TaskError::in_load)?;
+            let acquire = match has_no_model::<E>() {
+                true => scope.opener.none(),
+                false => spans::model_acquire(id.as_str(), &scope.opener),
+            };
+            let acquired = acquire
+                .in_scope(|| self.ensure_loaded(id, now, WhenFull::DropOthers, &scope.opener, cancelled));
+            spans::in_memory(&acquire, matches!(acquired, Ok(ModelUse::Cached)));
+            drop(acquire);
+            model = acquired.map_err(TaskError::in_load)?;
             cx.check_cancelled()?;
             self.run_engine(&request, &cx, now, &scope.opener, &mut process)
         });
@@ -341,7 +347,7 @@ impl<E: Engine> InferenceThread<E> {
         opener: &SpanOpener,
         cancelled: CancelFlag,
     ) -> Result<ModelUse, TaskError> {
-        let has_no_model = TypeId::of::<E::Model>() == TypeId::of::<()>();
+        let has_no_model = has_no_model::<E>();
         if self.models.hit(id, now).is_some() {
             return Ok(if has_no_model {
                 ModelUse::None
@@ -416,12 +422,17 @@ impl<E: Engine> InferenceThread<E> {
         let span = spans::process(opener);
         let begun = ThreadInstant::now();
         let output = span.in_scope(|| catch(|| engine.process(&mut model.model, request, cx)));
-        *took = Some(begun.elapsed());
+        let elapsed = begun.elapsed();
+        *took = Some(elapsed);
         if let Err(error) = &output {
             spans::record_failure(&span, error);
         }
-        drop(span);
         let result = output.and_then(|output| finish_output(output, request, cx));
+        if let Ok(processed) = &result {
+            let transcript = transcript_counts(request.stage().stage(), &processed.data);
+            spans::processed(&span, elapsed, cx.info().audio_seconds, transcript);
+        }
+        drop(span);
         if let Err(error) = &result
             && error.spoils_model()
         {
@@ -443,6 +454,28 @@ impl<E: Engine> InferenceThread<E> {
         }
         any
     }
+}
+
+/// The numbers of segments and words of a transcript.
+fn transcript_counts(stage: &Stage, data: &Value) -> Option<(usize, usize)> {
+    if *stage != Stage::Transcribe {
+        return None;
+    }
+    let segments = data.get("segments")?.as_array()?;
+    let words = segments.iter().map(|segment| {
+        let timed = segment.get("words").and_then(Value::as_array);
+        let text = segment.get("text").and_then(Value::as_str).unwrap_or_default();
+        match timed.filter(|words| !words.is_empty()) {
+            Some(words) => words.len(),
+            None => text.split_whitespace().count(),
+        }
+    });
+    Some((segments.len(), words.sum()))
+}
+
+/// Whether an engine needs no model.
+fn has_no_model<E: Engine>() -> bool {
+    TypeId::of::<E::Model>() == TypeId::of::<()>()
 }
 
 /// Completes and checks the answer of the engine. This runs foreign code, too.

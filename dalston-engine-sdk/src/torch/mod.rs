@@ -26,6 +26,24 @@
 //! configuration names a GPU or, with `auto`, if an NVIDIA driver runs. So one binary runs on both
 //! kinds of machine.
 //!
+//! # The path of libtorch in a binary
+//!
+//! With this `build.rs` in the package of an engine, which must itself depend on `tch`, its binary
+//! finds at run time the libtorch that it was built with. Without it, `LD_LIBRARY_PATH` must name
+//! `$LIBTORCH/lib`.
+//!
+//! ```
+//! fn main() {
+//!     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
+//!     if let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB") {
+//!         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.to_string_lossy());
+//!     }
+//! }
+//! ```
+//!
+//! A build without libtorch ends with *Cannot find a libtorch install* of `torch-sys`. Install 2.11.0,
+//! for example with `pip install torch==2.11.0`, and set `LIBTORCH` to its directory `torch`.
+//!
 //! # Memory
 //!
 //! Memory of dropped tensors returns to libtorch, and on the CPU to the system. On a GPU libtorch

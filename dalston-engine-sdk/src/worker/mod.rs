@@ -46,6 +46,9 @@ use crate::store::{Store, StoreError};
 /// engines do, and tries again every 5 s. Usually a predecessor still finishes its tasks and
 /// answers on the port; the `instance` in `/health` shows it.
 ///
+/// Unless the program has chosen one before, ring becomes the process's provider of cryptography
+/// for TLS.
+///
 /// # Errors
 ///
 /// If the configuration is invalid, the probes fail for 10 minutes, or the runner can't go on.
@@ -56,6 +59,7 @@ pub async fn run<E: Engine>(
     telemetry: TelemetryHandle,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
+    crate::tls::use_ring();
     tokio::pin!(shutdown);
     let server = RedisServer::new(&deployment.redis_url).map_err(WorkerError::Redis)?;
     let start_nonce = random_suffix();

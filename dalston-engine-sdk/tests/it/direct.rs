@@ -68,7 +68,8 @@ async fn a_direct_task_has_the_usual_steps_and_returns_its_answer() {
         engine.queue_wait {dalston.task_id=hello}
         engine.test-asr.process {dalston.task_id=hello, dalston.job_id=http, dalston.stage=transcribe, dalston.model=small, dalston.request_id=req-7, dalston.delivery_count=1}
           engine.download_input
-          engine.model_load {dalston.model=small}
+          engine.model_acquire
+            engine.model_load {dalston.model=small}
           engine.process
           engine.upload_output
         ",

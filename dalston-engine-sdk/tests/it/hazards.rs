@@ -101,7 +101,8 @@ async fn a_failure_is_recorded_on_the_spans() {
         engine.queue_wait
         engine.test-asr.process {error.type=panic} ! "the engine panicked: boom"
           engine.download_input
-          engine.model_load
+          engine.model_acquire
+            engine.model_load
           engine.process {error.type=panic} ! "the engine panicked: boom"
         "#,
     );

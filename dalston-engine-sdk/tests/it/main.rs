@@ -27,6 +27,8 @@ mod runner;
 mod stage;
 #[cfg(feature = "worker")]
 mod support;
+#[cfg(feature = "worker")]
+mod tls;
 #[cfg(feature = "tch")]
 mod torch;
 #[cfg(feature = "worker")]

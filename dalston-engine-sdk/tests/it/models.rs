@@ -181,8 +181,9 @@ async fn missing_model_is_downloaded_for_its_task() {
         engine.queue_wait
         engine.test-asr.process
           engine.download_input
-          engine.model_load
-            engine.model_download {{dalston.model={MODEL}, dalston.model_source=s3, dalston.download_bytes={bytes}}}
+          engine.model_acquire
+            engine.model_load
+              engine.model_download {{dalston.model={MODEL}, dalston.model_source=s3, dalston.download_bytes={bytes}}}
           engine.process
           engine.upload_output
         "

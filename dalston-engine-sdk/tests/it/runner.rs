@@ -76,13 +76,15 @@ async fn cold_trace_has_all_spans_and_warm_trace_has_no_load() {
         engine.queue_wait {{dalston.task_id=cold, dalston.engine_id=test-asr, dalston.queue_wait_seconds=*}}
         engine.test-asr.process {{dalston.task_id=cold, dalston.job_id=job-of-cold, dalston.engine_id=test-asr, dalston.stage=transcribe_ch0, dalston.model=tiny, dalston.instance={instance}, dalston.request_id=req-7, dalston.audio_duration_seconds=8, dalston.language=de, dalston.queue_wait_seconds=*, dalston.delivery_count=1, dalston.realtime_factor=*, messaging.system=memory, messaging.destination.name=test-asr, messaging.operation.type=process, messaging.operation.name=process, messaging.message.id=cold, messaging.message.conversation_id=job-of-cold}}
           engine.download_input
-          engine.model_load {{dalston.model=tiny}}
-          engine.process
+          engine.model_acquire {{dalston.model_id=tiny, dalston.in_memory=false}}
+            engine.model_load {{dalston.model=tiny}}
+          engine.process {{dalston.audio_duration_s=8, dalston.rtf=*}}
             engine.encode
           engine.upload_output
         engine.queue_wait {{dalston.task_id=warm}}
         engine.test-asr.process {{dalston.task_id=warm}}
           engine.download_input
+          engine.model_acquire {{dalston.model_id=tiny, dalston.in_memory=true}}
           engine.process
             engine.encode
           engine.upload_output
@@ -93,6 +95,34 @@ async fn cold_trace_has_all_spans_and_warm_trace_has_no_load() {
         .find(|span| span.name == "engine.test-asr.process")
         .unwrap();
     assert_eq!(format!("{:?}", task.kind), "Consumer");
+}
+
+#[tokio::test]
+async fn spans_of_a_transcript_have_the_platforms_attributes() {
+    let rig = Rig::new();
+    let engine = Closures::new(|_, _| {
+        let timed = json!({"text": "one two three", "words": [{}, {}]});
+        Ok(json!({"segments": [timed, {"text": " four  five six ", "words": []}]}))
+    });
+    rig.submit_with("t1", |request, _, task| {
+        request
+            .config
+            .insert("audio_duration_seconds".to_owned(), json!(2.5));
+        task
+    })
+    .await;
+    rig.run(rig.runner(engine), rig.outcome("t1")).await.1.unwrap();
+    rig.telemetry.tree().assert_eq(
+        "
+        engine.queue_wait
+        engine.test-asr.process {dalston.audio_duration_seconds=2.5, dalston.realtime_factor=*}
+          engine.download_input
+          engine.model_acquire
+            engine.model_load
+          engine.process {dalston.audio_duration_s=2.5, dalston.rtf=*, dalston.segment_count=2, dalston.word_count=5}
+          engine.upload_output
+        ",
+    );
 }
 
 #[tokio::test]

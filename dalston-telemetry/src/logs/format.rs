@@ -17,6 +17,9 @@ use crate::parse_error::ParseError;
 ///   the machine, or `unknown`;
 /// - `target`, the module that logged.
 ///
+/// `service` is the name of the service without `dalston-`. The `trace_id` of a carried context is
+/// there also while tracing is off.
+///
 /// A member without a value is left out. No key occurs twice: an event's own field wins over an
 /// inherited one. A field with the name of a member that every line has is written as `field.NAME`.
 /// NaN and infinities are `null`. The levels have the names of the platform: `error`, `warning`,

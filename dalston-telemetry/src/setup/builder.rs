@@ -77,7 +77,10 @@ pub struct TelemetryBuilder {
 }
 
 impl Telemetry {
-    /// Configures telemetry for a service: `gateway`, `orchestrator`, `engine-faster-whisper`.
+    /// Configures telemetry for a service: `dalston-gateway`, `dalston-engine-faster-whisper`.
+    ///
+    /// The field `service` of log lines has the short form of the name: `gateway`,
+    /// `engine-faster-whisper`.
     ///
     /// `OTEL_SERVICE_NAME`, or `service.name` in `OTEL_RESOURCE_ATTRIBUTES`, gives it another name:
     /// in spans, in log lines and in `dalston_build_info`.
@@ -328,7 +331,8 @@ impl TelemetryBuilder {
         let logs = match &self.logs {
             Some(writer) => Some(LogConfig::read(
                 &env,
-                &service,
+                // Lines carry the short form, as those of the platform's services do.
+                service.strip_prefix("dalston-").unwrap_or(&service),
                 instance_type.as_deref(),
                 self.log_format,
                 self.log_level,

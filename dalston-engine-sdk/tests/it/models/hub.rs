@@ -184,8 +184,9 @@ async fn hub_model_is_downloaded_and_only_the_hub_gets_the_token() {
         engine.queue_wait
         engine.test-asr.process
           engine.download_input
-          engine.model_load
-            engine.model_download {dalston.model_source=hf, dalston.download_bytes=50002}
+          engine.model_acquire
+            engine.model_load
+              engine.model_download {dalston.model_source=hf, dalston.download_bytes=50002}
           engine.process
           engine.upload_output
         ";

@@ -153,7 +153,7 @@ impl Families {
         );
         registry.register(
             "realtime_factor_ratio",
-            "Processing time of a task divided by the length of its audio",
+            "Inference time of a task divided by the length of its audio: below 1 is faster than real time",
             this.realtime_factor.clone(),
         );
         registry.register_with_unit(

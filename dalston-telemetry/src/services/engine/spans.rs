@@ -13,6 +13,9 @@ pub mod span {
         pub const DOWNLOAD_INPUT: &str = "engine.download_input";
         /// The wait of a prepared task for an inference thread. Absent below 1 ms.
         pub const SLOT_WAIT: &str = "engine.slot_wait";
+        /// The provision of the task's model, with its load below it if the inference thread does
+        /// not have it.
+        pub const MODEL_ACQUIRE: &str = "engine.model_acquire";
         /// The load of a model, if the inference thread does not have it.
         pub const MODEL_LOAD: &str = "engine.model_load";
         /// The download of a model to this machine, below the load that needs it.
@@ -60,6 +63,18 @@ pub mod attr {
     use crate::services::names::names;
 
     names! {
+        /// The model that is acquired.
+        pub const MODEL_ID: &str = "dalston.model_id";
+        /// Whether the model was in memory.
+        pub const IN_MEMORY: &str = "dalston.in_memory";
+        /// The number of words of a transcript.
+        pub const WORD_COUNT: &str = "dalston.word_count";
+        /// The number of segments of a transcript.
+        pub const SEGMENT_COUNT: &str = "dalston.segment_count";
+        /// `dalston.realtime_factor` of the inference, under the name of the engines in Python.
+        pub const RTF: &str = "dalston.rtf";
+        /// `dalston.audio_duration_seconds`, under the name of the engines in Python.
+        pub const AUDIO_DURATION_S: &str = "dalston.audio_duration_s";
         /// The source of a downloaded model: `s3` or `hf`. Absent if another process of the machine
         /// downloaded it.
         pub const MODEL_SOURCE: &str = "dalston.model_source";
@@ -77,7 +92,8 @@ pub mod attr {
         pub const CLOCK_SKEW_SECONDS: &str = "dalston.clock_skew_seconds";
         /// The number of the delivery of the task, from 1.
         pub const DELIVERY_COUNT: &str = "dalston.delivery_count";
-        /// Processing time divided by audio time: below 1 is faster than real time.
+        /// The time in `engine.process` divided by the length of the audio: below 1 is faster than
+        /// real time.
         pub const REALTIME_FACTOR: &str = "dalston.realtime_factor";
         /// The peak of GPU memory in bytes while the task had its inference thread: of the process,
         /// or of all processes on the first GPU if the driver does not report memory by process.

@@ -36,7 +36,8 @@ fn transcribe_exports_the_whole_trace() {
              \u{20} engine.queue_wait\n\
              \u{20} engine.faster-whisper.process\n\
              \u{20}   engine.download_input\n\
-             \u{20}   engine.model_load\n\
+             \u{20}   engine.model_acquire\n\
+             \u{20}     engine.model_load\n\
              \u{20}   engine.process\n\
              \u{20}     engine.recognize\n\
              \u{20}       whisper.features\n\

@@ -53,7 +53,8 @@ fn cold_task_has_all_spans() {
         engine.queue_wait
         engine.faster-whisper.process {dalston.language=en}
           engine.download_input
-          engine.model_load
+          engine.model_acquire
+            engine.model_load
           engine.process
             engine.recognize {dalston.device=cpu, dalston.compute_type=float32, dalston.segment_count=1}
               whisper.features
@@ -245,8 +246,9 @@ async fn model_is_downloaded_from_the_bucket_and_transcribes() {
         engine.queue_wait
         engine.faster-whisper.process {dalston.model=team/digits}
           engine.download_input
-          engine.model_load
-            engine.model_download {dalston.model_source=s3}
+          engine.model_acquire
+            engine.model_load
+              engine.model_download {dalston.model_source=s3}
           engine.process
             engine.recognize
               whisper.features

@@ -403,9 +403,20 @@ fn end_by(name: &str, status: i32) {
 #[cfg(unix)]
 #[test]
 fn worker_logs_to_standard_output_and_stops_on_sigterm() {
+    worker_logs_and_stops(None, "engine-word-counter");
+}
+
+#[test]
+fn engine_id_of_the_environment_names_the_service() {
+    worker_logs_and_stops(Some("words-2"), "engine-words-2");
+}
+
+/// Expects this service in the lines of the worker.
+fn worker_logs_and_stops(engine_id: Option<&str>, service: &str) {
     let engine = Engine::new();
-    let mut child = engine
-        .command("run")
+    let mut command = engine.command("run");
+    command.envs(engine_id.map(|id| ("DALSTON_ENGINE_ID", id)));
+    let mut child = command
         // Nothing listens on this port. The worker starts and waits for Redis.
         .env("REDIS_URL", "redis://127.0.0.1:1")
         .env("DALSTON_METRICS_PORT", "0")
@@ -424,7 +435,7 @@ fn worker_logs_to_standard_output_and_stops_on_sigterm() {
     let starting = wait_for_event(&lines, "engine_loop_starting");
     assert_eq!(
         (&starting["level"], &starting["service"]),
-        (&json!("info"), &json!("dalston-engine-word-counter")),
+        (&json!("info"), &json!(service)),
         "{starting}"
     );
     signal(process.0.id(), "TERM");
