@@ -32,7 +32,7 @@
 //! finds at run time the libtorch that it was built with. Without it, `LD_LIBRARY_PATH` must name
 //! `$LIBTORCH/lib`.
 //!
-//! ```
+//! ```text
 //! fn main() {
 //!     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
 //!     if let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB") {
