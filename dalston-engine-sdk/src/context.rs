@@ -1,14 +1,19 @@
 //! The access of an engine to the outside while it processes a task: [`TaskContext`].
 
 use std::fmt;
+use std::future::{Future, pending};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use dalston_telemetry::metrics::Metrics;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
+use crate::block_on::block_on;
 use crate::error::{TaskError, TaskErrorKind};
+use crate::scope::Scope;
 use crate::store::key::{self, is_plain_name, is_task_document};
 use crate::task::TaskInfo;
 use crate::task_dir::TaskDir;
@@ -30,6 +35,7 @@ struct Shared {
     progress: AtomicU32,
     on_progress: Option<ProgressHook>,
     metrics: Metrics,
+    runtime: Handle,
     reported: Mutex<Reported>,
 }
 
@@ -51,6 +57,7 @@ impl TaskContext {
         cancelled: CancelFlag,
         on_progress: Option<ProgressHook>,
         metrics: Metrics,
+        runtime: Handle,
     ) -> Self {
         let progress = AtomicU32::new(0.0_f32.to_bits());
         let reported = Mutex::default();
@@ -62,6 +69,7 @@ impl TaskContext {
             progress,
             on_progress,
             metrics,
+            runtime,
             reported,
         };
         Self {
@@ -105,6 +113,43 @@ impl TaskContext {
     #[must_use]
     pub fn cancel_reason(&self) -> Option<CancelReason> {
         self.shared.cancelled.reason()
+    }
+
+    /// Waits until the task should stop, for `tokio::select!`. [`block_on`](Self::block_on) does so
+    /// by itself.
+    pub async fn cancelled(&self) -> CancelReason {
+        self.shared.cancelled.wait().await
+    }
+
+    /// Runs a future to its end, for an engine with an asynchronous client or model.
+    ///
+    /// The future runs on this thread, with timers and sockets of the runtime of the worker. It has the current span and log fields, like the code around it. A task that it spawns gets
+    /// them with [`Scope::attach`].
+    ///
+    /// When the task should stop, the future is dropped, whether it waits for a server or has not
+    /// begun. A future that blocks the thread itself is not interrupted.
+    ///
+    /// ```
+    /// # use dalston_engine_sdk::{TaskContext, TaskError};
+    /// # async fn transcribe(url: &str) -> Result<String, std::io::Error> { Ok(url.to_owned()) }
+    /// fn ask(url: &str, cx: &TaskContext) -> Result<String, TaskError> {
+    ///     // The first `?` is for the end of the task, the second one for the error of the client.
+    ///     Ok(cx.block_on(transcribe(url))??)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`check_cancelled`](Self::check_cancelled). Also the permanent `nested_block_on`
+    /// inside a Tokio runtime: in another `block_on` and in a spawned task. Such code uses `.await`.
+    pub fn block_on<F: Future>(&self, future: F) -> Result<F::Output, TaskError> {
+        block_on(&self.shared.runtime, self.cancelled(), future)
+    }
+
+    /// The span and the log fields of this thread, to be continued on helper threads.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        Scope::current()
     }
 
     /// When the task fails, whether or not the engine returns.
@@ -241,7 +286,14 @@ impl CancelReason {
 
 /// The reason to stop: set once by the runner, read by the engine. The first one stays.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct CancelFlag(Arc<AtomicU8>);
+pub(crate) struct CancelFlag(Arc<Cancellation>);
+
+#[derive(Debug, Default)]
+struct Cancellation {
+    reason: AtomicU8,
+    /// Cancelled after the reason is set.
+    token: CancellationToken,
+}
 
 impl CancelFlag {
     pub(crate) fn set(&self, reason: CancelReason) {
@@ -253,16 +305,28 @@ impl CancelFlag {
         };
         let _ = self
             .0
+            .reason
             .compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
+        self.0.token.cancel();
     }
 
     pub(crate) fn reason(&self) -> Option<CancelReason> {
-        match self.0.load(Ordering::Acquire) {
+        match self.0.reason.load(Ordering::Acquire) {
             1 => Some(CancelReason::Requested),
             2 => Some(CancelReason::DeadlineExceeded),
             3 => Some(CancelReason::LeaseLost),
             4 => Some(CancelReason::Shutdown),
             _ => None,
+        }
+    }
+
+    /// Waits for the reason.
+    pub(crate) async fn wait(&self) -> CancelReason {
+        self.0.token.cancelled().await;
+        match self.reason() {
+            Some(reason) => reason,
+            // The reason is set before the token.
+            None => pending().await,
         }
     }
 }

@@ -7,12 +7,20 @@ use std::io::ErrorKind;
 
 use thiserror::Error;
 
-type BoxError = Box<dyn Error + Send + Sync + 'static>;
+pub(crate) type BoxError = Box<dyn Error + Send + Sync + 'static>;
 
 /// The error of a task.
 ///
-/// `?` converts every error to it. To make that possible it does not implement
-/// [`std::error::Error`] itself.
+/// `?` converts every error to it, also `anyhow::Error`, `Box<dyn Error + Send + Sync>` and texts.
+/// To make that possible it does not implement [`std::error::Error`] itself, so a function that
+/// calls [`TaskRequest`](crate::TaskRequest) or [`TaskContext`](crate::TaskContext) returns a
+/// `TaskError`, too.
+///
+/// `?` makes errors that are retryable and have the code `error`, with two exceptions: invalid
+/// options ([`ConfigError`](crate::stage::ConfigError)) become a permanent `invalid_config`, and
+/// audio files that can't be decoded (`AudioError`) a permanent `unreadable_audio`. They are
+/// recognised inside other errors, too. A `Box<dyn Error>` that is not `Send + Sync` passes as a
+/// text: `.map_err(|error| error.to_string())?`.
 ///
 /// ```
 /// use dalston_engine_sdk::{TaskError, TaskErrorKind};
@@ -192,7 +200,9 @@ impl TaskError {
         if self.0.fault.is_some() {
             return self.0.fault;
         }
-        if matches!(self.code(), "disk_full" | "model_cache_unusable") || is_disk_full(&*self.0.source) {
+        if matches!(self.code(), "disk_full" | "model_cache_unusable" | "audio_spool")
+            || is_disk_full(&*self.0.source)
+        {
             return Some(WorkerFault::Disk);
         }
         says_device_lost(&self.to_string()).then_some(WorkerFault::Device)
@@ -270,12 +280,6 @@ pub(crate) fn one_line(text: &str) -> String {
         .take_while(|line| !line.starts_with("Exception raised from") && !line.starts_with("frame #"))
         .filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join(" ")
-}
-
-impl<E: Error + Send + Sync + 'static> From<E> for TaskError {
-    fn from(error: E) -> Self {
-        Self::new(TaskErrorKind::Retryable, "error", error)
-    }
 }
 
 /// The message with the messages of its causes, on one line.

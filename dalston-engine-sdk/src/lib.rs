@@ -48,6 +48,7 @@ macro_rules! fault_point {
 
 #[cfg(feature = "audio")]
 pub mod audio;
+mod block_on;
 pub mod broker;
 #[cfg(feature = "cli")]
 mod cli;
@@ -55,6 +56,7 @@ mod cli;
 mod clock;
 mod config;
 mod context;
+mod convert;
 mod engine;
 mod error;
 #[cfg(feature = "fault-points")]
@@ -73,6 +75,7 @@ pub mod protocol;
 pub mod redis;
 pub mod registry;
 mod runner;
+mod scope;
 mod spans;
 pub mod stage;
 pub mod store;
@@ -103,6 +106,7 @@ pub use crate::model_id::ModelId;
 pub use crate::runner::{
     Direct, DirectError, DirectTask, Runner, RunnerBuilder, RunnerPhase, RunnerStatus, TaskPhase, TaskStatus,
 };
+pub use crate::scope::Scope;
 pub use crate::stage::{Segment, Stage, StageName, StageOutput, TranscribeRequest, Transcript, Word};
 pub use crate::task::{Input, TaskInfo, TaskRequest};
 pub use dalston_telemetry::ParseError;

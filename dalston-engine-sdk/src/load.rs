@@ -1,11 +1,13 @@
 //! The context of a model load: [`LoadContext`].
 
+use std::future::Future;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use dalston_telemetry::services::engine::Device;
 use tokio::runtime::Handle;
 
+use crate::block_on::block_on;
 use crate::config::{DeviceChoice, EngineConfig};
 use crate::error::TaskError;
 use crate::model_id::ModelId;
@@ -18,16 +20,12 @@ pub struct LoadContext {
     config: Arc<EngineConfig>,
     slot: usize,
     device: Arc<OnceLock<Device>>,
-    storage: Option<Storage>,
+    storage: Option<ModelStorage>,
+    /// The runtime of the worker.
+    runtime: Option<Handle>,
     stop: LoadStop,
     /// Keeps the models of the storage that were asked for on the disk.
     held: Arc<Mutex<Vec<Arc<LocalModel>>>>,
-}
-
-#[derive(Debug, Clone)]
-struct Storage {
-    models: ModelStorage,
-    runtime: Handle,
 }
 
 impl LoadContext {
@@ -43,14 +41,21 @@ impl LoadContext {
             slot,
             device: Arc::default(),
             storage: None,
+            runtime: None,
             stop: LoadStop::default(),
             held: Arc::default(),
         }
     }
 
-    /// Adds a storage of models, which is read on this runtime.
-    pub(crate) fn with_storage(mut self, models: ModelStorage, runtime: Handle) -> Self {
-        self.storage = Some(Storage { models, runtime });
+    /// Adds the runtime of the worker.
+    pub(crate) fn with_runtime(mut self, runtime: Handle) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
+    /// Adds a storage of models, which is read on the runtime.
+    pub(crate) fn with_storage(mut self, models: ModelStorage) -> Self {
+        self.storage = Some(models);
         self
     }
 
@@ -85,6 +90,23 @@ impl LoadContext {
     /// call counts.
     pub fn set_device(&self, device: Device) {
         let _ = self.device.set(device);
+    }
+
+    /// Runs a future to its end, as [`TaskContext::block_on`](crate::TaskContext::block_on) does:
+    /// for example to connect to a server.
+    ///
+    /// The future is dropped when the task that needs the model should stop, or the worker drains.
+    ///
+    /// # Errors
+    ///
+    /// As [`TaskContext::block_on`](crate::TaskContext::block_on). Also the permanent `no_runtime`
+    /// if the context was made by [`new`](Self::new).
+    pub fn block_on<F: Future>(&self, future: F) -> Result<F::Output, TaskError> {
+        let Some(runtime) = &self.runtime else {
+            let text = "block_on needs the runtime of a worker: this context was made by LoadContext::new";
+            return Err(TaskError::permanent("no_runtime", text));
+        };
+        block_on(runtime, self.stop.wait(), future)
     }
 
     pub(crate) fn device(&self) -> Device {
@@ -150,8 +172,14 @@ impl LoadContext {
         {
             return Ok(root.join(itself));
         }
-        if let Some(storage) = &self.storage {
-            return self.obtain(model, storage);
+        if let (Some(storage), Some(runtime)) = (&self.storage, &self.runtime) {
+            let held = storage.obtain(model, &self.stop, runtime)?;
+            let path = held.path().to_owned();
+            self.held
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(held);
+            return Ok(path);
         }
         let model = model.as_str();
         let text = match root {
@@ -162,16 +190,6 @@ impl LoadContext {
             }
         };
         Err(TaskError::permanent("model_not_found", text))
-    }
-
-    fn obtain(&self, model: &ModelId, storage: &Storage) -> Result<PathBuf, TaskError> {
-        let held = storage.models.obtain(model, &self.stop, &storage.runtime)?;
-        let path = held.path().to_owned();
-        self.held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(held);
-        Ok(path)
     }
 }
 

@@ -134,8 +134,7 @@ impl TaskRequest {
         &self,
         read: impl FnOnce(&Map<String, Value>) -> Result<T, ConfigError>,
     ) -> Result<T, TaskError> {
-        read(self.config())
-            .map_err(|error| TaskError::permanent("invalid_config", error).context("the task's config"))
+        read(self.config()).map_err(|error| TaskError::from(error).context("the task's config"))
     }
 
     /// All inputs, in the order of the task's bindings.

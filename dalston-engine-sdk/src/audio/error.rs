@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::format::{HIGHEST_SAMPLE_RATE, LOWEST_SAMPLE_RATE, MAX_CHANNELS};
-use crate::error::{TaskError, WorkerFault};
+use crate::error::TaskErrorKind;
 
 /// The error of a file that can't be decoded. Its message is one line with the name of the file and
 /// the problem.
@@ -44,49 +44,17 @@ impl AudioError {
         &self.kind
     }
 
-    /// A short static name of the problem, for a label or the code of a
-    /// [`TaskError`](crate::TaskError).
+    /// The code of a [`TaskError`](crate::TaskError) for it: `unreadable_audio`, `audio_too_long`,
+    /// `audio_spool` or `cancelled`.
     #[must_use]
     pub fn code(&self) -> &'static str {
-        match self.kind {
-            AudioErrorKind::Unreadable(_) | AudioErrorKind::Directory => "audio_unreadable",
-            AudioErrorKind::Empty | AudioErrorKind::NoSamples => "audio_empty",
-            AudioErrorKind::NotAudio | AudioErrorKind::NoMedia(_) | AudioErrorKind::NoTrack => {
-                "audio_not_recognised"
-            }
-            AudioErrorKind::UnsupportedFormat(_) | AudioErrorKind::UnsupportedCodec(_) => {
-                "audio_codec_unsupported"
-            }
-            AudioErrorKind::SampleRate(_)
-            | AudioErrorKind::Channels(_)
-            | AudioErrorKind::TruncatedHeader
-            | AudioErrorKind::Damaged(_)
-            | AudioErrorKind::ImpossibleSample { .. } => "audio_damaged",
-            AudioErrorKind::TooLong(_) => "audio_too_long",
-            AudioErrorKind::Spool(_) => "audio_spool",
-            AudioErrorKind::Cancelled => "cancelled",
-        }
-    }
-
-    /// The error of a task with this input.
-    pub(crate) fn into_task_error(self) -> TaskError {
-        match (&self.kind, self.code()) {
-            (AudioErrorKind::Cancelled, _) => TaskError::cancelled(),
-            (AudioErrorKind::Spool(_), code) => {
-                TaskError::retryable(code, self).with_fault(WorkerFault::Disk)
-            }
-            (_, code) if self.is_permanent() => TaskError::permanent(code, self),
-            (_, code) => TaskError::retryable(code, self),
-        }
+        self.kind.code()
     }
 
     /// Whether the file is the cause, so that another attempt does not help.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
-        !matches!(
-            self.kind,
-            AudioErrorKind::Unreadable(_) | AudioErrorKind::Spool(_) | AudioErrorKind::Cancelled
-        )
+        self.kind.task_error_kind() == TaskErrorKind::Permanent
     }
 }
 
@@ -98,10 +66,9 @@ impl fmt::Display for AudioError {
 
 impl std::error::Error for AudioError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match &self.kind {
-            AudioErrorKind::Unreadable(source) | AudioErrorKind::Spool(source) => Some(source),
-            _ => None,
-        }
+        // It identifies the error also inside an `anyhow::Error`, which does not give the error that
+        // it was made from.
+        Some(&self.kind)
     }
 }
 
@@ -111,7 +78,7 @@ impl std::error::Error for AudioError {
 pub enum AudioErrorKind {
     /// The operating system can't read it.
     #[error("can't be read: {0}")]
-    Unreadable(io::Error),
+    Unreadable(#[source] io::Error),
     /// It is a directory.
     #[error("is a directory: expected an audio file")]
     Directory,
@@ -164,10 +131,37 @@ pub enum AudioErrorKind {
     NoSamples,
     /// Writing long audio to a temporary file failed.
     #[error("can't be decoded to a temporary file: {0}")]
-    Spool(io::Error),
+    Spool(#[source] io::Error),
     /// The caller cancelled it.
     #[error("was not decoded to the end because the task was cancelled")]
     Cancelled,
+}
+
+impl AudioErrorKind {
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::TooLong(_) => "audio_too_long",
+            Self::Spool(_) => "audio_spool",
+            Self::Cancelled => "cancelled",
+            _ => "unreadable_audio",
+        }
+    }
+
+    /// The kind of a task's error with this cause.
+    pub(crate) fn task_error_kind(&self) -> TaskErrorKind {
+        match self {
+            Self::Cancelled => TaskErrorKind::Cancelled,
+            Self::Spool(_) => TaskErrorKind::Retryable,
+            Self::Unreadable(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput => {
+                    TaskErrorKind::Permanent
+                }
+                // Such as too many open files, which may pass.
+                _ => TaskErrorKind::Retryable,
+            },
+            _ => TaskErrorKind::Permanent,
+        }
+    }
 }
 
 const FORMATS: &str = "WAV, AIFF, CAF, FLAC, MP3, Ogg, M4A, WebM or Matroska";

@@ -51,7 +51,8 @@ pub(super) fn doctor<E: Engine>(engine: &E, args: &EngineArgs, env: &Env) -> Res
         Ok(telemetry) => collector(telemetry),
         Err(error) => invalid(&error),
     });
-    let cx = LoadContext::new(config.engine);
+    let runtime = setup::runtime(1)?;
+    let cx = LoadContext::new(config.engine).with_runtime(runtime.handle().clone());
     // The engine's own checks may panic on a broken machine.
     match catch_unwind(AssertUnwindSafe(|| engine.check(&cx))) {
         Ok(own) => checks.extend(own),
@@ -60,6 +61,8 @@ pub(super) fn doctor<E: Engine>(engine: &E, args: &EngineArgs, env: &Env) -> Res
             "its own checks panicked; the panic is shown above",
         )),
     }
+    // A request of a check may still wait for its server.
+    runtime.shutdown_background();
     print(&table(&checks, Style::of(&Term::stdout(), env)))?;
     Ok(match can_work(&checks) {
         true => ExitCode::SUCCESS,

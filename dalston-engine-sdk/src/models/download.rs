@@ -107,6 +107,19 @@ impl LoadStop {
         Self { task, draining }
     }
 
+    /// Waits for the first of the events.
+    pub(crate) async fn wait(&self) -> CancelReason {
+        tokio::select! {
+            biased;
+            reason = self.task.wait() => reason,
+            () = self.draining.cancelled() => {
+                // The task has not begun without its model, so a peer can take it.
+                self.task.set(CancelReason::Shutdown);
+                self.task.wait().await
+            }
+        }
+    }
+
     fn check(&self) -> Result<(), TaskError> {
         if self.draining.is_cancelled() {
             // The task has not begun without its model, so a peer can take it.

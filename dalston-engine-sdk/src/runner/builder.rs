@@ -319,8 +319,11 @@ fn spawn_thread<E: Engine>(
     Box::new(move |queue, handle, preload| {
         let index = handle.index;
         let mut context = LoadContext::for_slot(Arc::clone(&engine_config), index);
-        if let (Some(models), Ok(runtime)) = (&model_storage, Handle::try_current()) {
-            context = context.with_storage(models.clone(), runtime);
+        if let Ok(runtime) = Handle::try_current() {
+            context = context.with_runtime(runtime);
+        }
+        if let Some(models) = &model_storage {
+            context = context.with_storage(models.clone());
         }
         let config = ThreadConfig {
             engine: Arc::clone(&engine),

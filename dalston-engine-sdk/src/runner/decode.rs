@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::audio::{AudioError, AudioFormat, Decoder};
+use crate::audio::{AudioFormat, Decoder};
 use crate::error::{TaskError, TaskErrorKind};
 use crate::task::TaskRequest;
 use crate::task_dir::TaskFiles;
@@ -34,7 +34,7 @@ pub(super) async fn decode(
             .await;
     drop(wanted);
     let audio = match decoded {
-        Ok(decoded) => decoded.map_err(AudioError::into_task_error)?,
+        Ok(decoded) => decoded?,
         Err(panic) => {
             return Err(TaskError::new(TaskErrorKind::Panic, "panic", panic).context("decoding the audio"));
         }

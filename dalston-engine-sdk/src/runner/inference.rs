@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dalston_telemetry::services::engine::{Device, InMemory, ModelMetrics};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 
 use super::attempt::Attempt;
@@ -49,6 +50,7 @@ impl Attempt<'_> {
             self.stop.flag(),
             self.worker.on_progress.clone(),
             self.worker.registry.clone(),
+            Handle::current(),
         );
         let mut entry = self.worker.pool.enqueue(&cx.info().model);
         let admitted = async {

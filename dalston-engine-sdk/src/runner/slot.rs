@@ -10,18 +10,18 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant as ThreadInstant};
 
-use dalston_telemetry::context::LogContext;
 use dalston_telemetry::services::engine::{Device, SlotMetrics};
 use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{Dispatch, Span, dispatcher};
+use tracing::Span;
 
 use super::models::Models;
 use super::run_queue::{Next, RunQueue, ThreadHandle};
 use super::status::ThreadGuard;
+use crate::block_on;
 use crate::context::{CancelFlag, TaskContext};
 use crate::engine::Engine;
 use crate::error::{TaskError, TaskErrorKind, says_out_of_memory};
@@ -29,6 +29,7 @@ use crate::gpu::GpuReading;
 use crate::load::LoadContext;
 use crate::model_id::ModelId;
 use crate::models::{LoadStop, LocalModel};
+use crate::scope::Scope;
 use crate::spans::{self, SpanOpener, TaskSpans};
 use crate::stage::{OutputDefaults, Stage, StageOutput, check_answer};
 use crate::task::TaskRequest;
@@ -61,40 +62,36 @@ pub(super) struct Work {
     pub(super) answer: oneshot::Sender<Answer>,
 }
 
-/// The subscriber, span and log context of a piece of work, for the thread that does it.
+/// The span and log fields of a piece of work, for the thread that does it.
 #[derive(Clone)]
 pub(super) struct TelemetryScope {
-    dispatch: Dispatch,
-    span: Span,
+    scope: Scope,
     opener: SpanOpener,
-    log: LogContext,
 }
 
 impl TelemetryScope {
     /// That of the caller, without a span.
     pub(super) fn current() -> Self {
         Self {
-            dispatch: dispatcher::get_default(Dispatch::clone),
-            span: Span::none(),
+            scope: Scope::with_span(Span::none()),
             opener: SpanOpener::default(),
-            log: LogContext::current(),
         }
     }
 
     /// That of the caller, with the task's span as the current one.
     pub(super) fn of(task: &TaskSpans) -> Self {
         Self {
-            span: task.task().clone(),
+            scope: Scope::with_span(task.task().clone()),
             opener: task.opener().clone(),
-            ..Self::current()
         }
     }
 
     fn run<R>(&self, work: impl FnOnce() -> R) -> R {
-        dispatcher::with_default(&self.dispatch, || {
-            let _log = self.log.enter();
-            self.span.in_scope(work)
-        })
+        self.scope.run(work)
+    }
+
+    fn span(&self) -> &Span {
+        self.scope.span()
     }
 }
 
@@ -141,10 +138,11 @@ pub(super) fn spawn<E: Engine>(
     preload: Preload,
 ) -> io::Result<oneshot::Receiver<Infallible>> {
     let (alive, ended) = oneshot::channel();
-    let clock = Clock(Handle::try_current().map_err(io::Error::other)?);
+    let runtime = Handle::try_current().map_err(io::Error::other)?;
     let name = format!("inference-{}", config.load_context.slot());
     let builder = thread::Builder::new().name(name).stack_size(STACK_BYTES);
     builder.spawn(move || {
+        let _entered = block_on::enter(&runtime);
         let ThreadConfig {
             engine,
             load_context,
@@ -161,7 +159,6 @@ pub(super) fn spawn<E: Engine>(
             models,
             loaded: Arc::new([]),
             status,
-            clock,
         };
         let mut failure = None;
         if !preload.models.is_empty() {
@@ -199,16 +196,6 @@ pub(super) struct ThreadConfig<E> {
     pub(super) status: ThreadGuard,
 }
 
-/// The clock of leases and deadlines: that of the control loop, which tests can pause.
-struct Clock(Handle);
-
-impl Clock {
-    fn now(&self) -> Instant {
-        let _inside = self.0.enter();
-        Instant::now()
-    }
-}
-
 /// Native libraries expect the stack of a main thread. Pages that are not touched take no memory.
 const STACK_BYTES: usize = 8 * 1024 * 1024;
 
@@ -221,7 +208,6 @@ struct InferenceThread<E: Engine> {
     /// The ids of the models.
     loaded: Arc<[ModelId]>,
     status: ThreadGuard,
-    clock: Clock,
 }
 
 /// A model, and the handles that keep its files on the disk. They are dropped after it.
@@ -245,7 +231,7 @@ impl<E: Engine> InferenceThread<E> {
         let scope = &preload.scope;
         let mut failure = None;
         for model in &preload.models {
-            let now = self.clock.now();
+            let now = Instant::now();
             if let Err(error) = scope.run(|| {
                 let never = CancelFlag::default();
                 self.ensure_loaded(model, now, WhenFull::KeepOthers, &scope.opener, never)
@@ -257,7 +243,7 @@ impl<E: Engine> InferenceThread<E> {
             }
         }
         // Their idle time begins when the last one is loaded.
-        let now = self.clock.now();
+        let now = Instant::now();
         for model in self.models.ids() {
             self.models.hit(&model, now);
         }
@@ -288,11 +274,11 @@ impl<E: Engine> InferenceThread<E> {
             answer,
         } = work;
         // The peak only appears on the span.
-        let peak = match scope.span.is_disabled() {
+        let peak = match scope.span().is_disabled() {
             true => None,
             false => gpu.watch_peak(),
         };
-        let now = self.clock.now();
+        let now = Instant::now();
         let mut model = ModelUse::None;
         let mut process = None;
         let result = scope.run(|| {
@@ -312,12 +298,12 @@ impl<E: Engine> InferenceThread<E> {
             self.run_engine(&request, &cx, now, &scope.opener, &mut process)
         });
         // Its idle time begins now.
-        self.models.hit(&cx.info().model, self.clock.now());
+        self.models.hit(&cx.info().model, Instant::now());
         let device = self.load_context.device();
         if device == Device::Cuda
             && let Some(bytes) = peak.and_then(|peak| peak.bytes())
         {
-            spans::gpu_memory_peak(&scope.span, bytes);
+            spans::gpu_memory_peak(scope.span(), bytes);
         }
         drop(request);
         drop(cx);

@@ -1,6 +1,6 @@
 //! The early end of a task: [`Stop`], and of a worker: [`Drain`].
 
-use std::future::{Future, pending};
+use std::future::Future;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -10,36 +10,26 @@ use crate::context::{CancelFlag, CancelReason};
 
 /// The reason to end a task early: set once, seen by the engine and by the control loop.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Stop {
-    flag: CancelFlag,
-    token: CancellationToken,
-}
+pub(super) struct Stop(CancelFlag);
 
 impl Stop {
     /// Sets the reason. The first one stays.
     pub(super) fn set(&self, reason: CancelReason) {
-        self.flag.set(reason);
-        // Also where the flag was set before: the load of a model sets it and does not know the
-        // token.
-        self.token.cancel();
+        self.0.set(reason);
     }
 
     pub(super) fn reason(&self) -> Option<CancelReason> {
-        self.flag.reason()
+        self.0.reason()
     }
 
+    /// The reason as the engine sees it.
     pub(super) fn flag(&self) -> CancelFlag {
-        self.flag.clone()
+        self.0.clone()
     }
 
     /// Waits for the reason to stop.
     pub(super) async fn stopped(&self) -> CancelReason {
-        self.token.cancelled().await;
-        match self.flag.reason() {
-            Some(reason) => reason,
-            // The flag is set before the token.
-            None => pending().await,
-        }
+        self.0.wait().await
     }
 
     /// Runs `work` unless there is a reason to stop, which then is the error.

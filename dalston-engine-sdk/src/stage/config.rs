@@ -9,8 +9,15 @@ use crate::protocol::json::{Object, Wrong};
 #[error("config key {key} {problem}")]
 pub struct ConfigError {
     key: String,
-    problem: String,
+    #[source]
+    problem: ConfigProblem,
 }
+
+/// The problem without the key. As the source of a [`ConfigError`] it identifies the error also
+/// inside an `anyhow::Error`, which does not give the error that it was made from.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct ConfigProblem(String);
 
 impl ConfigError {
     /// The key, for example `temperature[1]`.
@@ -24,7 +31,7 @@ impl From<Wrong> for ConfigError {
     fn from(wrong: Wrong) -> Self {
         Self {
             key: wrong.path,
-            problem: wrong.problem,
+            problem: ConfigProblem(wrong.problem),
         }
     }
 }

@@ -44,6 +44,7 @@ pub use align::{AlignRequest, Alignment};
 pub(crate) use answer::check_answer;
 pub use audio_redact::{AudioRedactRequest, AudioRedaction, RedactedRange, RedactionMode};
 pub use config::ConfigError;
+pub(crate) use config::ConfigProblem;
 pub use diarize::{Diarization, DiarizeRequest, SpeakerTurn};
 pub use input_slot::input_slot;
 pub(crate) use language::language_tag;

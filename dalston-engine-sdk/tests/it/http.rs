@@ -77,10 +77,11 @@ impl Engine for Scribe {
                     std::thread::sleep(Duration::from_millis(5));
                 }
             }
+            "await" => cx.block_on(tokio::time::sleep(Duration::from_millis(1)))?,
             "noise" => {
                 let name = &task.require_input("audio")?.artifact().storage_locator;
                 return Err(TaskError::permanent(
-                    "audio_not_recognised",
+                    "unreadable_audio",
                     format!("{name} is no audio"),
                 ));
             }

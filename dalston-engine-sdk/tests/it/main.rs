@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A failing test may panic.
 
+mod asynchronous;
 #[cfg(feature = "audio")]
 mod audio;
 mod breaker;

@@ -197,7 +197,7 @@ mod tests {
             assert!(!refusal.message.contains("/models"), "{}", refusal.message);
             refusal.status.as_u16()
         };
-        assert_eq!(status("audio_empty", false, false), 400);
+        assert_eq!(status("unreadable_audio", false, false), 400);
         assert_eq!(status("unknown_language", false, false), 400);
         assert_eq!(status("invalid_config", false, false), 400);
         assert_eq!(status("model_not_found", false, true), 400);

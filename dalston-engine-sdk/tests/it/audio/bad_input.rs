@@ -67,8 +67,8 @@ fn the_name_in_an_error_is_the_given_path_on_one_line() {
             .starts_with("no/such\\nfile.wav can't be read: "),
         "{error}"
     );
-    assert_eq!(error.code(), "audio_unreadable");
-    assert!(!error.is_permanent());
+    assert_eq!(error.code(), "unreadable_audio");
+    assert!(error.is_permanent());
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn a_truncated_compressed_file_is_decoded_with_a_warning() {
             // The table of an M4A file is at its end.
             Err(error) => {
                 assert!(name.ends_with("m4a"), "{error}");
-                assert_eq!(error.code(), "audio_damaged", "{error}");
+                assert_eq!(error.code(), "unreadable_audio", "{error}");
             }
         }
     }

@@ -52,7 +52,7 @@ fn a_file_without_audio_fails_its_task_permanently() {
         path.display()
     );
     assert_eq!(report.error(), message);
-    assert_eq!(report.error_code(), "audio_not_recognised");
+    assert_eq!(report.error_code(), "unreadable_audio");
 }
 
 #[test]

@@ -78,6 +78,13 @@ async fn transcript_is_streamed_as_openai_events() {
     assert_eq!(Value::from(events), expected);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn engine_awaits_a_future_during_a_request() {
+    let host = Host::start().await;
+    let answer = host.post(OPENAI, Form::file("await")).await;
+    assert_eq!(answer.json(), json!({"text": "await"}), "{answer:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn translation_is_requested_in_english() {
     let host = Host::start().await;
