@@ -82,7 +82,8 @@ async fn a_future_continues_span_and_log_fields_of_its_task() {
         engine.queue_wait
         engine.test-asr.process
           engine.download_input
-          engine.model_load
+          engine.model_acquire
+            engine.model_load
           engine.process
             engine.ask
             engine.ask_in_background
