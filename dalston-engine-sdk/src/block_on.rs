@@ -2,11 +2,6 @@
 
 use std::cell::Cell;
 use std::future::Future;
-use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
 
 use tokio::runtime::{EnterGuard, Handle};
 
@@ -40,45 +35,14 @@ pub(crate) fn block_on<F: Future>(
     }
     let _nested = Restore(MAY_BLOCK.replace(false));
     let _entered = runtime.enter();
-    run(async {
+    // `Handle::block_on` would panic if the engine has called it already.
+    pollster::block_on(async {
         tokio::select! {
             biased;
             reason = stopped => Err(reason.into_error()),
             output = future => Ok(output),
         }
     })
-}
-
-/// Polls a future to its end. `Handle::block_on` would panic if the engine has called it already.
-fn run<F: Future>(future: F) -> F::Output {
-    let signal = Arc::new(Signal {
-        thread: thread::current(),
-        woken: AtomicBool::new(false),
-    });
-    let waker = Waker::from(Arc::clone(&signal));
-    let mut cx = Context::from_waker(&waker);
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
-            return output;
-        }
-        while !signal.woken.swap(false, Ordering::AcqRel) {
-            thread::park();
-        }
-    }
-}
-
-/// Wakes a thread. The future may park the thread itself, so its token alone could get lost.
-struct Signal {
-    thread: Thread,
-    woken: AtomicBool,
-}
-
-impl Wake for Signal {
-    fn wake(self: Arc<Self>) {
-        self.woken.store(true, Ordering::Release);
-        self.thread.unpark();
-    }
 }
 
 /// Restores [`MAY_BLOCK`], also after a panic of the future.

@@ -123,8 +123,9 @@ impl TaskContext {
 
     /// Runs a future to its end, for an engine with an asynchronous client or model.
     ///
-    /// The future runs on this thread, with timers and sockets of the runtime of the worker. It has the current span and log fields, like the code around it. A task that it spawns gets
-    /// them with [`Scope::attach`].
+    /// The future runs on this thread, with timers and sockets of the runtime of the worker. It has
+    /// the current span and log fields, like the code around it. A task that it spawns gets them
+    /// with [`Scope::attach`].
     ///
     /// When the task should stop, the future is dropped, whether it waits for a server or has not
     /// begun. A future that blocks the thread itself is not interrupted.
@@ -140,8 +141,8 @@ impl TaskContext {
     ///
     /// # Errors
     ///
-    /// As [`check_cancelled`](Self::check_cancelled). Also the permanent `nested_block_on`
-    /// inside a Tokio runtime: in another `block_on` and in a spawned task. Such code uses `.await`.
+    /// As [`check_cancelled`](Self::check_cancelled). Also the permanent `nested_block_on` inside a
+    /// Tokio runtime: in another `block_on` and in a spawned task. Such code uses `.await`.
     pub fn block_on<F: Future>(&self, future: F) -> Result<F::Output, TaskError> {
         block_on(&self.shared.runtime, self.cancelled(), future)
     }

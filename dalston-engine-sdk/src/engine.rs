@@ -146,9 +146,9 @@ pub struct EngineInfo {
     pub supports_cpu: bool,
     /// Main memory it needs, in GiB.
     pub memory_gib: Option<u32>,
-    /// Processing time divided by audio time on a GPU, as measured by the author.
+    /// Inference time divided by audio time on a GPU, as measured by the author.
     pub realtime_factor_gpu: Option<f64>,
-    /// Processing time divided by audio time on a CPU, as measured by the author.
+    /// Inference time divided by audio time on a CPU, as measured by the author.
     pub realtime_factor_cpu: Option<f64>,
 }
 
@@ -265,7 +265,7 @@ impl EngineInfo {
         self
     }
 
-    /// Sets the measured processing time divided by audio time on a GPU. The platform ranks engines
+    /// Sets the measured inference time divided by audio time on a GPU. The platform ranks engines
     /// by it.
     #[must_use]
     pub fn realtime_factor_gpu(mut self, factor: f64) -> Self {
@@ -273,7 +273,7 @@ impl EngineInfo {
         self
     }
 
-    /// Sets the measured processing time divided by audio time on a CPU.
+    /// Sets the measured inference time divided by audio time on a CPU.
     #[must_use]
     pub fn realtime_factor_cpu(mut self, factor: f64) -> Self {
         self.realtime_factor_cpu = Some(factor);

@@ -225,9 +225,6 @@ pub(crate) fn processed(
     audio_seconds: Option<f64>,
     transcript: Option<(usize, usize)>,
 ) {
-    if process.is_disabled() {
-        return;
-    }
     if let Some(seconds) = audio_seconds {
         process.set_attribute(attr::AUDIO_DURATION_S, seconds);
         if seconds > 0.0 {

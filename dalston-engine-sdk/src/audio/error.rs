@@ -66,8 +66,8 @@ impl fmt::Display for AudioError {
 
 impl std::error::Error for AudioError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        // It identifies the error also inside an `anyhow::Error`, which does not give the error that
-        // it was made from.
+        // It identifies the error also inside an `anyhow::Error`, which does not give the error
+        // that it was made from.
         Some(&self.kind)
     }
 }

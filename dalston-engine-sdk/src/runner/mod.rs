@@ -72,7 +72,6 @@ mod status;
 mod stop;
 mod sweep;
 mod task;
-
 mod worker;
 
 pub use self::builder::RunnerBuilder;

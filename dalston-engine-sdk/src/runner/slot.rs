@@ -414,7 +414,9 @@ impl<E: Engine> InferenceThread<E> {
             spans::record_failure(&span, error);
         }
         let result = output.and_then(|output| finish_output(output, request, cx));
-        if let Ok(processed) = &result {
+        if let Ok(processed) = &result
+            && !span.is_disabled()
+        {
             let transcript = transcript_counts(request.stage().stage(), &processed.data);
             spans::processed(&span, elapsed, cx.info().audio_seconds, transcript);
         }

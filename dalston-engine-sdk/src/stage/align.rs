@@ -66,9 +66,11 @@ impl AlignRequest {
 /// method at [`Segment`], and for [`Segment::language_confidence`]: they are left out.
 ///
 /// ```
-/// use dalston_engine_sdk::stage::{Alignment, AlignmentMethod, Segment, StageOutput, Transcript, Word};
+/// use dalston_engine_sdk::stage::{Alignment, AlignmentMethod, StageOutput};
+/// use dalston_engine_sdk::{Segment, Transcript, Word};
 ///
-/// let transcript = Transcript::from_segments([Segment::new(0.0, 1.0, "seven three")]).requested_language("en");
+/// let segment = Segment::new(0.0, 1.0, "seven three");
+/// let transcript = Transcript::from_segments([segment]).requested_language("en");
 /// let words = [Word::new(0.1, 0.5, "seven"), Word::new(0.5, 0.9, "three")]
 ///     .map(|word| word.alignment_method(AlignmentMethod::Ctc));
 /// let segments = transcript.segments.iter().map(|segment| segment.clone().words(words.clone()));

@@ -24,7 +24,8 @@ use super::validation::ValidationError;
 /// impl StageOutput for Mood {
 ///     fn validate(&self) -> Result<(), ValidationError> {
 ///         if !(0.0..=1.0).contains(&self.confidence) {
-///             return Err(ValidationError::new("confidence", format!("is {}: expected 0 to 1", self.confidence)));
+///             let problem = format!("is {}: expected 0 to 1", self.confidence);
+///             return Err(ValidationError::new("confidence", problem));
 ///         }
 ///         Ok(())
 ///     }

@@ -41,8 +41,9 @@
 //! }
 //! ```
 //!
-//! A build without libtorch ends with *Cannot find a libtorch install* of `torch-sys`. Install 2.11.0,
-//! for example with `pip install torch==2.11.0`, and set `LIBTORCH` to its directory `torch`.
+//! A build without libtorch ends with *Cannot find a libtorch install* of `torch-sys`. Install
+//! 2.11.0, for example with `pip install torch==2.11.0`, and set `LIBTORCH` to its directory
+//! `torch`.
 //!
 //! # Memory
 //!

@@ -28,6 +28,7 @@ mod runner;
 mod stage;
 #[cfg(feature = "worker")]
 mod support;
+mod task_telemetry;
 #[cfg(feature = "worker")]
 mod tls;
 #[cfg(feature = "tch")]

@@ -119,6 +119,12 @@ fn staged(server: &TestS3) -> usize {
     keys.filter(|key| key.contains("/attempts/")).count()
 }
 
+async fn until_upload_in_parts(server: &TestS3) {
+    while server.open_uploads() == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test]
 async fn cancelled_upload_of_a_large_file_leaves_no_parts() {
     let server = TestS3::start();
@@ -127,9 +133,7 @@ async fn cancelled_upload_of_a_large_file_leaves_no_parts() {
     server.trouble(Trouble::new(slow).method("PUT").path("/attempts/"));
     rig.submit("t1").await;
     let act = async {
-        while server.open_uploads() == 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until_upload_in_parts(&server).await;
         rig.broker.cancel_job(&job_of("t1"));
         rig.broker.wait_for_outcome("t1").await
     };
@@ -146,9 +150,7 @@ async fn refused_end_of_a_large_upload_fails_the_task() {
     server.trouble(Trouble::new(slow).method("PUT").path("/attempts/"));
     rig.submit("t1").await;
     let act = async {
-        while server.open_uploads() == 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until_upload_in_parts(&server).await;
         let refusal = Fault::Answer {
             status: 400,
             code: "InvalidPart",

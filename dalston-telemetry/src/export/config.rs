@@ -12,7 +12,7 @@ use crate::{error::InitError, settings::otlp::PROTOCOL};
 /// use std::time::Duration;
 /// use dalston_telemetry::{OtlpConfig, OtlpProtocol, Telemetry};
 ///
-/// let builder = Telemetry::builder("gateway").otlp(
+/// let builder = Telemetry::builder("dalston-gateway").otlp(
 ///     OtlpConfig::new()
 ///         .protocol(OtlpProtocol::HttpProtobuf)
 ///         .endpoint("https://collector.example:4318/v1/traces")

@@ -11,12 +11,10 @@ use super::*;
 
 const WORKER: &str = "DALSTON_TEST_WORKER_WITH_WRONG_CLOCK";
 
-/// Not a test: a worker in a process of its own, for the tests below.
 #[tokio::test]
-async fn worker_of_the_tests_of_clocks() {
-    let Ok(addresses) = std::env::var(WORKER) else {
-        return;
-    };
+#[ignore = "not a test: the child process of another test"]
+async fn worker_with_wrong_clock() {
+    let addresses = std::env::var(WORKER).unwrap();
     let [redis, s3, port] = addresses.split(' ').collect::<Vec<_>>().try_into().unwrap();
     let more = [("DALSTON_METRICS_PORT", port), ("DALSTON_SLOTS", "2")];
     let (config, deployment) = configs(redis, s3, "w", &more);
@@ -31,7 +29,7 @@ fn start_worker(deployment: &Deployment, ahead: i64) -> (Child, u16) {
     let port = free_port();
     let addresses = format!("{} {} {port}", deployment.redis.url(), deployment.s3.url());
     let process = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "worker::clocks::worker_of_the_tests_of_clocks"])
+        .args(["--ignored", "--exact", "worker::clocks::worker_with_wrong_clock"])
         .env(WORKER, addresses)
         .envs(testbed::clock_ahead(ahead))
         .stdout(Stdio::null())

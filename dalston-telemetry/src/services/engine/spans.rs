@@ -7,7 +7,8 @@ pub mod span {
     use crate::services::names::names;
 
     names! {
-        /// The wait of a task in the queue, from its `enqueued_at` to its read by a worker.
+        /// The wait of a task in the queue, until its read by a worker. By the clock of the queue
+        /// if that is known, else from `enqueued_at` by the clock of the worker.
         pub const QUEUE_WAIT: &str = "engine.queue_wait";
         /// The download of `request.json` and of the inputs, and their decoding.
         pub const DOWNLOAD_INPUT: &str = "engine.download_input";
@@ -86,9 +87,9 @@ pub mod attr {
         pub const AUDIO_DURATION_SECONDS: &str = "dalston.audio_duration_seconds";
         /// The wait in the queue, in seconds; never negative.
         pub const QUEUE_WAIT_SECONDS: &str = "dalston.queue_wait_seconds";
-        /// How much longer the wait in the queue is by the clocks of producer and worker than by the
-        /// clock of the queue, in seconds, if that is more than a second. Without a clock of the
-        /// queue: the wait by the two clocks if it is negative.
+        /// How much longer the wait in the queue is by the clocks of producer and worker than by
+        /// the clock of the queue, in seconds, if that is more than a second. Without a clock of
+        /// the queue: the wait by the two clocks if it is negative.
         pub const CLOCK_SKEW_SECONDS: &str = "dalston.clock_skew_seconds";
         /// The number of the delivery of the task, from 1.
         pub const DELIVERY_COUNT: &str = "dalston.delivery_count";

@@ -274,9 +274,24 @@ async fn doctor_probes_the_deployment_that_it_is_given() {
     };
     let sound = doctor(&redis.url());
     assert_eq!(sound.status, Some(0), "{}", sound.stdout);
-    for row in ["ok       redis", "ok       storage", "ok       port"] {
+    for row in [
+        "ok       redis",
+        "ok       clock",
+        "ok       storage",
+        "ok       port",
+    ] {
         assert!(sound.stdout.contains(row), "{}", sound.stdout);
     }
+    let mut with_wrong_clock = of_deployment(engine.command("doctor"), &redis.url(), &s3);
+    with_wrong_clock.envs(testbed::clock_ahead(-62));
+    let late = tokio::task::block_in_place(|| finish(&mut with_wrong_clock));
+    assert_eq!(late.status, Some(0), "{}", late.stdout);
+    assert!(late.stdout.contains("warning  clock"), "{}", late.stdout);
+    assert!(
+        late.stdout.contains(" s behind that of Redis at 127.0.0.1:"),
+        "{}",
+        late.stdout
+    );
     assert_eq!(s3.keys(TestS3::BUCKET), [] as [&str; 0]);
 
     s3.trouble(Trouble::new(Fault::ACCESS_DENIED));
