@@ -97,7 +97,7 @@ fn main() {
     }
     let rows = CASES.iter().zip(&best).map(|(case, nanoseconds)| {
         if case.name == "off" {
-            report.at_most("a span while tracing is off", LIMIT_OFF, *nanoseconds, " ns");
+            report.at_most("a span while tracing is off", LIMIT_OFF, *nanoseconds, "ns");
         }
         [
             case.what.to_owned(),
