@@ -46,7 +46,7 @@ struct Parts {
     source: BoxError,
 }
 
-/// The part of a worker's surroundings that caused an error. A peer may do the task.
+/// The dependency of a worker that caused an error. A peer may do the task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WorkerFault {
     /// The temporary directory, the cache of models, or the disk below them.
@@ -170,7 +170,7 @@ impl TaskError {
         self
     }
 
-    /// The same error, caused by this part of the worker's surroundings.
+    /// The same error, caused by this dependency of the worker.
     #[must_use]
     pub(crate) fn with_fault(mut self, fault: WorkerFault) -> Self {
         self.0.fault = Some(fault);
@@ -190,7 +190,7 @@ impl TaskError {
         }
     }
 
-    /// The part of this worker's surroundings that caused the error. `None` if the task caused it:
+    /// The dependency of this worker that caused the error. `None` if the task caused it:
     /// a missing object, an invalid request, an engine that refuses the input.
     ///
     /// What can't be told from the error itself is set where it is made: see

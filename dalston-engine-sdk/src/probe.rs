@@ -1,4 +1,4 @@
-//! Probes of the surroundings of a worker, for `run` and `doctor`.
+//! Probes of the dependencies of a worker, for `run` and `doctor`.
 
 use std::io::{self, Write};
 use std::path::Path;

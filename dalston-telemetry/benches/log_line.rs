@@ -49,8 +49,8 @@ fn main() {
     let alone = |line: fn()| alternate(|| best(&ours, || repeat(line)), || best(&theirs, || repeat(line)));
     let cases = [
         ("a message", 0.50, alone(|| info!("task_received"))),
-        ("a message and three fields", 0.60, alone(three_fields)),
-        ("a formatted message, a URL and a number", 0.60, alone(formatted)),
+        ("a message and three fields", 0.75, alone(three_fields)),
+        ("a formatted message, a URL and a number", 0.75, alone(formatted)),
         (
             "three fields, within a task",
             0.40,

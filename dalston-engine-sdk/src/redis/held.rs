@@ -29,7 +29,7 @@ pub(super) struct HeldTasks {
     pub(super) lease: Duration,
     /// By message id.
     tasks: Mutex<HashMap<String, HeldTask>>,
-    /// When this process handed tasks back because of its own surroundings, and in which delivery,
+    /// When this process handed tasks back because of its own dependencies, and in which delivery,
     /// by message id and by task id. They go to peers first.
     handed_back: Mutex<HashMap<String, (Instant, u32)>>,
 }

@@ -1,4 +1,4 @@
-//! Stops the reads of a worker whose own surroundings are broken: [`Breaker`].
+//! Stops the reads of a worker with a broken dependency: [`Breaker`].
 //!
 //! A worker that fails every task at once would empty the queue beside healthy peers. So a task
 //! that fails for a cause of its worker is handed back, and a worker with several such failures in
@@ -31,7 +31,7 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(600);
 /// The time limit of one round of probes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Examines the surroundings of the worker.
+/// Examines the dependencies of the worker.
 pub(super) type Probe = dyn Fn(&str) -> Pin<Box<dyn Future<Output = Vec<Check>> + Send>> + Send + Sync;
 
 /// Decides whether the worker reads tasks. Without a probe it always does.
@@ -132,7 +132,7 @@ impl Breaker {
         self.outage().failed_load = None;
     }
 
-    /// Records a completed task: the surroundings work.
+    /// Records a completed task: the dependencies work.
     pub(super) fn completed(&self) {
         let mut outage = self.outage();
         *outage = Outage {
@@ -163,7 +163,7 @@ impl Breaker {
         self.until(|mode| mode != Mode::Trial).await;
     }
 
-    /// Probes the surroundings before the first read, and waits until they work.
+    /// Probes the dependencies before the first read, and waits until they work.
     ///
     /// # Errors
     ///

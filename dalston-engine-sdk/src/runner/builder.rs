@@ -178,7 +178,7 @@ impl<E: Engine> RunnerBuilder<E> {
         self
     }
 
-    /// Sets the probes of the worker's surroundings. They get the name of the instance, and a
+    /// Sets the probes of the worker's dependencies. They get the name of the instance, and a
     /// [missing](crate::CheckStatus::Missing) part is a failure.
     ///
     /// The runner reads no task until they pass. It calls them again after 1 s, then at intervals

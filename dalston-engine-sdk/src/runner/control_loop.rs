@@ -188,7 +188,7 @@ impl Worker {
     }
 
     /// Reads a task for every permit and takes it through its steps, beside the others. Reads none
-    /// while the surroundings of the worker are broken.
+    /// while a dependency of the worker is broken.
     async fn read_tasks(
         self: &Arc<Self>,
         permits: &Arc<Semaphore>,

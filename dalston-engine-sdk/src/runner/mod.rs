@@ -38,7 +38,7 @@
 //! |---|---|
 //! | `builder`, `worker` | configuration, and the state that tasks share |
 //! | `control_loop` | reads tasks, drains |
-//! | `breaker` | stops the reads while the surroundings of the worker are broken |
+//! | `breaker` | stops the reads while a dependency of the worker is broken |
 //! | `task` | the steps of one task in order; `attempt` holds its state |
 //! | `prepare`, `files`, `decode` | request, inputs, audio, results |
 //! | `inference` | waits for a thread, admits the task, takes the answer |

@@ -164,7 +164,7 @@ impl RunnerStatus {
         self.state().last_tick.map(|last| last.elapsed())
     }
 
-    /// Why it takes no tasks from the queue although it should: its surroundings are broken. `None`
+    /// Why it takes no tasks from the queue although it should: a dependency is broken. `None`
     /// while it takes tasks.
     #[must_use]
     pub fn problem(&self) -> Option<String> {

@@ -77,7 +77,7 @@ impl StoreError {
         }
     }
 
-    /// The part of this worker's surroundings that caused the error, if the files of the deployment
+    /// The dependency of this worker that caused the error, if the files of the deployment
     /// are in `bucket`. `None` if the task caused it.
     ///
     /// Every task needs that bucket. Other buckets are named by single tasks, and a file that the

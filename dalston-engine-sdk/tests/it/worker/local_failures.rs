@@ -1,4 +1,4 @@
-//! A worker whose own surroundings are broken takes no tasks, hands back those that it has, and
+//! A worker with a broken dependency takes no tasks, hands back those that it has, and
 //! goes on when they work again.
 
 use std::collections::BTreeMap;
