@@ -4,6 +4,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use serde_json::Value;
 use tokio_util::task::TaskTracker;
 
 use super::lease::Lease;
@@ -16,9 +17,12 @@ use crate::store::{Seen, Store, StoreError, Written, key};
 use crate::task::{Input, TaskRequest};
 use crate::task_dir::TaskFiles;
 
-/// `request.json` holds the answers of earlier stages. A day of speech with word times stays below
-/// this.
-const MAX_REQUEST_BYTES: usize = 256 * 1024 * 1024;
+/// `request.json` holds the answers of earlier stages. A day of speech has about 220,000 words, and a
+/// word with its times takes about 120 bytes, in up to four answers.
+const MAX_REQUEST_BYTES: usize = 128 * 1024 * 1024;
+/// A larger document is read and written on a blocking thread: a megabyte takes about 10 ms, and
+/// the runtime also renews leases and answers probes.
+const LARGEST_JSON_ON_RUNTIME: usize = 256 * 1024;
 /// The largest file that is written with one request, under a condition. A larger file is written
 /// in parts, and completing them knows no condition.
 const LARGEST_SINGLE_WRITE: u64 = 10 * 1024 * 1024;
@@ -34,8 +38,23 @@ pub(super) async fn read_request(store: &Store, claim: &Claim) -> Result<TaskReq
         .read(&locator, MAX_REQUEST_BYTES)
         .await
         .map_err(|error| storage_error(store, error))?;
-    TaskRequestData::from_slice(&bytes)
+    let is_large = bytes.len() > LARGEST_JSON_ON_RUNTIME;
+    convert_json(is_large, move || TaskRequestData::from_slice(&bytes))
+        .await?
         .map_err(|error| TaskError::permanent("invalid_request", error).context(locator))
+}
+
+/// Reads or writes a document, on a blocking thread if it is large.
+async fn convert_json<T: Send + 'static>(
+    is_large: bool,
+    convert: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, TaskError> {
+    if !is_large {
+        return Ok(convert());
+    }
+    tokio::task::spawn_blocking(convert)
+        .await
+        .map_err(|panic| TaskError::new(TaskErrorKind::Panic, "panic", panic).context("converting JSON"))
 }
 
 /// Downloads the inputs of a task to its directory.
@@ -95,9 +114,35 @@ pub(super) async fn upload(
     let response = response.artifacts(artifacts.iter().cloned());
     let key = key::task_response(&claim.job_id, &claim.task_id);
     lease.ensure_held().await?;
-    write(store, &key, response.to_vec().into(), lease).await?;
+    let content = convert_json(is_large(&response.data), move || response.to_vec()).await?;
+    write(store, &key, content.into(), lease).await?;
     fault_point!(ResponseStored);
     Ok(artifacts)
+}
+
+/// Whether the text of a value is long. The estimate costs little, because it ends at the limit.
+fn is_large(value: &Value) -> bool {
+    const SHORTEST: usize = 8;
+    let mut left = LARGEST_JSON_ON_RUNTIME;
+    let mut open = vec![value];
+    while let Some(value) = open.pop() {
+        let size = match value {
+            Value::String(text) => text.len(),
+            Value::Array(values) => values.len() * SHORTEST,
+            Value::Object(values) => values.len() * SHORTEST,
+            _ => 0,
+        };
+        let Some(rest) = left.checked_sub(size) else {
+            return true;
+        };
+        left = rest;
+        match value {
+            Value::Array(values) => open.extend(values),
+            Value::Object(values) => open.extend(values.values()),
+            _ => {}
+        }
+    }
+    false
 }
 
 async fn put_file(

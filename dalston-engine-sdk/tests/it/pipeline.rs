@@ -5,11 +5,12 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use dalston_engine_sdk::broker::MemoryBroker;
+use dalston_engine_sdk::protocol::TaskRequestData;
 use dalston_engine_sdk::store::Store;
 use dalston_engine_sdk::{CancelReason, ModelId};
 use futures_util::stream::BoxStream;
@@ -593,4 +594,39 @@ impl ObjectStore for BlockedPuts {
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
         self.inner.copy_opts(from, to, options).await
     }
+}
+
+#[tokio::test]
+async fn a_large_document_does_not_stop_the_runtime() {
+    let rig = Rig::new();
+    let numbers = json!(vec![0.25; 1 << 20]);
+    let mut text = Vec::new();
+    rig.submit_with("t1", |request, _, task| {
+        request.previous_responses.insert("prepare".to_owned(), numbers);
+        text = request.to_vec();
+        task
+    })
+    .await;
+    let reading = Instant::now();
+    TaskRequestData::from_slice(&text).unwrap();
+    let reading = reading.elapsed();
+
+    let engine = Closures::new(|task, _| Ok(task.previous("prepare").unwrap().clone()));
+    let longest_pause = async {
+        let mut longest = Duration::ZERO;
+        let mut ended = std::pin::pin!(rig.broker.wait_for_outcome("t1"));
+        loop {
+            let began = Instant::now();
+            tokio::select! {
+                _ = &mut ended => break longest,
+                () = tokio::time::sleep(Duration::from_millis(1)) => longest = longest.max(began.elapsed()),
+            }
+        }
+    };
+    let (longest_pause, ended) = rig.run(rig.runner(engine), longest_pause).await;
+    ended.unwrap();
+    assert!(
+        longest_pause < reading / 2,
+        "{longest_pause:?} without the runtime, {reading:?} to read the request",
+    );
 }

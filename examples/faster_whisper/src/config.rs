@@ -152,12 +152,8 @@ impl Config {
         let features_path = features_path(dir);
         let generation_path = dir.join("generation_config.json");
 
-        if let Some((kind, advice)) = foreign(dir) {
-            return Err(LoadError::Foreign {
-                path: dir.to_owned(),
-                kind,
-                advice,
-            });
+        if let Some(error) = foreign(dir) {
+            return Err(error);
         }
         let model: ModelConfig = read_json(&model_path)?;
         model.check().map_err(|problem| LoadError::Invalid {
@@ -330,8 +326,22 @@ pub(crate) fn features_path(dir: &Path) -> PathBuf {
     }
 }
 
-/// The kind of a directory of another program, and what to do with it.
-fn foreign(dir: &Path) -> Option<(&'static str, &'static str)> {
+/// Whether a path names a checkpoint of OpenAI's program, for example `small.pt`.
+pub(crate) fn is_openai(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "pt") && path.is_file()
+}
+
+/// The error for a checkpoint of OpenAI's program, or for its directory.
+pub(crate) fn openai(path: &Path) -> LoadError {
+    LoadError::Foreign {
+        path: path.to_owned(),
+        kind: "an OpenAI checkpoint (.pt)",
+        advice: "use the Hugging Face directory of the same model, for example of openai/whisper-small",
+    }
+}
+
+/// The error for a directory of another program.
+fn foreign(dir: &Path) -> Option<LoadError> {
     #[derive(Deserialize)]
     struct Keys {
         d_model: Option<i64>,
@@ -343,15 +353,21 @@ fn foreign(dir: &Path) -> Option<(&'static str, &'static str)> {
         let config: Keys = read_json(&dir.join("config.json")).ok()?;
         let is_other = config.d_model.is_none() && config.model_type.is_none();
         let is_converted = has("vocabulary.json") || has("vocabulary.txt") || config.suppress_ids.is_some();
-        return (is_other && is_converted).then_some((
-            "a CTranslate2 model",
-            "name the Hugging Face directory that it was converted from, for example of openai/whisper-small",
-        ));
+        return (is_other && is_converted).then(|| LoadError::Foreign {
+            path: dir.to_owned(),
+            kind: "a CTranslate2 model",
+            advice: "name the Hugging Face directory that it was converted from, for example of openai/whisper-small",
+        });
     }
-    has("adapter_config.json").then_some((
-        "a PEFT adapter",
-        "merge it into its base model and save that as a Hugging Face directory",
-    ))
+    if has("adapter_config.json") {
+        return Some(LoadError::Foreign {
+            path: dir.to_owned(),
+            kind: "a PEFT adapter",
+            advice: "merge it into its base model and save that as a Hugging Face directory",
+        });
+    }
+    let mut files = fs::read_dir(dir).ok()?.flatten();
+    files.any(|file| is_openai(&file.path())).then(|| openai(dir))
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, LoadError> {

@@ -270,6 +270,10 @@ fn model_dir(model: &ModelId, cx: &LoadContext) -> Result<PathBuf, TaskError> {
     if model.as_str() == SHIPPED_MODEL && shipped.is_dir() && !another {
         return Ok(shipped);
     }
+    let file = Path::new(model.as_str());
+    if config::is_openai(file) {
+        return Err(load_error(config::openai(file)));
+    }
     cx.model_dir(model)
 }
 

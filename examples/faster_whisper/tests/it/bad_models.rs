@@ -116,6 +116,11 @@ fn directory_of_another_program_is_named() {
         message.starts_with("DIR is a PEFT adapter, not a Hugging Face"),
         "{message}"
     );
+    let message = broken(|dir| fs::rename(dir.join("config.json"), dir.join("tiny.pt")).unwrap());
+    assert!(
+        message.starts_with("DIR is an OpenAI checkpoint (.pt), not a Hugging Face"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -204,6 +204,22 @@ fn broken_model_fails_its_task_and_names_the_file() {
 }
 
 #[test]
+fn openai_checkpoint_is_called_what_it_is() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("small.pt");
+    fs::write(&file, "PK").unwrap();
+    let report = harness_with(file.to_str().unwrap(), "en_one.wav").run_blocking();
+    assert_eq!(report.error_code(), "invalid_model");
+    assert!(
+        report
+            .error()
+            .contains("small.pt is an OpenAI checkpoint (.pt), not a Hugging Face"),
+        "{}",
+        report.error()
+    );
+}
+
+#[test]
 fn missing_model_is_named() {
     let report = harness_with("/nowhere/whisper", "en_one.wav").run_blocking();
     assert_eq!(report.error_code(), "model_not_found");
