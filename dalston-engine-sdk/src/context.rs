@@ -186,8 +186,8 @@ impl TaskContext {
         self.shared.dir.path_or_nowhere()
     }
 
-    /// The metrics of this process, for those of the engine. The runner records the metrics of
-    /// tasks itself.
+    /// The metrics of this process. An engine registers its own in
+    /// [`Engine::start`](crate::Engine::start). The runner records the metrics of tasks itself.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics

@@ -10,6 +10,7 @@ use crate::load::LoadContext;
 use crate::model_id::ModelId;
 use crate::protocol::Capabilities;
 use crate::stage::{Stage, StageOutput};
+use crate::start::StartContext;
 use crate::task::TaskRequest;
 
 /// A transcription engine: it describes itself, loads a model, and processes tasks with it.
@@ -69,6 +70,51 @@ pub trait Engine: Send + Sync + 'static {
     /// The id, version and capabilities of this engine. Called a few times at start. It should be
     /// cheap and constant.
     fn info(&self) -> EngineInfo;
+
+    /// Prepares the engine, for example its own metrics. Does nothing unless overridden.
+    ///
+    /// It is called once, when the worker is built: before the worker answers on its HTTP port,
+    /// loads a model or reads a task. So the metrics that it registers are in the first scrape.
+    /// `describe` and `doctor` do not call it.
+    ///
+    /// ```
+    /// use dalston_engine_sdk::StartContext;
+    /// use dalston_engine_sdk::dalston_telemetry::metrics::{Counter, DenseFamily};
+    /// # use dalston_engine_sdk::{Engine, EngineInfo, LoadContext, ModelId, Stage, TaskContext, TaskError, TaskRequest};
+    /// # use serde_json::{Value, json};
+    ///
+    /// #[derive(Default)]
+    /// struct WordCounter {
+    ///     words: DenseFamily<(), Counter>,
+    /// }
+    ///
+    /// impl Engine for WordCounter {
+    /// #     type Model = ();
+    /// #     type Output = Value;
+    /// #     fn info(&self) -> EngineInfo {
+    /// #         EngineInfo::new("word-counter", "1.0.0").stage(Stage::other("count").expect("a plain name"))
+    /// #     }
+    /// #     fn load(&self, _: &ModelId, _: &LoadContext) -> Result<(), TaskError> { Ok(()) }
+    ///     fn start(&mut self, cx: &StartContext) {
+    ///         let words = self.words.clone();
+    ///         cx.metrics().register(|registry| registry.register("word_counter_words", "Words that were counted", words));
+    ///     }
+    ///
+    ///     fn process(&self, _: &mut (), task: &TaskRequest, _: &TaskContext) -> Result<Value, TaskError> {
+    ///         let text = std::fs::read_to_string(task.require_input("input")?.path())?;
+    ///         let words = text.split_whitespace().count();
+    ///         self.words.with(()).inc_by(words as u64);
+    ///         Ok(json!({ "words": words }))
+    ///     }
+    ///     // ...
+    /// }
+    /// # let metrics = dalston_engine_sdk::dalston_telemetry::metrics::Metrics::new();
+    /// # WordCounter::default().start(&StartContext::new("word-counter", Default::default(), metrics.clone()));
+    /// # assert!(metrics.encode().contains("word_counter_words_total 0\n"));
+    /// ```
+    fn start(&mut self, cx: &StartContext) {
+        let _ = cx;
+    }
 
     /// Loads a model.
     ///

@@ -78,6 +78,7 @@ mod runner;
 mod scope;
 mod spans;
 pub mod stage;
+mod start;
 pub mod store;
 mod task;
 mod task_dir;
@@ -108,6 +109,7 @@ pub use crate::runner::{
 };
 pub use crate::scope::Scope;
 pub use crate::stage::{Segment, Stage, StageName, StageOutput, TranscribeRequest, Transcript, Word};
+pub use crate::start::StartContext;
 pub use crate::task::{Input, TaskInfo, TaskRequest};
 pub use dalston_telemetry::ParseError;
 pub use dalston_telemetry::services::engine::Device;

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use dalston_telemetry::metrics::Metrics;
 use dalston_telemetry::services::engine::Device;
 use tokio::runtime::Handle;
 
@@ -19,6 +20,7 @@ use crate::models::{LoadStop, LocalModel, ModelStorage};
 pub struct LoadContext {
     config: Arc<EngineConfig>,
     slot: usize,
+    metrics: Metrics,
     device: Arc<OnceLock<Device>>,
     storage: Option<ModelStorage>,
     /// The runtime of the worker.
@@ -29,16 +31,17 @@ pub struct LoadContext {
 }
 
 impl LoadContext {
-    /// A context for the first inference thread, for tests and `doctor`.
+    /// A context for the first inference thread, for tests and `doctor`. Its metrics are its own.
     #[must_use]
     pub fn new(config: EngineConfig) -> Self {
-        Self::for_slot(Arc::new(config), 0)
+        Self::for_slot(Arc::new(config), 0, Metrics::new())
     }
 
-    pub(crate) fn for_slot(config: Arc<EngineConfig>, slot: usize) -> Self {
+    pub(crate) fn for_slot(config: Arc<EngineConfig>, slot: usize, metrics: Metrics) -> Self {
         Self {
             config,
             slot,
+            metrics,
             device: Arc::default(),
             storage: None,
             runtime: None,
@@ -84,6 +87,16 @@ impl LoadContext {
     #[must_use]
     pub fn slot(&self) -> usize {
         self.slot
+    }
+
+    /// The metrics of this process, the same as in
+    /// [`TaskContext::metrics`](crate::TaskContext::metrics).
+    ///
+    /// An engine registers its own in [`Engine::start`](crate::Engine::start): a model is loaded
+    /// several times, and a name can be registered once.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Sets the device that the model computes on, for the label of the realtime factor. The first

@@ -89,6 +89,11 @@ impl LocalPlatform {
     ///
     /// If the queue is full, or the path of a file can't become a URL.
     pub async fn submit(&self, task: LocalTask) -> Result<String, SubmitError> {
+        self.submit_job(task).await.map(|(task_id, _)| task_id)
+    }
+
+    /// As [`submit`](Self::submit), with the id of the job, too.
+    pub(crate) async fn submit_job(&self, task: LocalTask) -> Result<(String, String), SubmitError> {
         let (task_id, job_id) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
         let mut request = TaskRequestData::new(&task_id, &job_id);
         request.config = task.config;
@@ -115,9 +120,9 @@ impl LocalPlatform {
         metadata.model = task.model;
         metadata.request_id = task.request_id;
         metadata.trace_context = propagate::inject_json(&task.parent);
-        let queued = QueuedTask::new(&self.engine_id, &task_id, job_id).metadata(metadata);
+        let queued = QueuedTask::new(&self.engine_id, &task_id, &job_id).metadata(metadata);
         self.broker.enqueue(queued)?;
-        Ok(task_id)
+        Ok((task_id, job_id))
     }
 
     /// Waits until a task has failed or is completed.

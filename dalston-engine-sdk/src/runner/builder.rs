@@ -34,6 +34,7 @@ use crate::interruption::Interruption;
 use crate::load::LoadContext;
 use crate::model_id::ModelId;
 use crate::models::ModelStorage;
+use crate::start::StartContext;
 use crate::store::Store;
 use crate::task::TaskInfo;
 
@@ -197,7 +198,7 @@ impl<E: Engine> RunnerBuilder<E> {
         self
     }
 
-    /// Builds the worker. Nothing is started yet.
+    /// Builds the worker, and calls [`Engine::start`]. No thread is started yet.
     ///
     /// # Errors
     ///
@@ -205,7 +206,7 @@ impl<E: Engine> RunnerBuilder<E> {
     /// accept the description of the engine.
     pub fn build(self) -> Result<Runner, BuildError> {
         let Self {
-            engine,
+            mut engine,
             mut config,
             broker,
             store,
@@ -247,10 +248,17 @@ impl<E: Engine> RunnerBuilder<E> {
         for model in config.preload.iter().map(ModelId::as_str).chain([usual]) {
             let _ = metrics.model(model);
         }
+        // After the families of the worker, so that those keep their names.
+        engine.start(&StartContext::new(
+            &*engine_id,
+            config.engine.clone(),
+            registry.clone(),
+        ));
         let (status, drain) = (RunnerStatus::new(), Drain::default());
         let spawn = spawn_thread(
             engine,
             &config,
+            &registry,
             &metrics,
             status.clone(),
             model_storage.clone(),
@@ -304,6 +312,7 @@ impl<E> fmt::Debug for RunnerBuilder<E> {
 fn spawn_thread<E: Engine>(
     engine: E,
     config: &RunnerConfig,
+    registry: &Metrics,
     metrics: &EngineMetrics,
     status: RunnerStatus,
     model_storage: Option<ModelStorage>,
@@ -315,10 +324,10 @@ fn spawn_thread<E: Engine>(
         max_models: config.max_loaded_models,
         ttl: config.model_ttl,
     };
-    let metrics = metrics.clone();
+    let (registry, metrics) = (registry.clone(), metrics.clone());
     Box::new(move |queue, handle, preload| {
         let index = handle.index;
-        let mut context = LoadContext::for_slot(Arc::clone(&engine_config), index);
+        let mut context = LoadContext::for_slot(Arc::clone(&engine_config), index, registry.clone());
         if let Ok(runtime) = Handle::try_current() {
             context = context.with_runtime(runtime);
         }

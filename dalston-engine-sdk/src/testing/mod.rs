@@ -2,17 +2,21 @@
 //! (Feature `testing`.)
 //!
 //! The real runner processes the task, with a queue and a storage in memory. The report has the
-//! answer, the spans and the metrics that moved. Nothing global is touched, so tests run in
+//! answer, the output files, the spans, the log lines and the metrics that moved. Nothing global is touched, so tests run in
 //! parallel.
 
 pub mod broker_suite;
 mod files;
 mod harness;
+mod moved;
 mod report;
+mod running;
 mod worker;
 
 pub use self::harness::EngineHarness;
+pub use self::moved::Moved;
 pub use self::report::TaskReport;
+pub use self::running::RunningTask;
 pub use self::worker::Worker;
 
 #[cfg(test)]
@@ -22,7 +26,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::context::TaskContext;
+    use crate::context::{OutputFile, TaskContext};
     use crate::engine::{Engine, EngineInfo};
     use crate::error::TaskError;
     use crate::load::LoadContext;
@@ -49,8 +53,22 @@ mod tests {
             &self,
             model: &mut String,
             task: &TaskRequest,
-            _cx: &TaskContext,
+            cx: &TaskContext,
         ) -> Result<Value, TaskError> {
+            if let Some(text) = task.config().get("write").and_then(Value::as_str) {
+                let path = cx.temp_dir().join("written.txt");
+                std::fs::write(&path, text)?;
+                cx.add_output_file(OutputFile::new("notes", "text", path))?;
+            }
+            if let Some(number) = task.config().get("log") {
+                tracing::info!(number = number.as_i64(), "sized");
+            }
+            if let Some(millis) = task.config().get("sleep_ms").and_then(Value::as_u64) {
+                cx.block_on(tokio::time::sleep(Duration::from_millis(millis)))?;
+            }
+            if task.config().contains_key("wait") {
+                cx.block_on(std::future::pending::<()>())?;
+            }
             if let Some(reason) = task.config().get("fail") {
                 return Err(TaskError::permanent("told_to", reason.to_string()));
             }
@@ -80,6 +98,93 @@ mod tests {
         assert_eq!((names(&cold), names(&warm)), (true, false));
         assert_eq!(cold.moved("dalston_engine_model_load_seconds_count"), 1.0);
         assert_eq!(warm.moved("dalston_engine_model_load_seconds_count"), 0.0);
+        worker.stop().await;
+    }
+
+    #[test]
+    fn output_files_are_found_by_both_of_their_names() {
+        let report = EngineHarness::new(Sizer)
+            .config("write", "one two")
+            .run_blocking();
+        assert_eq!(report.artifact("notes"), b"one two");
+        assert_eq!(report.artifact("notes.txt"), b"one two");
+        assert_eq!(report.response().produced_artifacts[0].kind, "text");
+    }
+
+    #[test]
+    #[should_panic(expected = "the task has no output file \"note\", only [\"notes.txt\"]")]
+    fn missing_output_file_panics_with_names_of_others() {
+        let report = EngineHarness::new(Sizer)
+            .config("write", "one two")
+            .run_blocking();
+        let _ = report.artifact("note");
+    }
+
+    #[tokio::test]
+    async fn log_lines_of_a_task_are_told_from_those_of_others() {
+        let worker = EngineHarness::new(Sizer).start();
+        let (one, other) = (worker.task().config("log", 1), worker.task().config("log", 2));
+        let (one, other) = (worker.run(one).await, worker.run(other).await);
+        assert_eq!(one.log("sized").field("number"), Some(&json!(1)));
+        assert_eq!(other.log("sized").field("number"), Some(&json!(2)));
+        assert_eq!(other.log("sized").level(), "info");
+        worker.stop().await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "there is not exactly one log line \"sized\", but [")]
+    async fn missing_log_line_panics() {
+        let report = EngineHarness::new(Sizer).run().await;
+        let _ = report.log("sized");
+    }
+
+    #[test]
+    fn block_on_works_in_the_harness() {
+        let report = EngineHarness::new(Sizer).config("sleep_ms", 1).run_blocking();
+        assert_eq!(report.output()["size"], 0);
+    }
+
+    #[tokio::test]
+    async fn running_task_can_be_cancelled() {
+        let worker = EngineHarness::new(Sizer).start();
+        let running = worker.submit(worker.task().config("wait", true)).await;
+        running.started().await;
+        running.cancel();
+        let report = tokio::time::timeout(Duration::from_secs(20), running.report()).await;
+        assert_eq!(report.unwrap().error_code(), "cancelled");
+        let next = worker.run(worker.task()).await;
+        assert_eq!(next.output()["size"], 0);
+        worker.stop().await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "the runner stopped before the task was started: it was told to stop")]
+    async fn start_in_a_stopped_runner_is_not_waited_for() {
+        let worker = EngineHarness::new(Sizer).start();
+        worker.stop.send_replace(true);
+        let running = worker.submit(worker.task()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(20), running.started()).await;
+    }
+
+    #[tokio::test]
+    async fn moved_metrics_show_their_series_and_labels() {
+        let worker = EngineHarness::new(Sizer).start();
+        let report = worker.run(worker.task().model("a")).await;
+        let tasks = report.moved("dalston_engine_tasks_processed_total");
+        assert_eq!(tasks, 1.0);
+        assert_eq!(tasks.clone().with("model", "a").with("status", "success"), 1.0);
+        assert_eq!(tasks.clone().with("status", "failure"), 0.0);
+        assert_eq!(tasks.series().len(), 1);
+        let shown = format!("{tasks:?}");
+        assert!(
+            shown.starts_with("1.0: dalston_engine_tasks_processed_total{"),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("model=\"a\"") && shown.ends_with("}: 0 -> 1"),
+            "{shown}"
+        );
+        assert_eq!(format!("{:?}", report.moved("no_such_metric")), "0.0");
         worker.stop().await;
     }
 

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::files::Files;
 use super::report::TaskReport;
+use super::running::RunningTask;
 use crate::error::{RunError, chain};
 use crate::local::{LocalPlatform, LocalTask};
 use crate::runner::Runner;
@@ -77,35 +78,31 @@ impl Worker {
     ///
     /// If the task can't be queued or the runner stops before it is done.
     pub async fn run(&self, task: LocalTask) -> TaskReport {
+        self.submit(task).await.report().await
+    }
+
+    /// Gives the worker a task, to be cancelled or watched while it runs.
+    ///
+    /// # Panics
+    ///
+    /// If the task can't be queued.
+    pub async fn submit(&self, task: LocalTask) -> RunningTask<'_> {
         let trace_id = TraceId::from(Uuid::new_v4().as_u128());
         let before = self.telemetry.metrics().snapshot();
-        let task_id = match self.platform.submit(task.parent(producer(trace_id))).await {
-            Ok(task_id) => task_id,
+        match self.platform.submit_job(task.parent(producer(trace_id))).await {
+            Ok((task_id, job_id)) => RunningTask {
+                worker: self,
+                task_id,
+                job_id,
+                trace_id,
+                before,
+            },
             Err(error) => panic!("the task can't be queued: {error}"),
-        };
-        tokio::select! {
-            // An outcome counts even if the runner has ended since then.
-            biased;
-            _ = self.platform.broker().wait_for_outcome(&task_id) => {}
-            why = self.ended() => panic!("the runner stopped before the task was done: {why}"),
-        }
-        let outcome = match self.platform.outcome(&task_id).await {
-            Ok(outcome) => outcome,
-            Err(error) => panic!("the task's answer can't be read: {error}"),
-        };
-        self.last_span(trace_id).await;
-        let after = self.telemetry.metrics().snapshot();
-        TaskReport {
-            task_id,
-            outcome,
-            spans: self.telemetry.collector().trace(trace_id),
-            before,
-            after,
         }
     }
 
     /// Waits for the end of the runner and returns its reason.
-    async fn ended(&self) -> String {
+    pub(super) async fn ended(&self) -> String {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await {
             Ok(why) => why.clone().unwrap_or_default(),
@@ -114,7 +111,7 @@ impl Worker {
     }
 
     /// Waits for the end of the span around the task, a moment after its outcome is known.
-    async fn last_span(&self, trace_id: TraceId) {
+    pub(super) async fn last_span(&self, trace_id: TraceId) {
         let name = spans::span::task(self.platform.engine_id());
         let began = Instant::now();
         let ended = || {

@@ -12,8 +12,8 @@ use dalston_engine_sdk::broker::{EventKind, MemoryBroker, QueuedTask, RecordedEv
 use dalston_engine_sdk::protocol::TaskRequestData;
 use dalston_engine_sdk::store::{Store, key};
 use dalston_engine_sdk::{
-    Engine, EngineInfo, LoadContext, ModelId, RunError, Runner, RunnerBuilder, Stage, TaskContext, TaskError,
-    TaskRequest,
+    Engine, EngineInfo, LoadContext, ModelId, RunError, Runner, RunnerBuilder, Stage, StartContext,
+    TaskContext, TaskError, TaskRequest,
 };
 use dalston_telemetry::testing::TestTelemetry;
 use serde_json::{Value, json};
@@ -22,11 +22,13 @@ use tokio::sync::oneshot;
 /// A model that is not `Send`, and counts its uses.
 pub(crate) type Model = Rc<Cell<usize>>;
 
+type Start = Box<dyn FnMut(&StartContext) + Send + Sync>;
 type Load = Box<dyn Fn(&ModelId, &LoadContext) -> Result<(), TaskError> + Send + Sync>;
 type Process = Box<dyn Fn(&Model, &TaskRequest, &TaskContext) -> Result<Value, TaskError> + Send + Sync>;
 
 /// An engine made of closures.
 pub(crate) struct Closures {
+    start: Start,
     load: Load,
     process: Process,
     loads: Arc<AtomicUsize>,
@@ -43,10 +45,16 @@ impl Closures {
         process: impl Fn(&Model, &TaskRequest, &TaskContext) -> Result<Value, TaskError> + Send + Sync + 'static,
     ) -> Self {
         Self {
+            start: Box::new(|_| {}),
             load: Box::new(|_, _| Ok(())),
             process: Box::new(process),
             loads: Arc::default(),
         }
+    }
+
+    pub(crate) fn start(mut self, start: impl FnMut(&StartContext) + Send + Sync + 'static) -> Self {
+        self.start = Box::new(start);
+        self
     }
 
     pub(crate) fn load(
@@ -71,6 +79,10 @@ impl Engine for Closures {
         EngineInfo::new("test-asr", "1.0.0")
             .stage(Stage::Transcribe)
             .default_model("tiny")
+    }
+
+    fn start(&mut self, cx: &StartContext) {
+        (self.start)(cx);
     }
 
     fn load(&self, model: &ModelId, cx: &LoadContext) -> Result<Model, TaskError> {

@@ -1,12 +1,13 @@
 //! The lifecycle of a task: its events, files and results, in their order.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use dalston_engine_sdk::broker::{EventKind, TaskMetadata};
 use dalston_engine_sdk::protocol::ArtifactReference;
 use dalston_engine_sdk::{OutputFile, RunnerConfig, TaskError};
-use dalston_telemetry::metrics::Metrics;
+use dalston_telemetry::metrics::{Counter, DenseFamily, Metrics};
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -24,6 +25,44 @@ async fn a_task_is_started_done_and_reported_with_a_stored_answer() {
     assert_eq!(rig.events(), ["t1 started", "t1 completed"]);
     assert_eq!((rig.broker.waiting(), rig.broker.held()), (0, 0));
     assert_eq!(rig.temp_dirs(), 0);
+}
+
+#[tokio::test]
+async fn metrics_of_an_engine_exist_before_its_first_load() {
+    let rig = Rig::new();
+    let words = DenseFamily::<(), Counter>::default();
+    let counted = words.clone();
+    let started = Arc::new(AtomicUsize::new(0));
+    let starts = Arc::clone(&started);
+    let engine = Closures::new(|_, cx| Ok(json!(cx.metrics().snapshot().sum("own_words_total", &[]))))
+        .load(move |_, cx| {
+            // The same registry as that of `start`.
+            assert_eq!(cx.metrics().snapshot().value("own_words_total", &[]), Some(0.0));
+            counted.with(()).inc_by(3);
+            Ok(())
+        })
+        .start(move |cx| {
+            starts.fetch_add(1, Ordering::SeqCst);
+            assert_eq!(cx.engine_id(), "asr-2");
+            assert_eq!(cx.config().model, Some("tiny".into()));
+            let words = words.clone();
+            cx.metrics()
+                .register(|registry| registry.register("own_words", "Words of the test", words));
+        });
+    let mut config = RunnerConfig::default();
+    config.engine_id = Some("asr-2".to_owned());
+    let runner = rig.runner(engine).config(config).slots(2);
+    let runner = runner.temp_root(rig.temp.path()).build().unwrap();
+    let scraped = rig.telemetry.metrics().encode();
+    assert!(scraped.contains("own_words_total 0\n"), "{scraped}");
+    rig.submit_with("t1", |_, _, _| {
+        dalston_engine_sdk::broker::QueuedTask::new("asr-2", "t1", job_of("t1"))
+    })
+    .await;
+    let (outcome, run) = rig.run_runner(runner, rig.outcome("t1")).await;
+    run.unwrap();
+    assert_eq!(outcome, Ok(json!(3.0)));
+    assert_eq!(started.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]

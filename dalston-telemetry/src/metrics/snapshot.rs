@@ -64,12 +64,6 @@ impl MetricsSnapshot {
     /// Of a histogram, `_count` and `_sum` are compared, not the buckets.
     #[must_use]
     pub fn diff(&self, earlier: &Self) -> Vec<MetricChange> {
-        let is_bucket = |series: &str| {
-            series
-                .split('{')
-                .next()
-                .is_some_and(|name| name.ends_with("_bucket"))
-        };
         self.series
             .iter()
             .map(|(series, after)| MetricChange {
@@ -77,8 +71,25 @@ impl MetricsSnapshot {
                 before: earlier.series.get(series).copied().unwrap_or(0.0),
                 after: *after,
             })
-            .filter(|change| change.before != change.after && !is_bucket(&change.series))
+            .filter(|change| change.before != change.after && !change.name().ends_with("_bucket"))
             .collect()
+    }
+}
+
+impl MetricChange {
+    /// The name of the series, without its labels.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.series.split('{').next().unwrap_or_default()
+    }
+
+    /// The value of a label of the series.
+    #[must_use]
+    pub fn label(&self, name: &str) -> Option<String> {
+        let (_, labels) = parse_series(&self.series)?;
+        labels
+            .into_iter()
+            .find_map(|(label, value)| (label == name).then_some(value))
     }
 }
 
@@ -150,12 +161,14 @@ mod tests {
         tasks.with(["a b}\",\\"]).with(Status::Success).inc();
         tasks.with(["b"]).with(Status::Success).inc();
         wait.with(()).observe(0.5);
-        let moved: Vec<_> = metrics
-            .snapshot()
-            .diff(&before)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let changes = metrics.snapshot().diff(&before);
+        let model = |change: &super::MetricChange| (change.name().to_owned(), change.label("model"));
+        assert_eq!(
+            model(&changes[0]),
+            ("tasks_total".to_owned(), Some("a b}\",\\".to_owned()))
+        );
+        assert_eq!(model(&changes[2]), ("wait_count".to_owned(), None));
+        let moved: Vec<_> = changes.iter().map(ToString::to_string).collect();
         assert_eq!(
             moved,
             [

@@ -231,7 +231,7 @@ mod tests {
 
     use super::*;
     use crate::cli::terminal::Style;
-    use crate::{EngineInfo, LoadContext, ModelId, TaskContext, TaskError, TaskRequest};
+    use crate::{EngineInfo, LoadContext, ModelId, StartContext, TaskContext, TaskError, TaskRequest};
 
     /// An engine that blocks on the file `long` until the file `last` has been processed.
     struct Blocking {
@@ -266,6 +266,73 @@ mod tests {
         }
     }
 
+    /// Starts `engine` for these files, as `transcribe` does, and returns the exit status and the
+    /// number of traces.
+    async fn run<E: Engine>(engine: E, slots: usize, files: &[PathBuf]) -> (u8, usize) {
+        let telemetry = dalston_telemetry::testing::TestTelemetry::new();
+        let env = Env::default();
+        let session = Session {
+            platform: LocalPlatform::for_engine(&engine.info()),
+            files,
+            standard_input: None,
+            config: Map::new(),
+            watch: Watch::new(files),
+            printer: Printer {
+                json: true,
+                several: true,
+                style: Style::of(&Term::stdout(), &env),
+                env: &env,
+            },
+            traces: Vec::new(),
+        };
+        let config = RunnerConfig {
+            slots,
+            ..RunnerConfig::default()
+        };
+        let (code, traces) = session.run(engine, config, telemetry.handle()).await.unwrap();
+        (code, traces.len())
+    }
+
+    /// An engine that awaits in `load` and in `process`.
+    struct Asynchronous {
+        started: bool,
+    }
+
+    impl Engine for Asynchronous {
+        type Model = ();
+        type Output = Value;
+
+        fn info(&self) -> EngineInfo {
+            EngineInfo::new("asynchronous", "1.0.0").stage("wait".parse().unwrap())
+        }
+
+        fn start(&mut self, _: &StartContext) {
+            self.started = true;
+        }
+
+        fn load(&self, _: &ModelId, cx: &LoadContext) -> Result<(), TaskError> {
+            cx.block_on(tokio::time::sleep(Duration::from_millis(1)))
+        }
+
+        fn process(&self, _: &mut (), _: &TaskRequest, cx: &TaskContext) -> Result<Value, TaskError> {
+            let slept = cx.block_on(async {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                true
+            })?;
+            match slept && self.started {
+                true => Ok(serde_json::json!({})),
+                false => Err(TaskError::permanent("not_started", "start was not called")),
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn block_on_and_start_work_under_transcribe() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let engine = Asynchronous { started: false };
+        assert_eq!(run(engine, 1, &[file.path().to_owned()]).await, (0, 1));
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn long_first_file_does_not_block_other_threads() {
         let dir = tempfile::tempdir().unwrap();
@@ -283,28 +350,7 @@ mod tests {
             wait: Mutex::new(wait),
             wake: Mutex::new(wake),
         };
-        let telemetry = dalston_telemetry::testing::TestTelemetry::new();
-        let env = Env::default();
-        let session = Session {
-            platform: LocalPlatform::for_engine(&engine.info()),
-            files: &files,
-            standard_input: None,
-            config: Map::new(),
-            watch: Watch::new(&files),
-            printer: Printer {
-                json: true,
-                several: true,
-                style: Style::of(&Term::stdout(), &env),
-                env: &env,
-            },
-            traces: Vec::new(),
-        };
-        let config = RunnerConfig {
-            slots: 2,
-            ..RunnerConfig::default()
-        };
-        let (code, traces) = session.run(engine, config, telemetry.handle()).await.unwrap();
-        assert_eq!((code, traces.len()), (0, files.len()));
+        assert_eq!(run(engine, 2, &files).await, (0, files.len()));
     }
 
     #[test]

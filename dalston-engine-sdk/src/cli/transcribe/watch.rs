@@ -14,6 +14,7 @@ use crate::engine::{Check, Engine, EngineInfo};
 use crate::error::TaskError;
 use crate::load::LoadContext;
 use crate::model_id::ModelId;
+use crate::start::StartContext;
 use crate::task::TaskRequest;
 
 /// The state of the tasks in flight.
@@ -115,6 +116,10 @@ impl<E: Engine> Engine for WatchedEngine<E> {
 
     fn info(&self) -> EngineInfo {
         self.engine.info()
+    }
+
+    fn start(&mut self, cx: &StartContext) {
+        self.engine.start(cx);
     }
 
     fn load(&self, model: &ModelId, cx: &LoadContext) -> Result<Self::Model, TaskError> {

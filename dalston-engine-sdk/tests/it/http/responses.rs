@@ -79,7 +79,7 @@ async fn transcript_is_streamed_as_openai_events() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn engine_awaits_a_future_during_a_request() {
+async fn block_on_works_for_http_tasks() {
     let host = Host::start().await;
     let answer = host.post(OPENAI, Form::file("await")).await;
     assert_eq!(answer.json(), json!({"text": "await"}), "{answer:?}");
