@@ -18,6 +18,7 @@
 //! | count and measure | [`metrics`], and the metrics of each service in [`services`] |
 //! | serve `/metrics` | [`Telemetry::serve_metrics`], or a route of your own: `axum` (feature `axum`) |
 //! | name spans and attributes as the platform does | [`services`]: the constants of each service |
+//! | instrument an HTTP server | `tower` (feature `tower`, or `axum`) |
 //! | keep secrets out of texts | [`redact`] |
 //! | detect the cloud instance | `cloud` (feature `ec2`) |
 //! | keep spans in memory, draw a trace | [`SpanCollector`], [`Waterfall`] |
@@ -82,7 +83,8 @@
 //!
 //! - `otlp-grpc` (default) exports over OTLP/gRPC. TLS is rustls with ring.
 //! - `otlp-http` (default) exports over OTLP/HTTP with protobuf.
-//! - `axum` adds a route that serves metrics.
+//! - `axum` adds a route that serves metrics, and the feature `tower`.
+//! - `tower` adds a layer for HTTP servers: spans, ids and metrics of requests.
 //! - `ec2` adds `cloud`, which detects the EC2 instance of the process.
 //! - `queue-exporter` adds metrics of the platform's queues and the program
 //!   `dalston-queue-exporter`.
@@ -108,6 +110,8 @@ pub mod services;
 mod setup;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "tower")]
+pub mod tower;
 mod traces;
 
 /// Guides.

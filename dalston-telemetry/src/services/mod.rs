@@ -3,6 +3,7 @@
 pub mod audio_pipeline;
 pub mod engine;
 pub mod gateway;
+pub mod http;
 mod names;
 pub mod orchestrator;
 pub mod queue;

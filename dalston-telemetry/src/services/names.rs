@@ -50,6 +50,39 @@ pub mod attr {
         pub const HTTP_ROUTE: &str = "http.route";
         /// The status of an HTTP response.
         pub const HTTP_RESPONSE_STATUS_CODE: &str = "http.response.status_code";
+        /// The method of an HTTP request, if it has no name of its own in `http.request.method`.
+        pub const HTTP_REQUEST_METHOD_ORIGINAL: &str = "http.request.method_original";
+        /// Received bytes of the body of an HTTP request.
+        pub const HTTP_REQUEST_BODY_SIZE: &str = "http.request.body.size";
+        /// Sent bytes of the body of an HTTP response.
+        pub const HTTP_RESPONSE_BODY_SIZE: &str = "http.response.body.size";
+        /// `http.request.method` by its earlier name, with `OTEL_SEMCONV_STABILITY_OPT_IN=http/dup`.
+        pub const HTTP_METHOD: &str = "http.method";
+        /// `http.response.status_code` by its earlier name, with
+        /// `OTEL_SEMCONV_STABILITY_OPT_IN=http/dup`.
+        pub const HTTP_STATUS_CODE: &str = "http.status_code";
+        /// The scheme of an HTTP request.
+        pub const URL_SCHEME: &str = "url.scheme";
+        /// The path of an HTTP request.
+        pub const URL_PATH: &str = "url.path";
+        /// The query of an HTTP request, with its secrets masked.
+        pub const URL_QUERY: &str = "url.query";
+        /// The host that an HTTP request names.
+        pub const SERVER_ADDRESS: &str = "server.address";
+        /// The port that an HTTP request names.
+        pub const SERVER_PORT: &str = "server.port";
+        /// The program that sent an HTTP request.
+        pub const USER_AGENT_ORIGINAL: &str = "user_agent.original";
+        /// The version of HTTP.
+        pub const NETWORK_PROTOCOL_VERSION: &str = "network.protocol.version";
+        /// The id of a realtime session.
+        pub const SESSION_ID: &str = "dalston.session_id";
+        /// Received messages of a WebSocket.
+        pub const WEBSOCKET_MESSAGES_RECEIVED: &str = "dalston.websocket.messages_received";
+        /// Sent messages of a WebSocket.
+        pub const WEBSOCKET_MESSAGES_SENT: &str = "dalston.websocket.messages_sent";
+        /// The code with which a WebSocket was closed.
+        pub const WEBSOCKET_CLOSE_CODE: &str = "dalston.websocket.close_code";
         /// The kind of the failure: a short static code.
         pub const ERROR_TYPE: &str = "error.type";
         /// The kind of the failure, on the event `exception`.
@@ -76,5 +109,7 @@ pub mod event {
     names! {
         /// An error.
         pub const EXCEPTION: &str = "exception";
+        /// The first bytes of the body of an HTTP response were sent.
+        pub const FIRST_BYTE: &str = "http.response.first_byte";
     }
 }

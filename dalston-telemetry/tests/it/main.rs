@@ -8,6 +8,8 @@ mod cloud;
 mod delivery;
 mod exposition;
 mod faults;
+#[cfg(all(feature = "axum", feature = "testing"))]
+mod http_layer;
 mod logs;
 mod panic;
 mod peer;

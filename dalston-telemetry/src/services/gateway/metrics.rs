@@ -2,45 +2,12 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use http::{Method, StatusCode};
+use http::StatusCode;
 
 use crate::metrics::{
     BoundedFamily, Counter, DenseFamily, Exemplar, Gauge, Histogram, Metrics, OTHER, OpenLabel, Unit, buckets,
 };
-
-crate::label! {
-    /// The method of a request.
-    pub enum HttpMethod = "method" {
-        Get => "GET",
-        Head => "HEAD",
-        Post => "POST",
-        Put => "PUT",
-        Patch => "PATCH",
-        Delete => "DELETE",
-        Options => "OPTIONS",
-        Connect => "CONNECT",
-        Trace => "TRACE",
-        /// Another method. The name is that of OpenTelemetry.
-        Unknown => "_OTHER",
-    }
-}
-
-impl From<&Method> for HttpMethod {
-    fn from(method: &Method) -> Self {
-        match method.as_str() {
-            "GET" => Self::Get,
-            "HEAD" => Self::Head,
-            "POST" => Self::Post,
-            "PUT" => Self::Put,
-            "PATCH" => Self::Patch,
-            "DELETE" => Self::Delete,
-            "OPTIONS" => Self::Options,
-            "CONNECT" => Self::Connect,
-            "TRACE" => Self::Trace,
-            _ => Self::Unknown,
-        }
-    }
-}
+use crate::services::http::{EndedRequest, HttpMethod, RequestMetrics};
 
 /// The metrics of the gateway. Cheap to clone.
 ///
@@ -67,6 +34,7 @@ impl From<&Method> for HttpMethod {
 pub struct GatewayMetrics {
     requests: BoundedFamily<3, (), Counter>,
     request_duration: BoundedFamily<2, (), Histogram>,
+    requests_active: DenseFamily<(), Gauge>,
     jobs_created: BoundedFamily<1, (), Counter>,
     websockets: DenseFamily<(), Gauge>,
     upload_bytes: DenseFamily<(), Counter>,
@@ -95,6 +63,11 @@ impl GatewayMetrics {
                     "Time from the headers of an HTTP request to its answer",
                     Unit::Seconds,
                     BoundedFamily::with_room_for(room, [method, endpoint], duration),
+                ),
+                requests_active: registry.keep(
+                    "requests_active",
+                    "HTTP requests whose response has not ended",
+                    DenseFamily::default(),
                 ),
                 jobs_created: registry.keep(
                     "jobs_created",
@@ -167,6 +140,33 @@ impl GatewayMetrics {
     }
 }
 
+/// Counts requests by route.
+impl RequestMetrics for GatewayMetrics {
+    fn begun(&self) {
+        self.requests_active.with(()).inc();
+    }
+
+    fn ended(&self, request: &EndedRequest<'_>) {
+        self.requests_active.with(()).dec();
+        let route = match request.route {
+            Some(template) => self.route(request.method, template),
+            None => self.unmatched(request.method),
+        };
+        route.answered_in(request.status, request.time, request.exemplar);
+        if request.uploaded > 0 {
+            self.uploaded(request.uploaded);
+        }
+    }
+
+    fn websocket_opened(&self) {
+        self.websockets.with(()).inc();
+    }
+
+    fn websocket_closed(&self) {
+        self.websockets.with(()).dec();
+    }
+}
+
 impl fmt::Debug for GatewayMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GatewayMetrics").finish_non_exhaustive()
@@ -187,7 +187,10 @@ impl RouteMetrics {
     /// `dalston_gateway_requests_total` and `dalston_gateway_request_duration_seconds`. A status
     /// without a name counts as the first of its class.
     pub fn answered(&self, status: StatusCode, time: Duration) {
-        let exemplar = Exemplar::current();
+        self.answered_in(status, time, Exemplar::current());
+    }
+
+    fn answered_in(&self, status: StatusCode, time: Duration, exemplar: Option<Exemplar>) {
         let labels = [self.method.as_str(), &self.endpoint, status_of(status)];
         self.requests.with(labels).with(()).inc_in(exemplar);
         self.duration.with(()).observe_duration_in(time, exemplar);

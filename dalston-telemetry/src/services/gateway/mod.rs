@@ -2,4 +2,5 @@
 
 mod metrics;
 
+pub use super::http::HttpMethod;
 pub use metrics::*;
