@@ -13,15 +13,16 @@
 //!    └─ engine.upload_output
 //! ```
 //!
-//! A request over HTTP has two more around them:
+//! A request over HTTP has three more around them:
 //!
 //! ```text
 //! (the caller's span)
-//! └─ engine.{engine_id}.http_process
-//!    ├─ engine.receive_input     the upload, or the download of a URL
-//!    ├─ engine.queue_wait        until a permit was free
-//!    └─ engine.{engine_id}.process
-//!       └─ …
+//! └─ POST {route}                 by the layer for HTTP servers
+//!    └─ engine.{engine_id}.http_process
+//!       ├─ engine.receive_input  the upload, or the download of a URL
+//!       ├─ engine.queue_wait     until a permit was free
+//!       └─ engine.{engine_id}.process
+//!          └─ …
 //! ```
 
 use std::ops::Deref;
@@ -188,7 +189,7 @@ pub(crate) fn http_request(
         return Span::none();
     }
     let name = span::http_request(engine_id);
-    let span = info_span!(parent: None, "engine.http", otel.name = name, otel.kind = "server");
+    let span = info_span!(parent: None, "engine.http", otel.name = name);
     // Fails only without an OpenTelemetry layer, and then there are no spans.
     let _ = span.set_parent(parent_context.clone());
     span.set_attribute(attr::ENGINE_ID, engine_id.to_owned());

@@ -25,7 +25,7 @@ pub(super) trait Api: Send + Sync + 'static {
     /// The response for the `data` of the task's response.
     fn respond(options: Self::ResponseOptions, engine_id: &str, data: Value) -> Result<Response, Refusal>;
     /// The body of a response without a transcript.
-    fn refuse(refusal: &Refusal) -> Response;
+    fn refuse(refusal: &Refusal) -> Value;
 }
 
 /// The options of a request for the engine.

@@ -56,6 +56,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::routing::{MethodRouter, get, post};
 use dalston_telemetry::services::engine::DirectEndpoint;
+use dalston_telemetry::tower::HttpLayer;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 pub(super) use self::server::Serving;
@@ -68,6 +69,7 @@ pub(super) fn router(mut state: ServerState) -> Router {
         routes.push(format!("{method} {path}"));
         router = std::mem::take(&mut router).route(path, route);
     };
+    let observed = HttpLayer::new().metrics(state.metrics.clone());
     add("GET", "/", get(index::index));
     add("GET", "/health", get(status::health));
     add("GET", "/v1/capabilities", get(status::capabilities));
@@ -78,7 +80,9 @@ pub(super) fn router(mut state: ServerState) -> Router {
     }
     if state.max_requests > 0 {
         add("GET", "/v1/models", get(index::models));
-        let mut add = |endpoint: DirectEndpoint, route| add("POST", endpoint.as_str(), route);
+        let mut add = |endpoint: DirectEndpoint, route: MethodRouter<Arc<ServerState>>| {
+            add("POST", endpoint.as_str(), route.layer(observed.clone()));
+        };
         add(
             DirectEndpoint::Transcribe,
             post(transcribe::handle::<platform::Platform>),
@@ -106,8 +110,9 @@ pub(super) fn router(mut state: ServerState) -> Router {
 
 /// Lets the pages of these origins read the responses. `None` if there are none.
 fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
-    const EXPOSED: [HeaderName; 3] = [
+    const EXPOSED: [HeaderName; 4] = [
         HeaderName::from_static("x-request-id"),
+        HeaderName::from_static("x-trace-id"),
         warnings::HEADER,
         header::RETRY_AFTER,
     ];

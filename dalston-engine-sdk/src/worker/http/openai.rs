@@ -112,8 +112,8 @@ impl Api for Transcriptions {
         respond(&options, engine_id, data)
     }
 
-    fn refuse(refusal: &Refusal) -> Response {
-        json::response(&json!({ "error": refusal.openai_error() }))
+    fn refuse(refusal: &Refusal) -> Value {
+        json!({ "error": refusal.openai_error() })
     }
 }
 
@@ -134,7 +134,7 @@ impl Api for Translations {
         respond(&options, engine_id, data)
     }
 
-    fn refuse(refusal: &Refusal) -> Response {
+    fn refuse(refusal: &Refusal) -> Value {
         Transcriptions::refuse(refusal)
     }
 }

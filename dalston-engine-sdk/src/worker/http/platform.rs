@@ -71,7 +71,7 @@ impl Api for Platform {
         Ok(json::response(&data))
     }
 
-    fn refuse(refusal: &Refusal) -> Response {
-        json::response(&json!({ "detail": refusal.message }))
+    fn refuse(refusal: &Refusal) -> Value {
+        json!({ "detail": refusal.message })
     }
 }

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use dalston_telemetry::context::{LogContext, WithLogContext};
 use dalston_telemetry::opentelemetry::Context;
 use dalston_telemetry::opentelemetry::trace::Status;
 use dalston_telemetry::propagate;
 use dalston_telemetry::services::engine::spans::attr;
-use dalston_telemetry::services::engine::{DirectEndpoint, DirectMetrics, DirectStatus};
+use dalston_telemetry::tower::RequestIds;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tracing::{Instrument, Span};
@@ -23,6 +23,7 @@ use uuid::Uuid;
 use super::api::{Api, TranscriptionRequest};
 use super::body::RequestBody;
 use super::form::{Form, Recording};
+use super::json;
 use super::refusal::{RETRY_AFTER, Refusal};
 use super::state::ServerState;
 use super::warnings;
@@ -33,25 +34,30 @@ use crate::task_dir::TaskFiles;
 
 /// The limit for a recording to arrive.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-pub(super) async fn handle<A: Api>(State(server): State<Arc<ServerState>>, request: Request) -> Response {
+pub(super) async fn handle<A: Api>(
+    State(server): State<Arc<ServerState>>,
+    request_ids: RequestIds,
+    request: Request,
+) -> Response {
     let engine_id = server.capabilities.engine_id.as_str();
-    let parent = propagate::extract_headers(request.headers());
+    // The span that the layer opened, or with tracing off the context of the client.
+    let parent = propagate::current_context();
     let ids = Ids {
         task: Uuid::new_v4().to_string(),
-        request: request_id(request.headers()),
+        request: request_ids,
     };
+    let request_id = ids.request.request_id();
     let attributes = [
         (attr::STAGE, Stage::Transcribe.to_string()),
         (attr::TASK_ID, ids.task.clone()),
         (attr::JOB_ID, DIRECT_JOB.to_owned()),
-        (attr::REQUEST_ID, ids.request.clone()),
+        (attr::REQUEST_ID, request_id.to_owned()),
         (attr::HTTP_ROUTE, A::ENDPOINT.as_str().to_owned()),
     ];
     let span = spans::http_request(&server.telemetry, &parent, engine_id, attributes);
     let log = LogContext::new()
-        .request_id(&*ids.request)
+        .request_id(request_id)
         .task_id(&*ids.task)
         .job_id(DIRECT_JOB)
         .engine_id(engine_id)
@@ -59,25 +65,19 @@ pub(super) async fn handle<A: Api>(State(server): State<Arc<ServerState>>, reque
     let work = async {
         let mut record = RequestRecord {
             begun: Instant::now(),
-            metrics: &server.metrics,
-            endpoint: A::ENDPOINT,
             status: None,
         };
         let result = transcribe::<A>(&server, request, &ids, &parent).await;
-        let response = result.unwrap_or_else(|refusal| refuse::<A>(&refusal));
+        let response = result.unwrap_or_else(|refusal| refuse::<A>(&refusal, &ids.request));
         record.status = Some(response.status());
         response
     };
-    let mut response = work.instrument(span).with_log_context(log).await;
-    if let Ok(id) = HeaderValue::from_str(&ids.request) {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
-    response
+    work.instrument(span).with_log_context(log).await
 }
 
 struct Ids {
     task: String,
-    request: String,
+    request: RequestIds,
 }
 
 async fn transcribe<A: Api>(
@@ -119,7 +119,7 @@ async fn transcribe<A: Api>(
         .with_files(files)
         .stage(Stage::Transcribe)
         .task_id(&*ids.task)
-        .request_id(&*ids.request)
+        .request_id(ids.request.request_id())
         .configs(config)
         .parent(task_parent(parent));
     if let Some(model) = model {
@@ -237,16 +237,8 @@ fn task_parent(parent: &Context) -> Context {
     }
 }
 
-/// The request id of the client if it is safe for logs and headers, else a new one.
-fn request_id(headers: &HeaderMap) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
-    let given = given.filter(|id| (1..=128).contains(&id.len()) && id.bytes().all(plain));
-    given.map_or_else(|| format!("req_{}", Uuid::new_v4().simple()), str::to_owned)
-}
-
 /// The response for a refusal. A server error is recorded on the span.
-fn refuse<A: Api>(refusal: &Refusal) -> Response {
+fn refuse<A: Api>(refusal: &Refusal, ids: &RequestIds) -> Response {
     let span = Span::current();
     if refusal.status.is_server_error() {
         span.set_attribute(attr::ERROR_TYPE, refusal.code);
@@ -258,7 +250,9 @@ fn refuse<A: Api>(refusal: &Refusal) -> Response {
         error = refusal.message,
         "direct_request_refused"
     );
-    let mut response = A::refuse(refusal);
+    let mut body = A::refuse(refusal);
+    ids.add_to(&mut body);
+    let mut response = json::response(&body);
     *response.status_mut() = refusal.status;
     if refusal.status == StatusCode::SERVICE_UNAVAILABLE {
         response
@@ -270,51 +264,27 @@ fn refuse<A: Api>(refusal: &Refusal) -> Response {
 
 /// Records the end of a request. It is dropped without a status if the client closes the
 /// connection.
-struct RequestRecord<'a> {
+struct RequestRecord {
     begun: Instant,
-    metrics: &'a DirectMetrics,
-    endpoint: DirectEndpoint,
     status: Option<StatusCode>,
 }
 
-impl Drop for RequestRecord<'_> {
+impl Drop for RequestRecord {
     fn drop(&mut self) {
         let span = Span::current();
-        let took = self.begun.elapsed();
-        let status = match self.status {
+        match self.status {
             Some(status) => {
                 span.set_attribute(attr::HTTP_RESPONSE_STATUS_CODE, i64::from(status.as_u16()));
                 if status.is_success() {
-                    tracing::info!(seconds = took.as_secs_f64(), "direct_request_answered");
+                    let seconds = self.begun.elapsed().as_secs_f64();
+                    tracing::info!(seconds, "direct_request_answered");
                 }
-                DirectStatus::of(status.as_u16())
             }
             None => {
                 span.set_attribute(attr::ERROR_TYPE, "client_gone");
                 span.set_status(Status::error("the client closed the connection"));
                 tracing::info!("direct_request_abandoned");
-                DirectStatus::ClientGone
             }
-        };
-        self.metrics.request(self.endpoint, status, took);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_harmless_request_id_is_kept() {
-        let with = |id: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(REQUEST_ID, HeaderValue::from_bytes(id.as_bytes()).unwrap());
-            request_id(&headers)
-        };
-        assert_eq!(with("req_5f-A.b"), "req_5f-A.b");
-        for id in ["", "a b", "a\"b", "ä", &"a".repeat(129)] {
-            let made = with(id);
-            assert!(made.starts_with("req_") && made.len() == 36, "{id}: {made}");
         }
     }
 }

@@ -165,8 +165,10 @@ async fn invalid_request_is_refused_in_form_of_its_route() {
         assert_eq!((answer.status, said), (status, &json!(message)), "{path}");
     }
     let answer = host.post(OPENAI, file().text("temperature", "2")).await;
+    let (request_id, trace_id) = (answer.header("x-request-id"), answer.header("x-trace-id"));
     let error = json!({"error": {"message": "temperature: 2: expected a number from 0 to 1",
-        "type": "invalid_request_error", "param": "temperature", "code": "invalid_request"}});
+        "type": "invalid_request_error", "param": "temperature", "code": "invalid_request",
+        "request_id": request_id.unwrap(), "trace_id": trace_id.unwrap()}});
     assert_eq!(answer.json(), error);
     let answer = host.post(OPENAI, Form::file("break")).await.json();
     assert_eq!(

@@ -188,7 +188,7 @@ async fn spans_join_callers_trace_and_log_lines_have_request_id() {
         task.map(|_| ())
     };
     until("span of the task", ended).await;
-    let root = host.telemetry.span("engine.scribe.http_process");
+    let root = host.telemetry.span("POST /v1/audio/transcriptions");
     assert_eq!(root.parent_span_id.unwrap().to_string(), "b7ad6b7169203331");
     let spans = host.telemetry.spans();
     assert!(
@@ -198,13 +198,14 @@ async fn spans_join_callers_trace_and_log_lines_have_request_id() {
     );
     host.telemetry.tree().assert_eq(
         "
-        engine.scribe.http_process {dalston.engine_id=scribe, dalston.stage=transcribe, dalston.task_id=*, dalston.job_id=http, dalston.transport=http, dalston.request_id=req.7, http.request.method=POST, http.route=/v1/audio/transcriptions, http.response.status_code=200}
-          engine.receive_input
-          engine.queue_wait
-          engine.scribe.process {dalston.job_id=http, dalston.request_id=req.7, dalston.instance=scribe-w1}
-            engine.download_input
-            engine.process
-            engine.upload_output
+        POST /v1/audio/transcriptions {dalston.request_id=req.7, http.request.method=POST, http.response.status_code=200}
+          engine.scribe.http_process {dalston.engine_id=scribe, dalston.stage=transcribe, dalston.task_id=*, dalston.job_id=http, dalston.transport=http, dalston.request_id=req.7, http.request.method=POST, http.route=/v1/audio/transcriptions, http.response.status_code=200}
+            engine.receive_input
+            engine.queue_wait
+            engine.scribe.process {dalston.job_id=http, dalston.request_id=req.7, dalston.instance=scribe-w1}
+              engine.download_input
+              engine.process
+              engine.upload_output
         ",
     );
     let labels = [

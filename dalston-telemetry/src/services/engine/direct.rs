@@ -4,6 +4,7 @@ use std::time::Duration;
 use crate::metrics::{
     BoundedFamily, Counter, DenseFamily, Exemplar, Histogram, Metrics, OpenLabel, Unit, buckets,
 };
+use crate::services::http::{EndedRequest, RequestMetrics};
 
 crate::label! {
     /// A route of an engine.
@@ -100,12 +101,37 @@ impl DirectMetrics {
 
     /// Records a request that was answered or whose client has disconnected.
     pub fn request(&self, endpoint: DirectEndpoint, status: DirectStatus, time: Duration) {
-        let exemplar = Exemplar::current();
+        self.request_in(endpoint, status, time, Exemplar::current());
+    }
+
+    fn request_in(
+        &self,
+        endpoint: DirectEndpoint,
+        status: DirectStatus,
+        time: Duration,
+        exemplar: Option<Exemplar>,
+    ) {
         self.requests.with((endpoint, status)).inc_in(exemplar);
         self.seconds
             .with([&*self.engine_id, status.as_str()])
             .with(endpoint)
             .observe_duration_in(time, exemplar);
+    }
+}
+
+/// Counts the requests to the routes of [`DirectEndpoint`].
+impl RequestMetrics for DirectMetrics {
+    fn ended(&self, request: &EndedRequest<'_>) {
+        let routes = [
+            DirectEndpoint::Transcribe,
+            DirectEndpoint::OpenAi,
+            DirectEndpoint::OpenAiTranslations,
+        ];
+        let endpoint = routes.into_iter().find(|route| Some(route.as_str()) == request.route);
+        if let Some(endpoint) = endpoint {
+            let status = DirectStatus::of(request.status.as_u16());
+            self.request_in(endpoint, status, request.time, request.exemplar);
+        }
     }
 }
 
