@@ -127,7 +127,9 @@ impl RequestMetrics for DirectMetrics {
             DirectEndpoint::OpenAi,
             DirectEndpoint::OpenAiTranslations,
         ];
-        let endpoint = routes.into_iter().find(|route| Some(route.as_str()) == request.route);
+        let endpoint = routes
+            .into_iter()
+            .find(|route| Some(route.as_str()) == request.route);
         if let Some(endpoint) = endpoint {
             let status = DirectStatus::of(request.status.as_u16());
             self.request_in(endpoint, status, request.time, request.exemplar);
