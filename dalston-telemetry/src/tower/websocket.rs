@@ -62,7 +62,6 @@ impl UpgradeSpan {
 
     /// Opens the session. Call it after the upgrade: the response with the status 101 has left then.
     /// A second session of one request, or one before the response, records nothing.
-    #[must_use]
     pub fn open(self) -> WebSocketSession {
         let (exchange, log) = self.slot.take().unzip();
         WebSocketSession {
