@@ -131,6 +131,52 @@ mod tests {
 
     #[cfg(feature = "audio")]
     #[test]
+    fn audio_errors_of_the_input_are_permanent_with_a_code() {
+        use std::time::Duration;
+
+        let io = |kind| std::io::Error::from(kind);
+        let table = [
+            (
+                AudioErrorKind::Unreadable(io(std::io::ErrorKind::NotFound)),
+                "unreadable_audio",
+            ),
+            (AudioErrorKind::Directory, "unreadable_audio"),
+            (AudioErrorKind::Empty, "unreadable_audio"),
+            (AudioErrorKind::NotAudio, "unreadable_audio"),
+            (AudioErrorKind::NoMedia("a web page"), "unreadable_audio"),
+            (
+                AudioErrorKind::UnsupportedFormat("an AMR file"),
+                "unreadable_audio",
+            ),
+            (AudioErrorKind::NoTrack, "unreadable_audio"),
+            (
+                AudioErrorKind::UnsupportedCodec("AC-3".to_owned()),
+                "unreadable_audio",
+            ),
+            (AudioErrorKind::TruncatedHeader, "unreadable_audio"),
+            (
+                AudioErrorKind::Damaged("no frames".to_owned()),
+                "unreadable_audio",
+            ),
+            (AudioErrorKind::SampleRate(1), "unreadable_audio"),
+            (AudioErrorKind::Channels(0), "unreadable_audio"),
+            (
+                AudioErrorKind::ImpossibleSample { value: 1e9, at: 0.0 },
+                "unreadable_audio",
+            ),
+            (AudioErrorKind::TooLong(Duration::from_secs(1)), "audio_too_long"),
+            (AudioErrorKind::NoSamples, "unreadable_audio"),
+        ];
+        for (kind, code) in table {
+            let error = convert(kind);
+            let (kind, found, text) = parts(&error);
+            assert_eq!((kind, found), (TaskErrorKind::Permanent, code), "{text}");
+            assert_eq!(error.worker_fault(), None, "{text}");
+        }
+    }
+
+    #[cfg(feature = "audio")]
+    #[test]
     fn audio_errors_of_the_worker_are_not_permanent() {
         use crate::error::WorkerFault;
 

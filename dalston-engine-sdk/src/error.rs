@@ -18,9 +18,9 @@ pub(crate) type BoxError = Box<dyn Error + Send + Sync + 'static>;
 ///
 /// `?` makes errors that are retryable and have the code `error`, with two exceptions: invalid
 /// options ([`ConfigError`](crate::stage::ConfigError)) become a permanent `invalid_config`, and
-/// audio files that can't be decoded (`AudioError`) a permanent `unreadable_audio`. They are
-/// recognised inside other errors, too. A `Box<dyn Error>` that is not `Send + Sync` passes as a
-/// text: `.map_err(|error| error.to_string())?`.
+/// audio files that can't be decoded (`AudioError`) a permanent `unreadable_audio` or
+/// `audio_too_long`. They are recognised inside other errors, too. A `Box<dyn Error>` that is not
+/// `Send + Sync` passes as a text: `.map_err(|error| error.to_string())?`.
 ///
 /// ```
 /// use dalston_engine_sdk::{TaskError, TaskErrorKind};

@@ -93,7 +93,7 @@ pub mod torch;
 pub mod worker;
 
 #[cfg(feature = "cli")]
-pub use crate::cli::main;
+pub use crate::cli::{main, main_with};
 pub use crate::config::settings;
 #[cfg(feature = "worker")]
 pub use crate::config::{DeploymentConfig, SpotDrain};

@@ -2,10 +2,12 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
+use super::failure::Failure;
 use super::language;
 use crate::config::{DeviceChoice, EngineConfig, PrecisionChoice};
 use crate::engine::EngineInfo;
@@ -28,7 +30,7 @@ pub(super) enum Command {
 #[derive(Debug, Args)]
 pub(super) struct TranscribeArgs {
     /// The files, processed in this order. - is the standard input
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required_unless_present_any = ["inputs", "previous"], value_name = "FILE")]
     pub(super) files: Vec<PathBuf>,
 
     #[command(flatten)]
@@ -45,6 +47,22 @@ pub(super) struct TranscribeArgs {
     /// Whether to find the times of each segment
     #[arg(long, value_name = "true|false", action = ArgAction::Set)]
     timestamps: Option<bool>,
+
+    /// A key of the configuration of each task: JSON, or else text
+    #[arg(long = "config", value_name = "KEY=VALUE")]
+    configs: Vec<Assignment>,
+
+    /// A further input of each task, by the slot under which the engine asks for it
+    #[arg(long = "input", value_name = "SLOT=FILE")]
+    pub(super) inputs: Vec<Assignment>,
+
+    /// The answer of an earlier stage for each task: its response.json, or the data in it
+    #[arg(long, value_name = "STAGE=FILE")]
+    pub(super) previous: Vec<Assignment>,
+
+    /// Write FILE.response.json and the output files of each task to DIR, over earlier ones
+    #[arg(long, value_name = "DIR")]
+    pub(super) out: Option<PathBuf>,
 
     /// Print one line of JSON per file
     #[arg(long)]
@@ -86,6 +104,41 @@ pub(super) struct EngineArgs {
     precision: Option<PrecisionChoice>,
 }
 
+/// Whether the engine has settings of its own, which `--set` changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OwnSettings {
+    Yes,
+    No,
+}
+
+/// `KEY=VALUE`.
+#[derive(Debug, Clone)]
+pub(super) struct Assignment {
+    pub(super) key: String,
+    pub(super) value: String,
+}
+
+impl FromStr for Assignment {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok(Self {
+                key: key.to_owned(),
+                value: value.to_owned(),
+            }),
+            _ => Err("expected a name, an equals sign and a value"),
+        }
+    }
+}
+
+impl Assignment {
+    /// The value as JSON, or as text if it is not JSON.
+    pub(super) fn json(&self) -> Value {
+        serde_json::from_str(&self.value).unwrap_or_else(|_| self.value.as_str().into())
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum TaskArg {
     Transcribe,
@@ -98,13 +151,17 @@ struct CommandLine {
     command: Command,
 }
 
-/// Reads the command line of an engine's binary.
+/// The option of [`main_with`](super::main_with).
+pub(super) const SET: &str = "set";
+
+/// Reads the command line of an engine's binary, which has settings of its own or not.
 ///
 /// # Errors
 ///
 /// The output of clap: a usage error, the help or the version.
 pub(super) fn parse(
     info: &EngineInfo,
+    settings: OwnSettings,
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<Command, clap::Error> {
     let mut args = args.into_iter().peekable();
@@ -126,6 +183,17 @@ pub(super) fn parse(
         .version(info.version.clone())
         .about(about)
         .after_help("Defaults come from DALSTON_* and OTEL_* variables.");
+    if settings == OwnSettings::Yes {
+        command = command.arg(
+            Arg::new(SET)
+                .long(SET)
+                .value_name("KEY=VALUE")
+                .help("A setting of the engine: JSON, or else text")
+                .value_parser(Assignment::from_str)
+                .action(ArgAction::Append)
+                .global(true),
+        );
+    }
     let matches = command.try_get_matches_from_mut(args)?;
     let command_line = CommandLine::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
     Ok(command_line.command)
@@ -147,8 +215,24 @@ impl EngineArgs {
 }
 
 impl TranscribeArgs {
-    /// The configuration of each task, with the platform's keys.
-    pub(super) fn config(&self) -> Map<String, Value> {
+    /// The configuration of each task.
+    ///
+    /// # Errors
+    ///
+    /// If a key is given twice.
+    pub(super) fn config(&self) -> Result<Map<String, Value>, Failure> {
+        let mut config = self.platform_config();
+        for assignment in &self.configs {
+            if config.insert(assignment.key.clone(), assignment.json()).is_some() {
+                let problem = format!("the key {} of the configuration is given twice", assignment.key);
+                return Err(Failure::Usage(problem));
+            }
+        }
+        Ok(config)
+    }
+
+    /// The options with keys of the platform.
+    fn platform_config(&self) -> Map<String, Value> {
         let mut config = Map::new();
         if let Some(language) = &self.language {
             config.insert("language".to_owned(), language.as_str().into());

@@ -1,13 +1,17 @@
 //! `transcribe FILE…`: processes files with a deployment's runner, on a platform inside the
 //! process.
 
+mod out_dir;
 mod printer;
 mod reorder;
 mod session;
 mod standard_input;
+mod task_parts;
 mod watch;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use console::Term;
@@ -16,9 +20,11 @@ use dalston_telemetry::metrics::Metrics;
 use dalston_telemetry::settings::OTEL_ENABLED;
 use dalston_telemetry::{Env, SpanCollector};
 
+use self::out_dir::OutDir;
 use self::printer::{Printer, print_metrics, print_traces};
 use self::session::Session;
 use self::standard_input::StandardInput;
+use self::task_parts::TaskParts;
 use self::watch::Watch;
 use super::args::TranscribeArgs;
 use super::failure::Failure;
@@ -39,6 +45,15 @@ pub(super) fn transcribe<E: Engine>(
     env: &Env,
 ) -> Result<ExitCode, Failure> {
     let info = engine.info();
+    let parts = TaskParts::new(args, &info)?;
+    // Without FILE, the first other file takes its place in the output.
+    let files = match args.files.as_slice() {
+        [] => {
+            let others = args.inputs.iter().chain(&args.previous);
+            others.take(1).map(|input| PathBuf::from(&input.value)).collect()
+        }
+        files => files.to_vec(),
+    };
     let mut config = RunnerConfig::from_env(env)?;
     args.engine.apply(&mut config.engine);
     if !DALSTON_DEFAULT_TASK_TIMEOUT_S.is_set(env) {
@@ -65,16 +80,22 @@ pub(super) fn transcribe<E: Engine>(
     let runtime = setup::runtime(2)?;
 
     let standard_input = StandardInput::read(&args.files, &config.temp_root)?;
+    let out = args
+        .out
+        .as_deref()
+        .map(|root| OutDir::new(root, &files))
+        .transpose()?;
     let before = metrics.snapshot();
     let session = Session {
         platform: LocalPlatform::for_engine(&info),
-        files: &args.files,
+        files: &files,
         standard_input: standard_input.as_ref(),
-        config: args.config(),
-        watch: Watch::new(&args.files),
+        parts: Arc::new(parts),
+        out: out.map(Arc::new),
+        watch: Watch::new(&files),
         printer: Printer {
             json: args.json,
-            several: args.files.len() > 1,
+            several: files.len() > 1,
             style: Style::of(&Term::stdout(), env),
             env,
         },

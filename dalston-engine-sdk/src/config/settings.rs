@@ -10,6 +10,7 @@ use dalston_telemetry::settings::{
     Accepts, Group, Number, OneOf, Parsed, Seconds, Text, Variable, WholeNumber,
 };
 use dalston_telemetry::variables;
+use serde_json::{Map, Value};
 use url::Url;
 
 use super::choices::{DeviceChoice, ModelSource, PrecisionChoice, SpotDrain};
@@ -61,6 +62,11 @@ variables! {
     /// Inference threads, each with models of its own.
     pub(crate) static DALSTON_SLOTS: Variable<usize> =
         Variable::new(&["DALSTON_SLOTS"], &WholeNumber(1, MAX_SLOTS as u64)).default("1");
+
+    /// The settings of an engine with settings of its own (`main_with`). `--set` wins over them, key
+    /// by key.
+    pub(crate) static DALSTON_ENGINE_SETTINGS: Variable<Map<String, Value>> =
+        Variable::new(&["DALSTON_ENGINE_SETTINGS"], &JsonObject);
 
     /// An engine id that replaces the engine's own: another queue for the same program.
     pub(crate) static DALSTON_ENGINE_ID: Variable<String> =
@@ -235,6 +241,20 @@ variables! {
     /// The locale. Without UTF-8, waterfalls are drawn in ASCII.
     pub(crate) static LOCALE: Variable<String> =
         Variable::new(&["LC_ALL", "LC_CTYPE", "LANG"], &Text("a locale")).default_described("UTF-8");
+}
+
+/// A JSON object.
+#[derive(Debug)]
+struct JsonObject;
+
+impl Accepts<Map<String, Value>> for JsonObject {
+    fn parse(&self, text: &str) -> Option<Map<String, Value>> {
+        serde_json::from_str(text).ok()
+    }
+
+    fn expected(&self) -> Cow<'static, str> {
+        "a JSON object".into()
+    }
 }
 
 /// A list of models. `true` stands for the unnamed one.

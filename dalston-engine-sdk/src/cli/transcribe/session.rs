@@ -10,20 +10,21 @@ use dalston_telemetry::services::engine::spans::span;
 use dalston_telemetry::tracing::{Instrument, Span, info_span};
 use dalston_telemetry::{TelemetryHandle, propagate};
 use futures_util::{StreamExt, stream};
-use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use super::out_dir::OutDir;
 use super::printer::{FileResult, Printer};
 use super::reorder::ReorderBuffer;
 use super::standard_input::{self, StandardInput};
+use super::task_parts::TaskParts;
 use super::watch::{Watch, WatchedEngine};
 use crate::cli::failure::{FAILED, Failure};
 use crate::cli::signals::{Received, Signals};
 use crate::cli::terminal::complain;
 use crate::config::RunnerConfig;
 use crate::engine::Engine;
-use crate::local::{LocalOutcome, LocalPlatform, LocalTask};
+use crate::local::{LocalOutcome, LocalPlatform};
 use crate::runner::Runner;
 use crate::task::TaskInfo;
 
@@ -33,7 +34,8 @@ pub(super) struct Session<'a> {
     pub(super) files: &'a [PathBuf],
     /// The content of `-` in `files`.
     pub(super) standard_input: Option<&'a StandardInput>,
-    pub(super) config: Map<String, Value>,
+    pub(super) parts: Arc<TaskParts>,
+    pub(super) out: Option<Arc<OutDir>>,
     pub(super) watch: Arc<Watch>,
     pub(super) printer: Printer<'a>,
     /// The traces of the printed results.
@@ -158,20 +160,15 @@ impl Session<'_> {
             Some(input) if standard_input::is_named_by(&file) => input.path().to_owned(),
             _ => file.clone(),
         };
-        let (platform, watch, config) = (
-            self.platform.clone(),
-            Arc::clone(&self.watch),
-            self.config.clone(),
-        );
+        let (platform, watch) = (self.platform.clone(), Arc::clone(&self.watch));
+        let (parts, out) = (Arc::clone(&self.parts), self.out.clone());
         async move {
             watch.until_previous_begun(index).await;
             let span = info_span!(span::LOCAL_TASK, file.path = %file.display());
             let trace_id = trace_id(&span);
             let work = async {
                 check_readable(&content)?;
-                let task = LocalTask::for_file(&content)
-                    .configs(config)
-                    .parent(propagate::current_context());
+                let task = parts.task(&content).parent(propagate::current_context());
                 let task_id = platform.submit(task).await.map_err(|error| error.to_string())?;
                 watch.follow(&task_id, index);
                 match platform
@@ -179,7 +176,12 @@ impl Session<'_> {
                     .await
                     .map_err(|error| error.to_string())?
                 {
-                    LocalOutcome::Completed(response) => Ok((response.data, watch.processing_time(&task_id))),
+                    LocalOutcome::Completed(response) => {
+                        if let Some(out) = out {
+                            out.write(&file, &response, platform.store()).await?;
+                        }
+                        Ok((response.data, watch.processing_time(&task_id)))
+                    }
                     LocalOutcome::Failed { error, .. } => Err(error),
                 }
             };
@@ -203,7 +205,7 @@ fn trace_id(span: &Span) -> TraceId {
 }
 
 /// Checks that there is a regular file that can be read, before a task is queued for it.
-fn check_readable(file: &Path) -> Result<(), String> {
+pub(super) fn check_readable(file: &Path) -> Result<(), String> {
     // Opening a pipe would wait for its writer, so only a regular file is opened.
     let opened = std::fs::metadata(file).and_then(|metadata| match metadata.is_file() {
         true => File::open(file).map(|_| metadata),
@@ -228,6 +230,7 @@ mod tests {
 
     use console::Term;
     use dalston_telemetry::Env;
+    use serde_json::Value;
 
     use super::*;
     use crate::cli::terminal::Style;
@@ -271,11 +274,16 @@ mod tests {
     async fn run<E: Engine>(engine: E, slots: usize, files: &[PathBuf]) -> (u8, usize) {
         let telemetry = dalston_telemetry::testing::TestTelemetry::new();
         let env = Env::default();
+        let parts = TaskParts {
+            main_slot: Some("input"),
+            ..TaskParts::default()
+        };
         let session = Session {
             platform: LocalPlatform::for_engine(&engine.info()),
             files,
             standard_input: None,
-            config: Map::new(),
+            parts: Arc::new(parts),
+            out: None,
             watch: Watch::new(files),
             printer: Printer {
                 json: true,

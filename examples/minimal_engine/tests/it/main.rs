@@ -1,6 +1,7 @@
 //! The binary of an engine, run from a command line.
 #![allow(clippy::unwrap_used)]
 
+mod keywords;
 #[cfg(unix)]
 mod live;
 mod pages;
@@ -40,7 +41,11 @@ impl Engine {
     }
 
     fn command(&self, args: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_minimal_engine"));
+        self.command_of(env!("CARGO_BIN_EXE_minimal_engine"), args)
+    }
+
+    fn command_of(&self, program: &str, args: &str) -> Command {
+        let mut command = Command::new(program);
         command
             .args(args.split_whitespace())
             .current_dir(&self.dir)
