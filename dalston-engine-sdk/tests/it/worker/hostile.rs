@@ -221,8 +221,8 @@ async fn invalid_request_fails_the_task() {
         ),
         (
             "huge",
-            vec![b' '; 256 * 1024 * 1024 + 1],
-            "it has more than 268435456 bytes",
+            vec![b' '; 128 * 1024 * 1024 + 1],
+            "it has more than 134217728 bytes",
         ),
     ];
     for (task, content, expected) in table {
