@@ -41,7 +41,8 @@ use crate::task::TaskRequest;
 ///     type Output = Count;
 ///
 ///     fn info(&self) -> EngineInfo {
-///         EngineInfo::new("word-counter", env!("CARGO_PKG_VERSION")).stage(Stage::Transcribe)
+///         let stage = Stage::other("count").expect("a plain name");
+///         EngineInfo::new("word-counter", env!("CARGO_PKG_VERSION")).stage(stage)
 ///     }
 ///
 ///     fn load(&self, _model: &ModelId, _cx: &LoadContext) -> Result<(), TaskError> {

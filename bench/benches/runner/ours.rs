@@ -36,7 +36,7 @@ impl<F: Fn(&TaskContext) + Send + Sync + 'static> Engine for NoOp<F> {
 
     fn process(&self, (): &mut (), _: &TaskRequest, cx: &TaskContext) -> Result<Value, TaskError> {
         (self.0)(cx);
-        Ok(json!({}))
+        Ok(json!({"text": "", "segments": [], "language": "und", "engine_id": ENGINE}))
     }
 }
 

@@ -142,7 +142,7 @@ static WORD: Schema = Schema::piece(&[
     optional("language", Kind::Text),
 ]);
 
-static CHARACTER: Schema = Schema::piece(&[
+pub(super) static CHARACTER: Schema = Schema::piece(&[
     required("char", Kind::Letter),
     required("start", Kind::Seconds),
     required("end", Kind::Seconds),
@@ -150,7 +150,7 @@ static CHARACTER: Schema = Schema::piece(&[
     optional("phonemes", PHONEMES),
 ]);
 
-const PHONEMES: Kind = Kind::Ordered(&PHONEME);
+pub(super) const PHONEMES: Kind = Kind::Ordered(&PHONEME);
 
 static PHONEME: Schema = Schema::piece(&[
     required("phoneme", Kind::Text),

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::name::{Stage, StageName};
 use super::schema::Schema;
 use super::validation::ValidationError;
-use super::{align, audio_redact, diarize, pii_detect, prepare};
+use super::{align, audio_redact, diarize, pii_detect, prepare, transcript_schema};
 
 /// The key of an answer that holds the answers of several stages, and the list of these stages.
 const SEVERAL: &str = "stages_completed";
@@ -42,6 +42,7 @@ fn schema(stage: &Stage) -> Option<&'static Schema> {
         Stage::Diarize => Some(&diarize::ANSWER),
         Stage::PiiDetect => Some(&pii_detect::ANSWER),
         Stage::AudioRedact => Some(&audio_redact::ANSWER),
-        Stage::Transcribe | Stage::Other(_) => None,
+        Stage::Transcribe => Some(&transcript_schema::ANSWER),
+        Stage::Other(_) => None,
     }
 }

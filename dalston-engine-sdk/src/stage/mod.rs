@@ -13,8 +13,8 @@
 //! [`previous_as`](crate::TaskRequest::previous_as) for the answer of an earlier stage.
 //!
 //! An engine may also answer with a [`serde_json::Value`] or with its own type, see
-//! [`StageOutput`]. The runner checks every answer of these stages except `transcribe` before its
-//! upload, because the platform drops an answer with an unknown key without an error.
+//! [`StageOutput`]. The runner checks every answer of these stages before its upload, because the
+//! platform drops an answer with an unknown key, or fails the job.
 
 mod align;
 mod aligned;
@@ -38,6 +38,7 @@ mod status;
 mod timing;
 mod transcribe;
 mod transcript;
+mod transcript_schema;
 mod validation;
 
 pub use align::{AlignRequest, Alignment};

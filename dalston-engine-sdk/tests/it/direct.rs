@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 use tokio::sync::mpsc::unbounded_channel;
 
-use crate::rig::{Closures, Rig, answer, gate};
+use crate::rig::{Closures, Rig, answer, answer_in, gate};
 
 const CALLER: &str = r#"{"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
 const LONG: Duration = Duration::from_secs(60);
@@ -51,7 +51,7 @@ async fn a_direct_task_has_the_usual_steps_and_returns_its_answer() {
     ended.unwrap();
     let ids = json!(["hello", "http", "small", "req-7"]);
     assert_eq!(
-        data.unwrap(),
+        answer_in(data.unwrap()),
         json!({"text": "hello", "name": "talk.wav", "language": "de", "ids": ids})
     );
 

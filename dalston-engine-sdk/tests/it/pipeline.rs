@@ -24,7 +24,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::unbounded_channel;
 
-use crate::rig::{Closures, HeldTime, Rig, answer, gate, pass};
+use crate::rig::{Closures, HeldTime, Rig, answer, gate, pass, transcript};
 
 /// Runs everything that needs no time and no open gate.
 async fn settle() {
@@ -260,7 +260,7 @@ async fn an_idle_model_is_dropped_on_its_own_thread() {
             _: &TaskContext,
         ) -> Result<Self::Output, TaskError> {
             self.0.send(model.1)?;
-            answer()
+            answer().map(transcript)
         }
     }
     let _time = HeldTime::new();

@@ -93,7 +93,11 @@ impl Engine for Closures {
 
     fn process(&self, model: &mut Model, task: &TaskRequest, cx: &TaskContext) -> Result<Value, TaskError> {
         model.set(model.get() + 1);
-        (self.process)(model, task, cx)
+        let answer = (self.process)(model, task, cx)?;
+        Ok(match task.stage().stage() {
+            Stage::Transcribe => transcript(answer),
+            _ => answer,
+        })
     }
 }
 
@@ -206,7 +210,9 @@ impl Rig {
     async fn stored_response(&self, name: &str) -> Option<Value> {
         let locator = self.store.locator(&key::task_response(&job_of(name), name));
         let bytes = self.store.read(&locator, 1 << 20).await.ok()?;
-        Some(serde_json::from_slice::<Value>(&bytes).unwrap()["data"].take())
+        Some(answer_in(
+            serde_json::from_slice::<Value>(&bytes).unwrap()["data"].take(),
+        ))
     }
 
     /// The events of the broker, as `task event`.
@@ -232,6 +238,32 @@ fn describe(event: &RecordedEvent) -> String {
         other => format!("{other:?}"),
     };
     format!("{} {what}", event.task_id)
+}
+
+/// Where [`transcript`] puts an answer.
+const ANSWER: &str = "/metadata/answer";
+
+/// The smallest transcript, which the platform accepts. It carries the answer of a test in its
+/// metadata, unless that is a transcript itself.
+pub(crate) fn transcript(answer: Value) -> Value {
+    if answer.get("segments").is_some() {
+        return answer;
+    }
+    json!({
+        "text": "",
+        "segments": [],
+        "language": "und",
+        "engine_id": "test-asr",
+        "metadata": {"answer": answer},
+    })
+}
+
+/// The answer of a test inside of a [`transcript`].
+pub(crate) fn answer_in(mut data: Value) -> Value {
+    match data.pointer_mut(ANSWER) {
+        Some(answer) => answer.take(),
+        None => data,
+    }
 }
 
 /// The answer of an engine.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use dalston_engine_sdk::broker::RedeliveryReason;
 use dalston_engine_sdk::protocol::Timestamp;
-use dalston_engine_sdk::{TaskError, TaskPhase, TaskStatus};
+use dalston_engine_sdk::{Segment, TaskError, TaskPhase, TaskStatus, Transcript, Word};
 use dalston_telemetry::context::LogContext;
 use dalston_telemetry::metrics::Metrics;
 use dalston_telemetry::tracing::info_span;
@@ -86,8 +86,12 @@ async fn cold_trace_has_all_spans_and_warm_trace_has_no_load() {
 async fn spans_of_a_transcript_have_the_platforms_attributes() {
     let rig = Rig::new();
     let engine = Closures::new(|_, _| {
-        let timed = json!({"text": "one two three", "words": [{}, {}]});
-        Ok(json!({"segments": [timed, {"text": " four  five six ", "words": []}]}))
+        let words = ["one", "two"].map(|word| Word::new(0.0, 1.0, word));
+        let timed = Segment::new(0.0, 1.0, "one two three").words(words);
+        let other = Segment::new(1.0, 2.0, " four  five six ").words([]);
+        let mut transcript = serde_json::to_value(Transcript::from_segments([timed, other]))?;
+        transcript["engine_id"] = "test-asr".into();
+        Ok(transcript)
     });
     rig.submit_with("t1", |request, _, task| {
         request

@@ -11,7 +11,7 @@ use dalston_engine_sdk::stage::{
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::rig::{Closures, Rig};
+use crate::rig::{Closures, Rig, transcript};
 
 fn preparation() -> Preparation {
     let media = |id, rate| AudioMedia::new(id, "wav", 2.5, rate, 1).bit_depth(16);
@@ -428,10 +428,78 @@ async fn plain_json_that_the_platform_accepts_is_uploaded() {
     }
 }
 
+/// A transcript with a value for every key.
+fn full_transcript() -> Transcript {
+    let word = alignment().segments[0].words.clone().unwrap_or_default();
+    let segment = Segment::new(0.25, 0.7, "five")
+        .id("s0")
+        .words(word)
+        .confidence(0.9)
+        .language("en")
+        .tokens(&[1732]);
+    let mut transcript = Transcript::from_segments([segment]).requested_language("en");
+    transcript.duration = Some(2.5);
+    transcript.warnings.push("quiet recording".to_owned());
+    transcript.fill_in(&OutputDefaults::new("test-asr"));
+    transcript
+}
+
+#[tokio::test]
+async fn plain_transcript_with_a_wrong_key_fails_its_task() {
+    let full = serde_json::to_value(full_transcript()).unwrap();
+    assert_eq!(verdict("transcribe", full.clone()).await, Ok(full.clone()));
+    // Per-channel tasks have the same answers.
+    assert_eq!(verdict("transcribe_ch1", full.clone()).await, Ok(full.clone()));
+    for (place, value, problem) in [
+        (
+            "/texts",
+            json!("five"),
+            "texts is not a key that the platform accepts in an answer of transcribe",
+        ),
+        (
+            "/language",
+            json!(""),
+            "language is \"\": expected a non-empty string",
+        ),
+        ("/engine_id", Value::Null, "engine_id is null: expected a string"),
+        (
+            "/timestamp_granularity",
+            json!("words"),
+            "timestamp_granularity is \"words\": expected one of none",
+        ),
+        (
+            "/segments/0/speaker",
+            json!("Ada"),
+            "segments[0].speaker is not a key",
+        ),
+        (
+            "/segments/0/start",
+            json!(-1),
+            "segments[0].start is -1: expected",
+        ),
+        (
+            "/segments/0/end",
+            json!(0.1),
+            "segments[0].end is 0.1, before its start 0.25",
+        ),
+        (
+            "/segments/0/words/0/word",
+            json!("five"),
+            "segments[0].words[0].word is not a key",
+        ),
+    ] {
+        let mut answer = full.clone();
+        let (parent, key) = place.rsplit_once('/').unwrap();
+        answer.pointer_mut(parent).unwrap()[key] = value;
+        let error = verdict("transcribe", answer).await.unwrap_err();
+        assert!(error.starts_with(problem), "{place}: {error}");
+    }
+}
+
 #[tokio::test]
 async fn answer_of_several_stages_is_checked_stage_by_stage() {
     let answer = |diarize: Value| {
-        json!({"stages_completed": ["transcribe", "diarize"], "transcribe": {"text": ""}, "diarize": diarize,
+        json!({"stages_completed": ["transcribe", "diarize"], "transcribe": transcript(json!({})), "diarize": diarize,
             "anything": 1})
     };
     let good = answer(data(diarization()));
