@@ -1,5 +1,6 @@
 use dalston_telemetry::services::engine::spans;
 use dalston_telemetry::services::{Name, attr, event};
+use dalston_telemetry::services::{gateway, orchestrator};
 
 use crate::markdown::{codes, one_line, page as head, section, table};
 
@@ -9,6 +10,24 @@ pub(crate) fn page() -> String {
     let mut page = head("Spans, attributes and events", ABOUT);
     names(&mut page, "Spans of an engine", "", spans::span::ALL);
     names(&mut page, "Attributes of an engine's spans", "", spans::attr::ALL);
+    names(
+        &mut page,
+        "Spans of the gateway",
+        "A request has the span `METHOD route`.",
+        gateway::spans::span::ALL,
+    );
+    names(
+        &mut page,
+        "Spans of the orchestrator",
+        "",
+        orchestrator::spans::span::ALL,
+    );
+    names(
+        &mut page,
+        "Attributes of the orchestrator's spans",
+        "",
+        orchestrator::spans::attr::ALL,
+    );
     names(
         &mut page,
         "Attributes of all services' spans",

@@ -4,11 +4,14 @@ pub mod audio_pipeline;
 pub mod engine;
 pub mod gateway;
 pub mod http;
+mod message;
 mod names;
 pub mod orchestrator;
 pub mod queue;
 pub mod realtime;
 pub mod session_router;
+mod step;
 pub mod webhook;
 
+pub use message::MessageContext;
 pub use names::{Name, attr, event};

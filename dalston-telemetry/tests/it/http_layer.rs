@@ -20,7 +20,10 @@ use opentelemetry::trace::Status;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tower_service::Service;
+use tracing::instrument::WithSubscriber;
 use tracing::{Instrument, Span, info, info_span};
+
+use crate::service::Service as OffService;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -210,14 +213,19 @@ async fn request_continues_the_trace_and_carries_its_ids() {
 
 #[tokio::test]
 async fn ids_are_there_while_tracing_is_off() {
-    let server = Server::with(HttpLayer::new(), &[]);
+    let server = Server::new();
+    let off = OffService::start(Vec::new());
     let mut asked = request("GET", "/failing");
     asked.headers_mut().insert("traceparent", CALLER.parse().unwrap());
-    let (response, body) = server.answer(asked).await;
+    let mut router = server.router.clone();
+    let answering = router.call(asked).with_subscriber(off.dispatch.clone());
+    let (parts, body) = answering.await.unwrap().into_parts();
+    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+    let response = Response::from_parts(parts, ());
     let id = header(&response, "x-request-id").to_owned();
     assert!(id.starts_with("req_"), "{id}");
     assert_eq!(header(&response, "x-trace-id"), TRACE);
-    let body: Value = serde_json::from_str(&body).unwrap();
+    let body: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(
         body,
         json!({"detail": "the queue is full", "request_id": id, "trace_id": TRACE})

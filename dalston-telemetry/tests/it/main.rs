@@ -13,6 +13,8 @@ mod http_layer;
 mod logs;
 mod panic;
 mod peer;
+#[cfg(feature = "testing")]
+mod platform;
 mod push;
 #[cfg(feature = "queue-exporter")]
 mod queue_exporter;
