@@ -15,6 +15,7 @@
 //! | set an attribute of a span later | [`OpenTelemetrySpanExt::set_attribute`] |
 //! | carry a trace through HTTP headers, queue entries and JSON | [`propagate`]; as the parent of a span: [`propagate::continue_trace`] |
 //! | give log lines the ids of the current task or request | [`context`] |
+//! | record what was done with jobs and recordings | [`audit`] |
 //! | count and measure | [`metrics`], and the metrics of each service in [`services`] |
 //! | serve `/metrics` | [`Telemetry::serve_metrics`], or a route of your own: `axum` (feature `axum`) |
 //! | name spans and attributes as the platform does | [`services`]: the constants of each service |
@@ -91,6 +92,7 @@
 //! - `testing` adds telemetry for a single test, and span trees as literals.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod audit;
 #[cfg(feature = "axum")]
 pub mod axum;
 mod env;

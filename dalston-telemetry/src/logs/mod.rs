@@ -18,7 +18,7 @@ mod line;
 mod output;
 mod queue;
 mod readable;
-mod time;
+pub(crate) mod time;
 mod writer;
 
 use tracing::level_filters::LevelFilter;

@@ -13,7 +13,7 @@ thread_local! {
 }
 
 /// Appends `2026-01-31T12:59:59.000001Z`.
-pub(super) fn push_timestamp(line: &mut Vec<u8>, time: SystemTime) {
+pub(crate) fn push_timestamp(line: &mut Vec<u8>, time: SystemTime) {
     let since_1970 = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let cached = SECOND.try_with(|second| {
         let (seconds, text) = &mut *second.borrow_mut();

@@ -99,6 +99,14 @@ impl LogWriter {
         }
     }
 
+    /// The target as a stream, without the queue of log lines.
+    pub(crate) fn stream(&self) -> Box<dyn Write + Send> {
+        match self.destination() {
+            Destination::Buffer(buffer) => Box::new(buffer),
+            Destination::Stream(stream) => stream,
+        }
+    }
+
     pub(super) fn destination(&self) -> Destination {
         Destination::Stream(match &self.target {
             Target::Stdout => without_lock(io::stdout()),

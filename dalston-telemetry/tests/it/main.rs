@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 #![cfg(all(feature = "otlp-grpc", feature = "otlp-http"))]
 
+mod audit;
 #[cfg(feature = "ec2")]
 mod cloud;
 mod delivery;

@@ -51,6 +51,7 @@ macro_rules! variables {
 }
 
 mod accepts;
+pub(crate) mod audit;
 pub(crate) mod cloud;
 pub(crate) mod logs;
 pub(crate) mod metrics;
@@ -63,6 +64,7 @@ mod variable;
 pub use accepts::{
     Accepts, Milliseconds, Number, OneOf, OtelSwitch, Parsed, Seconds, Switch, Text, WholeNumber,
 };
+pub use audit::AUDIT;
 pub use cloud::CLOUD;
 pub use logs::{LOGS, NO_COLOR, TERM};
 pub use metrics::METRICS;
@@ -79,6 +81,7 @@ pub static VARIABLES: &[&Group] = &[
     &OTLP,
     &METRICS,
     &LOGS,
+    &AUDIT,
     &CLOUD,
     &QUEUE_EXPORTER,
 ];
