@@ -4,10 +4,11 @@
 -- had under this message.
 
 local function give_back()
-  -- The worker survived the inference that it began.
+  -- The worker survived the inference that it began. A server without memory takes a count only
+  -- after a removal, and then all writes of the script.
   if metadata('HGET', 'started_by') == claim then
-    metadata('HINCRBY', 'inference_starts', -1)
     metadata('HDEL', 'started_by')
+    metadata('HINCRBY', 'inference_starts', -1)
   end
   local is_running = ARGV[8] == '1' or earlier_deliveries() > 0 or metadata('HGET', 'inference_starts')
   if message_of_owner() then

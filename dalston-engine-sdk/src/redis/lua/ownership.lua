@@ -9,11 +9,15 @@ local group, instance, id, delivery_count = ARGV[1], ARGV[2], ARGV[3], tonumber(
 -- The name of this claim in the metadata: the message, the attempt, the instance.
 local claim = id .. ' ' .. ARGV[4] .. ' ' .. instance
 
--- Sends a command about the metadata. Metadata of a wrong type counts as missing.
+-- Sends a command about the metadata. Metadata of a wrong type counts as missing. A server that
+-- takes no writes at the moment fails the script: an owner or a start would be wrong for good.
 local function metadata(command, ...)
   local reply = redis.pcall(command, KEYS[2], ...)
-  if type(reply) == 'table' and reply.err then return false end
-  return reply
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  for _, refusal in ipairs({'OOM', 'MISCONF', 'NOREPLICAS', 'READONLY'}) do
+    if string.find(reply.err, refusal, 1, true) then redis.call(command, KEYS[2], ...) end
+  end
+  return false
 end
 
 -- Deliveries under earlier messages, if this message is the copy of one that was handed back, and

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use dalston_engine_sdk::broker::Broker;
+use dalston_engine_sdk::broker::{Broker, EventContext, Lookup, Ownership};
 use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
 use testbed::TestRedis;
 
-use super::{LEASE, LONG, SHORT, STREAM, broker, consumer, events, message, nothing_for, pending, receive};
+use super::{
+    LEASE, LONG, METADATA, SHORT, STREAM, broker, consumer, enqueue, events, message, nothing_for, pending,
+    receive,
+};
 
 async fn memory_limit(server: &TestRedis, bytes: &str) {
     let () = server.send(&["CONFIG", "SET", "maxmemory", bytes]).await;
@@ -96,4 +99,36 @@ async fn user_without_access_to_the_memory_check_gets_tasks() {
     let narrow = RedisBroker::with_lease(RedisServer::new(&url).unwrap(), LEASE);
     let id = message(&server).await;
     assert_eq!(receive(&narrow, "b").await.claim.message_id, id);
+}
+
+#[tokio::test]
+async fn look_up_without_memory_fails_and_then_owns_the_task() {
+    let server = TestRedis::start().await;
+    enqueue(&server).await;
+    let broker = broker(&server);
+    let claim = receive(&broker, "a").await.claim;
+
+    memory_limit(&server, "1").await;
+    let refused = broker.lookup(&claim).await;
+    assert!(refused.unwrap_err().to_string().contains("OOM"));
+    memory_limit(&server, "0").await;
+    assert!(matches!(broker.lookup(&claim).await, Ok(Lookup::Task(_))));
+    let owner: String = server.send(&["HGET", METADATA, "owner"]).await;
+    assert_eq!(owner, format!("{} 1 a", claim.message_id));
+}
+
+#[tokio::test]
+async fn task_released_without_memory_has_no_start_left() {
+    let server = TestRedis::start().await;
+    enqueue(&server).await;
+    let broker = broker(&server);
+    let claim = receive(&broker, "a").await.claim;
+    broker.lookup(&claim).await.unwrap();
+    let started = broker.started(&claim, &EventContext::default()).await;
+    assert_eq!(started.unwrap(), Ownership::Held);
+
+    memory_limit(&server, "1").await;
+    assert_eq!(broker.release(&claim).await.unwrap(), Ownership::Held);
+    let starts: String = server.send(&["HGET", METADATA, "inference_starts"]).await;
+    assert_eq!(starts, "0");
 }
