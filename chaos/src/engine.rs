@@ -3,8 +3,9 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,15 +23,21 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::random::Random;
 
-/// The engine id, which is also the name of the queue.
-pub(crate) const ENGINE: &str = "chaos";
-/// The largest number of deliveries of a task. A storm causes many that are not the fault of the
-/// task.
-const MAX_DELIVERIES: &str = "100000";
+/// The engine ids, which are also the names of the queues.
+pub(crate) const ENGINES: [&str; 2] = ["chaos", "chaos-b"];
+/// The program's own engine id.
+const ENGINE: &str = ENGINES[0];
+/// The stage of all engines. Only this one has requests over HTTP.
+pub(crate) const STAGE: &str = "transcribe";
+/// The number of starts of a task whose workers die before it fails: the default of the SDK.
+pub(crate) const MAX_DELIVERIES: u32 = 3;
 /// The log text before the name of the fault point at which the process killed itself.
 pub(crate) const KILLED_AT: &str = "chaos: killed at ";
 /// The log text before the name of the fault point at which the process suspended itself.
 pub(crate) const STOPPED_AT: &str = "chaos: stopped at ";
+
+/// The log line of a process that a task kills.
+pub(crate) const KILLED_BY_TASK: &str = "chaos: killed by a task";
 
 /// The arguments of an engine process.
 #[derive(Debug, Clone, Args)]
@@ -42,6 +49,9 @@ pub(crate) struct Arguments {
     /// The end of its instance name.
     #[arg(long)]
     pub(crate) name: String,
+    /// The engine id.
+    #[arg(long)]
+    pub(crate) engine: String,
     #[arg(long)]
     pub(crate) lease: f64,
     /// The drain time-out in seconds.
@@ -52,6 +62,9 @@ pub(crate) struct Arguments {
     /// The parent directory of the directories of its tasks.
     #[arg(long)]
     pub(crate) temp: PathBuf,
+    /// The cache of models.
+    #[arg(long)]
+    pub(crate) models: PathBuf,
     #[arg(long)]
     pub(crate) seed: u64,
     /// The probability that it kills itself at a fault point.
@@ -73,10 +86,16 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         ("AWS_ACCESS_KEY_ID", TestS3::ACCESS_KEY_ID.to_owned()),
         ("AWS_SECRET_ACCESS_KEY", TestS3::SECRET_ACCESS_KEY.to_owned()),
         ("DALSTON_METRICS_PORT", "0".to_owned()),
+        ("DALSTON_ENGINE_ID", arguments.engine.clone()),
+        ("DALSTON_MAX_LOADED_MODELS", MAX_LOADED_MODELS.to_string()),
+        ("DALSTON_DEFAULT_MODEL", model_id(0)),
+        ("DALSTON_MODEL_TTL_SECONDS", "2".to_owned()),
+        ("DALSTON_MODEL_CACHE_DIR", arguments.models.display().to_string()),
+        ("DALSTON_MODEL_CACHE_MAX_GB", MODEL_CACHE_GIB.to_string()),
+        ("DALSTON_MODEL_CACHE_SCAN_INTERVAL", "1".to_owned()),
         ("DALSTON_WORKER_ID", arguments.name.clone()),
         ("DALSTON_DRAIN_TIMEOUT_SECONDS", arguments.drain.to_string()),
         ("DALSTON_SLOTS", arguments.slots.to_string()),
-        ("DALSTON_MAX_DELIVERIES", MAX_DELIVERIES.to_owned()),
         ("TMPDIR", arguments.temp.display().to_string()),
         ("DALSTON_LOG_FORMAT", "json".to_owned()),
     ]);
@@ -84,8 +103,9 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let mut deployment = DeploymentConfig::from_env(&env).expect("the variables are valid");
     deployment.lease = Duration::from_secs_f64(arguments.lease);
     let telemetry = Telemetry::builder("chaos").env(env).install().expect("telemetry");
+    // As the command `run` of an engine.
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(1)
         .enable_all()
         .build()
         .expect("a runtime");
@@ -94,7 +114,9 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         let shutdown = async move {
             terminate.recv().await;
         };
-        worker::run(ChaosEngine, config, deployment, telemetry.handle(), shutdown).await
+        let worker = worker::run(ChaosEngine, config, deployment, telemetry.handle(), shutdown);
+        // On the runtime's thread; this one only waits.
+        tokio::spawn(worker).await.expect("the worker does not panic")
     });
     runtime.shutdown_background();
     let _ = telemetry.shutdown_blocking();
@@ -137,19 +159,27 @@ fn install_faults(arguments: &Arguments) {
 struct ChaosEngine;
 
 impl Engine for ChaosEngine {
-    type Model = ();
+    type Model = String;
     type Output = Value;
 
     fn info(&self) -> EngineInfo {
-        EngineInfo::new(ENGINE, "1.0.0").stage(Stage::other(ENGINE).expect("a plain name"))
+        EngineInfo::new(ENGINE, "1.0.0").stage(Stage::Transcribe)
     }
 
-    fn load(&self, _: &ModelId, _: &LoadContext) -> Result<(), TaskError> {
-        Ok(())
+    fn load(&self, model: &ModelId, cx: &LoadContext) -> Result<String, TaskError> {
+        let weights = fs::read(cx.model_dir(model)?.join(WEIGHTS))?;
+        if weights != weights_of(model.as_str()) {
+            return Err(TaskError::permanent("damaged", "the weights are damaged"));
+        }
+        Ok(model.to_string())
     }
 
-    fn process(&self, (): &mut (), task: &TaskRequest, cx: &TaskContext) -> Result<Value, TaskError> {
+    fn process(&self, model: &mut String, task: &TaskRequest, cx: &TaskContext) -> Result<Value, TaskError> {
         let number = |name: &str| task.config().get(name).and_then(Value::as_u64).unwrap_or(0);
+        if let Some(audio) = task.input(DIRECT_INPUT) {
+            // A request over HTTP.
+            return Ok(json!({"echo": fs::read_to_string(audio.path())?}));
+        }
         let input = task
             .input("text")
             .ok_or_else(|| TaskError::permanent("damaged", "the input is missing"))?;
@@ -158,9 +188,14 @@ impl Engine for ChaosEngine {
             return Err(TaskError::permanent("damaged", "the input is damaged"));
         }
         let end = Instant::now() + Duration::from_millis(number("takes_ms"));
-        while Instant::now() < end {
+        // A task that is late must not end by itself, even if its process was suspended meanwhile.
+        while Instant::now() < end || number("late") > 0 {
             cx.check_cancelled()?;
-            thread::sleep(Duration::from_millis(5).min(end.saturating_duration_since(Instant::now())));
+            thread::sleep(Duration::from_millis(5));
+        }
+        if number("kills") > 0 {
+            eprintln!("{KILLED_BY_TASK}");
+            let _ = kill_process(getpid(), Signal::KILL);
         }
         if number("fails") > 0 {
             return Err(TaskError::permanent("intended", FAILURE));
@@ -169,21 +204,53 @@ impl Engine for ChaosEngine {
             panic!("{FAILURE}");
         }
         let info = cx.info();
-        // Content and length of a file identify the attempt that wrote it.
-        let by = format!("{}/{}", info.instance, info.attempt);
+        // Content and length of a file identify the attempt that wrote it. Neither instance nor
+        // attempt does: a process may get the name of its predecessor, and a task that is queued
+        // again begins with the first attempt.
+        let call = CALLS.fetch_add(1, Ordering::Relaxed);
+        let by = format!("{} {}.{call}", info.instance, process::id());
+        let differs = process::id().wrapping_mul(31).wrapping_add(call * 17) % 900;
+        let filler = 100 + (differs as usize) + number("filler") as usize;
         for name in 0..number("artifacts") {
             let path = cx.temp_dir().join(format!("{name}.json"));
-            let filler = "x".repeat(100 + info.attempt as usize);
-            fs::write(
-                &path,
-                json!({"task_id": info.task_id, "by": by, "filler": filler}).to_string(),
-            )?;
+            let mut content = json!({"task_id": info.task_id, "by": by})
+                .to_string()
+                .into_bytes();
+            content.push(b'\n');
+            content.resize(content.len() + filler, FILLER);
+            fs::write(&path, content)?;
             let file = OutputFile::new(format!("part{name}"), "text", path).media_type("application/json");
             cx.add_output_file(file)?;
         }
-        Ok(json!({"task_id": info.task_id, "by": by}))
+        Ok(json!({"task_id": info.task_id, "by": by, "model": model}))
     }
 }
+
+/// The number of models that an inference thread keeps. Tasks name more.
+const MAX_LOADED_MODELS: usize = 2;
+pub(crate) const MODELS: usize = 4;
+/// The only file of a model.
+pub(crate) const WEIGHTS: &str = "weights.bin";
+const MODEL_BYTES: usize = 256 << 10;
+/// Two models and a half. All engines share the cache on the disk.
+const MODEL_CACHE_GIB: f64 = 2.5 * MODEL_BYTES as f64 / (1_u64 << 30) as f64;
+
+pub(crate) fn model_id(number: usize) -> String {
+    format!("model-{number}")
+}
+
+pub(crate) fn weights_of(model: &str) -> Vec<u8> {
+    model.bytes().cycle().take(MODEL_BYTES).collect()
+}
+
+/// The slot of the input of a request over HTTP.
+const DIRECT_INPUT: &str = "audio";
+
+/// The number of tasks that this process has processed.
+static CALLS: AtomicU32 = AtomicU32::new(0);
+
+/// The byte that fills the other lines of an output file.
+pub(crate) const FILLER: u8 = b'x';
 
 /// The error of a task whose configuration demands a failure.
 pub(crate) const FAILURE: &str = "this task fails by its configuration";

@@ -1,36 +1,35 @@
 //! The engine processes: starts, kills, suspends and resumes them, and replaces ended ones.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dalston_engine_sdk::protocol::{Timestamp, keys};
 use redis::RedisResult;
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
-use crate::engine::{ENGINE, KILLED_AT, STOPPED_AT};
-use crate::orchestrator::{Cause, Orchestrator};
+use crate::broken::{BrokenWorker, Defect};
+use crate::engine::ENGINES;
+use crate::measures::Cause;
+use crate::orchestrator::Orchestrator;
 use crate::platform::Platform;
+use crate::process::{Clock, END_TIMEOUT, KilledBy, Process, State, Surroundings, killed_by, released};
 use crate::random::Random;
-
-/// The longest time from `SIGTERM` to the end of an engine, on a busy machine without Redis and
-/// storage.
-const END_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The configuration of all engines.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
     pub(crate) lease: Duration,
     pub(crate) drain: Duration,
-    pub(crate) slots: usize,
     /// Whether every second engine keeps its name when it is replaced.
     pub(crate) keep_names: bool,
+    /// Whether the surroundings of the engines differ.
+    pub(crate) varied: bool,
     /// For the directories of tasks and for logs.
     pub(crate) directory: PathBuf,
     /// The probability that a process kills itself at a fault point.
@@ -47,6 +46,7 @@ pub(crate) struct Fleet {
     pub(crate) setup: Setup,
     random: Random,
     engines: Vec<Process>,
+    broken: Vec<BrokenWorker>,
     started: usize,
     pub(crate) counts: Counts,
 }
@@ -58,37 +58,29 @@ pub(crate) struct Counts {
     pub(crate) killed_anywhere: usize,
     /// By themselves, by fault point.
     pub(crate) killed_at: BTreeMap<String, usize>,
+    /// By tasks that are made for it.
+    pub(crate) killed_by_tasks: usize,
     pub(crate) stopped: usize,
     pub(crate) drained: usize,
+    /// Processes whose standard output was a full pipe.
+    pub(crate) full_outputs: usize,
+    pub(crate) wrong_clocks: usize,
+    pub(crate) several_slots: usize,
+    /// How often a worker was broken.
+    pub(crate) breakages: usize,
     /// Task directories that killed processes left behind.
     pub(crate) directories_left: usize,
 }
 
 impl Counts {
-    pub(crate) fn kills(&self) -> usize {
-        self.killed_anywhere + self.killed_at.values().sum::<usize>()
+    /// How often a process lost its tasks, or may have.
+    pub(crate) fn losses(&self) -> usize {
+        self.kills() + self.stopped + self.drained
     }
-}
 
-#[derive(Debug)]
-struct Process {
-    name: String,
-    child: Child,
-    temp: PathBuf,
-    log: PathBuf,
-    /// Whether its replacement has the same name.
-    keeps_name: bool,
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum State {
-    Running,
-    /// Until this time.
-    Stopped(Instant),
-    /// After `SIGTERM`; it must end by this time.
-    Ending(Instant),
-    Killed(Timestamp),
+    pub(crate) fn kills(&self) -> usize {
+        self.killed_anywhere + self.killed_by_tasks + self.killed_at.values().sum::<usize>()
+    }
 }
 
 impl Fleet {
@@ -104,6 +96,7 @@ impl Fleet {
             setup,
             random,
             engines: Vec::new(),
+            broken: Vec::new(),
             started: 0,
             counts: Counts::default(),
         }
@@ -117,51 +110,80 @@ impl Fleet {
     pub(crate) fn fill(&mut self, engines: usize) {
         while self.engines.len() < engines {
             let keeps_name = self.setup.keep_names && self.engines.len() % 2 == 1;
-            let process = self.start(None, keeps_name);
+            let process = self.start(None, self.engines.len(), keeps_name);
             self.engines.push(process);
         }
     }
 
-    fn start(&mut self, name: Option<String>, keeps_name: bool) -> Process {
+    fn start(&mut self, name: Option<String>, index: usize, keeps_name: bool) -> Process {
+        let name = name.unwrap_or_else(|| format!("e{}", self.started + 1));
+        let (engine, surroundings) = match self.setup.varied {
+            // Two thirds of the engines have the first id.
+            true => (
+                ENGINES[usize::from(index / 2 % 3 == 1)],
+                Surroundings::draw(&mut self.random),
+            ),
+            false => (ENGINES[0], Surroundings::good()),
+        };
+        self.counts.full_outputs += usize::from(surroundings.full_output);
+        self.counts.wrong_clocks += usize::from(surroundings.clock != Clock::Right);
+        self.counts.several_slots += usize::from(surroundings.slots > 1);
+        let faults = (self.setup.kill, self.setup.stop);
+        self.start_with(name, engine, surroundings, keeps_name, faults)
+    }
+
+    /// Starts a worker with each defect that this machine allows. They are not killed and not
+    /// counted.
+    pub(crate) fn start_broken(&mut self) {
+        for defect in Defect::available(&self.setup.directory) {
+            let worker = self.broken_worker(defect);
+            self.broken.push(worker);
+        }
+    }
+
+    fn broken_worker(&mut self, defect: Defect) -> BrokenWorker {
+        let surroundings = Surroundings {
+            defect: Some(defect),
+            ..Surroundings::good()
+        };
+        let name = format!("broken{}", self.broken.len());
+        let process = self.start_with(name, ENGINES[0], surroundings, true, (0.0, 0.0));
+        BrokenWorker::new(process, defect)
+    }
+
+    fn start_with(
+        &mut self,
+        name: String,
+        engine: &'static str,
+        surroundings: Surroundings,
+        keeps_name: bool,
+        (kill, stop): (f64, f64),
+    ) -> Process {
         self.started += 1;
-        let name = name.unwrap_or_else(|| format!("e{}", self.started));
         let directory = &self.setup.directory;
         let temp = directory.join("temp").join(self.started.to_string());
         fs::create_dir_all(&temp).expect("the directory of an engine is created");
         let log = directory.join(format!("{name}.{}.log", self.started));
-        let output = File::create(&log).expect("the log of an engine is created");
         let seconds = |duration: Duration| duration.as_secs_f64().to_string();
-        let arguments = [
+        let options = [
             ("--redis", self.platform.proxy_url()),
             ("--s3", self.platform.s3.url()),
-            ("--name", name.clone()),
             ("--lease", seconds(self.setup.lease)),
             ("--drain", seconds(self.setup.drain)),
-            ("--slots", self.setup.slots.to_string()),
-            ("--temp", temp.display().to_string()),
+            ("--models", directory.join("models").display().to_string()),
             ("--seed", self.random.number().to_string()),
-            ("--kill", self.setup.kill.to_string()),
-            ("--stop", self.setup.stop.to_string()),
+            ("--kill", kill.to_string()),
+            ("--stop", stop.to_string()),
         ];
-        let mut command = Command::new(std::env::current_exe().expect("a program has a path"));
-        command.arg("engine");
-        for (option, value) in arguments {
-            command.arg(option).arg(value);
-        }
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().expect("the log of an engine is created"))
-            .stderr(output)
-            .spawn()
-            .expect("an engine process starts");
-        Process {
-            name,
-            child,
-            temp,
-            log,
-            keeps_name,
-            state: State::Running,
-        }
+        Process::start(name, engine, &options, temp, log, surroundings, keeps_name)
+    }
+
+    /// The port of the HTTP server of an engine.
+    pub(crate) fn http_port(&mut self, index: usize) -> Option<u16> {
+        let process = self.engines.get_mut(index)?;
+        matches!(process.state, State::Running | State::Ending(_))
+            .then(|| process.http_port())
+            .flatten()
     }
 
     /// The engine with this instance name.
@@ -209,11 +231,23 @@ impl Fleet {
 
     /// Resumes suspended engines that are due, and replaces ended ones.
     pub(crate) async fn supervise(&mut self) {
+        for process in &mut self.engines {
+            process.step_clock(&mut self.random);
+        }
+        for index in 0..self.broken.len() {
+            if self.broken[index].act(&mut self.random, &self.orchestrator) {
+                self.broken[index] = self.broken_worker(self.broken[index].defect);
+            }
+        }
         self.check_processes(true).await;
     }
 
     /// Ends all engines and waits for them.
     pub(crate) async fn end_all(&mut self) {
+        for broken in std::mem::take(&mut self.broken) {
+            self.counts.breakages += broken.breakages;
+            broken.end(&self.orchestrator).await;
+        }
         while !self.engines.is_empty() {
             for index in 0..self.engines.len() {
                 self.end(index);
@@ -230,7 +264,7 @@ impl Fleet {
                 let name = self.record_exit(index, status).await;
                 let keeps_name = self.engines[index].keeps_name;
                 if replace {
-                    self.engines[index] = self.start(name, keeps_name);
+                    self.engines[index] = self.start(name, index, keeps_name);
                 } else {
                     self.engines.remove(index);
                     continue;
@@ -252,12 +286,12 @@ impl Fleet {
                 process.signal(Signal::CONT);
             }
             State::Stopped(_) | State::Killed(_) => {}
-            State::Running if is_stopped(process.child.id()) => {
+            State::Running if process.is_stopped() => {
                 process.state = State::Stopped(now + pause);
                 self.counts.stopped += 1;
             }
             // It may also suspend itself while it drains.
-            State::Ending(_) if is_stopped(process.child.id()) => {
+            State::Ending(_) if process.is_stopped() => {
                 process.state = State::Ending(now + END_TIMEOUT);
                 process.signal(Signal::CONT);
                 self.counts.stopped += 1;
@@ -279,18 +313,16 @@ impl Fleet {
         let now = Timestamp::now();
         let process = &self.engines[index];
         let keeps_name = process.keeps_name;
-        let log = fs::read_to_string(&process.log).unwrap_or_default();
-        let killed_at = log
-            .lines()
-            .rev()
-            .take(20)
-            .find_map(|line| line.strip_prefix(KILLED_AT));
+        let log = process.read_log();
         let left = fs::read_dir(&process.temp).map_or(0, Iterator::count);
         let instance = process.instance();
         let is_killed = status.signal() == Some(Signal::KILL.as_raw());
         let mut since = now;
-        match (is_killed, process.state, killed_at) {
-            (true, _, Some(point)) => *self.counts.killed_at.entry(point.to_owned()).or_default() += 1,
+        match (is_killed, process.state, killed_by(&log)) {
+            (true, _, Some(KilledBy::Point(point))) => {
+                *self.counts.killed_at.entry(point).or_default() += 1;
+            }
+            (true, _, Some(KilledBy::Task)) => self.counts.killed_by_tasks += 1,
             (true, State::Killed(at), None) => {
                 since = at;
                 self.counts.killed_anywhere += 1;
@@ -321,71 +353,32 @@ impl Fleet {
                 Cause::Killed
             };
             // Without Redis, this takeover is not measured.
-            let entries = pending(&self.platform, &instance).await.unwrap_or_default();
-            self.orchestrator.freed(&entries, since, cause);
+            let tasks = pending_tasks(&self.platform, process.engine, &instance)
+                .await
+                .unwrap_or_default();
+            self.orchestrator.freed(tasks, since, cause);
         }
-        for (task, at) in released(&log) {
-            self.orchestrator.released(&task, at);
+        // The times in the log are by the clock of the process.
+        if process.surroundings.clock == Clock::Right {
+            for (task, at) in released(&log) {
+                self.orchestrator.released(&task, at);
+            }
         }
         keeps_name.then(|| self.engines[index].name.clone())
     }
 }
 
-impl Process {
-    fn instance(&self) -> String {
-        format!("{ENGINE}-{}", self.name)
-    }
-
-    fn signal(&self, signal: Signal) {
-        // The process may have ended.
-        let _ = kill_process(Pid::from_child(&self.child), signal);
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-async fn pending(platform: &Platform, instance: &str) -> RedisResult<Vec<String>> {
-    let stream = keys::task_stream(ENGINE);
+/// The tasks that an instance holds.
+async fn pending_tasks(platform: &Platform, engine: &str, instance: &str) -> RedisResult<Vec<String>> {
+    let stream = keys::task_stream(engine);
     let words = ["XPENDING", &stream, keys::TASK_GROUP, "-", "+", "1000", instance];
     let rows: Vec<(String, String, u64, u64)> = platform.try_ask(&words).await?;
-    Ok(rows.into_iter().map(|row| row.0).collect())
-}
-
-/// The state of a process follows its name, which is in parentheses and may contain every
-/// character.
-fn is_stopped(process: u32) -> bool {
-    let stat =
-        fs::read_to_string(Path::new("/proc").join(process.to_string()).join("stat")).unwrap_or_default();
-    stat.rsplit_once(')')
-        .is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
-}
-
-/// The tasks that a process released, and the times, from its log.
-fn released(log: &str) -> Vec<(String, Timestamp)> {
-    let lines = log.lines().filter(|line| line.contains("task_handed_back"));
-    lines
-        .filter_map(|line| {
-            let line: Value = line.parse().ok()?;
-            let at = line["timestamp"].as_str()?.parse().ok()?;
-            Some((line["task_id"].as_str()?.to_owned(), at))
-        })
-        .collect()
-}
-
-/// The fault points at which processes suspended themselves, from their logs.
-pub(crate) fn stops(directory: &Path) -> BTreeMap<String, usize> {
-    let mut stops = BTreeMap::new();
-    let logs = fs::read_dir(directory).into_iter().flatten().flatten();
-    for log in logs {
-        let log = fs::read_to_string(log.path()).unwrap_or_default();
-        for point in log.lines().filter_map(|line| line.strip_prefix(STOPPED_AT)) {
-            *stops.entry(point.to_owned()).or_default() += 1;
-        }
+    let mut tasks = Vec::new();
+    for (id, ..) in rows {
+        let entries: Vec<(String, BTreeMap<String, String>)> =
+            platform.try_ask(&["XRANGE", &stream, &id, &id]).await?;
+        let fields = entries.into_iter().next().map(|(_, fields)| fields);
+        tasks.extend(fields.and_then(|mut fields| fields.remove("task_id")));
     }
-    stops
+    Ok(tasks)
 }

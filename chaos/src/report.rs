@@ -6,8 +6,9 @@ use std::time::Duration;
 use dalston_engine_sdk::fault::Point;
 
 use crate::fleet::{self, Fleet};
-use crate::orchestrator::{self, Cause, Orchestrator};
-use crate::{storm, takeover};
+use crate::measures::{self, Cause};
+use crate::orchestrator::Orchestrator;
+use crate::{checks, http, process, servers, takeover};
 
 /// The results.
 #[derive(Debug, Default)]
@@ -19,6 +20,8 @@ pub(crate) struct Report {
     pub(crate) lost: usize,
     /// Results of which a suspended engine overwrote a part after their end.
     pub(crate) mixed: usize,
+    /// Tasks during which Redis failed over.
+    pub(crate) failed_over: usize,
     /// Consumers in the group.
     pub(crate) consumers: usize,
     /// Instances in the registry whose process was killed.
@@ -30,9 +33,9 @@ pub(crate) struct Report {
 /// A progress line.
 pub(crate) fn progress(
     elapsed: Duration,
-    tasks: &orchestrator::Counts,
+    tasks: &measures::Counts,
     engines: &fleet::Counts,
-    servers: &storm::Counts,
+    servers: &servers::Counts,
 ) -> String {
     format!(
         "{:>5}  {} tasks, {} open, {} kills, {} suspensions, {} drains, {} Redis restarts, {} violations",
@@ -42,7 +45,7 @@ pub(crate) fn progress(
         engines.kills(),
         engines.stopped,
         engines.drained,
-        servers.redis_restarts,
+        servers.restarts,
         tasks.violations
     )
 }
@@ -55,22 +58,42 @@ impl Report {
         }
     }
 
-    pub(crate) fn storm(&mut self, servers: storm::Counts, fleet: &Fleet, orchestrator: &Orchestrator) {
+    pub(crate) fn storm(
+        &mut self,
+        servers: &servers::Counts,
+        longest_queue: u64,
+        fleet: &Fleet,
+        orchestrator: &Orchestrator,
+    ) {
         let engines = &fleet.counts;
         let rows = &mut self.rows;
         rows.push(("kills", engines.kills().to_string()));
         rows.push(("  at random times", engines.killed_anywhere.to_string()));
         rows.push(("  at fault points", points(&engines.killed_at)));
+        rows.push(("  by tasks", engines.killed_by_tasks.to_string()));
         rows.push((
             "suspensions within or beyond a lease",
             engines.stopped.to_string(),
         ));
-        rows.push(("  at fault points", points(&fleet::stops(&fleet.setup.directory))));
+        rows.push((
+            "  at fault points",
+            points(&process::stops(&fleet.setup.directory)),
+        ));
+        rows.push(("engines with several slots", engines.several_slots.to_string()));
+        rows.push(("engines with wrong clocks", engines.wrong_clocks.to_string()));
+        rows.push(("full disks and missing locks", engines.breakages.to_string()));
+        rows.push(("engines with full outputs", engines.full_outputs.to_string()));
         rows.push(("drains", engines.drained.to_string()));
-        rows.push(("restarts of Redis", servers.redis_restarts.to_string()));
+        let limit = checks::duplicates_limit(&orchestrator.counts(), fleet, servers);
+        rows.push(("duplicate starts that this explains", format!("{limit:.0}")));
+        rows.push(("restarts of Redis", servers.restarts.to_string()));
+        let longest = seconds(servers.longest_outage);
+        rows.push(("  longest time without Redis", longest));
+        rows.push(("refusals of writes by Redis", servers.refusals.to_string()));
         rows.push(("network faults", servers.network_faults.to_string()));
+        rows.push(("  silent connections", servers.silences.to_string()));
         rows.push(("storage faults", servers.storage_faults.to_string()));
-        rows.push(("longest queue", format!("{} entries", servers.longest_queue)));
+        rows.push(("longest queue", format!("{} entries", longest_queue)));
         rows.push((
             "directories of killed processes",
             engines.directories_left.to_string(),
@@ -80,6 +103,14 @@ impl Report {
         waits("storm: from a kill to a peer", Cause::Killed);
         waits("  to the restarted process", Cause::KilledAndRestarted);
         waits("  from a release to a peer", Cause::Released);
+    }
+
+    pub(crate) fn http(&mut self, http: &http::Counts) {
+        let text = format!(
+            "{} answered, {} refused, {} broken",
+            http.answered, http.refused, http.broken
+        );
+        self.rows.push(("requests over HTTP", text));
     }
 
     pub(crate) fn shared(&mut self, waits: &[f64]) {
@@ -102,21 +133,31 @@ impl Report {
             .push(("from a release to an idle peer", row(drained, drained_limit)));
     }
 
-    pub(crate) fn print(&self, tasks: &orchestrator::Counts) {
+    pub(crate) fn print(&self, orchestrator: &Orchestrator) {
+        let tasks = orchestrator.counts();
         let mut rows = vec![
             ("seed", self.seed.to_string()),
             ("tasks", tasks.tasks.to_string()),
             ("tasks lost", self.lost.to_string()),
             ("  completed", tasks.completed.to_string()),
-            ("  failed as planned", tasks.failed_as_planned.to_string()),
+            ("  failed as configured", tasks.failed_as_configured.to_string()),
             (
-                "  failed because of storage faults",
-                tasks.failed_by_storage.to_string(),
+                "  failed at the limit of deaths",
+                tasks.failed_by_deaths.to_string(),
             ),
+            (
+                "  failed at the limit of hand-backs",
+                tasks.failed_by_hand_backs.to_string(),
+            ),
+            ("  failed without a reason", tasks.failed_unplanned.to_string()),
             ("  cancelled", tasks.cancelled.to_string()),
             ("retries after a failure", tasks.retries.to_string()),
             ("starts", tasks.starts.to_string()),
             ("duplicate starts (harmless)", tasks.duplicates.to_string()),
+            (
+                "published copies of events",
+                orchestrator.copies.published().to_string(),
+            ),
             ("results overwritten after their end", self.mixed.to_string()),
         ];
         rows.extend(self.rows.iter().cloned());
@@ -126,6 +167,7 @@ impl Report {
             "stale instances in the registry",
             self.stale_instances.to_string(),
         ));
+        rows.push(("tasks around a fail-over", self.failed_over.to_string()));
         rows.push(("violations", tasks.violations.to_string()));
         println!();
         for (name, value) in rows {

@@ -3,84 +3,74 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use testbed::{Fault, Trouble};
+use dalston_engine_sdk::protocol::keys;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep};
 
+use crate::engine::{ENGINES, MODELS};
 use crate::fleet::Fleet;
-use crate::orchestrator::{Kind, Orchestrator, TaskPlan};
+use crate::http::Requests;
+use crate::orchestrator::Orchestrator;
 use crate::platform::Platform;
 use crate::random::Random;
+use crate::servers::{self, Every, Servers};
+use crate::task::{Kind, TaskPlan};
 
 /// The largest number of tasks that are queued or running.
 const IN_FLIGHT: usize = 200;
+/// The size of large files. They are uploaded in parts.
+const LARGE: u64 = 20 << 20;
+/// The length of a line of an input: a task id and the end of the line.
+const LINE: u64 = 37;
+/// The largest number of tasks with large files, which the storage keeps in memory.
+const LARGE_TASKS: u32 = 12;
 
-/// The faults of the servers.
-#[derive(Debug, Default)]
+/// What happened.
+#[derive(Debug)]
 pub(crate) struct Counts {
-    pub(crate) redis_restarts: usize,
-    pub(crate) network_faults: usize,
-    pub(crate) storage_faults: usize,
+    pub(crate) servers: servers::Counts,
+    /// They end with the engines, at the latest.
+    pub(crate) requests: Requests,
     /// The largest number of entries in the queue.
     pub(crate) longest_queue: u64,
 }
 
-/// An event with this mean interval.
-struct Every {
-    seconds: f64,
-    next: Instant,
-}
-
-impl Every {
-    fn new(seconds: f64, random: &mut Random) -> Self {
-        let next = Instant::now() + Duration::from_secs_f64(random.between(0.0, 2.0 * seconds));
-        Self { seconds, next }
-    }
-
-    fn is_due(&mut self, random: &mut Random) -> bool {
-        let due = self.next <= Instant::now();
-        if due {
-            self.next = Instant::now() + Duration::from_secs_f64(random.between(0.0, 2.0 * self.seconds));
-        }
-        due
-    }
-}
-
 /// Queues tasks until `end` is dropped. Do not abort it: a partly queued task counts as lost.
+///
+/// Tasks that kill their workers take long, so none of them is queued after `calm`.
 pub(crate) async fn queue_tasks(
     orchestrator: Arc<Orchestrator>,
     lease: Duration,
     mut random: Random,
+    calm: Instant,
     mut end: oneshot::Receiver<()>,
 ) {
+    let random = &mut random;
+    let mut killer = Every::new(20.0, random);
+    let mut large = Every::new(15.0, random);
+    let mut large_left = LARGE_TASKS;
     let mut cancellations = JoinSet::new();
     while end.try_recv() == Err(TryRecvError::Empty) {
         if orchestrator.open_tasks().len() >= IN_FLIGHT {
             sleep(Duration::from_millis(10)).await;
             continue;
         }
-        let kind = match random.below(100) {
-            0..4 => Kind::Fails,
-            4..6 => Kind::Panics,
-            6..10 => Kind::Cancelled,
-            _ => Kind::Plain,
-        };
-        let duration = match random.below(100) {
-            // Longer than a lease, which the engine must renew.
-            0..1 => lease.mul_f64(random.between(1.0, 2.0)),
-            1..15 => Duration::from_secs_f64(random.between(0.1, 0.5)),
-            _ => Duration::from_secs_f64(random.between(0.0, 0.03)),
-        };
-        let plan = TaskPlan {
-            kind,
-            duration,
-            artifacts: random.below(4) as u64,
-            length: 1 + random.below(100) as u64,
-        };
+        let mut plan = any_task(random, lease);
+        if Instant::now() < calm && killer.is_due(random) {
+            plan.kind = Kind::Kills;
+        } else if large_left > 0 && large.is_due(random) {
+            large_left -= 1;
+            plan = TaskPlan {
+                artifacts: 1,
+                length: LARGE / LINE,
+                filler: LARGE,
+                ..TaskPlan::plain(plan.duration)
+            };
+        }
         let (task, job) = (random.uuid(), random.uuid());
         orchestrator.queue(&task, &job, plan).await;
-        if kind == Kind::Cancelled {
+        if plan.kind == Kind::Cancelled {
             let after = Duration::from_secs_f64(random.between(0.0, 1.0));
             let orchestrator = Arc::clone(&orchestrator);
             cancellations.spawn(async move {
@@ -93,25 +83,64 @@ pub(crate) async fn queue_tasks(
     cancellations.join_all().await;
 }
 
+fn any_task(random: &mut Random, lease: Duration) -> TaskPlan {
+    let kind = match random.below(200) {
+        0..8 => Kind::Fails,
+        8..12 => Kind::Panics,
+        12..20 => Kind::Cancelled,
+        20 => Kind::Late,
+        _ => Kind::Plain,
+    };
+    let duration = match random.below(100) {
+        // Longer than a lease, which the engine must renew.
+        0..1 => lease.mul_f64(random.between(1.0, 2.0)),
+        1..15 => Duration::from_secs_f64(random.between(0.1, 0.5)),
+        _ => Duration::from_secs_f64(random.between(0.0, 0.03)),
+    };
+    let mut plan = TaskPlan {
+        engine: if random.below(3) == 0 {
+            ENGINES[1]
+        } else {
+            ENGINES[0]
+        },
+        // Most tasks name the same one.
+        model: if random.below(4) == 0 {
+            random.below(MODELS)
+        } else {
+            0
+        },
+        kind,
+        artifacts: random.below(4) as u64,
+        length: 1 + random.below(100) as u64,
+        twice: kind == Kind::Plain && random.below(30) == 0,
+        ..TaskPlan::plain(duration)
+    };
+    if kind == Kind::Late {
+        // Some of them wait that long in the queue.
+        plan.timeout = Duration::from_secs_f64(random.between(1.0, 15.0));
+    }
+    plan
+}
+
 /// Injects faults for this time, and then removes them.
 pub(crate) async fn run(
     platform: &Platform,
     fleet: &mut Fleet,
     duration: Duration,
     mut random: Random,
-    mut progress: impl FnMut(&Fleet, &Counts),
+    mut progress: impl FnMut(&Fleet, &servers::Counts),
 ) -> Counts {
     let lease = fleet.setup.lease;
-    let mut counts = Counts::default();
+    let mut servers = Servers::new(platform, lease, random.fork());
     let random = &mut random;
     let mut kill = Every::new(1.0, random);
     let mut end = Every::new(4.0, random);
     let mut stop = Every::new(4.0, random);
-    let mut network = Every::new(2.0, random);
-    let mut storage = Every::new(3.0, random);
-    let mut restart = Every::new(10.0, random);
+    let mut request = Every::new(0.3, random);
+    let mut requests = Requests::default();
+    let stream = keys::task_stream(ENGINES[0]);
+    let mut longest_queue = 0;
     let mut report = Instant::now();
-    let (mut network_heals, mut storage_heals) = (None, None);
     let ends = Instant::now() + duration;
     let mut ticks = interval(Duration::from_millis(20));
     while Instant::now() < ends {
@@ -127,85 +156,26 @@ pub(crate) async fn run(
         if stop.is_due(random) {
             fleet.stop(engine, lease.mul_f64(random.between(0.1, 2.5)));
         }
-        if network_heals.is_some_and(|at| at <= Instant::now()) {
-            network_heals = None;
-            heal_network(platform);
+        if request.is_due(random)
+            && let Some(port) = fleet.http_port(engine)
+        {
+            requests.send(port, random.uuid());
         }
-        if network_heals.is_none() && network.is_due(random) {
-            counts.network_faults += 1;
-            network_heals = Some(Instant::now() + disturb_network(platform, lease, random));
-        }
-        if storage_heals.is_some_and(|at| at <= Instant::now()) {
-            storage_heals = None;
-            platform.s3.heal();
-        }
-        if storage_heals.is_none() && storage.is_due(random) {
-            counts.storage_faults += 1;
-            platform.s3.trouble(storage_trouble(random));
-            storage_heals = Some(Instant::now() + Duration::from_secs_f64(random.between(0.3, 2.0)));
-        }
-        if restart.is_due(random) {
-            counts.redis_restarts += 1;
-            platform.redis.kill();
-            sleep(Duration::from_secs_f64(random.between(0.0, 1.0))).await;
-            platform.redis.restart().await;
-        }
+        servers.act().await;
         if report <= Instant::now() {
             report = Instant::now() + Duration::from_secs(5);
-            let length: u64 = platform.ask(&["XLEN", &crate::queue()]).await;
-            counts.longest_queue = counts.longest_queue.max(length);
-            progress(fleet, &counts);
+            if servers.redis_works()
+                && let Ok(length) = platform.try_ask::<u64>(&["XLEN", &stream]).await
+            {
+                longest_queue = longest_queue.max(length);
+            }
+            progress(fleet, &servers.counts);
         }
     }
-    heal_network(platform);
-    platform.s3.heal();
-    counts
-}
-
-fn heal_network(platform: &Platform) {
-    let proxy = &platform.proxy;
-    proxy.lose_answers(false);
-    proxy.refuse(false);
-    proxy.stall(false);
-    proxy.delay(Duration::ZERO);
-}
-
-/// Starts a network fault. Returns its duration.
-fn disturb_network(platform: &Platform, lease: Duration, random: &mut Random) -> Duration {
-    let proxy = &platform.proxy;
-    match random.below(12) {
-        0..5 => {
-            proxy.cut();
-            Duration::ZERO
-        }
-        5..7 => {
-            proxy.lose_answers(true);
-            Duration::from_secs_f64(random.between(0.02, 0.5))
-        }
-        7..9 => {
-            proxy.delay(Duration::from_secs_f64(random.between(0.001, 0.2)));
-            Duration::from_secs_f64(random.between(0.5, 2.0))
-        }
-        9..11 => {
-            proxy.refuse(true);
-            proxy.cut();
-            Duration::from_secs_f64(random.between(0.1, 1.0))
-        }
-        _ => {
-            proxy.stall(true);
-            lease.mul_f64(random.between(0.1, 1.5))
-        }
+    servers.heal().await;
+    Counts {
+        requests,
+        servers: servers.counts,
+        longest_queue,
     }
-}
-
-fn storage_trouble(random: &mut Random) -> Trouble {
-    let fault = match random.below(7) {
-        0 => Fault::INTERNAL_ERROR,
-        1 => Fault::SLOW_DOWN,
-        2 => Fault::Truncate(random.below(200)),
-        3 => Fault::Cut,
-        4 => Fault::LoseAnswer,
-        _ => Fault::Delay(Duration::from_secs_f64(random.between(0.05, 0.5))),
-    };
-    Trouble::new(fault).fraction(random.between(0.05, 0.6))
 }

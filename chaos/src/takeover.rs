@@ -6,11 +6,12 @@ use std::time::Duration;
 use dalston_engine_sdk::protocol::keys;
 use tokio::time::{Instant, sleep};
 
-use crate::engine::ENGINE;
+use crate::engine::ENGINES as IDS;
 use crate::fleet::Fleet;
-use crate::orchestrator::{Kind, Orchestrator, TaskPlan};
+use crate::orchestrator::Orchestrator;
 use crate::platform::Platform;
 use crate::random::Random;
+use crate::task::TaskPlan;
 
 /// The number of measurements.
 const ROUNDS: usize = 5;
@@ -32,10 +33,8 @@ pub(crate) async fn measure(
         fleet.fill(ENGINES);
         let (task, job) = (random.uuid(), random.uuid());
         let plan = TaskPlan {
-            kind: Kind::Plain,
-            duration: Duration::from_secs(2),
             artifacts: 1,
-            length: 10,
+            ..TaskPlan::plain(Duration::from_secs(2))
         };
         orchestrator.queue(&task, &job, plan).await;
         let deadline = Instant::now() + timeout;
@@ -83,13 +82,9 @@ pub(crate) async fn share(orchestrator: &Orchestrator, fleet: &mut Fleet, random
         let begun = tasks.len();
         for _ in 0..ENGINES {
             let (task, job) = (random.uuid(), random.uuid());
-            let plan = TaskPlan {
-                kind: Kind::Plain,
-                duration: SHARED_TASK,
-                artifacts: 0,
-                length: 10,
-            };
-            orchestrator.queue(&task, &job, plan).await;
+            orchestrator
+                .queue(&task, &job, TaskPlan::plain(SHARED_TASK))
+                .await;
             tasks.push(task);
         }
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -104,8 +99,15 @@ pub(crate) async fn share(orchestrator: &Orchestrator, fleet: &mut Fleet, random
 /// The consumer of the only pending entry.
 async fn owner(platform: &Platform) -> Option<String> {
     let rows: Vec<(String, String, u64, u64)> = platform
-        .ask(&["XPENDING", &crate::queue(), keys::TASK_GROUP, "-", "+", "1"])
+        .ask(&[
+            "XPENDING",
+            &keys::task_stream(IDS[0]),
+            keys::TASK_GROUP,
+            "-",
+            "+",
+            "1",
+        ])
         .await;
     let owner = rows.into_iter().next()?.1;
-    owner.starts_with(&format!("{ENGINE}-")).then_some(owner)
+    owner.starts_with(&format!("{}-", IDS[0])).then_some(owner)
 }

@@ -15,7 +15,7 @@ pub mod report;
 mod s3;
 mod tls;
 
-pub use self::clock::clock_ahead;
+pub use self::clock::{clock_ahead, clock_from};
 pub use self::imds::{ImdsFault, TestImds};
 pub use self::prometheus::{TestPrometheus, parse_open_metrics, promtool};
 pub use self::proxy::Proxy;

@@ -1,12 +1,12 @@
-//! The chaos test: kills engines, restarts Redis, and breaks network and storage.
+//! The chaos test: kills engines, and breaks Redis, network, storage and machines.
 
 use crate::error::Error;
 use crate::steps::cargo;
-use crate::system::{REDIS, require};
+use crate::system::{FAKETIME, REDIS, STRACE, require};
 
 /// Builds the chaos test and runs it with these arguments.
 pub(crate) fn run(arguments: &[&str]) -> Result<(), Error> {
-    require(&[REDIS])?;
+    require(&[REDIS, FAKETIME, STRACE])?;
     let command = cargo().args("run --package chaos --");
     arguments
         .iter()

@@ -35,7 +35,7 @@ usage: cargo xtask <command> [options]
   reference           write docs/reference from the code: metrics, spans and attributes, environment variables
   bench [NAME]        run a benchmark; without a name, list them; --record: write the results into
                       docs/performance.md; NAME all: run and record all of them
-  chaos [OPTIONS]     kill engines, restart Redis, break network and storage, and fail if a task is lost;
+  chaos [OPTIONS]     kill engines, break Redis, network, storage and machines, and fail if a task is lost;
                       --minutes N: duration, --seed S: repeat the decisions of a run, --help: more
 
 Environment: LIBTORCH names the directory of an existing libtorch 2.11.0; CARGO_TARGET_DIR works as usual.

@@ -23,6 +23,20 @@ pub(crate) const REDIS: Need = Need {
     package: "redis-server",
 };
 
+/// For tests with machines whose clocks differ.
+pub(crate) const FAKETIME: Need = Need {
+    purpose: "test machines whose clocks differ",
+    probe: &["faketime", "--version"],
+    package: "faketime",
+};
+
+/// For tests with machines whose files can't be locked.
+pub(crate) const STRACE: Need = Need {
+    purpose: "test machines whose files can't be locked",
+    probe: &["strace", "--version"],
+    package: "strace",
+};
+
 /// Installs the missing programs as root on a machine with `apt-get`. Otherwise the error lists
 /// them.
 pub(crate) fn require(needs: &[Need]) -> Result<(), Error> {

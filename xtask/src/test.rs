@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::libtorch;
 use crate::package;
 use crate::steps::{Cmd, Steps, cargo, root};
-use crate::system::{Need, REDIS, require};
+use crate::system::{FAKETIME, Need, REDIS, STRACE, require};
 use crate::tools;
 
 /// The crates that are published.
@@ -27,12 +27,6 @@ const OPEN_METRICS_PARSER: Need = Need {
     purpose: "test that a strict parser reads the metrics",
     probe: &["/usr/bin/python3", "-c", "import prometheus_client"],
     package: "python3-prometheus-client",
-};
-
-const FAKETIME: Need = Need {
-    purpose: "test machines whose clocks differ",
-    probe: &["faketime", "--version"],
-    package: "faketime",
 };
 
 type Step = (&'static str, fn(&Path) -> Result<(), Error>);
@@ -100,7 +94,7 @@ pub(crate) fn run(words: &[&str]) -> Result<(), Error> {
     let mut libtorch = std::path::PathBuf::new();
     steps.step("set-up", || {
         libtorch = libtorch::set_up(libtorch::Variant::Cpu)?;
-        require(&[REDIS, PROMETHEUS, OPEN_METRICS_PARSER, FAKETIME])
+        require(&[REDIS, PROMETHEUS, OPEN_METRICS_PARSER, FAKETIME, STRACE])
     })?;
     for (name, work) in chosen {
         steps.step(name, || work(&libtorch))?;
