@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::path::Path as ObjectPath;
-use object_store::{Error as StorageError, ObjectStoreExt, PutMode, UpdateVersion};
+use object_store::{Error as StorageError, ObjectMeta, ObjectStoreExt, PutMode, UpdateVersion};
 use tokio::time::sleep;
 
 use super::bucket::{Store, parse_key};
@@ -37,6 +37,18 @@ pub(crate) enum Seen {
     Version(UpdateVersion),
     /// A file in a storage that does not tell versions apart.
     Unversioned,
+}
+
+impl Seen {
+    fn of(found: &ObjectMeta) -> Self {
+        match &found.e_tag {
+            Some(tag) => Self::Version(UpdateVersion {
+                e_tag: Some(tag.clone()),
+                version: found.version.clone(),
+            }),
+            None => Self::Unversioned,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -80,10 +92,8 @@ impl Store {
             };
             match error {
                 StorageError::AlreadyExists { .. } | StorageError::Precondition { .. } => {
-                    return self.version(&locator, &object).await.map(Written::Conflict);
+                    return self.conflict(locator, &object, &content).await;
                 }
-                // If the write succeeded although its response was lost, the next one reports a
-                // conflict.
                 error if (is_lost(&error) || is_bad_request(&error)) && tries < TRIES => {
                     sleep(Duration::from_millis(50) * 2_u32.pow(tries)).await;
                     tries += 1;
@@ -105,16 +115,25 @@ impl Store {
         matches!(put.await, Err(error) if may_refuse_condition(&error))
     }
 
-    async fn version(&self, locator: &str, object: &ObjectPath) -> Result<Seen, StoreError> {
-        match self.objects.head(object).await {
-            Ok(found) if found.e_tag.is_some() => Ok(Seen::Version(UpdateVersion {
-                e_tag: found.e_tag,
-                version: found.version,
-            })),
-            Ok(_) => Ok(Seen::Unversioned),
-            Err(StorageError::NotFound { .. }) => Ok(Seen::Nothing),
-            Err(error) => Err(StoreError::storage("reading", locator, error)),
+    /// The outcome of a write that was refused because the object exists. A write whose response was
+    /// lost is sent again, and then the object is the own one.
+    async fn conflict(
+        &self,
+        locator: String,
+        object: &ObjectPath,
+        content: &Bytes,
+    ) -> Result<Written, StoreError> {
+        let found = match self.objects.get(object).await {
+            Ok(found) => found,
+            Err(StorageError::NotFound { .. }) => return Ok(Written::Conflict(Seen::Nothing)),
+            Err(error) => return Err(StoreError::storage("reading", &locator, error)),
+        };
+        let (seen, size) = (Seen::of(&found.meta), found.meta.size);
+        // A body of another size is not read.
+        if size == content.len() as u64 && found.bytes().await.is_ok_and(|found| found == *content) {
+            return Ok(Written::Done(locator));
         }
+        Ok(Written::Conflict(seen))
     }
 }
 

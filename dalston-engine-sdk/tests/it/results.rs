@@ -342,6 +342,23 @@ async fn a_write_without_a_reply_is_repeated() {
 }
 
 #[tokio::test]
+async fn written_file_without_a_reply_is_not_written_again() {
+    let server = TestS3::start();
+    let lost = Trouble::new(Fault::LoseAnswer)
+        .method("PUT")
+        .path("response.json");
+    server.trouble(lost.times(1));
+    let rig = rig(s3(&server));
+    rig.submit("t1").await;
+    let before = server.requests();
+    let (outcome, _) = rig.run(rig.runner(engine()), rig.outcome("t1")).await;
+    outcome.unwrap();
+    // Request, notes, response, and the read of the response by this test. Beside these: the
+    // repeated write, which is refused, and a read that finds the same content.
+    assert_eq!(server.requests() - before, 6);
+}
+
+#[tokio::test]
 async fn a_timed_out_write_is_repeated_under_its_condition() {
     let server = TestS3::start();
     let slow = Fault::Answer {
