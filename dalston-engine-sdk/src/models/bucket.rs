@@ -158,5 +158,5 @@ impl BucketModel {
 }
 
 fn failed(place: &str, error: &StorageError) -> ModelError {
-    ModelError::new(Kind::Source, format!("reading {place}: {}", chain(error)))
+    ModelError::new(Kind::Storage, format!("reading {place}: {}", chain(error)))
 }

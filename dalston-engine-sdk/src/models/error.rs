@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-use crate::error::TaskError;
+use crate::error::{TaskError, WorkerFault};
 use crate::model_id::ModelId;
 
 /// Why a model could not be downloaded. All threads that wait for a download get the same error.
@@ -26,6 +26,8 @@ pub(super) enum Kind {
     Incomplete,
     /// The source fails.
     Source,
+    /// The storage of the deployment fails, which every worker needs.
+    Storage,
     /// The disk is full.
     Full,
     /// The cache can't be used.
@@ -85,6 +87,9 @@ impl ModelError {
             Kind::Invalid => TaskError::permanent("invalid_model", text),
             Kind::Incomplete => TaskError::retryable("model_incomplete", text),
             Kind::Source => TaskError::retryable("model_download_failed", text),
+            Kind::Storage => {
+                TaskError::retryable("model_download_failed", text).with_fault(WorkerFault::Storage)
+            }
             Kind::Full => TaskError::retryable("disk_full", text),
             Kind::Disk => TaskError::retryable("model_cache_unusable", text),
         }

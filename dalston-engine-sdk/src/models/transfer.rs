@@ -35,7 +35,7 @@ where
     let mut tries = 1;
     loop {
         match download().await {
-            Err(error) if error.kind() == Kind::Source && tries < TRIES => {
+            Err(error) if matches!(error.kind(), Kind::Source | Kind::Storage) && tries < TRIES => {
                 sleep(Duration::from_millis(250) * 2_u32.pow(tries)).await;
                 tries += 1;
             }

@@ -170,6 +170,30 @@ async fn task_refused_by_the_storage_fails_after_two_hand_backs() {
     worker.until_healthy().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn task_whose_model_the_storage_refuses_is_handed_back() {
+    let deployment = Deployment::start().await;
+    for file in ["model.bin", ".complete"] {
+        let place = format!("{}/models/tiny/{file}", TestS3::BUCKET);
+        deployment.s3.put(&place, "weights");
+    }
+    let denied = Trouble::new(Fault::ACCESS_DENIED).path("model.bin");
+    deployment.s3.trouble(denied);
+    let cache = tempfile::tempdir().unwrap();
+    let variables = [("DALSTON_MODEL_CACHE_DIR", cache.path().to_str().unwrap())];
+    let _worker = deployment.worker_with_short_lease("a", &variables);
+    let config = json!({"loaded_model_id": "tiny"});
+    deployment.enqueue("T", request("T", config)).await;
+    let metadata = ["HGET", "dalston:task:T", "handed_back_storage"];
+    until("the task is handed back", async || {
+        assert_eq!(deployment.counts().await.get("task.failed"), None);
+        deployment.redis.send::<Option<String>>(&metadata).await
+    })
+    .await;
+    deployment.s3.heal();
+    deployment.until_completed(1).await;
+}
+
 /// Runs a worker with these variables until its probes fail with `reason`; then `repair` is called.
 async fn reads_nothing_until(
     deployment: &Deployment,
