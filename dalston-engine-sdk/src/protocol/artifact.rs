@@ -91,6 +91,40 @@ impl ArtifactSelector {
         }
     }
 
+    /// Sets the role.
+    #[must_use]
+    pub fn role(mut self, role: impl Into<String>) -> Self {
+        self.role = Some(role.into());
+        self
+    }
+
+    /// Sets the channel, counted from 0.
+    #[must_use]
+    pub fn channel(mut self, channel: u32) -> Self {
+        self.channel = Some(channel);
+        self
+    }
+
+    /// Whether an artifact has these properties. The orchestrator gives a slot the first one among
+    /// the artifacts of the job.
+    ///
+    /// ```
+    /// use dalston_engine_sdk::protocol::{ArtifactReference, ArtifactSelector};
+    ///
+    /// let upload = ArtifactReference::source_audio("J", "s3://b/jobs/J/audio/original.wav");
+    /// let selector = ArtifactSelector::new("gateway", "audio").role("source");
+    /// assert!(selector.accepts(&upload));
+    /// ```
+    #[must_use]
+    pub fn accepts(&self, artifact: &ArtifactReference) -> bool {
+        artifact.producer_stage.as_deref() == Some(&*self.producer_stage)
+            && artifact.kind == self.kind
+            && self
+                .channel
+                .is_none_or(|channel| artifact.channel == Some(channel))
+            && (self.role.is_none() || artifact.role == self.role)
+    }
+
     fn read(path: String, value: Value) -> Result<Self, Wrong> {
         let mut object = Object::new(path, value)?;
         Ok(Self {
@@ -167,6 +201,25 @@ impl ArtifactReference {
             producer_task_id: None,
             producer_stage: None,
         }
+    }
+
+    /// The recording that a client uploaded: id `{job_id}:source:audio`, role `source`, producer
+    /// stage `gateway`.
+    #[must_use]
+    pub fn source_audio(job_id: &str, storage_locator: impl Into<String>) -> Self {
+        let id = format!("{job_id}:source:audio");
+        let mut reference = Self::new(id, "audio", storage_locator).role("source");
+        reference.producer_stage = Some("gateway".to_owned());
+        reference
+    }
+
+    /// Reads a reference from the hash [`job_artifacts`](super::keys::job_artifacts).
+    ///
+    /// # Errors
+    ///
+    /// If it is not JSON, lacks a required key, has an unknown one, or a value has the wrong type.
+    pub fn from_slice(bytes: &[u8]) -> Result<Self, ProtocolError> {
+        error::read("artifact", bytes, |value| Self::read(String::new(), value))
     }
 
     /// Sets the size in bytes.

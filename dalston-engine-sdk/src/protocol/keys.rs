@@ -9,12 +9,21 @@ pub const EVENT_STREAM: &str = "dalston:events:stream";
 pub(crate) const UNUSED_STREAM: &str = "dalston:events:stream:none";
 /// The approximate number of events in the stream. Each writer trims it.
 pub const EVENT_STREAM_MAX_LEN: usize = 10_000;
+/// The consumer group with which the orchestrator reads that stream.
+pub const ORCHESTRATOR_GROUP: &str = "orchestrators";
+/// The stream of events that the orchestrator could not handle. Its length is that of
+/// [`EVENT_STREAM_MAX_LEN`].
+pub const EVENT_DEAD_LETTERS: &str = "dalston:events:dlq";
 /// The channel with a copy of every event.
 pub const EVENT_CHANNEL: &str = "dalston:events";
 /// The set of tasks that were queued while no engine could take them.
 pub const WAITING_TASKS: &str = "dalston:waiting_engine_tasks";
 /// The set of all registered instances.
 pub const INSTANCES: &str = "dalston:engine:instances";
+
+/// The field of a task's metadata with the id of its latest entry in the stream. The orchestrator
+/// sets it after it added the entry.
+pub const STREAM_MESSAGE_ID: &str = "stream_message_id";
 
 /// Fields of a task's metadata that an engine removes when it takes a task that waited for an
 /// engine.
@@ -49,7 +58,11 @@ pub fn job_artifacts(job_id: &str) -> String {
     format!("dalston:job:{job_id}:artifacts")
 }
 
-/// The key that exists if the job is cancelled.
+/// How long the key of a cancelled job exists, in seconds.
+pub const JOB_CANCELLED_SECONDS: u64 = 86_400;
+
+/// The key that exists if the job is cancelled. Its value is `1`, its lifetime
+/// [`JOB_CANCELLED_SECONDS`].
 #[must_use]
 pub fn job_cancelled(job_id: &str) -> String {
     format!("dalston:job:cancelled:{job_id}")

@@ -19,7 +19,7 @@ use super::server::RedisServer;
 use crate::broker::{
     Broker, BrokerError, Claim, Consumer, Delivery, EventContext, HandBack, Lookup, Outcome, Ownership,
 };
-use crate::protocol::{TaskEvent, TaskEventKind, Timestamp, keys};
+use crate::protocol::{Event, EventKind, Timestamp, keys};
 
 /// The platform's own lease: an instance without a heartbeat for so long is dead.
 const LEASE: Duration = Duration::from_secs(60);
@@ -125,7 +125,7 @@ impl Broker for RedisBroker {
         let mut script = self.held.script_about(claim, &scripts::STARTED);
         script.key(keys::EVENT_STREAM);
         script.arg(keys::EVENT_STREAM_MAX_LEN).arg(keys::EVENT_CHANNEL);
-        add_event(&mut script, Some(&event(claim, TaskEventKind::Started, context)));
+        add_event(&mut script, Some(&event(claim, EventKind::TaskStarted, context)));
         self.held
             .call(claim, "reporting the start of", script, false)
             .await
@@ -151,13 +151,17 @@ impl Broker for RedisBroker {
         outcome: &Outcome,
         context: &EventContext,
     ) -> Result<Ownership, BrokerError> {
-        let (kind, artifacts) = match outcome {
-            Outcome::Completed { artifacts } => (Some(TaskEventKind::Completed), artifacts.as_slice()),
-            Outcome::Failed { error, .. } => (Some(TaskEventKind::Failed(error.clone())), [].as_slice()),
+        let completed = || Some(event(claim, EventKind::TaskCompleted, context));
+        let (end, artifacts) = match outcome {
+            Outcome::Completed { artifacts } => (completed(), artifacts.as_slice()),
+            Outcome::Failed { error, .. } => {
+                let failed = event(claim, EventKind::TaskFailed, context).error(error.as_str());
+                (Some(failed), [].as_slice())
+            }
             // A cancelled job ends when its running tasks are completed. A failed task would be
             // queued again and then skipped without an event, and its job would stay in the state
             // `cancelling`.
-            Outcome::Cancelled => (Some(TaskEventKind::Completed), [].as_slice()),
+            Outcome::Cancelled => (completed(), [].as_slice()),
             Outcome::Skipped => (None, [].as_slice()),
         };
         let mut script = self.held.script_about(claim, &scripts::FINISH);
@@ -167,9 +171,10 @@ impl Broker for RedisBroker {
         script.arg(keys::EVENT_STREAM_MAX_LEN).arg(keys::EVENT_CHANNEL);
         // The orchestrator takes the failure of a task without a start for a replay and ignores it;
         // the job would hang.
-        let start = matches!(outcome, Outcome::Failed { .. }).then_some(TaskEventKind::Started);
-        for kind in [kind, start] {
-            add_event(&mut script, kind.map(|kind| event(claim, kind, context)).as_ref());
+        let is_failed = matches!(outcome, Outcome::Failed { .. });
+        let start = is_failed.then(|| event(claim, EventKind::TaskStarted, context));
+        for event in [end, start] {
+            add_event(&mut script, event.as_ref());
         }
         let ids: Vec<&str> = artifacts
             .iter()
@@ -201,19 +206,20 @@ impl fmt::Debug for RedisBroker {
     }
 }
 
-fn event(claim: &Claim, kind: TaskEventKind, context: &EventContext) -> TaskEvent {
-    let engine_id = &claim.consumer.engine_id;
-    let mut event = TaskEvent::new(kind, &claim.task_id, &claim.job_id, engine_id, Timestamp::now());
+fn event(claim: &Claim, kind: EventKind, context: &EventContext) -> Event {
+    let event = Event::new(kind, &*claim.job_id, Timestamp::now());
+    let mut event = event.task(&*claim.task_id, &*claim.consumer.engine_id);
     event.request_id.clone_from(&context.request_id);
     event.trace_context.clone_from(&context.trace_context);
     event
 }
 
 /// The arguments of `report` in `event.lua`. An empty type stands for no event.
-fn add_event(script: &mut ScriptInvocation<'_>, event: Option<&TaskEvent>) {
+fn add_event(script: &mut ScriptInvocation<'_>, event: Option<&Event>) {
     match event {
         Some(event) => {
-            script.arg(event.kind.as_str()).arg(event.timestamp.to_string());
+            let time = event.timestamp.map(|time| time.to_string());
+            script.arg(event.kind.as_str()).arg(time.unwrap_or_default());
             script
                 .arg(event.payload())
                 .arg(event.trace_context_field().unwrap_or_default())

@@ -158,14 +158,60 @@ fn text(values: [Option<&[u8]>; Field::ALL], field: Field) -> Result<Option<&str
 mod tests {
     use super::*;
     use crate::broker::Consumer;
+    use crate::protocol::{ArtifactSelector, QueuedTask, TaskRequestData};
 
-    #[test]
-    fn reply_of_another_shape_is_an_error() {
+    fn claim() -> Claim {
         let consumer = Consumer {
             engine_id: "my-asr".to_owned(),
             instance: "my-asr-1".to_owned(),
         };
-        let claim = Claim::new(consumer, "1-0", "T", "J", 1);
+        Claim::new(consumer, "1-0", "T", "J", 1)
+    }
+
+    #[test]
+    fn metadata_of_an_orchestrator_is_read_whole() {
+        let mut request = TaskRequestData::new("T", "J");
+        let selector = ArtifactSelector::new("prepare", "audio").channel(1);
+        request.request_bindings = vec![RequestBinding::new("audio", selector)];
+        request.resolved_artifact_ids = [("audio".to_owned(), "P:audio".to_owned())].into();
+        let now = "2026-11-20T18:17:06.690014Z".parse().unwrap();
+        let task = QueuedTask::new(&request, "transcribe_ch1", "my-asr", now, Duration::from_secs(90));
+        let trace = r#"{"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}"#;
+        let hash: BTreeMap<_, _> = task
+            .request_id("req_5f")
+            .trace_context(trace)
+            .metadata()
+            .into_iter()
+            .collect();
+        let fields = [
+            Field::Stage,
+            Field::EnqueuedAt,
+            Field::LoadedModelId,
+            Field::RequestId,
+            Field::TraceContext,
+            Field::RequestBindings,
+            Field::ResolvedArtifactIds,
+            Field::InferenceStarts,
+            Field::EarlierDeliveries,
+            Field::AgeMs,
+            Field::WaitedMs,
+        ];
+        let values = fields.map(|field| hash.get(field.name()).map(String::as_bytes));
+        let Lookup::Task(found) = read_metadata(&claim(), values) else {
+            panic!("it is readable");
+        };
+        let mut expected = TaskMetadata::new("transcribe_ch1");
+        expected.enqueued_at = Some(now);
+        expected.request_id = Some("req_5f".to_owned());
+        expected.trace_context = Some(trace.to_owned());
+        expected.bindings = Some(request.request_bindings);
+        expected.resolved_artifact_ids = Some(request.resolved_artifact_ids);
+        assert_eq!(*found, expected);
+    }
+
+    #[test]
+    fn reply_of_another_shape_is_an_error() {
+        let claim = claim();
         let reply =
             |words: &[&str]| -> Vec<_> { words.iter().map(|word| Some(word.as_bytes().to_vec())).collect() };
         for words in [

@@ -27,11 +27,17 @@ impl Message {
         consumer: &Consumer,
         asked_at: Instant,
     ) -> Option<Delivery> {
-        let valid = |name| self.text(name).filter(|id| is_id(id));
-        let (Some(task_id), Some(job_id)) = (valid("task_id"), valid("job_id")) else {
+        let delivery = self.delivery(consumer, asked_at);
+        if delivery.is_none() {
             self.remove(server, consumer).await;
-            return None;
-        };
+        }
+        delivery
+    }
+
+    /// The delivery, unless the message names no task and job.
+    fn delivery(&self, consumer: &Consumer, asked_at: Instant) -> Option<Delivery> {
+        let valid = |name| self.text(name).filter(|id| is_id(id));
+        let (task_id, job_id) = (valid("task_id")?, valid("job_id")?);
         let time = |name| self.text(name).and_then(|text| read_time(task_id, name, text));
         let claim = Claim::new(consumer.clone(), &*self.id, task_id, job_id, self.delivery_count);
         let mut delivery = Delivery::new(claim);
@@ -74,4 +80,38 @@ pub(super) fn read_time(task_id: &str, field: &str, text: &str) -> Option<Timest
     text.parse()
         .inspect_err(|error| warn!(task_id, field, %error, "task_time_unreadable"))
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::protocol::{QueuedTask, TaskRequestData};
+
+    #[tokio::test]
+    async fn entry_of_an_orchestrator_becomes_a_delivery() {
+        let request = TaskRequestData::new("T", "J");
+        let timeout = Duration::from_secs(90);
+        let task = QueuedTask::new(&request, "prepare", "audio-prepare", Timestamp::now(), timeout);
+        let entry = task.entry();
+        let message = Message {
+            id: "1-0".to_owned(),
+            delivery_count: 1,
+            fields: entry.map(|(name, value)| (name.into(), value.into())).into(),
+        };
+        let consumer = Consumer {
+            engine_id: "audio-prepare".to_owned(),
+            instance: "audio-prepare-1".to_owned(),
+        };
+        let delivery = message.delivery(&consumer, Instant::now()).unwrap();
+        assert_eq!((&*delivery.claim.task_id, &*delivery.claim.job_id), ("T", "J"));
+        // The wire has microseconds.
+        let late = delivery.timeout_at.unwrap().seconds_since(task.enqueued_at);
+        assert!((late - 90.0).abs() < 0.001, "{late}");
+        assert_eq!(
+            delivery.enqueued_at.unwrap().to_string(),
+            task.enqueued_at.to_string()
+        );
+    }
 }
