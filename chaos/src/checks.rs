@@ -109,8 +109,12 @@ pub(crate) fn storm_takeovers(orchestrator: &Orchestrator, lease: Duration, serv
         let (Some(median), Some(longest)) = (took.get(took.len() / 2), took.last()) else {
             continue;
         };
-        let median_limit = limit * 3.0;
         let longest_limit = limit * 10.0 + servers.longest_outage.as_secs_f64();
+        let median_limit = match cause {
+            // Released tasks that had begun go to the end of the queue.
+            Cause::Released => longest_limit,
+            Cause::Killed | Cause::KilledAndRestarted => limit * 3.0,
+        };
         if *median > median_limit || *longest > longest_limit {
             let text = format!(
                 "{cause:?}: tasks waited {median:.1} s in the median and {longest:.1} s at most; the limits are {median_limit:.1} s and {longest_limit:.1} s"

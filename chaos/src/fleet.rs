@@ -164,13 +164,18 @@ impl Fleet {
         let temp = directory.join("temp").join(self.started.to_string());
         fs::create_dir_all(&temp).expect("the directory of an engine is created");
         let log = directory.join(format!("{name}.{}.log", self.started));
+        // Others would remove a model that it can't lock.
+        let models = match surroundings.defect {
+            Some(Defect::NoLocks) => "models-without-locks",
+            _ => "models",
+        };
         let seconds = |duration: Duration| duration.as_secs_f64().to_string();
         let options = [
             ("--redis", self.platform.proxy_url()),
             ("--s3", self.platform.s3.url()),
             ("--lease", seconds(self.setup.lease)),
             ("--drain", seconds(self.setup.drain)),
-            ("--models", directory.join("models").display().to_string()),
+            ("--models", directory.join(models).display().to_string()),
             ("--seed", self.random.number().to_string()),
             ("--kill", kill.to_string()),
             ("--stop", stop.to_string()),
@@ -212,13 +217,12 @@ impl Fleet {
         }
     }
 
-    /// Suspends an engine for this time, unless it is the last one that runs.
+    /// Suspends an engine for this time, unless it is the last one of its id that runs.
     pub(crate) fn stop(&mut self, index: usize, pause: Duration) {
-        let running = self
-            .engines
-            .iter()
-            .filter(|process| matches!(process.state, State::Running))
-            .count();
+        let engine = self.engines.get(index).map(|process| process.engine);
+        let runs =
+            |process: &&Process| matches!(process.state, State::Running) && Some(process.engine) == engine;
+        let running = self.engines.iter().filter(runs).count();
         if let Some(process) = self.engines.get_mut(index)
             && matches!(process.state, State::Running)
             && running > 1
@@ -236,6 +240,7 @@ impl Fleet {
         }
         for index in 0..self.broken.len() {
             if self.broken[index].act(&mut self.random, &self.orchestrator) {
+                self.counts.breakages += self.broken[index].breakages;
                 self.broken[index] = self.broken_worker(self.broken[index].defect);
             }
         }
@@ -329,7 +334,8 @@ impl Fleet {
             }
             // It had not installed its signal handler yet.
             (false, State::Ending(_), _) if status.signal() == Some(Signal::TERM.as_raw()) => {}
-            (false, State::Ending(_), _) if status.success() => {
+            // The kill may come after its end.
+            (false, State::Ending(_) | State::Killed(_), _) if status.success() => {
                 self.counts.drained += 1;
                 if left > 0 {
                     let what = format!(

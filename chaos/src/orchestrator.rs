@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use testbed::TestS3;
 use tokio::time::{Instant, sleep};
 
-use crate::engine::{STAGE, input_of};
+use crate::engine::{TASK_STAGE, input_of};
 use crate::measures::Freed;
 use crate::platform::Platform;
 use crate::published::Copies;
@@ -107,7 +107,7 @@ impl Orchestrator {
                 "job_id",
                 job,
                 "stage",
-                STAGE,
+                TASK_STAGE,
                 "engine_id",
                 plan.engine,
                 "queue_id",

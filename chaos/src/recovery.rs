@@ -16,6 +16,8 @@ use crate::task::{Kind, Reason, Status};
 
 /// Idle times after which the platform acts, in leases: 600 s and 120 s for 60 s.
 const IDLE_LEASES: u32 = 10;
+/// The time for the start of a new process on a busy machine, which is long beside a short lease.
+const IDLE_MARGIN: Duration = Duration::from_secs(30);
 const READY_LEASES: u32 = 2;
 /// The consumer of released tasks, which is never registered.
 const RELEASED: &str = "handed-back";
@@ -100,7 +102,7 @@ impl Orchestrator {
             // The group does not exist yet, or Redis does not answer.
             return;
         };
-        let idle_limit = u64::try_from((lease * IDLE_LEASES).as_millis()).unwrap_or(u64::MAX);
+        let idle_limit = u64::try_from((lease * IDLE_LEASES + IDLE_MARGIN).as_millis()).unwrap_or(u64::MAX);
         let tasks = self.tasks_of_messages();
         for (id, consumer, idle, _) in &rows {
             // Engines add messages, too.

@@ -26,11 +26,16 @@ impl Orchestrator {
         let problem = match self.read_result(task).await {
             Ok(by) => {
                 let owner = self.owner(task).await;
-                if let Some(task) = self.state().tasks.get_mut(task) {
-                    task.done_by = Some(by.clone());
-                }
+                let is_done_again = {
+                    let mut state = self.state();
+                    let known = state.tasks.get_mut(task);
+                    known.is_some_and(|task| {
+                        task.done_by = Some(by.clone());
+                        task.was_queued_after_its_end()
+                    })
+                };
                 // The owner reported the result. Its claim is `message delivery instance`.
-                if owner.rsplit(' ').next() == by.split(' ').next() {
+                if is_done_again || owner.rsplit(' ').next() == by.split(' ').next() {
                     return;
                 }
                 format!("the claim {owner:?} has reported the result of {by:?}")

@@ -221,7 +221,7 @@ mod tests {
     fn outcome_after_a_later_copy_is_ignored() {
         for (copy, is_ignored) in [("1000-0", false), ("9999999999999-0", true)] {
             let mut task = task(Kind::Plain);
-            task.copies.push(copy.to_owned());
+            task.messages.push(copy.to_owned());
             send(&mut task, "task.started", "").unwrap();
             send(&mut task, "task.completed", "").unwrap();
             let second = send(&mut task, "task.completed", "");

@@ -98,7 +98,8 @@ fn any_task(random: &mut Random, lease: Duration) -> TaskPlan {
         _ => Duration::from_secs_f64(random.between(0.0, 0.03)),
     };
     let mut plan = TaskPlan {
-        engine: if random.below(3) == 0 {
+        // A third of the engines has the second id.
+        engine: if random.below(4) == 0 {
             ENGINES[1]
         } else {
             ENGINES[0]

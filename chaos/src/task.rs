@@ -136,8 +136,8 @@ impl Task {
 
     /// Whether one of its messages was queued after its end. Workers can't know that it is a copy.
     pub(crate) fn was_queued_after_its_end(&self) -> bool {
-        let later = |copy: &String| time_of(copy) >= self.ended_at;
-        self.ended_at.is_some() && self.copies.iter().any(later)
+        let later = |message: &String| time_of(message) >= self.ended_at;
+        self.ended_at.is_some() && self.messages.iter().any(later)
     }
 
     pub(crate) fn is_over(&self) -> bool {
