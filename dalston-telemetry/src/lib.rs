@@ -19,6 +19,7 @@
 //! | count and measure | [`metrics`], and the metrics of each service in [`services`] |
 //! | serve `/metrics` | [`Telemetry::serve_metrics`], or a route of your own: `axum` (feature `axum`) |
 //! | name spans and attributes as the platform does | [`services`]: the constants of each service |
+//! | send requests in a client span, with the context | [`client`] |
 //! | instrument an HTTP server | `tower` (feature `tower`, or `axum`) |
 //! | keep secrets out of texts | [`redact`] |
 //! | detect the cloud instance | `cloud` (feature `ec2`) |
@@ -85,6 +86,7 @@
 //! - `otlp-grpc` (default) exports over OTLP/gRPC. TLS is rustls with ring.
 //! - `otlp-http` (default) exports over OTLP/HTTP with protobuf.
 //! - `axum` adds a route that serves metrics, and the feature `tower`.
+//! - `reqwest` adds client spans for requests of reqwest.
 //! - `tower` adds a layer for HTTP servers: spans, ids and metrics of requests.
 //! - `ec2` adds `cloud`, which detects the EC2 instance of the process.
 //! - `queue-exporter` adds metrics of the platform's queues and the program
@@ -95,6 +97,7 @@
 pub mod audit;
 #[cfg(feature = "axum")]
 pub mod axum;
+pub mod client;
 mod env;
 mod error;
 // With one transport left out, what only that one needs is left over.

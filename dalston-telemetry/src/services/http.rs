@@ -63,6 +63,7 @@ pub struct EndedRequest<'a> {
     pub exemplar: Option<Exemplar>,
 }
 
+#[cfg(feature = "tower")]
 impl<'a> EndedRequest<'a> {
     pub(crate) fn new(method: HttpMethod, route: Option<&'a str>, status: StatusCode) -> Self {
         Self {

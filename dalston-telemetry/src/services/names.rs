@@ -67,6 +67,8 @@ pub mod attr {
         pub const URL_PATH: &str = "url.path";
         /// The query of an HTTP request, with its secrets masked.
         pub const URL_QUERY: &str = "url.query";
+        /// The URL of a request to another service, with its secrets masked.
+        pub const URL_FULL: &str = "url.full";
         /// The host that an HTTP request names.
         pub const SERVER_ADDRESS: &str = "server.address";
         /// The port that an HTTP request names.
@@ -83,6 +85,10 @@ pub mod attr {
         pub const WEBSOCKET_MESSAGES_SENT: &str = "dalston.websocket.messages_sent";
         /// The code with which a WebSocket was closed.
         pub const WEBSOCKET_CLOSE_CODE: &str = "dalston.websocket.close_code";
+        /// The kind of a database.
+        pub const DB_SYSTEM_NAME: &str = "db.system.name";
+        /// The command of a request to a database.
+        pub const DB_OPERATION_NAME: &str = "db.operation.name";
         /// The kind of the failure: a short static code.
         pub const ERROR_TYPE: &str = "error.type";
         /// The kind of the failure, on the event `exception`.

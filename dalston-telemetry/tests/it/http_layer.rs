@@ -10,6 +10,8 @@ use axum::extract::Path;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
+#[cfg(feature = "reqwest")]
+use dalston_telemetry::context::{LogContext, WithLogContext};
 use dalston_telemetry::http::{Request, StatusCode};
 use dalston_telemetry::services::gateway::GatewayMetrics;
 use dalston_telemetry::testing::TestTelemetry;
@@ -594,4 +596,58 @@ async fn send(layer: &HttpLayer, end: End) -> Box<dyn std::any::Any> {
         let _ = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await;
     }
     Box::new(body)
+}
+
+#[cfg(feature = "reqwest")]
+#[tokio::test]
+async fn outgoing_request_carries_the_trace_and_the_request_id() {
+    use dalston_telemetry::client::SendTraced;
+
+    let callee = Server::new();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (router, dispatch) = (callee.router.clone(), callee.telemetry.dispatch().clone());
+    // A server has a task of its own for each connection.
+    let observed = tower::service_fn(move |request: Request<Body>| {
+        router.clone().call(request).with_subscriber(dispatch.clone())
+    });
+    let serving = axum::serve(listener, Router::new().fallback_service(observed));
+    tokio::spawn(serving.into_future());
+    let _ = rustls::crypto::ring::default_provider().install_default();
+
+    let caller = Server::new().telemetry;
+    let work = async {
+        let client = reqwest::Client::new();
+        let get = |path: &str| client.get(format!("http://{address}{path}?token=hunter2"));
+        let log = LogContext::new().request_id("req_1");
+        let request = get("/v1/jobs/1").send_traced().with_log_context(log);
+        let response = request.instrument(info_span!("webhook.deliver")).await.unwrap();
+        assert_eq!(response.headers()["x-request-id"], "req_1");
+        assert_eq!(response.text().await.unwrap(), "1");
+        let missing = get("/no/such/route").send_traced().await.unwrap();
+        assert_eq!(missing.status(), StatusCode::NOT_FOUND);
+        let closed = client.get("http://127.0.0.1:1/").send_traced().await;
+        assert!(closed.unwrap_err().is_connect());
+    };
+    caller.attach(work).await;
+    caller.tree().assert_eq(
+        "
+        webhook.deliver
+          GET {http.request.method=GET, http.response.status_code=200, server.address=127.0.0.1, server.port=*}
+        GET {http.response.status_code=404, error.type=\"404\"} !
+        GET {error.type=connect, server.port=1} !
+        ",
+    );
+    let sent = caller
+        .spans()
+        .into_iter()
+        .find(|span| span.parent_span_id.is_some())
+        .unwrap();
+    let url = sent.attribute("url.full").unwrap().to_string();
+    assert!(url.ends_with("/v1/jobs/1?token=***"), "{url}");
+    let received = callee.telemetry.span("GET /v1/jobs/{id}");
+    assert_eq!(
+        (received.trace_id, received.parent_span_id),
+        (sent.trace_id, Some(sent.span_id))
+    );
 }
