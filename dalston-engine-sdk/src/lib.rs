@@ -96,7 +96,7 @@ pub mod worker;
 pub use crate::cli::{main, main_with};
 pub use crate::config::settings;
 #[cfg(feature = "worker")]
-pub use crate::config::{DeploymentConfig, SpotDrain};
+pub use crate::config::{ClientSpans, DeploymentConfig, SpotDrain};
 pub use crate::config::{DeviceChoice, EngineConfig, PrecisionChoice, RunnerConfig};
 pub use crate::context::{CancelReason, OutputFile, TaskContext};
 pub use crate::engine::{Check, CheckStatus, Engine, EngineInfo};

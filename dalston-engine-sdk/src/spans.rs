@@ -207,6 +207,27 @@ pub(crate) fn receive_input() -> Span {
     info_span!(span::RECEIVE_INPUT)
 }
 
+/// The client span of a command to Redis, below the current span.
+#[cfg(feature = "redis")]
+pub(crate) fn redis_command(name: String, address: &str) -> Span {
+    let span = info_span!("redis", otel.name = name, otel.kind = "client");
+    span.set_attribute(attr::DB_SYSTEM_NAME, "redis");
+    span.set_attribute(attr::DB_OPERATION_NAME, name);
+    span.set_attribute(attr::SERVER_ADDRESS, address.to_owned());
+    span
+}
+
+/// Records the error of a command on its span.
+#[cfg(feature = "redis")]
+pub(crate) fn redis_answered<T>(span: &Span, answer: &redis::RedisResult<T>) {
+    if let Err(error) = answer
+        && !span.is_disabled()
+    {
+        span.set_attribute(attr::ERROR_TYPE, error.code().unwrap_or("connection").to_owned());
+        span.set_status(Status::error(error.to_string()));
+    }
+}
+
 /// `engine.model_acquire`, below the current span.
 pub(crate) fn model_acquire(model: &str, opener: &SpanOpener) -> OpenSpan {
     let span = opener.open(info_span!(span::MODEL_ACQUIRE));

@@ -119,6 +119,34 @@ pub enum SpotDrain {
     Off,
 }
 
+/// The requests of a worker that have client spans in the traces of its tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+// As with `SpotDrain`.
+#[cfg_attr(not(feature = "worker"), allow(unreachable_pub))]
+pub enum ClientSpans {
+    /// None: a task has a dozen such requests, which would hide its own spans.
+    #[default]
+    Off,
+    /// Commands to Redis.
+    Redis,
+    /// Requests to S3.
+    S3,
+    /// Both.
+    All,
+}
+
+#[cfg(feature = "worker")]
+impl ClientSpans {
+    pub(crate) fn redis(self) -> bool {
+        matches!(self, Self::Redis | Self::All)
+    }
+
+    pub(crate) fn s3(self) -> bool {
+        matches!(self, Self::S3 | Self::All)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

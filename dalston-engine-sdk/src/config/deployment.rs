@@ -6,13 +6,13 @@ use dalston_telemetry::cloud::Cloud;
 use dalston_telemetry::settings::{DALSTON_DEPLOY_ENV, DALSTON_METRICS_PORT, HOSTNAME, REDIS_URL};
 use dalston_telemetry::{Env, EnvError};
 
-use super::choices::SpotDrain;
+use super::choices::{ClientSpans, SpotDrain};
 use super::models::ModelConfig;
 use super::settings::{
-    AWS_CREDENTIALS, DALSTON_HOST_HOSTNAME, DALSTON_HTTP_CORS_ORIGINS, DALSTON_HTTP_MAX_REQUESTS,
-    DALSTON_HTTP_MAX_UPLOAD_MB, DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS, DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS,
-    DALSTON_S3_BUCKET, DALSTON_S3_ENDPOINT_URL, DALSTON_S3_REGION, DALSTON_S3_RETRY_BUDGET_SECONDS,
-    DALSTON_SPOT_DRAIN,
+    AWS_CREDENTIALS, DALSTON_CLIENT_SPANS, DALSTON_HOST_HOSTNAME, DALSTON_HTTP_CORS_ORIGINS,
+    DALSTON_HTTP_MAX_REQUESTS, DALSTON_HTTP_MAX_UPLOAD_MB, DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS,
+    DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS, DALSTON_S3_BUCKET, DALSTON_S3_ENDPOINT_URL, DALSTON_S3_REGION,
+    DALSTON_S3_RETRY_BUDGET_SECONDS, DALSTON_SPOT_DRAIN,
 };
 use crate::protocol::{NodeIdentity, RECORD_TTL_SECONDS};
 use crate::redis::parse_url;
@@ -58,6 +58,8 @@ pub struct DeploymentConfig {
     pub node: NodeIdentity,
     /// The notices of EC2 that start the drain. `DALSTON_SPOT_DRAIN`.
     pub spot_drain: SpotDrain,
+    /// The requests that have client spans in the traces of tasks. `DALSTON_CLIENT_SPANS`.
+    pub client_spans: ClientSpans,
     pub(crate) cloud: Cloud,
 }
 
@@ -88,6 +90,7 @@ impl DeploymentConfig {
             lease: Duration::from_secs(RECORD_TTL_SECONDS),
             node,
             spot_drain: DALSTON_SPOT_DRAIN.read_or_default(env)?,
+            client_spans: DALSTON_CLIENT_SPANS.read_or_default(env)?,
             cloud: Cloud::unknown(),
         })
     }
@@ -131,6 +134,7 @@ impl std::fmt::Debug for DeploymentConfig {
             .field("lease", &self.lease)
             .field("node", &self.node)
             .field("spot_drain", &self.spot_drain)
+            .field("client_spans", &self.client_spans)
             .field("cloud", &self.cloud)
             .finish()
     }
@@ -147,6 +151,7 @@ fn s3(env: &Env) -> Result<S3Config, EnvError> {
             .collect(),
         attempt_timeout: DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS.read_or_default(env)?,
         retry_budget: DALSTON_S3_RETRY_BUDGET_SECONDS.read_or_default(env)?,
+        client_spans: DALSTON_CLIENT_SPANS.read_or_default(env)?.s3(),
     })
 }
 

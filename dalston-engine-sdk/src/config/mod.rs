@@ -9,7 +9,7 @@ mod runner;
 pub mod settings;
 
 #[cfg(feature = "worker")]
-pub use self::choices::SpotDrain;
+pub use self::choices::{ClientSpans, SpotDrain};
 pub use self::choices::{DeviceChoice, ModelSource, PrecisionChoice};
 #[cfg(feature = "worker")]
 pub use self::deployment::DeploymentConfig;

@@ -13,7 +13,7 @@ use dalston_telemetry::variables;
 use serde_json::{Map, Value};
 use url::Url;
 
-use super::choices::{DeviceChoice, ModelSource, PrecisionChoice, SpotDrain};
+use super::choices::{ClientSpans, DeviceChoice, ModelSource, PrecisionChoice, SpotDrain};
 use crate::model_id::ModelId;
 use crate::store::{DEFAULT_BUCKET, key};
 
@@ -232,6 +232,18 @@ variables! {
         &OneOf(&[("all", SpotDrain::All), ("interruption", SpotDrain::Interruption), ("off", SpotDrain::Off)]),
     )
     .default("all");
+
+    /// The requests that have client spans in the traces of tasks, to look for slow ones.
+    pub(crate) static DALSTON_CLIENT_SPANS: Variable<ClientSpans> = Variable::new(
+        &["DALSTON_CLIENT_SPANS"],
+        &OneOf(&[
+            ("off", ClientSpans::Off),
+            ("redis", ClientSpans::Redis),
+            ("s3", ClientSpans::S3),
+            ("all", ClientSpans::All),
+        ]),
+    )
+    .default("off");
 }
 
 variables! {

@@ -13,13 +13,14 @@ use dalston_telemetry::settings::REDIS_URL;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use redis::io::tcp::{TcpSettings, socket2};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline,
+    Arg, AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline,
     RedisError, RedisFuture, RedisResult, Value,
 };
 use tokio::time::timeout;
-use tracing::warn;
+use tracing::{Instrument, Span, warn};
 
 use crate::broker::BrokerError;
+use crate::spans::{redis_answered, redis_command};
 
 /// How long a connection may take to come up, and a command to be answered.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,6 +49,7 @@ pub struct RedisServer {
     timeout: Duration,
     current: Arc<Mutex<Current>>,
     address: Arc<str>,
+    client_spans: bool,
 }
 
 /// The connection that commands use.
@@ -94,7 +96,18 @@ impl RedisServer {
             timeout: TIMEOUT,
             current: Arc::new(Mutex::new(current)),
             address,
+            client_spans: false,
         })
+    }
+
+    /// Sets whether each command within a traced task has a client span. Blocking reads have none.
+    /// Default: no.
+    #[must_use]
+    pub fn with_client_spans(self, on: bool) -> Self {
+        Self {
+            client_spans: on,
+            ..self
+        }
     }
 
     /// Sets how long a connection may take to come up, and a command to be answered. Default: 5 s.
@@ -261,6 +274,18 @@ impl SharedConnection {
         reply
     }
 
+    /// The span of a command, or of a pipeline, if there is to be one.
+    fn span(&self, command: Option<Arg<&[u8]>>) -> Span {
+        if !self.server.client_spans || Span::current().is_disabled() {
+            return Span::none();
+        }
+        let name = match command {
+            Some(Arg::Simple(name)) => String::from_utf8_lossy(name).to_ascii_uppercase(),
+            _ => "PIPELINE".to_owned(),
+        };
+        redis_command(name, &self.server.address)
+    }
+
     /// Leaves the connection if the server says that it gave up its role.
     fn check(&self, replies: &[Value]) {
         let role_lost = replies.iter().any(|reply| match reply {
@@ -290,8 +315,12 @@ async fn answered_in_time<T>(server: &RedisServer, call: RedisFuture<'_, T>) -> 
 impl ConnectionLike for SharedConnection {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
         Box::pin(async move {
+            let span = self.span(command.args_iter().next());
             let call = self.current.connection.req_packed_command(command);
-            let reply = answered_in_time(&self.server, call).await;
+            let reply = answered_in_time(&self.server, call)
+                .instrument(span.clone())
+                .await;
+            redis_answered(&span, &reply);
             let reply = self.note(reply)?;
             self.check(std::slice::from_ref(&reply));
             Ok(reply)
@@ -305,11 +334,15 @@ impl ConnectionLike for SharedConnection {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         Box::pin(async move {
+            let span = self.span(None);
             let call = self
                 .current
                 .connection
                 .req_packed_commands(pipeline, offset, count);
-            let replies = answered_in_time(&self.server, call).await;
+            let replies = answered_in_time(&self.server, call)
+                .instrument(span.clone())
+                .await;
+            redis_answered(&span, &replies);
             let replies = self.note(replies)?;
             self.check(&replies);
             Ok(replies)

@@ -20,6 +20,8 @@ pub mod key;
 mod replace;
 #[cfg(feature = "s3")]
 mod s3;
+#[cfg(feature = "s3")]
+mod spans;
 mod staged;
 mod upload;
 

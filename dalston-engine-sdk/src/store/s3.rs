@@ -10,6 +10,7 @@ use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use super::error::StoreError;
 use super::key::{DEFAULT_BUCKET, is_bucket_name};
+use super::spans::TracedConnector;
 use crate::config::settings::{
     DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS, DALSTON_S3_ENDPOINT_URL, DALSTON_S3_REGION,
     DALSTON_S3_RETRY_BUDGET_SECONDS, http_url,
@@ -35,6 +36,8 @@ pub struct S3Config {
     pub attempt_timeout: Duration,
     /// How long after its start a request may be tried again, at most three times. Default 180 s.
     pub retry_budget: Duration,
+    /// Whether each request of a task has a client span in its trace. Default `false`.
+    pub client_spans: bool,
 }
 
 impl Default for S3Config {
@@ -46,6 +49,7 @@ impl Default for S3Config {
             credentials: Vec::new(),
             attempt_timeout: DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS.default_value(),
             retry_budget: DALSTON_S3_RETRY_BUDGET_SECONDS.default_value(),
+            client_spans: false,
         }
     }
 }
@@ -63,6 +67,7 @@ impl fmt::Debug for S3Config {
             .field("credentials", &names)
             .field("attempt_timeout", &self.attempt_timeout)
             .field("retry_budget", &self.retry_budget)
+            .field("client_spans", &self.client_spans)
             .finish()
     }
 }
@@ -126,6 +131,9 @@ pub(super) fn open(
         .with_retry(retry)
         // A copy of one part, which S3 completes under a condition.
         .with_copy_if_not_exists(S3CopyIfNotExists::Multipart);
+    if config.client_spans {
+        builder = builder.with_http_connector(TracedConnector::default());
+    }
     for (name, value) in &config.credentials {
         let key = name.to_ascii_lowercase().parse().map_err(failed)?;
         builder = builder.with_config(key, value);

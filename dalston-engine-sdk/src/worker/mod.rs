@@ -61,7 +61,9 @@ pub async fn run<E: Engine>(
 ) -> Result<(), WorkerError> {
     crate::tls::use_ring();
     tokio::pin!(shutdown);
-    let server = RedisServer::new(&deployment.redis_url).map_err(WorkerError::Redis)?;
+    let server = RedisServer::new(&deployment.redis_url)
+        .map_err(WorkerError::Redis)?
+        .with_client_spans(deployment.client_spans.redis());
     let start_nonce = random_suffix();
     if config.instance_suffix.is_some() {
         let starting = Starting {

@@ -1,5 +1,6 @@
 //! A whole worker in a deployment: Redis, S3, registry, HTTP, drain.
 
+mod client_spans;
 mod clocks;
 mod data_loss;
 mod hostile;
