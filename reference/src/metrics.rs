@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::time::Duration;
 
+use dalston_telemetry::audit::{AuditConfig, AuditLog};
 use dalston_telemetry::metrics::{FamilyDescription, Metrics, TelemetryMetrics};
 use dalston_telemetry::services::audio_pipeline::AudioPipelineMetrics;
 use dalston_telemetry::services::engine::{DirectMetrics, EngineLabels, EngineMetrics, GpuMetrics};
@@ -54,6 +55,8 @@ pub(crate) fn families() -> Result<Vec<FamilyDescription>, Box<dyn Error>> {
 fn register(metrics: &Metrics) {
     // The values of labels do not change the families.
     let _ = AudioPipelineMetrics::register(metrics);
+    // Starts no thread, because the log is off.
+    let _ = AuditLog::open("", AuditConfig::off(), metrics);
     let _ = DirectMetrics::register(metrics, "");
     let _ = EngineMetrics::register(metrics, &EngineLabels::new("", ""));
     let _ = GatewayMetrics::register(metrics);

@@ -720,12 +720,12 @@ async fn worker_that_has_ended_takes_no_task_along() {
     let deployment = Deployment::start().await;
     for round in 0..5 {
         let mut worker = deployment.worker(&format!("w{round}"), "0");
-        until("idle worker", async || {
-            (deployment.status(&worker).await? == "idle").then_some(())
+        // The read goes on until it is over, or a task comes.
+        until("blocking read", async || {
+            let clients: String = deployment.redis.send(&["CLIENT", "LIST"]).await;
+            clients.contains("cmd=xreadgroup").then_some(())
         })
         .await;
-        // It waits in a blocking read. That goes on until it is over, or a task comes.
-        tokio::time::sleep(Duration::from_millis(50)).await;
         let stopped = Instant::now();
         worker.finish().await;
         deployment.queue(&format!("task-{round}")).await;
