@@ -209,6 +209,7 @@ mod tests {
             lease: Duration::from_secs(60),
             node: NodeIdentity::local(&*node.hostname, &*node.node_id),
             spot_drain: SpotDrain::All,
+            client_spans: ClientSpans::Off,
             cloud: Cloud::unknown(),
         };
         assert_eq!(config, expected);
@@ -233,6 +234,7 @@ mod tests {
             ("DALSTON_DEPLOY_ENV", "staging"),
             ("DALSTON_HOST_HOSTNAME", "node-7"),
             ("DALSTON_SPOT_DRAIN", "interruption"),
+            ("DALSTON_CLIENT_SPANS", "s3"),
         ]);
         let config = DeploymentConfig::from_env(&env).unwrap();
         assert_eq!(
@@ -257,6 +259,7 @@ mod tests {
                 .into(),
             attempt_timeout: Duration::from_secs(5),
             retry_budget: Duration::from_millis(12_500),
+            client_spans: true,
         };
         assert_eq!(config.s3, s3);
         assert_eq!(
@@ -264,6 +267,7 @@ mod tests {
             ("staging", "node-7")
         );
         assert_eq!(config.spot_drain, SpotDrain::Interruption);
+        assert_eq!(config.client_spans, ClientSpans::S3);
         let shown = format!("{config:?}");
         assert!(!shown.contains("hunter2") && !shown.contains(":pw@"), "{shown}");
     }
