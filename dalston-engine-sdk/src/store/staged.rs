@@ -47,7 +47,16 @@ impl Store {
             removals: removals.clone(),
             size: 0,
         };
-        staged.size = self.send(from, &locator, &staged.object, removals).await?;
+        staged.size = match self.send(from, &locator, &staged.object, removals).await {
+            // The end of an upload whose response was lost is sent again, and reports that the
+            // upload is not found.
+            Err(error @ StoreError::NotFound { .. }) => match self.objects.head(&staged.object).await {
+                // No other upload writes this key, and an unfinished one leaves nothing there.
+                Ok(found) => found.size,
+                Err(_) => return Err(error),
+            },
+            sent => sent?,
+        };
         Ok(staged)
     }
 

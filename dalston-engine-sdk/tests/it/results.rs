@@ -166,6 +166,26 @@ async fn refused_end_of_a_large_upload_fails_the_task() {
 }
 
 #[tokio::test]
+async fn lost_answer_to_the_end_of_a_large_upload_is_no_failure() {
+    let server = TestS3::start();
+    let rig = rig(s3(&server));
+    let slow = Fault::Delay(Duration::from_millis(500));
+    server.trouble(Trouble::new(slow).method("PUT").path("/attempts/"));
+    rig.submit("t1").await;
+    let act = async {
+        until_upload_in_parts(&server).await;
+        let lost = Trouble::new(Fault::LoseAnswer).method("POST").path("/attempts/");
+        server.trouble(lost.times(1));
+        rig.outcome("t1").await
+    };
+    let (outcome, _) = rig.run(rig.runner(engine_with(large())), act).await;
+    outcome.unwrap();
+    let key = format!("{}/{}", TestS3::BUCKET, notes("t1"));
+    assert_eq!(server.get(&key).unwrap().content.len(), large().len());
+    assert_eq!(staged(&server), 0);
+}
+
+#[tokio::test]
 async fn large_results_of_an_earlier_attempt_are_replaced() {
     for (conditions, earlier) in [(true, true), (true, false), (false, true), (false, false)] {
         let server = TestS3::start();
