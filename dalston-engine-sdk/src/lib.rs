@@ -105,7 +105,8 @@ pub use crate::interruption::Interruption;
 pub use crate::load::LoadContext;
 pub use crate::model_id::ModelId;
 pub use crate::runner::{
-    Direct, DirectError, DirectTask, Runner, RunnerBuilder, RunnerPhase, RunnerStatus, TaskPhase, TaskStatus,
+    Direct, DirectError, DirectTask, Runner, RunnerBuilder, RunnerPhase, RunnerStatus, TaskFailure,
+    TaskPhase, TaskStatus,
 };
 pub use crate::scope::Scope;
 pub use crate::stage::{Segment, Stage, StageName, StageOutput, TranscribeRequest, Transcript, Word};

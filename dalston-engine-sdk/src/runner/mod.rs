@@ -81,4 +81,4 @@ pub use self::control_loop::Runner;
 #[cfg(feature = "worker")]
 pub(crate) use self::direct::JOB as DIRECT_JOB;
 pub use self::direct::{Direct, DirectError, DirectTask};
-pub use self::status::{RunnerPhase, RunnerStatus, TaskPhase, TaskStatus};
+pub use self::status::{RunnerPhase, RunnerStatus, TaskFailure, TaskPhase, TaskStatus};

@@ -86,6 +86,7 @@ impl Attempt<'_> {
         record_failure(self.spans.task(), &error);
         let text = public_text(&error);
         tracing::error!(error = text, code = error.code(), "task_failed");
+        self.worker.status.failed(&self.info.task_id, error.code(), &text);
         let retryable = !matches!(error.kind(), TaskErrorKind::Permanent | TaskErrorKind::Cancelled);
         let outcome = Outcome::Failed {
             // It is shown to the users of a deployment, who have no use for paths of this machine.

@@ -1,6 +1,6 @@
 //! What a runner is doing, for the registry and the health check: [`RunnerStatus`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,6 +36,14 @@ struct State {
     /// The model that was used last.
     model: Option<ModelId>,
     problem: Option<String>,
+    failures: VecDeque<Failure>,
+}
+
+struct Failure {
+    task_id: Arc<str>,
+    code: &'static str,
+    error: String,
+    at: Instant,
 }
 
 struct Task {
@@ -76,6 +84,20 @@ pub struct TaskStatus {
     pub age: Duration,
 }
 
+/// A task that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TaskFailure {
+    /// The id of the task.
+    pub task_id: Arc<str>,
+    /// The code of the error.
+    pub code: &'static str,
+    /// The error.
+    pub error: String,
+    /// How long ago it was.
+    pub age: Duration,
+}
+
 /// The phase of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -103,6 +125,10 @@ impl TaskPhase {
     }
 }
 
+/// How many failures are kept.
+const MAX_FAILURES: usize = 10;
+/// The length of the text of a failure.
+const LONGEST_ERROR: usize = 300;
 /// How often the control loop shows that it runs.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -155,6 +181,18 @@ impl RunnerStatus {
             age: task.since.elapsed(),
         };
         self.state().tasks.values().map(status).collect()
+    }
+
+    /// The last tasks that failed, up to ten, newest first.
+    #[must_use]
+    pub fn failures(&self) -> Vec<TaskFailure> {
+        let shown = |failure: &Failure| TaskFailure {
+            task_id: Arc::clone(&failure.task_id),
+            code: failure.code,
+            error: failure.error.clone(),
+            age: failure.at.elapsed(),
+        };
+        self.state().failures.iter().map(shown).collect()
     }
 
     /// How long ago the control loop showed that it runs, which it does twice a second. `None` if
@@ -223,6 +261,17 @@ impl RunnerStatus {
 
     pub(super) fn set_problem(&self, problem: Option<&str>) {
         self.state().problem = problem.map(str::to_owned);
+    }
+
+    pub(super) fn failed(&self, task_id: &str, code: &'static str, error: &str) {
+        let failures = &mut self.state().failures;
+        failures.truncate(MAX_FAILURES - 1);
+        failures.push_front(Failure {
+            task_id: task_id.into(),
+            code,
+            error: error.chars().take(LONGEST_ERROR).collect(),
+            at: Instant::now(),
+        });
     }
 
     pub(super) fn worked(&self, model: &ModelId) {

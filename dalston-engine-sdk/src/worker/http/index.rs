@@ -3,16 +3,21 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::json;
+use super::page;
 use super::refusal::Refusal;
 use super::state::ServerState;
 
-/// `GET /`: the engine, and the routes of the server.
-pub(super) async fn index(State(server): State<Arc<ServerState>>) -> Response {
+/// `GET /`: the engine, and the routes of the server. A browser gets the status page.
+pub(super) async fn index(State(server): State<Arc<ServerState>>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|types| types.to_str().ok());
+    if accept.is_some_and(|types| types.contains("text/html")) {
+        return page::response(&server);
+    }
     let capabilities = &server.capabilities;
     json::response(&json!({
         "engine_id": capabilities.engine_id,

@@ -11,7 +11,7 @@
 //! | `POST /v1/audio/transcriptions` | the same in the form of OpenAI's API |
 //! | `POST /v1/audio/translations` | its English translation, in the same form |
 //! | `GET /v1/models` | the names of models, in the same form |
-//! | `GET /` | the engine and these routes |
+//! | `GET /` | the engine and these routes; for a browser a page with tasks, models and failures |
 //!
 //! A recording becomes a task like any other ([`Direct`](crate::runner::Direct)); only its input
 //! comes with the request and its result goes into the response. Its spans belong to the trace of
@@ -40,6 +40,7 @@ mod form;
 mod index;
 mod json;
 mod openai;
+mod page;
 mod platform;
 mod refusal;
 mod server;

@@ -145,7 +145,7 @@ fn number_in(text: &str, name: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-fn name_of(phase: RunnerPhase) -> &'static str {
+pub(super) fn name_of(phase: RunnerPhase) -> &'static str {
     match phase {
         RunnerPhase::Starting => "starting",
         RunnerPhase::Running => "running",

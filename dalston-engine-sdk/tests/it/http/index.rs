@@ -31,6 +31,41 @@ async fn index_and_models_are_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn browser_gets_a_page_with_tasks_models_and_failures() {
+    let mut host = Host::start().await;
+    let page = async |host: &Host| {
+        let request = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept: text/html,*/*;q=0.8\r\n\r\n";
+        let answer = exchange(host.port, request.as_bytes()).await.unwrap();
+        assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
+        answer.body
+    };
+    let empty = page(&host).await;
+    assert!(
+        empty.contains("<h1>scribe 1.0.0</h1><p>scribe-w1: running</p>"),
+        "{empty}"
+    );
+    assert_eq!(empty.matches("<p class=\"none\">none</p>").count(), 3, "{empty}");
+    for link in ["/health", "/metrics", "/debug/status"] {
+        assert!(empty.contains(&format!("<a href=\"{link}\">")), "{link}");
+    }
+
+    let broken = host
+        .post(OPENAI, Form::file("break").text("model", "small"))
+        .await;
+    assert_eq!(broken.status, 500);
+    let (port, request) = (host.port, Form::file("wait").request(OPENAI, ""));
+    let waiting = tokio::spawn(async move { exchange(port, &request).await.unwrap() });
+    assert_eq!(host.next_progress().await, "begun");
+    let busy = page(&host).await;
+    assert!(busy.contains("<td>processing</td><td>0 s</td>"), "{busy}");
+    assert!(busy.contains("<td>small</td><td>in memory</td>"), "{busy}");
+    assert!(busy.contains("<h2>Last failures</h2><table>"), "{busy}");
+    assert!(!busy.contains("hunter2"), "{busy}");
+    host.open.open();
+    assert_eq!(waiting.await.unwrap().status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unknown_route_is_answered_in_json() {
     let host = Host::start().await;
     let answer = host.get("/v1/audio/transcription").await;
