@@ -28,8 +28,6 @@ use crate::load::LoadContext;
 use crate::probe;
 #[cfg(feature = "worker")]
 use crate::redis::RedisServer;
-#[cfg(feature = "worker")]
-use crate::store::Store;
 
 /// The limit for the export of a span to the collector.
 const COLLECTOR_TIMEOUT: Duration = Duration::from_secs(2);
@@ -126,7 +124,7 @@ fn deployment(env: &Env) -> Result<Vec<Check>, Failure> {
             }
         };
         let storage = async {
-            match Store::s3(config.s3.clone()) {
+            match config.store() {
                 Ok(store) => {
                     let name = format!("doctor-{}", Uuid::new_v4().simple());
                     probe::storage(&store, &name).await

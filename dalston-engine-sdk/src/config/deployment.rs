@@ -1,5 +1,6 @@
 //! How a worker finds a live deployment.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use dalston_telemetry::cloud::Cloud;
@@ -12,11 +13,11 @@ use super::settings::{
     AWS_CREDENTIALS, DALSTON_CLIENT_SPANS, DALSTON_HOST_HOSTNAME, DALSTON_HTTP_CORS_ORIGINS,
     DALSTON_HTTP_MAX_REQUESTS, DALSTON_HTTP_MAX_UPLOAD_MB, DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS,
     DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS, DALSTON_S3_BUCKET, DALSTON_S3_ENDPOINT_URL, DALSTON_S3_REGION,
-    DALSTON_S3_RETRY_BUDGET_SECONDS, DALSTON_SPOT_DRAIN,
+    DALSTON_S3_RETRY_BUDGET_SECONDS, DALSTON_SPOT_DRAIN, DALSTON_STORAGE_DIR,
 };
 use crate::protocol::{NodeIdentity, RECORD_TTL_SECONDS};
 use crate::redis::parse_url;
-use crate::store::S3Config;
+use crate::store::{S3Config, Store, StoreError};
 
 /// The configuration of a worker that takes its tasks from a live deployment.
 ///
@@ -31,6 +32,8 @@ pub struct DeploymentConfig {
     pub redis_url: String,
     /// Where the files of tasks are. `DALSTON_S3_…`, and `AWS_…` for credentials.
     pub s3: S3Config,
+    /// A directory of this machine that takes the place of S3. `DALSTON_STORAGE_DIR`.
+    pub storage_dir: Option<PathBuf>,
     /// The port of the worker's own HTTP server, on all addresses. 0 is any free one.
     /// `DALSTON_METRICS_PORT`.
     pub http_port: u16,
@@ -80,6 +83,7 @@ impl DeploymentConfig {
         Ok(Self {
             redis_url: redis_url(env)?,
             s3: s3(env)?,
+            storage_dir: DALSTON_STORAGE_DIR.read(env)?,
             http_port: DALSTON_METRICS_PORT.read_or_default(env)?,
             metrics_enabled: dalston_telemetry::metrics::are_enabled(env)?,
             http_max_requests: DALSTON_HTTP_MAX_REQUESTS.read_or_default(env)?,
@@ -93,6 +97,18 @@ impl DeploymentConfig {
             client_spans: DALSTON_CLIENT_SPANS.read_or_default(env)?,
             cloud: Cloud::unknown(),
         })
+    }
+
+    /// The storage that this names. Nothing is sent to it yet.
+    ///
+    /// # Errors
+    ///
+    /// If the directory can't be created, or the configuration of S3 is invalid.
+    pub fn store(&self) -> Result<Store, StoreError> {
+        match &self.storage_dir {
+            Some(directory) => Store::directory(directory),
+            None => Store::s3(self.s3.clone()),
+        }
     }
 
     /// Sets where the worker runs, as it was detected: the registry then shows EC2's name of the
@@ -124,6 +140,7 @@ impl std::fmt::Debug for DeploymentConfig {
         f.debug_struct("DeploymentConfig")
             .field("redis_url", &dalston_telemetry::redact::text(&self.redis_url))
             .field("s3", &self.s3)
+            .field("storage_dir", &self.storage_dir)
             .field("http_port", &self.http_port)
             .field("metrics_enabled", &self.metrics_enabled)
             .field("http_max_requests", &self.http_max_requests)
@@ -199,6 +216,7 @@ mod tests {
         let expected = DeploymentConfig {
             redis_url: "redis://localhost:6379".to_owned(),
             s3: S3Config::default(),
+            storage_dir: None,
             http_port: 9100,
             metrics_enabled: true,
             http_max_requests: 16,
@@ -222,6 +240,7 @@ mod tests {
             ("DALSTON_S3_BUCKET", "files"),
             ("DALSTON_S3_REGION", "eu-central-1"),
             ("DALSTON_S3_ENDPOINT_URL", "http://minio:9000"),
+            ("DALSTON_STORAGE_DIR", "/srv/dalston"),
             ("AWS_ACCESS_KEY_ID", "id"),
             ("AWS_SECRET_ACCESS_KEY", "hunter2"),
             ("DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS", "5"),
@@ -262,6 +281,7 @@ mod tests {
             client_spans: true,
         };
         assert_eq!(config.s3, s3);
+        assert_eq!(config.storage_dir, Some("/srv/dalston".into()));
         assert_eq!(
             (&*config.node.deploy_env, &*config.node.node_id),
             ("staging", "node-7")

@@ -125,6 +125,11 @@ variables! {
     pub(crate) static DALSTON_S3_ENDPOINT_URL: Variable<String> =
         Variable::new(&["DALSTON_S3_ENDPOINT_URL"], &HttpUrl("http://minio:9000")).default_described("Amazon's");
 
+    /// A directory of this machine instead of S3, for a deployment on one machine: all its processes
+    /// name the same one. Locators stay those of S3.
+    pub(crate) static DALSTON_STORAGE_DIR: Variable<PathBuf> =
+        Variable::new(&["DALSTON_STORAGE_DIR"], &Text("a directory")).default_described("S3");
+
     /// How long the storage may be silent within one attempt of a request.
     pub(crate) static DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS: Variable<Duration> =
         Variable::new(&["DALSTON_S3_ATTEMPT_TIMEOUT_SECONDS"], &Seconds(1.0, 3600.0)).default("60");

@@ -52,6 +52,13 @@ pub fn task(task_id: &str) -> String {
     format!("dalston:task:{task_id}")
 }
 
+/// The key that exists if the attempt of a task with this number of retries was queued. With it, an
+/// orchestrator queues no attempt twice.
+#[must_use]
+pub fn retry_enqueue(task_id: &str, retry_count: u32) -> String {
+    format!("dalston:task:retry-enqueue:{task_id}:{retry_count}")
+}
+
 /// The hash with the artifacts of a job's tasks, by artifact id.
 #[must_use]
 pub fn job_artifacts(job_id: &str) -> String {
@@ -104,6 +111,7 @@ mod tests {
         let keys = [
             task_stream("faster-whisper"),
             task("9b2e"),
+            retry_enqueue("9b2e", 1),
             job_artifacts("51c0"),
             job_cancelled("51c0"),
             instance("faster-whisper-0f37d5acd7e8"),
@@ -114,6 +122,7 @@ mod tests {
         let expected = [
             "dalston:stream:faster-whisper",
             "dalston:task:9b2e",
+            "dalston:task:retry-enqueue:9b2e:1",
             "dalston:job:51c0:artifacts",
             "dalston:job:cancelled:51c0",
             "dalston:engine:instance:faster-whisper-0f37d5acd7e8",

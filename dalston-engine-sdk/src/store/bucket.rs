@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
@@ -224,6 +224,27 @@ impl Store {
         Ok(to.to_owned())
     }
 
+    /// Removes all files whose keys begin with `prefix` and a slash.
+    ///
+    /// # Errors
+    ///
+    /// If the prefix is no key, or the storage fails. Some of the files may be gone then.
+    pub async fn remove_below(&self, prefix: &str) -> Result<(), StoreError> {
+        let locator = self.locator(prefix);
+        let prefix = parse_key(&locator, prefix)?;
+        let failed = |source| StoreError::storage("removing", &locator, source);
+        let found = self.objects.list(Some(&prefix));
+        let keys = found.map_ok(|object| object.location).boxed();
+        let mut removed = self.objects.delete_stream(keys);
+        while let Some(result) = removed.next().await {
+            match result {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the user of the worker names files of this machine.
     pub(crate) fn has_local_files(&self) -> bool {
         self.local_files
@@ -340,5 +361,20 @@ mod tests {
         let late = store.fetch(&locator, &root.join("inputs/late")).await;
         assert!(matches!(late, Err(StoreError::File { .. })), "{late:?}");
         assert!(!root.exists());
+    }
+
+    #[tokio::test]
+    async fn only_files_below_the_prefix_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        for store in [Store::memory(), Store::directory(directory.path()).unwrap()] {
+            for key in ["jobs/J/a.json", "jobs/J/tasks/T/b.json", "jobs/JK/c.json"] {
+                store.write(key, "x").await.unwrap();
+            }
+            store.remove_below("jobs/J").await.unwrap();
+            store.remove_below("jobs/J").await.unwrap();
+            let read = async |key| store.read(&store.locator(key), 10).await.is_ok();
+            assert!(!read("jobs/J/a.json").await && !read("jobs/J/tasks/T/b.json").await);
+            assert!(read("jobs/JK/c.json").await);
+        }
     }
 }

@@ -25,7 +25,7 @@ use crate::protocol::{Heartbeat, InstanceStatus, RegistryRecord};
 use crate::redis::{RedisBroker, RedisRegistry, RedisServer, Starting, random_suffix};
 use crate::registry::{self, Registry};
 use crate::runner::{Runner, RunnerPhase, RunnerStatus, instance_name};
-use crate::store::{Store, StoreError};
+use crate::store::StoreError;
 
 /// Registers the engine with a deployment and processes tasks until `shutdown` completes. Then it
 /// drains.
@@ -82,7 +82,7 @@ pub async fn run<E: Engine>(
             config.instance_suffix = None;
         }
     }
-    let store = Store::s3(deployment.s3.clone())?;
+    let store = deployment.store()?;
     let models = ModelStorage::new(deployment.models.clone(), store.clone());
     let slots = u32::try_from(config.slots).unwrap_or(u32::MAX);
     let mut capabilities = engine.info().capabilities();
