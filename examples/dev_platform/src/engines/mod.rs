@@ -1,0 +1,60 @@
+//! Engines of the platform's own, on the SDK.
+
+mod mock;
+mod prepare;
+mod wav;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use dalston_engine_sdk::{DeploymentConfig, Engine, RunnerConfig, worker};
+use dalston_telemetry::{Env, Telemetry};
+
+pub(crate) use self::mock::Mock;
+pub(crate) use self::prepare::Prepare;
+use crate::service::terminated;
+
+/// The arguments of an engine. Everything else are variables of the SDK.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// How long the engine may be silent before others take its tasks over, in seconds. Only for
+    /// tests: the platform counts on 60.
+    #[arg(long, default_value_t = 60.0, hide = true)]
+    lease: f64,
+    /// How long a task takes at least, in milliseconds. Only for tests.
+    #[arg(long, default_value_t = 0, hide = true)]
+    delay: u64,
+}
+
+impl From<&Arguments> for Mock {
+    fn from(arguments: &Arguments) -> Self {
+        Self::new(Duration::from_millis(arguments.delay))
+    }
+}
+
+/// Runs an engine until `SIGTERM` or Ctrl-C.
+pub(crate) fn run<E: Engine>(engine: E, arguments: &Arguments, env: &Env) -> Result<()> {
+    let config = RunnerConfig::from_env(env)?;
+    let mut deployment = DeploymentConfig::from_env(env)?;
+    deployment.lease = Duration::from_secs_f64(arguments.lease.clamp(0.1, 3600.0));
+    let service = format!("engine-{}", engine.info().id);
+    let telemetry = Telemetry::builder(service).env(env.clone()).install()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    let ended = runtime.block_on(async {
+        let signal = terminated();
+        let shutdown = async {
+            if let Ok(signal) = signal.await {
+                tracing::info!(signal, "shutdown_signal_received");
+            }
+        };
+        worker::run(engine, config, deployment, telemetry.handle(), shutdown).await
+    });
+    // A thread that is stuck must not block the exit.
+    runtime.shutdown_background();
+    telemetry.shutdown_blocking()?;
+    Ok(ended?)
+}
