@@ -123,6 +123,10 @@ mod traces;
 pub mod _documentation {
     #[doc = include_str!("../docs/bring-your-own-exporter.md")]
     pub mod bring_your_own_exporter {}
+
+    #[cfg(all(feature = "axum", feature = "reqwest"))]
+    #[doc = include_str!("../docs/observe-a-service.md")]
+    pub mod observe_a_service {}
 }
 
 pub use http;
