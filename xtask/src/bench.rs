@@ -16,7 +16,7 @@ struct Bench {
     target: &'static str,
 }
 
-const BENCHES: [Bench; 7] = [
+const BENCHES: [Bench; 8] = [
     Bench {
         name: "runner",
         title: "Tasks",
@@ -58,6 +58,13 @@ const BENCHES: [Bench; 7] = [
         about: "the cost of counters, histograms and scrapes, beside five peers",
         package: "bench",
         target: "metrics",
+    },
+    Bench {
+        name: "http",
+        title: "HTTP requests",
+        about: "the cost of the layer for HTTP servers, beside tower-http and axum-prometheus",
+        package: "bench",
+        target: "http",
     },
     Bench {
         name: "whisper",
