@@ -12,6 +12,7 @@ mod error;
 mod files;
 mod libtorch;
 mod package;
+mod platform;
 mod reference;
 mod steps;
 mod system;
@@ -30,6 +31,7 @@ usage: cargo xtask <command> [options]
   setup [--cuda]      install libtorch into .libtorch/ (or check the one that LIBTORCH names);
                       --cuda: with the CUDA libraries, 2.7 GB of downloads instead of 0.5 GB
   demo                set up, build, and transcribe shipped speech: transcripts, traces, metrics
+  platform            set up, build, and run a small platform with the Whisper engine until Ctrl-C
   test [STEP...]      run everything that CI runs, or only the steps whose names contain one of the words;
                       --list: print the names of the steps
   reference           write docs/reference from the code: metrics, spans and attributes, environment variables
@@ -70,6 +72,7 @@ fn run(arguments: &[&str]) -> Result<(), Error> {
         ("setup", []) => libtorch::set_up(libtorch::Variant::Cpu).map(drop),
         ("setup", ["--cuda"]) => libtorch::set_up(libtorch::Variant::Cuda).map(drop),
         ("demo", []) => demo::run(),
+        ("platform", []) => platform::run(),
         ("test", ["--list"]) => {
             test::list();
             Ok(())
@@ -82,7 +85,7 @@ fn run(arguments: &[&str]) -> Result<(), Error> {
         }
         ("bench", [name, rest @ ..]) => bench::run(name, rest),
         ("chaos", rest) => chaos::run(rest),
-        ("setup" | "demo" | "test" | "reference", rest) => Err(Error::Usage(format!(
+        ("setup" | "demo" | "platform" | "test" | "reference", rest) => Err(Error::Usage(format!(
             "{command} does not accept \"{}\"",
             rest.join(" ")
         ))),

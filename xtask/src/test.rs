@@ -56,7 +56,7 @@ const STEPS: [Step; 11] = [
             .run()
     }),
     ("examples", |libtorch| {
-        without_libtorch(cargo().args("build -p minimal_engine"))?;
+        without_libtorch(cargo().args("build -p minimal_engine -p dev_platform"))?;
         cargo()
             .args("build -p faster_whisper")
             .env("LIBTORCH", libtorch)
@@ -127,7 +127,7 @@ fn documentation() -> Result<(), Error> {
     doc("-p dalston-telemetry --all-features")?;
     // `doc-only` makes tch's build script leave libtorch alone.
     doc("-p dalston-engine-sdk --all-features --features tch/doc-only")?;
-    doc("-p minimal_engine -p xtask")?;
+    doc("-p minimal_engine -p dev_platform -p xtask")?;
     doc("-p faster_whisper --lib --features tch/doc-only")
 }
 

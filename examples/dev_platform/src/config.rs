@@ -25,6 +25,9 @@ pub(crate) struct Config {
     pub(crate) api_key: Option<String>,
     /// Where audit records go. `DALSTON_AUDIT_…`.
     pub(crate) audit: AuditConfig,
+    /// How long an attempt of a task may take from the time when it is queued, unless three times
+    /// its audio are longer. `DALSTON_DEFAULT_TASK_TIMEOUT_S`, default 3600.
+    pub(crate) task_timeout: Duration,
     /// How long a job waits for the engines that it needs. `DALSTON_ENGINE_WAIT_TIMEOUT_SECONDS`,
     /// default 60.
     pub(crate) engine_wait: Duration,
@@ -48,6 +51,7 @@ impl Config {
             })?,
             api_key: text("DALSTON_API_KEY").map(str::to_owned),
             audit: AuditConfig::from_env(env)?,
+            task_timeout: Duration::from_secs(number("DALSTON_DEFAULT_TASK_TIMEOUT_S", 3600)?),
             engine_wait: Duration::from_secs(number("DALSTON_ENGINE_WAIT_TIMEOUT_SECONDS", 60)?),
         })
     }

@@ -12,12 +12,14 @@
 //! | `wire` | Redis: queues, events, the registry of engines |
 //! | `gateway` | the HTTP API |
 //! | `orchestrator` | plans jobs, queues tasks, follows events, repairs what was lost |
+//! | `demo` | all of it on this machine, with a recording that is submitted |
 //! | `engines` | the engine of the stage `prepare`, and one without a model for tests |
 //!
 //! It is an example and no product: one orchestrator, one optional API key, one tenant.
 
 mod config;
 mod db;
+mod demo;
 mod engines;
 mod gateway;
 mod orchestrator;
@@ -49,6 +51,8 @@ enum Role {
     Prepare(engines::Arguments),
     /// An engine of the stage `transcribe` without a model, for tests: it measures the audio.
     MockEngine(engines::Arguments),
+    /// All of it on this machine, with a Redis of its own, until Ctrl-C.
+    Demo(demo::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Role::Orchestrator => service::run("orchestrator", &env, service::Roles::ORCHESTRATOR),
         Role::Prepare(arguments) => engines::run(engines::Prepare, &arguments, &env),
         Role::MockEngine(arguments) => engines::run(engines::Mock::from(&arguments), &arguments, &env),
+        Role::Demo(arguments) => demo::run(&arguments, &env),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,7 +10,8 @@ use dalston_telemetry::metrics::Metrics;
 use dalston_telemetry::{Env, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing::info;
+use tokio::time::sleep;
+use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::db::Db;
@@ -19,6 +20,9 @@ use crate::{gateway, orchestrator};
 
 /// How long records of the audit may take to be written at the end.
 const LAST_RECORDS: Duration = Duration::from_secs(5);
+
+/// How long requests may take to end after a signal.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What a process does.
 #[derive(Clone, Copy, Debug)]
@@ -115,10 +119,14 @@ async fn serve(config: &Config, platform: &Platform, roles: Roles) -> Result<()>
         let name = terminated().await?;
         info!(signal = name, "shutdown_signal_received");
         let _ = stop.send(true);
+        sleep(DRAIN_TIMEOUT).await;
+        warn!("shutdown_took_too_long");
         Ok(())
     };
-    tokio::try_join!(gateway, orchestrator, signals)?;
-    Ok(())
+    tokio::select! {
+        ended = async { tokio::try_join!(gateway, orchestrator) } => ended.map(drop),
+        late = signals => late,
+    }
 }
 
 /// Waits for `SIGTERM` or Ctrl-C.

@@ -49,15 +49,31 @@ impl Db {
         Ok(Self { thread: sender })
     }
 
-    /// Runs statements in one transaction. All of them take effect, or none.
-    pub(crate) async fn run<T: Send + 'static>(
+    /// Runs statements that change nothing, on one state of the database.
+    pub(crate) async fn read<T: Send + 'static>(
         &self,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.transact(TransactionBehavior::Deferred, work).await
+    }
+
+    /// Runs statements in one transaction. All of them take effect, or none.
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.transact(TransactionBehavior::Immediate, work).await
+    }
+
+    async fn transact<T: Send + 'static>(
+        &self,
+        behavior: TransactionBehavior,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
         let (sender, answer) = oneshot::channel();
         let work: Work = Box::new(move |connection| {
             let transact = || {
-                let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                let transaction = connection.transaction_with_behavior(behavior)?;
                 let done = work(&transaction)?;
                 transaction.commit()?;
                 Ok(done)

@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use dalston_telemetry::tower::RequestIds;
+use serde_json::{Value, json};
 use tracing::error;
 
 /// An error of the API.
@@ -15,12 +16,38 @@ use tracing::error;
 pub(super) struct ApiError {
     status: StatusCode,
     detail: String,
+    is_openai: bool,
 }
 
 impl ApiError {
     fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         let detail = detail.into();
-        Self { status, detail }
+        Self {
+            status,
+            detail,
+            is_openai: false,
+        }
+    }
+
+    /// Sets whether the body has the form of OpenAI's API.
+    pub(super) fn in_openai_form(mut self, is_openai: bool) -> Self {
+        self.is_openai = is_openai;
+        self
+    }
+
+    fn body(&self, ids: Option<&RequestIds>) -> Value {
+        let kind = match self.status.is_server_error() {
+            true => "server_error",
+            false => "invalid_request_error",
+        };
+        let mut body = match self.is_openai {
+            true => json!({"error": {"message": self.detail, "type": kind, "param": null, "code": null}}),
+            false => json!({"detail": self.detail}),
+        };
+        if let Some(ids) = ids {
+            ids.add_to(&mut body);
+        }
+        body
     }
 
     pub(super) fn bad_request(detail: impl Into<String>) -> Self {
@@ -93,9 +120,5 @@ pub(super) async fn with_ids(request: Request, next: Next) -> Response {
     let Some(error) = response.extensions().get::<ApiError>() else {
         return response;
     };
-    let body = match ids {
-        Some(ids) => ids.error_body(error),
-        None => serde_json::json!({"detail": error.detail}),
-    };
-    (error.status, Json(body)).into_response()
+    (error.status, Json(error.body(ids.as_ref()))).into_response()
 }

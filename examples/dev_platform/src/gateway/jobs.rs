@@ -1,6 +1,7 @@
 //! Jobs: list, status, cancel, delete.
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use dalston_engine_sdk::protocol::{EventKind, Timestamp};
@@ -31,8 +32,9 @@ pub(super) struct ListQuery {
 
 pub(super) async fn list(
     State(gateway): Shared,
-    Query(query): Query<ListQuery>,
+    query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
+    let Query(query) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
     let status = query.status.as_deref().map(|status| {
         JobStatus::of(status).ok_or_else(|| {
             ApiError::bad_request(format!(
@@ -46,7 +48,7 @@ pub(super) async fn list(
         offset: query.offset.unwrap_or(0),
     };
     let (limit, offset) = (filter.limit, filter.offset);
-    let (jobs, total) = gateway.platform.db.run(move |db| Job::list(db, &filter)).await?;
+    let (jobs, total) = gateway.platform.db.read(move |db| Job::list(db, &filter)).await?;
     let jobs: Vec<Value> = jobs.iter().map(summary).map(Value::Object).collect();
     Ok(Json(
         json!({"jobs": jobs, "total": total, "limit": limit, "offset": offset}),
@@ -86,7 +88,7 @@ pub(super) async fn cancel(State(gateway): Shared, Path(id): Path<String>) -> Re
     let (job, _) = gateway.job(&id).await?;
     let cancelled = {
         let id = id.clone();
-        let cancelled = gateway.platform.db.run(move |db| Job::request_cancel(db, &id));
+        let cancelled = gateway.platform.db.write(move |db| Job::request_cancel(db, &id));
         cancelled.await?
     };
     if !cancelled && job.status != JobStatus::Cancelling {
@@ -118,7 +120,7 @@ pub(super) async fn delete(
     forgotten.map_err(|error| ApiError::internal(&error))?;
     let record = AuditEvent::new(AuditAction::JobDeleted, TENANT, &id);
     platform.audit.record(caller.sign(record));
-    platform.db.run(move |db| Job::delete(db, &id)).await?;
+    platform.db.write(move |db| Job::delete(db, &id)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -126,7 +128,7 @@ impl Gateway {
     /// A job with its tasks.
     pub(super) async fn job(&self, id: &str) -> Result<(Job, Vec<Task>), ApiError> {
         let key = id.to_owned();
-        let found = self.platform.db.run(move |db| match Job::find(db, &key)? {
+        let found = self.platform.db.read(move |db| match Job::find(db, &key)? {
             None => Ok(None),
             Some(job) => Ok(Some((job, Task::of_job(db, &key)?))),
         });

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use axum::Json;
+use axum::extract::multipart::MultipartRejection;
 use axum::extract::{Multipart, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -28,28 +29,35 @@ pub(super) async fn submit(
     State(gateway): Shared,
     ids: RequestIds,
     caller: Caller,
-    multipart: Multipart,
+    multipart: Result<Multipart, MultipartRejection>,
 ) -> Result<Response, ApiError> {
+    let multipart = multipart.map_err(|error| ApiError::bad_request(error.body_text()))?;
     let form = Form::read(multipart).await?;
-    let path = form.recording.path().to_owned();
-    let header = tokio::task::spawn_blocking(move || probe(path)).await;
-    let header = header.map_err(|error| ApiError::internal(&error))?;
-    let header = header.map_err(|error| ApiError::unprocessable(error.kind().to_string()))?;
-    let format = form.openai;
-    let job = gateway.create(form, &header, &ids, &caller).await?;
-    match format {
-        None => {
-            let body = json!({
-                "id": job.id, "status": job.status.as_str(), "display_name": job.display_name,
-                "created_at": job.created_at,
-            });
-            Ok((StatusCode::CREATED, Json(body)).into_response())
-        }
-        Some(format) => openai::answer(&gateway, &caller, &job.id, format).await,
-    }
+    let openai = form.openai;
+    let answer = gateway.answer(form, &ids, &caller).await;
+    answer.map_err(|error| error.in_openai_form(openai.is_some()))
 }
 
 impl Gateway {
+    async fn answer(&self, form: Form, ids: &RequestIds, caller: &Caller) -> Result<Response, ApiError> {
+        let path = form.recording.path().to_owned();
+        let header = tokio::task::spawn_blocking(move || probe(path)).await;
+        let header = header.map_err(|error| ApiError::internal(&error))?;
+        let header = header.map_err(|error| ApiError::unprocessable(error.kind().to_string()))?;
+        let format = form.openai;
+        let job = self.create(form, &header, ids, caller).await?;
+        match format {
+            None => {
+                let body = json!({
+                    "id": job.id, "status": job.status.as_str(), "display_name": job.display_name,
+                    "created_at": job.created_at,
+                });
+                Ok((StatusCode::CREATED, Json(body)).into_response())
+            }
+            Some(format) => openai::answer(self, caller, &job.id, format).await,
+        }
+    }
+
     async fn create(
         &self,
         form: Form,
@@ -79,7 +87,7 @@ impl Gateway {
         };
         let insert = async {
             let job = job.clone();
-            self.platform.db.run(move |db| job.insert(db)).await
+            self.platform.db.write(move |db| job.insert(db)).await
         };
         let (created, ()) = submission.create_job(&job.id, insert).await?;
         let record = AuditEvent::new(AuditAction::JobCreated, TENANT, &job.id)
@@ -100,7 +108,7 @@ impl Gateway {
         let keep = self
             .platform
             .db
-            .run(move |db| Job::set_trace_context(db, &id, trace.as_deref()));
+            .write(move |db| Job::set_trace_context(db, &id, trace.as_deref()));
         keep.await?;
         let event = job_event(EventKind::JobCreated, job_id, &message);
         Ok(self.platform.wire.publish(&event).await?)

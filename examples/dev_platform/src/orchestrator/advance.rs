@@ -61,7 +61,7 @@ impl Orchestrator {
             }
             Ok(())
         };
-        self.platform.db.run(insert).await
+        self.platform.db.write(insert).await
     }
 
     /// Does what follows from the states of a job: queues the tasks that are ready, and ends the
@@ -113,7 +113,7 @@ impl Orchestrator {
             }
             Ok(Some((job, Task::of_job(db, &job_id)?)))
         };
-        self.platform.db.run(unlock).await
+        self.platform.db.write(unlock).await
     }
 
     /// Queues some of the tasks of a job.
@@ -152,7 +152,7 @@ impl Orchestrator {
             &*task.stage,
             &*task.engine_id,
             Timestamp::now(),
-            timeout(job),
+            timeout(job, self.task_timeout),
         );
         queued.trace_context = message.trace_context;
         // An engine that hands on no request id must not end the search by it.
@@ -160,7 +160,7 @@ impl Orchestrator {
         let entry = self.platform.wire.queue(&queued, task.retries).await?;
         let (task_id, deadline) = (task.id.clone(), queued.enqueued_at + queued.timeout);
         let keep = move |db: &Transaction<'_>| Task::queued(db, &task_id, &entry, &deadline);
-        self.platform.db.run(keep).await
+        self.platform.db.write(keep).await
     }
 
     async fn complete(&self, job: &Job, tasks: &[Task]) -> Result<()> {
@@ -232,7 +232,7 @@ impl Orchestrator {
                 Task::cancel_waiting(db, &job_id)?;
                 Job::end(db, &job_id, status, error.as_deref())
             };
-            self.platform.db.run(end).await
+            self.platform.db.write(end).await
         };
         self.steps.mark_job_ended(&ended, mark).await?;
         info!(status = status.as_str(), error, "job_ended");
@@ -241,7 +241,7 @@ impl Orchestrator {
 
     async fn job(&self, id: &str) -> Result<Option<Job>> {
         let id = id.to_owned();
-        self.platform.db.run(move |db| Job::find(db, &id)).await
+        self.platform.db.read(move |db| Job::find(db, &id)).await
     }
 }
 

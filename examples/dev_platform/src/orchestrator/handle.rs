@@ -26,7 +26,7 @@ impl Orchestrator {
             None => None,
             Some(task_id) => {
                 let task_id = task_id.clone();
-                self.platform.db.run(move |db| Task::find(db, &task_id)).await?
+                self.platform.db.read(move |db| Task::find(db, &task_id)).await?
             }
         };
         let job_id = task
@@ -65,7 +65,7 @@ impl Orchestrator {
 
     async fn started(&self, task: &Task) -> Result<()> {
         let id = task.id.clone();
-        self.platform.db.run(move |db| Task::start(db, &id)).await
+        self.platform.db.write(move |db| Task::start(db, &id)).await
     }
 
     /// A task has completed, or failed with an error.
@@ -78,7 +78,7 @@ impl Orchestrator {
             }
             Ok(())
         };
-        self.platform.db.run(change).await?;
+        self.platform.db.write(change).await?;
         self.advance(&task.job_id).await
     }
 
@@ -93,7 +93,7 @@ impl Orchestrator {
                 false => Ok(()),
             }
         };
-        self.platform.db.run(change).await?;
+        self.platform.db.write(change).await?;
         self.advance(job_id).await
     }
 }

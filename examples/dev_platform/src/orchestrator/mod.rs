@@ -45,6 +45,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 struct Orchestrator {
     platform: Platform,
     steps: OrchestratorSteps,
+    task_timeout: Duration,
     engine_wait: Duration,
 }
 
@@ -57,6 +58,7 @@ pub(crate) async fn run(
     let metrics = OrchestratorMetrics::register(&platform.metrics);
     let orchestrator = Orchestrator {
         steps: OrchestratorSteps::new(metrics),
+        task_timeout: config.task_timeout,
         engine_wait: config.engine_wait,
         platform,
     };

@@ -14,10 +14,6 @@ use crate::db::{Job, Task, TaskStatus};
 
 /// The longest `response.json`: hours of words with times.
 const MAX_RESPONSE: usize = 256 << 20;
-/// How long a task may take if the length of its audio is not known.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3600);
-/// The shortest time that a task gets.
-const LEAST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time of a task in relation to its audio.
 const TIMEOUT_FACTOR: f64 = 3.0;
 
@@ -90,12 +86,9 @@ pub(super) fn request(
 }
 
 /// How long an attempt may take.
-pub(super) fn timeout(job: &Job) -> Duration {
-    if job.media.duration <= 0.0 {
-        return DEFAULT_TIMEOUT;
-    }
+pub(super) fn timeout(job: &Job, least: Duration) -> Duration {
     let wanted = Duration::try_from_secs_f64(job.media.duration * TIMEOUT_FACTOR);
-    wanted.unwrap_or(DEFAULT_TIMEOUT).max(LEAST_TIMEOUT)
+    wanted.unwrap_or(least).max(least)
 }
 
 /// The length of a job's audio as the stage `prepare` measured it.

@@ -16,13 +16,14 @@ use crate::db::{Job, JobStatus, Task, TaskStatus};
 
 /// How long the event of a new job may be on its way.
 const CREATED_GRACE: Duration = Duration::from_secs(2);
-/// How long the event of a task that ended at its deadline may be on its way.
-const DEADLINE_GRACE: Duration = Duration::from_secs(30);
+/// How long the event of a task that ended at its deadline may be on its way: a tenth of its time,
+/// within these bounds.
+const DEADLINE_GRACE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 
 impl Orchestrator {
     /// Repairs every open job.
     pub(super) async fn scan(&self) -> Result<()> {
-        let jobs = self.platform.db.run(|db| Job::open(db)).await?;
+        let jobs = self.platform.db.read(|db| Job::open(db)).await?;
         self.steps.metrics().jobs_in_progress(jobs.len());
         for job in &jobs {
             // Spans of repairs belong to the trace of the job.
@@ -67,11 +68,13 @@ impl Orchestrator {
     /// Fails tasks whose engine did not end them in time.
     async fn end_late_tasks(&self, job: &Job) -> Result<()> {
         let now = Timestamp::now();
+        let [least, most] = DEADLINE_GRACE;
+        let grace = (self.task_timeout / 10).clamp(least, most).as_secs_f64();
         let is_late = move |task: &Task| {
             let late = task
                 .deadline_at
                 .map_or(0.0, |deadline| now.seconds_since(deadline));
-            is_queued(task) && late > DEADLINE_GRACE.as_secs_f64()
+            is_queued(task) && late > grace
         };
         let job_id = job.id.clone();
         let end = move |db: &Transaction<'_>| {
@@ -85,7 +88,7 @@ impl Orchestrator {
             }
             Ok(late)
         };
-        for task in self.platform.db.run(end).await? {
+        for task in self.platform.db.write(end).await? {
             warn!(task_id = task.id, stage = task.stage, "task_timed_out");
             self.steps.metrics().stage(&task.stage).task_timed_out();
         }
@@ -95,7 +98,7 @@ impl Orchestrator {
     /// Queues tasks again that Redis has lost.
     async fn queue_lost_tasks(&self, job: &Job) -> Result<()> {
         let job_id = job.id.clone();
-        let tasks = self.platform.db.run(move |db| Task::of_job(db, &job_id)).await?;
+        let tasks = self.platform.db.read(move |db| Task::of_job(db, &job_id)).await?;
         let mut lost = Vec::new();
         for task in tasks.iter().filter(|task| is_queued(task)) {
             if !self.platform.wire.is_queued(&task.id, &task.engine_id).await? {

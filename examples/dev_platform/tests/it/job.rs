@@ -43,6 +43,23 @@ POST /v1/audio/transcriptions {http.response.status_code=201}
                   orchestrator.mark_job_completed
 ";
 
+/// The counters of the orchestrator after that job.
+const ORCHESTRATED: [&str; 13] = [
+    r#"event_decisions_total{decision="ack",failure_reason="none",event_type="job.completed"} 1"#,
+    r#"event_decisions_total{decision="ack",failure_reason="none",event_type="job.created"} 1"#,
+    r#"event_decisions_total{decision="ack",failure_reason="none",event_type="task.completed"} 3"#,
+    r#"event_decisions_total{decision="ack",failure_reason="none",event_type="task.started"} 3"#,
+    r#"events_processed_total{event_type="job.completed"} 1"#,
+    r#"events_processed_total{event_type="job.created"} 1"#,
+    r#"events_processed_total{event_type="task.completed"} 3"#,
+    r#"events_processed_total{event_type="task.started"} 3"#,
+    r#"jobs_total{status="completed"} 1"#,
+    r#"tasks_completed_total{engine_id="audio-prepare",execution_profile="container",status="success"} 1"#,
+    r#"tasks_completed_total{engine_id="mock-asr",execution_profile="container",status="success"} 2"#,
+    r#"tasks_scheduled_total{engine_id="audio-prepare",stage="prepare",execution_profile="container"} 1"#,
+    r#"tasks_scheduled_total{engine_id="mock-asr",stage="transcribe",execution_profile="container"} 2"#,
+];
+
 #[tokio::test]
 async fn stereo_job_is_one_trace_from_upload_to_transcript() {
     let mut rig = Rig::start().await;
@@ -70,6 +87,30 @@ async fn stereo_job_is_one_trace_from_upload_to_transcript() {
         assert!(
             stage["wait_ms"].is_u64() && stage["duration_ms"].is_u64(),
             "{stage}"
+        );
+    }
+
+    // Its own event is the last one that the orchestrator reads.
+    rig.until("last event", async || {
+        let counters = rig.counters("orchestrator").await;
+        counters
+            .iter()
+            .find(|line| line.contains("job.completed"))
+            .map(drop)
+    })
+    .await;
+    let mut counters = rig.counters("orchestrator").await;
+    counters.retain(|line| !line.starts_with("scanner_"));
+    assert_eq!(counters, ORCHESTRATED);
+    let gateway = rig.counters("gateway").await;
+    let expected = [
+        r#"jobs_created_total{tenant_id="default"} 1"#,
+        r#"requests_total{method="POST",endpoint="/v1/audio/transcriptions",status_code="201"} 1"#,
+    ];
+    for line in expected {
+        assert!(
+            gateway.iter().any(|found| found == line),
+            "{line} in {gateway:#?}"
         );
     }
 
@@ -162,6 +203,80 @@ async fn failing_task_is_retried_twice_and_fails_its_job() {
     assert_eq!(
         (&last["action"], &last["trace_id"]),
         (&json!("job.failed"), &json!(trace))
+    );
+}
+
+#[tokio::test]
+async fn task_fails_at_its_deadline_with_and_without_an_engine() {
+    let mut rig = Rig::new().await;
+    rig.variables.push(("DALSTON_DEFAULT_TASK_TIMEOUT_S", "1"));
+    rig.run("gateway", &[]);
+    rig.run("orchestrator", &[]);
+    rig.run("prepare", &[]);
+    rig.run("mock-engine", &["--delay", "20000"]);
+    rig.is_ready(2).await;
+    let submit = async |rig: &Rig| {
+        let created: Value = rig.submit(&stereo(1), &[]).await.json().await.unwrap();
+        created["id"].as_str().unwrap().to_owned()
+    };
+    let id = submit(&rig).await;
+    rig.stage_with(&id, "transcribe", "running").await;
+    let job = rig.job_with(&id, "failed").await;
+    let error = job["error"].as_str().unwrap();
+    assert!(error.contains("deadline"), "{error}");
+    assert_eq!(job["stages"][1]["retries"], 2);
+
+    // It is registered for a minute more.
+    rig.kill("mock-engine");
+    let id = submit(&rig).await;
+    let job = rig.job_with(&id, "failed").await;
+    assert_eq!(
+        job["error"],
+        "Task transcribe failed: No engine took the task before its deadline"
+    );
+}
+
+#[tokio::test]
+async fn errors_have_the_form_of_their_api_and_the_ids() {
+    let mut rig = Rig::new().await;
+    rig.variables.push(("DALSTON_API_KEY", "secret"));
+    rig.run("gateway", &[]);
+    let path = "/v1/audio/transcriptions";
+    let refused = rig
+        .until("answer", async || {
+            rig.request(Method::GET, path).send().await.ok()
+        })
+        .await;
+    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+    for (form, pointer) in [
+        (&[("model", "whisper-1")][..], "/error"),
+        (&[("model", "auto")], ""),
+    ] {
+        let file = reqwest::multipart::Part::bytes(b"no audio".to_vec()).file_name("a.txt");
+        let form = form.iter().fold(
+            reqwest::multipart::Form::new().part("file", file),
+            |form, (name, value)| form.text(*name, *value),
+        );
+        let request = rig
+            .request(Method::POST, path)
+            .bearer_auth("secret")
+            .multipart(form);
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
+        let trace = trace_id(&response);
+        let body: Value = response.json().await.unwrap();
+        let ids = body.pointer(pointer).unwrap();
+        assert_eq!(ids["trace_id"], trace, "{body}");
+        assert!(ids["request_id"].is_string(), "{body}");
+    }
+    let request = rig.request(Method::GET, &format!("{path}?status=odd"));
+    let response = request.bearer_auth("secret").send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+    let body: Value = response.json().await.unwrap();
+    let detail = body["detail"].as_str().unwrap();
+    assert!(
+        detail.starts_with(r#"status is "odd": expected pending"#),
+        "{detail}"
     );
 }
 

@@ -25,6 +25,10 @@ pub(crate) struct Rig {
     collector: Collector,
     directory: TempDir,
     port: u16,
+    /// Of the orchestrator's metrics.
+    metrics_port: u16,
+    /// Further variables of processes that are started from now on.
+    pub(crate) variables: Vec<(&'static str, &'static str)>,
     client: Client,
     processes: Vec<(&'static str, Child)>,
 }
@@ -40,6 +44,8 @@ impl Rig {
             collector: Collector::start(Protocol::Http),
             directory: tempfile::tempdir().unwrap(),
             port: free_port(),
+            metrics_port: free_port(),
+            variables: Vec::new(),
             client: Client::new(),
             processes: Vec::new(),
         }
@@ -57,6 +63,28 @@ impl Rig {
         rig
     }
 
+    /// The counters of the gateway or of the orchestrator that are not zero.
+    pub(crate) async fn counters(&self, role: &str) -> Vec<String> {
+        let port = if role == "orchestrator" {
+            self.metrics_port
+        } else {
+            self.port
+        };
+        let response = self.client.get(format!("http://127.0.0.1:{port}/metrics")).send();
+        let text = response.await.unwrap().text().await.unwrap();
+        let prefix = format!("dalston_{role}_");
+        let lines = text
+            .lines()
+            .map(|line| line.split(" # ").next().unwrap_or_default());
+        let mut counters: Vec<String> = lines
+            .filter_map(|line| line.strip_prefix(&prefix))
+            .filter(|line| line.contains("_total") && !line.ends_with(" 0"))
+            .map(str::to_owned)
+            .collect();
+        counters.sort();
+        counters
+    }
+
     /// Starts a process. Its log is added to the one of its predecessor.
     pub(crate) fn run(&mut self, role: &'static str, arguments: &[&str]) {
         let log = File::options()
@@ -65,6 +93,11 @@ impl Rig {
             .open(self.path(&format!("{role}.log")))
             .unwrap();
         let temp = self.path("tmp");
+        let metrics_port = if role == "orchestrator" {
+            self.metrics_port
+        } else {
+            0
+        };
         fs::create_dir_all(&temp).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_dev_platform"))
             .arg(role)
@@ -77,7 +110,8 @@ impl Rig {
             .env("AWS_SECRET_ACCESS_KEY", TestS3::SECRET_ACCESS_KEY)
             .env("DALSTON_DATABASE", self.path("platform.db"))
             .env("DALSTON_GATEWAY_PORT", self.port.to_string())
-            .env("DALSTON_METRICS_PORT", "0")
+            .env("DALSTON_METRICS_PORT", metrics_port.to_string())
+            .envs(self.variables.clone())
             .env("DALSTON_AUDIT_LOG", self.path(&format!("{role}.audit")))
             .env("DALSTON_LOG_FORMAT", "json")
             .env("TMPDIR", temp)
