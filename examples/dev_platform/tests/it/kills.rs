@@ -1,5 +1,6 @@
 //! Jobs whose processes are killed, and a Redis that comes back empty.
 
+use reqwest::StatusCode;
 use serde_json::Value;
 
 use crate::rig::{Rig, stereo, trace_id};
@@ -81,4 +82,58 @@ async fn queued_tasks_are_queued_again_if_redis_comes_back_empty() {
     let [planned, queued, ended] = counts(&mut rig, &trace);
     assert_eq!((planned, ended), (1, 1));
     assert!(queued > 3, "{queued}");
+}
+
+#[tokio::test]
+async fn attempt_is_queued_once_although_its_entry_was_not_kept() {
+    let mut rig = slow_rig().await;
+    let (id, trace) = submit(&rig).await;
+    rig.stage_with(&id, "transcribe_ch0", "running").await;
+    // As if the orchestrator was killed between the queue and the database.
+    rig.kill("orchestrator");
+    let changed =
+        rig.database("UPDATE tasks SET message_id = NULL, status = 'ready' WHERE stage = 'transcribe_ch1'");
+    assert_eq!(changed, 1);
+    rig.run("orchestrator", &[]);
+    rig.job_with(&id, "completed").await;
+    let entries = rig.entries_added("dalston:stream:mock-asr").await;
+    assert_eq!(entries, 2);
+    assert_eq!(counts(&mut rig, &trace), [1, 4, 1]);
+}
+
+#[tokio::test]
+async fn replayed_events_change_nothing() {
+    let mut rig = slow_rig().await;
+    let response = rig.submit(&stereo(1), &[("prompt", "fail")]).await;
+    let trace = trace_id(&response);
+    let created: Value = response.json().await.unwrap();
+    let id = created["id"].as_str().unwrap().to_owned();
+    rig.until("first retry", async || {
+        let job = rig.get(&format!("/v1/audio/transcriptions/{id}")).await;
+        let task = &job["stages"][1];
+        (task["retries"] == 1 && task["status"] == "running").then_some(())
+    })
+    .await;
+    rig.kill("orchestrator");
+    let events = ["XGROUP", "SETID", "dalston:events:stream", "orchestrators", "0"];
+    let () = rig.redis.send(&events).await;
+    rig.run("orchestrator", &[]);
+    let job = rig.job_with(&id, "failed").await;
+    assert_eq!(job["stages"][1]["retries"], 2);
+    let tree = tree(&rig.stop(&trace));
+    let names = tree.names();
+    let attempts = names.iter().filter(|name| **name == "engine.mock-asr.process");
+    assert_eq!(attempts.count(), 3, "{tree}");
+}
+
+#[tokio::test]
+async fn job_is_accepted_while_redis_is_down() {
+    let rig = slow_rig().await;
+    rig.redis.kill();
+    let response = rig.submit(&stereo(1), &[]).await;
+    assert_eq!(response.status(), StatusCode::CREATED);
+    let created: Value = response.json().await.unwrap();
+    let id = created["id"].as_str().unwrap();
+    rig.redis.restart().await;
+    rig.job_with(id, "completed").await;
 }

@@ -1,5 +1,6 @@
 //! The processes and servers of a test.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::Value;
 use tempfile::TempDir;
 use testbed::collector::{Collector, Protocol};
-use testbed::{TestRedis, TestS3};
+use testbed::{RedisValue, TestRedis, TestS3};
 use tokio::time::{Instant, sleep};
 
 /// The longest wait for anything.
@@ -226,6 +227,21 @@ impl Rig {
     pub(crate) fn files_of(&self, job_id: &str) -> Vec<String> {
         let keys = self.s3.keys(TestS3::BUCKET).into_iter();
         keys.filter(|key| key.contains(job_id)).collect()
+    }
+
+    /// How many entries a stream has ever had.
+    pub(crate) async fn entries_added(&self, stream: &str) -> i64 {
+        let about: BTreeMap<String, RedisValue> = self.redis.send(&["XINFO", "STREAM", stream]).await;
+        match about["entries-added"] {
+            RedisValue::Int(count) => count,
+            ref other => panic!("{other:?}"),
+        }
+    }
+
+    /// Changes the database; returns the number of changed rows.
+    pub(crate) fn database(&self, sql: &str) -> usize {
+        let connection = rusqlite::Connection::open(self.path("platform.db")).unwrap();
+        connection.execute(sql, []).unwrap()
     }
 
     /// The lines of all logs that are JSON.
