@@ -132,6 +132,17 @@ impl SpanCollector {
         self.lock().spans.clear();
     }
 
+    pub(super) fn add(&self, span: CollectedSpan) {
+        let mut store = self.lock();
+        if store.spans.len() >= self.capacity {
+            store.dropped += 1;
+            if store.spans.pop_front().is_none() {
+                return;
+            }
+        }
+        store.spans.push_back(span);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Store> {
         // No code under the lock can panic half-way.
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
@@ -160,15 +171,7 @@ impl SpanProcessor for SpanCollector {
 
     fn on_end(&self, span: SpanData) {
         // Before the lock is taken: spans end on hot paths, on several threads at once.
-        let span = CollectedSpan::from(span);
-        let mut store = self.lock();
-        if store.spans.len() >= self.capacity {
-            store.dropped += 1;
-            if store.spans.pop_front().is_none() {
-                return;
-            }
-        }
-        store.spans.push_back(span);
+        self.add(CollectedSpan::from(span));
     }
 
     fn force_flush(&self) -> OTelSdkResult {

@@ -52,6 +52,7 @@ return id
 /// A connection that is made again when it is lost. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Wire {
+    client: Client,
     connection: ConnectionManager,
 }
 
@@ -65,15 +66,16 @@ impl Wire {
     /// A connection that is made with the first command.
     pub(crate) fn new(url: &str) -> Result<Self> {
         let client = Client::open(url).context("REDIS_URL")?;
-        let config = ConnectionManagerConfig::new()
-            .set_response_timeout(Some(RESPONSE_TIMEOUT))
-            .set_max_delay(Duration::from_secs(1));
-        let connection = ConnectionManager::new_lazy_with_config(client, config)?;
-        Ok(Self { connection })
+        let connection = connect(&client)?;
+        Ok(Self { client, connection })
     }
 
-    /// A connection for commands of the caller's own.
-    pub(crate) fn connection(&self) -> ConnectionManager {
+    /// A connection of its own for blocking reads: commands behind one would wait for it.
+    pub(crate) fn blocking(&self) -> Result<ConnectionManager> {
+        Ok(connect(&self.client)?)
+    }
+
+    fn connection(&self) -> ConnectionManager {
         self.connection.clone()
     }
 
@@ -184,6 +186,13 @@ impl Wire {
         records.sort_by(|a, b| a.text("instance").cmp(b.text("instance")));
         Ok(records)
     }
+}
+
+fn connect(client: &Client) -> RedisResult<ConnectionManager> {
+    let config = ConnectionManagerConfig::new()
+        .set_response_timeout(Some(RESPONSE_TIMEOUT))
+        .set_max_delay(Duration::from_secs(1));
+    ConnectionManager::new_lazy_with_config(client.clone(), config)
 }
 
 impl std::fmt::Debug for Wire {

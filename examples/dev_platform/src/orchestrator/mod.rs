@@ -66,7 +66,8 @@ pub(crate) async fn run(
     tokio::pin!(shutdown);
     // An event is handled to its end: the shutdown waits for it.
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
-    let work = orchestrator.work(&mut stopped);
+    let reader = EventReader::new(orchestrator.platform.wire.blocking()?);
+    let work = orchestrator.work(reader, &mut stopped);
     tokio::pin!(work);
     tokio::select! {
         () = &mut work => {}
@@ -79,8 +80,7 @@ pub(crate) async fn run(
 }
 
 impl Orchestrator {
-    async fn work(&self, stopped: &mut tokio::sync::watch::Receiver<bool>) {
-        let mut reader = EventReader::new(self.platform.wire.connection());
+    async fn work(&self, mut reader: EventReader, stopped: &mut tokio::sync::watch::Receiver<bool>) {
         let mut next_scan = Instant::now();
         while !*stopped.borrow() {
             if Instant::now() >= next_scan {

@@ -1,6 +1,7 @@
 //! Jobs without faults.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -308,4 +309,17 @@ async fn waiting_job_is_cancelled() {
     let job = rig.job_with(&ids[1], "cancelled").await;
     assert_eq!(job["stages"][1]["status"], "cancelled");
     rig.job_with(&ids[0], "completed").await;
+}
+
+#[tokio::test]
+async fn gateway_does_not_wait_for_reads_of_orchestrator() {
+    let mut rig = Rig::new().await;
+    rig.run("all", &[]);
+    rig.is_ready(0).await;
+    // The orchestrator waits half a second for events, on a connection of its own.
+    let began = Instant::now();
+    for _ in 0..10 {
+        rig.get("/v1/engines").await;
+    }
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A failing test may panic.
 
+mod demo;
 mod job;
 mod kills;
 mod rig;

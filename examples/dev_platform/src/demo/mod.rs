@@ -1,6 +1,12 @@
 //! `dev_platform demo`: everything on this machine, with one recording submitted.
+//!
+//! Unless the environment turns tracing on and names a collector, the spans of all processes come
+//! to this one, which prints the waterfall of the job.
+
+mod traces;
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -16,6 +22,7 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
+use self::traces::Traces;
 use crate::service::terminated;
 
 /// How long the processes may take to start, and a job to end.
@@ -51,7 +58,7 @@ pub(crate) fn run(arguments: &Arguments, env: &Env) -> Result<()> {
     runtime.block_on(async {
         // From now on Ctrl-C ends the demo in order, and not the process at once.
         let signal = terminated();
-        let mut demo = Demo::new(arguments, env)?;
+        let mut demo = Demo::new(arguments, env).await?;
         let shown = tokio::select! {
             shown = demo.show(arguments) => shown,
             signal = signal => signal.map(drop),
@@ -65,28 +72,36 @@ struct Demo {
     directory: PathBuf,
     url: String,
     variables: Vec<(&'static str, String)>,
+    /// `None` if the spans go to another collector.
+    traces: Option<Traces>,
     processes: Vec<(&'static str, Child)>,
     client: Client,
 }
 
 impl Demo {
-    fn new(arguments: &Arguments, env: &Env) -> Result<Self> {
+    async fn new(arguments: &Arguments, env: &Env) -> Result<Self> {
         fs::create_dir_all(&arguments.directory)?;
         let directory = arguments.directory.canonicalize()?;
         let port = env.get("DALSTON_GATEWAY_PORT").unwrap_or("8000");
         let path = |name: &str| directory.join(name).display().to_string();
         let redis_port = free_port()?;
-        let variables = vec![
+        let traces = match env.get("OTEL_ENABLED") {
+            None => Some(Traces::start().await?),
+            Some(_) => None,
+        };
+        let mut variables = vec![
             ("REDIS_URL", format!("redis://127.0.0.1:{redis_port}")),
             ("DALSTON_STORAGE_DIR", path("storage")),
             ("DALSTON_DATABASE", path("platform.db")),
             ("DALSTON_AUDIT_LOG", path("audit.jsonl")),
             ("DALSTON_METRICS_PORT", "0".to_owned()),
         ];
+        variables.extend(traces.iter().flat_map(Traces::variables));
         let mut demo = Self {
             url: format!("http://127.0.0.1:{port}"),
             directory,
             variables,
+            traces,
             processes: Vec::new(),
             client: Client::new(),
         };
@@ -158,7 +173,7 @@ impl Demo {
             "\nAPI       {url}/v1/audio/transcriptions, {url}/v1/engines\n\
              metrics   {url}/metrics\n\
              logs      {logs}/*.log, audit records {logs}/audit.jsonl\n\
-             traces    with OTEL_ENABLED=true and OTEL_EXPORTER_OTLP_ENDPOINT they go to a collector\n\
+             traces    with OTEL_ENABLED=true and OTEL_EXPORTER_OTLP_ENDPOINT they go to your collector\n\
              try       curl -F file=@talk.wav {url}/v1/audio/transcriptions\n\
              Ctrl-C ends it.",
             url = self.url
@@ -213,8 +228,10 @@ impl Demo {
             sleep(INTERVAL).await;
         };
         print(&describe(&name, &job));
-        if let Some(trace) = trace {
-            print(&format!("trace {trace}"));
+        match (&self.traces, trace) {
+            (Some(traces), Some(trace)) => print(&format!("\n{}", traces.waterfall(&trace).await)),
+            (None, Some(trace)) => print(&format!("\ntrace {trace}")),
+            _ => {}
         }
         Ok(())
     }
@@ -295,7 +312,8 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-#[expect(clippy::print_stdout, reason = "the demo is for people at a terminal")]
+/// A reader that is gone must not stop the demo before its processes.
 fn print(text: &str) {
-    println!("{text}");
+    let mut output = std::io::stdout().lock();
+    let _ = writeln!(output, "{text}").and_then(|()| output.flush());
 }
