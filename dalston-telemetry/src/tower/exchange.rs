@@ -11,6 +11,7 @@ use opentelemetry::trace::{SpanContext, Status};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use super::head::Route;
 use crate::metrics::Exemplar;
 use crate::redact;
 use crate::services::http::{CLIENT_CLOSED_REQUEST, EndedRequest, HttpMethod, RequestMetrics};
@@ -46,7 +47,7 @@ enum Failure {
 pub(super) struct Exchange {
     span: Span,
     method: HttpMethod,
-    route: Option<String>,
+    route: Option<Route>,
     metrics: Option<Arc<dyn RequestMetrics>>,
     exemplar: Option<Exemplar>,
     received: Arc<Received>,
@@ -64,7 +65,7 @@ impl Exchange {
     pub(super) fn begin(
         span: Span,
         trace: &SpanContext,
-        (method, route): (HttpMethod, Option<String>),
+        (method, route): (HttpMethod, Option<Route>),
         metrics: Option<Arc<dyn RequestMetrics>>,
         is_upload: bool,
         duplicate: bool,
@@ -210,7 +211,7 @@ impl Exchange {
             return;
         }
         if let Some(metrics) = &self.metrics {
-            let mut ended = EndedRequest::new(self.method, self.route.as_deref(), status);
+            let mut ended = EndedRequest::new(self.method, self.route.as_ref().map(Route::as_str), status);
             ended.time = self.answered_after.unwrap_or_else(|| self.began.elapsed());
             ended.exemplar = self.exemplar;
             if self.is_upload {

@@ -1,5 +1,7 @@
 //! The span of a request, from the header of the request.
 
+use std::sync::Arc;
+
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, Uri, header};
 use opentelemetry::trace::{SpanContext, TraceContextExt};
@@ -12,10 +14,28 @@ use crate::redact;
 use crate::services::attr;
 use crate::services::http::HttpMethod;
 
+/// The template of a route.
+#[derive(Clone)]
+pub(super) enum Route {
+    #[cfg(feature = "axum")]
+    Matched(axum::extract::MatchedPath),
+    Found(String),
+}
+
+impl Route {
+    pub(super) fn as_str(&self) -> &str {
+        match self {
+            #[cfg(feature = "axum")]
+            Self::Matched(path) => path.as_str(),
+            Self::Found(template) => template,
+        }
+    }
+}
+
 /// The header of a request, and the span that it opened.
 pub(super) struct Head {
     pub(super) method: HttpMethod,
-    pub(super) route: Option<String>,
+    pub(super) route: Option<Route>,
     pub(super) span: Span,
     /// The context of the caller, if the span continues it.
     pub(super) carried: Context,
@@ -23,15 +43,20 @@ pub(super) struct Head {
 
 impl Head {
     /// Opens the span. With `trusted`, it continues the trace of the caller, else it links to it.
-    pub(super) fn open(parts: &Parts, route: Option<String>, trusted: bool) -> Self {
+    pub(super) fn open(parts: &Parts, route: Option<Route>, trusted: bool) -> Self {
         let method = HttpMethod::from(&parts.method);
         let caller = propagate::extract_headers(&parts.headers);
         let carried = match trusted {
             true => caller.clone(),
             false => Context::new(),
         };
-        let name = span_name(method, route.as_deref());
-        let span = info_span!(parent: None, "http.request", otel.name = name, otel.kind = "server");
+        // The name is made only if a layer wants the span.
+        let span = info_span!(
+            parent: None,
+            "http.request",
+            otel.name = span_name(method, route.as_ref().map(Route::as_str)),
+            otel.kind = "server"
+        );
         // Fails only without an OpenTelemetry layer, and then there are no spans.
         let _ = span.set_parent(carried.clone());
         if !trusted && caller.has_active_span() {
@@ -55,13 +80,13 @@ impl Head {
     }
 
     /// The attributes of the request. With `duplicate`, also those of earlier conventions.
-    pub(super) fn attributes(&self, parts: &Parts, request_id: &str, duplicate: bool) -> Vec<KeyValue> {
+    pub(super) fn attributes(&self, parts: &Parts, request_id: Arc<str>, duplicate: bool) -> Vec<KeyValue> {
         let text = |name: &'static str, value: &str| KeyValue::new(name, redact::text(value).into_owned());
         let mut attributes = Vec::with_capacity(14);
-        attributes.push(text(attr::REQUEST_ID, request_id));
+        attributes.push(KeyValue::new(attr::REQUEST_ID, request_id));
         attributes.push(text(attr::URL_PATH, parts.uri.path()));
         if let Some(route) = &self.route {
-            attributes.push(text(attr::HTTP_ROUTE, route));
+            attributes.push(KeyValue::new(attr::HTTP_ROUTE, route.as_str().to_owned()));
         }
         if let Some(query) = parts.uri.query() {
             // With the `?`, names of parameters that sign a request are recognised.

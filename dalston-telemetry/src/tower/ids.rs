@@ -32,7 +32,7 @@ impl RequestIds {
         let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
         let request_id = match given.filter(|id| is_acceptable(id)) {
             Some(id) => id.into(),
-            None => format!("req_{}", RandomIdGenerator::default().new_trace_id()).into(),
+            None => new_request_id(),
         };
         Self {
             request_id,
@@ -45,6 +45,10 @@ impl RequestIds {
     #[must_use]
     pub fn request_id(&self) -> &str {
         &self.request_id
+    }
+
+    pub(super) fn shared_request_id(&self) -> Arc<str> {
+        Arc::clone(&self.request_id)
     }
 
     /// The id of the trace, as in `X-Trace-ID`. `None` if tracing is off and the caller sent none.
@@ -117,6 +121,18 @@ impl<S: Sync> axum::extract::FromRequestParts<S> for RequestIds {
             "no request ids: the router has no HttpLayer, or it excludes this path",
         ))
     }
+}
+
+/// `req_` and 32 random hexadecimal digits.
+fn new_request_id() -> Arc<str> {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = *b"req_00000000000000000000000000000000";
+    let random = RandomIdGenerator::default().new_trace_id().to_bytes();
+    for (pair, byte) in text[4..].chunks_exact_mut(2).zip(random) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 15)];
+    }
+    String::from_utf8_lossy(&text).into()
 }
 
 fn is_acceptable(id: &str) -> bool {

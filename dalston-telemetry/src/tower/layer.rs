@@ -13,7 +13,7 @@ use tracing::Instrument;
 use super::body::{RequestBody, ResponseBody};
 use super::exchange::Exchange;
 use super::future::ResponseFuture;
-use super::head::{self, Head};
+use super::head::{self, Head, Route};
 use super::ids::RequestIds;
 use super::websocket::UpgradeSpan;
 use crate::env::{Env, EnvError};
@@ -25,7 +25,7 @@ use http_body::Body;
 use opentelemetry::trace::TraceContextExt;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-type Route = dyn Fn(&Parts) -> Option<String> + Send + Sync;
+type FindRoute = dyn Fn(&Parts) -> Option<String> + Send + Sync;
 
 /// A [`tower_layer::Layer`] that instruments an HTTP server. See the [module](self) for an example
 /// and for what it does.
@@ -42,7 +42,7 @@ pub struct HttpLayer {
 pub(super) struct Settings {
     metrics: Option<Arc<dyn RequestMetrics>>,
     excluded: Vec<String>,
-    route: Option<Arc<Route>>,
+    route: Option<Arc<FindRoute>>,
     links_callers: bool,
     duplicates: bool,
 }
@@ -104,22 +104,21 @@ impl Settings {
         })
     }
 
-    fn route(&self, parts: &Parts) -> Option<String> {
+    fn route(&self, parts: &Parts) -> Option<Route> {
         match &self.route {
-            Some(find) => find(parts),
+            Some(find) => find(parts).map(Route::Found),
             None => matched_path(parts),
         }
     }
 }
 
 #[cfg(feature = "axum")]
-fn matched_path(parts: &Parts) -> Option<String> {
-    let matched = parts.extensions.get::<axum::extract::MatchedPath>()?;
-    Some(matched.as_str().to_owned())
+fn matched_path(parts: &Parts) -> Option<Route> {
+    parts.extensions.get().cloned().map(Route::Matched)
 }
 
 #[cfg(not(feature = "axum"))]
-fn matched_path(_: &Parts) -> Option<String> {
+fn matched_path(_: &Parts) -> Option<Route> {
     None
 }
 
@@ -171,7 +170,7 @@ where
         let trace = head.trace();
         let ids = RequestIds::new(&parts.headers, &trace);
         if !head.span.is_disabled() {
-            let attributes = head.attributes(&parts, ids.request_id(), settings.duplicates);
+            let attributes = head.attributes(&parts, ids.shared_request_id(), settings.duplicates);
             head.span.context().span().set_attributes(attributes);
         }
         let log = LogContext::new()
