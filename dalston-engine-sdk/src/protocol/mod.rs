@@ -1,7 +1,8 @@
 //! The wire format of the live platform: field names and JSON types, without any I/O.
 //!
 //! Brokers, stores and the runner read and write these documents, and so does a platform. Engine
-//! authors meet them only in tests and tools. Section numbers refer to the description of the Dalston engine protocol:
+//! authors meet them only in tests and tools. Section numbers refer to the description of the
+//! Dalston engine protocol:
 //!
 //! | Item | Section |
 //! |---|---|
