@@ -1,4 +1,4 @@
-//! A worker whose surroundings are broken at times. Healthy peers must not suffer from it, and no
+//! A worker with a dependency that is broken at times. Healthy peers must not suffer from it, and no
 //! task may fail because of it.
 
 use std::fs::{self, OpenOptions};
@@ -33,7 +33,7 @@ const NO_LOCKS: [&str; 9] = [
     "inject=flock:error=EBADF",
 ];
 
-/// The broken part of a worker's surroundings.
+/// The broken dependency of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Defect {
     /// The temporary directory is a small file system in a namespace of the process, which ends

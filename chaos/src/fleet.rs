@@ -18,7 +18,7 @@ use crate::engine::ENGINES;
 use crate::measures::Cause;
 use crate::orchestrator::Orchestrator;
 use crate::platform::Platform;
-use crate::process::{Clock, END_TIMEOUT, KilledBy, Process, State, Surroundings, killed_by, released};
+use crate::process::{Clock, Conditions, END_TIMEOUT, KilledBy, Process, State, killed_by, released};
 use crate::random::Random;
 
 /// The configuration of all engines.
@@ -28,7 +28,7 @@ pub(crate) struct Setup {
     pub(crate) drain: Duration,
     /// Whether every second engine keeps its name when it is replaced.
     pub(crate) keep_names: bool,
-    /// Whether the surroundings of the engines differ.
+    /// Whether the conditions of the engines differ.
     pub(crate) varied: bool,
     /// For the directories of tasks and for logs.
     pub(crate) directory: PathBuf,
@@ -117,19 +117,19 @@ impl Fleet {
 
     fn start(&mut self, name: Option<String>, index: usize, keeps_name: bool) -> Process {
         let name = name.unwrap_or_else(|| format!("e{}", self.started + 1));
-        let (engine, surroundings) = match self.setup.varied {
+        let (engine, conditions) = match self.setup.varied {
             // Two thirds of the engines have the first id.
             true => (
                 ENGINES[usize::from(index / 2 % 3 == 1)],
-                Surroundings::draw(&mut self.random),
+                Conditions::draw(&mut self.random),
             ),
-            false => (ENGINES[0], Surroundings::good()),
+            false => (ENGINES[0], Conditions::good()),
         };
-        self.counts.full_outputs += usize::from(surroundings.full_output);
-        self.counts.wrong_clocks += usize::from(surroundings.clock != Clock::Right);
-        self.counts.several_slots += usize::from(surroundings.slots > 1);
+        self.counts.full_outputs += usize::from(conditions.full_output);
+        self.counts.wrong_clocks += usize::from(conditions.clock != Clock::Right);
+        self.counts.several_slots += usize::from(conditions.slots > 1);
         let faults = (self.setup.kill, self.setup.stop);
-        self.start_with(name, engine, surroundings, keeps_name, faults)
+        self.start_with(name, engine, conditions, keeps_name, faults)
     }
 
     /// Starts a worker with each defect that this machine allows. They are not killed and not
@@ -142,12 +142,12 @@ impl Fleet {
     }
 
     fn broken_worker(&mut self, defect: Defect) -> BrokenWorker {
-        let surroundings = Surroundings {
+        let conditions = Conditions {
             defect: Some(defect),
-            ..Surroundings::good()
+            ..Conditions::good()
         };
         let name = format!("broken{}", self.broken.len());
-        let process = self.start_with(name, ENGINES[0], surroundings, true, (0.0, 0.0));
+        let process = self.start_with(name, ENGINES[0], conditions, true, (0.0, 0.0));
         BrokenWorker::new(process, defect)
     }
 
@@ -155,7 +155,7 @@ impl Fleet {
         &mut self,
         name: String,
         engine: &'static str,
-        surroundings: Surroundings,
+        conditions: Conditions,
         keeps_name: bool,
         (kill, stop): (f64, f64),
     ) -> Process {
@@ -165,7 +165,7 @@ impl Fleet {
         fs::create_dir_all(&temp).expect("the directory of an engine is created");
         let log = directory.join(format!("{name}.{}.log", self.started));
         // Others would remove a model that it can't lock.
-        let models = match surroundings.defect {
+        let models = match conditions.defect {
             Some(Defect::NoLocks) => "models-without-locks",
             _ => "models",
         };
@@ -180,7 +180,7 @@ impl Fleet {
             ("--kill", kill.to_string()),
             ("--stop", stop.to_string()),
         ];
-        Process::start(name, engine, &options, temp, log, surroundings, keeps_name)
+        Process::start(name, engine, &options, temp, log, conditions, keeps_name)
     }
 
     /// The port of the HTTP server of an engine.
@@ -365,7 +365,7 @@ impl Fleet {
             self.orchestrator.freed(tasks, since, cause);
         }
         // The times in the log are by the clock of the process.
-        if process.surroundings.clock == Clock::Right {
+        if process.conditions.clock == Clock::Right {
             for (task, at) in released(&log) {
                 self.orchestrator.released(&task, at);
             }

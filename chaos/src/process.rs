@@ -1,4 +1,4 @@
-//! One engine process: its surroundings, and what its log says.
+//! One engine process: its conditions, and what its log says.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -21,7 +21,7 @@ const PIPE: usize = 64 * 1024;
 
 /// What differs between the processes of a fleet.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Surroundings {
+pub(crate) struct Conditions {
     /// The number of inference threads.
     pub(crate) slots: usize,
     /// Its standard output is a full pipe, so its log is lost.
@@ -40,7 +40,7 @@ pub(crate) enum Clock {
     Stepping,
 }
 
-impl Surroundings {
+impl Conditions {
     /// Without faults.
     pub(crate) fn good() -> Self {
         Self {
@@ -80,7 +80,7 @@ pub(crate) struct Process {
     pub(crate) name: String,
     /// The engine id.
     pub(crate) engine: &'static str,
-    pub(crate) surroundings: Surroundings,
+    pub(crate) conditions: Conditions,
     /// When its clock is set the next time.
     clock_steps: Instant,
     /// The port of its HTTP server, once its log shows it.
@@ -122,11 +122,11 @@ impl Process {
         options: &[(&str, String)],
         temp: PathBuf,
         log: PathBuf,
-        surroundings: Surroundings,
+        conditions: Conditions,
         keeps_name: bool,
     ) -> Self {
         let program = std::env::current_exe().expect("a program has a path");
-        let mut command = match surroundings.defect {
+        let mut command = match conditions.defect {
             None => Command::new(program),
             Some(defect) => {
                 let mut command = defect.command(&temp);
@@ -136,8 +136,8 @@ impl Process {
         };
         command.arg("engine").arg("--temp").arg(&temp);
         command.arg("--name").arg(&name).arg("--engine").arg(engine);
-        command.arg("--slots").arg(surroundings.slots.to_string());
-        match surroundings.clock {
+        command.arg("--slots").arg(conditions.slots.to_string());
+        match conditions.clock {
             Clock::Right => {}
             Clock::Ahead(seconds) => drop(command.envs(testbed::clock_ahead(seconds))),
             Clock::Stepping => {
@@ -151,7 +151,7 @@ impl Process {
         }
         let errors = File::create(&log).expect("the log of an engine is created");
         let mut output = None;
-        if surroundings.full_output {
+        if conditions.full_output {
             let (reader, writer) = full_pipe().expect("a pipe");
             output = Some(reader);
             command.stdout(writer);
@@ -166,7 +166,7 @@ impl Process {
         Self {
             name,
             engine,
-            surroundings,
+            conditions,
             clock_steps: Instant::now(),
             http_port: None,
             child,
@@ -184,7 +184,7 @@ impl Process {
 
     /// Sets its clock if that is due.
     pub(crate) fn step_clock(&mut self, random: &mut Random) {
-        if self.surroundings.clock == Clock::Stepping && self.clock_steps <= Instant::now() {
+        if self.conditions.clock == Clock::Stepping && self.clock_steps <= Instant::now() {
             self.clock_steps = Instant::now() + Duration::from_secs_f64(random.between(0.5, 3.0));
             let file = self.log.with_extension("clock");
             // A half-written file would be no time. The program may have ended.
@@ -228,7 +228,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if self.surroundings.clock != Clock::Right {
+        if self.conditions.clock != Clock::Right {
             // `faketime` removes them only when its process exits by itself.
             for name in ["faketime_shm_", "sem.faketime_sem_"] {
                 let _ = fs::remove_file(format!("/dev/shm/{name}{}", self.child.id()));

@@ -110,7 +110,7 @@ pub(crate) enum Reason {
     Scanner,
     /// Its workers died during its inference, as often as the limit says.
     Deaths,
-    /// Its workers handed it back because of their own surroundings, as often as they may.
+    /// Its workers handed it back because of their own dependencies, as often as they may.
     HandBacks,
     /// No fault explains it.
     Unplanned,
