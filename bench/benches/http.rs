@@ -33,18 +33,35 @@ use tracing_subscriber::layer::SubscriberExt;
 const ROUNDS: usize = 15;
 const REQUESTS: u32 = 20_000;
 
-/// The subscriber of a case, and the time and the allocations of a request compared with the peers.
+/// A subscriber, and the most time and allocations of a request compared with the peers.
+struct Case {
+    name: &'static str,
+    subscriber: fn() -> Dispatch,
+    time_limit: f64,
+    allocations_limit: f64,
+}
+
 /// A traced request has 11 attributes; that of the peers has 3.
-const CASES: [(&str, fn() -> Dispatch, f64, f64); 2] = [
-    ("tracing off", untraced, 1.0, 0.5),
-    ("traced", traced, 1.25, 0.75),
+const CASES: [Case; 2] = [
+    Case {
+        name: "tracing off",
+        subscriber: untraced,
+        time_limit: 1.0,
+        allocations_limit: 0.5,
+    },
+    Case {
+        name: "traced",
+        subscriber: traced,
+        time_limit: 1.25,
+        allocations_limit: 0.75,
+    },
 ];
 
 fn main() {
     let mut report = Report::start(&["tower-http", "axum-prometheus", "tracing-opentelemetry"]);
     let routers = [bare(), ours(), peers()];
-    for (case, subscriber, time_limit, allocations_limit) in CASES {
-        let dispatch = subscriber();
+    for case in CASES {
+        let (name, dispatch) = (case.name, (case.subscriber)());
         let rounds = if is_quick() { 1 } else { ROUNDS };
         let mut times = [const { Vec::new() }; 3];
         for _ in 0..rounds {
@@ -59,21 +76,20 @@ fn main() {
         let added = |values: [f64; 3]| [values[1] - values[0], values[2] - values[0]];
         let ([time, peer_time], [count, peer_count]) = (added(times), added(counts));
         report.at_most(
-            format!("time added to a request, {case}, ratio to the peers"),
-            time_limit,
+            format!("time added to a request, {name}, ratio to the peers"),
+            case.time_limit,
             time / peer_time,
             "",
         );
         report.at_most(
-            format!("allocations added to a request, {case}, ratio to the peers"),
-            allocations_limit,
+            format!("allocations added to a request, {name}, ratio to the peers"),
+            case.allocations_limit,
             count / peer_count,
             "",
         );
-        let row = |name: &str, at: usize| {
-            let name = name.to_owned();
+        let row = |router: &str, at: usize| {
             [
-                name,
+                router.to_owned(),
                 number(times[at]),
                 number(times[at] - times[0]),
                 number(counts[at]),
@@ -81,7 +97,7 @@ fn main() {
             ]
         };
         report.table(
-            &format!("A request, {case}:"),
+            &format!("A request, {name}:"),
             ["", "Nanoseconds", "Added", "Allocations", "Added"],
             &[
                 row("the bare router", 0),

@@ -116,8 +116,9 @@ impl Worker {
         (&mut self.running).await.unwrap().unwrap();
     }
 
+    /// The registry may know the worker before its port is open.
     async fn get(&self, path: &str) -> Response {
-        get(self.port, path).await.unwrap()
+        until("open port", async || get(self.port, path).await).await
     }
 
     /// Waits until the engine processes a task.
