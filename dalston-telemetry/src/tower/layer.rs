@@ -27,7 +27,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 type FindRoute = dyn Fn(&Parts) -> Option<String> + Send + Sync;
 
-/// A [`tower_layer::Layer`] that instruments an HTTP server. See the [module](self) for an example
+/// A [`tower_layer::Layer`] that instruments an HTTP server. See the [module](super) for an example
 /// and for what it does.
 ///
 /// With axum, give it to [`Router::layer`](axum::Router::layer): the route of a request is known
