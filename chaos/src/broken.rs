@@ -1,5 +1,5 @@
-//! A worker with a dependency that is broken at times. Healthy peers must not suffer from it, and no
-//! task may fail because of it.
+//! A worker with a dependency that is broken at times. Healthy peers must not suffer from it, and
+//! no task may fail because of it.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;

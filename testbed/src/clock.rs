@@ -17,8 +17,8 @@ pub fn clock_ahead(seconds: i64) -> [(&'static str, String); 3] {
     [library, monotonic, ("FAKETIME", format!("{seconds:+}"))]
 }
 
-/// As [`clock_ahead`], by the number of seconds in a file, with its sign. The program reads the file
-/// again every second.
+/// As [`clock_ahead`], by the number of seconds in a file, with its sign. The program reads the
+/// file again every second.
 ///
 /// # Panics
 ///

@@ -90,8 +90,8 @@ pub fn main<E: Engine>(engine: E) -> ExitCode {
 ///
 /// The settings are a type of the engine that implements [`Deserialize`](serde::Deserialize). Its
 /// fields come from `--set KEY=VALUE`, which all commands then have, and from the JSON object in
-/// `DALSTON_ENGINE_SETTINGS`. A value of `--set` is JSON, or text if it is not JSON: the text `5` is
-/// `--set 'name="5"'`. `#[serde(default)]` gives a field a default, and
+/// `DALSTON_ENGINE_SETTINGS`. A value of `--set` is JSON, or text if it is not JSON: the text `5`
+/// is `--set 'name="5"'`. `#[serde(default)]` gives a field a default, and
 /// `#[serde(deny_unknown_fields)]` makes a wrong name an error.
 ///
 /// ```no_run

@@ -63,8 +63,8 @@ variables! {
     pub(crate) static DALSTON_SLOTS: Variable<usize> =
         Variable::new(&["DALSTON_SLOTS"], &WholeNumber(1, MAX_SLOTS as u64)).default("1");
 
-    /// The settings of an engine with settings of its own (`main_with`). `--set` wins over them, key
-    /// by key.
+    /// The settings of an engine with settings of its own (`main_with`). `--set` wins over them,
+    /// key by key.
     pub(crate) static DALSTON_ENGINE_SETTINGS: Variable<Map<String, Value>> =
         Variable::new(&["DALSTON_ENGINE_SETTINGS"], &JsonObject);
 
@@ -125,8 +125,8 @@ variables! {
     pub(crate) static DALSTON_S3_ENDPOINT_URL: Variable<String> =
         Variable::new(&["DALSTON_S3_ENDPOINT_URL"], &HttpUrl("http://minio:9000")).default_described("Amazon's");
 
-    /// A directory of this machine instead of S3, for a deployment on one machine: all its processes
-    /// name the same one. Locators stay those of S3.
+    /// A directory of this machine instead of S3, for a deployment on one machine: all its
+    /// processes name the same one. Locators stay those of S3.
     pub(crate) static DALSTON_STORAGE_DIR: Variable<PathBuf> =
         Variable::new(&["DALSTON_STORAGE_DIR"], &Text("a directory")).default_described("S3");
 

@@ -17,8 +17,8 @@ use crate::store::{Seen, Store, StoreError, Written, key};
 use crate::task::{Input, TaskRequest};
 use crate::task_dir::TaskFiles;
 
-/// `request.json` holds the answers of earlier stages. A day of speech has about 220,000 words, and a
-/// word with its times takes about 120 bytes, in up to four answers.
+/// `request.json` holds the answers of earlier stages. A day of speech has about 220,000 words, and
+/// a word with its times takes about 120 bytes, in up to four answers.
 const MAX_REQUEST_BYTES: usize = 128 * 1024 * 1024;
 /// A larger document is read and written on a blocking thread: a megabyte takes about 10 ms, and
 /// the runtime also renews leases and answers probes.

@@ -3,8 +3,8 @@
 /// The name of the platform's bucket unless it is configured.
 pub const DEFAULT_BUCKET: &str = "dalston-artifacts";
 
-/// `jobs/{job_id}/audio/original.{suffix}`: the recording that a client uploaded. The suffix is that
-/// of its file name, or `bin`.
+/// `jobs/{job_id}/audio/original.{suffix}`: the recording that a client uploaded. The suffix is
+/// that of its file name, or `bin`.
 #[must_use]
 pub fn source_audio(job_id: &str, file_name: &str) -> String {
     let suffix = suffix(file_name).unwrap_or("bin");

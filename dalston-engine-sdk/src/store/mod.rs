@@ -7,12 +7,12 @@
 //!
 //! # Results of a process that was stopped
 //!
-//! The platform fixes the keys of a result, so a process that was stopped could overwrite the result
-//! of a peer. After half a lease without an answer the worker asks before each file, and each write
-//! is conditional on the version that it saw. A file above 10 MiB is uploaded in parts to a key of
-//! the attempt and then copied under a condition. Two gaps remain: a copy over an existing file has
-//! no condition, only a lease that was just renewed, and a storage may ignore `If-None-Match` and
-//! `If-Match`.
+//! The platform fixes the keys of a result, so a process that was stopped could overwrite the
+//! result of a peer. After half a lease without an answer the worker asks before each file, and
+//! each write is conditional on the version that it saw. A file above 10 MiB is uploaded in parts
+//! to a key of the attempt and then copied under a condition. Two gaps remain: a copy over an
+//! existing file has no condition, only a lease that was just renewed, and a storage may ignore
+//! `If-None-Match` and `If-Match`.
 
 mod bucket;
 mod error;

@@ -115,8 +115,8 @@ impl Store {
         matches!(put.await, Err(error) if may_refuse_condition(&error))
     }
 
-    /// The outcome of a write that was refused because the object exists. A write whose response was
-    /// lost is sent again, and then the object is the own one.
+    /// The outcome of a write that was refused because the object exists. A write whose response
+    /// was lost is sent again, and then the object is the own one.
     async fn conflict(
         &self,
         locator: String,

@@ -2,8 +2,8 @@
 //! (Feature `testing`.)
 //!
 //! The real runner processes the task, with a queue and a storage in memory. The report has the
-//! answer, the output files, the spans, the log lines and the metrics that moved. Nothing global is touched, so tests run in
-//! parallel.
+//! answer, the output files, the spans, the log lines and the metrics that moved. Nothing global is
+//! touched, so tests run in parallel.
 
 pub mod broker_suite;
 mod files;

@@ -53,8 +53,8 @@ impl AuditConfig {
         Self { destination }
     }
 
-    /// The stream of log lines: standard output, standard error, or a writer of your own. The member
-    /// `target` tells records from other lines.
+    /// The stream of log lines: standard output, standard error, or a writer of your own. The
+    /// member `target` tells records from other lines.
     pub fn lines(writer: LogWriter) -> Self {
         let destination = Destination::Lines(writer);
         Self { destination }

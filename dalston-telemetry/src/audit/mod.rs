@@ -28,8 +28,8 @@
 //! `dalston_audit_records_total{status="failure"}`. [`AuditLog::record_or_fail`] waits until the
 //! record is written, and returns an error otherwise, for actions that must not happen without one.
 //!
-//! A record has no text of a transcript. Values have at most 256 characters, and secrets in them are
-//! masked.
+//! A record has no text of a transcript. Values have at most 256 characters, and secrets in them
+//! are masked.
 
 mod event;
 mod file;

@@ -85,8 +85,8 @@ pub trait RequestMetrics: Send + Sync {
     /// A request was received.
     fn begun(&self) {}
 
-    /// A request has ended. Called once for each [`begun`](Self::begun): at the end of the response,
-    /// or for a WebSocket with the status 101.
+    /// A request has ended. Called once for each [`begun`](Self::begun): at the end of the
+    /// response, or for a WebSocket with the status 101.
     fn ended(&self, request: &EndedRequest<'_>);
 
     /// A WebSocket was opened.

@@ -56,7 +56,8 @@ pub mod attr {
         pub const HTTP_REQUEST_BODY_SIZE: &str = "http.request.body.size";
         /// Sent bytes of the body of an HTTP response.
         pub const HTTP_RESPONSE_BODY_SIZE: &str = "http.response.body.size";
-        /// `http.request.method` by its earlier name, with `OTEL_SEMCONV_STABILITY_OPT_IN=http/dup`.
+        /// `http.request.method` by its earlier name, with
+        /// `OTEL_SEMCONV_STABILITY_OPT_IN=http/dup`.
         pub const HTTP_METHOD: &str = "http.method";
         /// `http.response.status_code` by its earlier name, with
         /// `OTEL_SEMCONV_STABILITY_OPT_IN=http/dup`.

@@ -45,8 +45,8 @@
 //!
 //! # Secrets
 //!
-//! Of the headers, only `User-Agent` and the host become attributes. Secrets in the query are masked,
-//! for example those of presigned URLs ([`redact`](crate::redact)).
+//! Of the headers, only `User-Agent` and the host become attributes. Secrets in the query are
+//! masked, for example those of presigned URLs ([`redact`](crate::redact)).
 
 mod body;
 mod exchange;

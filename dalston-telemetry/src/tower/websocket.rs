@@ -60,8 +60,8 @@ impl UpgradeSpan {
         *slot = Some((exchange, log));
     }
 
-    /// Opens the session. Call it after the upgrade: the response with the status 101 has left then.
-    /// A second session of one request, or one before the response, records nothing.
+    /// Opens the session. Call it after the upgrade: the response with the status 101 has left
+    /// then. A second session of one request, or one before the response, records nothing.
     pub fn open(self) -> WebSocketSession {
         let (exchange, log) = self.slot.take().unzip();
         WebSocketSession {

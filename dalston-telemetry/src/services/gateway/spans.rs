@@ -11,7 +11,8 @@ pub mod span {
         pub const UPLOAD_TO_S3: &str = "gateway.upload_to_s3";
         /// The creation of a job in the database.
         pub const CREATE_JOB: &str = "gateway.create_job";
-        /// The event that hands a job to the orchestrator. The spans of the orchestrator are below it.
+        /// The event that hands a job to the orchestrator. The spans of the orchestrator are below
+        /// it.
         pub const PUBLISH_JOB_CREATED_EVENT: &str = "gateway.publish_job_created_event";
     }
 }

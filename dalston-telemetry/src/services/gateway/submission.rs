@@ -61,8 +61,8 @@ impl JobSubmission {
 
     /// Creates the job, in the span `gateway.create_job`.
     ///
-    /// The span of the request gets `dalston.job_id` as soon as the job exists, so that a search for
-    /// the job finds the trace, and `dalston_gateway_jobs_created_total` counts it.
+    /// The span of the request gets `dalston.job_id` as soon as the job exists, so that a search
+    /// for the job finds the trace, and `dalston_gateway_jobs_created_total` counts it.
     ///
     /// # Errors
     ///

@@ -27,8 +27,8 @@ pub enum SpanNames {
     Live,
 }
 
-/// The steps of the orchestrator. Each runs in its span, and counts in [`OrchestratorMetrics`]. Cheap
-/// to clone.
+/// The steps of the orchestrator. Each runs in its span, and counts in [`OrchestratorMetrics`].
+/// Cheap to clone.
 ///
 /// ```
 /// use dalston_telemetry::services::MessageContext;
@@ -281,8 +281,8 @@ impl OrchestratorSteps {
     }
 
     /// Marks a job as ended, in the span `orchestrator.mark_job_completed` (`_failed`,
-    /// `_cancelled`), and counts it: `dalston_orchestrator_jobs_total`, its duration, and the length
-    /// of its audio.
+    /// `_cancelled`), and counts it: `dalston_orchestrator_jobs_total`, its duration, and the
+    /// length of its audio.
     ///
     /// # Errors
     ///

@@ -92,8 +92,8 @@ variables! {
                 ("ottrace", ""),
             ]);
 
-    /// `http/dup` adds the attributes `http.method` and `http.status_code` of earlier conventions to
-    /// the spans of HTTP requests. Other words, such as `http`, change nothing.
+    /// `http/dup` adds the attributes `http.method` and `http.status_code` of earlier conventions
+    /// to the spans of HTTP requests. Other words, such as `http`, change nothing.
     pub(crate) static OTEL_SEMCONV_STABILITY_OPT_IN: Variable<String> =
         Variable::new(&["OTEL_SEMCONV_STABILITY_OPT_IN"], &Text("a list of words such as http/dup"));
 
