@@ -8,8 +8,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::time::Instant;
 
 use axum::Router;
@@ -156,9 +154,8 @@ fn nanoseconds(router: &Router) -> f64 {
 fn allocations(router: &Router) -> f64 {
     const SOME: u32 = 1_000;
     send(router, SOME);
-    let before = ALLOCATIONS.get();
-    send(router, SOME);
-    (ALLOCATIONS.get() - before) as f64 / f64::from(SOME)
+    let counted = allocation_counter::measure(|| send(router, SOME));
+    counted.count_total as f64 / f64::from(SOME)
 }
 
 fn send(router: &Router, requests: u32) {
@@ -176,34 +173,4 @@ fn send(router: &Router, requests: u32) {
             assert_eq!(body, "job-7");
         }
     });
-}
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-// SAFETY: every call is passed to the system's allocator unchanged.
-#[allow(unsafe_code)]
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller upholds the contract of this function.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller upholds the contract of this function.
-        unsafe { System.dealloc(memory, layout) }
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller upholds the contract of this function.
-        unsafe { System.realloc(memory, layout, size) }
-    }
 }

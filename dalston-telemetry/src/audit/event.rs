@@ -64,7 +64,7 @@ impl AuditEvent {
             .actor("system", "")
     }
 
-    /// Sets who acted: `actor_type` (`api_key`, `user`, `console`) and `actor_id`. By default
+    /// Sets the actor: `actor_type` (`api_key`, `user`, `console`) and `actor_id`. By default
     /// `system`.
     pub fn actor(self, kind: &str, id: &str) -> Self {
         self.text("actor_type", kind).text("actor_id", id)

@@ -1,4 +1,4 @@
-//! Audit records: who did what with which job or recording.
+//! Audit records: what was done with jobs and recordings, and by which actor.
 //!
 //! A record is one JSON line with the platform's field names, and with the trace id and the request
 //! id of the current work. Records do not pass through [`tracing`]: no log filter, level or sampler

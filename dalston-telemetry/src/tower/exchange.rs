@@ -203,7 +203,6 @@ impl Exchange {
             Some(Failure::Failed) => Some(StatusCode::INTERNAL_SERVER_ERROR),
         };
         self.count(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
-        self.span = Span::none();
     }
 
     fn count(&mut self, status: StatusCode) {

@@ -10,6 +10,8 @@ mod delivery;
 mod exposition;
 mod faults;
 #[cfg(all(feature = "axum", feature = "testing"))]
+mod http_ends;
+#[cfg(all(feature = "axum", feature = "testing"))]
 mod http_layer;
 mod logs;
 mod panic;

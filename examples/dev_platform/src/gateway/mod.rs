@@ -123,7 +123,7 @@ async fn authorize(State(gateway): Shared, request: Request, next: Next) -> Resu
     Ok(next.run(request).await)
 }
 
-/// Who sent a request, for audit records.
+/// The sender of a request, for audit records.
 #[derive(Clone, Debug)]
 struct Caller {
     address: SocketAddr,
