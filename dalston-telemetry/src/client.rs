@@ -16,7 +16,7 @@
 
 use std::fmt::Display;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use opentelemetry::trace::Status;
 use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -26,9 +26,7 @@ use crate::logs::context::LogContext;
 use crate::propagate;
 use crate::redact;
 use crate::services::attr;
-use crate::services::http::HttpMethod;
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+use crate::services::http::{HttpMethod, REQUEST_ID_HEADER};
 
 /// The span of an HTTP request to another service: `METHOD`, of the kind client, below the current
 /// span.
@@ -75,7 +73,7 @@ impl ClientRequest {
             .get("request_id")
             .and_then(|id| HeaderValue::from_str(id).ok());
         if let Some(id) = request_id {
-            headers.entry(REQUEST_ID).or_insert(id);
+            headers.entry(REQUEST_ID_HEADER).or_insert(id);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{Method, StatusCode};
+use http::{HeaderName, Method, StatusCode};
 
 use crate::metrics::Exemplar;
 
@@ -39,6 +39,12 @@ impl From<&Method> for HttpMethod {
         }
     }
 }
+
+/// The header with the id of a request.
+pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The header with the id of the trace of a request.
+pub const TRACE_ID_HEADER: HeaderName = HeaderName::from_static("x-trace-id");
 
 /// The status of a request whose client has disconnected before the end of the response. Proxies
 /// use the same number.

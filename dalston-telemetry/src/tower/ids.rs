@@ -3,13 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderValue};
 use opentelemetry::trace::{SpanContext, TraceId};
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator};
 use serde_json::{Value, json};
 
-pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-pub(super) const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
+use crate::services::http::{REQUEST_ID_HEADER, TRACE_ID_HEADER};
 
 /// The ids of a request: in its extensions, and an extractor for axum (feature `axum`).
 ///
@@ -29,7 +28,9 @@ pub struct RequestIds {
 impl RequestIds {
     /// `trace` is the span of the request, or the context of its caller while tracing is off.
     pub(super) fn new(headers: &HeaderMap, trace: &SpanContext) -> Self {
-        let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+        let given = headers
+            .get(REQUEST_ID_HEADER)
+            .and_then(|value| value.to_str().ok());
         let request_id = match given.filter(|id| is_acceptable(id)) {
             Some(id) => id.into(),
             None => new_request_id(),
@@ -92,12 +93,12 @@ impl RequestIds {
     /// Sets both headers, unless the handler has set them.
     pub(super) fn add_headers(&self, headers: &mut HeaderMap) {
         if let Ok(value) = HeaderValue::from_str(&self.request_id) {
-            headers.entry(REQUEST_ID).or_insert(value);
+            headers.entry(REQUEST_ID_HEADER).or_insert(value);
         }
         if let Some(trace_id) = self.trace_id
             && let Ok(value) = HeaderValue::from_str(&trace_id.to_string())
         {
-            headers.entry(TRACE_ID).or_insert(value);
+            headers.entry(TRACE_ID_HEADER).or_insert(value);
         }
     }
 }
@@ -146,7 +147,7 @@ mod tests {
 
     fn ids(id: &str) -> RequestIds {
         let mut headers = HeaderMap::new();
-        headers.insert(REQUEST_ID, HeaderValue::from_str(id).unwrap());
+        headers.insert(REQUEST_ID_HEADER, HeaderValue::from_str(id).unwrap());
         RequestIds::new(&headers, &SpanContext::NONE)
     }
 

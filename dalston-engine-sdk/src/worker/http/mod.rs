@@ -57,6 +57,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::routing::{MethodRouter, get, post};
 use dalston_telemetry::services::engine::DirectEndpoint;
+use dalston_telemetry::services::http::{REQUEST_ID_HEADER, TRACE_ID_HEADER};
 use dalston_telemetry::tower::HttpLayer;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
@@ -112,8 +113,8 @@ pub(super) fn router(mut state: ServerState) -> Router {
 /// Lets the pages of these origins read the responses. `None` if there are none.
 fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     const EXPOSED: [HeaderName; 4] = [
-        HeaderName::from_static("x-request-id"),
-        HeaderName::from_static("x-trace-id"),
+        REQUEST_ID_HEADER,
+        TRACE_ID_HEADER,
         warnings::HEADER,
         header::RETRY_AFTER,
     ];

@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use dalston_telemetry::Env;
+use dalston_telemetry::services::http::TRACE_ID_HEADER;
 use reqwest::Client;
 use reqwest::multipart::{Form, Part};
 use rustix::process::{Pid, Signal, kill_process};
@@ -26,9 +27,9 @@ use self::traces::Traces;
 use crate::service::terminated;
 
 /// How long the processes may take to start, and a job to end.
-const PATIENCE: Duration = Duration::from_secs(120);
+const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a process may take to end before it is killed.
-const LAST_WORK: Duration = Duration::from_secs(30);
+const END_TIMEOUT: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(200);
 
 /// What the demo runs.
@@ -185,7 +186,7 @@ impl Demo {
     }
 
     async fn wait_for_engines(&mut self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + STEP_TIMEOUT;
         loop {
             self.all_run()?;
             let engines = self.get("/v1/engines").await;
@@ -211,11 +212,11 @@ impl Demo {
             .text("speaker_detection", "per_channel");
         let url = format!("{}/v1/audio/transcriptions", self.url);
         let response = self.client.post(url).multipart(form).send().await?;
-        let trace = response.headers().get("x-trace-id");
+        let trace = response.headers().get(TRACE_ID_HEADER);
         let trace = trace.and_then(|id| id.to_str().ok()).map(str::to_owned);
         let created: Value = response.json().await?;
         let id = created["id"].as_str().with_context(|| created.to_string())?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + STEP_TIMEOUT;
         let job = loop {
             self.all_run()?;
             let job = self.get(&format!("/v1/audio/transcriptions/{id}")).await?;
@@ -261,7 +262,7 @@ impl Demo {
             if let Some(pid) = pid {
                 let _ = kill_process(pid, Signal::TERM);
             }
-            if timeout(LAST_WORK, child.wait()).await.is_err() {
+            if timeout(END_TIMEOUT, child.wait()).await.is_err() {
                 print(&format!("{name} does not end, and is killed"));
                 let _ = child.kill().await;
             }

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 /// The most bytes of a request.
 const MAX_REQUEST: usize = 16 << 20;
 /// How long the last spans of a trace may be on their way.
-const PATIENCE: Duration = Duration::from_secs(5);
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// A trace is complete if it did not grow for this time, in which every process exports.
 const QUIET: Duration = Duration::from_millis(600);
 
@@ -54,7 +54,7 @@ impl Traces {
     /// The waterfall of a trace, once it is complete.
     pub(super) async fn waterfall(&self, trace_id: &str) -> String {
         let trace_id = TraceId::from_hex(trace_id).unwrap_or(TraceId::INVALID);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + STEP_TIMEOUT;
         let mut spans: Vec<CollectedSpan> = Vec::new();
         loop {
             sleep(QUIET).await;
