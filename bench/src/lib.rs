@@ -1,5 +1,7 @@
 //! Benchmarks that need servers or peers: see `benches`.
 
+pub mod machine;
+
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
@@ -33,6 +35,14 @@ impl Server {
             .expect("the server prints its address");
         let url = url.trim().to_owned();
         Self { process, url }
+    }
+}
+
+impl Server {
+    /// The id of its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id()
     }
 }
 

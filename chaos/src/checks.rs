@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dalston_engine_sdk::protocol::keys;
 
-use crate::engine::{ENGINES, STAGE};
+use crate::engine::{BATCH, ENGINES, STAGE};
 use crate::fleet::Fleet;
 use crate::http;
 use crate::measures::{self, Cause};
@@ -29,9 +29,9 @@ const MOST_ENTRIES: u64 = 300;
 const MOST_CONSUMERS: usize = 40;
 /// Peers remove stale instances when their record expires. Without that, a storm leaves hundreds.
 const MOST_STALE_INSTANCES: usize = 40;
-/// The share of lost engines after which a task starts again: an engine has one at most that it
-/// reported as started and did not end.
-const DUPLICATES_PER_LOSS: f64 = 1.0;
+/// How many tasks start again after the loss of an engine: those of one call, which it reported as
+/// started and did not end. A third of the engines takes batches.
+const DUPLICATES_PER_LOSS: f64 = (2.0 + BATCH as f64) / 3.0;
 /// Duplicate starts that a short storm may have beyond the share.
 const SPARE_DUPLICATES: f64 = 10.0;
 /// The longest median time from the release of a task to its next start, in seconds.
@@ -232,7 +232,7 @@ pub(crate) async fn conclude(orchestrator: &Orchestrator, directory: tempfile::T
 
 /// The logs that contain the id of a task.
 fn mentions(directory: &Path, task: &str) -> Vec<String> {
-    let logs = ["storm", "takeover"]
+    let logs = ["storm", "takeover", "jobs"]
         .iter()
         .flat_map(|part| std::fs::read_dir(directory.join(part)));
     logs.flatten()

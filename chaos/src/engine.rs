@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use dalston_engine_sdk::fault::{self, Point};
 use dalston_engine_sdk::{
-    DeploymentConfig, Engine, EngineInfo, LoadContext, ModelId, OutputFile, RunnerConfig, Stage, TaskContext,
-    TaskError, TaskRequest, Transcript, worker,
+    Batching, DeploymentConfig, Engine, EngineInfo, LoadContext, ModelId, OutputFile, RunnerConfig, Stage,
+    TaskContext, TaskError, TaskRequest, Transcript, worker,
 };
 use dalston_telemetry::{Env, Telemetry};
 use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
@@ -116,7 +116,10 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         let shutdown = async move {
             terminate.recv().await;
         };
-        let worker = worker::run(ChaosEngine, config, deployment, telemetry.handle(), shutdown);
+        let engine = ChaosEngine {
+            takes_batches: arguments.engine == ENGINES[1],
+        };
+        let worker = worker::run(engine, config, deployment, telemetry.handle(), shutdown);
         // On the runtime's thread; this one only waits.
         tokio::spawn(worker).await.expect("the worker does not panic")
     });
@@ -158,14 +161,25 @@ fn install_faults(arguments: &Arguments) {
 }
 
 /// An engine that does what the configuration of a task says.
-struct ChaosEngine;
+struct ChaosEngine {
+    takes_batches: bool,
+}
 
 impl Engine for ChaosEngine {
     type Model = String;
     type Output = Value;
 
     fn info(&self) -> EngineInfo {
-        EngineInfo::new(ENGINE, "1.0.0").stage(Stage::Transcribe)
+        let info = EngineInfo::new(ENGINE, "1.0.0").stage(Stage::Transcribe);
+        match self.takes_batches {
+            true => info.batching(Batching::up_to(BATCH)),
+            false => info,
+        }
+    }
+
+    fn batch_key(&self, task: &TaskRequest) -> Option<String> {
+        // A request over HTTP has another stage.
+        Some(task.stage().to_string())
     }
 
     fn load(&self, model: &ModelId, cx: &LoadContext) -> Result<String, TaskError> {
@@ -229,6 +243,8 @@ impl Engine for ChaosEngine {
     }
 }
 
+/// The tasks that the second engine takes at once.
+pub(crate) const BATCH: usize = 3;
 /// The number of models that an inference thread keeps. Tasks name more.
 const MAX_LOADED_MODELS: usize = 2;
 pub(crate) const MODELS: usize = 4;

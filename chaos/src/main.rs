@@ -7,6 +7,8 @@
 //! 3. The *takeovers* measure the time until a peer starts a task whose engine was killed or
 //!    terminated. Before that, idle engines share as many tasks, and none may wait for a busy one.
 //! 4. The *fail-over* replaces Redis by a replica that lacks the last writes.
+//! 5. The *jobs* run on the development platform, while its processes are killed and Redis comes
+//!    back empty.
 //!
 //! `chaos/README.md` lists the faults and the checks. The exit status is 0 only without violations.
 
@@ -19,6 +21,7 @@ mod events;
 mod failover;
 mod fleet;
 mod http;
+mod jobs;
 mod measures;
 mod orchestrator;
 mod platform;
@@ -232,6 +235,8 @@ async fn run(arguments: &Arguments) -> ExitCode {
     if minutes > 0.0 {
         report.failed_over = failover::run(&platform, &orchestrator, &mut fleet, &mut random).await;
         checks::queues(&platform, &orchestrator).await;
+        let jobs = jobs::run(directory.path(), &orchestrator, &mut random).await;
+        report.jobs(&jobs);
     }
     events.abort();
     if let Err(error) = events.await
@@ -261,6 +266,7 @@ async fn recover(orchestrator: &Orchestrator, fleet: &mut Fleet, report: &mut Re
     let lost = orchestrator.open_tasks();
     report.lost = lost.len();
     for task in lost {
+        orchestrator.note_server_state(&task).await;
         let waited = seconds(started.elapsed());
         orchestrator.violation(
             Some(&task),

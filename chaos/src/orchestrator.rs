@@ -3,7 +3,7 @@
 //!
 //! The orchestrator keeps its state in a database. This one is in memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -174,6 +174,53 @@ impl Orchestrator {
             });
         }
         lines
+    }
+
+    /// Notes what the server knows of a task: its metadata, messages and events. A later phase
+    /// removes them.
+    pub(crate) async fn note_server_state(&self, task: &str) {
+        type Entries = Vec<(String, BTreeMap<String, String>)>;
+        let Some(stream) = self.state().tasks.get(task).map(|known| known.plan.stream()) else {
+            return;
+        };
+        let metadata: BTreeMap<String, String> = self.platform.ask(&["HGETALL", &keys::task(task)]).await;
+        let marks = [
+            "owner",
+            "stream_message_id",
+            "preferred_message",
+            "handed_back",
+            "started_by",
+            "inference_starts",
+            "ended",
+        ];
+        for mark in marks {
+            if let Some(value) = metadata.get(mark) {
+                self.note(task, format!("metadata: {mark} {value}"));
+            }
+        }
+        let messages: Entries = self.platform.ask(&["XRANGE", &stream, "-", "+"]).await;
+        for (id, _) in messages
+            .iter()
+            .filter(|(_, fields)| fields.get("task_id").is_some_and(|id| id == task))
+        {
+            let pending: Vec<(String, String, u64, u64)> = self
+                .platform
+                .ask(&["XPENDING", &stream, keys::TASK_GROUP, id, id, "1"])
+                .await;
+            self.note(task, format!("message: {id} {pending:?}"));
+        }
+        let events: Entries = self.platform.ask(&["XRANGE", keys::EVENT_STREAM, "-", "+"]).await;
+        for (id, fields) in events {
+            if fields
+                .get("payload")
+                .is_some_and(|payload| payload.contains(task))
+            {
+                self.note(
+                    task,
+                    format!("event: {id} {}", fields.get("type").map_or("", String::as_str)),
+                );
+            }
+        }
     }
 
     /// Queues a task.

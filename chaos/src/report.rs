@@ -8,7 +8,7 @@ use dalston_engine_sdk::fault::Point;
 use crate::fleet::{self, Fleet};
 use crate::measures::{self, Cause};
 use crate::orchestrator::Orchestrator;
-use crate::{checks, http, process, servers, takeover};
+use crate::{checks, http, jobs, process, servers, takeover};
 
 /// The results.
 #[derive(Debug, Default)]
@@ -131,6 +131,14 @@ impl Report {
             .push(("from a kill to an idle peer", row(killed, killed_limit)));
         self.rows
             .push(("from a release to an idle peer", row(drained, drained_limit)));
+    }
+
+    pub(crate) fn jobs(&mut self, jobs: &jobs::Counts) {
+        let text = format!(
+            "{} accepted, {} unanswered, {} kills, Redis emptied {} times",
+            jobs.accepted, jobs.unanswered, jobs.kills, jobs.emptied
+        );
+        self.rows.push(("jobs of the development platform", text));
     }
 
     pub(crate) fn print(&self, orchestrator: &Orchestrator) {

@@ -46,6 +46,7 @@ pub(crate) type ProgressHook = Arc<dyn Fn(&TaskInfo, f32) + Send + Sync>;
 #[derive(Debug, Default)]
 pub(crate) struct Reported {
     pub(crate) language: Option<String>,
+    pub(crate) speech_segments: Option<usize>,
     pub(crate) artifacts: Vec<OutputFile>,
 }
 
@@ -191,6 +192,12 @@ impl TaskContext {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics
+    }
+
+    /// Sets the number of parts of speech that voice activity detection found, for the metric
+    /// `dalston_engine_vad_segment_count`.
+    pub fn set_speech_segments(&self, count: usize) {
+        self.reported().speech_segments = Some(count);
     }
 
     /// Sets the detected language, an ISO 639-1 code. It appears on the span of the task.

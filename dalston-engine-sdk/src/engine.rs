@@ -2,8 +2,13 @@
 
 use std::fmt;
 
+use serde_json::Value;
+
 #[cfg(feature = "audio")]
 use crate::audio::AudioFormat;
+#[cfg(feature = "realtime")]
+use crate::audio::{Earshot, VoiceDetector};
+use crate::batch::{Batch, Batching};
 use crate::context::TaskContext;
 use crate::error::TaskError;
 use crate::load::LoadContext;
@@ -11,7 +16,10 @@ use crate::model_id::ModelId;
 use crate::protocol::Capabilities;
 use crate::stage::{Stage, StageOutput};
 use crate::start::StartContext;
+#[cfg(feature = "realtime")]
+use crate::stream::TranscriptStream;
 use crate::task::TaskRequest;
+use crate::task_option::TaskOption;
 
 /// A transcription engine: it describes itself, loads a model, and processes tasks with it.
 ///
@@ -141,6 +149,105 @@ pub trait Engine: Send + Sync + 'static {
         cx: &TaskContext,
     ) -> Result<Self::Output, TaskError>;
 
+    /// Processes several tasks at once, for an engine whose [`EngineInfo`] has
+    /// [`batching`](EngineInfo::batching). A single task goes to [`process`](Self::process).
+    ///
+    /// All tasks have the same model and the same [`batch_key`](Self::batch_key). Each one is ended
+    /// with [`BatchItem::finish`](crate::BatchItem::finish) as soon as its result is known. Unless
+    /// overridden, the tasks are processed one after the other.
+    ///
+    /// ```
+    /// use dalston_engine_sdk::{Batch, Batching};
+    /// # use dalston_engine_sdk::{Engine, EngineInfo, LoadContext, ModelId, Stage, TaskContext, TaskError, TaskRequest};
+    /// # use serde_json::{Value, json};
+    /// # struct WordCounter;
+    /// # fn read(task: &TaskRequest) -> Result<String, TaskError> {
+    /// #     Ok(std::fs::read_to_string(task.require_input("input")?.path())?)
+    /// # }
+    ///
+    /// impl Engine for WordCounter {
+    /// #     type Model = ();
+    /// #     type Output = Value;
+    /// #     fn load(&self, _: &ModelId, _: &LoadContext) -> Result<(), TaskError> { Ok(()) }
+    /// #     fn process(&self, _: &mut (), task: &TaskRequest, _: &TaskContext) -> Result<Value, TaskError> {
+    /// #         Ok(json!({ "words": read(task)?.split_whitespace().count() }))
+    /// #     }
+    ///     fn info(&self) -> EngineInfo {
+    ///         let stage = Stage::other("count").expect("a plain name");
+    ///         EngineInfo::new("word-counter", "1.0.0").stage(stage).batching(Batching::up_to(8))
+    ///     }
+    ///
+    ///     fn process_batch(&self, _: &mut (), batch: &mut Batch<'_, Value>) -> Result<(), TaskError> {
+    ///         for item in batch.take_all() {
+    ///             let text = item.scope().run(|| read(item.task()));
+    ///             item.finish(text.map(|text| json!({ "words": text.split_whitespace().count() })));
+    ///         }
+    ///         Ok(())
+    ///     }
+    ///     // ...
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// After an error or a panic, each task that was not finished is processed alone, so that one
+    /// bad input fails only its own task. If the error is exhausted memory, they are processed in
+    /// batches of at most half the size, and so are later batches with this model for a while. In
+    /// neither case is an attempt of the platform spent.
+    fn process_batch(
+        &self,
+        model: &mut Self::Model,
+        batch: &mut Batch<'_, Self::Output>,
+    ) -> Result<(), TaskError> {
+        for item in batch.take_all() {
+            let output = item.scope().run(|| self.process(model, item.task(), item.cx()));
+            item.finish(output);
+        }
+        Ok(())
+    }
+
+    /// Which tasks may share a batch: those with the same model and equal keys. `None` stands for a
+    /// task that must run alone. Unless overridden, it is the stage and the whole configuration of
+    /// the task.
+    ///
+    /// It is called on the control loop and should be cheap.
+    fn batch_key(&self, task: &TaskRequest) -> Option<String> {
+        let config = Value::Object(task.config().clone());
+        Some(format!("{} {config}", task.stage()))
+    }
+
+    /// Begins a realtime session with a model that transcribes audio while it comes, for an engine
+    /// whose [`EngineInfo`] has [`native_streaming`](EngineInfo::native_streaming()).
+    ///
+    /// `session` has the configuration of a `transcribe` task. Its audio is the first that the
+    /// stream will get.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`TranscriptStream`]. Unless overridden, an error that says so.
+    #[cfg(feature = "realtime")]
+    fn stream(
+        &self,
+        model: &mut Self::Model,
+        session: &TaskRequest,
+        cx: &TaskContext,
+    ) -> Result<Box<dyn TranscriptStream<Self::Model>>, TaskError> {
+        let _ = (model, session, cx);
+        let text = "the engine declares native_streaming, and does not implement Engine::stream";
+        Err(TaskError::permanent("no_stream", text))
+    }
+
+    /// The detector of speech for one realtime session. [`Earshot`](crate::audio::Earshot) unless
+    /// overridden.
+    ///
+    /// Its frames may have any length and rate. The thresholds of the client, the hysteresis and
+    /// the lengths of speech and silence are applied to its probabilities. It runs on the threads
+    /// of the sessions: a frame should take much less time than it lasts.
+    #[cfg(feature = "realtime")]
+    fn voice_detector(&self) -> Box<dyn VoiceDetector + Send> {
+        Box::new(Earshot::new())
+    }
+
     /// More checks for `doctor`: model files, licences, helper programs.
     fn check(&self, cx: &LoadContext) -> Vec<Check> {
         let _ = cx;
@@ -177,6 +284,14 @@ pub struct EngineInfo {
     /// The format of the decoded audio. `None` leaves the input file as it is.
     #[cfg(feature = "audio")]
     pub audio: Option<AudioFormat>,
+    /// How many tasks it takes at once. `None` if it takes one after the other.
+    pub batching: Option<Batching>,
+    /// Whether it serves realtime sessions.
+    #[cfg(feature = "realtime")]
+    pub realtime: bool,
+    /// Whether its model transcribes audio of sessions while it comes.
+    #[cfg(feature = "realtime")]
+    pub native_streaming: bool,
     /// Whether results have the times of words.
     pub word_timestamps: bool,
     /// Whether results name the speakers.
@@ -185,6 +300,8 @@ pub struct EngineInfo {
     pub languages: Option<Vec<String>>,
     /// Whether a task may prescribe the language.
     pub language_forcing: bool,
+    /// The options of tasks that it adds to those of its stages.
+    pub options: Vec<TaskOption>,
     /// Whether it needs a GPU.
     pub gpu_required: bool,
     /// GPU memory it needs, in MiB.
@@ -212,10 +329,16 @@ impl EngineInfo {
             model_variants: None,
             #[cfg(feature = "audio")]
             audio: None,
+            batching: None,
+            #[cfg(feature = "realtime")]
+            realtime: false,
+            #[cfg(feature = "realtime")]
+            native_streaming: false,
             word_timestamps: false,
             includes_diarization: false,
             languages: None,
             language_forcing: true,
+            options: Vec::new(),
             gpu_required: false,
             gpu_memory_mib: None,
             supports_cpu: true,
@@ -256,6 +379,37 @@ impl EngineInfo {
         self
     }
 
+    /// Lets the runner give the engine several tasks at once, in
+    /// [`Engine::process_batch`]. Default: one after the other.
+    #[must_use]
+    pub fn batching(mut self, limits: Batching) -> Self {
+        self.batching = Some(limits);
+        self
+    }
+
+    /// Sets whether the command `run` also serves realtime sessions. Default `false`.
+    ///
+    /// [`Engine::process`] then gets the utterances of sessions as `transcribe` tasks, with audio
+    /// in the engine's format ([`audio`](Self::audio()), else 16 kHz mono). See
+    /// [`realtime`](crate::realtime).
+    #[cfg(feature = "realtime")]
+    #[must_use]
+    pub fn realtime(mut self, yes: bool) -> Self {
+        self.realtime = yes;
+        self
+    }
+
+    /// Sets whether the model transcribes audio of realtime sessions while it comes. Default
+    /// `false`.
+    ///
+    /// Sessions then go to [`Engine::stream`] and not to [`Engine::process`].
+    #[cfg(feature = "realtime")]
+    #[must_use]
+    pub fn native_streaming(mut self, yes: bool) -> Self {
+        self.native_streaming = yes;
+        self
+    }
+
     /// Sets whether results have the times of words. Default `false`.
     #[must_use]
     pub fn word_timestamps(mut self, yes: bool) -> Self {
@@ -281,6 +435,13 @@ impl EngineInfo {
     #[must_use]
     pub fn language_forcing(mut self, yes: bool) -> Self {
         self.language_forcing = yes;
+        self
+    }
+
+    /// Adds an option of tasks.
+    #[must_use]
+    pub fn option(mut self, option: TaskOption) -> Self {
+        self.options.push(option);
         self
     }
 
@@ -327,6 +488,14 @@ impl EngineInfo {
         self
     }
 
+    /// Whether its model transcribes audio of sessions while it comes.
+    pub(crate) fn streams_natively(&self) -> bool {
+        #[cfg(feature = "realtime")]
+        return self.native_streaming;
+        #[cfg(not(feature = "realtime"))]
+        false
+    }
+
     /// The description in the form of the platform, for the registry and `describe`.
     #[must_use]
     pub fn capabilities(&self) -> Capabilities {
@@ -335,7 +504,7 @@ impl EngineInfo {
             version: self.version.clone(),
             stages: self.stages.clone(),
             supports_word_timestamps: self.word_timestamps,
-            supports_native_streaming: false,
+            supports_native_streaming: self.streams_natively(),
             model_variants: self.model_variants.clone(),
             gpu_required: self.gpu_required,
             gpu_vram_mb: self.gpu_memory_mib,

@@ -383,6 +383,12 @@ pub enum BuildError {
         /// The accepted values.
         accepted: Cow<'static, str>,
     },
+    /// The voice detector of the configuration is not usable.
+    #[error("DALSTON_VAD_MODEL: {problem}")]
+    VoiceDetector {
+        /// The file, and what is wrong with it.
+        problem: String,
+    },
 }
 
 /// The error of [`Runner::run_until`](crate::Runner::run_until).

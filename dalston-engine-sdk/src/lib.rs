@@ -17,6 +17,7 @@
 //! | run a worker in a program of your own | [`Runner`], [`RunnerConfig`], [`broker`], [`store`], [`local`] |
 //! | bring another queue | [`broker::Broker`], [`registry::Registry`], `testing::broker_suite` (feature `testing`) |
 //! | deploy an engine | the guide [from engine to deployment](_documentation::deployment) |
+//! | serve realtime sessions | `realtime` (feature `realtime`), [`EngineInfo`]; `TranscriptStream` for a model that streams |
 //! | run many workers | the operations guide in `worker` (feature `worker`) |
 //! | read or write the platform's documents | [`protocol`] |
 //!
@@ -32,6 +33,7 @@
 //!   interruption. Turns on `redis` and `s3`.
 //! - `audio` decodes WAV, AIFF, CAF, FLAC, MP3, Ogg, M4A and WebM and resamples to the
 //!   format of the engine.
+//! - `realtime` serves realtime sessions over WebSockets. Turns on `audio` and `worker`.
 //! - `tch` adds device, precision and memory helpers for engines on libtorch.
 //! - `testing` adds `EngineHarness`, which runs a task through the real runner in memory.
 //! - `fault-points` is for tests of this crate: points between the steps of a task at which a test
@@ -48,6 +50,7 @@ macro_rules! fault_point {
 
 #[cfg(feature = "audio")]
 pub mod audio;
+mod batch;
 mod block_on;
 pub mod broker;
 #[cfg(feature = "cli")]
@@ -71,6 +74,8 @@ pub mod models;
 #[cfg(any(feature = "cli", feature = "worker"))]
 mod probe;
 pub mod protocol;
+#[cfg(feature = "realtime")]
+pub mod realtime;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod registry;
@@ -80,8 +85,13 @@ mod spans;
 pub mod stage;
 mod start;
 pub mod store;
+#[cfg(feature = "realtime")]
+mod stream;
+#[cfg(any(feature = "cli", feature = "worker"))]
+mod subtitles;
 mod task;
 mod task_dir;
+mod task_option;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(any(feature = "redis", feature = "s3"))]
@@ -92,6 +102,7 @@ pub mod torch;
 #[cfg(feature = "worker")]
 pub mod worker;
 
+pub use crate::batch::{Batch, BatchItem, Batching};
 #[cfg(feature = "cli")]
 pub use crate::cli::{main, main_with};
 pub use crate::config::settings;
@@ -111,7 +122,10 @@ pub use crate::runner::{
 pub use crate::scope::Scope;
 pub use crate::stage::{Segment, Stage, StageName, StageOutput, TranscribeRequest, Transcript, Word};
 pub use crate::start::StartContext;
+#[cfg(feature = "realtime")]
+pub use crate::stream::{Hypothesis, TranscriptStream};
 pub use crate::task::{Input, TaskInfo, TaskRequest};
+pub use crate::task_option::TaskOption;
 pub use dalston_telemetry::ParseError;
 pub use dalston_telemetry::services::engine::Device;
 
@@ -124,6 +138,9 @@ pub mod _documentation {
     #[cfg_attr(feature = "cli", doc = include_str!("../docs/guides/first-engine.md"))]
     #[cfg_attr(not(feature = "cli"), doc = "The guide needs the feature `cli`.")]
     pub mod first_engine {}
+
+    #[doc = include_str!("../docs/guides/batching.md")]
+    pub mod batching {}
 
     #[doc = include_str!("../docs/guides/deployment.md")]
     pub mod deployment {}

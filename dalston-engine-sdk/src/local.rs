@@ -20,6 +20,7 @@ use crate::engine::EngineInfo;
 use crate::error::TaskError;
 use crate::protocol::{
     ArtifactReference, ArtifactSelector, ProtocolError, RequestBinding, TaskRequestData, TaskResponseData,
+    Timestamp,
 };
 use crate::stage::{Stage, StageName, input_slot};
 use crate::store::{Store, StoreError, key};
@@ -120,7 +121,10 @@ impl LocalPlatform {
         metadata.model = task.model;
         metadata.request_id = task.request_id;
         metadata.trace_context = propagate::inject_json(&task.parent);
-        let queued = QueuedTask::new(&self.engine_id, &task_id, &job_id).metadata(metadata);
+        let mut queued = QueuedTask::new(&self.engine_id, &task_id, &job_id).metadata(metadata);
+        if let Some(timeout) = task.timeout {
+            queued = queued.timeout_at(Timestamp::now() + timeout);
+        }
         self.broker.enqueue(queued)?;
         Ok((task_id, job_id))
     }
@@ -175,6 +179,7 @@ pub struct LocalTask {
     previous_responses: Map<String, Value>,
     model: Option<String>,
     request_id: Option<String>,
+    timeout: Option<Duration>,
     parent: Context,
 }
 
@@ -241,6 +246,13 @@ impl LocalTask {
     #[must_use]
     pub fn request_id(mut self, id: impl Into<String>) -> Self {
         self.request_id = Some(id.into());
+        self
+    }
+
+    /// Sets how long after it was queued the task fails. Default: the limit of the engine.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
         self
     }
 

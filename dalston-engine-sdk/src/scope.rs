@@ -67,6 +67,15 @@ impl Scope {
         }
     }
 
+    /// A span of this thread's subscriber, without log fields, for work that is of no single task.
+    pub(crate) fn without_fields(span: Span) -> Self {
+        Self {
+            dispatch: dispatcher::get_default(Dispatch::clone),
+            span,
+            log: LogContext::new(),
+        }
+    }
+
     pub(crate) fn span(&self) -> &Span {
         &self.span
     }

@@ -293,6 +293,27 @@ pub(crate) fn process(opener: &SpanOpener) -> OpenSpan {
     opener.open(info_span!(span::PROCESS))
 }
 
+/// `engine.batch`, in a trace of its own, for so many tasks.
+pub(crate) fn batch(tasks: usize, waited: Duration, opener: &SpanOpener) -> OpenSpan {
+    let span = info_span!(parent: None, span::BATCH);
+    span.set_attribute(attr::BATCH_SIZE, i64::try_from(tasks).unwrap_or(i64::MAX));
+    span.set_attribute(attr::BATCH_WAIT_SECONDS, waited.as_secs_f64());
+    opener.open(span)
+}
+
+/// Links `engine.process` of a task and the batch with each other.
+pub(crate) fn in_batch(process: &Span, batch: &Span, index: usize, tasks: usize, waited: Duration) {
+    if process.is_disabled() {
+        return;
+    }
+    process.add_link(batch.context().span().span_context().clone());
+    batch.add_link(process.context().span().span_context().clone());
+    let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
+    process.set_attribute(attr::BATCH_INDEX, number(index));
+    process.set_attribute(attr::BATCH_SIZE, number(tasks));
+    process.set_attribute(attr::BATCH_WAIT_SECONDS, waited.as_secs_f64());
+}
+
 /// Opens the spans of a task. Shared with the inference thread.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SpanOpener {

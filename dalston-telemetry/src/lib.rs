@@ -167,7 +167,9 @@ pub use traces::waterfall::Waterfall;
 ///
 /// ```no_run
 /// # fn main() -> Result<(), dalston_telemetry::InitError> {
-/// let _telemetry = dalston_telemetry::configure_tracing("orchestrator")?;
+/// use dalston_telemetry::services::service_name;
+///
+/// let _telemetry = dalston_telemetry::configure_tracing(service_name::ORCHESTRATOR)?;
 /// tracing::info!("ready");
 /// # Ok(())
 /// # }
@@ -183,7 +185,9 @@ pub fn configure_tracing(service: impl Into<String>) -> Result<Telemetry, InitEr
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let telemetry = dalston_telemetry::configure_metrics("queue-exporter")?;
+/// use dalston_telemetry::services::service_name;
+///
+/// let telemetry = dalston_telemetry::configure_metrics(service_name::QUEUE_EXPORTER)?;
 /// let _server = telemetry.serve_metrics("0.0.0.0:9100")?;
 /// # Ok(())
 /// # }

@@ -26,7 +26,7 @@ All metrics of all services, also as [metrics.json](metrics.json). A label with 
 The documentation of each service's metrics in `dalston_telemetry::services` suggests queries.";
 
 /// The part of the platform for each prefix of a name. The longest prefix is used.
-const PARTS: [(&str, &str); 11] = [
+const PARTS: [(&str, &str); 12] = [
     ("", "Audio pipeline"),
     ("dalston_build_", "Every service"),
     ("dalston_engine_", "Engines"),
@@ -38,6 +38,7 @@ const PARTS: [(&str, &str); 11] = [
     ("dalston_redis_", "Queue exporter"),
     ("dalston_session_router_", "Session router"),
     ("dalston_webhook_", "Webhooks"),
+    ("process_", "Every service"),
 ];
 
 /// All families, from a process that registers the metrics of every service.

@@ -1,6 +1,6 @@
 use dalston_telemetry::services::engine::spans;
 use dalston_telemetry::services::{Name, attr, event};
-use dalston_telemetry::services::{gateway, orchestrator};
+use dalston_telemetry::services::{gateway, orchestrator, realtime, session_router};
 
 use crate::markdown::{codes, one_line, page as head, section, table};
 
@@ -27,6 +27,24 @@ pub(crate) fn page() -> String {
         "Attributes of the orchestrator's spans",
         "",
         orchestrator::spans::attr::ALL,
+    );
+    names(
+        &mut page,
+        "Spans of the session router",
+        "",
+        session_router::spans::span::ALL,
+    );
+    names(
+        &mut page,
+        "Spans of a realtime worker",
+        "",
+        realtime::spans::span::ALL,
+    );
+    names(
+        &mut page,
+        "Attributes of a realtime worker's spans",
+        "",
+        realtime::spans::attr::ALL,
     );
     names(
         &mut page,

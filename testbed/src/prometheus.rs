@@ -3,13 +3,16 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::ops::Range;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::port::free_port;
 
 /// Runs `promtool` with `input` on its standard input. `Err` contains its complaints.
 ///
@@ -79,21 +82,22 @@ impl TestPrometheus {
     /// If there is no `prometheus` on this machine, or if it does not start within a minute.
     #[must_use]
     pub fn start(jobs: &[(&str, SocketAddr)]) -> Self {
+        let mut config = String::from("global: {scrape_interval: 200ms, scrape_timeout: 200ms}\n");
+        config += &scrape_configs(jobs);
+        Self::with_config(&config)
+    }
+
+    /// Starts a server with the text of a configuration.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    #[must_use]
+    pub fn with_config(config: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut config =
-            String::from("global: {scrape_interval: 200ms, scrape_timeout: 200ms}\nscrape_configs:\n");
-        for (name, address) in jobs {
-            let _ = writeln!(
-                config,
-                "  - {{job_name: \"{name}\", static_configs: [{{targets: [\"{address}\"]}}]}}"
-            );
-        }
         let config_file = directory.path().join("prometheus.yml");
         fs::write(&config_file, config).unwrap();
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let process = Command::new("prometheus")
             .arg(format!("--config.file={}", config_file.display()))
             .arg(format!(
@@ -120,6 +124,12 @@ impl TestPrometheus {
         this
     }
 
+    /// The address of the server.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Queries `/api/v1` until `wanted` accepts the `data` of the answer.
     ///
     /// # Panics
@@ -140,6 +150,29 @@ impl TestPrometheus {
         }
     }
 
+    /// The samples of an instant query, none if it fails.
+    #[must_use]
+    pub fn query(&self, expr: &str) -> Vec<Value> {
+        self.results(&format!("query?query={}", percent_encoded(expr)))
+    }
+
+    /// The series of a query over time, in seconds since 1970; none if it fails.
+    #[must_use]
+    pub fn query_range(&self, expr: &str, time: Range<f64>, step: f64) -> Vec<Value> {
+        let (query, start, end) = (percent_encoded(expr), time.start, time.end);
+        self.results(&format!(
+            "query_range?query={query}&start={start}&end={end}&step={step}"
+        ))
+    }
+
+    fn results(&self, path: &str) -> Vec<Value> {
+        let answer = self.ask(&format!("/api/v1/{path}"));
+        let answer: Value = answer
+            .and_then(|(_, body)| serde_json::from_str(&body).ok())
+            .unwrap_or_default();
+        answer["data"]["result"].as_array().cloned().unwrap_or_default()
+    }
+
     /// Status and body, or `None` without an answer.
     fn ask(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(self.address).ok()?;
@@ -150,6 +183,28 @@ impl TestPrometheus {
         let (head, body) = answer.split_once("\r\n\r\n")?;
         Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
     }
+}
+
+fn percent_encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut encoded, byte| {
+        let _ = write!(encoded, "%{byte:02x}");
+        encoded
+    })
+}
+
+/// The section of a configuration that scrapes `/metrics` of these jobs.
+#[must_use]
+pub fn scrape_configs(jobs: &[(&str, SocketAddr)]) -> String {
+    jobs.iter().fold(
+        String::from("scrape_configs:\n"),
+        |mut config, (name, address)| {
+            let _ = writeln!(
+                config,
+                "  - {{job_name: \"{name}\", static_configs: [{{targets: [\"{address}\"]}}]}}"
+            );
+            config
+        },
+    )
 }
 
 impl Drop for TestPrometheus {

@@ -1,6 +1,5 @@
 //! A real Redis server.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -9,6 +8,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, FromRedisValue};
 use tempfile::TempDir;
 
+use crate::port::free_port;
 use crate::tls::{Authority, Issued};
 
 /// A server on a free port with its own directory. It ends when this value is dropped.
@@ -321,9 +321,4 @@ impl Setup {
         let _ = process.wait();
         None
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
 }

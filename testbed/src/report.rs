@@ -137,6 +137,18 @@ pub fn number(value: f64) -> String {
     format!("{value:.*}", decimals as usize)
 }
 
+/// The value below which this share of the values lies. NaN if there is none.
+#[must_use]
+pub fn percentile(values: &[f64], share: f64) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_unstable_by(f64::total_cmp);
+    let at = (values.len() as f64 * share) as usize;
+    values
+        .get(at.min(values.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or(f64::NAN)
+}
+
 /// The middle one of these values, or NaN if there is none.
 #[must_use]
 pub fn median(values: &[f64]) -> f64 {

@@ -16,7 +16,7 @@ struct Bench {
     target: &'static str,
 }
 
-const BENCHES: [Bench; 8] = [
+const BENCHES: [Bench; 11] = [
     Bench {
         name: "runner",
         title: "Tasks",
@@ -67,9 +67,30 @@ const BENCHES: [Bench; 8] = [
         target: "http",
     },
     Bench {
+        name: "realtime",
+        title: "Chunks of realtime sessions",
+        about: "the cost of the steps of a chunk of audio without a span",
+        package: "dalston-telemetry",
+        target: "realtime",
+    },
+    Bench {
+        name: "sessions",
+        title: "Realtime sessions",
+        about: "how many sessions one core serves, their latency and memory",
+        package: "bench",
+        target: "sessions",
+    },
+    Bench {
+        name: "whisper-sessions",
+        title: "Realtime sessions with Whisper",
+        about: "how soon the transcript of speech comes with the shipped model; takes 7 minutes",
+        package: "faster_whisper",
+        target: "sessions",
+    },
+    Bench {
         name: "whisper",
         title: "Whisper",
-        about: "seconds per encoder pass and decoded token; --peer adds transformers",
+        about: "seconds per encoder pass, token and recording, and a batch; --peer adds faster-whisper",
         package: "faster_whisper",
         target: "whisper",
     },
@@ -90,10 +111,10 @@ of one benchmark, and `--record` also writes them into this page.
 /// Prints the names of the benchmarks.
 pub(crate) fn list() {
     for bench in BENCHES {
-        println!("  {:<12}{}", bench.name, bench.about);
+        println!("  {:<18}{}", bench.name, bench.about);
     }
     println!(
-        "  {:<12}all of them except whisper, recorded in {PAGE}; --peer adds whisper",
+        "  {:<18}all of them except whisper, recorded in {PAGE}; --peer adds whisper",
         "all"
     );
 }

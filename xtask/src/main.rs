@@ -6,6 +6,7 @@
 
 mod bench;
 mod chaos;
+mod dashboards;
 mod demo;
 mod error;
 #[cfg(test)]
@@ -14,6 +15,8 @@ mod libtorch;
 mod package;
 mod platform;
 mod reference;
+mod rules;
+mod screenshots;
 mod steps;
 mod system;
 mod test;
@@ -29,12 +32,19 @@ The commands of this workspace.
 usage: cargo xtask <command> [options]
 
   setup [--cuda]      install libtorch into .libtorch/ (or check the one that LIBTORCH names);
-                      --cuda: with the CUDA libraries, 2.7 GB of downloads instead of 0.5 GB
+                      --cuda: with the CUDA libraries, 2.7 GB of downloads instead of 0.5 GB;
+                      --compose: instead, the programs that check the Compose file, 1 MB, into .tools/
+                      --rotel: instead, an OTLP receiver that tests send to, 10 MB, into .tools/
+                      --python: instead, the packages that tests compare with, 20 MB, into .tools/
   demo                set up, build, and transcribe shipped speech: transcripts, traces, metrics
   platform            set up, build, and run a small platform with the Whisper engine until Ctrl-C
   test [STEP...]      run everything that CI runs, or only the steps whose names contain one of the words;
                       --list: print the names of the steps
+  rules               write alert rules, their tests and dashboards into examples/observability-stack
+  dashboards --render     draw each board into docs/images/boards, with data of the dev platform
+  dashboards --typecheck  compare the boards with the types of Grafana's schema; needs Node
   reference           write docs/reference from the code: metrics, spans and attributes, environment variables
+  screenshots         write the pictures of the dev platform's page into docs/images
   bench [NAME]        run a benchmark; without a name, list them; --record: write the results into
                       docs/performance.md; NAME all: run and record all of them
   chaos [OPTIONS]     kill engines, break Redis, network, storage and machines, and fail if a task is lost;
@@ -71,6 +81,9 @@ fn run(arguments: &[&str]) -> Result<(), Error> {
         }
         ("setup", []) => libtorch::set_up(libtorch::Variant::Cpu).map(drop),
         ("setup", ["--cuda"]) => libtorch::set_up(libtorch::Variant::Cuda).map(drop),
+        ("setup", ["--compose"]) => tools::compose().map(drop),
+        ("setup", ["--rotel"]) => tools::rotel(),
+        ("setup", ["--python"]) => tools::python(),
         ("demo", []) => demo::run(),
         ("platform", []) => platform::run(),
         ("test", ["--list"]) => {
@@ -79,16 +92,22 @@ fn run(arguments: &[&str]) -> Result<(), Error> {
         }
         ("test", words) if words.iter().all(|word| !word.starts_with('-')) => test::run(words),
         ("reference", []) => reference::write(),
+        ("rules", []) => rules::write(),
+        ("dashboards", ["--render"]) => dashboards::render(),
+        ("dashboards", ["--typecheck"]) => dashboards::typecheck(),
+        ("dashboards", _) => Err(Error::Usage(
+            "dashboards needs --render or --typecheck".to_owned(),
+        )),
+        ("screenshots", []) => screenshots::write(),
         ("bench", []) => {
             bench::list();
             Ok(())
         }
         ("bench", [name, rest @ ..]) => bench::run(name, rest),
         ("chaos", rest) => chaos::run(rest),
-        ("setup" | "demo" | "platform" | "test" | "reference", rest) => Err(Error::Usage(format!(
-            "{command} does not accept \"{}\"",
-            rest.join(" ")
-        ))),
+        ("setup" | "demo" | "platform" | "test" | "reference" | "rules" | "screenshots", rest) => Err(
+            Error::Usage(format!("{command} does not accept \"{}\"", rest.join(" "))),
+        ),
         (other, _) => Err(Error::Usage(format!("there is no command \"{other}\""))),
     }
 }

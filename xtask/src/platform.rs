@@ -20,12 +20,14 @@ pub(crate) fn run() -> Result<(), Error> {
     );
     cargo()
         .args("build --release --package dev_platform --package faster_whisper --bins")
-        .env("LIBTORCH", libtorch)
+        .env("LIBTORCH", &libtorch)
         .run()?;
     let programs = target_directory().join("release");
     let example = root().join(Path::new(EXAMPLE));
     let mut platform = Command::new(programs.join("dev_platform"));
     platform
+        // Built together with the engine, it links libtorch, too.
+        .env("LD_LIBRARY_PATH", libtorch::library_path(&libtorch))
         .arg("demo")
         .arg("--engine")
         .arg(programs.join("faster_whisper"))

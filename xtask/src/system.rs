@@ -23,6 +23,20 @@ pub(crate) const REDIS: Need = Need {
     package: "redis-server",
 };
 
+/// For tests of the dev platform's page, with its browser.
+pub(crate) const CHROMIUM: Need = Need {
+    purpose: "test the page of the dev platform in a browser",
+    probe: &["chromedriver", "--version"],
+    package: "chromium-driver",
+};
+
+/// For tests of metrics, rules and boards.
+pub(crate) const PROMETHEUS: Need = Need {
+    purpose: "test that Prometheus and promtool read the metrics",
+    probe: &["promtool", "--version"],
+    package: "prometheus",
+};
+
 /// For tests with machines whose clocks differ.
 pub(crate) const FAKETIME: Need = Need {
     purpose: "test machines whose clocks differ",

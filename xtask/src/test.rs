@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::libtorch;
 use crate::package;
 use crate::steps::{Cmd, Steps, cargo, root};
-use crate::system::{FAKETIME, Need, REDIS, STRACE, require};
+use crate::system::{CHROMIUM, FAKETIME, Need, PROMETHEUS, REDIS, STRACE, require};
 use crate::tools;
 
 /// The crates that are published.
@@ -17,10 +17,10 @@ pub(crate) const CRATES: [&str; 2] = ["dalston-telemetry", "dalston-engine-sdk"]
 /// A directory without libtorch, for steps that must pass without it.
 pub(crate) const NO_LIBTORCH: &str = "/nonexistent/libtorch";
 
-const PROMETHEUS: Need = Need {
-    purpose: "test that Prometheus and promtool read the metrics",
-    probe: &["promtool", "--version"],
-    package: "prometheus",
+const ALERTMANAGER: Need = Need {
+    purpose: "test routes and inhibitions of alerts",
+    probe: &["amtool", "--version"],
+    package: "prometheus-alertmanager",
 };
 
 const OPEN_METRICS_PARSER: Need = Need {
@@ -29,34 +29,42 @@ const OPEN_METRICS_PARSER: Need = Need {
     package: "python3-prometheus-client",
 };
 
+const CURL: Need = Need {
+    purpose: "run the commands of the guides",
+    probe: &["curl", "--version"],
+    package: "curl",
+};
+
+const JQ: Need = Need {
+    purpose: "run the commands of the guides",
+    probe: &["jq", "--version"],
+    package: "jq",
+};
+
 type Step = (&'static str, fn(&Path) -> Result<(), Error>);
 
 /// In an order that finds likely failures early.
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 10] = [
     ("format", |_| cargo().args("fmt --all --check").run()),
-    ("clippy without libtorch", |_| {
-        without_libtorch(cargo().args("clippy --all-targets -- -D warnings"))
-    }),
-    ("test without libtorch", |_| {
-        without_libtorch(cargo().args("test"))
-    }),
+    // Code for the absence of a feature is linted by the step of each feature.
     ("clippy of everything", |libtorch| {
         cargo()
             .args("clippy --workspace --all-features --all-targets -- -D warnings")
             .env("LIBTORCH", libtorch)
             .run()
     }),
+    ("test without libtorch", |_| without_libtorch(cargo_test())),
     ("test with libtorch and all features", |libtorch| {
-        cargo()
+        cargo_test()
             // The other packages are tested without libtorch above. Here they would link it, too.
-            .args("test -p dalston-telemetry -p dalston-engine-sdk -p faster_whisper --all-features")
+            .args("-p dalston-telemetry -p dalston-engine-sdk -p faster_whisper --all-features")
             .env("LIBTORCH", libtorch)
             // Doctests do not get the path to libtorch that build scripts give to other binaries.
             .env("LD_LIBRARY_PATH", libtorch::library_path(libtorch))
             .run()
     }),
     ("examples", |libtorch| {
-        without_libtorch(cargo().args("build -p minimal_engine -p dev_platform"))?;
+        without_libtorch(cargo().args("build -p minimal_engine -p morse_engine -p dev_platform"))?;
         cargo()
             .args("build -p faster_whisper")
             .env("LIBTORCH", libtorch)
@@ -65,7 +73,7 @@ const STEPS: [Step; 11] = [
     // After the examples, which compile the same dependencies.
     ("packages", |_| package::check()),
     ("chaos", |_| {
-        without_libtorch(cargo().args("test -p chaos"))?;
+        without_libtorch(cargo_test().args("-p chaos"))?;
         chaos::run(&["--minutes", "1.5"])
     }),
     ("documentation without libtorch", |_| documentation()),
@@ -94,7 +102,33 @@ pub(crate) fn run(words: &[&str]) -> Result<(), Error> {
     let mut libtorch = std::path::PathBuf::new();
     steps.step("set-up", || {
         libtorch = libtorch::set_up(libtorch::Variant::Cpu)?;
-        require(&[REDIS, PROMETHEUS, OPEN_METRICS_PARSER, FAKETIME, STRACE])
+        require(&[
+            REDIS,
+            CHROMIUM,
+            PROMETHEUS,
+            ALERTMANAGER,
+            OPEN_METRICS_PARSER,
+            FAKETIME,
+            STRACE,
+            CURL,
+            JQ,
+        ])?;
+        tools::compose()?;
+        match tools::rotel() {
+            Err(error) if !is_ci() => {
+                println!(
+                    "warning: no other OTLP receiver is tried, because Rotel can't be installed: {error}"
+                );
+            }
+            installed => installed?,
+        }
+        match tools::python() {
+            Err(error) if !is_ci() => {
+                println!("warning: nothing is compared with Python packages, because they can't be installed: {error}");
+                Ok(())
+            }
+            installed => installed,
+        }
     })?;
     for (name, work) in chosen {
         steps.step(name, || work(&libtorch))?;
@@ -103,11 +137,20 @@ pub(crate) fn run(words: &[&str]) -> Result<(), Error> {
     Ok(())
 }
 
+fn is_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| value == "true")
+}
+
 /// Prints the names of the steps.
 pub(crate) fn list() {
     for (name, _) in STEPS {
         println!("{name}");
     }
+}
+
+/// Tests wait for servers, leases and processes most of the time, so two cores run several at once.
+fn cargo_test() -> Cmd {
+    cargo().args("test").env("RUST_TEST_THREADS", "4")
 }
 
 fn without_libtorch(command: Cmd) -> Result<(), Error> {
@@ -127,7 +170,7 @@ fn documentation() -> Result<(), Error> {
     doc("-p dalston-telemetry --all-features")?;
     // `doc-only` makes tch's build script leave libtorch alone.
     doc("-p dalston-engine-sdk --all-features --features tch/doc-only")?;
-    doc("-p minimal_engine -p dev_platform -p xtask")?;
+    doc("-p minimal_engine -p morse_engine -p dev_platform -p xtask")?;
     doc("-p faster_whisper --lib --features tch/doc-only")
 }
 

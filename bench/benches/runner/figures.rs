@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use testbed::report::number;
 
-use crate::machine;
+use bench::machine;
 
 /// Time and processor time of a number of tasks.
 #[derive(Debug, Clone)]

@@ -10,7 +10,6 @@
 
 mod figures;
 mod latency;
-mod machine;
 mod ours;
 mod peer;
 mod platform;

@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::figures::Stopwatch;
-use crate::machine;
 use crate::platform::{Address, ENGINE, Platform, job_id, original, task_id, write_requests};
 use crate::wait_until;
+use bench::machine;
 
 /// An engine that calls a function for every task and returns an empty result.
 pub(crate) struct NoOp<F>(pub(crate) F);
@@ -174,7 +174,7 @@ pub(crate) fn memory(redis: &str, tasks: usize) -> Value {
         // One round of tasks is always queued, so that the worker is never idle.
         wait_until(|| done.load(Ordering::Relaxed) >= round * IDS);
         if (round + 1) % (tasks / IDS / 10).max(1) == 0 {
-            samples.push(machine::resident_mib());
+            samples.push(machine::resident_mib(std::process::id()));
         }
     }
     stop.send(()).unwrap();

@@ -76,9 +76,15 @@ mod store;
 mod symphonia_error;
 mod track;
 mod trim;
+mod voice;
 mod wav;
 
 pub use clip::{Audio, Windows};
 pub use decoder::{AudioInfo, Decoder, decode_file, probe};
 pub use error::{AudioError, AudioErrorKind};
 pub use format::AudioFormat;
+#[cfg(feature = "realtime")]
+pub(crate) use resample::Resampler;
+pub use voice::{Earshot, SpeechFinder, VadOptions, VoiceDetector};
+#[cfg(feature = "realtime")]
+pub(crate) use wav::{Encoding, convert};

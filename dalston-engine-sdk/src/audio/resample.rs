@@ -10,7 +10,7 @@ use super::error::AudioErrorKind;
 /// The output has `round(frames × to / from)` frames and starts with the first frame of the input.
 /// The delay of the filter is removed from the front, and silence behind the end flushes the last
 /// frames.
-pub(super) struct Resampler {
+pub(crate) struct Resampler {
     fft: Fft<f32>,
     from: u64,
     to: u64,
@@ -27,14 +27,23 @@ pub(super) struct Resampler {
 
 impl Resampler {
     pub(super) fn new(from: u32, to: u32, channels: usize) -> Result<Self, AudioErrorKind> {
+        Self::with_block(from, to, channels, SHORTEST_BLOCK)
+    }
+
+    /// With blocks of at least so many frames of the lower rate. A short block gives its output
+    /// sooner and passes less of the highest frequencies.
+    pub(crate) fn with_block(
+        from: u32,
+        to: u32,
+        channels: usize,
+        shortest: usize,
+    ) -> Result<Self, AudioErrorKind> {
         let (from, to) = (from as usize, to as usize);
         let divisor = greatest_common_divisor(from, to);
         let (least_in, least_out) = (from / divisor, to / divisor);
         // An even number of the smallest blocks makes the delay of half a block a whole number of
         // frames on both sides.
-        let blocks = SHORTEST_BLOCK
-            .div_ceil(least_in.min(least_out))
-            .next_multiple_of(2);
+        let blocks = shortest.div_ceil(least_in.min(least_out)).next_multiple_of(2);
         let chunk = blocks * least_in;
         let window = WindowFunction::BlackmanHarris2;
         let fft = Fft::new_custom(from, to, chunk, 1, channels, window, FixedSync::Both)
@@ -54,7 +63,7 @@ impl Resampler {
     }
 
     /// Takes interleaved samples and appends finished ones to `output`.
-    pub(super) fn push(&mut self, samples: &[f32], output: &mut Vec<f32>) -> Result<(), AudioErrorKind> {
+    pub(crate) fn push(&mut self, samples: &[f32], output: &mut Vec<f32>) -> Result<(), AudioErrorKind> {
         self.taken += (samples.len() / self.channels) as u64;
         self.waiting.extend_from_slice(samples);
         let chunk = self.fft.input_frames_next() * self.channels;
@@ -68,7 +77,7 @@ impl Resampler {
     }
 
     /// Appends the rest at the end.
-    pub(super) fn finish(&mut self, output: &mut Vec<f32>) -> Result<(), AudioErrorKind> {
+    pub(crate) fn finish(&mut self, output: &mut Vec<f32>) -> Result<(), AudioErrorKind> {
         let total = (u128::from(self.taken) * u128::from(self.to) + u128::from(self.from) / 2)
             / u128::from(self.from);
         // One or two samples must not round to none.

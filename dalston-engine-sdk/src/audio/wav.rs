@@ -25,7 +25,7 @@ pub(super) struct Wav {
 
 /// The encoding of samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Encoding {
+pub(crate) enum Encoding {
     Unsigned8,
     Signed16,
     Signed24,
@@ -37,7 +37,8 @@ enum Encoding {
 }
 
 impl Encoding {
-    fn bytes(self) -> u64 {
+    /// The bytes of a sample.
+    pub(crate) fn bytes(self) -> u64 {
         match self {
             Self::Unsigned8 | Self::ALaw | Self::MuLaw => 1,
             Self::Signed16 => 2,
@@ -321,7 +322,8 @@ fn codec_name(tag: u16) -> String {
     format!("{name} (0x{tag:04x})")
 }
 
-fn convert(encoding: Encoding, bytes: &[u8], samples: &mut Vec<f32>) {
+/// Appends the samples of these bytes.
+pub(crate) fn convert(encoding: Encoding, bytes: &[u8], samples: &mut Vec<f32>) {
     match encoding {
         Encoding::Unsigned8 => samples.extend(bytes.iter().map(|&b| (f32::from(b) - 128.0) / 128.0)),
         Encoding::Signed16 => each(bytes, samples, |b| f32::from(i16::from_le_bytes(b)) / 32_768.0),

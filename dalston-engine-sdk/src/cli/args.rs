@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 
 use super::failure::Failure;
 use super::language;
+use super::task_options;
+use super::transcribe::format::OutputFormat;
 use crate::config::{DeviceChoice, EngineConfig, PrecisionChoice};
 use crate::engine::EngineInfo;
 use crate::model_id::ModelId;
@@ -17,7 +19,7 @@ use crate::stage::Stage;
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Process files on this machine and print the results, without Redis, S3 or a collector
-    Transcribe(TranscribeArgs),
+    Transcribe(Box<TranscribeArgs>),
     /// Join a live deployment: take tasks from Redis, with their files in S3
     #[cfg(feature = "worker")]
     Run(EngineArgs),
@@ -64,6 +66,24 @@ pub(super) struct TranscribeArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) out: Option<PathBuf>,
 
+    /// The options of tasks that the engine adds.
+    #[arg(skip)]
+    own: Map<String, Value>,
+
+    /// Print transcripts in this format, or write them to --output-dir in several
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "FORMAT",
+        conflicts_with = "json"
+    )]
+    pub(super) output_format: Vec<OutputFormat>,
+
+    /// Write each transcript to DIR, under the name of its file with the suffix of the format
+    #[arg(long, value_name = "DIR", requires = "output_format")]
+    pub(super) output_dir: Option<PathBuf>,
+
     /// Print one line of JSON per file
     #[arg(long)]
     pub(super) json: bool,
@@ -99,7 +119,7 @@ pub(super) struct EngineArgs {
     #[arg(long)]
     device: Option<DeviceChoice>,
 
-    /// The number format to compute in: auto, float32, float16 or bfloat16
+    /// The number format to compute in: auto, float32, float16, bfloat16 or int8
     #[arg(long)]
     precision: Option<PrecisionChoice>,
 }
@@ -151,6 +171,7 @@ struct CommandLine {
     command: Command,
 }
 
+const TRANSCRIBE: &str = "transcribe";
 /// The option of [`main_with`](super::main_with).
 pub(super) const SET: &str = "set";
 
@@ -194,8 +215,15 @@ pub(super) fn parse(
                 .global(true),
         );
     }
+    command = command.mut_subcommand(TRANSCRIBE, |command| task_options::add(command, &info.options));
     let matches = command.try_get_matches_from_mut(args)?;
-    let command_line = CommandLine::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    let mut command_line =
+        CommandLine::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    if let (Command::Transcribe(args), Some(matches)) =
+        (&mut command_line.command, matches.subcommand_matches(TRANSCRIBE))
+    {
+        args.own = task_options::read(matches, &info.options);
+    }
     Ok(command_line.command)
 }
 
@@ -231,9 +259,25 @@ impl TranscribeArgs {
         Ok(config)
     }
 
+    /// The format of standard output, if it is one of `--output-format`.
+    ///
+    /// # Errors
+    ///
+    /// If there are several.
+    pub(super) fn printed_format(&self) -> Result<Option<OutputFormat>, Failure> {
+        match self.output_format.as_slice() {
+            [] => Ok(None),
+            _ if self.output_dir.is_some() => Ok(None),
+            [format] => Ok(Some(*format)),
+            _ => Err(Failure::Usage(
+                "several --output-format: expected --output-dir with them".to_owned(),
+            )),
+        }
+    }
+
     /// The options with keys of the platform.
     fn platform_config(&self) -> Map<String, Value> {
-        let mut config = Map::new();
+        let mut config = self.own.clone();
         if let Some(language) = &self.language {
             config.insert("language".to_owned(), language.as_str().into());
         }

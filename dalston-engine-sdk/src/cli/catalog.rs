@@ -43,7 +43,7 @@ pub(super) fn engine_yaml(info: &EngineInfo) -> String {
         Some(languages) => yaml.texts("  languages", languages),
         None => yaml.texts("  languages", &["all"]),
     }
-    yaml.value("  native_streaming", false);
+    yaml.value("  native_streaming", info.streams_natively());
     yaml.value("  word_timestamps", info.word_timestamps);
     yaml.value("  includes_diarization", info.includes_diarization);
     yaml.value("  language_forcing", info.language_forcing);
@@ -81,7 +81,7 @@ pub(super) fn model_yaml(info: &EngineInfo, model: &str) -> String {
         None => yaml.value("languages", "null"),
     }
     yaml.group("capabilities");
-    yaml.value("  native_streaming", false);
+    yaml.value("  native_streaming", info.streams_natively());
     yaml.value("  word_timestamps", info.word_timestamps);
     yaml.hardware_and_performance(info);
     yaml.0

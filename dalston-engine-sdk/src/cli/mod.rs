@@ -14,6 +14,7 @@ mod progress;
 mod run;
 mod setup;
 mod signals;
+mod task_options;
 mod terminal;
 mod transcribe;
 
@@ -59,7 +60,8 @@ use crate::error::TaskError;
 ///   `--config KEY=VALUE` sets a key of the tasks' configuration, `--input SLOT=FILE` gives them a
 ///   further input and `--previous STAGE=FILE` the answer of an earlier stage. `--out DIR` writes
 ///   `FILE.response.json` and the output files `FILE.NAME` to a directory, over files of these
-///   names;
+///   names. `--output-format` prints transcripts as `srt`, `vtt`, `txt`, `tsv` or `json`, or writes
+///   them to `--output-dir`. The options that the engine adds are arguments, too;
 /// - `run`: join a live deployment and process tasks until `SIGTERM` or Ctrl-C. Then running tasks
 ///   may end; a second signal ends the process at once;
 /// - `describe`: identity and capabilities as JSON. `--engine-yaml` and `--model-yaml` print the

@@ -6,13 +6,17 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use indicatif::{
+    HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+};
 
-/// A progress bar for a file in progress. It appears only for a file that takes long, and only on a
-/// terminal.
+/// A progress bar for each file in progress. It appears only for a file that takes long, and only
+/// on a terminal.
 #[derive(Debug)]
 pub(super) struct Progress {
     state: Mutex<State>,
+    /// The lines of all bars.
+    lines: MultiProgress,
     visible: bool,
 }
 
@@ -20,8 +24,8 @@ pub(super) struct Progress {
 struct State {
     /// The first report of each file in progress.
     began: HashMap<usize, Instant>,
-    /// The bar, and the file that has it until its end.
-    shown: Option<(usize, ProgressBar)>,
+    /// The bars of files.
+    shown: HashMap<usize, ProgressBar>,
 }
 
 /// A file that ends earlier has no bar.
@@ -33,6 +37,7 @@ impl Progress {
     pub(super) fn new(visible: bool) -> Self {
         Self {
             state: Mutex::default(),
+            lines: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()),
             visible,
         }
     }
@@ -48,29 +53,26 @@ impl Progress {
         }
         let mut state = self.state();
         let elapsed = now.saturating_duration_since(*state.began.entry(index).or_insert(now));
-        if state.shown.is_none() && elapsed >= DELAY {
-            state.shown = Some((index, bar(file).with_elapsed(elapsed)));
+        if elapsed < DELAY {
+            return;
         }
-        match &state.shown {
-            Some((shown, bar)) if *shown == index => {
-                bar.set_position((f64::from(fraction) * STEPS as f64) as u64)
-            }
-            _ => {}
-        }
+        let shown = state.shown.entry(index);
+        let bar = shown.or_insert_with(|| self.lines.add(bar(file).with_elapsed(elapsed)));
+        bar.set_position((f64::from(fraction) * STEPS as f64) as u64);
     }
 
     /// Reports the end of the file number `index`.
     pub(super) fn done(&self, index: usize) {
         let mut state = self.state();
         state.began.remove(&index);
-        if let Some((_, bar)) = state.shown.take_if(|(shown, _)| *shown == index) {
+        if let Some(bar) = state.shown.remove(&index) {
             bar.finish_and_clear();
         }
     }
 
-    /// Removes the bar, so that something else can be printed.
+    /// Removes the bars, so that something else can be printed.
     pub(super) fn hide(&self) {
-        if let Some((_, bar)) = self.state().shown.take() {
+        for (_, bar) in self.state().shown.drain() {
             bar.finish_and_clear();
         }
     }
@@ -86,7 +88,7 @@ fn bar(file: &Path) -> ProgressBar {
         .unwrap_or(file.as_os_str())
         .to_string_lossy()
         .into_owned();
-    let bar = ProgressBar::with_draw_target(Some(STEPS), ProgressDrawTarget::stderr());
+    let bar = ProgressBar::with_draw_target(Some(STEPS), ProgressDrawTarget::hidden());
     if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {percent:>3} % {elapsed}{left}") {
         bar.set_style(
             style.with_key("left", |state: &ProgressState, text: &mut dyn Write| {
@@ -121,14 +123,17 @@ mod tests {
     }
 
     #[test]
-    fn bar_appears_after_a_second_and_stays_with_its_file() {
+    fn each_file_that_takes_a_second_has_a_bar() {
         let progress = Progress::new(true);
         let shown = || {
-            progress
-                .state()
+            let state = progress.state();
+            let mut shown: Vec<_> = state
                 .shown
-                .as_ref()
+                .iter()
                 .map(|(index, bar)| (*index, bar.position()))
+                .collect();
+            shown.sort_unstable();
+            shown
         };
         let began = Instant::now();
         let report = |millis, index, fraction| {
@@ -136,16 +141,15 @@ mod tests {
             progress.report_at(now, index, Path::new("talk.wav"), fraction);
             shown()
         };
-        assert_eq!(report(0, 0, 0.1), None);
-        assert_eq!(report(500, 1, 0.1), None);
-        assert_eq!(report(1000, 0, 0.25), Some((0, 250)));
-        // The bar stays with its file until the end.
-        assert_eq!(report(1600, 1, 0.25), Some((0, 250)));
+        assert_eq!(report(0, 0, 0.1), []);
+        assert_eq!(report(500, 1, 0.1), []);
+        assert_eq!(report(1000, 0, 0.25), [(0, 250)]);
+        assert_eq!(report(1600, 1, 0.3), [(0, 250), (1, 300)]);
         progress.done(0);
-        assert_eq!(report(1700, 1, 0.5), Some((1, 500)));
+        assert_eq!(shown(), [(1, 300)]);
         // The bar returns after other output.
         progress.hide();
-        assert_eq!(shown(), None);
-        assert_eq!(report(1800, 1, 0.75), Some((1, 750)));
+        assert_eq!(shown(), []);
+        assert_eq!(report(1800, 1, 0.75), [(1, 750)]);
     }
 }

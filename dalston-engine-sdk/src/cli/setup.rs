@@ -1,5 +1,6 @@
 //! Telemetry and runtime of a command.
 
+use dalston_telemetry::services::service_name;
 use dalston_telemetry::tracing::level_filters::LevelFilter;
 use dalston_telemetry::{Env, LogWriter, Telemetry, TelemetryBuilder};
 use tokio::runtime::{Builder, Runtime};
@@ -12,7 +13,7 @@ pub(super) fn telemetry(info: &EngineInfo, env: &Env) -> TelemetryBuilder {
     // A wrong value is reported with the rest of the configuration.
     let engine_id = DALSTON_ENGINE_ID.read(env).ok().flatten();
     let engine_id = engine_id.as_deref().unwrap_or(&info.id);
-    Telemetry::builder(format!("dalston-engine-{engine_id}"))
+    Telemetry::builder(service_name::engine(engine_id))
         .version(&info.version)
         .env(env.clone())
 }

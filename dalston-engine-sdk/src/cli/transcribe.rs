@@ -1,6 +1,7 @@
 //! `transcribe FILE…`: processes files with a deployment's runner, on a platform inside the
 //! process.
 
+pub(super) mod format;
 mod out_dir;
 mod printer;
 mod reorder;
@@ -20,6 +21,7 @@ use dalston_telemetry::metrics::Metrics;
 use dalston_telemetry::settings::OTEL_ENABLED;
 use dalston_telemetry::{Env, SpanCollector};
 
+use self::format::Written;
 use self::out_dir::OutDir;
 use self::printer::{Printer, print_metrics, print_traces};
 use self::session::Session;
@@ -85,6 +87,11 @@ pub(super) fn transcribe<E: Engine>(
         .as_deref()
         .map(|root| OutDir::new(root, &files))
         .transpose()?;
+    let written = args
+        .output_dir
+        .as_deref()
+        .map(|root| Written::new(root, &args.output_format, &files))
+        .transpose()?;
     let before = metrics.snapshot();
     let session = Session {
         platform: LocalPlatform::for_engine(&info),
@@ -92,9 +99,11 @@ pub(super) fn transcribe<E: Engine>(
         standard_input: standard_input.as_ref(),
         parts: Arc::new(parts),
         out: out.map(Arc::new),
+        written: written.map(Arc::new),
         watch: Watch::new(&files),
         printer: Printer {
             json: args.json,
+            format: args.printed_format()?,
             several: files.len() > 1,
             style: Style::of(&Term::stdout(), env),
             env,

@@ -61,11 +61,13 @@ pub enum PrecisionChoice {
     Float16,
     /// The upper half of single precision.
     Bfloat16,
+    /// Weights in 8 bits, activations as suits the device. Only for engines that offer it.
+    Int8,
 }
 
 impl PrecisionChoice {
     /// The names of number formats. Completes the sentence "expected …".
-    pub(crate) const ACCEPTED: &str = "auto, float32, float16 or bfloat16";
+    pub(crate) const ACCEPTED: &str = "auto, float32, float16, bfloat16 or int8";
 }
 
 impl FromStr for PrecisionChoice {
@@ -77,6 +79,7 @@ impl FromStr for PrecisionChoice {
             "float32" => Ok(Self::Float32),
             "float16" => Ok(Self::Float16),
             "bfloat16" => Ok(Self::Bfloat16),
+            "int8" => Ok(Self::Int8),
             _ => Err(ParseError::new("precision", text, Self::ACCEPTED)),
         }
     }
@@ -89,6 +92,7 @@ impl fmt::Display for PrecisionChoice {
             Self::Float32 => "float32",
             Self::Float16 => "float16",
             Self::Bfloat16 => "bfloat16",
+            Self::Int8 => "int8",
         })
     }
 }
@@ -162,6 +166,7 @@ mod tests {
             PrecisionChoice::Float32,
             PrecisionChoice::Float16,
             PrecisionChoice::Bfloat16,
+            PrecisionChoice::Int8,
         ] {
             assert_eq!(precision.to_string().parse(), Ok(precision));
         }

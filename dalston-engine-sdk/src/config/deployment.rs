@@ -9,6 +9,8 @@ use dalston_telemetry::{Env, EnvError};
 
 use super::choices::{ClientSpans, SpotDrain};
 use super::models::ModelConfig;
+#[cfg(feature = "realtime")]
+use super::realtime::RealtimeConfig;
 use super::settings::{
     AWS_CREDENTIALS, DALSTON_CLIENT_SPANS, DALSTON_HOST_HOSTNAME, DALSTON_HTTP_CORS_ORIGINS,
     DALSTON_HTTP_MAX_REQUESTS, DALSTON_HTTP_MAX_UPLOAD_MB, DALSTON_HTTP_QUEUE_TIMEOUT_SECONDS,
@@ -63,6 +65,9 @@ pub struct DeploymentConfig {
     pub spot_drain: SpotDrain,
     /// The requests that have client spans in the traces of tasks. `DALSTON_CLIENT_SPANS`.
     pub client_spans: ClientSpans,
+    /// Realtime sessions, of an engine that has them.
+    #[cfg(feature = "realtime")]
+    pub realtime: RealtimeConfig,
     pub(crate) cloud: Cloud,
 }
 
@@ -95,6 +100,8 @@ impl DeploymentConfig {
             node,
             spot_drain: DALSTON_SPOT_DRAIN.read_or_default(env)?,
             client_spans: DALSTON_CLIENT_SPANS.read_or_default(env)?,
+            #[cfg(feature = "realtime")]
+            realtime: RealtimeConfig::from_env(env)?,
             cloud: Cloud::unknown(),
         })
     }
@@ -137,8 +144,10 @@ impl DeploymentConfig {
 
 impl std::fmt::Debug for DeploymentConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DeploymentConfig")
-            .field("redis_url", &dalston_telemetry::redact::text(&self.redis_url))
+        let mut f = f.debug_struct("DeploymentConfig");
+        #[cfg(feature = "realtime")]
+        f.field("realtime", &self.realtime);
+        f.field("redis_url", &dalston_telemetry::redact::text(&self.redis_url))
             .field("s3", &self.s3)
             .field("storage_dir", &self.storage_dir)
             .field("http_port", &self.http_port)
@@ -228,6 +237,8 @@ mod tests {
             node: NodeIdentity::local(&*node.hostname, &*node.node_id),
             spot_drain: SpotDrain::All,
             client_spans: ClientSpans::Off,
+            #[cfg(feature = "realtime")]
+            realtime: RealtimeConfig::default(),
             cloud: Cloud::unknown(),
         };
         assert_eq!(config, expected);

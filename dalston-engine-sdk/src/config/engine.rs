@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use dalston_telemetry::{Env, EnvError};
 
 use super::choices::{DeviceChoice, PrecisionChoice};
-use super::settings::{DALSTON_DEFAULT_MODEL, DALSTON_DEVICE, DALSTON_MODEL_DIR, DALSTON_PRECISION};
+use super::settings::{
+    DALSTON_DEFAULT_MODEL, DALSTON_DEVICE, DALSTON_MODEL_DIR, DALSTON_PRECISION, DALSTON_VAD_MODEL,
+};
 use crate::model_id::ModelId;
 
 /// What an engine gets to know of the configuration: device, number format, model.
@@ -22,6 +24,9 @@ pub struct EngineConfig {
     pub model: Option<ModelId>,
     /// The directory in which models are looked up by name. `DALSTON_MODEL_DIR`.
     pub model_root: Option<PathBuf>,
+    /// The TorchScript file of Silero's voice detector, in place of the engine's own detector. It
+    /// needs the features `audio` and `tch`. `DALSTON_VAD_MODEL`.
+    pub vad_model: Option<PathBuf>,
 }
 
 impl EngineConfig {
@@ -31,14 +36,15 @@ impl EngineConfig {
         Self::default()
     }
 
-    /// Reads `DALSTON_DEVICE`, `DALSTON_PRECISION`, `DALSTON_DEFAULT_MODEL` and
-    /// `DALSTON_MODEL_DIR`.
+    /// Reads `DALSTON_DEVICE`, `DALSTON_PRECISION`, `DALSTON_DEFAULT_MODEL`, `DALSTON_MODEL_DIR`
+    /// and `DALSTON_VAD_MODEL`.
     pub(super) fn from_env(env: &Env) -> Result<Self, EnvError> {
         Ok(Self {
             device: DALSTON_DEVICE.read_or_default(env)?,
             precision: DALSTON_PRECISION.read_or_default(env)?,
             model: DALSTON_DEFAULT_MODEL.read(env)?,
             model_root: DALSTON_MODEL_DIR.read(env)?,
+            vad_model: DALSTON_VAD_MODEL.read(env)?,
         })
     }
 
@@ -67,6 +73,13 @@ impl EngineConfig {
     #[must_use]
     pub fn model_root(mut self, root: impl Into<PathBuf>) -> Self {
         self.model_root = Some(root.into());
+        self
+    }
+
+    /// Sets the file of the voice detector.
+    #[must_use]
+    pub fn vad_model(mut self, file: impl Into<PathBuf>) -> Self {
+        self.vad_model = Some(file.into());
         self
     }
 }

@@ -5,6 +5,8 @@ mod choices;
 mod deployment;
 mod engine;
 mod models;
+#[cfg(feature = "realtime")]
+mod realtime;
 mod runner;
 pub mod settings;
 
@@ -15,4 +17,6 @@ pub use self::choices::{DeviceChoice, ModelSource, PrecisionChoice};
 pub use self::deployment::DeploymentConfig;
 pub use self::engine::EngineConfig;
 pub use self::models::ModelConfig;
+#[cfg(feature = "realtime")]
+pub use self::realtime::RealtimeConfig;
 pub use self::runner::RunnerConfig;

@@ -6,9 +6,10 @@ use dalston_telemetry::{Env, EnvError};
 
 use super::engine::EngineConfig;
 use super::settings::{
-    DALSTON_DEFAULT_TASK_TIMEOUT_S, DALSTON_DRAIN_TIMEOUT_SECONDS, DALSTON_ENGINE_ID, DALSTON_MAX_DELIVERIES,
-    DALSTON_MAX_LOADED_MODELS, DALSTON_MAX_STUCK_THREADS, DALSTON_MODEL_PRELOAD, DALSTON_MODEL_TTL_SECONDS,
-    DALSTON_SLOTS, DALSTON_TEMP_PURGE_MAX_AGE_S, DALSTON_WORKER_ID, TMPDIR,
+    DALSTON_BATCH_WAIT_SECONDS, DALSTON_DEFAULT_TASK_TIMEOUT_S, DALSTON_DRAIN_TIMEOUT_SECONDS,
+    DALSTON_ENGINE_ID, DALSTON_MAX_BATCH, DALSTON_MAX_DELIVERIES, DALSTON_MAX_LOADED_MODELS,
+    DALSTON_MAX_STUCK_THREADS, DALSTON_MODEL_PRELOAD, DALSTON_MODEL_TTL_SECONDS, DALSTON_SLOTS,
+    DALSTON_TEMP_PURGE_MAX_AGE_S, DALSTON_WORKER_ID, TMPDIR,
 };
 use crate::model_id::ModelId;
 
@@ -39,6 +40,12 @@ pub struct RunnerConfig {
     /// How many inference threads there are, each with models of its own: 1 to 1024.
     /// `DALSTON_SLOTS`.
     pub slots: usize,
+    /// The most tasks that the engine gets at once, if it takes batches: at least 1. `None` stands
+    /// for the number of the engine. `DALSTON_MAX_BATCH`.
+    pub max_batch: Option<usize>,
+    /// How long an idle inference thread waits for a full batch, at most 60 s. `None` stands for
+    /// the time of the engine. `DALSTON_BATCH_WAIT_SECONDS`.
+    pub batch_wait: Option<Duration>,
     /// What the engine gets when it loads a model.
     pub engine: EngineConfig,
     /// Models to load before the first task is taken. The unnamed one stands for the default model;
@@ -79,6 +86,8 @@ impl Default for RunnerConfig {
             engine_id: None,
             instance_suffix: None,
             slots: DALSTON_SLOTS.default_value(),
+            max_batch: None,
+            batch_wait: None,
             engine: EngineConfig::default(),
             preload: Vec::new(),
             max_loaded_models: DALSTON_MAX_LOADED_MODELS.default_value(),
@@ -106,6 +115,8 @@ impl RunnerConfig {
             engine_id: DALSTON_ENGINE_ID.read(env)?,
             instance_suffix: DALSTON_WORKER_ID.read(env)?,
             slots: DALSTON_SLOTS.read_or_default(env)?,
+            max_batch: DALSTON_MAX_BATCH.read(env)?,
+            batch_wait: DALSTON_BATCH_WAIT_SECONDS.read(env)?,
             engine: EngineConfig::from_env(env)?,
             preload: DALSTON_MODEL_PRELOAD.read(env)?.unwrap_or_default(),
             max_loaded_models: DALSTON_MAX_LOADED_MODELS.read_or_default(env)?,
@@ -133,6 +144,8 @@ mod tests {
             engine_id: None,
             instance_suffix: None,
             slots: 1,
+            max_batch: None,
+            batch_wait: None,
             engine: EngineConfig::default(),
             preload: Vec::new(),
             max_loaded_models: 2,
@@ -161,10 +174,13 @@ mod tests {
             ("DALSTON_WORKER_ID", "w1"),
             ("DALSTON_INSTANCE", "i1"),
             ("DALSTON_SLOTS", "3"),
+            ("DALSTON_MAX_BATCH", "4"),
+            ("DALSTON_BATCH_WAIT_SECONDS", "0.05"),
             ("DALSTON_DEVICE", "cuda:1"),
             ("DALSTON_PRECISION", "bfloat16"),
             ("DALSTON_DEFAULT_MODEL", "small"),
             ("DALSTON_MODEL_DIR", "/models"),
+            ("DALSTON_VAD_MODEL", "/models/silero_vad.jit"),
             ("DALSTON_MODEL_PRELOAD", "tiny, base,"),
             ("DALSTON_MAX_LOADED_MODELS", "5"),
             ("DALSTON_MODEL_TTL_SECONDS", "60"),
@@ -180,11 +196,14 @@ mod tests {
             engine_id: Some("other-asr".to_owned()),
             instance_suffix: Some("w1".to_owned()),
             slots: 3,
+            max_batch: Some(4),
+            batch_wait: Some(Duration::from_millis(50)),
             engine: EngineConfig::new()
                 .device(DeviceChoice::Cuda(1))
                 .precision(PrecisionChoice::Bfloat16)
                 .model("small")
-                .model_root("/models"),
+                .model_root("/models")
+                .vad_model("/models/silero_vad.jit"),
             preload: vec!["tiny".into(), "base".into()],
             max_loaded_models: 5,
             model_ttl: Duration::from_secs(60),

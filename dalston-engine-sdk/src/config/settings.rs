@@ -6,19 +6,21 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use dalston_telemetry::services::SpanNames;
 use dalston_telemetry::settings::{
-    Accepts, Group, Number, OneOf, Parsed, Seconds, Text, Variable, WholeNumber,
+    Accepts, Group, Milliseconds, Number, OneOf, Parsed, Seconds, Text, Variable, WholeNumber,
 };
 use dalston_telemetry::variables;
 use serde_json::{Map, Value};
 use url::Url;
 
 use super::choices::{ClientSpans, DeviceChoice, ModelSource, PrecisionChoice, SpotDrain};
+use crate::batch::MAX_TASKS as MAX_BATCH;
 use crate::model_id::ModelId;
 use crate::store::{DEFAULT_BUCKET, key};
 
 /// All variables that this crate declares.
-pub static VARIABLES: &[&Group] = &[&ENGINES, &WORKERS, &LOCAL];
+pub static VARIABLES: &[&Group] = &[&ENGINES, &WORKERS, &REALTIME, &LOCAL];
 
 /// More inference threads than any machine has use for.
 pub(crate) const MAX_SLOTS: usize = 1024;
@@ -47,6 +49,11 @@ variables! {
     pub(crate) static DALSTON_MODEL_DIR: Variable<PathBuf> =
         Variable::new(&["DALSTON_MODEL_DIR"], &Text("a directory"));
 
+    /// The TorchScript file of Silero's voice detector, in place of the engine's own detector. Only
+    /// for engines on libtorch.
+    pub(crate) static DALSTON_VAD_MODEL: Variable<PathBuf> =
+        Variable::new(&["DALSTON_VAD_MODEL"], &Text("a file")).default_described("the engine's detector");
+
     /// Models to load before the first task. `true` stands for the default model.
     pub(crate) static DALSTON_MODEL_PRELOAD: Variable<Vec<ModelId>> =
         Variable::new(&["DALSTON_MODEL_PRELOAD"], &ModelNames);
@@ -62,6 +69,15 @@ variables! {
     /// Inference threads, each with models of its own.
     pub(crate) static DALSTON_SLOTS: Variable<usize> =
         Variable::new(&["DALSTON_SLOTS"], &WholeNumber(1, MAX_SLOTS as u64)).default("1");
+
+    /// The most tasks that the engine gets at once, if it takes batches.
+    pub(crate) static DALSTON_MAX_BATCH: Variable<usize> =
+        Variable::new(&["DALSTON_MAX_BATCH"], &WholeNumber(1, MAX_BATCH as u64))
+            .default_described("the engine's");
+
+    /// How long an idle inference thread waits for a full batch, if the engine takes batches.
+    pub(crate) static DALSTON_BATCH_WAIT_SECONDS: Variable<Duration> =
+        Variable::new(&["DALSTON_BATCH_WAIT_SECONDS"], &Seconds(0.0, 60.0)).default_described("the engine's");
 
     /// The settings of an engine with settings of its own (`main_with`). `--set` wins over them,
     /// key by key.
@@ -249,6 +265,70 @@ variables! {
         ]),
     )
     .default("off");
+}
+
+variables! {
+    /// Of an engine with realtime sessions (feature `realtime`), in the command `run`. A client can
+    /// set the limits of its lag, the length of utterances and the silence for its session.
+    pub group REALTIME = "Realtime sessions";
+
+    /// The port of realtime sessions. 0: any free port.
+    pub(crate) static DALSTON_WORKER_PORT: Variable<u16> =
+        Variable::new(&["DALSTON_WORKER_PORT"], &Parsed("a port from 0 to 65535")).default("9000");
+
+    /// The URL of that port that the registry shows.
+    pub(crate) static DALSTON_WORKER_ENDPOINT: Variable<String> =
+        Variable::new(&["DALSTON_WORKER_ENDPOINT"], &Text("a ws or wss URL"))
+            .default_described("`ws://{host name}:{port}`");
+
+    /// Realtime sessions at the same time. Further ones are refused.
+    pub(crate) static DALSTON_MAX_SESSIONS: Variable<usize> =
+        Variable::new(&["DALSTON_MAX_SESSIONS"], &WholeNumber(1, 10_000)).default("2");
+
+    /// How far a session may lag behind its audio before the client gets a warning.
+    pub(crate) static DALSTON_REALTIME_LAG_WARNING_SECONDS: Variable<Duration> =
+        Variable::new(&["DALSTON_REALTIME_LAG_WARNING_SECONDS"], &Seconds(0.1, 3600.0)).default("3");
+
+    /// How far a session may lag behind its audio for a while.
+    pub(crate) static DALSTON_REALTIME_LAG_HARD_SECONDS: Variable<Duration> =
+        Variable::new(&["DALSTON_REALTIME_LAG_HARD_SECONDS"], &Seconds(0.1, 3600.0)).default("5");
+
+    /// How long a session may lag that far before it is terminated.
+    pub(crate) static DALSTON_REALTIME_LAG_HARD_GRACE_SECONDS: Variable<Duration> =
+        Variable::new(&["DALSTON_REALTIME_LAG_HARD_GRACE_SECONDS"], &Seconds(0.0, 3600.0)).default("2");
+
+    /// The length at which an utterance is cut.
+    pub(crate) static DALSTON_REALTIME_MAX_UTTERANCE_DURATION: Variable<Duration> =
+        Variable::new(&["DALSTON_REALTIME_MAX_UTTERANCE_DURATION"], &Seconds(1.0, 300.0)).default("30");
+
+    /// The silence that ends an utterance, in milliseconds.
+    pub(crate) static DALSTON_REALTIME_MIN_SILENCE_DURATION_MS: Variable<Duration> =
+        Variable::new(&["DALSTON_REALTIME_MIN_SILENCE_DURATION_MS"], &Milliseconds(50)).default("400");
+
+    /// The audio of a session that may wait for its transcription, in seconds. Then the client is
+    /// slowed down.
+    pub(crate) static DALSTON_REALTIME_INPUT_SECONDS: Variable<Duration> =
+        Variable::new(&["DALSTON_REALTIME_INPUT_SECONDS"], &Seconds(1.0, 600.0)).default("30");
+
+    /// How long a client may send neither audio nor `keepalive`.
+    pub(crate) static DALSTON_REALTIME_IDLE_TIMEOUT_SECONDS: Variable<Duration> =
+        Variable::new(&["DALSTON_REALTIME_IDLE_TIMEOUT_SECONDS"], &Seconds(1.0, 86_400.0)).default("60");
+
+    /// How long a session may last.
+    pub(crate) static DALSTON_REALTIME_MAX_SESSION_SECONDS: Variable<Duration> =
+        Variable::new(&["DALSTON_REALTIME_MAX_SESSION_SECONDS"], &Seconds(1.0, 86_400.0)).default("14400");
+
+    /// One chunk of audio in so many has a span. The first one of a session and those that take
+    /// longer than their audio have one in any case.
+    pub(crate) static DALSTON_RT_SPAN_SAMPLE_RATE: Variable<u32> =
+        Variable::new(&["DALSTON_RT_SPAN_SAMPLE_RATE"], &WholeNumber(1, 1_000_000)).default("10");
+
+    /// The names of the spans of a session: those of this guide, or those of the live platform's
+    /// own worker.
+    pub(crate) static DALSTON_RT_SPAN_NAMES: Variable<SpanNames> = Variable::new(
+        &["DALSTON_RT_SPAN_NAMES"],
+        &OneOf(&[("guide", SpanNames::Guide), ("live", SpanNames::Live)]),
+    ).default("guide");
 }
 
 variables! {

@@ -78,6 +78,10 @@ pub enum InstanceStatus {
     Downloading,
     /// Processing tasks.
     Processing,
+    /// Ready for realtime sessions.
+    Ready,
+    /// Without room for another realtime session.
+    Busy,
     /// Finishing its tasks and taking no new ones. The platform sends it no work but counts it as
     /// alive.
     Draining,
@@ -92,6 +96,8 @@ impl InstanceStatus {
             Self::Loading => "loading",
             Self::Downloading => "downloading",
             Self::Processing => "processing",
+            Self::Ready => "ready",
+            Self::Busy => "busy",
             Self::Draining => "draining",
         }
     }
@@ -113,6 +119,8 @@ pub struct RegistryRecord {
     pub registered_at: Timestamp,
     /// Tells this process from another one with the same name.
     pub start_nonce: String,
+    /// The URL for realtime sessions: `ws://host:port`. `None` is the record of a batch worker.
+    pub realtime_endpoint: Option<String>,
 }
 
 /// The machine of an instance.
@@ -151,8 +159,10 @@ impl NodeIdentity {
 pub struct Heartbeat {
     /// The state of the instance.
     pub status: InstanceStatus,
-    /// The number of tasks in progress, at most the record's `capacity`. The platform prefers
-    /// instances with a large difference between the two.
+    /// The models in memory, of a realtime worker.
+    pub models_loaded: Vec<String>,
+    /// The number of tasks or sessions in progress, at most the record's `capacity`. The platform
+    /// prefers instances with a large difference between the two.
     pub active_tasks: u32,
     /// The model in memory.
     pub loaded_model: Option<String>,
@@ -191,7 +201,16 @@ impl RegistryRecord {
             node,
             registered_at: Timestamp::now(),
             start_nonce: Uuid::new_v4().simple().to_string(),
+            realtime_endpoint: None,
         }
+    }
+
+    /// Makes it the record of a realtime worker with this URL. The capacity is its number of
+    /// sessions.
+    #[must_use]
+    pub fn realtime(mut self, endpoint: impl Into<String>) -> Self {
+        self.realtime_endpoint = Some(endpoint.into());
+        self
     }
 
     /// The first of the engine's stages. The platform finds the engine by it.
@@ -214,14 +233,20 @@ impl RegistryRecord {
     /// The fields that every heartbeat writes.
     #[must_use]
     pub fn heartbeat(&self, heartbeat: &Heartbeat, now: Timestamp) -> Vec<(&'static str, String)> {
+        let active = heartbeat.active_tasks.to_string();
+        let none = || "0".to_owned();
+        let (interfaces, active_batch, active_realtime) = match self.realtime_endpoint {
+            None => (r#"["batch"]"#, active, none()),
+            Some(_) => (r#"["realtime"]"#, none(), active),
+        };
         let mut fields = vec![
             ("instance", self.instance.clone()),
             ("engine_id", self.capabilities.engine_id.clone()),
             ("stage", self.stage()),
             ("status", heartbeat.status.as_str().to_owned()),
-            ("interfaces", r#"["batch"]"#.to_owned()),
-            ("active_batch", heartbeat.active_tasks.to_string()),
-            ("active_realtime", "0".to_owned()),
+            ("interfaces", interfaces.to_owned()),
+            ("active_batch", active_batch),
+            ("active_realtime", active_realtime),
             ("gpu_memory_used", gigabytes(heartbeat.gpu_memory_used_mib)),
             ("last_heartbeat", now.to_string()),
             ("hostname", self.node.hostname.clone()),
@@ -233,6 +258,14 @@ impl RegistryRecord {
         fields.extend(kind.map(|kind| ("aws_instance_type", kind)));
         if heartbeat.gpu_memory_total_mib.is_some() {
             fields.push(("gpu_memory_total", gigabytes(heartbeat.gpu_memory_total_mib)));
+        }
+        // The platform's realtime workers repeat these, so that a record that lapsed is complete.
+        if let Some(endpoint) = &self.realtime_endpoint {
+            fields.extend([
+                ("endpoint", endpoint.clone()),
+                ("capacity", self.capacity.to_string()),
+                ("models_loaded", json!(heartbeat.models_loaded).to_string()),
+            ]);
         }
         // Empty rather than omitted: an omitted field would keep the previous model.
         fields.push(("loaded_model", heartbeat.loaded_model.clone().unwrap_or_default()));
@@ -259,10 +292,18 @@ impl RegistryRecord {
                 capabilities.includes_diarization.to_string(),
             ),
             ("execution_profile", "container".to_owned()),
-            ("stream_name", keys::task_stream(&capabilities.engine_id)),
             ("capabilities", json!(capabilities).to_string()),
-            ("schema_version", SCHEMA_VERSION.to_owned()),
         ]);
+        match &self.realtime_endpoint {
+            None => fields.extend([
+                ("stream_name", keys::task_stream(&capabilities.engine_id)),
+                ("schema_version", SCHEMA_VERSION.to_owned()),
+            ]),
+            Some(_) => fields.push((
+                "vocabulary_support",
+                json!(capabilities.vocabulary_support).to_string(),
+            )),
+        }
         fields
     }
 }
@@ -362,6 +403,40 @@ mod tests {
                 .collect()
         };
         assert_eq!(rest(written), rest(expected));
+    }
+
+    #[test]
+    fn realtime_heartbeat_has_all_identity_fields() {
+        let record = record().realtime("ws://box-7:9000");
+        let mut heartbeat = Heartbeat::new(InstanceStatus::Busy, 2);
+        heartbeat.models_loaded = vec!["tiny".to_owned()];
+        let fields: BTreeMap<_, _> = record.heartbeat(&heartbeat, now()).into_iter().collect();
+        let expected: BTreeMap<_, _> = [
+            ("instance", "faster-whisper-0f37d5acd7e8"),
+            ("engine_id", "faster-whisper"),
+            ("stage", "transcribe"),
+            ("status", "busy"),
+            ("interfaces", r#"["realtime"]"#),
+            ("active_batch", "0"),
+            ("active_realtime", "2"),
+            ("capacity", "2"),
+            ("endpoint", "ws://box-7:9000"),
+            ("models_loaded", r#"["tiny"]"#),
+            ("gpu_memory_used", "0GB"),
+            ("last_heartbeat", "2026-11-20T18:20:00.000000+00:00"),
+            ("hostname", "box-7"),
+            ("node_id", "box-7"),
+            ("deploy_env", "local"),
+            ("loaded_model", ""),
+        ]
+        .map(|(key, value)| (key, value.to_owned()))
+        .into();
+        assert_eq!(fields, expected);
+        let complete: BTreeMap<_, _> = record.complete(&heartbeat, now()).into_iter().collect();
+        assert_eq!(complete["vocabulary_support"], "null");
+        for batch_field in ["schema_version", "stream_name"] {
+            assert!(!complete.contains_key(batch_field), "{batch_field}");
+        }
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub(super) struct StreamReader {
     /// Where in the pending list the next look begins.
     cursor: Option<String>,
     next_claim: Option<Instant>,
+    /// The same for reads ahead, after one that left the stale entries to idle peers.
+    next_claim_ahead: Option<Instant>,
     next_trim: Option<Instant>,
 }
 
@@ -68,6 +70,7 @@ impl StreamReader {
             own_entries_done: false,
             cursor: None,
             next_claim: None,
+            next_claim_ahead: None,
             next_trim: None,
         }
     }
@@ -131,16 +134,18 @@ impl StreamReader {
             (self.own_entries_done, self.cursor, self.next_claim) = (false, None, None);
         }
         let now = Instant::now();
-        if self.next_claim.is_none_or(|next| next <= now) {
+        let is_due = |next: Option<Instant>| next.is_none_or(|next| next <= now);
+        if is_due(self.next_claim) && (reads == Reads::Next || is_due(self.next_claim_ahead)) {
             self.held.forget_abandoned();
-            let may_claim = match reads {
-                Reads::Next => true,
-                Reads::Ahead => self.has_no_idle_peers(consumer).await?,
-            };
-            if may_claim && let Some(delivery) = self.claim_stale_entry(consumer, stream).await? {
-                return Ok(Some(delivery));
+            if reads == Reads::Next || self.has_no_idle_peers(consumer).await? {
+                if let Some(delivery) = self.claim_stale_entry(consumer, stream).await? {
+                    return Ok(Some(delivery));
+                }
+                self.next_claim = Some(Instant::now() + CLAIM_INTERVAL);
+            } else {
+                // The next task of an idle thread may still be a stale entry.
+                self.next_claim_ahead = Some(Instant::now() + CLAIM_INTERVAL);
             }
-            self.next_claim = Some(Instant::now() + CLAIM_INTERVAL);
         }
         if self.next_trim.is_none_or(|next| next <= now) {
             self.next_trim = Some(now + TRIM_INTERVAL);
@@ -187,10 +192,12 @@ impl StreamReader {
             consumer: None,
         };
         let entries = StaleEntry::find(held, stream, search).await?;
-        self.cursor = match entries.last() {
+        // After a claim, the next look begins with the oldest entry again.
+        let rest = match entries.last() {
             Some(last) if entries.len() == WINDOW => Some(last.id.clone()),
             _ => None,
         };
+        self.cursor = None;
         for entry in entries {
             let free = if entry.is_released() {
                 !held.was_handed_back(&entry.id)
@@ -204,6 +211,7 @@ impl StreamReader {
                 return Ok(Some(delivery));
             }
         }
+        self.cursor = rest;
         Ok(None)
     }
 

@@ -36,7 +36,7 @@ pub(super) struct Attempt<'a> {
     /// Known once `request.json` was read.
     pub(super) model: OnceLock<ModelId>,
     /// Held from the admission to the end of the task.
-    run_guard: Mutex<Option<RunGuard<'a>>>,
+    run_guard: Mutex<Option<RunGuard>>,
     pub(super) begun_at: Instant,
     pub(super) deadline: Instant,
     /// How long the deadline had passed already when the task was read.
@@ -123,7 +123,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// Keeps the right of the task to run until the attempt is dropped.
-    pub(super) fn keep(&self, guard: RunGuard<'a>) {
+    pub(super) fn keep(&self, guard: RunGuard) {
         *self.run_guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
     }
 

@@ -17,13 +17,14 @@ use uuid::Uuid;
 
 use super::breaker::{Breaker, Probe};
 use super::control_loop::Runner;
-use super::direct;
 use super::pool::{SlotPool, SpawnThread};
 use super::run_lock::RunLock;
-use super::slot::{self, ModelLimits, ThreadConfig};
+use super::slot::{self, ModelLimits, ThreadConfig, ThreadMetrics};
 use super::status::RunnerStatus;
 use super::stop::Drain;
-use super::worker::{Origin, Worker};
+use super::worker::{Batches, Origin, Worker};
+use super::{detector, direct};
+use crate::batch::{Batching, MAX_TASKS};
 use crate::broker::{Broker, Consumer};
 use crate::config::settings::{DALSTON_SLOTS, MAX_SLOTS};
 use crate::config::{EngineConfig, RunnerConfig};
@@ -36,8 +37,10 @@ use crate::model_id::ModelId;
 use crate::models::ModelStorage;
 use crate::start::StartContext;
 use crate::store::Store;
-use crate::task::TaskInfo;
+use crate::task::{TaskInfo, TaskRequest};
 
+/// The longest wait of an idle thread for a full batch.
+const LONGEST_BATCH_WAIT: Duration = Duration::from_secs(60);
 /// Per slot: results that are uploaded at the same time.
 const UPLOADS_PER_SLOT: usize = 4;
 
@@ -220,6 +223,7 @@ impl<E: Engine> RunnerBuilder<E> {
         let engine_id = config.engine_id.clone().unwrap_or_else(|| info.id.clone());
         check_engine(&engine_id, &info)?;
         check_config(&config)?;
+        detector::check(&config.engine)?;
         let broker = broker.ok_or(BuildError::Missing { what: "broker" })?;
         let store = store.ok_or(BuildError::Missing { what: "store" })?;
         let Some(stage) = info.stages.first().cloned() else {
@@ -255,6 +259,10 @@ impl<E: Engine> RunnerBuilder<E> {
             registry.clone(),
         ));
         let (status, drain) = (RunnerStatus::new(), Drain::default());
+        let engine = Arc::new(engine);
+        let batches = batches(&engine, &info, &config);
+        #[cfg(feature = "realtime")]
+        let voice_detector = detector::detectors(&engine, &config.engine)?;
         let spawn = spawn_thread(
             engine,
             &config,
@@ -264,7 +272,11 @@ impl<E: Engine> RunnerBuilder<E> {
             model_storage.clone(),
             drain.begun.clone(),
         );
-        let pool = SlotPool::new(spawn, config.max_stuck_threads);
+        let single = || Batching::up_to(1);
+        let limits = batches
+            .as_ref()
+            .map_or_else(single, |batches| batches.limits.clone());
+        let pool = SlotPool::new(spawn, config.max_stuck_threads, limits);
         let consumer = Consumer {
             instance: instance_name(&engine_id, &config),
             engine_id,
@@ -280,8 +292,11 @@ impl<E: Engine> RunnerBuilder<E> {
                 default_model,
                 #[cfg(feature = "audio")]
                 audio: info.audio,
+                #[cfg(feature = "realtime")]
+                voice_detector,
                 uploads: Semaphore::new(config.slots * UPLOADS_PER_SLOT),
                 run_lock: RunLock::default(),
+                batches,
                 config,
                 origin: Arc::new(Origin::queue(broker, store)),
                 telemetry,
@@ -294,6 +309,7 @@ impl<E: Engine> RunnerBuilder<E> {
                 model_storage,
                 interruption: Interruption::none(),
                 status,
+                sessions: TaskTracker::new(),
                 removals: TaskTracker::new(),
             }),
         })
@@ -308,9 +324,29 @@ impl<E> fmt::Debug for RunnerBuilder<E> {
     }
 }
 
+/// How tasks share a call of the engine, if it takes batches.
+fn batches<E: Engine>(engine: &Arc<E>, info: &EngineInfo, config: &RunnerConfig) -> Option<Batches> {
+    let mut limits = info.batching.clone()?;
+    limits.max_tasks = limits.max_tasks.clamp(1, MAX_TASKS);
+    if let Some(cap) = config.max_batch {
+        limits.max_tasks = limits.max_tasks.min(cap);
+    }
+    limits.wait = config.batch_wait.unwrap_or(limits.wait).min(LONGEST_BATCH_WAIT);
+    if limits.max_tasks <= 1 {
+        return None;
+    }
+    let engine = Arc::clone(engine);
+    // Without a key the task runs alone, also if the engine panics.
+    let key = move |task: &TaskRequest| slot::catch(|| Ok(engine.batch_key(task))).ok().flatten();
+    Some(Batches {
+        limits,
+        key: Box::new(key),
+    })
+}
+
 /// The function that starts inference threads.
 fn spawn_thread<E: Engine>(
-    engine: E,
+    engine: Arc<E>,
     config: &RunnerConfig,
     registry: &Metrics,
     metrics: &EngineMetrics,
@@ -318,7 +354,6 @@ fn spawn_thread<E: Engine>(
     model_storage: Option<ModelStorage>,
     draining: CancellationToken,
 ) -> Box<SpawnThread> {
-    let engine = Arc::new(engine);
     let engine_config = Arc::new(config.engine.clone());
     let limits = ModelLimits {
         max_models: config.max_loaded_models,
@@ -339,7 +374,10 @@ fn spawn_thread<E: Engine>(
             load_context: context,
             draining: draining.clone(),
             limits,
-            metrics: metrics.slot(index),
+            metrics: ThreadMetrics {
+                slot: metrics.slot(index),
+                engine: metrics.clone(),
+            },
             status: status.thread(),
         };
         slot::spawn(config, queue, handle, preload)
@@ -385,6 +423,7 @@ fn check_config(config: &RunnerConfig) -> Result<(), BuildError> {
         });
     }
     at_least_one("max_loaded_models", config.max_loaded_models)?;
+    at_least_one("max_batch", config.max_batch.unwrap_or(1))?;
     at_least_one("max_deliveries", config.max_deliveries as usize)
 }
 

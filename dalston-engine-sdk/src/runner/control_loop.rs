@@ -13,6 +13,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::instrument::WithSubscriber;
 
 use super::direct::{self, Direct, Submission};
+#[cfg(feature = "realtime")]
+use super::live::Live;
 use super::report::public_text;
 use super::slot::TelemetryScope;
 use super::status::{RunnerPhase, RunnerStatus};
@@ -25,8 +27,8 @@ use crate::gpu::GpuMonitor;
 use crate::interruption::Interruption;
 use crate::log_limit::is_logged;
 
-/// Per slot: one task that runs, and one that is ready to run.
-const PERMITS_PER_SLOT: usize = 2;
+/// Per slot: one task or batch that runs, and one that is ready to run.
+const TURNS_PER_SLOT: usize = 2;
 /// How long one read waits for a task.
 const RECEIVE_WAIT: Duration = Duration::from_secs(30);
 /// How often the GPUs are read. Prometheus usually scrapes at this interval.
@@ -84,6 +86,12 @@ impl Runner {
     #[must_use]
     pub fn direct(&self) -> Direct {
         Direct::new(Arc::clone(&self.worker), self.submit.clone())
+    }
+
+    /// Has the running runner transcribe the audio of sessions.
+    #[cfg(feature = "realtime")]
+    pub(crate) fn live(&self) -> Live {
+        Live::new(Arc::clone(&self.worker))
     }
 
     /// Tells the running runner that its machine will be taken away.
@@ -177,8 +185,12 @@ impl Worker {
                 if let Some(error) = self.pool.start(slot, preload, scope).await? {
                     self.breaker.preload_failed(public_text(&error));
                 }
-                permits.queue.add_permits(PERMITS_PER_SLOT);
-                permits.direct.add_permits(PERMITS_PER_SLOT);
+                let tasks = self
+                    .batches
+                    .as_ref()
+                    .map_or(1, |batches| batches.limits.max_tasks);
+                permits.queue.add_permits(TURNS_PER_SLOT * tasks);
+                permits.direct.add_permits(TURNS_PER_SLOT * tasks);
                 self.status.enter(RunnerPhase::Running);
                 Ok(())
             }
@@ -289,6 +301,8 @@ impl Worker {
                     report_panic(ended);
                 }
             }
+            self.sessions.close();
+            self.sessions.wait().await;
         };
         let limit = Instant::now() + self.config.drain_timeout.min(LONGEST_DRAIN);
         let in_time = tokio::select! {

@@ -43,23 +43,30 @@
 //! | `prepare`, `files`, `decode` | request, inputs, audio, results |
 //! | `inference` | waits for a thread, admits the task, takes the answer |
 //! | `run_queue`, `pool`, `slot`, `models` | inference threads and their models |
+//! | `forming`, `slot/batch` | several tasks at once |
 //! | `report`, `retry` | outcomes |
 //! | `lease`, `stop` | the lease, and reasons to stop early |
 //! | `run_lock` | lets a task that killed a worker run alone |
 //! | `direct` | tasks that do not come from the queue |
+//! | `live` | the audio of realtime sessions |
 //! | `status` | what the registry and the health check show |
 //! | `sweep` | directories that killed processes left |
 
 mod attempt;
 mod breaker;
 mod builder;
+mod class;
 mod control_loop;
 #[cfg(feature = "audio")]
 mod decode;
+mod detector;
 mod direct;
 mod files;
+mod forming;
 mod inference;
 mod lease;
+#[cfg(feature = "realtime")]
+mod live;
 mod models;
 mod pool;
 mod prepare;
@@ -77,8 +84,12 @@ mod worker;
 pub use self::builder::RunnerBuilder;
 #[cfg(feature = "worker")]
 pub(crate) use self::builder::instance_name;
+#[cfg(feature = "realtime")]
+pub(crate) use self::class::Class;
 pub use self::control_loop::Runner;
 #[cfg(feature = "worker")]
 pub(crate) use self::direct::JOB as DIRECT_JOB;
 pub use self::direct::{Direct, DirectError, DirectTask};
+#[cfg(feature = "realtime")]
+pub(crate) use self::live::{Live, LiveTask};
 pub use self::status::{RunnerPhase, RunnerStatus, TaskFailure, TaskPhase, TaskStatus};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::error::{TaskError, TaskErrorKind};
+use crate::error::{TaskError, TaskErrorKind, WorkerFault};
 use crate::model_id::ModelId;
 
 /// How long a failed load is not repeated. Doubled with every further failure, up to a limit.
@@ -38,6 +38,9 @@ struct Failed {
     kind: TaskErrorKind,
     code: &'static str,
     message: String,
+    /// What the worker lacked, for example its storage. Not the fault of a model: one task alone
+    /// may have named that.
+    fault: Option<WorkerFault>,
 }
 
 impl<M> Models<M> {
@@ -74,7 +77,11 @@ impl<M> Models<M> {
             Some(failed) => {
                 let wait = (failed.retry_at - now).as_secs_f64();
                 let text = format!("{} (tried a moment ago, next try in {wait:.1} s)", failed.message);
-                Err(TaskError::new(failed.kind, failed.code, text))
+                let error = TaskError::new(failed.kind, failed.code, text);
+                Err(match failed.fault {
+                    Some(fault) => error.with_fault(fault),
+                    None => error,
+                })
             }
         }
     }
@@ -110,6 +117,7 @@ impl<M> Models<M> {
             kind: error.kind(),
             code: error.code(),
             message: error.to_string(),
+            fault: error.worker_fault().filter(|fault| *fault != WorkerFault::Model),
         });
     }
 
@@ -207,6 +215,20 @@ mod tests {
             now += Duration::from_secs(pause);
         }
         assert!(models.may_load(&id, now).is_ok());
+    }
+
+    #[test]
+    fn repeated_error_of_a_load_keeps_the_fault_of_the_worker() {
+        let (mut models, now) = cache(2);
+        for (fault, expected) in [
+            (WorkerFault::Storage, Some(WorkerFault::Storage)),
+            (WorkerFault::Model, None),
+        ] {
+            let error = TaskError::retryable("model_download_failed", "cut off").with_fault(fault);
+            models.load_failed("a".into(), &error, now);
+            let repeated = models.may_load(&"a".into(), now).unwrap_err();
+            assert_eq!(repeated.worker_fault(), expected);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::io;
 use std::mem;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use dalston_telemetry::services::engine::Device;
 use futures_util::future::join_all;
@@ -14,11 +15,16 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber;
 
-use super::run_queue::{AssignedThread, BegunTask, QueueEntry, RunQueue, ThreadHandle};
+use super::forming::Candidate;
+use super::run_queue::{AssignedThread, BegunTask, GivenUp, QueueEntry, RunQueue, ThreadHandle};
 use super::slot::{Answer, ModelUse, Preload, TelemetryScope, Work};
+use crate::batch::Batching;
 use crate::error::{RunError, TaskError, TaskErrorKind};
 use crate::model_id::ModelId;
 use crate::task_dir::TaskFiles;
+
+/// How often a thread is looked at that has an overdue task and other ones.
+const OTHERS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The threads of a worker. Clones share them.
 #[derive(Clone)]
@@ -60,11 +66,11 @@ struct Thread {
 }
 
 impl SlotPool {
-    pub(super) fn new(spawn: Box<SpawnThread>, max_stuck: usize) -> Self {
+    pub(super) fn new(spawn: Box<SpawnThread>, max_stuck: usize, batching: Batching) -> Self {
         Self {
             shared: Arc::new(Shared {
                 spawn,
-                queue: Arc::default(),
+                queue: Arc::new(RunQueue::new(batching)),
                 threads: Mutex::default(),
                 stuck: AtomicUsize::new(0),
                 max_stuck,
@@ -97,9 +103,9 @@ impl SlotPool {
         Ok(failure.unwrap_or_default())
     }
 
-    /// Adds a task for this model to the run queue.
-    pub(super) fn enqueue(&self, model: &ModelId) -> QueueEntry<Work> {
-        self.shared.queue.enqueue(model.clone())
+    /// Adds a task to the run queue.
+    pub(super) fn enqueue(&self, candidate: Candidate) -> QueueEntry<Work> {
+        self.shared.queue.enqueue(candidate)
     }
 
     /// Has a thread process an admitted task.
@@ -171,18 +177,24 @@ impl SlotPool {
         self.shared.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a fresh thread in the place of one that is lost.
+    /// Puts a fresh thread in the place of one that is lost. Does nothing if another task of its
+    /// batch has done so.
     fn replace(&self, handle: &Arc<ThreadHandle>) {
-        self.forget(handle);
+        if !self.forget(handle) {
+            return;
+        }
         self.shared.queue.remove(handle);
         if let Err(error) = self.spawn(handle.index, Preload::none()) {
             self.fail(Failure::Thread(Arc::new(error)));
         }
     }
 
-    fn forget(&self, handle: &Arc<ThreadHandle>) {
-        self.threads()
-            .retain(|thread| !Arc::ptr_eq(&thread.handle, handle));
+    /// Returns whether the thread was known.
+    fn forget(&self, handle: &Arc<ThreadHandle>) -> bool {
+        let mut threads = self.threads();
+        let before = threads.len();
+        threads.retain(|thread| !Arc::ptr_eq(&thread.handle, handle));
+        threads.len() < before
     }
 
     fn fail(&self, failure: Failure) {
@@ -239,7 +251,10 @@ impl Running {
     /// Waits for the end of the task on its thread.
     pub(super) async fn answer(&mut self) -> Answer {
         match (&mut self.answer).await {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                self.pool.shared.queue.over(&self.task);
+                answer
+            }
             Err(_) => {
                 self.pool.replace(&self.task.thread);
                 let error = TaskError::new(TaskErrorKind::Panic, "panic", "the inference thread has died");
@@ -248,6 +263,7 @@ impl Running {
                     model: ModelUse::None,
                     device: Device::Unknown,
                     process: None,
+                    share: Duration::ZERO,
                 }
             }
         }
@@ -268,23 +284,27 @@ impl Running {
         pool.set_overdue(&thread, true);
         let closed = pool.shared.closed.clone();
         let wait = async move {
-            tokio::select! {
-                answer = &mut answer => {
-                    drop(files);
-                    match answer {
-                        Ok(_) => pool.set_overdue(&thread, false),
-                        Err(_) => pool.replace(&thread),
+            let mut limit = limit;
+            loop {
+                tokio::select! {
+                    answer = &mut answer => {
+                        drop(files);
+                        match answer {
+                            Ok(_) => pool.set_overdue(&thread, false),
+                            Err(_) => pool.replace(&thread),
+                        }
+                        return;
                     }
-                    return;
+                    () = sleep_until(limit) => {}
+                    () = closed.cancelled() => return,
                 }
-                () = sleep_until(limit) => {}
-                () = closed.cancelled() => return,
+                match pool.shared.queue.give_up(&task) {
+                    GivenUp::Returned => return pool.set_overdue(&thread, false),
+                    GivenUp::Removed => break,
+                    GivenUp::HasOthers => limit = Instant::now() + OTHERS_INTERVAL,
+                }
             }
             drop(files);
-            if !pool.shared.queue.give_up(&task) {
-                pool.set_overdue(&thread, false);
-                return;
-            }
             pool.abandon(&thread);
             tokio::select! {
                 _ = answer => {

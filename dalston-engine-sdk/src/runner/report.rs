@@ -39,6 +39,8 @@ impl Attempt<'_> {
         if let Some(seconds) = inferred.audio_seconds {
             let audio = bounded_seconds(seconds);
             self.worker.metrics.audio_duration(audio);
+            // Speed is one divided by the other, so both are about the same tasks.
+            metrics.inference(inferred.share);
             metrics.realtime_factor(inferred.device, inferred.process, audio);
         }
         let seconds = self.begun_at.elapsed().as_secs_f64();

@@ -1,21 +1,33 @@
 //! The run queue: tasks wait here for an inference thread.
 //!
-//! Tasks get threads first come, first served. A task whose model an idle thread holds goes to that
-//! thread. Any other task goes to the idle thread with the fewest models, so that no thread gives
-//! up a model while another one has room.
+//! Tasks get threads by their [`Class`], and within a class first come, first served. A session has
+//! one task of a class at most, so sessions take turns. A task whose model an idle thread holds
+//! goes to that thread. Any other task goes to the idle thread with the fewest models, so that no
+//! thread gives up a model while another one has room.
 //!
 //! A thread is assigned to a task before the task begins: the control loop admits the task in
 //! between, while the thread waits. A task that is dropped in that time gives its thread back.
+//!
+//! An engine that takes batches gets several tasks at once. They are admitted one by one, and the
+//! thread begins when each of them is admitted or dropped.
+
+mod entry;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant as StdInstant};
+use std::time::Duration;
 
+use dalston_telemetry::services::engine::BatchDispatch;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+pub(super) use self::entry::{AssignedThread, BegunTask, QueueEntry};
+use super::class::Class;
+use super::forming::{Candidate, form};
+use super::run_lock::BatchGuard;
+use crate::batch::Batching;
 use crate::model_id::ModelId;
 
 /// Tasks that wait for a thread, and the threads that process them. `W` is the work that a thread
@@ -24,9 +36,25 @@ pub(super) struct RunQueue<W> {
     state: Mutex<State<W>>,
 }
 
+/// What a thread gets at once: one task, or a batch.
+pub(super) struct Dispatched<W> {
+    pub(super) works: Vec<W>,
+    /// Why it has no more tasks.
+    pub(super) reason: BatchDispatch,
+    /// How long the thread was idle while the first task waited.
+    pub(super) waited: Duration,
+}
+
+/// As many tasks of realtime sessions begin, one after the other, while a batch task waits.
+const LIVE_IN_A_ROW: u32 = 4;
+
 struct State<W> {
-    /// Tasks without a thread, oldest first. Empty while a thread is idle.
+    limits: Batching,
+    /// Tasks without a thread, most urgent first, then oldest first. While a thread is idle, the
+    /// first one waits for a full batch.
     waiting: VecDeque<Waiting>,
+    /// How many tasks of sessions have begun since a batch task waits.
+    live_in_a_row: u32,
     threads: Vec<Thread<W>>,
     last_task: u64,
     /// Counts how often a thread became idle.
@@ -36,8 +64,7 @@ struct State<W> {
 
 struct Waiting {
     task: u64,
-    model: ModelId,
-    since: StdInstant,
+    candidate: Candidate,
     assigned: oneshot::Sender<Assignment>,
 }
 
@@ -46,6 +73,14 @@ struct Assignment {
     handle: Arc<ThreadHandle>,
     /// How long the task waited for it.
     waited: Duration,
+    group: Arc<Group>,
+}
+
+/// The tasks that get a thread together.
+struct Group {
+    /// The number of its first task.
+    number: u64,
+    guard: BatchGuard,
 }
 
 struct Thread<W> {
@@ -57,17 +92,59 @@ struct Thread<W> {
 
 enum Activity<W> {
     Idle {
-        /// A higher number is a later time.
-        since: u64,
+        since: IdleSince,
         /// Models that were not used for their time to live, seen from then, must go.
         sweep: Option<Instant>,
     },
-    /// A task has the thread and was not admitted yet.
-    Assigned { task: u64, since: u64 },
+    /// Tasks have the thread.
+    Assigned {
+        since: IdleSince,
+        group: u64,
+        /// Those that were neither admitted nor dropped yet.
+        undecided: Vec<u64>,
+        admitted: Vec<(u64, W)>,
+        reason: BatchDispatch,
+        waited: Duration,
+    },
     /// The work was handed over, and the thread has not taken it yet.
-    Ready { task: u64, work: W },
-    /// The thread processes this task, or sweeps its models.
-    Busy { task: Option<u64> },
+    Ready {
+        group: u64,
+        tasks: Vec<u64>,
+        dispatched: Dispatched<W>,
+    },
+    /// The thread processes the tasks of this group, or sweeps its models.
+    Busy {
+        group: Option<u64>,
+        /// Those that are not over.
+        tasks: Vec<u64>,
+    },
+}
+
+impl<W> Activity<W> {
+    fn busy() -> Self {
+        Self::Busy {
+            group: None,
+            tasks: Vec::new(),
+        }
+    }
+
+    /// The tasks of this group that the thread has begun or is about to begin, and that are not
+    /// over.
+    fn open_tasks(&mut self, of: u64) -> Option<&mut Vec<u64>> {
+        match self {
+            Self::Ready { group, tasks, .. } if *group == of => Some(tasks),
+            Self::Busy { group, tasks } if *group == Some(of) => Some(tasks),
+            _ => None,
+        }
+    }
+}
+
+/// Since when a thread is idle.
+#[derive(Debug, Clone, Copy)]
+struct IdleSince {
+    /// A higher number is a later time.
+    number: u64,
+    at: Instant,
 }
 
 /// The identity of an inference thread.
@@ -86,21 +163,35 @@ impl ThreadHandle {
     }
 }
 
+/// What became of the thread of a task that is given up.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum GivenUp {
+    /// It has come back.
+    Returned,
+    /// It works on other tasks of the batch, too, which are not over.
+    HasOthers,
+    /// It is given up, and ends by itself when it comes back.
+    Removed,
+}
+
 /// What an inference thread must do.
 pub(super) enum Next<W> {
-    /// Process a task.
-    Work(W),
+    /// Process tasks.
+    Work(Dispatched<W>),
     /// Drop the models that were not used for their time to live, seen from then.
     Sweep(Instant),
     /// End.
     End,
 }
 
-impl<W> Default for RunQueue<W> {
-    fn default() -> Self {
+impl<W> RunQueue<W> {
+    /// A queue without threads, whose batches have these limits.
+    pub(super) fn new(limits: Batching) -> Self {
         Self {
             state: Mutex::new(State {
+                limits,
                 waiting: VecDeque::new(),
+                live_in_a_row: 0,
                 threads: Vec::new(),
                 last_task: 0,
                 last_idle: 0,
@@ -108,28 +199,32 @@ impl<W> Default for RunQueue<W> {
             }),
         }
     }
-}
 
-impl<W> RunQueue<W> {
-    /// Adds a task for this model at the end.
-    pub(super) fn enqueue(self: &Arc<Self>, model: ModelId) -> QueueEntry<W> {
+    /// Adds a task at the end of its class.
+    pub(super) fn enqueue(self: &Arc<Self>, candidate: Candidate) -> QueueEntry<W> {
         let (assigned, thread) = oneshot::channel();
+        let ripe_at = candidate.ripe_at;
         let mut state = self.state();
         state.last_task += 1;
         let task = state.last_task;
         if !state.closed {
-            state.waiting.push_back(Waiting {
+            let class = candidate.class;
+            let place = state
+                .waiting
+                .partition_point(|other| other.candidate.class <= class);
+            let waiting = Waiting {
                 task,
-                model,
-                since: StdInstant::now(),
+                candidate,
                 assigned,
-            });
+            };
+            state.waiting.insert(place, waiting);
             state.assign();
         }
         drop(state);
         QueueEntry {
             queue: Arc::clone(self),
             task,
+            ripe_at,
             thread: Some(thread),
         }
     }
@@ -142,7 +237,10 @@ impl<W> RunQueue<W> {
     pub(super) fn idle(&self, handle: &Arc<ThreadHandle>, loaded: &Arc<[ModelId]>) {
         let mut state = self.state();
         state.last_idle += 1;
-        let since = state.last_idle;
+        let since = IdleSince {
+            number: state.last_idle,
+            at: Instant::now(),
+        };
         let activity = Activity::Idle { since, sweep: None };
         match state.thread(handle) {
             Some(thread) => {
@@ -159,7 +257,7 @@ impl<W> RunQueue<W> {
         self.state().threads.push(Thread {
             handle: Arc::clone(handle),
             loaded: Arc::new([]),
-            activity: Activity::Busy { task: None },
+            activity: Activity::busy(),
         });
     }
 
@@ -190,20 +288,30 @@ impl<W> RunQueue<W> {
         }
     }
 
-    /// Gives up the thread of a task: it ends by itself when it comes back. Returns `false` if it
-    /// has come back.
-    pub(super) fn give_up(&self, begun: &BegunTask) -> bool {
-        let handle = &begun.thread;
-        let mut state = self.state();
-        let has_task = state.thread(handle).is_some_and(|thread| match thread.activity {
-            Activity::Ready { task, .. } => task == begun.task,
-            Activity::Busy { task } => task == Some(begun.task),
-            Activity::Idle { .. } | Activity::Assigned { .. } => false,
-        });
-        if has_task {
-            state.remove(handle);
+    /// Notes that a task is over, while its thread may go on with others of its batch.
+    pub(super) fn over(&self, begun: &BegunTask) {
+        if let Some(thread) = self.state().thread(&begun.thread)
+            && let Some(tasks) = thread.activity.open_tasks(begun.group)
+        {
+            tasks.retain(|task| *task != begun.task);
         }
-        has_task
+    }
+
+    /// Gives up the thread of a task, unless it works on other tasks, too.
+    pub(super) fn give_up(&self, begun: &BegunTask) -> GivenUp {
+        let mut state = self.state();
+        let tasks = state
+            .thread(&begun.thread)
+            .and_then(|thread| thread.activity.open_tasks(begun.group));
+        let Some(tasks) = tasks else {
+            return GivenUp::Returned;
+        };
+        tasks.retain(|task| *task != begun.task);
+        if !tasks.is_empty() {
+            return GivenUp::HasOthers;
+        }
+        state.remove(&begun.thread);
+        GivenUp::Removed
     }
 
     /// Lets the idle threads end, and the others when they are done. Tasks without a thread get
@@ -217,25 +325,35 @@ impl<W> RunQueue<W> {
         }
     }
 
-    /// Hands work to a thread that is assigned to a task.
+    /// Hands the work of an admitted task to its thread.
     fn begin(&self, handle: &Arc<ThreadHandle>, task: u64, work: W) {
-        let mut state = self.state();
-        if let Some(thread) = state.thread(handle) {
-            thread.activity = Activity::Ready { task, work };
-            handle.wake_up.notify_one();
-        }
+        self.decide(handle, task, Some(work));
     }
 
     /// Takes a thread away from a task that was not admitted.
-    fn release(&self, handle: &Arc<ThreadHandle>, released: u64) {
+    fn release(&self, handle: &Arc<ThreadHandle>, task: u64) {
+        self.decide(handle, task, None);
+    }
+
+    /// A task that has a thread was admitted with this work, or dropped.
+    fn decide(&self, handle: &Arc<ThreadHandle>, task: u64, work: Option<W>) {
         let mut state = self.state();
-        if let Some(thread) = state.thread(handle)
-            && let Activity::Assigned { task, since } = thread.activity
-            && task == released
-        {
-            thread.activity = Activity::Idle { since, sweep: None };
-            // The queue may be closed.
-            handle.wake_up.notify_one();
+        let Some(thread) = state.thread(handle) else {
+            return;
+        };
+        let Activity::Assigned {
+            undecided, admitted, ..
+        } = &mut thread.activity
+        else {
+            return;
+        };
+        let Some(at) = undecided.iter().position(|undecided| *undecided == task) else {
+            return;
+        };
+        undecided.swap_remove(at);
+        admitted.extend(work.map(|work| (task, work)));
+        if undecided.is_empty() {
+            thread.settle();
             state.assign();
         }
     }
@@ -258,10 +376,17 @@ impl<W> State<W> {
         let Some(thread) = self.thread(handle) else {
             return Some(Next::End);
         };
-        match mem::replace(&mut thread.activity, Activity::Busy { task: None }) {
-            Activity::Ready { task, work } => {
-                thread.activity = Activity::Busy { task: Some(task) };
-                Some(Next::Work(work))
+        match mem::replace(&mut thread.activity, Activity::busy()) {
+            Activity::Ready {
+                group,
+                tasks,
+                dispatched,
+            } => {
+                thread.activity = Activity::Busy {
+                    group: Some(group),
+                    tasks,
+                };
+                Some(Next::Work(dispatched))
             }
             Activity::Idle { .. } if closed => Some(Next::End),
             Activity::Idle { sweep: Some(now), .. } => Some(Next::Sweep(now)),
@@ -272,27 +397,69 @@ impl<W> State<W> {
         }
     }
 
-    /// Gives the tasks threads, in the order in which they came, until no thread is idle.
+    /// Gives the tasks threads, in their order, until no thread is idle.
     fn assign(&mut self) {
-        while let Some(first) = self.waiting.front()
-            && let Some((thread, since)) = self.pick(&first.model)
-            && let Some(first) = self.waiting.pop_front()
+        let now = Instant::now();
+        while let Some(place) = self.next_waiting()
+            && let Some(first) = self.waiting.get(place)
+            && let Some((thread, since)) = self.pick(&first.candidate.model)
+            && let Some(formed) = form(
+                self.waiting.iter().skip(place).map(|waiting| &waiting.candidate),
+                &self.limits,
+                now,
+            )
         {
+            let group = Arc::new(Group {
+                number: first.task,
+                guard: BatchGuard::default(),
+            });
+            let waited = now.duration_since(first.candidate.since.max(since.at));
+            let is_live = first.candidate.class != Class::Batch;
+            // From the last one, so that the places of the others stay.
+            let members = formed.members.iter().rev();
+            let mut members: Vec<Waiting> = members
+                .filter_map(|at| self.waiting.remove(place + *at))
+                .collect();
+            members.reverse();
+            let batch_waits = self
+                .waiting
+                .back()
+                .is_some_and(|last| last.candidate.class == Class::Batch);
+            self.live_in_a_row = match is_live && batch_waits {
+                true => self.live_in_a_row + 1,
+                false => 0,
+            };
             let thread = &mut self.threads[thread];
             thread.activity = Activity::Assigned {
-                task: first.task,
                 since,
+                group: group.number,
+                undecided: members.iter().map(|member| member.task).collect(),
+                admitted: Vec::with_capacity(members.len()),
+                reason: formed.reason,
+                waited,
             };
-            // An entry leaves the queue before its receiver is dropped.
-            let _ = first.assigned.send(Assignment {
-                handle: Arc::clone(&thread.handle),
-                waited: first.since.elapsed(),
-            });
+            for member in members {
+                // An entry leaves the queue before its receiver is dropped.
+                let _ = member.assigned.send(Assignment {
+                    handle: Arc::clone(&thread.handle),
+                    waited: now.duration_since(member.candidate.since),
+                    group: Arc::clone(&group),
+                });
+            }
+        }
+    }
+
+    /// The place of the task that is next. A batch task gets its turn between those of sessions.
+    fn next_waiting(&self) -> Option<usize> {
+        let is_batch = |waiting: &Waiting| waiting.candidate.class == Class::Batch;
+        match self.waiting.iter().position(is_batch) {
+            Some(place) if self.live_in_a_row >= LIVE_IN_A_ROW => Some(place),
+            _ => (!self.waiting.is_empty()).then_some(0),
         }
     }
 
     /// The idle thread for a task with this model, and since when it is idle.
-    fn pick(&self, model: &ModelId) -> Option<(usize, u64)> {
+    fn pick(&self, model: &ModelId) -> Option<(usize, IdleSince)> {
         let idle = || {
             let threads = self.threads.iter().enumerate();
             threads.filter_map(|(at, thread)| match thread.activity {
@@ -304,8 +471,9 @@ impl<W> State<W> {
         // drop theirs in time.
         let holds_model = idle()
             .filter(|(.., loaded)| loaded.contains(model))
-            .max_by_key(|(_, since, _)| *since);
-        let picked = holds_model.or_else(|| idle().min_by_key(|(_, since, loaded)| (loaded.len(), *since)));
+            .max_by_key(|(_, since, _)| since.number);
+        let picked =
+            holds_model.or_else(|| idle().min_by_key(|(_, since, loaded)| (loaded.len(), since.number)));
         picked.map(|(at, since, _)| (at, since))
     }
 
@@ -314,81 +482,40 @@ impl<W> State<W> {
     }
 }
 
-/// A task in the queue. Dropping it withdraws the task.
-#[must_use = "a task that is dropped leaves the queue"]
-pub(super) struct QueueEntry<W> {
-    queue: Arc<RunQueue<W>>,
-    task: u64,
-    /// `None` once the thread is known.
-    thread: Option<oneshot::Receiver<Assignment>>,
-}
-
-impl<W> QueueEntry<W> {
-    /// Waits for a thread. `None` if the queue was closed.
-    pub(super) async fn thread(&mut self) -> Option<AssignedThread<W>> {
-        let assignment = self.thread.as_mut()?.await;
-        self.thread = None;
-        let Assignment { handle, waited } = assignment.ok()?;
-        Some(AssignedThread {
-            queue: Arc::clone(&self.queue),
-            task: self.task,
-            handle,
+impl<W> Thread<W> {
+    /// Begins the admitted tasks of its group, or becomes idle again without any.
+    fn settle(&mut self) {
+        let Activity::Assigned {
+            since,
+            group,
+            mut admitted,
+            reason,
             waited,
-        })
-    }
-}
-
-impl<W> Drop for QueueEntry<W> {
-    fn drop(&mut self) {
-        let Some(mut thread) = self.thread.take() else {
-            return;
+            ..
+        } = mem::replace(&mut self.activity, Activity::busy())
+        else {
+            unreachable!("only a group that has a thread is settled");
         };
-        self.queue
-            .state()
-            .waiting
-            .retain(|waiting| waiting.task != self.task);
-        if let Ok(assignment) = thread.try_recv() {
-            self.queue.release(&assignment.handle, self.task);
-        }
+        // As they waited.
+        admitted.sort_by_key(|(task, _)| *task);
+        self.activity = match admitted.is_empty() {
+            true => Activity::Idle { since, sweep: None },
+            false => {
+                let (tasks, works) = admitted.into_iter().unzip();
+                Activity::Ready {
+                    group,
+                    tasks,
+                    dispatched: Dispatched {
+                        works,
+                        reason,
+                        waited,
+                    },
+                }
+            }
+        };
+        // Also without work: the queue may be closed.
+        self.handle.wake_up.notify_one();
     }
-}
-
-/// A thread that waits for the admission of a task. Dropping it gives the thread to the next task.
-#[must_use = "the thread waits for its task"]
-pub(super) struct AssignedThread<W> {
-    queue: Arc<RunQueue<W>>,
-    task: u64,
-    handle: Arc<ThreadHandle>,
-    waited: Duration,
-}
-
-impl<W> AssignedThread<W> {
-    /// How long the task waited for the thread.
-    pub(super) fn waited(&self) -> Duration {
-        self.waited
-    }
-
-    /// Lets the thread begin.
-    pub(super) fn begin(self, work: W) -> BegunTask {
-        self.queue.begin(&self.handle, self.task, work);
-        BegunTask {
-            task: self.task,
-            thread: Arc::clone(&self.handle),
-        }
-    }
-}
-
-impl<W> Drop for AssignedThread<W> {
-    fn drop(&mut self) {
-        // Does nothing after `begin`.
-        self.queue.release(&self.handle, self.task);
-    }
-}
-
-/// A task that a thread has begun.
-pub(super) struct BegunTask {
-    task: u64,
-    pub(super) thread: Arc<ThreadHandle>,
 }
 
 impl<W> fmt::Debug for RunQueue<W> {
@@ -402,167 +529,4 @@ impl<W> fmt::Debug for RunQueue<W> {
 }
 
 #[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-
-    use super::*;
-
-    type Queue = Arc<RunQueue<&'static str>>;
-
-    /// A thread that is idle and holds these models.
-    fn thread(queue: &Queue, loaded: &[&str]) -> Arc<ThreadHandle> {
-        let handle = ThreadHandle::new(0);
-        queue.add(&handle);
-        idle(queue, &handle, loaded);
-        handle
-    }
-
-    fn idle(queue: &Queue, handle: &Arc<ThreadHandle>, loaded: &[&str]) {
-        let loaded = loaded.iter().map(|model| ModelId::from(*model)).collect();
-        queue.idle(handle, &loaded);
-    }
-
-    fn enqueue(queue: &Queue, model: &str) -> QueueEntry<&'static str> {
-        queue.enqueue(model.into())
-    }
-
-    /// The thread of a task, if it has one.
-    fn assigned(entry: &mut QueueEntry<&'static str>) -> Option<AssignedThread<&'static str>> {
-        entry.thread().now_or_never().flatten()
-    }
-
-    /// What a thread must do, without waiting.
-    fn next(queue: &Queue, handle: &Arc<ThreadHandle>) -> Option<Next<&'static str>> {
-        queue.state().next(handle)
-    }
-
-    fn work(queue: &Queue, handle: &Arc<ThreadHandle>) -> &'static str {
-        match next(queue, handle) {
-            Some(Next::Work(work)) => work,
-            _ => panic!("no work"),
-        }
-    }
-
-    #[test]
-    fn tasks_get_the_only_thread_in_order() {
-        let queue = Queue::default();
-        let (mut first, mut second) = (enqueue(&queue, "b"), enqueue(&queue, "a"));
-        let only = thread(&queue, &["a"]);
-        assert!(assigned(&mut second).is_none());
-        assigned(&mut first).unwrap().begin("first");
-        assert_eq!(work(&queue, &only), "first");
-        idle(&queue, &only, &["b"]);
-        assigned(&mut second).unwrap().begin("second");
-        assert_eq!(work(&queue, &only), "second");
-    }
-
-    #[test]
-    fn a_task_gets_the_idle_thread_that_holds_its_model() {
-        let queue = Queue::default();
-        let (other, holder) = (thread(&queue, &[]), thread(&queue, &["a", "b"]));
-        let first = assigned(&mut enqueue(&queue, "b")).unwrap();
-        assert!(Arc::ptr_eq(&first.handle, &holder));
-        // The holder is not idle any more.
-        let second = assigned(&mut enqueue(&queue, "b")).unwrap();
-        assert!(Arc::ptr_eq(&second.handle, &other));
-    }
-
-    #[test]
-    fn a_new_model_goes_to_the_thread_with_the_most_room() {
-        let queue = Queue::default();
-        let (longest, roomy) = (thread(&queue, &["a", "b"]), thread(&queue, &["c"]));
-        let also_roomy = thread(&queue, &["d"]);
-        let assigned = ["x", "y", "z"].map(|model| assigned(&mut enqueue(&queue, model)).unwrap());
-        for (assigned, expected) in assigned.iter().zip([roomy, also_roomy, longest]) {
-            assert!(Arc::ptr_eq(&assigned.handle, &expected));
-        }
-    }
-
-    #[test]
-    fn a_withdrawn_task_is_never_run() {
-        let queue = Queue::default();
-        let (waiting, mut last) = (enqueue(&queue, "a"), enqueue(&queue, "a"));
-        drop(waiting);
-        let only = thread(&queue, &["a"]);
-        assigned(&mut last).unwrap().begin("last");
-        assert_eq!(work(&queue, &only), "last");
-    }
-
-    #[test]
-    fn a_refused_task_gives_its_thread_to_the_next_one() {
-        let queue = Queue::default();
-        let only = thread(&queue, &["a"]);
-        let (mut refused, unseen, mut last) =
-            (enqueue(&queue, "a"), enqueue(&queue, "a"), enqueue(&queue, "a"));
-        drop(assigned(&mut refused).unwrap());
-        assert!(assigned(&mut last).is_none());
-        // It has the thread now, without having looked.
-        drop(unseen);
-        assigned(&mut last).unwrap().begin("last");
-        assert_eq!(work(&queue, &only), "last");
-    }
-
-    #[test]
-    fn a_thread_that_was_given_up_ends_when_it_comes_back() {
-        let queue = Queue::default();
-        let stuck = thread(&queue, &[]);
-        let begun = assigned(&mut enqueue(&queue, "a")).unwrap().begin("endless");
-        assert_eq!(work(&queue, &stuck), "endless");
-        assert!(queue.give_up(&begun));
-        idle(&queue, &stuck, &["a"]);
-        assert!(assigned(&mut enqueue(&queue, "a")).is_none());
-        assert!(matches!(next(&queue, &stuck), Some(Next::End)));
-    }
-
-    #[test]
-    fn a_thread_with_a_later_task_is_not_given_up() {
-        let queue = Queue::default();
-        let slow = thread(&queue, &[]);
-        let first = assigned(&mut enqueue(&queue, "a")).unwrap().begin("first");
-        assert_eq!(work(&queue, &slow), "first");
-        idle(&queue, &slow, &["a"]);
-        assert!(!queue.give_up(&first));
-        let _second = assigned(&mut enqueue(&queue, "a")).unwrap().begin("second");
-        assert_eq!(work(&queue, &slow), "second");
-        assert!(!queue.give_up(&first));
-    }
-
-    #[test]
-    fn a_sweep_reaches_only_idle_threads() {
-        let queue = Queue::default();
-        let (swept, busy) = (thread(&queue, &["a"]), thread(&queue, &["b"]));
-        let task = assigned(&mut enqueue(&queue, "b")).unwrap();
-        let now = Instant::now();
-        queue.sweep(now);
-        assert!(matches!(next(&queue, &swept), Some(Next::Sweep(at)) if at == now));
-        task.begin("work");
-        assert_eq!(work(&queue, &busy), "work");
-    }
-
-    #[test]
-    fn a_closed_queue_ends_its_threads_and_refuses_tasks() {
-        let queue = Queue::default();
-        let (rested, busy) = (thread(&queue, &[]), thread(&queue, &["a"]));
-        let begun = assigned(&mut enqueue(&queue, "a")).unwrap();
-        queue.close();
-        assert!(matches!(next(&queue, &rested), Some(Next::End)));
-        let refused = enqueue(&queue, "a").thread().now_or_never();
-        assert!(matches!(refused, Some(None)));
-        begun.begin("already admitted");
-        assert_eq!(work(&queue, &busy), "already admitted");
-        idle(&queue, &busy, &["a"]);
-        assert!(matches!(next(&queue, &busy), Some(Next::End)));
-    }
-
-    #[test]
-    fn a_task_wakes_a_thread_that_sleeps() {
-        let queue = Queue::default();
-        let handle = thread(&queue, &[]);
-        let sleeper = {
-            let (queue, handle) = (Arc::clone(&queue), Arc::clone(&handle));
-            std::thread::spawn(move || queue.next(&handle))
-        };
-        assigned(&mut enqueue(&queue, "a")).unwrap().begin("work");
-        assert!(matches!(sleeper.join().unwrap(), Next::Work("work")));
-    }
-}
+mod tests;

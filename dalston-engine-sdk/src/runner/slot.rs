@@ -1,5 +1,10 @@
 //! An inference thread: it loads models and runs the engine, one task after the other, and survives
-//! their panics.
+//! their panics. `slot/batch.rs` has what it does with several tasks at once.
+
+mod batch;
+mod output;
+#[cfg(feature = "realtime")]
+mod stream;
 
 use std::any::{Any, TypeId};
 use std::convert::Infallible;
@@ -10,7 +15,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant as ThreadInstant};
 
-use dalston_telemetry::services::engine::{Device, SlotMetrics};
+use dalston_telemetry::services::engine::{Device, EngineMetrics, SlotMetrics};
 use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -18,6 +23,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
+use self::batch::BatchSizes;
+use self::output::conclude;
 use super::models::Models;
 use super::run_queue::{Next, RunQueue, ThreadHandle};
 use super::status::ThreadGuard;
@@ -31,8 +38,13 @@ use crate::model_id::ModelId;
 use crate::models::{LoadStop, LocalModel};
 use crate::scope::Scope;
 use crate::spans::{self, SpanOpener, TaskSpans};
-use crate::stage::{OutputDefaults, Stage, StageOutput, check_answer};
+#[cfg(feature = "realtime")]
+use crate::stream::StreamStep;
 use crate::task::TaskRequest;
+
+/// There are no streams without realtime sessions.
+#[cfg(not(feature = "realtime"))]
+type StreamStep = Infallible;
 
 /// Models to load before the first task.
 pub(super) struct Preload {
@@ -60,6 +72,9 @@ pub(super) struct Work {
     pub(super) scope: TelemetryScope,
     pub(super) gpu: GpuReading,
     pub(super) answer: oneshot::Sender<Answer>,
+    /// The call of a realtime session's stream, instead of [`Engine::process`].
+    #[cfg(feature = "realtime")]
+    pub(super) step: Option<StreamStep>,
 }
 
 /// The span and log fields of a piece of work, for the thread that does it.
@@ -74,6 +89,15 @@ impl TelemetryScope {
     pub(super) fn current() -> Self {
         Self {
             scope: Scope::with_span(Span::none()),
+            opener: SpanOpener::default(),
+        }
+    }
+
+    /// That of the caller, with its span.
+    #[cfg(feature = "realtime")]
+    pub(super) fn with_span() -> Self {
+        Self {
+            scope: Scope::current(),
             opener: SpanOpener::default(),
         }
     }
@@ -103,6 +127,8 @@ pub(super) struct Answer {
     pub(super) device: Device,
     /// How long [`Engine::process`] took, if it was called.
     pub(super) process: Option<Duration>,
+    /// The task's part of that time: a part of the time of a batch, else all of it.
+    pub(super) share: Duration,
 }
 
 /// How a task got its model.
@@ -151,27 +177,31 @@ pub(super) fn spawn<E: Engine>(
             metrics,
             status,
         } = config;
+        let slot = metrics.slot;
         let models = Models::new(limits.max_models, limits.ttl);
         let mut thread = InferenceThread {
+            takes_batches: engine.info().batching.is_some(),
             engine,
             load_context,
             draining,
             models,
             loaded: Arc::new([]),
+            sizes: BatchSizes::default(),
+            metrics: metrics.engine,
             status,
         };
         let mut failure = None;
         if !preload.models.is_empty() {
-            let _busy = metrics.busy();
+            let _busy = slot.busy();
             failure = thread.preload(&preload);
         }
         queue.idle(&handle, &thread.loaded);
         let _ = preload.done.send(failure);
         loop {
             let next = queue.next(&handle);
-            let _busy = metrics.busy();
+            let _busy = slot.busy();
             match next {
-                Next::Work(work) => thread.process(work, |loaded| queue.idle(&handle, loaded)),
+                Next::Work(dispatched) => thread.dispatch(dispatched, |loaded| queue.idle(&handle, loaded)),
                 Next::Sweep(now) => {
                     thread.sweep(now);
                     queue.idle(&handle, &thread.loaded);
@@ -192,8 +222,14 @@ pub(super) struct ThreadConfig<E> {
     /// Cancelled when the worker drains: no model is downloaded any more.
     pub(super) draining: CancellationToken,
     pub(super) limits: ModelLimits,
-    pub(super) metrics: SlotMetrics,
+    pub(super) metrics: ThreadMetrics,
     pub(super) status: ThreadGuard,
+}
+
+/// The metrics that a thread records itself.
+pub(super) struct ThreadMetrics {
+    pub(super) slot: SlotMetrics,
+    pub(super) engine: EngineMetrics,
 }
 
 /// Native libraries expect the stack of a main thread. Pages that are not touched take no memory.
@@ -201,12 +237,15 @@ const STACK_BYTES: usize = 8 * 1024 * 1024;
 
 struct InferenceThread<E: Engine> {
     engine: Arc<E>,
+    takes_batches: bool,
     load_context: LoadContext,
     /// Cancelled when the worker drains: no model is downloaded any more.
     draining: CancellationToken,
     models: Models<Loaded<E::Model>>,
     /// The ids of the models.
     loaded: Arc<[ModelId]>,
+    sizes: BatchSizes,
+    metrics: EngineMetrics,
     status: ThreadGuard,
 }
 
@@ -266,22 +305,15 @@ impl<E: Engine> InferenceThread<E> {
 
     /// Calls `idle` before the end of the task is known anywhere.
     fn process(&mut self, work: Work, idle: impl FnOnce(&Arc<[ModelId]>)) {
-        let Work {
-            request,
-            cx,
-            scope,
-            gpu,
-            answer,
-        } = work;
-        // The peak only appears on the span.
-        let peak = match scope.span().is_disabled() {
-            true => None,
-            false => gpu.watch_peak(),
-        };
         let now = Instant::now();
-        let mut model = ModelUse::None;
-        let mut process = None;
-        let result = scope.run(|| {
+        let acquired = self.acquire(&work, now);
+        self.process_with(work, acquired, now, idle);
+    }
+
+    /// Provides the model of a task.
+    fn acquire(&mut self, work: &Work, now: Instant) -> Result<ModelUse, TaskError> {
+        let Work { cx, scope, .. } = work;
+        scope.run(|| {
             cx.check_cancelled()?;
             let cancelled = cx.cancel_flag();
             let id = &cx.info().model;
@@ -292,10 +324,40 @@ impl<E: Engine> InferenceThread<E> {
             let acquired = acquire
                 .in_scope(|| self.ensure_loaded(id, now, WhenFull::DropOthers, &scope.opener, cancelled));
             spans::in_memory(&acquire, matches!(acquired, Ok(ModelUse::Cached)));
-            drop(acquire);
-            model = acquired.map_err(TaskError::in_load)?;
+            acquired.map_err(TaskError::in_load)
+        })
+    }
+
+    /// Processes a task whose model was acquired, and answers.
+    fn process_with(
+        &mut self,
+        work: Work,
+        acquired: Result<ModelUse, TaskError>,
+        now: Instant,
+        idle: impl FnOnce(&Arc<[ModelId]>),
+    ) {
+        let Work {
+            request,
+            cx,
+            scope,
+            gpu,
+            answer,
+            #[cfg(feature = "realtime")]
+            step,
+        } = work;
+        #[cfg(not(feature = "realtime"))]
+        let step = None;
+        // The peak only appears on the span.
+        let peak = match scope.span().is_disabled() {
+            true => None,
+            false => gpu.watch_peak(),
+        };
+        let mut process = None;
+        let model = *acquired.as_ref().unwrap_or(&ModelUse::None);
+        let result = scope.run(|| {
+            acquired?;
             cx.check_cancelled()?;
-            self.run_engine(&request, &cx, now, &scope.opener, &mut process)
+            self.run_engine(&request, step.as_ref(), &cx, now, &scope.opener, &mut process)
         });
         // Its idle time begins now.
         self.models.hit(&cx.info().model, Instant::now());
@@ -312,16 +374,16 @@ impl<E: Engine> InferenceThread<E> {
         // idle.
         drop(scope);
         idle(&self.loaded);
-        let answered = answer.send(Answer {
-            result,
-            model,
-            device,
-            process,
-        });
-        // The task may have been given up meanwhile.
-        if let Err(answer) = answered {
-            drop_quietly(answer);
-        }
+        send(
+            answer,
+            Answer {
+                result,
+                model,
+                device,
+                process,
+                share: process.unwrap_or_default(),
+            },
+        );
     }
 
     /// Loads the model unless it is loaded.
@@ -392,6 +454,7 @@ impl<E: Engine> InferenceThread<E> {
     fn run_engine(
         &mut self,
         request: &TaskRequest,
+        step: Option<&StreamStep>,
         cx: &TaskContext,
         now: Instant,
         opener: &SpanOpener,
@@ -405,22 +468,20 @@ impl<E: Engine> InferenceThread<E> {
             ));
         };
         let engine = &*self.engine;
-        let span = spans::process(opener);
-        let begun = ThreadInstant::now();
-        let output = span.in_scope(|| catch(|| engine.process(&mut model.model, request, cx)));
-        let elapsed = begun.elapsed();
+        let (result, elapsed) = match step {
+            None => {
+                let span = spans::process(opener);
+                let begun = ThreadInstant::now();
+                let output = span.in_scope(|| catch(|| engine.process(&mut model.model, request, cx)));
+                let elapsed = begun.elapsed();
+                (conclude(output, span, request, cx, elapsed), elapsed)
+            }
+            #[cfg(feature = "realtime")]
+            Some(step) => stream::run(engine, &mut model.model, step, request, cx, opener),
+            #[cfg(not(feature = "realtime"))]
+            Some(step) => match *step {},
+        };
         *took = Some(elapsed);
-        if let Err(error) = &output {
-            spans::record_failure(&span, error);
-        }
-        let result = output.and_then(|output| finish_output(output, request, cx));
-        if let Ok(processed) = &result
-            && !span.is_disabled()
-        {
-            let transcript = transcript_counts(request.stage().stage(), &processed.data);
-            spans::processed(&span, elapsed, cx.info().audio_seconds, transcript);
-        }
-        drop(span);
         if let Err(error) = &result
             && error.spoils_model()
         {
@@ -444,21 +505,11 @@ impl<E: Engine> InferenceThread<E> {
     }
 }
 
-/// The numbers of segments and words of a transcript.
-fn transcript_counts(stage: &Stage, data: &Value) -> Option<(usize, usize)> {
-    if *stage != Stage::Transcribe {
-        return None;
+/// Answers a task, which may have been given up meanwhile.
+fn send(to: oneshot::Sender<Answer>, answer: Answer) {
+    if let Err(answer) = to.send(answer) {
+        drop_quietly(answer);
     }
-    let segments = data.get("segments")?.as_array()?;
-    let words = segments.iter().map(|segment| {
-        let timed = segment.get("words").and_then(Value::as_array);
-        let text = segment.get("text").and_then(Value::as_str).unwrap_or_default();
-        match timed.filter(|words| !words.is_empty()) {
-            Some(words) => words.len(),
-            None => text.split_whitespace().count(),
-        }
-    });
-    Some((segments.len(), words.sum()))
 }
 
 /// Whether an engine needs no model.
@@ -466,33 +517,8 @@ fn has_no_model<E: Engine>() -> bool {
     TypeId::of::<E::Model>() == TypeId::of::<()>()
 }
 
-/// Completes and checks the answer of the engine. This runs foreign code, too.
-fn finish_output<O: StageOutput>(
-    mut output: O,
-    request: &TaskRequest,
-    cx: &TaskContext,
-) -> Result<Processed, TaskError> {
-    catch(move || {
-        let info = cx.info();
-        let mut defaults = OutputDefaults::new(&info.engine_id);
-        defaults.channel = request.channel();
-        defaults.model_id = (!info.model.is_unnamed()).then(|| info.model.as_str());
-        defaults.duration = info.audio_seconds;
-        defaults.warnings = request.warnings();
-        output.fill_in(&defaults);
-        let language = output.language().map(str::to_owned);
-        let checked = output.into_data().and_then(|data| {
-            check_answer(request.stage().stage(), &data)?;
-            Ok(data)
-        });
-        let data = checked
-            .map_err(|error| TaskError::permanent("invalid_output", error).context("the engine's answer"))?;
-        Ok(Processed { data, language })
-    })
-}
-
 /// Runs foreign code. A panic becomes an error.
-fn catch<T>(work: impl FnOnce() -> Result<T, TaskError>) -> Result<T, TaskError> {
+pub(super) fn catch<T>(work: impl FnOnce() -> Result<T, TaskError>) -> Result<T, TaskError> {
     match panic::catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(TaskError::classified),
         Err(payload) => {

@@ -9,6 +9,8 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
+#[cfg(feature = "realtime")]
+use object_store::multipart::MultipartStore;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::fs::File;
@@ -40,6 +42,9 @@ pub struct Store {
     /// Whether the storage supports conditional writes. `true` until it refuses one.
     pub(super) conditional_writes: Arc<AtomicBool>,
     local_files: bool,
+    /// The same objects in parts that may be sent in any order, if the storage takes such.
+    #[cfg(feature = "realtime")]
+    pub(super) parts: Option<Arc<dyn MultipartStore>>,
     /// One file of this machine, with its own locator.
     file: Option<Arc<(String, PathBuf)>>,
     #[cfg(feature = "s3")]
@@ -55,6 +60,8 @@ impl Store {
             bucket: bucket.into(),
             conditional_writes: Arc::new(AtomicBool::new(true)),
             local_files: false,
+            #[cfg(feature = "realtime")]
+            parts: None,
             file: None,
             #[cfg(feature = "s3")]
             others: None,
@@ -64,7 +71,12 @@ impl Store {
     /// An empty store in memory.
     #[must_use]
     pub fn memory() -> Self {
-        Self::new(Arc::new(InMemory::new()), DEFAULT_BUCKET)
+        let objects = Arc::new(InMemory::new());
+        Self {
+            #[cfg(feature = "realtime")]
+            parts: Some(objects.clone()),
+            ..Self::new(objects, DEFAULT_BUCKET)
+        }
     }
 
     /// A store in a directory of this machine. The directory is created if it does not exist.
@@ -93,9 +105,12 @@ impl Store {
     pub fn s3(settings: S3Config) -> Result<Self, StoreError> {
         crate::tls::use_ring();
         let objects = s3::open(&settings, &settings.bucket, &format!("s3://{}", settings.bucket))?;
-        let mut store = Self::new(objects, settings.bucket.clone());
-        store.others = Some(Arc::new(OtherBuckets::new(settings)));
-        Ok(store)
+        Ok(Self {
+            #[cfg(feature = "realtime")]
+            parts: Some(objects.clone()),
+            others: Some(Arc::new(OtherBuckets::new(settings.clone()))),
+            ..Self::new(objects, settings.bucket)
+        })
     }
 
     /// Lets tasks name files of this machine as `file:///path`. Only for workers that take tasks

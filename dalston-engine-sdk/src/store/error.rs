@@ -62,7 +62,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    pub(super) fn locator(locator: &str, problem: impl Into<String>) -> Self {
+    pub(crate) fn locator(locator: &str, problem: impl Into<String>) -> Self {
         Self::Locator {
             locator: locator.to_owned(),
             problem: problem.into(),

@@ -52,6 +52,18 @@ pub fn transcript(job_id: &str) -> String {
     format!("jobs/{job_id}/transcript.json")
 }
 
+/// `sessions/{session_id}/audio.wav`: the audio of a realtime session.
+#[must_use]
+pub fn session_audio(session_id: &str) -> String {
+    format!("sessions/{session_id}/audio.wav")
+}
+
+/// `sessions/{session_id}/transcript.json`: the transcript of a realtime session.
+#[must_use]
+pub fn session_transcript(session_id: &str) -> String {
+    format!("sessions/{session_id}/transcript.json")
+}
+
 /// `models/{model_id}`: the prefix of the files of a model.
 pub(crate) fn model(model_id: &str) -> String {
     format!("models/{model_id}")

@@ -16,6 +16,8 @@
 
 mod bucket;
 mod error;
+#[cfg(feature = "realtime")]
+mod growing;
 pub mod key;
 mod replace;
 #[cfg(feature = "s3")]
@@ -27,6 +29,8 @@ mod upload;
 
 pub use self::bucket::Store;
 pub use self::error::StoreError;
+#[cfg(feature = "realtime")]
+pub(crate) use self::growing::{GrowingFile, PART_BYTES};
 pub use self::key::DEFAULT_BUCKET;
 pub(crate) use self::replace::{Seen, Written};
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, S3CopyIfNotExists};
+use object_store::aws::{AmazonS3, AmazonS3Builder, S3CopyIfNotExists};
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use super::error::StoreError;
@@ -99,17 +99,13 @@ impl OtherBuckets {
         if clients.len() >= MAX_BUCKETS {
             clients.clear();
         }
-        clients.insert(bucket.to_owned(), Arc::clone(&objects));
+        clients.insert(bucket.to_owned(), objects.clone());
         Ok(objects)
     }
 }
 
 /// A client for a bucket. Errors name `locator`.
-pub(super) fn open(
-    config: &S3Config,
-    bucket: &str,
-    locator: &str,
-) -> Result<Arc<dyn ObjectStore>, StoreError> {
+pub(super) fn open(config: &S3Config, bucket: &str, locator: &str) -> Result<Arc<AmazonS3>, StoreError> {
     if !is_bucket_name(bucket) {
         return Err(StoreError::locator(locator, "that can't be the name of a bucket"));
     }

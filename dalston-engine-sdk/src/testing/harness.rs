@@ -1,6 +1,7 @@
 //! Running an engine in a test: [`EngineHarness`].
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use dalston_telemetry::testing::TestTelemetry;
 use serde_json::Value;
@@ -8,12 +9,19 @@ use serde_json::Value;
 use super::files::{Files, wav};
 use super::report::TaskReport;
 use super::worker::Worker;
+#[cfg(feature = "realtime")]
+use crate::config::RealtimeConfig;
 use crate::config::{EngineConfig, RunnerConfig};
 use crate::engine::Engine;
 use crate::local::{LocalPlatform, LocalTask};
 use crate::models::ModelStorage;
+#[cfg(feature = "realtime")]
+use crate::realtime::RealtimeServer;
 use crate::runner::Runner;
 use crate::stage::{Stage, input_slot};
+
+/// How long tasks that can't share a batch wait for each other.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Runs one engine in a test, with a task for it.
 ///
@@ -55,6 +63,8 @@ pub struct EngineHarness<E> {
     engine: E,
     config: RunnerConfig,
     model_storage: Option<ModelStorage>,
+    #[cfg(feature = "realtime")]
+    realtime: RealtimeConfig,
     task: LocalTask,
     files: Files,
 }
@@ -66,6 +76,8 @@ impl<E: Engine> EngineHarness<E> {
             engine,
             config: RunnerConfig::default(),
             model_storage: None,
+            #[cfg(feature = "realtime")]
+            realtime: RealtimeConfig::default(),
             task: LocalTask::new(),
             files: Files::default(),
         }
@@ -81,6 +93,13 @@ impl<E: Engine> EngineHarness<E> {
     /// models.
     pub fn runner(mut self, change: impl FnOnce(&mut RunnerConfig)) -> Self {
         change(&mut self.config);
+        self
+    }
+
+    /// Changes the configuration of realtime sessions.
+    #[cfg(feature = "realtime")]
+    pub fn realtime(mut self, change: impl FnOnce(&mut RealtimeConfig)) -> Self {
+        change(&mut self.realtime);
         self
     }
 
@@ -162,6 +181,71 @@ impl<E: Engine> EngineHarness<E> {
         }
     }
 
+    /// Runs tasks in one batch, on a worker that has just started. The limits of the engine apart
+    /// from its number of tasks and its wait are kept.
+    ///
+    /// ```
+    /// use dalston_engine_sdk::testing::EngineHarness;
+    /// # use dalston_engine_sdk::{Batching, Engine, EngineInfo, LoadContext, ModelId, Stage, TaskContext, TaskError, TaskRequest};
+    /// # use serde_json::{Value, json};
+    /// # struct WordCounter;
+    /// # impl Engine for WordCounter {
+    /// #     type Model = ();
+    /// #     type Output = Value;
+    /// #     fn info(&self) -> EngineInfo {
+    /// #         let stage = Stage::other("count").expect("a plain name");
+    /// #         EngineInfo::new("word-counter", "1.0.0").stage(stage).batching(Batching::up_to(8))
+    /// #     }
+    /// #     fn load(&self, _: &ModelId, _: &LoadContext) -> Result<(), TaskError> { Ok(()) }
+    /// #     fn process(&self, _: &mut (), task: &TaskRequest, _: &TaskContext) -> Result<Value, TaskError> {
+    /// #         Ok(json!({ "words": task.config()["text"].as_str().unwrap_or_default().split(' ').count() }))
+    /// #     }
+    /// #     fn batch_key(&self, _: &TaskRequest) -> Option<String> { Some(String::new()) }
+    /// # }
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    ///
+    /// let harness = EngineHarness::new(WordCounter);
+    /// let tasks = ["one", "two words"].map(|text| harness.default_task().config("text", text));
+    /// let reports = harness.run_batch(tasks).await;
+    ///
+    /// assert_eq!(reports[1].output(), &json!({ "words": 2 }));
+    /// assert_eq!(reports[1].span("engine.process").attribute("dalston.batch.size"), Some(&2.into()));
+    /// # });
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the engine takes no batches, and as [`run`](Self::run).
+    pub async fn run_batch(mut self, tasks: impl IntoIterator<Item = LocalTask>) -> Vec<TaskReport> {
+        let tasks: Vec<LocalTask> = tasks.into_iter().collect();
+        let limits = self.engine.info().batching;
+        let most = limits.map_or(1, |limits| limits.max_tasks);
+        assert!(
+            tasks.len() <= most,
+            "{} tasks are no batch of this engine: it takes {most} at once",
+            tasks.len()
+        );
+        self.config.max_batch = Some(tasks.len());
+        self.config.batch_wait = Some(LONGEST_WAIT);
+        let worker = self.start();
+        let mut running = Vec::new();
+        for task in tasks {
+            running.push(worker.submit(task).await);
+        }
+        let mut reports = Vec::new();
+        for task in running {
+            reports.push(task.report().await);
+        }
+        worker.stop().await;
+        reports
+    }
+
+    /// The task of the harness, to be changed for [`run_batch`](Self::run_batch).
+    #[must_use]
+    pub fn default_task(&self) -> LocalTask {
+        self.task.clone()
+    }
+
     /// Starts a worker for several tasks. The first one loads its model, later ones find it loaded.
     ///
     /// # Panics
@@ -170,7 +254,8 @@ impl<E: Engine> EngineHarness<E> {
     #[track_caller]
     pub fn start(self) -> Worker {
         let telemetry = TestTelemetry::new();
-        let platform = LocalPlatform::for_engine(&self.engine.info());
+        let info = self.engine.info();
+        let platform = LocalPlatform::for_engine(&info);
         let mut runner = Runner::builder(self.engine)
             .config(self.config)
             .broker(platform.broker().clone())
@@ -180,7 +265,14 @@ impl<E: Engine> EngineHarness<E> {
             runner = runner.model_storage(models);
         }
         match runner.build() {
-            Ok(runner) => Worker::start(runner, platform, telemetry, self.task, self.files),
+            Ok(runner) => {
+                #[cfg(feature = "realtime")]
+                let sessions = RealtimeServer::new(&runner, &info, self.realtime, telemetry.handle(), None);
+                let worker = Worker::start(runner, platform, telemetry, self.task, self.files);
+                #[cfg(feature = "realtime")]
+                let worker = worker.with_sessions(sessions);
+                worker
+            }
             Err(error) => panic!("the runner can't be built: {error}"),
         }
     }

@@ -11,12 +11,16 @@ mod harness;
 mod moved;
 mod report;
 mod running;
+#[cfg(feature = "realtime")]
+mod session;
 mod worker;
 
 pub use self::harness::EngineHarness;
 pub use self::moved::Moved;
 pub use self::report::TaskReport;
 pub use self::running::RunningTask;
+#[cfg(feature = "realtime")]
+pub use self::session::RealtimeSession;
 pub use self::worker::Worker;
 
 #[cfg(test)]

@@ -15,8 +15,12 @@ use uuid::Uuid;
 use super::files::Files;
 use super::report::TaskReport;
 use super::running::RunningTask;
+#[cfg(feature = "realtime")]
+use super::session::RealtimeSession;
 use crate::error::{RunError, chain};
 use crate::local::{LocalPlatform, LocalTask};
+#[cfg(feature = "realtime")]
+use crate::realtime::RealtimeServer;
 use crate::runner::Runner;
 
 /// A running worker in a test. Made by [`EngineHarness::start`](super::EngineHarness::start).
@@ -29,6 +33,8 @@ pub struct Worker {
     /// The reason for which the runner has ended.
     ended: watch::Receiver<Option<String>>,
     default_task: LocalTask,
+    #[cfg(feature = "realtime")]
+    sessions: Option<RealtimeServer>,
     /// The files that tasks may read.
     _files: Files,
 }
@@ -62,7 +68,30 @@ impl Worker {
             stop,
             ended,
             default_task,
+            #[cfg(feature = "realtime")]
+            sessions: None,
             _files: files,
+        }
+    }
+
+    #[cfg(feature = "realtime")]
+    pub(super) fn with_sessions(mut self, sessions: RealtimeServer) -> Self {
+        self.sessions = Some(sessions);
+        self
+    }
+
+    /// Opens a realtime session with these query parameters: `language=en&enable_vad=false`. There
+    /// is no socket between.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    #[cfg(feature = "realtime")]
+    #[must_use]
+    pub fn session(&self, query: &str) -> RealtimeSession {
+        match &self.sessions {
+            Some(sessions) => RealtimeSession::open(sessions.clone(), query, &self.telemetry),
+            None => panic!("the worker has no sessions"),
         }
     }
 

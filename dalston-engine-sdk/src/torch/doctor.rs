@@ -36,7 +36,18 @@ pub fn checks(config: &EngineConfig) -> Vec<Check> {
             "choose another --device or --precision (DALSTON_DEVICE, DALSTON_PRECISION), or use auto",
         ),
     });
+    #[cfg(feature = "audio")]
+    checks.extend(config.vad_model.as_deref().map(detector_check));
     checks
+}
+
+#[cfg(feature = "audio")]
+fn detector_check(path: &std::path::Path) -> Check {
+    match super::silero::SileroFile::read(path) {
+        Ok(_) => Check::ok("voice detector", format!("Silero, {}", path.display())),
+        Err(error) => Check::missing("voice detector", error.to_string())
+            .advice("name another file with DALSTON_VAD_MODEL, or unset it"),
+    }
 }
 
 fn libtorch_check(found: &Libtorch) -> Check {

@@ -28,9 +28,10 @@
 //!
 //! # The path of libtorch in a binary
 //!
-//! With this `build.rs` in the package of an engine, which must itself depend on `tch`, its binary
-//! finds at run time the libtorch that it was built with. Without it, `LD_LIBRARY_PATH` must name
-//! `$LIBTORCH/lib`.
+//! With this `build.rs` in the package of an engine, its binary finds at run time the libtorch that
+//! it was built with. Without it, `LD_LIBRARY_PATH` must name `$LIBTORCH/lib`. Cargo gives the
+//! variable only to packages that depend on `torch-sys` themselves: add it with the version that
+//! `tch` has.
 //!
 //! ```text
 //! fn main() {
@@ -58,9 +59,13 @@ mod inference;
 mod libtorch;
 mod memory;
 mod placement;
+#[cfg(feature = "audio")]
+mod silero;
 
 pub use self::cuda::{CudaError, load_cuda};
 pub use self::doctor::checks;
 pub use self::inference::inference;
 pub use self::memory::is_out_of_memory;
 pub use self::placement::{Placement, PlacementError};
+#[cfg(feature = "audio")]
+pub use self::silero::{Silero, SileroError, SileroFile};

@@ -29,7 +29,8 @@ impl Placement {
     ///
     /// The device `auto` means the first GPU if an NVIDIA driver runs and libtorch can use the GPU,
     /// else the CPU; a warning says why a GPU can't be used. The precision `auto` means float16 on
-    /// a GPU and float32 on the CPU.
+    /// a GPU and float32 on the CPU. An engine with weights in int8 handles the precision `int8`
+    /// before this call, which refuses it.
     ///
     /// # Errors
     ///
@@ -83,6 +84,12 @@ pub enum PlacementError {
     Precision {
         /// The precision in the options.
         precision: &'static str,
+    },
+    /// int8 is a precision of weights, and the engine does not offer it on the device.
+    #[error("the precision int8 is not offered on the device {device}; use auto, float32 or bfloat16")]
+    Int8 {
+        /// The device, as `cuda:0`.
+        device: String,
     },
 }
 
@@ -141,6 +148,9 @@ fn kind(choice: PrecisionChoice, device: Device) -> Result<Kind, PlacementError>
         PrecisionChoice::Bfloat16 => Ok(Kind::BFloat16),
         PrecisionChoice::Float16 if device.is_cuda() => Ok(Kind::Half),
         PrecisionChoice::Float16 => Err(PlacementError::Precision { precision: "float16" }),
+        PrecisionChoice::Int8 => Err(PlacementError::Int8 {
+            device: device_name(device),
+        }),
     }
 }
 
@@ -186,6 +196,16 @@ mod tests {
 
         let text = error.to_string();
         assert!(text.contains("float16") && text.contains("bfloat16"), "{text}");
+    }
+
+    #[test]
+    fn int8_is_left_to_the_engine() {
+        let error = Placement::choose(&config(DeviceChoice::Cpu, PrecisionChoice::Int8)).unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            "the precision int8 is not offered on the device cpu; use auto, float32 or bfloat16"
+        );
     }
 
     #[test]

@@ -3,6 +3,8 @@
 #![doc = include_str!("../../docs/guides/operations.md")]
 
 mod http;
+#[cfg(feature = "realtime")]
+mod realtime;
 mod spot;
 
 use std::future::{Future, pending, ready};
@@ -10,6 +12,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
+use dalston_telemetry::settings::DALSTON_METRICS_PORT;
 use dalston_telemetry::{ParseError, TelemetryHandle};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
@@ -85,7 +89,8 @@ pub async fn run<E: Engine>(
     let store = deployment.store()?;
     let models = ModelStorage::new(deployment.models.clone(), store.clone());
     let slots = u32::try_from(config.slots).unwrap_or(u32::MAX);
-    let mut capabilities = engine.info().capabilities();
+    let info = engine.info();
+    let mut capabilities = info.capabilities();
     let (probed_server, probed_store) = (server.clone(), store.clone());
     let temp_root = config.temp_root.clone();
     let probe = move |instance: &str| {
@@ -112,10 +117,14 @@ pub async fn run<E: Engine>(
     capabilities.max_concurrency = Some(slots);
     let status = runner.status();
 
+    #[cfg(feature = "realtime")]
+    let sessions = realtime::Sessions::start(&runner, &info, &deployment, &telemetry, &server).await;
+
     let clock = ClockDifference::unknown();
     let state = http::ServerState::new(
         &runner,
         capabilities.clone(),
+        info.options,
         server.clone(),
         clock.clone(),
         telemetry,
@@ -126,6 +135,11 @@ pub async fn run<E: Engine>(
     record.start_nonce = start_nonce;
     let registry: Arc<dyn Registry> =
         Arc::new(RedisRegistry::new(server.clone()).with_lifetime(deployment.lease));
+    #[cfg(feature = "realtime")]
+    let sessions = match sessions {
+        Some(sessions) => Some(sessions.join(&registry, &record, &deployment.realtime).await),
+        None => None,
+    };
     let membership = registry::join(registry, record, move || heartbeat(&status, &models, slots)).await;
 
     let interruption = runner.interruption();
@@ -143,6 +157,10 @@ pub async fn run<E: Engine>(
         never = clock.watch(&server) => match never {},
     };
     serving.finish().await;
+    #[cfg(feature = "realtime")]
+    if let Some(sessions) = sessions {
+        sessions.finish().await;
+    }
     // Last, because the tasks of a consumer without a record count as abandoned.
     if let Err(error) = membership.leave().await {
         warn!(%error, "engine_not_deregistered");
@@ -199,26 +217,32 @@ const BIND_INTERVAL: Duration = Duration::from_secs(5);
 async fn listen(port: u16, state: http::ServerState) -> http::Serving {
     let max_requests = state.max_requests();
     let router = http::router(state);
-    match bind(port).await {
+    serve(port, router, max_requests, DALSTON_METRICS_PORT.name()).await
+}
+
+/// Serves these routes on a port, as soon as it is free.
+async fn serve(port: u16, router: Router, max_requests: usize, variable: &'static str) -> http::Serving {
+    match bind(port, variable).await {
         Ok(listener) => http::Serving::start(ready(listener), router, max_requests),
         Err(error) => {
-            let advice = "free the port, or set DALSTON_METRICS_PORT to another one";
+            let advice = format!("free the port, or set {variable} to another one");
             warn!(port, %error, advice, "http_server_not_started");
-            http::Serving::start(bind_later(port), router, max_requests)
+            http::Serving::start(bind_later(port, variable), router, max_requests)
         }
     }
 }
 
-async fn bind(port: u16) -> io::Result<TcpListener> {
+/// `variable` sets the port: it tells the servers of a worker apart in the log.
+async fn bind(port: u16, variable: &str) -> io::Result<TcpListener> {
     let listener = TcpListener::bind(("0.0.0.0", port)).await?;
-    info!(address = %listener.local_addr()?, "http_server_listening");
+    info!(address = %listener.local_addr()?, variable, "http_server_listening");
     Ok(listener)
 }
 
-async fn bind_later(port: u16) -> TcpListener {
+async fn bind_later(port: u16, variable: &'static str) -> TcpListener {
     loop {
         sleep(BIND_INTERVAL).await;
-        if let Ok(listener) = bind(port).await {
+        if let Ok(listener) = bind(port, variable).await {
             return listener;
         }
     }

@@ -13,7 +13,7 @@ use dalston_engine_sdk::stage::TranscribeTask;
 use dalston_engine_sdk::worker::{self, WorkerError};
 use dalston_engine_sdk::{
     DeploymentConfig, Engine, EngineInfo, LoadContext, ModelId, RunnerConfig, Segment, Stage, TaskContext,
-    TaskError, TaskRequest, Transcript, Word,
+    TaskError, TaskOption, TaskRequest, Transcript, Word,
 };
 use dalston_telemetry::Env;
 use dalston_telemetry::testing::TestTelemetry;
@@ -46,6 +46,12 @@ impl Engine for Scribe {
             .stage(Stage::Transcribe)
             .default_model("tiny")
             .word_timestamps(true)
+            .option(TaskOption::new("patience", "The patience", |value| {
+                match value.as_f64() {
+                    Some(number) if number > 0.0 => Ok(()),
+                    _ => Err("expected a number above 0".to_owned()),
+                }
+            }))
     }
 
     fn load(&self, model: &ModelId, _: &LoadContext) -> Result<(), TaskError> {
@@ -152,7 +158,9 @@ impl Host {
 
     async fn on(port: u16, variables: &[(&str, &str)]) -> Self {
         let (redis, s3) = (TestRedis::start().await, TestS3::start());
-        let telemetry = TestTelemetry::new();
+        let otel = variables.iter().copied();
+        let otel = Env::from_pairs(otel.filter(|(name, _)| name.starts_with("OTEL_")));
+        let telemetry = TestTelemetry::with(|builder| builder.env(otel));
         let temp = tempfile::tempdir().unwrap();
         let own = [
             ("REDIS_URL", redis.url()),

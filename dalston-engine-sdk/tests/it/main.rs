@@ -5,6 +5,7 @@
 mod asynchronous;
 #[cfg(feature = "audio")]
 mod audio;
+mod batching;
 mod breaker;
 mod broker;
 mod direct;
@@ -17,6 +18,8 @@ mod leases;
 mod models;
 mod pipeline;
 mod protocol;
+#[cfg(feature = "realtime")]
+mod realtime;
 #[cfg(feature = "redis")]
 mod redis_wire;
 #[cfg(feature = "redis")]
@@ -25,6 +28,8 @@ mod registry;
 mod results;
 mod rig;
 mod runner;
+#[cfg(all(feature = "realtime", feature = "tch"))]
+mod silero;
 mod stage;
 #[cfg(feature = "worker")]
 mod support;

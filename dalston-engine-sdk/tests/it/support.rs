@@ -1,9 +1,10 @@
 //! Helpers for tests against a worker's HTTP port.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde_json::Value;
+pub(crate) use testbed::free_port;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -20,12 +21,6 @@ pub(crate) async fn until<T>(what: &str, mut found: impl AsyncFnMut() -> Option<
     tokio::time::timeout(Duration::from_secs(60), polling)
         .await
         .unwrap_or_else(|_| panic!("no {what}"))
-}
-
-/// A port that nothing listens on.
-pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// Sends a request and reads the response until the server closes the connection.

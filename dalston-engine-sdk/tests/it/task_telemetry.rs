@@ -151,6 +151,7 @@ async fn exactly_the_series_of_a_task_move() {
     let expected = [
         r#"dalston_engine_audio_duration_seconds_count{engine_id="test-asr",instance_type="unknown"}: 0 -> 2"#.to_owned(),
         r#"dalston_engine_inference_busy_ratio{engine_id="test-asr",slot="0"}"#.to_owned(),
+        format!("dalston_engine_inference_seconds_total{{{model}}}: 0 -> "),
         r#"dalston_engine_model_acquire_seconds_count{engine_id="test-asr",in_memory="false",model="tiny"}: 0 -> 1"#.to_owned(),
         r#"dalston_engine_model_acquire_seconds_count{engine_id="test-asr",in_memory="true",model="tiny"}: 0 -> 1"#.to_owned(),
         r#"dalston_engine_model_cache_hits_total{engine_id="test-asr",model="tiny"}: 0 -> 1"#.to_owned(),

@@ -23,6 +23,8 @@ crate::label! {
         JobCompleted => "job.completed",
         JobFailed => "job.failed",
         JobDeleted => "job.deleted",
+        /// A job that had ended without a result runs again.
+        JobRetried => "job.retried",
         /// A recording or a transcript was read.
         ArtifactRead => "artifact.read",
         /// Personal data was removed from a recording or a transcript.
@@ -62,6 +64,30 @@ impl AuditEvent {
             .text("resource_id", resource_id)
             .text("tenant_id", tenant_id)
             .actor("system", "")
+    }
+
+    /// A record of personal data that was removed from a job, with the number of entities of each
+    /// type, for example `[("phone_number", 2)]`. The first 16 types are named, and the total
+    /// counts all of them. Only types and numbers are recorded, never the removed text.
+    pub fn pii_redacted<'a>(
+        tenant_id: &str,
+        job_id: &str,
+        entities: impl IntoIterator<Item = (&'a str, u64)>,
+    ) -> Self {
+        let mut by_type = Map::new();
+        let mut total = 0_u64;
+        for (kind, count) in entities {
+            total = total.saturating_add(count);
+            if by_type.len() < MAX_DETAILS {
+                by_type.insert(bounded(kind), count.into());
+            }
+        }
+        let mut event = Self::new(AuditAction::PiiRedacted, tenant_id, job_id);
+        event.detail.insert("entity_count".to_owned(), total.into());
+        event
+            .detail
+            .insert("entity_count_by_type".to_owned(), by_type.into());
+        event
     }
 
     /// Sets the actor: `actor_type` (`api_key`, `user`, `console`) and `actor_id`. By default
@@ -180,6 +206,21 @@ mod tests {
                 "resource_type": "artifact", "resource_id": "t-1:transcript", "job_id": "j-1", "tenant_id": "acme",
                 "ip_address": "10.0.0.7", "user_agent": "curl/8", "audio_duration": 61.5, "model": "tiny",
                 "detail": {"format": "srt"}, "correlation_id": "req_1"})
+        );
+    }
+
+    #[test]
+    fn redaction_names_types_and_numbers_of_entities() {
+        let line = line(AuditEvent::pii_redacted(
+            "acme",
+            "j-1",
+            [("phone_number", 2), ("person", 1)],
+        ));
+        assert_eq!(line["action"], "pii.redacted");
+        assert_eq!(line["resource_id"], "j-1");
+        assert_eq!(
+            line["detail"],
+            json!({"entity_count": 3, "entity_count_by_type": {"phone_number": 2, "person": 1}})
         );
     }
 

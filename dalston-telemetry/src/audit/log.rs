@@ -16,6 +16,7 @@ use super::file::RotatingFile;
 use crate::env::{Env, EnvError};
 use crate::logs::LogWriter;
 use crate::metrics::{Counter, DenseFamily, Exemplar, Metrics, Status};
+use crate::services::service_name;
 use crate::setup::settings::audit::{DALSTON_AUDIT_KEEP, DALSTON_AUDIT_LOG, DALSTON_AUDIT_MAX_MB};
 
 /// The records that may wait for the thread.
@@ -153,8 +154,8 @@ impl Progress {
 }
 
 impl AuditLog {
-    /// Opens the log of a service, with the short name that its log lines have, and starts the
-    /// thread that writes records. Registers `dalston_audit_records_total`.
+    /// Opens the log of a service and starts the thread that writes records. Records have the short
+    /// name of the service, as log lines do. Registers `dalston_audit_records_total`.
     ///
     /// # Errors
     ///
@@ -196,7 +197,7 @@ impl AuditLog {
             }
         };
         Ok(Self {
-            service: service.into(),
+            service: service_name::short(service).into(),
             records,
             counter,
             progress,

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use dalston_telemetry::metrics::{MetricsServer, are_enabled};
 use dalston_telemetry::queue_exporter::{QueueExporter, QueueExporterConfig};
+use dalston_telemetry::services::service_name;
 use dalston_telemetry::settings::DALSTON_METRICS_PORT;
 use dalston_telemetry::{Env, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
@@ -53,7 +54,9 @@ fn run(env: &Env) -> Result<(), Failure> {
              don't start it, or unset the variable",
         ));
     }
-    let telemetry = Telemetry::builder("queue-exporter").env(env.clone()).install();
+    let telemetry = Telemetry::builder(service_name::QUEUE_EXPORTER)
+        .env(env.clone())
+        .install();
     let telemetry = telemetry.map_err(Failure::usage)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(Failure::while_doing("start the runtime"))?;
@@ -81,10 +84,11 @@ fn run(env: &Env) -> Result<(), Failure> {
         exporter.shutdown().await;
         Ok(())
     })?;
-    telemetry.shutdown_blocking().map_err(|error| Failure {
-        text: error.to_string(),
-        status: 1,
-    })
+    // Telemetry that could not be sent is no failure of the program.
+    if let Err(error) = telemetry.shutdown_blocking() {
+        print_error(&error.to_string());
+    }
+    Ok(())
 }
 
 #[expect(

@@ -132,7 +132,10 @@ impl LogContext {
         if !value.is_empty() {
             let value = match position.is_none() && redact::is_secret_name(&name) {
                 true => redact::MASK.to_owned(),
-                false => redact::text(&value).into_owned(),
+                false => match redact::text(&value) {
+                    Cow::Borrowed(_) => value,
+                    Cow::Owned(redacted) => redacted,
+                },
             };
             let json = member(&name, &value);
             fields.push(ContextField {

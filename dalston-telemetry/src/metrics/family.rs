@@ -216,16 +216,30 @@ impl<const N: usize, L: LabelSet, M> BoundedFamily<N, L, M> {
     /// The cells for these values of the open labels, which are created if they are new.
     #[must_use]
     pub fn with(&self, values: [&str; N]) -> DenseFamily<L, M> {
+        self.with_or_create(values, || ())
+    }
+
+    /// The cells of [`with`](Self::with). Calls `created` if they are new.
+    pub(crate) fn with_or_create(&self, values: [&str; N], created: impl FnOnce()) -> DenseFamily<L, M> {
         let inner = &*self.inner;
         let places = std::array::from_fn(|label| inner.labels[label].place(values[label]));
-        if let Some(cells) = inner.find(&places).or_else(|| inner.insert(places, inner.room)) {
+        if let Some(cells) = inner.find(&places) {
             return cells;
         }
-        let places = std::array::from_fn(|label| inner.labels[label].fold_place(places[label]));
-        inner
-            .find(&places)
-            .or_else(|| inner.insert(places, usize::MAX))
-            .unwrap_or_else(|| DenseFamily::with_texts(inner.texts.clone(), &inner.make))
+        let cells = match inner.insert(places, inner.room) {
+            Some(cells) => cells,
+            None => {
+                let places = std::array::from_fn(|label| inner.labels[label].fold_place(places[label]));
+                if let Some(cells) = inner.find(&places) {
+                    return cells;
+                }
+                inner
+                    .insert(places, usize::MAX)
+                    .unwrap_or_else(|| DenseFamily::with_texts(inner.texts.clone(), &inner.make))
+            }
+        };
+        created();
+        cells
     }
 }
 

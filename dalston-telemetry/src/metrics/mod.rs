@@ -38,6 +38,13 @@
 //! dashboards use. A process registers the metrics of all services that it runs. Registering them
 //! again returns the same handles.
 //!
+//! # Figures of the process
+//!
+//! On Linux, every process that is set up by [`Telemetry`](crate::Telemetry) has
+//! `process_cpu_seconds_total`, `process_resident_memory_bytes`, `process_virtual_memory_bytes`,
+//! `process_open_fds`, `process_max_fds` and `process_start_time_seconds`, as with Prometheus' own
+//! clients.
+//!
 //! # Scrapes
 //!
 //! [`Metrics::encode_for`] returns the text in the format that a client accepts: OpenMetrics 1.0 or
@@ -61,6 +68,7 @@ mod meter;
 mod meter_provider;
 mod names;
 mod owned;
+pub(crate) mod process;
 mod registry;
 // Without a transport there is no push.
 #[cfg_attr(not(any(feature = "otlp-grpc", feature = "otlp-http")), allow(dead_code))]

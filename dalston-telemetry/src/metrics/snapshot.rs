@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::label_text::{parse_labels, parse_series};
+use super::process::PREFIX;
 use super::series::{Head, Kind, Series, Value, Visitor};
 
 /// The values of all series at one moment. Made by [`Metrics::snapshot`](super::Metrics::snapshot).
@@ -61,7 +62,8 @@ impl MetricsSnapshot {
 
     /// The series that differ from an earlier snapshot, in alphabetical order.
     ///
-    /// Of a histogram, `_count` and `_sum` are compared, not the buckets.
+    /// Of a histogram, `_count` and `_sum` are compared, not the buckets. Figures of the process
+    /// (`process_…`) are left out, because they change by themselves.
     #[must_use]
     pub fn diff(&self, earlier: &Self) -> Vec<MetricChange> {
         self.series
@@ -71,7 +73,10 @@ impl MetricsSnapshot {
                 before: earlier.series.get(series).copied().unwrap_or(0.0),
                 after: *after,
             })
-            .filter(|change| change.before != change.after && !change.name().ends_with("_bucket"))
+            .filter(|change| {
+                let name = change.name();
+                change.before != change.after && !name.ends_with("_bucket") && !name.starts_with(PREFIX)
+            })
             .collect()
     }
 }

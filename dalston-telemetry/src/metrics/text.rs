@@ -154,18 +154,22 @@ impl TextWriter {
                 text
             }));
         }
-        let has_labels = !series.open.is_empty() || !series.closed.is_empty();
+        let start = self.text.len();
+        for part in [name, "_bucket{", series.open, series.closed] {
+            self.text.push_str(part);
+        }
+        if !series.open.is_empty() || !series.closed.is_empty() {
+            self.text.push(',');
+        }
+        // All buckets begin like the first.
+        let beginning = start..self.text.len();
         let mut count = 0;
         for bucket in 0..self.bound_texts.len() {
+            if bucket > 0 {
+                self.text.extend_from_within(beginning.clone());
+            }
             // The sum of the buckets that were written, so that the last bucket equals the count.
             count += buckets.count(bucket);
-            self.text.push_str(name);
-            self.text.push_str("_bucket{");
-            self.text.push_str(series.open);
-            self.text.push_str(series.closed);
-            if has_labels {
-                self.text.push(',');
-            }
             self.text.push_str(&self.bound_texts[bucket]);
             push_number(&mut self.text, Number::Whole(count));
             self.end_of_line(buckets.exemplar(bucket));

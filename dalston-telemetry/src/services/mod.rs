@@ -9,9 +9,10 @@ mod names;
 pub mod orchestrator;
 pub mod queue;
 pub mod realtime;
+pub mod service_name;
 pub mod session_router;
 mod step;
 pub mod webhook;
 
 pub use message::MessageContext;
-pub use names::{Name, attr, event};
+pub use names::{Name, SpanNames, attr, event};

@@ -2,6 +2,17 @@
 //!
 //! The names of one service are in its `spans.rs`, the names of metrics in its `metrics.rs`.
 
+/// The names of the spans of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SpanNames {
+    /// The names of the guides: `orchestrator.handle_job`, `process_audio_chunk`.
+    #[default]
+    Guide,
+    /// The names of the live platform: `orchestrator.handle_job.created`,
+    /// `realtime.chunk.inference`.
+    Live,
+}
+
 /// A name with its meaning.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
@@ -36,6 +47,10 @@ pub mod attr {
         pub const JOB_ID: &str = "dalston.job_id";
         /// The id of the engine.
         pub const ENGINE_ID: &str = "dalston.engine_id";
+        /// The worker: the name of its process.
+        pub const INSTANCE: &str = "dalston.instance";
+        /// The length of the audio, in seconds.
+        pub const AUDIO_DURATION_SECONDS: &str = "dalston.audio_duration_seconds";
         /// The stage, with the suffix of a channel if the task has one.
         pub const STAGE: &str = "dalston.stage";
         /// The model; empty if the task names none.

@@ -25,10 +25,12 @@ use crate::metrics::{self, Metrics, TelemetryMetrics};
 use crate::resource;
 #[cfg(feature = "ec2")]
 use crate::resource::cloud::Cloud;
+use crate::services::service_name;
 use crate::settings::metrics::OTEL_METRICS_EXPORTER;
 use crate::settings::otlp::Signal;
 use crate::settings::traces::{
-    OTEL_PROPAGATORS, OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER, OTEL_TRACES_SAMPLER,
+    OTEL_PROPAGATORS, OTEL_SDK_DISABLED, OTEL_SEMCONV_STABILITY_OPT_IN, OTEL_TRACES_EXPORTER,
+    OTEL_TRACES_SAMPLER,
 };
 use crate::settings::{INSTANCE_TYPE, OTEL_ENABLED};
 use crate::setup::layers::{Layers, TelemetryLayer};
@@ -77,7 +79,8 @@ pub struct TelemetryBuilder {
 }
 
 impl Telemetry {
-    /// Configures telemetry for a service: `dalston-gateway`, `dalston-engine-faster-whisper`.
+    /// Configures telemetry for a service: `dalston-gateway`, `dalston-engine-faster-whisper`. The
+    /// names of the platform's services are in [`service_name`].
     ///
     /// The field `service` of log lines has the short form of the name: `gateway`,
     /// `engine-faster-whisper`.
@@ -321,6 +324,7 @@ impl TelemetryBuilder {
         };
         let service = self.service_name(&env);
         metrics::register_build_info(&metrics, &service, &self.service_version());
+        metrics::process::register(&metrics);
         // Registered even if nothing is exported, so that the series exist from the start.
         let telemetry_metrics = TelemetryMetrics::register(&metrics);
         // A wrong variable is reported when the resource is built, as with the service name.
@@ -332,7 +336,7 @@ impl TelemetryBuilder {
             Some(writer) => Some(LogConfig::read(
                 &env,
                 // Lines carry the short form, as those of the platform's services do.
-                service.strip_prefix("dalston-").unwrap_or(&service),
+                service_name::short(&service),
                 instance_type.as_deref(),
                 self.log_format,
                 self.log_level,
@@ -550,6 +554,9 @@ impl TelemetryBuilder {
             provider,
             processors,
             exporter,
+            duplicates_http: OTEL_SEMCONV_STABILITY_OPT_IN
+                .read(env)?
+                .is_some_and(|list| list.split(',').any(|word| word.trim() == "http/dup")),
         })
     }
 }

@@ -307,6 +307,12 @@ impl TelemetryHandle {
         }
     }
 
+    #[cfg(feature = "tower")]
+    pub(crate) fn duplicates_http(&self) -> bool {
+        let tracing = self.tracing.as_ref();
+        tracing.is_some_and(|tracing| tracing.duplicates_http)
+    }
+
     /// How many spans were exported and lost so far; all zero if nothing is exported.
     #[must_use]
     pub fn export_stats(&self) -> ExportStats {
@@ -388,6 +394,9 @@ pub(crate) struct Tracing {
     pub(crate) processors: Processors,
     /// Sends spans, if they are exported.
     pub(crate) exporter: Option<SpanExporter>,
+    /// Whether spans of HTTP requests also have the attributes of earlier conventions.
+    #[cfg_attr(not(feature = "tower"), expect(dead_code, reason = "only servers ask"))]
+    pub(crate) duplicates_http: bool,
 }
 
 #[cfg(test)]

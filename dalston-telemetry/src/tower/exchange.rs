@@ -50,7 +50,8 @@ pub(super) struct Exchange {
     route: Option<Route>,
     metrics: Option<Arc<dyn RequestMetrics>>,
     exemplar: Option<Exemplar>,
-    received: Arc<Received>,
+    /// `None` for a request without a body.
+    received: Option<Arc<Received>>,
     is_upload: bool,
     duplicate: bool,
     began: Instant,
@@ -67,6 +68,7 @@ impl Exchange {
         trace: &SpanContext,
         (method, route): (HttpMethod, Option<Route>),
         metrics: Option<Arc<dyn RequestMetrics>>,
+        received: Option<Arc<Received>>,
         is_upload: bool,
         duplicate: bool,
     ) -> Self {
@@ -83,7 +85,7 @@ impl Exchange {
             method,
             route,
             metrics,
-            received: Arc::default(),
+            received,
             is_upload,
             duplicate,
             began: Instant::now(),
@@ -99,8 +101,12 @@ impl Exchange {
         &self.span
     }
 
-    pub(super) fn received(&self) -> &Arc<Received> {
-        &self.received
+    pub(super) fn received(&self) -> Option<&Arc<Received>> {
+        self.received.as_ref()
+    }
+
+    fn received_bytes(&self) -> u64 {
+        self.received.as_ref().map_or(0, |received| received.get())
     }
 
     /// Records the header of the response.
@@ -187,7 +193,7 @@ impl Exchange {
 
     fn end(&mut self, failure: Option<Failure>) {
         self.is_ended = true;
-        let received = self.received.get();
+        let received = self.received_bytes();
         if !self.span.is_disabled() {
             let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
             if received > 0 {
@@ -214,7 +220,7 @@ impl Exchange {
             ended.time = self.answered_after.unwrap_or_else(|| self.began.elapsed());
             ended.exemplar = self.exemplar;
             if self.is_upload {
-                ended.uploaded = self.received.get();
+                ended.uploaded = self.received_bytes();
             }
             metrics.ended(&ended);
         }

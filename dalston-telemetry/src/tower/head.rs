@@ -5,7 +5,8 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, Uri, header};
 use opentelemetry::trace::{SpanContext, TraceContextExt};
-use opentelemetry::{Context, KeyValue};
+use opentelemetry::{Context, KeyValue, Value};
+use tracing::field::Empty;
 use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -50,12 +51,25 @@ impl Head {
             true => caller.clone(),
             false => Context::new(),
         };
-        // The name is made only if a layer wants the span.
+        // The name is made only if a layer wants the span. The empty fields reserve memory for the
+        // attributes that follow.
         let span = info_span!(
             parent: None,
             "http.request",
             otel.name = span_name(method, route.as_ref().map(Route::as_str)),
-            otel.kind = "server"
+            otel.kind = "server",
+            request_id = Empty,
+            path = Empty,
+            route = Empty,
+            query = Empty,
+            user_agent = Empty,
+            server = Empty,
+            port = Empty,
+            method = Empty,
+            scheme = Empty,
+            version = Empty,
+            status = Empty,
+            size = Empty,
         );
         // Fails only without an OpenTelemetry layer, and then there are no spans.
         let _ = span.set_parent(carried.clone());
@@ -79,31 +93,35 @@ impl Head {
         }
     }
 
-    /// The attributes of the request. With `duplicate`, also those of earlier conventions.
-    pub(super) fn attributes(&self, parts: &Parts, request_id: Arc<str>, duplicate: bool) -> Vec<KeyValue> {
-        let text = |name: &'static str, value: &str| KeyValue::new(name, redact::text(value).into_owned());
-        let mut attributes = Vec::with_capacity(14);
-        attributes.push(KeyValue::new(attr::REQUEST_ID, request_id));
-        attributes.push(text(attr::URL_PATH, parts.uri.path()));
+    /// Sets the attributes of the request. With `duplicate`, also those of earlier conventions.
+    pub(super) fn set_attributes(&self, parts: &Parts, request_id: Arc<str>, duplicate: bool) {
+        let context = self.span.context();
+        let span = context.span();
+        let set = |name: &'static str, value: Value| span.set_attribute(KeyValue::new(name, value));
+        let set_text = |name, value: &str| set(name, redact::text(value).into_owned().into());
+        set(attr::REQUEST_ID, request_id.into());
+        set_text(attr::URL_PATH, parts.uri.path());
         if let Some(route) = &self.route {
-            attributes.push(KeyValue::new(attr::HTTP_ROUTE, route.as_str().to_owned()));
+            set(attr::HTTP_ROUTE, route.as_str().to_owned().into());
         }
         if let Some(query) = parts.uri.query() {
             // With the `?`, names of parameters that sign a request are recognised.
             let query = format!("?{query}");
             let query = redact::text(&query);
             let query = query.strip_prefix('?').unwrap_or(&query).to_owned();
-            attributes.push(KeyValue::new(attr::URL_QUERY, query));
+            set(attr::URL_QUERY, query.into());
         }
         if let Some(agent) = header_text(&parts.headers, header::USER_AGENT) {
-            attributes.push(text(attr::USER_AGENT_ORIGINAL, agent));
+            set_text(attr::USER_AGENT_ORIGINAL, agent);
         }
         if self.method == HttpMethod::Unknown {
-            attributes.push(text(attr::HTTP_REQUEST_METHOD_ORIGINAL, parts.method.as_str()));
+            set_text(attr::HTTP_REQUEST_METHOD_ORIGINAL, parts.method.as_str());
         }
         if let Some((host, port)) = host(&parts.uri, &parts.headers) {
-            attributes.push(text(attr::SERVER_ADDRESS, host));
-            attributes.extend(port.map(|port| KeyValue::new(attr::SERVER_PORT, i64::from(port))));
+            set_text(attr::SERVER_ADDRESS, host);
+            if let Some(port) = port {
+                set(attr::SERVER_PORT, i64::from(port).into());
+            }
         }
         let scheme = match parts.uri.scheme_str() {
             Some("https") => "https",
@@ -115,13 +133,12 @@ impl Head {
             http::Version::HTTP_3 => "3",
             _ => "1.1",
         };
-        attributes.push(KeyValue::new(attr::HTTP_REQUEST_METHOD, self.method.as_str()));
+        set(attr::HTTP_REQUEST_METHOD, self.method.as_str().into());
         if duplicate {
-            attributes.push(KeyValue::new(attr::HTTP_METHOD, self.method.as_str()));
+            set(attr::HTTP_METHOD, self.method.as_str().into());
         }
-        attributes.push(KeyValue::new(attr::URL_SCHEME, scheme));
-        attributes.push(KeyValue::new(attr::NETWORK_PROTOCOL_VERSION, version));
-        attributes
+        set(attr::URL_SCHEME, scheme.into());
+        set(attr::NETWORK_PROTOCOL_VERSION, version.into());
     }
 }
 
@@ -157,7 +174,7 @@ fn span_name(method: HttpMethod, route: Option<&str>) -> String {
         known => known.as_str(),
     };
     match route {
-        Some(route) => format!("{method} {route}"),
+        Some(route) => [method, " ", route].concat(),
         None => method.to_owned(),
     }
 }

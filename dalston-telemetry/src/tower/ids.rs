@@ -96,7 +96,7 @@ impl RequestIds {
             headers.entry(REQUEST_ID_HEADER).or_insert(value);
         }
         if let Some(trace_id) = self.trace_id
-            && let Ok(value) = HeaderValue::from_str(&trace_id.to_string())
+            && let Ok(value) = HeaderValue::from_bytes(&hexadecimal(trace_id))
         {
             headers.entry(TRACE_ID_HEADER).or_insert(value);
         }
@@ -126,14 +126,20 @@ impl<S: Sync> axum::extract::FromRequestParts<S> for RequestIds {
 
 /// `req_` and 32 random hexadecimal digits.
 fn new_request_id() -> Arc<str> {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = *b"req_00000000000000000000000000000000";
-    let random = RandomIdGenerator::default().new_trace_id().to_bytes();
-    for (pair, byte) in text[4..].chunks_exact_mut(2).zip(random) {
+    text[4..].copy_from_slice(&hexadecimal(RandomIdGenerator::default().new_trace_id()));
+    String::from_utf8_lossy(&text).into()
+}
+
+/// The 32 digits of an id, without an allocation.
+fn hexadecimal(id: TraceId) -> [u8; 32] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [0; 32];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(id.to_bytes()) {
         pair[0] = DIGITS[usize::from(byte >> 4)];
         pair[1] = DIGITS[usize::from(byte & 15)];
     }
-    String::from_utf8_lossy(&text).into()
+    text
 }
 
 fn is_acceptable(id: &str) -> bool {

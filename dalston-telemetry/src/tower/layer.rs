@@ -16,14 +16,11 @@ use super::future::ResponseFuture;
 use super::head::{self, Head, Route};
 use super::ids::RequestIds;
 use super::websocket::UpgradeSpan;
-use crate::env::{Env, EnvError};
+use crate::TelemetryHandle;
 use crate::logs::context::{LogContext, WithLogContext};
 use crate::services::http::RequestMetrics;
-use crate::setup::settings::traces::OTEL_SEMCONV_STABILITY_OPT_IN;
 use bytes::Bytes;
 use http_body::Body;
-use opentelemetry::trace::TraceContextExt;
-use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 type FindRoute = dyn Fn(&Parts) -> Option<String> + Send + Sync;
 
@@ -53,15 +50,9 @@ impl HttpLayer {
         Self::default()
     }
 
-    /// A layer with the settings of the environment: `OTEL_SEMCONV_STABILITY_OPT_IN`.
-    ///
-    /// # Errors
-    ///
-    /// If the variable is not UTF-8.
-    pub fn from_env(env: &Env) -> Result<Self, EnvError> {
-        let list = OTEL_SEMCONV_STABILITY_OPT_IN.read(env)?.unwrap_or_default();
-        let duplicates = list.split(',').any(|word| word.trim() == "http/dup");
-        Ok(Self::new().set(|settings| settings.duplicates = duplicates))
+    /// A layer with the settings of telemetry: `OTEL_SEMCONV_STABILITY_OPT_IN`.
+    pub fn of(telemetry: &TelemetryHandle) -> Self {
+        Self::new().set(|settings| settings.duplicates = telemetry.duplicates_http())
     }
 
     /// Counts the requests, for example in
@@ -149,6 +140,7 @@ pub struct HttpService<S> {
 impl<S, B, R> Service<Request<B>> for HttpService<S>
 where
     S: Service<Request<RequestBody<B>>, Response = Response<R>>,
+    B: Body<Data = Bytes>,
     R: Body<Data = Bytes>,
 {
     type Response = Response<ResponseBody<R>>;
@@ -170,27 +162,28 @@ where
         let trace = head.trace();
         let ids = RequestIds::new(&parts.headers, &trace);
         if !head.span.is_disabled() {
-            let attributes = head.attributes(&parts, ids.shared_request_id(), settings.duplicates);
-            head.span.context().span().set_attributes(attributes);
+            head.set_attributes(&parts, ids.shared_request_id(), settings.duplicates);
         }
         let log = LogContext::new()
             .request_id(ids.request_id())
             .carrier(head.carried);
+        let upgrade = head::status_of_upgrade(&parts).map(|status| (UpgradeSpan::default(), status));
         let exchange = Exchange::begin(
             head.span.clone(),
             &trace,
             (head.method, head.route),
             settings.metrics.clone(),
+            // Most requests have no body.
+            (upgrade.is_some() || !body.is_end_stream()).then(Arc::default),
             head::is_upload(&parts.headers),
             settings.duplicates,
         );
-        let upgrade = head::status_of_upgrade(&parts).map(|status| (UpgradeSpan::default(), status));
         parts.extensions.insert(ids.clone());
         if let Some((upgrade, _)) = &upgrade {
             parts.extensions.insert(upgrade.clone());
         }
         let has_body = parts.method != http::Method::HEAD;
-        let received = Some(Arc::clone(exchange.received()));
+        let received = exchange.received().cloned();
         let request = Request::from_parts(parts, RequestBody::new(body, received));
         let handling = {
             let _log = log.enter();

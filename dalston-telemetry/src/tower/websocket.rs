@@ -170,7 +170,9 @@ impl Drop for WebSocketSession {
         if let Some(code) = self.close_code {
             span.set_attribute(attr::WEBSOCKET_CLOSE_CODE, i64::from(code));
         }
-        exchange.received().add(self.received);
+        if let Some(received) = exchange.received() {
+            received.add(self.received);
+        }
         let error_type = match self.close_code {
             Some(_) => None,
             None if std::thread::panicking() => Some("panic"),

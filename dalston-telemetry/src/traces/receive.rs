@@ -20,10 +20,50 @@ const SERVICE_NAME: &str = "service.name";
 /// The bit of a span's flags that says whether its parent is in another process.
 const PARENT_IS_REMOTE: u32 = 0x200;
 
+impl CollectedSpan {
+    /// The spans of an OTLP request: the body of `POST /v1/traces` in protobuf, without
+    /// compression, or the message of the gRPC call. Each span gets the `service.name` of its
+    /// sender as its last attribute.
+    ///
+    /// For a program that keeps or shows the spans of other processes in its own way;
+    /// [`SpanCollector::receive_otlp`] is the ready-made way. The caller bounds the size of the
+    /// body: the spans take about ten times as much memory.
+    ///
+    /// ```
+    /// use dalston_telemetry::CollectedSpan;
+    ///
+    /// assert_eq!(CollectedSpan::from_otlp(b""), Ok(Vec::new())); // a request without spans
+    /// assert!(CollectedSpan::from_otlp(b"{}").is_err());
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the body is no such request.
+    pub fn from_otlp(body: &[u8]) -> Result<Vec<Self>, ParseError> {
+        let request = ExportTraceServiceRequest::decode(body).map_err(|_| {
+            let found = format!("{} bytes", body.len());
+            ParseError::new("the OTLP request", found, "ExportTraceServiceRequest in protobuf")
+        })?;
+        let mut spans = Vec::new();
+        for resource in request.resource_spans {
+            let attributes = resource.resource.unwrap_or_default().attributes;
+            let service = attributes
+                .into_iter()
+                .find(|attribute| attribute.key == SERVICE_NAME);
+            let sent = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            spans.extend(sent.map(|span| {
+                let mut span = read(span);
+                span.attributes.extend(service.clone().and_then(attribute));
+                span
+            }));
+        }
+        Ok(spans)
+    }
+}
+
 impl SpanCollector {
-    /// Adds the spans of an OTLP request: the body of `POST /v1/traces` in protobuf, without
-    /// compression. Each span gets the `service.name` of its sender as an attribute. Returns the
-    /// number of spans.
+    /// Adds the spans of an OTLP request, as [`CollectedSpan::from_otlp`] reads it. Returns their
+    /// number.
     ///
     /// A small collector for development is a route that calls this. The caller bounds the size of
     /// the body.
@@ -40,24 +80,9 @@ impl SpanCollector {
     ///
     /// If the body is no such request. No span is added then.
     pub fn receive_otlp(&self, body: &[u8]) -> Result<usize, ParseError> {
-        let request = ExportTraceServiceRequest::decode(body).map_err(|_| {
-            let found = format!("{} bytes", body.len());
-            ParseError::new("the OTLP request", found, "ExportTraceServiceRequest in protobuf")
-        })?;
-        let mut count = 0;
-        for resource in request.resource_spans {
-            let attributes = resource.resource.unwrap_or_default().attributes;
-            let service = attributes
-                .into_iter()
-                .find(|attribute| attribute.key == SERVICE_NAME);
-            let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-            for span in spans {
-                let mut span = read(span);
-                span.attributes.extend(service.clone().and_then(attribute));
-                self.add(span);
-                count += 1;
-            }
-        }
+        let spans = CollectedSpan::from_otlp(body)?;
+        let count = spans.len();
+        spans.into_iter().for_each(|span| self.add(span));
         Ok(count)
     }
 }

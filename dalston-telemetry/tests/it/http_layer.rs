@@ -388,9 +388,12 @@ async fn caller_that_is_not_trusted_is_linked() {
 
 #[tokio::test]
 async fn attributes_of_earlier_conventions_are_added_if_asked() {
-    let env = Env::from_pairs([("OTEL_SEMCONV_STABILITY_OPT_IN", "database, http/dup")]);
-    let layer = HttpLayer::from_env(&env).unwrap();
-    let server = Server::with(layer, &[("OTEL_ENABLED", "true")]);
+    let env = [
+        ("OTEL_ENABLED", "true"),
+        ("OTEL_SEMCONV_STABILITY_OPT_IN", "database, http/dup"),
+    ];
+    let settings = TestTelemetry::with(|builder| builder.env(Env::from_pairs(env)));
+    let server = Server::with(HttpLayer::of(&settings.handle()), &env);
     let _ = server.answer(request("GET", "/v1/jobs/1")).await;
     server.telemetry.tree().assert_eq(
         "

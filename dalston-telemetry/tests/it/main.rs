@@ -13,6 +13,8 @@ mod faults;
 mod http_ends;
 #[cfg(all(feature = "axum", feature = "testing"))]
 mod http_layer;
+#[cfg(all(feature = "axum", feature = "testing"))]
+mod http_servers;
 mod logs;
 mod panic;
 mod peer;
@@ -21,6 +23,8 @@ mod platform;
 mod push;
 #[cfg(feature = "queue-exporter")]
 mod queue_exporter;
+#[cfg(feature = "testing")]
+mod realtime;
 mod service;
 mod sets;
 mod settings;

@@ -6,12 +6,12 @@ use std::time::Duration;
 use dalston_telemetry::Env;
 use dalston_telemetry::context::{LogContext, WithLogContext};
 use dalston_telemetry::metrics::Status;
-use dalston_telemetry::services::MessageContext;
-use dalston_telemetry::services::gateway::{GatewayMetrics, JobSubmission};
+use dalston_telemetry::services::gateway::{CreatedJob, GatewayMetrics, JobSubmission};
 use dalston_telemetry::services::orchestrator::{
     EndedJob, EndedTask, EventType, ExecutionProfile, JobStatus, OrchestratorMetrics, OrchestratorSteps,
-    PlannedJob, ReceivedEvent, ScheduledTask, SpanNames,
+    PlannedJob, ReceivedEvent, ScheduledTask,
 };
+use dalston_telemetry::services::{MessageContext, SpanNames};
 use dalston_telemetry::testing::TestTelemetry;
 use serde_json::json;
 use tracing::instrument::WithSubscriber;
@@ -104,6 +104,40 @@ fn moved(telemetry: &TestTelemetry) -> Vec<String> {
     let is_stable =
         |line: &String| !line.contains("_dag_build_duration_seconds_sum") && !line.contains("_log_messages_");
     lines.filter(is_stable).collect()
+}
+
+#[tokio::test]
+async fn retried_job_is_a_trace_with_a_link_to_the_one_before() {
+    let telemetry = traced();
+    let before = MessageContext::new(
+        Some(r#"{"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}"#),
+        Some("req_1"),
+    );
+    let retry = async {
+        let job = CreatedJob::again("j-1", &before);
+        let publish = |message: MessageContext| async move { Ok::<_, &str>(message) };
+        job.publish_created_event(publish).await.unwrap()
+    };
+    let log = LogContext::new().request_id("req_2");
+    let request = async {
+        let request = info_span!("POST /v1/audio/transcriptions/{id}/retry");
+        retry.instrument(request).with_log_context(log).await
+    };
+    let message = telemetry.attach(request).await;
+    assert_eq!(message.request_id.as_deref(), Some("req_2"));
+    telemetry.tree().assert_eq(
+        "
+        \"POST /v1/audio/transcriptions/{id}/retry\" {dalston.job_id=j-1}
+          gateway.publish_job_created_event {dalston.job_id=j-1}
+        ",
+    );
+    let spans = telemetry.spans();
+    let request = spans.iter().find(|span| span.name.starts_with("POST")).unwrap();
+    let linked = &request.links[0].span_context;
+    assert_eq!(linked.trace_id().to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
+    assert_ne!(request.trace_id, linked.trace_id());
+    // It counts no new job.
+    assert!(!moved(&telemetry).iter().any(|line| line.contains("jobs_created")));
 }
 
 #[tokio::test]

@@ -596,7 +596,7 @@ async fn the_program_uses_tls_hides_the_password_and_shuts_down() {
         "{scraped}"
     );
     assert!(
-        scraped.contains("dalston_build_info{service=\"queue-exporter\""),
+        scraped.contains("dalston_build_info{service=\"dalston-queue-exporter\""),
         "{scraped}"
     );
     assert!(get(address, "/health").ends_with(r#"{"status":"healthy","redis":"connected"}"#));

@@ -4,10 +4,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use dalston_engine_sdk::store::Store;
 use dalston_telemetry::audit::AuditLog;
-use dalston_telemetry::metrics::Metrics;
-use dalston_telemetry::{Env, Telemetry};
+use dalston_telemetry::queue_exporter::QueueExporter;
+use dalston_telemetry::{Env, Telemetry, TelemetryHandle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -15,8 +14,10 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::db::Db;
+use crate::platform::Platform;
+use crate::traces::{TraceStore, receive};
 use crate::wire::Wire;
-use crate::{gateway, orchestrator};
+use crate::{gateway, orchestrator, print_error};
 
 /// How long records of the audit may take to be written at the end.
 const LAST_RECORDS: Duration = Duration::from_secs(5);
@@ -24,36 +25,38 @@ const LAST_RECORDS: Duration = Duration::from_secs(5);
 /// How long requests may take to end after a signal.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The service name of a process with all roles.
+pub(crate) const ALL_IN_ONE: &str = "dalston-dev-platform";
+
 /// What a process does.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Roles {
     gateway: bool,
     orchestrator: bool,
+    queues: bool,
 }
 
 impl Roles {
     pub(crate) const ALL: Self = Self {
         gateway: true,
         orchestrator: true,
+        queues: true,
     };
     pub(crate) const GATEWAY: Self = Self {
         gateway: true,
         orchestrator: false,
+        queues: false,
     };
     pub(crate) const ORCHESTRATOR: Self = Self {
         gateway: false,
         orchestrator: true,
+        queues: false,
     };
-}
-
-/// What both roles need. Cheap to clone.
-#[derive(Clone, Debug)]
-pub(crate) struct Platform {
-    pub(crate) db: Db,
-    pub(crate) wire: Wire,
-    pub(crate) store: Store,
-    pub(crate) audit: AuditLog,
-    pub(crate) metrics: Metrics,
+    pub(crate) const QUEUE_EXPORTER: Self = Self {
+        gateway: false,
+        orchestrator: false,
+        queues: true,
+    };
 }
 
 /// Runs until `SIGTERM` or Ctrl-C.
@@ -77,21 +80,49 @@ pub(crate) fn run(service: &str, env: &Env, roles: Roles) -> Result<()> {
         .enable_all()
         .build()?;
     let ended = runtime.block_on(async {
-        // First, because it chooses the process's provider of cryptography for TLS.
-        let store = config.deployment.store()?;
-        let platform = Platform {
-            db: Db::open(&config.database)?,
-            wire: Wire::new(&config.deployment.redis_url)?,
-            store,
-            audit: audit.clone(),
-            metrics: telemetry.metrics().clone(),
+        let queues = config.queues.clone();
+        let exporter = roles
+            .queues
+            .then(|| QueueExporter::spawn(queues, telemetry.metrics()));
+        let ended = match roles.gateway || roles.orchestrator {
+            true => run_jobs(&config, &audit, telemetry.handle(), roles).await,
+            false => terminated().await.map(report),
         };
-        serve(&config, &platform, roles).await
+        if let Some(exporter) = exporter {
+            exporter.shutdown().await;
+        }
+        ended
     });
-    runtime.shutdown_background();
     audit.flush(LAST_RECORDS);
-    telemetry.shutdown_blocking()?;
+    end(telemetry);
+    // Not before, because this process may be the collector of its own spans.
+    runtime.shutdown_background();
     ended
+}
+
+/// Ends telemetry. Spans that could not be sent are no failure of the process.
+pub(crate) fn end(telemetry: Telemetry) {
+    if let Err(error) = telemetry.shutdown_blocking() {
+        print_error(&error.to_string());
+    }
+}
+
+async fn run_jobs(config: &Config, audit: &AuditLog, telemetry: TelemetryHandle, roles: Roles) -> Result<()> {
+    // First, because it chooses the process's provider of cryptography for TLS.
+    let store = config.deployment.store()?;
+    let platform = Platform {
+        db: Db::open(&config.database)?,
+        wire: Wire::new(&config.deployment.redis_url)?,
+        store,
+        audit: audit.clone(),
+        telemetry,
+        traces: TraceStore::new(config.trace_bytes),
+        page: config.page.clone(),
+    };
+    if roles.gateway {
+        receive(config.otlp_ports, &platform.traces).await;
+    }
+    serve(config, &platform, roles).await
 }
 
 async fn serve(config: &Config, platform: &Platform, roles: Roles) -> Result<()> {
@@ -116,8 +147,7 @@ async fn serve(config: &Config, platform: &Platform, roles: Roles) -> Result<()>
         }
     };
     let signals = async {
-        let name = terminated().await?;
-        info!(signal = name, "shutdown_signal_received");
+        report(terminated().await?);
         let _ = stop.send(true);
         sleep(DRAIN_TIMEOUT).await;
         warn!("shutdown_took_too_long");
@@ -127,6 +157,10 @@ async fn serve(config: &Config, platform: &Platform, roles: Roles) -> Result<()>
         ended = async { tokio::try_join!(gateway, orchestrator) } => ended.map(drop),
         late = signals => late,
     }
+}
+
+fn report(signal: &str) {
+    info!(signal, "shutdown_signal_received");
 }
 
 /// Waits for `SIGTERM` or Ctrl-C.

@@ -130,6 +130,12 @@ impl FeatureConfig {
         (self.chunk_length * self.sampling_rate) as usize
     }
 
+    /// Frames per second.
+    #[must_use]
+    pub fn frames_per_second(&self) -> f64 {
+        self.sampling_rate as f64 / self.hop_length as f64
+    }
+
     /// Frames per window.
     #[must_use]
     pub fn window_frames(&self) -> usize {

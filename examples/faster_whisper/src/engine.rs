@@ -3,27 +3,30 @@
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
 
 use dalston_engine_sdk::audio::{Audio, AudioFormat};
-use dalston_engine_sdk::stage::{TimestampGranularity, TranscribeTask};
+use dalston_engine_sdk::stage::{AlignmentMethod, TimestampGranularity};
 use dalston_engine_sdk::{
-    Check, Device, Engine, EngineInfo, LoadContext, ModelId, Segment, Stage, TaskContext, TaskError,
-    TaskRequest, TranscribeRequest, Transcript, torch,
+    Batch, Batching, Check, Device, Engine, EngineInfo, LoadContext, ModelId, Segment, Stage, TaskContext,
+    TaskError, TaskRequest, Transcript, Word, torch,
 };
+use tracing::Span;
 
 use crate::config;
-use crate::decode::seek;
+use crate::decode::transcription::{Observer, Recording, Samples, Transcription};
 use crate::error::{Error, LoadError};
 use crate::model::Placement;
-use crate::tokenizer::{Task, Vocabulary};
+use crate::options::Options;
+use crate::precision;
+use crate::request::{self, Request};
 use crate::whisper::Whisper;
 
 /// The model in this example's `models` directory.
 const SHIPPED_MODEL: &str = "whisper-nano-digits";
-
-/// The platform sends this value with every task.
-const PLATFORM_BEAM_SIZE: u32 = 5;
+/// Tasks that are decoded at once.
+const MAX_TASKS: usize = 8;
+/// Seconds of audio of a batch. Short tasks end early, but later ones wait for the longest.
+const MAX_AUDIO_SECONDS: f64 = 240.0;
 
 /// The transcription engine: stage `transcribe`, with any Hugging Face Whisper directory as model.
 #[derive(Debug, Clone, Copy, Default)]
@@ -34,33 +37,47 @@ impl Engine for FasterWhisper {
     type Output = Transcript;
 
     fn info(&self) -> EngineInfo {
-        EngineInfo::new("faster-whisper", env!("CARGO_PKG_VERSION"))
+        let info = EngineInfo::new("faster-whisper", env!("CARGO_PKG_VERSION"))
             .stage(Stage::Transcribe)
+            .realtime(true)
             .default_model(SHIPPED_MODEL)
             .audio(AudioFormat::MONO_16K)
-            .word_timestamps(false)
+            .word_timestamps(true)
             .language_forcing(true)
+            .batching(Batching::up_to(MAX_TASKS).audio_seconds(MAX_AUDIO_SECONDS));
+        Options::DESCRIBED
+            .iter()
+            .fold(info, |info, option| info.option(request::task_option(option)))
     }
 
     fn load(&self, model: &ModelId, cx: &LoadContext) -> Result<Whisper, TaskError> {
         let dir = model_dir(model, cx)?;
         let chosen =
-            torch::Placement::choose(cx.config()).map_err(|e| TaskError::permanent("unusable_device", e))?;
-        let placement = Placement {
-            device: chosen.device(),
-            kind: chosen.kind(),
-        };
-        cx.set_device(if chosen.device().is_cuda() {
+            precision::choose(cx.config()).map_err(|e| TaskError::permanent("unusable_device", e))?;
+        let placement = chosen.placement;
+        let span = tracing::info_span!(
+            "whisper.load",
+            "dalston.compute_type" = precision::name(placement),
+            "whisper.compute_type_reason" = chosen.reason.as_str(),
+        );
+        let _entered = span.enter();
+        cx.set_device(if placement.device.is_cuda() {
             Device::Cuda
         } else {
             Device::Cpu
         });
-        Whisper::load(&dir, placement)
+        let mut whisper = Whisper::load(&dir, placement)
             .and_then(|whisper| {
                 check_rate(&whisper, &dir)?;
                 Ok(whisper)
             })
-            .map_err(load_error)
+            .map_err(load_error)?;
+        if let Some(path) = &cx.config().vad_model {
+            let silero = torch::SileroFile::read(path);
+            whisper
+                .set_voice_detector(silero.map_err(|e| TaskError::permanent("invalid_voice_detector", e))?);
+        }
+        Ok(whisper)
     }
 
     fn process(
@@ -70,154 +87,134 @@ impl Engine for FasterWhisper {
         cx: &TaskContext,
     ) -> Result<Transcript, TaskError> {
         cx.check_cancelled()?;
-        let request = task.transcribe()?;
-        let audio = task.audio()?;
-        let mut warnings = request.warnings.clone();
-        warnings.extend(audio.warnings().iter().cloned());
-        warnings.extend(unsupported(&request, task));
-        let config = transcribe_config(&request, whisper.vocabulary(), &mut warnings)?;
+        let wanted = Wanted::of(task, cx, whisper)?;
+        let mut found = Err(Error::Stopped);
+        whisper.transcribe_batch(vec![wanted.recording(cx)], &mut |_, result| found = result)?;
+        wanted.transcript(found, cx)
+    }
 
-        let span = tracing::info_span!(
-            "engine.recognize",
-            "dalston.device" = device_name(whisper.placement()),
-            "dalston.compute_type" = precision_name(whisper.placement()),
-            "dalston.beam_size" = 1,
-            "dalston.vad_filter" = false,
-            "dalston.mode" = "direct",
-            "dalston.model_id" = cx.info().model.as_str(),
-            "dalston.audio_duration_s" = audio.duration().as_secs_f64(),
-            "dalston.segment_count" = tracing::field::Empty,
-            "whisper.windows" = tracing::field::Empty,
-        );
-        let found = {
-            let _entered = span.enter();
-            let found = whisper.transcribe(&Recording(audio), &config, &mut Watch(cx));
-            found.map_err(|error| task_error(error, cx))?
-        };
-        span.record("dalston.segment_count", found.segments.len());
-        span.record("whisper.windows", found.windows);
-        if let Some(language) = &found.language {
-            cx.set_language(language);
+    fn process_batch(
+        &self,
+        whisper: &mut Whisper,
+        batch: &mut Batch<'_, Transcript>,
+    ) -> Result<(), TaskError> {
+        batch.drop_cancelled();
+        let mut open = Vec::with_capacity(batch.len());
+        let mut recordings = Vec::with_capacity(batch.len());
+        for item in batch.take_all() {
+            match item.scope().run(|| Wanted::of(item.task(), item.cx(), whisper)) {
+                Ok(wanted) => {
+                    recordings.push(wanted.recording(item.cx()));
+                    open.push(Some((item, wanted)));
+                }
+                Err(error) => item.finish(Err(error)),
+            }
         }
-        Ok(transcript(found, &request, &config, warnings))
+        let mut done = |index: usize, found| {
+            if let Some((item, wanted)) = open.get_mut(index).and_then(Option::take) {
+                let transcript = item.scope().run(|| wanted.transcript(found, item.cx()));
+                item.finish(transcript);
+            }
+        };
+        whisper
+            .transcribe_batch(recordings, &mut done)
+            .map_err(TaskError::from)
+    }
+
+    /// Each window has its own prompt and options, so tasks have nothing in common but the model.
+    fn batch_key(&self, task: &TaskRequest) -> Option<String> {
+        // With this option, a task is a batch of its own.
+        let is_batch = task
+            .config()
+            .get("batch_size")
+            .is_some_and(|value| !value.is_null());
+        (!is_batch).then(String::new)
     }
 
     fn check(&self, cx: &LoadContext) -> Vec<Check> {
-        let mut checks = torch::checks(cx.config());
+        let mut checks = precision::checks(cx.config());
         checks.push(model_check(self, cx));
         checks
     }
 }
 
-/// One warning for each requested option that is not supported.
-fn unsupported(request: &TranscribeRequest, task: &TaskRequest) -> Vec<String> {
-    let mut warnings = Vec::new();
-    match request.beam_size {
-        None | Some(..=1) => {}
-        // The platform's default, not a wish of the client: logged once instead of warned about.
-        Some(PLATFORM_BEAM_SIZE) => {
-            static LOGGED: Once = Once::new();
-            LOGGED.call_once(|| tracing::warn!(beam_size = PLATFORM_BEAM_SIZE, "beam_search_not_supported"));
-        }
-        Some(size) => warnings.push(format!(
-            "beam search is not supported: decoded greedily instead of with beam_size {size}"
-        )),
-    }
-    if let Some(candidates) = request
-        .best_of
-        .filter(|&n| n > 1 && request.temperature.iter().any(|&t| t > 0.0))
-    {
-        warnings.push(format!(
-            "best_of {candidates} is not supported: one candidate was sampled"
-        ));
-    }
-    // Word timestamps are the default of the stage, so only an explicit value counts.
-    let finer = task.config().contains_key("timestamp_granularity")
-        && request.timestamp_granularity > TimestampGranularity::Segment;
-    if request.word_timestamps == Some(true) || finer {
-        warnings.push("word timestamps are not supported: only segments have times".to_owned());
-    }
-    if request.include_transcription_logprobs {
-        warnings.push(
-            "log-probabilities of single tokens are not supported: segments have avg_logprob".to_owned(),
-        );
-    }
-    if request.chunking_strategy.is_some() {
-        warnings.push(
-            "chunking_strategy is not supported: the recording was cut by the model's own windows".to_owned(),
-        );
-    }
-    warnings
+/// A task before its transcription.
+struct Wanted {
+    options: Options,
+    language_given: bool,
+    warnings: Vec<String>,
+    audio: Audio,
+    /// `engine.recognize`
+    span: Span,
 }
 
-fn transcribe_config(
-    request: &TranscribeRequest,
-    vocabulary: &Vocabulary,
-    warnings: &mut Vec<String>,
-) -> Result<seek::TranscribeConfig, TaskError> {
-    let mut config = seek::TranscribeConfig::default();
-    config.language.clone_from(&request.language);
-    config.task = match request.task {
-        TranscribeTask::Translate => Task::Translate,
-        _ => Task::Transcribe,
-    };
-    config.timestamps = request.timestamp_granularity != TimestampGranularity::None;
-    config.initial_prompt.clone_from(&request.prompt);
-    config.hotwords = request.vocabulary.as_ref().map(|words| words.join(", "));
-    config.suppress_blank = request.suppress_blank;
-    config.temperatures.clone_from(&request.temperature);
-    if let Some(tokens) = &request.suppress_tokens {
-        config.suppress_tokens = suppressed(tokens, vocabulary, warnings)?;
+impl Wanted {
+    fn of(task: &TaskRequest, cx: &TaskContext, whisper: &Whisper) -> Result<Self, TaskError> {
+        let Request {
+            options,
+            language_given,
+            mut warnings,
+        } = Request::of(task)?;
+        let audio = task.audio()?.clone();
+        warnings.extend(audio.warnings().iter().cloned());
+        let span = tracing::info_span!(
+            "engine.recognize",
+            "dalston.device" = device_name(whisper.placement()),
+            "dalston.compute_type" = precision::name(whisper.placement()),
+            "dalston.beam_size" = options.beam_size,
+            "dalston.vad_filter" = options.vad_filter,
+            "dalston.mode" = if options.vad_filter { "vad" } else { "direct" },
+            "dalston.model_id" = cx.info().model.as_str(),
+            "dalston.audio_duration_s" = audio.duration().as_secs_f64(),
+            "dalston.segment_count" = tracing::field::Empty,
+            "whisper.batch_size" = options.batch_size,
+            "whisper.windows" = tracing::field::Empty,
+        );
+        Ok(Self {
+            options,
+            language_given,
+            warnings,
+            audio,
+            span,
+        })
     }
-    Ok(config)
-}
 
-/// The ids to suppress: a number is an id, -1 the model's own set, other text the token with this
-/// spelling.
-fn suppressed(
-    tokens: &[String],
-    vocabulary: &Vocabulary,
-    warnings: &mut Vec<String>,
-) -> Result<Option<Vec<i64>>, TaskError> {
-    let mut ids = Vec::new();
-    let mut usual = false;
-    for token in tokens {
-        match token.trim().parse::<i64>() {
-            Ok(-1) => usual = true,
-            Ok(id) if (0..vocabulary.size()).contains(&id) => ids.push(id),
-            Ok(id) => {
-                let problem = format!(
-                    "suppress_tokens names {id}: expected -1 or 0 to {}",
-                    vocabulary.size() - 1
-                );
-                return Err(TaskError::permanent("invalid_config", problem));
-            }
-            Err(_) => match vocabulary
-                .encode(token)
-                .map_err(|e| TaskError::permanent("invalid_config", e))?
-                .as_slice()
-            {
-                [id] => ids.push(*id),
-                parts => warnings.push(format!(
-                    "{token:?} is {} tokens of this model and was not suppressed: name a single token",
-                    parts.len()
-                )),
-            },
+    fn recording(&self, cx: &TaskContext) -> Recording<'static> {
+        Recording {
+            samples: Box::new(TaskAudio(self.audio.clone())),
+            options: self.options.clone(),
+            observer: Box::new(Watch(cx.clone())),
+            span: self.span.clone(),
         }
     }
-    if usual && ids.is_empty() {
-        return Ok(None);
+
+    fn transcript(
+        self,
+        found: Result<Transcription, Error>,
+        cx: &TaskContext,
+    ) -> Result<Transcript, TaskError> {
+        let found = found.map_err(|error| task_error(error, cx))?;
+        self.span.record("dalston.segment_count", found.segments.len());
+        self.span.record("whisper.windows", found.windows);
+        if let Some(speech) = &found.speech {
+            cx.set_speech_segments(speech.len());
+        }
+        if let Some(language) = &found.language {
+            cx.set_language(language);
+        }
+        Ok(transcript(
+            found,
+            &self.options,
+            self.language_given,
+            self.warnings,
+        ))
     }
-    if usual {
-        ids.extend(vocabulary.usually_suppressed());
-    }
-    Ok(Some(ids))
 }
 
 fn transcript(
-    found: seek::Transcription,
-    request: &TranscribeRequest,
-    config: &seek::TranscribeConfig,
+    found: Transcription,
+    options: &Options,
+    language_given: bool,
     mut warnings: Vec<String>,
 ) -> Transcript {
     let text = found.text();
@@ -227,7 +224,12 @@ fn transcript(
             .iter()
             .filter_map(|&id| u32::try_from(id).ok())
             .collect();
-        Segment::new(segment.start, segment.end, segment.text.as_str())
+        let words = segment.words.iter().flatten().map(word);
+        let mut transcribed = Segment::new(segment.start, segment.end, segment.text.as_str());
+        if options.word_timestamps {
+            transcribed = transcribed.words(words);
+        }
+        transcribed
             .id(index.to_string())
             // The geometric mean of the tokens' probabilities.
             .confidence(segment.avg_logprob.exp())
@@ -238,18 +240,21 @@ fn transcript(
             .temperature(segment.temperature)
     });
     let mut transcript = Transcript::new(text, segments).duration(found.duration);
-    transcript = match (&request.language, &found.language, found.language_probability) {
-        (Some(_), Some(language), _) => transcript.requested_language(language),
-        (None, Some(language), Some(probability)) => transcript.detected_language(language, probability),
-        (_, Some(language), None) => {
+    transcript = match (&found.language, found.language_probability) {
+        (Some(language), _) if language_given => transcript.requested_language(language),
+        (Some(language), Some(probability)) => transcript.detected_language(language, probability),
+        (Some(language), None) => {
             // An English-only model detects no language.
             transcript.language.clone_from(language);
             transcript
         }
-        (Some(language), None, _) => transcript.requested_language(language),
-        (None, None, _) => transcript,
+        (None, _) => transcript,
     };
-    if !config.timestamps {
+    if options.word_timestamps {
+        transcript = transcript
+            .timestamp_granularity(TimestampGranularity::Word)
+            .alignment_method(AlignmentMethod::Attention);
+    } else if options.without_timestamps && options.batch_size.is_none() {
         transcript = transcript.timestamp_granularity(TimestampGranularity::None);
     }
     if found.segments.is_empty() {
@@ -257,6 +262,12 @@ fn transcript(
     }
     warnings.extend(found.warnings);
     warnings.into_iter().fold(transcript, Transcript::warning)
+}
+
+fn word(word: &crate::Word) -> Word {
+    Word::new(word.start, word.end, word.text.trim())
+        .confidence(word.probability)
+        .alignment_method(AlignmentMethod::Attention)
 }
 
 /// The directory of the model. The shipped model is found by name from every working directory,
@@ -326,8 +337,9 @@ fn task_error(error: Error, cx: &TaskContext) -> TaskError {
         Error::UnknownLanguage { .. } => TaskError::permanent("unknown_language", error),
         Error::CannotTranslate { .. } => TaskError::permanent("unsupported_task", error),
         Error::NotANumber { .. } => TaskError::permanent("not_a_number", error),
+        Error::Option(_) => TaskError::permanent("invalid_config", error),
         Error::Tokenizer(_) => TaskError::permanent("invalid_text", error),
-        Error::Samples(_) | Error::Torch(_) => error.into(),
+        Error::Samples(_) | Error::Torch(_) | Error::VoiceDetector(_) => error.into(),
     }
 }
 
@@ -338,18 +350,10 @@ fn device_name(placement: Placement) -> String {
     }
 }
 
-fn precision_name(placement: Placement) -> &'static str {
-    match placement.kind {
-        tch::Kind::Half => "float16",
-        tch::Kind::BFloat16 => "bfloat16",
-        _ => "float32",
-    }
-}
+/// The audio of a task, read window by window.
+struct TaskAudio(Audio);
 
-/// The audio of the task, read window by window.
-struct Recording<'a>(&'a Audio);
-
-impl seek::Samples for Recording<'_> {
+impl Samples for TaskAudio {
     fn len(&self) -> usize {
         self.0.len()
     }
@@ -359,10 +363,10 @@ impl seek::Samples for Recording<'_> {
     }
 }
 
-/// The context of the task as an observer.
-struct Watch<'a>(&'a TaskContext);
+/// The context of a task as an observer.
+struct Watch(TaskContext);
 
-impl seek::Observer for Watch<'_> {
+impl Observer for Watch {
     fn keep_going(&mut self) -> bool {
         self.0.cancel_reason().is_none()
     }

@@ -3,8 +3,11 @@
 
 use std::path::PathBuf;
 
+use dalston_engine_sdk::torch::SileroError;
 use tch::TchError;
 use thiserror::Error;
+
+use crate::options::OptionError;
 
 /// Why a model directory could not be loaded. Every message is one line and names the file.
 #[derive(Debug, Error)]
@@ -108,6 +111,9 @@ pub enum Error {
         /// The only language of the model.
         language: String,
     },
+    /// The model can't honour an option.
+    #[error(transparent)]
+    Option(#[from] OptionError),
     /// The samples could not be read.
     #[error("cannot read the samples: {0}")]
     Samples(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -129,6 +135,9 @@ pub enum Error {
     /// libtorch failed, for example because memory is exhausted.
     #[error("libtorch failed while transcribing: {}", first_line(.0))]
     Torch(#[from] TchError),
+    /// The voice detector could not be made.
+    #[error(transparent)]
+    VoiceDetector(#[from] SileroError),
 }
 
 /// libtorch's messages end with a C++ back-trace of dozens of lines.

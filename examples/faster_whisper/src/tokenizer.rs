@@ -9,16 +9,7 @@ use tokenizers::Tokenizer;
 
 use crate::config::Config;
 use crate::error::{Error, LoadError};
-
-/// The task of the decoder.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Task {
-    /// Writes the spoken words.
-    #[default]
-    Transcribe,
-    /// Translates to English.
-    Translate,
-}
+use crate::task::Task;
 
 /// The tokens of one model: text and control tokens.
 #[derive(Debug)]
@@ -263,6 +254,7 @@ impl Vocabulary {
             ids,
             start,
             timestamps,
+            given: 0,
         })
     }
 
@@ -289,16 +281,63 @@ impl Vocabulary {
     /// The tokenizer refuses the ids.
     pub fn decode(&self, ids: &[i64]) -> Result<String, Error> {
         // tokenizer.json does not mark timestamps as special, so their ids are compared.
-        let text: Vec<u32> = ids
-            .iter()
-            .filter(|&&id| id < self.end_of_text)
-            .filter_map(|&id| u32::try_from(id).ok())
-            .collect();
-        let decoded = self
-            .tokenizer
-            .decode(&text, false)
-            .map_err(|e| Error::Tokenizer(one_line(&e.to_string())))?;
-        Ok(decoded.trim().to_owned())
+        let text: Vec<i64> = ids.iter().copied().filter(|&id| id < self.end_of_text).collect();
+        Ok(self.decode_all(&text)?.trim().to_owned())
+    }
+
+    /// The words of a text: their text, with the blank before it, and their number of tokens.
+    ///
+    /// Words begin at blanks and at punctuation. In languages without blanks, every character is a
+    /// word.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the ids.
+    pub fn words(&self, ids: &[i64], language: &str) -> Result<Vec<(String, usize)>, Error> {
+        let pieces = self.pieces(ids)?;
+        if WITHOUT_BLANKS.contains(&language) {
+            return Ok(pieces);
+        }
+        let mut words: Vec<(String, usize)> = Vec::new();
+        for (piece, tokens) in pieces {
+            let begins = piece.starts_with(' ') || ASCII_PUNCTUATION.contains(piece.trim());
+            match words.last_mut().filter(|_| !begins) {
+                Some((word, count)) => {
+                    word.push_str(&piece);
+                    *count += tokens;
+                }
+                None => words.push((piece, tokens)),
+            }
+        }
+        Ok(words)
+    }
+
+    /// The shortest pieces of a text that are whole characters, with their numbers of tokens.
+    fn pieces(&self, ids: &[i64]) -> Result<Vec<(String, usize)>, Error> {
+        let all: Vec<char> = self.decode_all(ids)?.chars().collect();
+        let (mut pieces, mut done, mut start) = (Vec::new(), 0, 0);
+        for end in 1..=ids.len() {
+            let tokens = ids.get(start..end).unwrap_or_default();
+            let piece = self.decode_all(tokens)?;
+            // A part of a character is decoded as this one, which can also be part of the text.
+            let unknown = piece.chars().position(|c| c == char::REPLACEMENT_CHARACTER);
+            let is_whole = unknown.is_none_or(|at| {
+                all.get(done + at)
+                    .is_some_and(|&c| c == char::REPLACEMENT_CHARACTER)
+            });
+            if is_whole || end == ids.len() {
+                done += piece.chars().count();
+                pieces.push((piece, tokens.len()));
+                start = end;
+            }
+        }
+        Ok(pieces)
+    }
+
+    fn decode_all(&self, ids: &[i64]) -> Result<String, Error> {
+        let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+        self.tokenizer
+            .decode(&ids, false)
+            .map_err(|e| Error::Tokenizer(one_line(&e.to_string())))
     }
 
     /// Number of tokens of the network.
@@ -359,9 +398,34 @@ pub struct Prompt {
     pub start: usize,
     /// Whether timestamps are decoded.
     pub timestamps: bool,
+    /// Number of tokens at the end that are the begin of the text.
+    pub given: usize,
+}
+
+impl Prompt {
+    /// Gives the begin of the text: as much of `prefix` as leaves room for more text in
+    /// `positions`.
+    pub(crate) fn begin_with(&mut self, prefix: &[i64], first_timestamp: i64, positions: usize) {
+        let before = self.ids.len();
+        if self.timestamps {
+            self.ids.push(first_timestamp);
+        }
+        let room = (positions / 2).min(positions.saturating_sub(self.ids.len() + 1));
+        self.ids.extend(prefix.iter().take(room.saturating_sub(1)));
+        self.given = self.ids.len() - before;
+    }
+
+    /// The begin of the text.
+    pub(crate) fn given(&self) -> &[i64] {
+        let start = self.ids.len().saturating_sub(self.given);
+        self.ids.get(start..).unwrap_or_default()
+    }
 }
 
 const GPT2_END_OF_TEXT: i64 = 50_256;
+/// Languages that write no blanks between words.
+const WITHOUT_BLANKS: [&str; 6] = ["zh", "ja", "th", "lo", "my", "yue"];
+const ASCII_PUNCTUATION: &str = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~";
 
 /// The tokenizer of a directory without `tokenizer.json`, made from the files that it replaced.
 fn from_parts(dir: &Path) -> Result<Tokenizer, LoadError> {

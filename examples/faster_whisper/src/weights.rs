@@ -1,15 +1,17 @@
-//! Reads tensors from safetensors files, one at a time, so that a large model is never in memory
-//! twice.
+//! Tensors of safetensors files, which are mapped into memory: a tensor in the precision of the
+//! file is not copied, and other tensors are read without a copy in between.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::Read;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::LoadError;
 use crate::model::Placement;
@@ -20,13 +22,13 @@ const INDEX: &str = "model.safetensors.index.json";
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// The weights of a model directory: a single file or shards with an index.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Weights {
     /// The single file or the index, for errors about a missing tensor.
     listing: PathBuf,
-    shards: Vec<Shard>,
+    shards: Arc<[Shard]>,
     /// Which shard holds a tensor.
-    place: HashMap<String, usize>,
+    place: Arc<HashMap<String, usize>>,
     /// `model.` in most directories; empty if only the inner model was saved.
     prefix: &'static str,
     placement: Placement,
@@ -51,7 +53,8 @@ impl Weights {
             (index, files, Some(map))
         } else {
             let hint = if dir.join("pytorch_model.bin").exists() {
-                "convert pytorch_model.bin to safetensors first"
+                "in that directory, convert pytorch_model.bin with `python3 -c \"from transformers import \
+                 WhisperForConditionalGeneration as W; W.from_pretrained('.').save_pretrained('.')\"`"
             } else {
                 "is this a Hugging Face Whisper directory?"
             };
@@ -87,8 +90,8 @@ impl Weights {
         };
         Ok(Self {
             listing,
-            shards,
-            place,
+            shards: shards.into(),
+            place: Arc::new(place),
             prefix,
             placement,
             without_values: false,
@@ -99,6 +102,13 @@ impl Weights {
     pub(crate) fn without_values(mut self) -> Self {
         self.without_values = true;
         self
+    }
+
+    /// The same weights in another precision.
+    pub(crate) fn in_kind(&self, kind: Kind) -> Self {
+        let mut other = self.clone();
+        other.placement.kind = kind;
+        other
     }
 
     /// The bytes of all tensors, and the number of files that hold them.
@@ -157,10 +167,9 @@ impl Weights {
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    file: File,
+    /// The bytes of the file behind its header.
+    data: Tensor,
     metadata: Metadata,
-    /// Offset of the first tensor in the file.
-    start: u64,
 }
 
 impl Shard {
@@ -205,34 +214,24 @@ impl Shard {
                 "{what}: {length} bytes where the header calls for {expected}"
             )));
         }
+        // The open file also if another one has its path by now.
+        let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let whole = Tensor::f_from_file(&name, false, length as i64, (Kind::Uint8, Device::Cpu))?;
         Ok(Self {
             path,
-            file,
+            data: whole.f_narrow(0, start as i64, metadata.data_len() as i64)?,
             metadata,
-            start,
         })
     }
 
     fn read(&self, name: &str, shape: &[i64]) -> Result<Tensor, LoadError> {
         let (kind, bytes) = self.check(name, shape)?;
-        let data = self.bytes(bytes).map_err(|source| LoadError::Read {
-            path: self.path.clone(),
-            source,
-        })?;
-        Ok(Tensor::f_from_data_size(&data, shape, kind)?)
-    }
-
-    fn bytes(&self, range: Range<usize>) -> io::Result<Vec<u8>> {
-        let mut data = Vec::new();
-        // The size comes from the file, so exhausted memory must not abort the process.
-        data.try_reserve_exact(range.len())?;
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(self.start + range.start as u64))?;
-        // The tensor reads raw memory: a missing byte would be undefined behaviour.
-        if file.take(range.len() as u64).read_to_end(&mut data)? < range.len() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        let mut data = self.data.f_narrow(0, bytes.start as i64, bytes.len() as i64)?;
+        if !(data.data_ptr() as usize).is_multiple_of(kind.elt_size_in_bytes()) {
+            // The header of an old file may have any length.
+            data = data.f_detach_copy()?;
         }
-        Ok(data)
+        Ok(data.f_view_dtype(kind)?.f_view(shape)?)
     }
 
     /// The element type and the bytes of a tensor, if its shape is as expected.

@@ -16,12 +16,28 @@ use crate::store::key::is_plain_name;
 #[derive(Debug)]
 pub(super) struct OutDir {
     root: PathBuf,
+    name: fn(&Path) -> String,
 }
 
 impl OutDir {
     /// Makes the directory, and checks that no two of the files have the same name.
     pub(super) fn new(root: &Path, files: &[PathBuf]) -> Result<Self, Failure> {
-        let failed = |error| Failure::Failed(format!("--out {}: {error}", root.display()));
+        Self::named("--out", root, files, name)
+    }
+
+    /// As [`new`](Self::new), with names without the suffix of the processed file.
+    pub(super) fn for_stems(root: &Path, files: &[PathBuf]) -> Result<Self, Failure> {
+        let stem = |file: &Path| name(&file.with_extension(""));
+        Self::named("--output-dir", root, files, stem)
+    }
+
+    fn named(
+        option: &str,
+        root: &Path,
+        files: &[PathBuf],
+        name: fn(&Path) -> String,
+    ) -> Result<Self, Failure> {
+        let failed = |error| Failure::Failed(format!("{option} {}: {error}", root.display()));
         let mut names = HashSet::new();
         if let Some(again) = files
             .iter()
@@ -30,13 +46,13 @@ impl OutDir {
         {
             let problem = "the results of one would replace those of the other";
             return Err(Failure::Usage(format!(
-                "--out: two files are named {again}: {problem}"
+                "{option}: two files are named {again}: {problem}"
             )));
         }
         std::fs::create_dir_all(root).map_err(failed)?;
         // The response names its files by URLs.
         let root = std::path::absolute(root).map_err(failed)?;
-        Ok(Self { root })
+        Ok(Self { root, name })
     }
 
     /// Writes the output files of a task, and then its response, in which they have their new
@@ -74,8 +90,8 @@ impl OutDir {
     }
 
     /// Writes a file in one step, so that an interrupted run leaves no half of it.
-    fn replace(&self, file: &Path, suffix: &str, content: &[u8]) -> Result<PathBuf, String> {
-        let path = self.root.join(format!("{}.{suffix}", name(file)));
+    pub(super) fn replace(&self, file: &Path, suffix: &str, content: &[u8]) -> Result<PathBuf, String> {
+        let path = self.root.join(format!("{}.{suffix}", (self.name)(file)));
         let write = || {
             let mut temporary = tempfile::Builder::new()
                 .prefix(".dalston_out_")

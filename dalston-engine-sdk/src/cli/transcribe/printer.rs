@@ -11,6 +11,7 @@ use dalston_telemetry::{Env, SpanCollector};
 use serde_json::Value;
 use url::Url;
 
+use super::format::OutputFormat;
 use crate::cli::failure::{Failure, print};
 use crate::cli::metrics;
 use crate::cli::output::{self, Finished};
@@ -22,6 +23,8 @@ pub(super) type FileResult = Result<(Value, Duration), String>;
 /// Prints results to standard output and failures to standard error.
 pub(super) struct Printer<'a> {
     pub(super) json: bool,
+    /// The format of the results, instead of lines for a person.
+    pub(super) format: Option<OutputFormat>,
     /// Whether there are several files, so that a title precedes each result.
     pub(super) several: bool,
     pub(super) style: Style,
@@ -37,6 +40,15 @@ impl Printer<'_> {
                     data,
                     processing: *processing,
                 };
+                if let Some(format) = self.format {
+                    return match format.render(file, data) {
+                        Ok(text) => print(&text),
+                        Err(error) => {
+                            complain(&failure_line(file, &error), self.env);
+                            Ok(())
+                        }
+                    };
+                }
                 if self.json {
                     return print(&(output::json_line(&finished) + "\n"));
                 }

@@ -13,6 +13,7 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::oneshot;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use super::format::Written;
 use super::out_dir::OutDir;
 use super::printer::{FileResult, Printer};
 use super::reorder::ReorderBuffer;
@@ -36,6 +37,7 @@ pub(super) struct Session<'a> {
     pub(super) standard_input: Option<&'a StandardInput>,
     pub(super) parts: Arc<TaskParts>,
     pub(super) out: Option<Arc<OutDir>>,
+    pub(super) written: Option<Arc<Written>>,
     pub(super) watch: Arc<Watch>,
     pub(super) printer: Printer<'a>,
     /// The traces of the printed results.
@@ -161,7 +163,7 @@ impl Session<'_> {
             _ => file.clone(),
         };
         let (platform, watch) = (self.platform.clone(), Arc::clone(&self.watch));
-        let (parts, out) = (Arc::clone(&self.parts), self.out.clone());
+        let (parts, out, written) = (Arc::clone(&self.parts), self.out.clone(), self.written.clone());
         async move {
             watch.until_previous_begun(index).await;
             let span = info_span!(span::LOCAL_TASK, file.path = %file.display());
@@ -179,6 +181,9 @@ impl Session<'_> {
                     LocalOutcome::Completed(response) => {
                         if let Some(out) = out {
                             out.write(&file, &response, platform.store()).await?;
+                        }
+                        if let Some(written) = written {
+                            written.write(&file, &response.data)?;
                         }
                         Ok((response.data, watch.processing_time(&task_id)))
                     }
@@ -284,9 +289,11 @@ mod tests {
             standard_input: None,
             parts: Arc::new(parts),
             out: None,
+            written: None,
             watch: Watch::new(files),
             printer: Printer {
                 json: true,
+                format: None,
                 several: true,
                 style: Style::of(&Term::stdout(), &env),
                 env: &env,

@@ -19,7 +19,8 @@ if ARGV[8] ~= '' then
   local time = report(8)
   if redis.call('EXISTS', KEYS[2]) == 1 then metadata('HSET', 'ended', string.match(time, '^%d+') .. '-0') end
 end
--- The platform may queue the task again. That attempt has no earlier starts.
-metadata('HDEL', 'inference_starts', 'started_by')
+-- The platform may queue the task again. That attempt has no earlier starts. A repeated call, after
+-- an answer that was lost, must not make the entry pending again.
+metadata('HDEL', 'inference_starts', 'started_by', 'preferred_message')
 if owner == HELD then redis.call('XACK', stream, group, id) end
 return owner

@@ -28,7 +28,7 @@ local is_ended = ended and is_before(id, ended)
 if is_ended or other and is_in_hand(other) then
   if owner == HELD then redis.call('XACK', stream, group, id) end
   -- The platform would queue a task again whose message is not pending.
-  if not is_ended then metadata('HSET', 'stream_message_id', other) end
+  if not is_ended then metadata('HSET', 'stream_message_id', other, 'preferred_message', other) end
   return {'duplicate', is_ended and 'the task had ended' or metadata('HGET', 'owner')}
 end
 if redis.call('EXISTS', KEYS[2]) == 1 then metadata('HSET', 'owner', claim) end

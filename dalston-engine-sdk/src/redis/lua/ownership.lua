@@ -54,6 +54,16 @@ local function is_unrecorded()
   return true
 end
 
+-- Whether this claim owns the task, and a copy of its message was acknowledged for that. The
+-- platform adds such a copy before it acknowledges this message: then neither is pending. Counts
+-- once, because the platform also acknowledges the messages of tasks that it has ended.
+local function was_preferred()
+  if metadata('HGET', 'preferred_message') ~= id or metadata('HGET', 'owner') ~= claim then return false end
+  metadata('HDEL', 'preferred_message')
+  metadata('HSET', 'stream_message_id', id)
+  return true
+end
+
 -- A bare XCLAIM or XACK would do as it is told, whichever instance sends it.
 -- GONE: no consumer holds the entry, because it was acknowledged or deleted.
 -- UNRECORDED: no consumer holds the entry, because the server does not know any more that it was
@@ -63,6 +73,11 @@ local function ownership_of_entry()
   if entries.err and string.find(entries.err, 'NOGROUP', 1, true) then return UNRECORDED end
   if entries.err then redis.call('XPENDING', stream, group, id, id, 1) end
   local entry = entries[1]
+  if not entry and was_preferred() then
+    local restored = redis.call('XCLAIM', stream, group, instance, 0, id, 'RETRYCOUNT', delivery_count, 'FORCE', 'JUSTID')
+    -- Without its message, the entry can't come back.
+    return #restored > 0 and HELD or UNRECORDED
+  end
   if not entry then return is_unrecorded() and UNRECORDED or GONE end
   if entry[2] == instance and entry[4] == delivery_count then return HELD end
   if entry[2] == RESTORED then

@@ -46,7 +46,6 @@ mod refusal;
 mod server;
 mod state;
 mod status;
-mod subtitles;
 mod transcribe;
 mod warnings;
 
@@ -71,7 +70,7 @@ pub(super) fn router(mut state: ServerState) -> Router {
         routes.push(format!("{method} {path}"));
         router = std::mem::take(&mut router).route(path, route);
     };
-    let observed = HttpLayer::new().metrics(state.metrics.clone());
+    let observed = HttpLayer::of(&state.telemetry).metrics(state.metrics.clone());
     add("GET", "/", get(index::index));
     add("GET", "/health", get(status::health));
     add("GET", "/v1/capabilities", get(status::capabilities));

@@ -11,9 +11,9 @@ use super::events;
 use super::form::{Fields, quoted};
 use super::json;
 use super::refusal::Refusal;
-use super::subtitles::{srt, vtt};
 use crate::protocol::Capabilities;
 use crate::stage::{Metadata, Segment, Transcript};
+use crate::subtitles::{Pieces, srt, vtt};
 
 /// Responds with a transcript in one of five formats or as events, and with errors in OpenAI's
 /// form.
@@ -81,9 +81,10 @@ impl Api for Transcriptions {
         }
         let granularities = fields.all(["timestamp_granularities[]", "timestamp_granularities"]);
         let refuse = |problem: String| Refusal::field("timestamp_granularities", problem);
-        if !granularities.is_empty() && options.format != Format::VerboseJson {
+        let has_times = matches!(options.format, Format::VerboseJson | Format::Srt | Format::Vtt);
+        if !granularities.is_empty() && !has_times {
             return Err(refuse(
-                "given: expected response_format to be verbose_json".to_owned(),
+                "given: expected response_format to be verbose_json, srt or vtt".to_owned(),
             ));
         }
         if let Some(other) = granularities
@@ -207,13 +208,17 @@ fn respond(options: &ResponseOptions, engine_id: &str, data: Value) -> Result<Re
     if options.stream {
         return Ok(events::response(&transcript));
     }
+    let pieces = match options.words {
+        true => Pieces::Words,
+        false => Pieces::Segments,
+    };
     let plain = |kind: &'static str, text: String| ([(header::CONTENT_TYPE, kind)], text).into_response();
     Ok(match options.format {
         Format::Json => json::response(&json!({ "text": transcript.text })),
         Format::Text => plain("text/plain; charset=utf-8", transcript.text),
         Format::VerboseJson => json::response(&Verbose::of(options, transcript)),
-        Format::Srt => plain("text/plain; charset=utf-8", srt(&transcript.segments)),
-        Format::Vtt => plain("text/vtt; charset=utf-8", vtt(&transcript.segments)),
+        Format::Srt => plain("text/plain; charset=utf-8", srt(&transcript.segments, pieces)),
+        Format::Vtt => plain("text/vtt; charset=utf-8", vtt(&transcript.segments, pieces)),
     })
 }
 

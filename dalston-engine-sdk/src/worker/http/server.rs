@@ -139,7 +139,8 @@ async fn serve_connection(stream: TcpStream, place: Place, router: Router, stop:
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(BUFFER);
-    let mut connection = pin!(builder.serve_connection(stream, service));
+    // A connection that is upgraded ends here, and lives on in its handler.
+    let mut connection = pin!(builder.serve_connection(stream, service).with_upgrades());
     tokio::select! {
         // An error is the client's fault or a closed connection, so it is not reported.
         _ = &mut connection => return,

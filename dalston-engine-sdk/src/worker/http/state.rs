@@ -14,6 +14,7 @@ use crate::config::DeploymentConfig;
 use crate::protocol::Capabilities;
 use crate::redis::RedisServer;
 use crate::runner::{Direct, Runner, RunnerStatus};
+use crate::task_option::TaskOption;
 
 /// The refused requests whose rest is read at the same time. They hold connections, so their number
 /// is below that of all connections.
@@ -23,6 +24,8 @@ const MAX_DRAINS: usize = 64;
 pub(crate) struct ServerState {
     pub(super) instance: String,
     pub(super) capabilities: Capabilities,
+    /// The options of tasks that the engine adds.
+    pub(super) options: Vec<TaskOption>,
     pub(super) status: RunnerStatus,
     pub(super) redis: RedisServer,
     pub(super) clock: ClockDifference,
@@ -47,6 +50,7 @@ impl ServerState {
     pub(crate) fn new(
         runner: &Runner,
         capabilities: Capabilities,
+        options: Vec<TaskOption>,
         redis: RedisServer,
         clock: ClockDifference,
         telemetry: TelemetryHandle,
@@ -56,6 +60,7 @@ impl ServerState {
             metrics: DirectMetrics::register(telemetry.metrics(), runner.engine_id()),
             instance: runner.instance().to_owned(),
             capabilities,
+            options,
             status: runner.status(),
             redis,
             clock,

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::api::{Api, TranscriptionRequest};
 use super::body::RequestBody;
-use super::form::{Form, Recording};
+use super::form::{Form, Recording, quoted};
 use super::json;
 use super::refusal::{RETRY_AFTER, Refusal};
 use super::state::ServerState;
@@ -186,8 +186,23 @@ async fn receive<A: Api>(
     let receiving = async {
         let form = Form::read(parts, body, files.path()?, server.max_upload).await?;
         // Before the download, so that an invalid field costs none.
-        let (options, request) = A::read(&form.fields, &server.capabilities)?;
-        let unknown = form.fields.unknown(A::FIELDS);
+        let (options, mut request) = A::read(&form.fields, &server.capabilities)?;
+        let own = server
+            .options
+            .iter()
+            .filter(|option| !A::FIELDS.contains(&option.name));
+        let mut known = A::FIELDS.to_vec();
+        for option in own {
+            known.push(option.name);
+            if let Some(text) = form.fields.text(option.name)? {
+                let refuse =
+                    |problem| Refusal::field(option.name, format_args!("{}: {problem}", quoted(text)));
+                request
+                    .config
+                    .insert(option.name.to_owned(), option.read(text).map_err(refuse)?);
+            }
+        }
+        let unknown = form.fields.unknown(&known);
         let url = match A::URL_FIELD {
             Some(name) => form.fields.text(name)?.map(|url| (name, url)),
             None => None,

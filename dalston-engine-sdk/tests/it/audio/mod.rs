@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use dalston_engine_sdk::audio::{Audio, AudioFormat, decode_file};
 
 /// A speech sample of the Whisper example.
-fn sample(name: &str) -> PathBuf {
+pub(crate) fn sample(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../examples/faster_whisper/audio")
         .join(name)

@@ -131,7 +131,7 @@ async fn invalid_request_is_refused_in_form_of_its_route() {
             OPENAI,
             file().text("timestamp_granularities[]", "word"),
             400,
-            "timestamp_granularities: given: expected response_format to be verbose_json",
+            "timestamp_granularities: given: expected response_format to be verbose_json, srt or vtt",
         ),
         (OPENAI, Form::file("noise"), 400, "talk.wav is no audio"),
         (PLATFORM, Form::file("noise"), 400, "talk.wav is no audio"),

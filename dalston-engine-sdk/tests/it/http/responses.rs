@@ -111,6 +111,24 @@ async fn temperature_0_means_the_list_of_fallbacks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn options_of_the_engine_are_fields_of_the_form() {
+    let host = Host::start().await;
+    let answer = host
+        .post(PLATFORM, Form::file("one").text("patience", "1.5"))
+        .await;
+    assert_eq!(answer.json()["metadata"]["config"]["patience"], 1.5);
+    let answer = host.post(OPENAI, Form::file("one").text("patience", "1.5")).await;
+    let header = answer.header("x-dalston-warnings").unwrap_or_default();
+    assert!(!header.contains("the field"), "{header}");
+    let answer = host
+        .post(OPENAI, Form::file("one").text("patience", "none"))
+        .await;
+    assert_eq!(answer.status, 400);
+    let problem = "patience: \"none\": expected a number above 0";
+    assert_eq!(answer.json()["error"]["message"], problem);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn warnings_are_in_header_and_verbose_json() {
     let host = Host::start().await;
     let header = r#"["the recording is very quiet \u2013 louder, please","the field \"langauge\" is not known and was ignored"]"#;
@@ -168,6 +186,18 @@ async fn platform_route_passes_fields_and_returns_transcript() {
             (&json!({}), &json!("tiny"))
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attributes_of_earlier_conventions_are_added_if_asked() {
+    let host = Host::with(&[("OTEL_SEMCONV_STABILITY_OPT_IN", "http/dup")]).await;
+    let answer = host.post(OPENAI, Form::file("one")).await;
+    assert_eq!(answer.status, 200);
+    let span = host.telemetry.span("POST /v1/audio/transcriptions");
+    let value = |name| span.attribute(name).map(ToString::to_string);
+    assert_eq!(value("http.method").as_deref(), Some("POST"));
+    assert_eq!(value("http.status_code").as_deref(), Some("200"));
+    assert_eq!(value("http.response.status_code").as_deref(), Some("200"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -71,6 +71,50 @@ async fn second_message_of_a_task_in_hand_is_removed() {
 }
 
 #[tokio::test]
+async fn both_messages_acknowledged_owner_goes_on() {
+    let server = TestRedis::start().await;
+    let (holder, peer) = (broker(&server), broker(&server));
+    let first = enqueue(&server).await;
+    let claim = receive(&holder, "a").await.claim;
+    assert!(is_wanted(&holder, &claim).await);
+    let second = queue_again(&server).await;
+    let duplicate = receive(&peer, "b").await.claim;
+    assert!(!is_wanted(&peer, &duplicate).await);
+    // The reconciler acknowledges the first message only after it has added the second.
+    let () = server
+        .send(&["HSET", METADATA, "stream_message_id", &second])
+        .await;
+    let () = server.send(&["XACK", STREAM, "engines", &first]).await;
+    assert_eq!(pending(&server).await, []);
+
+    assert_eq!(holder.renew(&claim).await.unwrap(), Ownership::Held);
+    assert_eq!(pending(&server).await, [(first.clone(), "a".to_owned(), 1)]);
+    assert_eq!(field(&server, "stream_message_id").await.unwrap(), first);
+
+    // The next acknowledgement is about a task that the platform has ended.
+    let () = server.send(&["XACK", STREAM, "engines", &first]).await;
+    assert_eq!(holder.renew(&claim).await.unwrap(), Ownership::Lost);
+}
+
+#[tokio::test]
+async fn end_repeated_after_a_duplicate_is_one_event() {
+    let server = TestRedis::start().await;
+    let (holder, peer) = (broker(&server), broker(&server));
+    enqueue(&server).await;
+    let claim = receive(&holder, "a").await.claim;
+    assert!(is_wanted(&holder, &claim).await);
+    queue_again(&server).await;
+    let duplicate = receive(&peer, "b").await.claim;
+    assert!(!is_wanted(&peer, &duplicate).await);
+
+    assert_eq!(end(&holder, &claim, &completed()).await, Ownership::Held);
+    // As after an answer that was lost.
+    assert_eq!(end(&holder, &claim, &completed()).await, Ownership::Lost);
+    assert_eq!(events(&server).await.len(), 1);
+    assert_eq!(pending(&server).await, []);
+}
+
+#[tokio::test]
 async fn second_message_takes_over_from_a_dead_owner() {
     let server = TestRedis::start().await;
     let (dead, peer) = (broker(&server), broker(&server));

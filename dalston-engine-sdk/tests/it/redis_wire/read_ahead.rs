@@ -78,3 +78,19 @@ async fn released_tasks_are_left_to_idle_peers() {
     let taken = busy.receive_ahead(&consumer("busy"), LONG).await.unwrap();
     assert_eq!(taken.expect("the task").claim.delivery_count, 2);
 }
+
+#[tokio::test]
+async fn stale_task_left_to_idle_peers_comes_before_new_ones() {
+    let server = TestRedis::start().await;
+    register(&server, "idle", &["status", "idle", "capacity", "4"]).await;
+    let peer = broker(&server);
+    let stale = message(&server).await;
+    let claim = receive(&peer, "idle").await.claim;
+    let _ = peer.release(&claim).await.unwrap();
+    message(&server).await;
+
+    let worker = broker(&server);
+    assert!(receive_ahead(&worker).await.is_none());
+    // Its inference thread has become free before a peer took the task.
+    assert_eq!(receive(&worker, "busy").await.claim.message_id, stale);
+}

@@ -1,9 +1,9 @@
 //! The families of an engine's metrics, which all engines of a process share.
 
 use super::busy::BusyRatio;
-use super::labels::{Device, InMemory, RedeliveryReason};
+use super::labels::{BatchDispatch, BatchSplit, Device, InMemory, RedeliveryReason};
 use crate::metrics::{
-    BoundedFamily, Counter, Histogram, Metrics, OpenLabel, Registry, Status, Unit, buckets,
+    BoundedFamily, Counter, DurationCounter, Histogram, Metrics, OpenLabel, Registry, Status, Unit, buckets,
 };
 
 /// The cap of the label `slot`.
@@ -27,6 +27,11 @@ pub(super) struct Families {
     pub(super) redelivery: BoundedFamily<1, RedeliveryReason, Counter>,
     pub(super) skipped_cancelled: BoundedFamily<1, (), Counter>,
     pub(super) busy: BoundedFamily<2, (), BusyRatio>,
+    pub(super) inference: BoundedFamily<4, (), DurationCounter>,
+    pub(super) batch_size: BoundedFamily<1, (), Histogram>,
+    pub(super) batch_wait: BoundedFamily<1, (), Histogram>,
+    pub(super) batch_dispatch: BoundedFamily<1, BatchDispatch, Counter>,
+    pub(super) batch_splits: BoundedFamily<1, BatchSplit, Counter>,
 }
 
 struct OpenEngineLabels {
@@ -108,6 +113,11 @@ impl Families {
             redelivery: BoundedFamily::with_room_for(room, [stage], Counter::default),
             skipped_cancelled: BoundedFamily::with_room_for(room, [stage], Counter::default),
             busy: BoundedFamily::with_room_for(room, [engine_id, slot], BusyRatio::default),
+            inference: BoundedFamily::with_room_for(room, per_model, DurationCounter::default),
+            batch_size: BoundedFamily::with_room_for(room, [engine_id], histogram(buckets::BATCH_SIZE)),
+            batch_wait: BoundedFamily::with_room_for(room, [engine_id], histogram(buckets::QUEUE_WAIT)),
+            batch_dispatch: BoundedFamily::with_room_for(room, [engine_id], Counter::default),
+            batch_splits: BoundedFamily::with_room_for(room, [engine_id], Counter::default),
         };
         let mut registry = registry.with_prefix("dalston_engine");
         registry.register(
@@ -198,6 +208,33 @@ impl Families {
             "inference_busy_ratio",
             "Share of the last minute in which an inference thread was busy",
             this.busy.clone(),
+        );
+        registry.register_with_unit(
+            "inference",
+            "Time in the engine of the tasks whose audio is counted, that of a batch divided among its tasks: the denominator of speed",
+            Unit::Seconds,
+            this.inference.clone(),
+        );
+        registry.register(
+            "batch_size",
+            "Tasks that the engine got at once",
+            this.batch_size.clone(),
+        );
+        registry.register_with_unit(
+            "batch_wait",
+            "Time that an idle inference thread waited for a full batch",
+            Unit::Seconds,
+            this.batch_wait.clone(),
+        );
+        registry.register(
+            "batch_dispatch",
+            "Batches, by the reason why they had no more tasks",
+            this.batch_dispatch.clone(),
+        );
+        registry.register(
+            "batch_splits",
+            "Batches that were processed again in smaller ones, by reason",
+            this.batch_splits.clone(),
         );
         this
     }

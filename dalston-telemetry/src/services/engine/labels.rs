@@ -20,6 +20,30 @@ crate::label! {
 }
 
 crate::label! {
+    /// Why a batch of tasks has no more tasks.
+    pub enum BatchDispatch = "reason" {
+        /// It has as many tasks as the engine takes.
+        Full => "full",
+        /// One more task would exceed the limit of padded audio.
+        Cost => "cost",
+        /// No more task waited.
+        Waited => "waited",
+    }
+}
+
+crate::label! {
+    /// Why the tasks of a batch were processed again in smaller batches.
+    pub enum BatchSplit = "reason" {
+        /// The memory did not suffice.
+        OutOfMemory => "oom",
+        /// The engine panicked.
+        Panic => "panic",
+        /// The engine returned another error.
+        Error => "error",
+    }
+}
+
+crate::label! {
     /// The reason of a redelivery.
     pub enum RedeliveryReason = "reason" {
         /// The engine that had the task died.

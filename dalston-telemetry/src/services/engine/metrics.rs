@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::busy::SlotMetrics;
 use super::families::Families;
-use super::labels::{Device, EngineLabels, InMemory, RedeliveryReason};
-use crate::metrics::{Counter, DenseFamily, Exemplar, Histogram, Metrics, Status};
+use super::labels::{BatchDispatch, BatchSplit, Device, EngineLabels, InMemory, RedeliveryReason};
+use crate::metrics::{Counter, DenseFamily, DurationCounter, Exemplar, Histogram, Metrics, Status};
 
 /// The metrics of one engine. Cheap to clone.
 ///
@@ -24,6 +24,10 @@ pub struct EngineMetrics {
     vad_segments: DenseFamily<(), Histogram>,
     redelivery: DenseFamily<RedeliveryReason, Counter>,
     skipped_cancelled: DenseFamily<(), Counter>,
+    batch_size: DenseFamily<(), Histogram>,
+    batch_wait: DenseFamily<(), Histogram>,
+    batch_dispatch: DenseFamily<BatchDispatch, Counter>,
+    batch_splits: DenseFamily<BatchSplit, Counter>,
 }
 
 impl EngineMetrics {
@@ -47,6 +51,10 @@ impl EngineMetrics {
             vad_segments: families.vad_segments.with([engine_id]),
             redelivery: families.redelivery.with([stage]),
             skipped_cancelled: families.skipped_cancelled.with([stage]),
+            batch_size: families.batch_size.with([engine_id]),
+            batch_wait: families.batch_wait.with([engine_id]),
+            batch_dispatch: families.batch_dispatch.with([engine_id]),
+            batch_splits: families.batch_splits.with([engine_id]),
             labels: Arc::new(labels.clone()),
             families,
         }
@@ -71,6 +79,7 @@ impl EngineMetrics {
             model_acquire: self.families.model_acquire.with([engine_id, model]),
             recognize: self.families.recognize.with([engine_id, model]),
             realtime_factor: self.families.realtime_factor.with([engine_id, model]),
+            inference: self.families.inference.with(labels),
         }
     }
 
@@ -122,6 +131,19 @@ impl EngineMetrics {
         self.vad_segments.with(()).observe(segments as f64);
     }
 
+    /// Records a batch: its number of tasks, why it has no more, and how long an idle inference
+    /// thread waited for it.
+    pub fn batch(&self, tasks: usize, reason: BatchDispatch, waited: Duration) {
+        self.batch_size.with(()).observe(tasks as f64);
+        self.batch_wait.with(()).observe_duration(waited);
+        self.batch_dispatch.with(reason).inc();
+    }
+
+    /// Counts a batch whose tasks are processed again in smaller ones.
+    pub fn batch_split(&self, reason: BatchSplit) {
+        self.batch_splits.with(reason).inc();
+    }
+
     /// Counts a redelivered task.
     pub fn task_redelivery(&self, reason: RedeliveryReason) {
         self.redelivery.with(reason).inc_in(Exemplar::current());
@@ -151,6 +173,7 @@ pub struct ModelMetrics {
     model_acquire: DenseFamily<InMemory, Histogram>,
     recognize: DenseFamily<Device, Histogram>,
     realtime_factor: DenseFamily<Device, Histogram>,
+    inference: DenseFamily<(), DurationCounter>,
 }
 
 impl ModelMetrics {
@@ -189,6 +212,12 @@ impl ModelMetrics {
     /// Counts a task whose model was loaded already.
     pub fn model_cache_hit(&self) {
         self.model_cache_hits.with(()).inc();
+    }
+
+    /// Adds the time in the engine of a task whose [audio](EngineMetrics::audio_duration) is
+    /// recorded, or its part of the time of a batch (`dalston_engine_inference_seconds_total`).
+    pub fn inference(&self, time: Duration) {
+        self.inference.with(()).add(time);
     }
 
     /// Records processing time divided by audio time. Tasks without audio are not recorded.

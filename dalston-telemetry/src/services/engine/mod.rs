@@ -11,5 +11,5 @@ pub mod spans;
 pub use busy::{BusyGuard, SlotMetrics};
 pub use direct::{DirectEndpoint, DirectMetrics, DirectStatus};
 pub use gpu::{GpuMetrics, GpuSample};
-pub use labels::{Device, EngineLabels, InMemory, RedeliveryReason};
+pub use labels::{BatchDispatch, BatchSplit, Device, EngineLabels, InMemory, RedeliveryReason};
 pub use metrics::{EngineMetrics, ModelMetrics};

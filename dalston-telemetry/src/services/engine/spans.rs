@@ -23,6 +23,9 @@ pub mod span {
         pub const MODEL_DOWNLOAD: &str = "engine.model_download";
         /// The work of the engine, with the spans of the engine below it.
         pub const PROCESS: &str = "engine.process";
+        /// A call of the engine for several tasks, in a trace of its own, with links to the
+        /// `engine.process` of each task and from there. The spans of the engine are below it.
+        pub const BATCH: &str = "engine.batch";
         /// The upload of files and of `response.json`.
         pub const UPLOAD_OUTPUT: &str = "engine.upload_output";
 
@@ -81,10 +84,6 @@ pub mod attr {
         pub const MODEL_SOURCE: &str = "dalston.model_source";
         /// The number of downloaded bytes.
         pub const DOWNLOAD_BYTES: &str = "dalston.download_bytes";
-        /// The worker that processed the task.
-        pub const INSTANCE: &str = "dalston.instance";
-        /// The length of the input audio, in seconds.
-        pub const AUDIO_DURATION_SECONDS: &str = "dalston.audio_duration_seconds";
         /// The wait in the queue, in seconds; never negative.
         pub const QUEUE_WAIT_SECONDS: &str = "dalston.queue_wait_seconds";
         /// How much longer the wait in the queue is by the clocks of producer and worker than by
@@ -100,6 +99,12 @@ pub mod attr {
         /// or of all processes on the first GPU if the driver does not report memory by process.
         /// Absent if the driver did not answer in that time.
         pub const GPU_MEMORY_PEAK_BYTES: &str = "dalston.gpu_memory_peak_bytes";
+        /// The number of tasks that the engine got at once, if there were several.
+        pub const BATCH_SIZE: &str = "dalston.batch.size";
+        /// The place of the task in its batch, from 0.
+        pub const BATCH_INDEX: &str = "dalston.batch.index";
+        /// How long an idle inference thread waited for a full batch, in seconds.
+        pub const BATCH_WAIT_SECONDS: &str = "dalston.batch.wait_seconds";
         /// The transport of a task that did not come from the queue: `http`.
         pub const TRANSPORT: &str = "dalston.transport";
         /// The interruption of the machine during the span: `terminate`, `stop`, `hibernate`, or

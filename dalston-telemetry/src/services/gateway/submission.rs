@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::future::Future;
 
+use opentelemetry::trace::TraceContextExt;
 use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -84,7 +85,7 @@ impl JobSubmission {
     }
 }
 
-/// A job that exists. Made by [`JobSubmission::create_job`].
+/// A job that exists. Made by [`JobSubmission::create_job`], or by [`CreatedJob::again`].
 #[derive(Debug)]
 #[must_use = "the orchestrator does not know the job before its event is published"]
 pub struct CreatedJob {
@@ -92,6 +93,23 @@ pub struct CreatedJob {
 }
 
 impl CreatedJob {
+    /// A job that has failed or was cancelled, and that runs again. Call it in the handler of the
+    /// request: the current span is that of the request.
+    ///
+    /// The new run is a trace of its own. The span of the request gets `dalston.job_id` and a link
+    /// to the trace of the run before, which `before` carries.
+    pub fn again(job_id: &str, before: &MessageContext) -> Self {
+        let request = Span::current();
+        request.set_attribute(attr::JOB_ID, job_id.to_owned());
+        let earlier = before.context().span().span_context().clone();
+        if earlier.is_valid() {
+            request.add_link(earlier);
+        }
+        Self {
+            job_id: job_id.to_owned(),
+        }
+    }
+
     /// Publishes `job.created`, in the span `gateway.publish_job_created_event`. The event gets the
     /// context of that span, so the spans of the orchestrator are below it.
     ///

@@ -5,6 +5,4 @@ pub mod spans;
 mod steps;
 
 pub use metrics::*;
-pub use steps::{
-    EndedJob, EndedTask, OrchestratorSteps, PlannedJob, ReceivedEvent, ScheduledTask, SpanNames,
-};
+pub use steps::{EndedJob, EndedTask, OrchestratorSteps, PlannedJob, ReceivedEvent, ScheduledTask};

@@ -15,17 +15,7 @@ use crate::logs::context::WithLogContext;
 use crate::metrics::Status;
 use crate::services::message::MessageContext;
 use crate::services::names::attr as shared;
-use crate::services::step;
-
-/// The names of spans.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SpanNames {
-    /// The names of the guides: `orchestrator.handle_job`, `orchestrator.build_dag`.
-    #[default]
-    Guide,
-    /// The names of the live platform: `orchestrator.handle_job.created`, `orchestrator.dag_build`.
-    Live,
-}
+use crate::services::{SpanNames, step};
 
 /// The steps of the orchestrator. Each runs in its span, and counts in [`OrchestratorMetrics`].
 /// Cheap to clone.

@@ -16,10 +16,13 @@ crate::label! {
 
 /// The metrics of the router of realtime sessions. Cheap to clone.
 ///
+/// Each gateway counts all workers and their sessions, so queries take the maximum over the
+/// gateways.
+///
 /// | What | PromQL |
 /// |---|---|
-/// | Registered workers that are not healthy | `dalston_session_router_workers_registered - dalston_session_router_workers_healthy` |
-/// | Sessions of all workers and of each worker | `sum(dalston_session_router_sessions_active)`, `dalston_session_router_sessions_active` |
+/// | Registered workers that are not healthy | `max(dalston_session_router_workers_registered) - max(dalston_session_router_workers_healthy)` |
+/// | Sessions of each worker and of all workers | `max by (worker_id) (dalston_session_router_sessions_active)`, and the `sum` of it |
 /// | Share of sessions that failed | `sum(rate(dalston_session_router_sessions_total{status!="completed"}[5m])) / sum(rate(dalston_session_router_sessions_total[5m]))` |
 /// | 95th percentile of the wait for a worker | `histogram_quantile(0.95, sum by (le) (rate(dalston_session_router_allocation_duration_seconds_bucket[5m])))` |
 #[derive(Clone)]

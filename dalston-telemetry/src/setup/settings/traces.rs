@@ -93,8 +93,8 @@ variables! {
             ]);
 
     /// `http/dup` adds the attributes `http.method` and `http.status_code` of earlier conventions
-    /// to the spans of HTTP requests, in services that make their layer with
-    /// `HttpLayer::from_env`. Other words, such as `http`, change nothing.
+    /// to the spans of HTTP requests, in engines, the gateway, and services that make their layer
+    /// with `HttpLayer::of`. Other words, such as `http`, change nothing.
     pub(crate) static OTEL_SEMCONV_STABILITY_OPT_IN: Variable<String> =
         Variable::new(&["OTEL_SEMCONV_STABILITY_OPT_IN"], &Text("a list of words such as http/dup"));
 

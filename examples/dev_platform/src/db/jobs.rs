@@ -25,6 +25,11 @@ impl JobStatus {
     pub(crate) fn is_terminal(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
+
+    /// Whether a job has ended without a result, so that it can run again.
+    pub(crate) fn is_retryable(self) -> bool {
+        matches!(self, Self::Failed | Self::Cancelled)
+    }
 }
 
 /// What the client asked for.
@@ -73,17 +78,28 @@ pub(crate) struct Job {
     /// The engine that transcribes.
     pub(crate) engine_id: Option<String>,
     pub(crate) error: Option<String>,
+    /// How often it was run again after its end.
+    pub(crate) retries: u32,
+    /// When its last run was asked for, if it is not the first one.
+    pub(crate) retried_at: Option<Timestamp>,
 }
 
 /// Which jobs a list has.
 #[derive(Clone, Debug)]
 pub(crate) struct Filter {
     pub(crate) status: Option<JobStatus>,
+    /// A part of the id or of the trace id; empty for all.
+    pub(crate) id_part: String,
     pub(crate) limit: u32,
     pub(crate) offset: u32,
 }
 
 impl Job {
+    /// When its last run began.
+    pub(crate) fn run_at(&self) -> Timestamp {
+        self.retried_at.unwrap_or(self.created_at)
+    }
+
     /// What messages about it carry for telemetry.
     pub(crate) fn message(&self) -> MessageContext {
         MessageContext::new(self.trace_context.as_deref(), self.request_id.as_deref())
@@ -120,13 +136,26 @@ impl Job {
     /// Jobs from the newest to the oldest, and how many there are without the limit.
     pub(crate) fn list(db: &Connection, filter: &Filter) -> rusqlite::Result<(Vec<Self>, i64)> {
         let status = filter.status.map(JobStatus::as_str);
-        let mut rows = db.prepare(
-            "SELECT * FROM jobs WHERE ?1 IS NULL OR status = ?1 ORDER BY created_at DESC, id LIMIT ?2 OFFSET ?3",
-        )?;
-        let jobs = rows.query_map(params![status, filter.limit, filter.offset], Self::read)?;
+        let part = filter.id_part.as_str();
+        let matching = "FROM jobs WHERE (?1 IS NULL OR status = ?1) \
+                        AND (instr(id, ?2) > 0 OR instr(coalesce(trace_context, ''), ?2) > 0)";
+        let mut rows = db.prepare(&format!(
+            "SELECT * {matching} ORDER BY created_at DESC, id LIMIT ?3 OFFSET ?4"
+        ))?;
+        let jobs = rows.query_map(params![status, part, filter.limit, filter.offset], Self::read)?;
         let jobs = jobs.collect::<rusqlite::Result<_>>()?;
-        let count = "SELECT count(*) FROM jobs WHERE ?1 IS NULL OR status = ?1";
-        Ok((jobs, db.query_row(count, [status], |row| row.get(0))?))
+        let count = format!("SELECT count(*) {matching}");
+        Ok((
+            jobs,
+            db.query_row(&count, params![status, part], |row| row.get(0))?,
+        ))
+    }
+
+    /// How many jobs have each state.
+    pub(crate) fn counts(db: &Connection) -> rusqlite::Result<Vec<(JobStatus, i64)>> {
+        let mut rows = db.prepare("SELECT status, count(*) FROM jobs GROUP BY status")?;
+        rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect()
     }
 
     /// All jobs that have not ended, from the oldest to the newest.
@@ -170,6 +199,22 @@ impl Job {
         Ok(db.execute(sql, params![id, status, error, now()])? == 1)
     }
 
+    /// Begins a job again that has ended without a result: it is planned anew. Completed tasks
+    /// stay, so their stages do not run again. Others are forgotten: the new plan has new ones, and
+    /// what engines still report about the old ones has no effect. Returns whether it was such a
+    /// job.
+    pub(crate) fn retry(db: &Connection, id: &str, request_id: &str) -> rusqlite::Result<bool> {
+        let sql = "UPDATE jobs SET status = 'pending', error = NULL, ended_at = NULL, engine_id = NULL, \
+                   request_id = ?2, retried_at = ?3, retries = retries + 1 \
+                   WHERE id = ?1 AND status IN ('failed', 'cancelled')";
+        if db.execute(sql, params![id, request_id, now()])? == 0 {
+            return Ok(false);
+        }
+        let sql = "DELETE FROM tasks WHERE job_id = ?1 AND status <> 'completed'";
+        db.execute(sql, [id])?;
+        Ok(true)
+    }
+
     pub(crate) fn delete(db: &Connection, id: &str) -> rusqlite::Result<()> {
         db.execute("DELETE FROM jobs WHERE id = ?1", [id])?;
         Ok(())
@@ -190,6 +235,8 @@ impl Job {
             trace_context: row.get("trace_context")?,
             engine_id: row.get("engine_id")?,
             error: row.get("error")?,
+            retries: row.get("retries")?,
+            retried_at: time(row.get("retried_at")?),
         })
     }
 }

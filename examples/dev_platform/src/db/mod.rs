@@ -17,7 +17,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::oneshot;
 
 pub(crate) use self::jobs::{Filter, Job, JobStatus, Parameters, SpeakerDetection};
-pub(crate) use self::schema::remember_event;
+pub(crate) use self::schema::{remember_event, version};
 pub(crate) use self::tasks::{Task, TaskStatus};
 
 type Work = Box<dyn FnOnce(&mut Connection) + Send>;

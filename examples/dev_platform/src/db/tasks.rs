@@ -44,10 +44,11 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    pub(crate) fn insert(&self, db: &Connection, position: u32) -> rusqlite::Result<()> {
+    /// Whether the job had no task of this stage.
+    pub(crate) fn insert(&self, db: &Connection, position: u32) -> rusqlite::Result<bool> {
         let depends_on = Value::from(self.depends_on.clone()).to_string();
         let config = Value::Object(self.config.clone()).to_string();
-        db.execute(
+        let inserted = db.execute(
             "INSERT OR IGNORE INTO tasks (id, job_id, position, stage, engine_id, depends_on, config, status) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             params![
@@ -61,7 +62,7 @@ impl Task {
                 self.status
             ],
         )?;
-        Ok(())
+        Ok(inserted == 1)
     }
 
     pub(crate) fn find(db: &Connection, id: &str) -> rusqlite::Result<Option<Self>> {
@@ -73,6 +74,19 @@ impl Task {
     pub(crate) fn of_job(db: &Connection, job_id: &str) -> rusqlite::Result<Vec<Self>> {
         let mut rows = db.prepare("SELECT * FROM tasks WHERE job_id = ?1 ORDER BY position")?;
         rows.query_map([job_id], Self::read)?.collect()
+    }
+
+    /// The tasks that failed last, from the newest to the oldest.
+    pub(crate) fn failed(db: &Connection, limit: u32) -> rusqlite::Result<Vec<Self>> {
+        let mut rows =
+            db.prepare("SELECT * FROM tasks WHERE status = 'failed' ORDER BY completed_at DESC LIMIT ?1")?;
+        rows.query_map([limit], Self::read)?.collect()
+    }
+
+    /// The engines that have ever had a task.
+    pub(crate) fn engine_ids(db: &Connection) -> rusqlite::Result<Vec<String>> {
+        let mut rows = db.prepare("SELECT DISTINCT engine_id FROM tasks")?;
+        rows.query_map([], |row| row.get(0))?.collect()
     }
 
     /// Makes it ready for its first attempt, or for the next one.

@@ -1,42 +1,45 @@
-//! An engine without a model, for tests of the platform: its transcripts say how long the audio is.
+//! An engine for tests of the platform: its transcripts say how long the audio is.
 
+use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 use dalston_engine_sdk::audio::AudioFormat;
 use dalston_engine_sdk::{
-    Engine, EngineInfo, LoadContext, ModelId, Segment, Stage, TaskContext, TaskError, TaskRequest,
+    Batching, Engine, EngineInfo, LoadContext, ModelId, Segment, Stage, TaskContext, TaskError, TaskRequest,
     Transcript, Word,
 };
 
-/// An engine that measures the audio instead of recognising speech.
+/// An engine that measures the audio instead of recognising speech, without a model.
 #[derive(Debug)]
-pub(crate) struct Mock {
+pub(crate) struct Mock<M = ()> {
     delay: Duration,
+    is_realtime: bool,
+    model: PhantomData<fn() -> M>,
 }
 
-impl Mock {
+/// A model that takes a moment to load.
+#[derive(Debug, Default)]
+pub(crate) struct Model;
+
+impl<M> Mock<M> {
     /// Each task takes at least `delay`.
-    pub(crate) fn new(delay: Duration) -> Self {
-        Self { delay }
+    pub(crate) fn new(delay: Duration, is_realtime: bool) -> Self {
+        Self {
+            delay,
+            is_realtime,
+            model: PhantomData,
+        }
     }
-}
 
-impl Engine for Mock {
-    type Model = ();
-    type Output = Transcript;
-
-    fn info(&self) -> EngineInfo {
+    fn common_info(&self) -> EngineInfo {
         EngineInfo::new("mock-asr", env!("CARGO_PKG_VERSION"))
             .stage(Stage::Transcribe)
             .audio(AudioFormat::MONO_16K)
             .word_timestamps(true)
+            .realtime(self.is_realtime)
     }
 
-    fn load(&self, _: &ModelId, _: &LoadContext) -> Result<(), TaskError> {
-        Ok(())
-    }
-
-    fn process(&self, (): &mut (), task: &TaskRequest, cx: &TaskContext) -> Result<Transcript, TaskError> {
+    fn measure(&self, task: &TaskRequest, cx: &TaskContext) -> Result<Transcript, TaskError> {
         let end = Instant::now() + self.delay;
         while Instant::now() < end {
             cx.check_cancelled()?;
@@ -50,8 +53,47 @@ impl Engine for Mock {
             Some(channel) => format!("channel {channel} {seconds:.1}s"),
             None => format!("mono {seconds:.1}s"),
         };
+        cx.set_speech_segments(1);
         let words = text.split(' ').map(|word| Word::new(0.0, seconds, word));
         let segment = Segment::new(0.0, seconds, &*text).words(words.collect::<Vec<_>>());
         Ok(Transcript::from_segments([segment]).requested_language("en"))
+    }
+}
+
+impl Engine for Mock {
+    type Model = ();
+    type Output = Transcript;
+
+    fn info(&self) -> EngineInfo {
+        self.common_info()
+    }
+
+    fn load(&self, _: &ModelId, _: &LoadContext) -> Result<(), TaskError> {
+        Ok(())
+    }
+
+    fn process(&self, (): &mut (), task: &TaskRequest, cx: &TaskContext) -> Result<Transcript, TaskError> {
+        self.measure(task, cx)
+    }
+}
+
+/// It takes batches, too.
+impl Engine for Mock<Model> {
+    type Model = Model;
+    type Output = Transcript;
+
+    fn info(&self) -> EngineInfo {
+        self.common_info()
+            .default_model("mock")
+            .batching(Batching::up_to(2))
+    }
+
+    fn load(&self, _: &ModelId, _: &LoadContext) -> Result<Model, TaskError> {
+        std::thread::sleep(self.delay);
+        Ok(Model)
+    }
+
+    fn process(&self, _: &mut Model, task: &TaskRequest, cx: &TaskContext) -> Result<Transcript, TaskError> {
+        self.measure(task, cx)
     }
 }

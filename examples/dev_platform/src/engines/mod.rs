@@ -1,5 +1,6 @@
 //! Engines of the platform's own, on the SDK.
 
+mod loudness;
 mod mock;
 mod prepare;
 mod wav;
@@ -9,11 +10,12 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use dalston_engine_sdk::{DeploymentConfig, Engine, RunnerConfig, worker};
+use dalston_telemetry::services::service_name;
 use dalston_telemetry::{Env, Telemetry};
 
-pub(crate) use self::mock::Mock;
+use self::mock::Mock;
 pub(crate) use self::prepare::Prepare;
-use crate::service::terminated;
+use crate::service::{self, terminated};
 
 /// The arguments of an engine. Everything else are variables of the SDK.
 #[derive(Debug, Args)]
@@ -25,11 +27,25 @@ pub(crate) struct Arguments {
     /// How long a task takes at least, in milliseconds. Only for tests.
     #[arg(long, default_value_t = 0, hide = true)]
     delay: u64,
+    /// Serves realtime sessions as well. Only of the engine for tests.
+    #[arg(long)]
+    realtime: bool,
+    /// Loads a model and takes batches. Only of the engine for tests.
+    #[arg(long, hide = true)]
+    model: bool,
 }
 
-impl From<&Arguments> for Mock {
+/// Runs the engine for tests until `SIGTERM` or Ctrl-C.
+pub(crate) fn run_mock(arguments: &Arguments, env: &Env) -> Result<()> {
+    match arguments.model {
+        true => run(Mock::<mock::Model>::from(arguments), arguments, env),
+        false => run(Mock::<()>::from(arguments), arguments, env),
+    }
+}
+
+impl<M> From<&Arguments> for Mock<M> {
     fn from(arguments: &Arguments) -> Self {
-        Self::new(Duration::from_millis(arguments.delay))
+        Self::new(Duration::from_millis(arguments.delay), arguments.realtime)
     }
 }
 
@@ -38,7 +54,7 @@ pub(crate) fn run<E: Engine>(engine: E, arguments: &Arguments, env: &Env) -> Res
     let config = RunnerConfig::from_env(env)?;
     let mut deployment = DeploymentConfig::from_env(env)?;
     deployment.lease = Duration::from_secs_f64(arguments.lease.clamp(0.1, 3600.0));
-    let service = format!("engine-{}", engine.info().id);
+    let service = service_name::engine(&engine.info().id);
     let telemetry = Telemetry::builder(service).env(env.clone()).install()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -55,6 +71,6 @@ pub(crate) fn run<E: Engine>(engine: E, arguments: &Arguments, env: &Env) -> Res
     });
     // A thread that is stuck must not block the exit.
     runtime.shutdown_background();
-    telemetry.shutdown_blocking()?;
+    service::end(telemetry);
     Ok(ended?)
 }

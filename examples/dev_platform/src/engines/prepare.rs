@@ -1,17 +1,30 @@
 //! The engine of the stage `prepare`: a recording becomes files that the other stages can read.
 
+use std::time::Instant;
+
 use dalston_engine_sdk::audio::{Audio, AudioFormat, Decoder, probe};
 use dalston_engine_sdk::stage::{AudioMedia, Preparation};
 use dalston_engine_sdk::{
-    Engine, EngineInfo, LoadContext, ModelId, OutputFile, Stage, TaskContext, TaskError, TaskRequest,
+    Engine, EngineInfo, LoadContext, ModelId, OutputFile, Stage, StartContext, TaskContext, TaskError,
+    TaskRequest,
 };
+use dalston_telemetry::services::audio_pipeline::AudioPipelineMetrics;
+use serde_json::json;
+use tracing::info;
 
+use super::loudness::Loudness;
 use super::wav::WavWriter;
 
 /// Decodes and resamples a recording, and splits its channels if the task asks for it. The files
 /// have 16-bit samples and one channel.
-#[derive(Debug)]
-pub(crate) struct Prepare;
+///
+/// The loudness of the recording is a file of the answer, because the platform accepts no further
+/// keys in the answer itself.
+#[derive(Debug, Default)]
+pub(crate) struct Prepare {
+    /// Set at the start.
+    metrics: Option<AudioPipelineMetrics>,
+}
 
 /// How many frames are converted at a time.
 const WINDOW: usize = 16_000;
@@ -22,6 +35,10 @@ impl Engine for Prepare {
 
     fn info(&self) -> EngineInfo {
         EngineInfo::new("audio-prepare", env!("CARGO_PKG_VERSION")).stage(Stage::Prepare)
+    }
+
+    fn start(&mut self, cx: &StartContext) {
+        self.metrics = Some(AudioPipelineMetrics::register(cx.metrics()));
     }
 
     fn load(&self, _: &ModelId, _: &LoadContext) -> Result<(), TaskError> {
@@ -48,7 +65,8 @@ impl Engine for Prepare {
                 .collect(),
             false => vec!["prepared_audio".to_owned()],
         };
-        write_channels(&audio, &names, cx)?;
+        let loudness = self.write_channels(&audio, &names, cx)?;
+        report(loudness, cx)?;
         let duration = audio.duration().as_secs_f64();
         let rate = audio.sample_rate();
         let mut files = Vec::new();
@@ -81,28 +99,57 @@ impl Engine for Prepare {
     }
 }
 
-fn write_channels(audio: &Audio, names: &[String], cx: &TaskContext) -> Result<(), TaskError> {
-    let mut files = Vec::new();
-    for name in names {
-        let path = cx.temp_dir().join(format!("{name}.wav"));
-        files.push(WavWriter::create(&path, audio.sample_rate())?);
-    }
-    for window in audio.windows(WINDOW) {
-        cx.check_cancelled()?;
-        for frame in window?.chunks_exact(files.len()) {
-            for (file, sample) in files.iter_mut().zip(frame) {
-                file.push(*sample)?;
-            }
+impl Prepare {
+    /// Writes a file for each channel. Returns the loudness of all.
+    fn write_channels(
+        &self,
+        audio: &Audio,
+        names: &[String],
+        cx: &TaskContext,
+    ) -> Result<Option<f64>, TaskError> {
+        let began = Instant::now();
+        let mut files = Vec::new();
+        for name in names {
+            let path = cx.temp_dir().join(format!("{name}.wav"));
+            files.push(WavWriter::create(&path, audio.sample_rate())?);
         }
+        let mut loudness = Loudness::new(names.len(), audio.sample_rate());
+        let mut chunk_began = began;
+        for window in audio.windows(WINDOW) {
+            cx.check_cancelled()?;
+            let window = window?;
+            loudness.add(&window);
+            for frame in window.chunks_exact(files.len()) {
+                for (file, sample) in files.iter_mut().zip(frame) {
+                    file.push(*sample)?;
+                }
+            }
+            if let Some(metrics) = &self.metrics {
+                metrics.chunk_processed(chunk_began.elapsed());
+            }
+            chunk_began = Instant::now();
+        }
+        files.into_iter().try_for_each(WavWriter::finish)?;
+        if let Some(metrics) = &self.metrics {
+            metrics.encoded(began.elapsed());
+        }
+        Ok(loudness.integrated())
     }
-    files.into_iter().try_for_each(WavWriter::finish)?;
-    Ok(())
+}
+
+/// Adds the loudness to the answer.
+fn report(loudness: Option<f64>, cx: &TaskContext) -> Result<(), TaskError> {
+    info!(integrated_lufs = loudness, "recording_measured");
+    let path = cx.temp_dir().join("loudness.json");
+    std::fs::write(&path, json!({"integrated_lufs": loudness}).to_string())?;
+    let file = OutputFile::new("loudness", "loudness", path).media_type("application/json");
+    cx.add_output_file(file)
 }
 
 #[cfg(test)]
 mod tests {
     use dalston_engine_sdk::testing::EngineHarness;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -132,7 +179,7 @@ mod tests {
             (false, &["prepared_audio"][..]),
             (true, &["prepared_audio_ch0", "prepared_audio_ch1"]),
         ] {
-            let report = EngineHarness::new(Prepare)
+            let report = EngineHarness::new(Prepare::default())
                 .input("audio", stereo(directory.path()))
                 .config("split_channels", split)
                 .run_blocking();
@@ -147,6 +194,9 @@ mod tests {
                 );
                 assert_eq!(file["duration"], 1.0);
             }
+            let loudness: Value = serde_json::from_slice(report.artifact("loudness")).unwrap();
+            let lufs = loudness["integrated_lufs"].as_f64().unwrap();
+            assert!((-40.0..0.0).contains(&lufs), "{loudness}");
             assert_eq!(output["source_media"]["channels"], 2);
             assert_eq!(output["source_media"]["sample_rate"], 8_000);
         }

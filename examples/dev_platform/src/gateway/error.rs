@@ -4,12 +4,15 @@ use std::fmt::Display;
 
 use axum::Json;
 use axum::extract::Request;
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use dalston_telemetry::tower::RequestIds;
 use serde_json::{Value, json};
 use tracing::error;
+
+/// With it a browser asks for the key, as a password.
+const CHALLENGE: &str = r#"Basic realm="dalston", charset="UTF-8""#;
 
 /// An error of the API.
 #[derive(Clone, Debug)]
@@ -56,6 +59,10 @@ impl ApiError {
 
     pub(super) fn unauthorized() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "the API key is missing or wrong")
+    }
+
+    pub(super) fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, detail)
     }
 
     pub(super) fn not_found(detail: impl Into<String>) -> Self {
@@ -120,5 +127,10 @@ pub(super) async fn with_ids(request: Request, next: Next) -> Response {
     let Some(error) = response.extensions().get::<ApiError>() else {
         return response;
     };
-    (error.status, Json(error.body(ids.as_ref()))).into_response()
+    let mut answer = (error.status, Json(error.body(ids.as_ref()))).into_response();
+    if error.status == StatusCode::UNAUTHORIZED {
+        let value = HeaderValue::from_static(CHALLENGE);
+        answer.headers_mut().insert(header::WWW_AUTHENTICATE, value);
+    }
+    answer
 }

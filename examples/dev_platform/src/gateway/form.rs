@@ -45,6 +45,9 @@ impl Form {
         while let Some(field) = multipart.next_field().await.map_err(invalid)? {
             let name = field.name().unwrap_or_default().to_owned();
             if name == "file" {
+                if recording.is_some() {
+                    return Err(ApiError::bad_request("the form has more than one file"));
+                }
                 recording = Some(receive(field).await?);
                 continue;
             }
@@ -54,34 +57,75 @@ impl Form {
                     "the form has more than {MAX_FIELDS} fields"
                 )));
             }
+            if fields.contains_key(&name) {
+                return Err(ApiError::bad_request(format!("{name} is given more than once")));
+            }
             if !text.is_empty() {
                 fields.insert(name, text);
             }
         }
-        if fields.contains_key("audio_url") {
-            return Err(ApiError::bad_request(
-                "audio_url is not supported here: send the recording as file",
-            ));
-        }
+        let is_openai = fields
+            .get("model")
+            .is_some_and(|model| OPENAI_MODELS.contains(&&**model));
+        let form = Self::new(recording, fields, is_openai);
+        form.map_err(|error| error.in_openai_form(is_openai))
+    }
+
+    fn new(
+        recording: Option<(NamedTempFile, String)>,
+        mut fields: BTreeMap<String, String>,
+        is_openai: bool,
+    ) -> Result<Self, ApiError> {
+        let openai = match is_openai {
+            true => Some(super::openai::Format::take(&mut fields)?),
+            false => None,
+        };
+        let parameters = parameters(&mut fields)?;
+        refuse(&fields)?;
         let (recording, file_name) =
             recording.ok_or_else(|| ApiError::bad_request("the form has no file"))?;
-        let openai = match fields.get("model") {
-            Some(model) if OPENAI_MODELS.contains(&&**model) => Some(super::openai::Format::of(&fields)?),
-            _ => None,
-        };
         Ok(Self {
             recording,
             file_name,
-            parameters: parameters(fields)?,
+            parameters,
             openai,
         })
     }
 }
 
-fn parameters(mut fields: BTreeMap<String, String>) -> Result<Parameters, ApiError> {
+/// Refuses what nothing here fulfils, unless the value asks for nothing.
+fn refuse(fields: &BTreeMap<String, String>) -> Result<(), ApiError> {
+    let asks = |(_, value): &(&String, &String)| !matches!(value.as_str(), "false" | "none");
+    let Some((name, _)) = fields.iter().find(asks) else {
+        return Ok(());
+    };
+    let advice = match name.as_str() {
+        "audio_url" => "send the recording as file",
+        "num_speakers" | "min_speakers" | "max_speakers" => {
+            "no stage here tells speakers apart; leave it out, or use speaker_detection=per_channel"
+        }
+        "response_format" => "it needs a model of OpenAI's API, for example whisper-1",
+        name if name.starts_with("pii") || name.starts_with("redact") => {
+            "no stage here finds or redacts personal data; leave it out"
+        }
+        _ => "leave it out",
+    };
+    Err(ApiError::bad_request(format!(
+        "{name} is not supported here: {advice}"
+    )))
+}
+
+/// Takes the fields that this platform fulfils.
+fn parameters(fields: &mut BTreeMap<String, String>) -> Result<Parameters, ApiError> {
     let speaker_detection = match fields.remove("speaker_detection").as_deref() {
         None | Some("none") => SpeakerDetection::None,
         Some("per_channel") => SpeakerDetection::PerChannel,
+        Some("diarize") => {
+            return Err(ApiError::bad_request(
+                "speaker_detection=diarize is not supported here: no stage tells speakers apart; use \
+                 per_channel if each speaker has a channel, or none",
+            ));
+        }
         Some(other) => {
             let detail = format!("speaker_detection is {other:?}: expected none or per_channel");
             return Err(ApiError::bad_request(detail));

@@ -1,4 +1,4 @@
-//! Jobs: list, status, cancel, delete.
+//! Jobs: list, status, cancel, retry, delete.
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -8,8 +8,11 @@ use dalston_engine_sdk::protocol::{EventKind, Timestamp};
 use dalston_engine_sdk::store::key;
 use dalston_telemetry::audit::{AuditAction, AuditEvent};
 use dalston_telemetry::services::MessageContext;
+use dalston_telemetry::services::gateway::CreatedJob;
+use dalston_telemetry::tower::RequestIds;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tracing::{info, warn};
 
 use super::error::ApiError;
 use super::{Caller, Gateway, Shared};
@@ -44,6 +47,7 @@ pub(super) async fn list(
     });
     let filter = Filter {
         status: status.transpose()?,
+        id_part: String::new(),
         limit: query.limit.unwrap_or(20).min(MAX_LIMIT),
         offset: query.offset.unwrap_or(0),
     };
@@ -97,9 +101,54 @@ pub(super) async fn cancel(State(gateway): Shared, Path(id): Path<String>) -> Re
     let event = job_event(EventKind::JobCancelRequested, &id, &MessageContext::current());
     if let Err(error) = gateway.platform.wire.publish(&event).await {
         // The orchestrator finds the state in the database.
-        tracing::warn!(%error, "job_event_not_published");
+        warn!(%error, "job_event_not_published");
     }
     Ok(Json(json!({"id": id, "status": JobStatus::Cancelling.as_str()})))
+}
+
+/// Runs a job again that has failed or was cancelled. Its completed stages do not run again.
+pub(super) async fn retry(
+    State(gateway): Shared,
+    ids: RequestIds,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let (job, tasks) = gateway.job(&id).await?;
+    if !job.status.is_retryable() {
+        return Err(not_retryable(job.status));
+    }
+    let platform = &gateway.platform;
+    // Before the change of the state: a process that is killed in between leaves a job that has
+    // ended, with no task in a queue.
+    let queued = tasks.iter().filter(|task| task.message_id.is_some());
+    let obsolete = queued.filter(|task| task.status != TaskStatus::Completed);
+    let obsolete: Vec<String> = obsolete.map(|task| task.id.clone()).collect();
+    let blocked = platform.wire.block(&obsolete, "the job runs again").await;
+    blocked.map_err(|error| ApiError::internal(&error))?;
+    let (key, request_id) = (id.clone(), ids.request_id().to_owned());
+    let retried = platform.db.write(move |db| Job::retry(db, &key, &request_id));
+    if !retried.await? {
+        // Another request was first.
+        let (job, _) = gateway.job(&id).await?;
+        return Err(not_retryable(job.status));
+    }
+    let record = AuditEvent::new(AuditAction::JobRetried, TENANT, &id);
+    platform.audit.record(caller.sign(record));
+    let created = CreatedJob::again(&id, &job.message());
+    let publish = |message| gateway.announce(&id, message);
+    if let Err(error) = created.publish_created_event(publish).await {
+        // The orchestrator finds the state in the database.
+        warn!(error = format!("{error:#}"), "job_event_not_published");
+    }
+    info!(job_id = id, retry = job.retries + 1, "job_retried");
+    Ok(Json(json!({"id": id, "status": JobStatus::Pending.as_str()})))
+}
+
+fn not_retryable(status: JobStatus) -> ApiError {
+    let status = status.as_str();
+    ApiError::conflict(format!(
+        "the job is {status}: only a failed or cancelled job can run again"
+    ))
 }
 
 pub(super) async fn delete(
@@ -160,6 +209,8 @@ fn summary(job: &Job) -> Map<String, Value> {
         "engine_id": job.engine_id,
         "model": job.parameters.model,
         "error": job.error,
+        "retries": job.retries,
+        "retried_at": job.retried_at,
     });
     match body {
         Value::Object(body) => body,

@@ -30,8 +30,9 @@ pub(super) enum Format {
 }
 
 impl Format {
-    pub(super) fn of(fields: &BTreeMap<String, String>) -> Result<Self, ApiError> {
-        match fields.get("response_format").map(String::as_str) {
+    /// Takes the field out of a form.
+    pub(super) fn take(fields: &mut BTreeMap<String, String>) -> Result<Self, ApiError> {
+        match fields.remove("response_format").as_deref() {
             None | Some("json") => Ok(Self::Json),
             Some("text") => Ok(Self::Text),
             Some("srt") => Ok(Self::Srt),

@@ -84,6 +84,8 @@ impl Gateway {
             trace_context: None,
             engine_id: None,
             error: None,
+            retries: 0,
+            retried_at: None,
         };
         let insert = async {
             let job = job.clone();
@@ -103,7 +105,8 @@ impl Gateway {
         Ok(job)
     }
 
-    async fn announce(&self, job_id: &str, message: MessageContext) -> Result<()> {
+    /// Tells the orchestrator that a job is pending.
+    pub(super) async fn announce(&self, job_id: &str, message: MessageContext) -> Result<()> {
         let (id, trace) = (job_id.to_owned(), message.trace_context.clone());
         let keep = self
             .platform

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use dalston_engine_sdk::protocol::{EventKind, QueuedTask, TaskRequestData, Timestamp};
+use dalston_engine_sdk::stage::{Stage, StageName};
 use dalston_engine_sdk::store::key;
 use dalston_telemetry::audit::{AuditAction, AuditEvent};
+use dalston_telemetry::metrics::Status;
 use dalston_telemetry::services::MessageContext;
 use dalston_telemetry::services::orchestrator::{
     EndedJob, ExecutionProfile, JobStatus as EndStatus, PlannedJob, ScheduledTask,
@@ -28,6 +30,10 @@ impl Orchestrator {
             return Ok(());
         };
         if job.status == JobStatus::Pending {
+            if job.retried_at.is_some() {
+                // Engines pass over the tasks of a cancelled or failed run.
+                self.platform.wire.withdraw_cancel(job_id).await?;
+            }
             let engines = self.platform.wire.engines().await?;
             if Plan::new(&job, &engines).is_err() && !self.has_waited(&job) {
                 info!("job_waits_for_engine");
@@ -44,24 +50,31 @@ impl Orchestrator {
 
     /// Whether a job has waited long enough for its engines.
     pub(super) fn has_waited(&self, job: &Job) -> bool {
-        Timestamp::now().seconds_since(job.created_at) > self.engine_wait.as_secs_f64()
+        Timestamp::now().seconds_since(job.run_at()) > self.engine_wait.as_secs_f64()
     }
 
     async fn insert(&self, job: &Job, plan: Plan) -> Result<()> {
         let job_id = job.id.clone();
         let insert = move |db: &Transaction<'_>| {
+            let mut transcriptions = 0;
             if !Job::start(db, &job_id, &plan.engine_id)? {
-                return Ok(());
+                return Ok(transcriptions);
             }
             for (position, task) in (0..).zip(&plan.tasks) {
-                task.insert(db, position)?;
+                // A job that runs again keeps the stages that are completed.
+                if !task.insert(db, position)? {
+                    continue;
+                }
+                transcriptions += usize::from(is_transcription(task));
                 if task.status == TaskStatus::Ready {
                     Task::make_ready(db, &task.id, 0)?;
                 }
             }
-            Ok(())
+            Ok(transcriptions)
         };
-        self.platform.db.write(insert).await
+        let transcriptions = self.platform.db.write(insert).await?;
+        (0..transcriptions).for_each(|_| self.pipeline.requested());
+        Ok(())
     }
 
     /// Does what follows from the states of a job: queues the tasks that are ready, and ends the
@@ -195,7 +208,7 @@ impl Orchestrator {
         error: Option<String>,
         audio: Option<Duration>,
     ) -> Result<()> {
-        let age = Timestamp::now().seconds_since(job.created_at);
+        let age = Timestamp::now().seconds_since(job.run_at());
         let model = job.parameters.model.as_deref().unwrap_or_default();
         let ended = EndedJob {
             job_id: &job.id,
@@ -234,15 +247,49 @@ impl Orchestrator {
             };
             self.platform.db.write(end).await
         };
-        self.steps.mark_job_ended(&ended, mark).await?;
+        if self.steps.mark_job_ended(&ended, mark).await? {
+            self.measure(job, tasks, &ended);
+        }
         info!(status = status.as_str(), error, "job_ended");
         Ok(())
+    }
+
+    /// Records how long the job and its transcriptions took.
+    fn measure(&self, job: &Job, tasks: &[Task], ended: &EndedJob<'_>) {
+        if matches!(ended.status, EndStatus::Completed) {
+            self.pipeline.end_to_end(ended.time);
+        }
+        let asked = job.parameters.model.as_deref();
+        for task in tasks.iter().filter(|task| is_transcription(task)) {
+            let status = match task.status {
+                TaskStatus::Completed => Status::Success,
+                TaskStatus::Failed => Status::Failure,
+                _ => continue,
+            };
+            let since = |time: Option<Timestamp>| {
+                let seconds = task.completed_at?.seconds_since(time?);
+                Duration::try_from_secs_f64(seconds).ok()
+            };
+            if let Some(latency) = since(task.ready_at) {
+                self.pipeline.latency(latency);
+            }
+            // A task that no engine took has transcribed nothing.
+            if let Some(time) = since(task.started_at) {
+                self.pipeline
+                    .transcribed(asked.unwrap_or(&task.engine_id), status, time);
+            }
+        }
     }
 
     async fn job(&self, id: &str) -> Result<Option<Job>> {
         let id = id.to_owned();
         self.platform.db.read(move |db| Job::find(db, &id)).await
     }
+}
+
+fn is_transcription(task: &Task) -> bool {
+    let name = task.stage.parse::<StageName>();
+    name.is_ok_and(|name| *name.stage() == Stage::Transcribe)
 }
 
 fn describe(plan: &Plan) -> PlannedJob {

@@ -83,6 +83,12 @@ impl Orchestrator {
     }
 
     pub(super) async fn cancel(&self, job_id: &str) -> Result<()> {
+        let id = job_id.to_owned();
+        let job = self.platform.db.read(move |db| Job::find(db, &id)).await?;
+        if job.is_none_or(|job| job.status != JobStatus::Cancelling) {
+            // The job has ended, and may run again by now.
+            return self.advance(job_id).await;
+        }
         // First, so that no engine starts a task that the database calls cancelled.
         self.platform.wire.cancel(job_id).await?;
         let id = job_id.to_owned();

@@ -27,13 +27,15 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use dalston_engine_sdk::Stage;
+use dalston_telemetry::services::audio_pipeline::AudioPipelineMetrics;
 use dalston_telemetry::services::orchestrator::{OrchestratorMetrics, OrchestratorSteps, ScanStatus};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use self::events::EventReader;
 use crate::config::Config;
-use crate::service::Platform;
+use crate::platform::Platform;
 
 /// The time between two scans.
 const SCAN_INTERVAL: Duration = Duration::from_secs(2);
@@ -45,6 +47,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 struct Orchestrator {
     platform: Platform,
     steps: OrchestratorSteps,
+    pipeline: AudioPipelineMetrics,
     task_timeout: Duration,
     engine_wait: Duration,
 }
@@ -55,9 +58,14 @@ pub(crate) async fn run(
     platform: Platform,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    let metrics = OrchestratorMetrics::register(&platform.metrics);
+    let metrics = OrchestratorMetrics::register(platform.telemetry.metrics());
+    // A counter that is born with its first event shows no increase.
+    for stage in [Stage::Prepare, Stage::Transcribe] {
+        let _ = metrics.stage(&stage.to_string());
+    }
     let orchestrator = Orchestrator {
         steps: OrchestratorSteps::new(metrics),
+        pipeline: AudioPipelineMetrics::register(platform.telemetry.metrics()),
         task_timeout: config.task_timeout,
         engine_wait: config.engine_wait,
         platform,

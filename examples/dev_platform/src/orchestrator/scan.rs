@@ -14,7 +14,7 @@ use super::Orchestrator;
 use super::plan::Plan;
 use crate::db::{Job, JobStatus, Task, TaskStatus};
 
-/// How long the event of a new job may be on its way.
+/// How long the event of a new or retried job may be on its way.
 const CREATED_GRACE: Duration = Duration::from_secs(2);
 /// How long the event of a task that ended at its deadline may be on its way: a tenth of its time,
 /// within these bounds.
@@ -49,7 +49,7 @@ impl Orchestrator {
 
     /// The event of the job was lost, or no engine was there.
     async fn repair_pending(&self, job: &Job) -> Result<()> {
-        if Timestamp::now().seconds_since(job.created_at) < CREATED_GRACE.as_secs_f64() {
+        if Timestamp::now().seconds_since(job.run_at()) < CREATED_GRACE.as_secs_f64() {
             return Ok(());
         }
         let engines = self.platform.wire.engines().await?;

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::rig::{Rig, stereo, trace_id};
+use crate::retry::retry;
+use crate::rig::{Rig, Series, changes, stereo, trace_id};
 use crate::tree::tree;
 
 /// The spans of a job with two channels.
-const STEREO: &str = "
+pub(crate) const STEREO: &str = "
 POST /v1/audio/transcriptions {http.response.status_code=201}
   gateway.upload_to_s3
   gateway.create_job
@@ -44,26 +45,64 @@ POST /v1/audio/transcriptions {http.response.status_code=201}
                   orchestrator.mark_job_completed
 ";
 
-/// The counters of the orchestrator after that job.
-const ORCHESTRATED: [&str; 13] = [
-    r#"event_decisions_total{decision="ack",failure_reason="none",event_type="job.completed"} 1"#,
-    r#"event_decisions_total{decision="ack",failure_reason="none",event_type="job.created"} 1"#,
-    r#"event_decisions_total{decision="ack",failure_reason="none",event_type="task.completed"} 3"#,
-    r#"event_decisions_total{decision="ack",failure_reason="none",event_type="task.started"} 3"#,
-    r#"events_processed_total{event_type="job.completed"} 1"#,
-    r#"events_processed_total{event_type="job.created"} 1"#,
-    r#"events_processed_total{event_type="task.completed"} 3"#,
-    r#"events_processed_total{event_type="task.started"} 3"#,
-    r#"jobs_total{status="completed"} 1"#,
-    r#"tasks_completed_total{engine_id="audio-prepare",execution_profile="container",status="success"} 1"#,
-    r#"tasks_completed_total{engine_id="mock-asr",execution_profile="container",status="success"} 2"#,
-    r#"tasks_scheduled_total{engine_id="audio-prepare",stage="prepare",execution_profile="container"} 1"#,
-    r#"tasks_scheduled_total{engine_id="mock-asr",stage="transcribe",execution_profile="container"} 2"#,
+/// What the job and one look at it change in the metrics of the gateway.
+const GATEWAY: [&str; 6] = [
+    r#"dalston_gateway_jobs_created_total{tenant_id="default"} +1"#,
+    r#"dalston_gateway_request_duration_seconds_count{method="GET",endpoint="/v1/audio/transcriptions/{id}"} +1"#,
+    r#"dalston_gateway_request_duration_seconds_count{method="POST",endpoint="/v1/audio/transcriptions"} +1"#,
+    r#"dalston_gateway_requests_total{method="GET",endpoint="/v1/audio/transcriptions/{id}",status_code="200"} +1"#,
+    r#"dalston_gateway_requests_total{method="POST",endpoint="/v1/audio/transcriptions",status_code="201"} +1"#,
+    // 64 044 of the recording; the rest is the form.
+    "dalston_gateway_upload_bytes_total +64402",
+];
+
+/// And of the orchestrator.
+const ORCHESTRATOR: [&str; 16] = [
+    r#"dalston_orchestrator_audio_duration_seconds_count{engine_id="mock-asr",model=""} +1"#,
+    "dalston_orchestrator_dag_build_duration_seconds_count +1",
+    r#"dalston_orchestrator_event_decisions_total{decision="ack",failure_reason="none",event_type="job.completed"} +1"#,
+    r#"dalston_orchestrator_event_decisions_total{decision="ack",failure_reason="none",event_type="job.created"} +1"#,
+    r#"dalston_orchestrator_event_decisions_total{decision="ack",failure_reason="none",event_type="task.completed"} +3"#,
+    r#"dalston_orchestrator_event_decisions_total{decision="ack",failure_reason="none",event_type="task.started"} +3"#,
+    r#"dalston_orchestrator_events_processed_total{event_type="job.completed"} +1"#,
+    r#"dalston_orchestrator_events_processed_total{event_type="job.created"} +1"#,
+    r#"dalston_orchestrator_events_processed_total{event_type="task.completed"} +3"#,
+    r#"dalston_orchestrator_events_processed_total{event_type="task.started"} +3"#,
+    r#"dalston_orchestrator_job_duration_seconds_count{engine_id="mock-asr",model="",stage_count="3"} +1"#,
+    r#"dalston_orchestrator_jobs_total{status="completed"} +1"#,
+    r#"dalston_orchestrator_tasks_completed_total{engine_id="audio-prepare",execution_profile="container",status="success"} +1"#,
+    r#"dalston_orchestrator_tasks_completed_total{engine_id="mock-asr",execution_profile="container",status="success"} +2"#,
+    r#"dalston_orchestrator_tasks_scheduled_total{engine_id="audio-prepare",stage="prepare",execution_profile="container"} +1"#,
+    r#"dalston_orchestrator_tasks_scheduled_total{engine_id="mock-asr",stage="transcribe",execution_profile="container"} +2"#,
+];
+
+/// The metrics of stages of audio, in all services.
+const PIPELINE: [&str; 5] = ["audio_", "wake_", "end_to_end_", "pre_stt_", "stt_"];
+
+/// And of the engine that prepares: two seconds are two chunks.
+const PREPARE: [&str; 3] = [
+    "audio_chunks_processed_total +2",
+    "audio_processing_duration_seconds_count +2",
+    "pre_stt_encode_seconds_count +1",
+];
+
+/// And of the orchestrator about the transcriptions of both channels.
+const TRANSCRIPTIONS: [&str; 5] = [
+    "end_to_end_response_duration_seconds_count +1",
+    "stt_latency_seconds_count +2",
+    "stt_requests_total +2",
+    "stt_transcription_duration_seconds_count +2",
+    r#"stt_transcriptions_total{model="mock-asr",status="success"} +2"#,
 ];
 
 #[tokio::test]
 async fn stereo_job_is_one_trace_from_upload_to_transcript() {
-    let mut rig = Rig::start().await;
+    let mut rig = Rig::start_with_metrics().await;
+    let before = [
+        rig.series("gateway").await,
+        rig.series("orchestrator").await,
+        rig.series("prepare").await,
+    ];
     let fields = [("speaker_detection", "per_channel")];
     let response = rig.submit(&stereo(2), &fields).await;
     assert_eq!(response.status(), StatusCode::CREATED);
@@ -73,7 +112,8 @@ async fn stereo_job_is_one_trace_from_upload_to_transcript() {
     let id = created["id"].as_str().unwrap().to_owned();
     assert_eq!(created["display_name"], "call.wav");
 
-    let job = rig.job_with(&id, "completed").await;
+    rig.wait_for(&id, "completed").await;
+    let job = rig.get(&format!("/v1/audio/transcriptions/{id}")).await;
     assert_eq!(job["text"], "channel 0 2.0s channel 1 2.0s");
     let speaker = json!({"id": "SPEAKER_01", "label": "Channel 1", "channel": 1});
     assert_eq!(job["speakers"][1], speaker);
@@ -91,35 +131,37 @@ async fn stereo_job_is_one_trace_from_upload_to_transcript() {
         );
     }
 
-    // Its own event is the last one that the orchestrator reads.
-    rig.until("last event", async || {
-        let counters = rig.counters("orchestrator").await;
-        counters
-            .iter()
-            .find(|line| line.contains("job.completed"))
-            .map(drop)
-    })
-    .await;
-    let mut counters = rig.counters("orchestrator").await;
-    counters.retain(|line| !line.starts_with("scanner_"));
-    assert_eq!(counters, ORCHESTRATED);
-    let gateway = rig.counters("gateway").await;
-    let expected = [
-        r#"jobs_created_total{tenant_id="default"} 1"#,
-        r#"requests_total{method="POST",endpoint="/v1/audio/transcriptions",status_code="201"} 1"#,
-    ];
-    for line in expected {
-        assert!(
-            gateway.iter().any(|found| found == line),
-            "{line} in {gateway:#?}"
-        );
-    }
+    let orchestrated = rig
+        .until("last event", async || {
+            // Its own event is the last one that the orchestrator reads.
+            let series = rig.series("orchestrator").await;
+            let last = r#"dalston_orchestrator_events_processed_total{event_type="job.completed"}"#;
+            (series.get(last) == Some(&1.0)).then_some(series)
+        })
+        .await;
+    let gateway = rig.series("gateway").await;
+    let prepare = rig.series("prepare").await;
+    assert_eq!(changes(&before[0], &gateway, &["dalston_gateway_"]), GATEWAY);
+    assert_eq!(orchestrated_changes(&before[1], &orchestrated), ORCHESTRATOR);
+    assert_eq!(changes(&before[2], &prepare, &PIPELINE), PREPARE);
+    assert_eq!(changes(&before[1], &orchestrated, &PIPELINE), TRANSCRIPTIONS);
 
     let spans = rig.stop(&trace);
     tree(&spans).assert_eq(STEREO);
 
-    // The lines about the job, of each process, lead to the trace and to the request.
+    // A search by the request finds the lines of each process.
     let lines = rig.log_lines();
+    let of_request = lines.iter().filter(|line| line["request_id"] == "req_test");
+    let services: BTreeSet<_> = of_request.map(|line| line["service"].as_str().unwrap()).collect();
+    let expected = [
+        "engine-audio-prepare",
+        "engine-mock-asr",
+        "gateway",
+        "orchestrator",
+    ];
+    assert_eq!(services, expected.into());
+
+    // The lines about the job, of each process, lead to the trace and to the request.
     let about: Vec<&Value> = lines.iter().filter(|line| line["job_id"] == id).collect();
     let services: BTreeSet<_> = about.iter().map(|line| line["service"].to_string()).collect();
     assert_eq!(services.len(), 4, "{services:?}");
@@ -134,19 +176,39 @@ async fn stereo_job_is_one_trace_from_upload_to_transcript() {
     let audit = rig.audit();
     let records: Vec<_> = audit
         .iter()
-        .map(|record| [&record["action"], &record["resource_id"], &record["trace_id"]])
+        .map(|record| {
+            [
+                &record["action"],
+                &record["resource_id"],
+                &record["correlation_id"],
+            ]
+        })
         .collect();
-    let transcript = format!("{id}:transcript");
+    let reader = &audit[2]["correlation_id"];
     assert_eq!(
-        records[..2],
+        records,
         [
-            [&json!("job.created"), &json!(id), &json!(trace)],
-            [&json!("job.completed"), &json!(id), &json!(trace)],
+            [&json!("job.created"), &json!(id), &json!("req_test")],
+            [&json!("job.completed"), &json!(id), &json!("req_test")],
+            [
+                &json!("artifact.read"),
+                &json!(format!("{id}:transcript")),
+                reader
+            ],
         ]
     );
-    assert_eq!(records[2][..2], [&json!("artifact.read"), &json!(transcript)]);
+    assert_ne!(*reader, "req_test");
+    for record in &audit[..2] {
+        assert_eq!(record["trace_id"], trace);
+    }
     assert_eq!(audit[1]["audio_duration"], 2.0);
-    assert_eq!(audit[1]["correlation_id"], "req_test");
+}
+
+/// The changes but for the scans, whose number depends on the time.
+pub(crate) fn orchestrated_changes(before: &Series, after: &Series) -> Vec<String> {
+    let mut changes = changes(before, after, &["dalston_orchestrator_"]);
+    changes.retain(|change| !change.starts_with("dalston_orchestrator_scanner_"));
+    changes
 }
 
 #[tokio::test]
@@ -171,6 +233,11 @@ async fn api_lists_shows_and_deletes_jobs() {
         false
     );
     assert_eq!(documents["response"]["data"]["text"], "mono 1.0s");
+    let artifacts = documents["request"]["artifact_index"].as_object().unwrap();
+    assert!(
+        artifacts.values().any(|artifact| artifact["kind"] == "loudness"),
+        "{artifacts:?}"
+    );
 
     let gone = rig.request(Method::DELETE, &path).send().await.unwrap();
     assert_eq!(gone.status(), StatusCode::NO_CONTENT);
@@ -182,16 +249,90 @@ async fn api_lists_shows_and_deletes_jobs() {
     assert_eq!(body["trace_id"], trace);
     assert!(body["request_id"].as_str().unwrap().starts_with("req_"), "{body}");
     assert!(rig.files_of(&id).is_empty());
+    let audit = rig.audit();
+    let records = audit.iter().map(|record| {
+        let text = |name: &str| record[name].as_str().unwrap();
+        format!("{} {}", text("action"), text("resource_id"))
+    });
+    let expected = [
+        format!("job.created {id}"),
+        format!("job.completed {id}"),
+        format!("artifact.read {id}:transcript"),
+        format!("artifact.read {task}:response"),
+        format!("job.deleted {id}"),
+    ];
+    assert_eq!(records.collect::<Vec<_>>(), expected);
 }
+
+/// What a job whose transcription fails three times and two unreadable events change in the metrics
+/// of the orchestrator.
+const FAILING: [&str; 20] = [
+    "dalston_orchestrator_dag_build_duration_seconds_count +1",
+    r#"dalston_orchestrator_event_decisions_total{decision="ack",failure_reason="none",event_type="job.created"} +1"#,
+    r#"dalston_orchestrator_event_decisions_total{decision="ack",failure_reason="none",event_type="job.failed"} +1"#,
+    r#"dalston_orchestrator_event_decisions_total{decision="ack",failure_reason="none",event_type="task.completed"} +1"#,
+    r#"dalston_orchestrator_event_decisions_total{decision="ack",failure_reason="none",event_type="task.failed"} +3"#,
+    r#"dalston_orchestrator_event_decisions_total{decision="ack",failure_reason="none",event_type="task.started"} +4"#,
+    r#"dalston_orchestrator_event_decisions_total{decision="dlq",failure_reason="invalid_payload_json",event_type="job.created"} +1"#,
+    r#"dalston_orchestrator_event_decisions_total{decision="dlq",failure_reason="unknown_event_type",event_type="__other__"} +1"#,
+    r#"dalston_orchestrator_events_processed_total{event_type="__other__"} +1"#,
+    r#"dalston_orchestrator_events_processed_total{event_type="job.created"} +2"#,
+    r#"dalston_orchestrator_events_processed_total{event_type="job.failed"} +1"#,
+    r#"dalston_orchestrator_events_processed_total{event_type="task.completed"} +1"#,
+    r#"dalston_orchestrator_events_processed_total{event_type="task.failed"} +3"#,
+    r#"dalston_orchestrator_events_processed_total{event_type="task.started"} +4"#,
+    r#"dalston_orchestrator_job_duration_seconds_count{engine_id="mock-asr",model="",stage_count="2"} +1"#,
+    r#"dalston_orchestrator_jobs_total{status="failed"} +1"#,
+    r#"dalston_orchestrator_tasks_completed_total{engine_id="audio-prepare",execution_profile="container",status="success"} +1"#,
+    r#"dalston_orchestrator_tasks_completed_total{engine_id="mock-asr",execution_profile="container",status="failure"} +3"#,
+    r#"dalston_orchestrator_tasks_scheduled_total{engine_id="audio-prepare",stage="prepare",execution_profile="container"} +1"#,
+    r#"dalston_orchestrator_tasks_scheduled_total{engine_id="mock-asr",stage="transcribe",execution_profile="container"} +3"#,
+];
+
+/// And about its transcription, which counts once.
+const FAILED_TRANSCRIPTION: [&str; 4] = [
+    "stt_latency_seconds_count +1",
+    "stt_requests_total +1",
+    "stt_transcription_duration_seconds_count +1",
+    r#"stt_transcriptions_total{model="mock-asr",status="failure"} +1"#,
+];
+
+/// What the exporter of the queues' metrics shows then: empty queues.
+const QUEUE_METRICS: [&str; 3] = ["dalston_queue", "dalston_events_", "dalston_redis_"];
+const QUEUES: [&str; 2] = ["dalston_events_dead_letters +2", "dalston_redis_connected +1"];
 
 #[tokio::test]
 async fn failing_task_is_retried_twice_and_fails_its_job() {
-    let mut rig = Rig::start().await;
+    let mut rig = Rig::start_with_metrics().await;
+    let before = rig.series("orchestrator").await;
     let response = rig.submit(&stereo(1), &[("prompt", "fail")]).await;
     let trace = trace_id(&response);
     let created: Value = response.json().await.unwrap();
     let id = created["id"].as_str().unwrap().to_owned();
     let job = rig.job_with(&id, "failed").await;
+    // Neither is an event of the platform.
+    for (kind, payload) in [("job.created", "{"), ("job.lost", "{}")] {
+        let words = [
+            "XADD",
+            "dalston:events:stream",
+            "*",
+            "type",
+            kind,
+            "payload",
+            payload,
+        ];
+        let _: String = rig.redis.send(&words).await;
+    }
+    let queues = rig
+        .until("dead letters", async || {
+            let series = rig.series("queue-exporter").await;
+            (series.get("dalston_events_dead_letters") == Some(&2.0)).then_some(series)
+        })
+        .await;
+    assert_eq!(changes(&Series::new(), &queues, &QUEUE_METRICS), QUEUES);
+    let orchestrated = rig.series("orchestrator").await;
+    assert_eq!(orchestrated_changes(&before, &orchestrated), FAILING);
+    assert_eq!(changes(&before, &orchestrated, &PIPELINE), FAILED_TRANSCRIPTION);
     let error = job["error"].as_str().unwrap();
     assert!(error.starts_with("Task transcribe failed: "), "{error}");
     assert_eq!(job["stages"][1]["retries"], 2);
@@ -210,7 +351,8 @@ async fn failing_task_is_retried_twice_and_fails_its_job() {
 #[tokio::test]
 async fn task_fails_at_its_deadline_with_and_without_an_engine() {
     let mut rig = Rig::new().await;
-    rig.variables.push(("DALSTON_DEFAULT_TASK_TIMEOUT_S", "1"));
+    rig.variables
+        .push(("DALSTON_DEFAULT_TASK_TIMEOUT_S", "1".to_owned()));
     rig.run("gateway", &[]);
     rig.run("orchestrator", &[]);
     rig.run("prepare", &[]);
@@ -240,7 +382,7 @@ async fn task_fails_at_its_deadline_with_and_without_an_engine() {
 #[tokio::test]
 async fn errors_have_the_form_of_their_api_and_the_ids() {
     let mut rig = Rig::new().await;
-    rig.variables.push(("DALSTON_API_KEY", "secret"));
+    rig.variables.push(("DALSTON_API_KEY", "secret".to_owned()));
     rig.run("gateway", &[]);
     let path = "/v1/audio/transcriptions";
     let refused = rig
@@ -248,6 +390,8 @@ async fn errors_have_the_form_of_their_api_and_the_ids() {
             rig.request(Method::GET, path).send().await.ok()
         })
         .await;
+    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+    let refused = rig.request(Method::GET, "/v1/traces/5").send().await.unwrap();
     assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
     for (form, pointer) in [
         (&[("model", "whisper-1")][..], "/error"),
@@ -282,7 +426,57 @@ async fn errors_have_the_form_of_their_api_and_the_ids() {
 }
 
 #[tokio::test]
-async fn waiting_job_is_cancelled() {
+async fn wishes_without_a_stage_are_refused_by_name() {
+    let mut rig = Rig::new().await;
+    rig.run("gateway", &[]);
+    rig.is_ready(0).await;
+    for (fields, detail) in [
+        (
+            &[("audio_url", "https://example.org/a.wav")][..],
+            "audio_url is not supported here: send the recording as file",
+        ),
+        (
+            &[("speaker_detection", "diarize")],
+            "speaker_detection=diarize is not supported here: no stage tells speakers apart",
+        ),
+        (
+            &[("max_speakers", "2")],
+            "max_speakers is not supported here: no stage here tells speakers apart",
+        ),
+        (
+            &[("pii_detection", "true")],
+            "pii_detection is not supported here: no stage here finds or redacts personal data",
+        ),
+        (
+            &[("response_format", "srt")],
+            "response_format is not supported here: it needs a model of OpenAI's API",
+        ),
+        (
+            &[("webhook_id", "w"), ("stream", "false")],
+            "webhook_id is not supported here: leave it out",
+        ),
+        (
+            &[("language", "de"), ("language", "en")],
+            "language is given more than once",
+        ),
+    ] {
+        let response = rig.submit(&stereo(1), fields).await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{fields:?}");
+        let body: Value = response.json().await.unwrap();
+        let found = body["detail"].as_str().unwrap();
+        assert!(found.starts_with(detail), "{found}");
+    }
+    let openai = [("model", "whisper-1"), ("include[]", "logprobs")];
+    let body: Value = rig.submit(&stereo(1), &openai).await.json().await.unwrap();
+    let detail = "include[] is not supported here: leave it out";
+    assert_eq!(body["error"]["message"], detail, "{body}");
+    let response = rig.submit(&stereo(1), &[("pii_detection", "false")]).await;
+    assert_eq!(response.status(), StatusCode::CREATED);
+    assert_eq!(rig.get("/v1/audio/transcriptions").await["total"], 1);
+}
+
+#[tokio::test]
+async fn waiting_job_is_cancelled_and_runs_again() {
     let mut rig = Rig::new().await;
     rig.run("gateway", &[]);
     rig.run("orchestrator", &[]);
@@ -309,6 +503,20 @@ async fn waiting_job_is_cancelled() {
     let job = rig.job_with(&ids[1], "cancelled").await;
     assert_eq!(job["stages"][1]["status"], "cancelled");
     rig.job_with(&ids[0], "completed").await;
+
+    // The event of the retry gets lost, and the entry of the first run may still be in the queue.
+    rig.end("orchestrator");
+    assert_eq!(retry(&rig, &ids[1]).await.status(), StatusCode::OK);
+    let _: i64 = rig.redis.send(&["DEL", "dalston:events:stream"]).await;
+    rig.run("orchestrator", &[]);
+    let job = rig.job_with(&ids[1], "completed").await;
+    assert_eq!(job["text"], "mono 1.0s");
+    assert_eq!(rig.entries_added("dalston:stream:mock-asr").await, 3);
+    let starts = rig.log_lines();
+    let starts = starts.iter().filter(|line| {
+        line["service"] == "engine-mock-asr" && line["job_id"] == *ids[1] && line["event"] == "task_completed"
+    });
+    assert_eq!(starts.count(), 1);
 }
 
 #[tokio::test]

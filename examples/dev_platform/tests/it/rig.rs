@@ -1,8 +1,8 @@
 //! The processes and servers of a test.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -12,12 +12,19 @@ use reqwest::multipart::{Form, Part};
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::Value;
 use tempfile::TempDir;
-use testbed::collector::{Collector, Protocol};
-use testbed::{RedisValue, TestRedis, TestS3};
+use testbed::collector::{Collector, Protocol, ReceivedMetrics, env};
+pub(crate) use testbed::free_port;
+pub(crate) use testbed::stereo_recording as stereo;
+use testbed::{RedisValue, TestRedis, TestRotel, TestS3};
 use tokio::time::{Instant, sleep};
+
+use crate::tree::with_services;
 
 /// The longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Values by name and labels.
+pub(crate) type Series = BTreeMap<String, f64>;
 
 /// Servers, and the processes of the platform by role.
 pub(crate) struct Rig {
@@ -26,12 +33,16 @@ pub(crate) struct Rig {
     collector: Collector,
     directory: TempDir,
     port: u16,
-    /// Of the orchestrator's metrics.
-    metrics_port: u16,
+    /// Of the metrics of processes other than the gateway.
+    metrics_ports: BTreeMap<&'static str, u16>,
+    /// The variables of processes that export.
+    exports: Vec<(String, String)>,
     /// Further variables of processes that are started from now on.
-    pub(crate) variables: Vec<(&'static str, &'static str)>,
+    pub(crate) variables: Vec<(&'static str, String)>,
     client: Client,
     processes: Vec<(&'static str, Child)>,
+    /// The exported spans with their services.
+    spans: Vec<(String, Span)>,
 }
 
 impl Rig {
@@ -39,16 +50,21 @@ impl Rig {
     pub(crate) async fn new() -> Self {
         // An error means that another test of this process was first.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        let collector = Collector::start(Protocol::Http);
         Self {
             redis: TestRedis::start().await,
             s3: TestS3::start(),
-            collector: Collector::start(Protocol::Http),
+            exports: collector.env(),
+            collector,
             directory: tempfile::tempdir().unwrap(),
             port: free_port(),
-            metrics_port: free_port(),
+            metrics_ports: ["orchestrator", "prepare", "queue-exporter"]
+                .map(|role| (role, free_port()))
+                .into(),
             variables: Vec::new(),
             client: Client::new(),
             processes: Vec::new(),
+            spans: Vec::new(),
         }
     }
 
@@ -64,26 +80,42 @@ impl Rig {
         rig
     }
 
-    /// The counters of the gateway or of the orchestrator that are not zero.
-    pub(crate) async fn counters(&self, role: &str) -> Vec<String> {
-        let port = if role == "orchestrator" {
-            self.metrics_port
-        } else {
-            self.port
-        };
-        let response = self.client.get(format!("http://127.0.0.1:{port}/metrics")).send();
-        let text = response.await.unwrap().text().await.unwrap();
-        let prefix = format!("dalston_{role}_");
-        let lines = text
-            .lines()
-            .map(|line| line.split(" # ").next().unwrap_or_default());
-        let mut counters: Vec<String> = lines
-            .filter_map(|line| line.strip_prefix(&prefix))
-            .filter(|line| line.contains("_total") && !line.ends_with(" 0"))
-            .map(str::to_owned)
-            .collect();
-        counters.sort();
-        counters
+    /// The platform with the exporter of its queues' metrics, complete and ready.
+    pub(crate) async fn start_with_metrics() -> Self {
+        let mut rig = Self::start().await;
+        rig.variables.push(("DALSTON_SCRAPE_INTERVAL", "1".to_owned()));
+        rig.run("queue-exporter", &[]);
+        rig
+    }
+
+    /// Lets processes that are started from now on export to another receiver, which forwards what
+    /// it accepts. `None` on a machine without it.
+    pub(crate) fn export_through_rotel(&mut self, protocol: Protocol) -> Option<TestRotel> {
+        let rotel = TestRotel::start(self.collector.address)?;
+        self.exports = env(protocol, &format!("http://{}", rotel.address(protocol)));
+        Some(rotel)
+    }
+
+    /// The address of the metrics of a process.
+    pub(crate) fn metrics_of(&self, role: &str) -> SocketAddr {
+        let port = self.metrics_ports.get(role).copied().unwrap_or(self.port);
+        (Ipv4Addr::LOCALHOST, port).into()
+    }
+
+    /// The series of a process, without their exemplars.
+    pub(crate) async fn series(&self, role: &str) -> Series {
+        let url = format!("http://{}/metrics", self.metrics_of(role));
+        self.until("metrics", async || {
+            let text = self.client.get(&url).send().await.ok()?.text().await.ok()?;
+            let lines = text.lines().filter(|line| !line.starts_with('#'));
+            let series = lines.filter_map(|line| {
+                let line = line.split(" # ").next()?;
+                let (name, value) = line.rsplit_once(' ')?;
+                Some((name.to_owned(), value.parse().ok()?))
+            });
+            Some(series.collect())
+        })
+        .await
     }
 
     /// Starts a process. Its log is added to the one of its predecessor.
@@ -94,17 +126,14 @@ impl Rig {
             .open(self.path(&format!("{role}.log")))
             .unwrap();
         let temp = self.path("tmp");
-        let metrics_port = if role == "orchestrator" {
-            self.metrics_port
-        } else {
-            0
-        };
+        let metrics_port = self.metrics_ports.get(role).copied().unwrap_or(0);
+        let sessions_port = free_port().to_string();
         fs::create_dir_all(&temp).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_dev_platform"))
             .arg(role)
             .args(arguments)
             .env_clear()
-            .envs(self.collector.env())
+            .envs(self.exports.clone())
             .env("REDIS_URL", self.redis.url())
             .env("DALSTON_S3_ENDPOINT_URL", self.s3.url())
             .env("AWS_ACCESS_KEY_ID", TestS3::ACCESS_KEY_ID)
@@ -112,6 +141,13 @@ impl Rig {
             .env("DALSTON_DATABASE", self.path("platform.db"))
             .env("DALSTON_GATEWAY_PORT", self.port.to_string())
             .env("DALSTON_METRICS_PORT", metrics_port.to_string())
+            .env(
+                "DALSTON_WORKER_ENDPOINT",
+                format!("ws://127.0.0.1:{sessions_port}"),
+            )
+            .env("DALSTON_WORKER_PORT", sessions_port)
+            .env("DALSTON_OTLP_HTTP_PORT", "off")
+            .env("DALSTON_OTLP_GRPC_PORT", "off")
             .envs(self.variables.clone())
             .env("DALSTON_AUDIT_LOG", self.path(&format!("{role}.audit")))
             .env("DALSTON_LOG_FORMAT", "json")
@@ -132,6 +168,27 @@ impl Rig {
         child.wait().unwrap();
     }
 
+    /// Ends a process in order.
+    pub(crate) fn end(&mut self, role: &str) {
+        let child = self.begin_end(role);
+        self.ended(child);
+    }
+
+    /// Tells a process to end.
+    pub(crate) fn begin_end(&mut self, role: &str) -> Child {
+        let at = self.processes.iter().position(|(name, _)| *name == role).unwrap();
+        let (_, child) = self.processes.remove(at);
+        let id = child.id().to_string();
+        assert!(Command::new("kill").arg(&id).status().unwrap().success());
+        child
+    }
+
+    /// Waits for the end of a process that was told to end.
+    pub(crate) fn ended(&self, mut child: Child) {
+        let status = child.wait().unwrap();
+        assert!(status.success(), "{status}\n{}", self.logs());
+    }
+
     /// Waits until the gateway answers and this many engines are registered.
     pub(crate) async fn is_ready(&self, engines: u64) {
         self.until("engines", async || {
@@ -140,6 +197,34 @@ impl Rig {
             (found["total"] == engines).then_some(())
         })
         .await;
+    }
+
+    /// Waits until the gateway answers.
+    pub(crate) async fn answers(&self) {
+        self.until("answer", async || {
+            self.request(Method::GET, "/health").send().await.ok().map(drop)
+        })
+        .await;
+    }
+
+    /// Waits until the workers have this many places for sessions.
+    pub(crate) async fn has_places(&self, count: u64) {
+        self.answers().await;
+        self.until("places", async || (self.places().await.0 == count).then_some(()))
+            .await;
+    }
+
+    /// The places of all workers for sessions, and the sessions.
+    pub(crate) async fn places(&self) -> (u64, u64) {
+        let request = self.request(Method::GET, "/v1/realtime/status");
+        let key = self.variables.iter().find(|(name, _)| *name == "DALSTON_API_KEY");
+        let request = match key {
+            Some((_, key)) => request.bearer_auth(key),
+            None => request,
+        };
+        let status: Value = request.send().await.unwrap().json().await.unwrap();
+        let number = |name: &str| status[name].as_u64().unwrap();
+        (number("total_capacity"), number("active_sessions"))
     }
 
     pub(crate) async fn until<T>(&self, what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
@@ -154,8 +239,17 @@ impl Rig {
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let url = format!("http://127.0.0.1:{}{path}", self.port);
-        self.client.request(method, url)
+        self.client.request(method, self.url(path))
+    }
+
+    /// The port of the gateway.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// An address of the gateway.
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
     }
 
     pub(crate) async fn get(&self, path: &str) -> Value {
@@ -187,6 +281,17 @@ impl Rig {
         .await
     }
 
+    /// Waits until a job has this status without any request, so that the gateway counts none.
+    pub(crate) async fn wait_for(&self, id: &str, status: &str) {
+        let connection = rusqlite::Connection::open(self.path("platform.db")).unwrap();
+        self.until(&format!("job that is {status}"), async || {
+            let sql = "SELECT status FROM jobs WHERE id = ?1";
+            let found: String = connection.query_row(sql, [id], |row| row.get(0)).ok()?;
+            (found == status).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until a stage of a job has this status.
     pub(crate) async fn stage_with(&self, id: &str, stage: &str, status: &str) {
         let path = format!("/v1/audio/transcriptions/{id}");
@@ -203,6 +308,12 @@ impl Rig {
     /// Stops all processes, so that nothing more is exported, and returns the spans of a trace with
     /// their services.
     pub(crate) fn stop(&mut self, trace_id: &str) -> Vec<(String, Span)> {
+        self.end_all();
+        self.spans_of(trace_id)
+    }
+
+    /// Stops all processes, so that nothing more is exported.
+    pub(crate) fn end_all(&mut self) {
         for (_, child) in &self.processes {
             let id = child.id().to_string();
             assert!(Command::new("kill").arg(&id).status().unwrap().success());
@@ -211,16 +322,43 @@ impl Rig {
             let status = child.wait().unwrap();
             assert!(status.success(), "{role}: {status}");
         }
-        let mut found = Vec::new();
+    }
+
+    /// The spans of a trace that have arrived, with their services.
+    pub(crate) fn spans_of(&mut self, trace_id: &str) -> Vec<(String, Span)> {
+        self.receive();
+        let spans = self.spans.iter();
+        let found = spans.filter(|(_, span)| hex(&span.trace_id) == trace_id);
+        found.cloned().collect()
+    }
+
+    /// The pushed metrics that have arrived since the last call.
+    pub(crate) fn pushed_metrics(&self) -> Vec<ReceivedMetrics> {
+        self.collector.rest_of_metrics()
+    }
+
+    fn receive(&mut self) {
         for received in self.collector.rest() {
-            let service = received.resource("service.name").unwrap();
-            let resources = received.request.resource_spans.into_iter();
-            let scopes = resources.flat_map(|resource| resource.scope_spans);
-            let spans = scopes.flat_map(|scope| scope.spans);
-            let spans = spans.filter(|span| hex(&span.trace_id) == trace_id);
-            found.extend(spans.map(|span| (service.clone(), span)));
+            self.spans.extend(with_services(received.request));
         }
-        found
+    }
+
+    /// Waits until a service has exported so many spans with this name.
+    pub(crate) async fn exported(&mut self, service: &str, name: &str, count: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.receive();
+            let found = self
+                .spans
+                .iter()
+                .filter(|(of, span)| of == service && span.name == name);
+            let found = found.count();
+            if found >= count {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{found} spans {name}\n{}", self.logs());
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// The keys of the files of a job.
@@ -287,41 +425,28 @@ impl Drop for Rig {
     }
 }
 
+/// What has changed in the series whose names start with one of these texts. Durations differ from
+/// run to run: of a histogram only its count is compared.
+pub(crate) fn changes(before: &Series, after: &Series, prefixes: &[&str]) -> Vec<String> {
+    let names = before.keys().chain(after.keys()).collect::<BTreeSet<_>>();
+    let mut changes = Vec::new();
+    for name in names {
+        let plain = name.split('{').next().unwrap_or_default();
+        let is_compared = prefixes.iter().any(|prefix| plain.starts_with(prefix));
+        let value = |series: &Series| series.get(name).copied().unwrap_or_default();
+        let change = value(after) - value(before);
+        if is_compared && !plain.ends_with("_bucket") && !plain.ends_with("_sum") && change != 0.0 {
+            changes.push(format!("{name} {change:+}"));
+        }
+    }
+    changes
+}
+
 /// The trace id that a response names.
 pub(crate) fn trace_id(response: &Response) -> String {
     response.headers()["x-trace-id"].to_str().unwrap().to_owned()
 }
 
-/// A stereo WAV file with a tone on each channel.
-pub(crate) fn stereo(seconds: u32) -> Vec<u8> {
-    const RATE: u32 = 8_000;
-    let frames = RATE * seconds;
-    let tone = |frame: u32, hertz: f32| {
-        let phase = frame as f32 / RATE as f32 * hertz * std::f32::consts::TAU;
-        (phase.sin() * 8_000.0) as i16
-    };
-    let samples = (0..frames).flat_map(|frame| [tone(frame, 440.0), tone(frame, 220.0)]);
-    let data: Vec<u8> = samples.flat_map(i16::to_le_bytes).collect();
-    let mut file = Vec::new();
-    file.extend_from_slice(b"RIFF");
-    file.extend_from_slice(&(36 + data.len() as u32).to_le_bytes());
-    file.extend_from_slice(b"WAVEfmt \x10\0\0\0\x01\0\x02\0");
-    file.extend_from_slice(&RATE.to_le_bytes());
-    file.extend_from_slice(&(RATE * 4).to_le_bytes());
-    file.extend_from_slice(b"\x04\0\x10\0data");
-    file.extend_from_slice(&(data.len() as u32).to_le_bytes());
-    file.extend_from_slice(&data);
-    file
-}
-
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
+use dalston_telemetry::services::engine::spans::span;
 use dalston_telemetry::testing::SpanTree;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
@@ -14,6 +16,26 @@ const SHOWN: [&str; 4] = [
     "dalston.engine_id",
     "dalston.retry_count",
 ];
+
+/// The spans of a request with their services, without the wait for an inference thread: whether
+/// the second channel of a recording has one differs from run to run.
+pub(crate) fn with_services(request: ExportTraceServiceRequest) -> Vec<(String, Span)> {
+    let mut found = Vec::new();
+    for resource in request.resource_spans {
+        let attributes = resource.resource.unwrap_or_default().attributes;
+        let service = attributes
+            .into_iter()
+            .find(|attribute| attribute.key == "service.name");
+        let service = match service.unwrap().value.unwrap().value.unwrap() {
+            Value::StringValue(service) => service,
+            other => panic!("{other:?}"),
+        };
+        let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+        let spans = spans.filter(|span| span.name != span::SLOT_WAIT);
+        found.extend(spans.map(|span| (service.clone(), span)));
+    }
+    found
+}
 
 /// The tree of the spans of one trace with their services. Siblings of one service stand in the
 /// order of their starts, and services in the order of their names: how the work of two processes
@@ -36,7 +58,10 @@ fn draw_all(spans: &[(String, Span)], depth: usize, text: &mut String, is_drawn:
             .into_iter()
             .filter_map(|name| attribute(span, name))
             .collect();
-        let _ = write!(text, "{:indent$}{}", "", span.name, indent = depth * 2);
+        let _ = match span.name.contains('{') {
+            true => write!(text, "{:indent$}{:?}", "", span.name, indent = depth * 2),
+            false => write!(text, "{:indent$}{}", "", span.name, indent = depth * 2),
+        };
         if !attributes.is_empty() {
             let _ = write!(text, " {{{}}}", attributes.join(", "));
         }

@@ -1,16 +1,39 @@
-//! Decoding: suppression and timestamp rules, sampling, language detection, and seeking through
-//! long recordings.
+//! Decoding: suppression and timestamp rules, the ways to choose tokens, language detection, and
+//! seeking through long recordings.
 
-pub mod greedy;
+pub(crate) mod attempt;
+mod batch;
+mod beam;
+mod chunks;
+mod fallback;
+mod greedy;
+mod hypothesis;
+mod invention;
 pub(crate) mod language;
+mod limits;
 mod pace;
+mod prompts;
 pub mod rules;
-pub mod seek;
+mod sampling;
+mod search;
+mod seek;
+mod segments;
+mod speech;
+mod suppress;
+pub mod transcription;
+mod windows;
+mod words;
 
 use std::io::Write;
 
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
+
+pub use hypothesis::{Hypothesis, Sampling};
+
+fn hundredths(seconds: f64) -> f64 {
+    (seconds * 100.0).round() / 100.0
+}
 
 /// The size of a text in UTF-8 divided by its size compressed with zlib; 0 for an empty text.
 ///

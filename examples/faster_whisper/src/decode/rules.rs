@@ -4,9 +4,10 @@
 //! row of logits. The rule that depends on the logits is evaluated in tensors, so that no row is
 //! copied from the device.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::tokenizer::Vocabulary;
 
@@ -18,11 +19,13 @@ pub struct Rules {
     /// The same for the first token.
     never_first: Tensor,
     timestamps: bool,
+    repetition_penalty: f64,
+    no_repeat_ngram_size: usize,
     limits: Limits,
 }
 
 /// The configuration of [`Rules::new`].
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct RuleConfig {
     /// Tokens that are never sampled.
     pub suppress: Vec<i64>,
@@ -32,6 +35,24 @@ pub struct RuleConfig {
     pub timestamps: bool,
     /// The latest first timestamp in steps, if there is a limit.
     pub max_initial_timestamp: Option<i64>,
+    /// Divides the positive logits of tokens in the text, and multiplies the negative ones. 1 has
+    /// no effect.
+    pub repetition_penalty: f64,
+    /// No sequence of this many tokens appears twice. 0 has no effect.
+    pub no_repeat_ngram_size: usize,
+}
+
+impl Default for RuleConfig {
+    fn default() -> Self {
+        Self {
+            suppress: Vec::new(),
+            suppress_first: Vec::new(),
+            timestamps: false,
+            max_initial_timestamp: None,
+            repetition_penalty: 1.0,
+            no_repeat_ngram_size: 0,
+        }
+    }
 }
 
 impl Rules {
@@ -65,6 +86,8 @@ impl Rules {
             never,
             never_first: upload(&mask)?,
             timestamps: config.timestamps,
+            repetition_penalty: config.repetition_penalty,
+            no_repeat_ngram_size: config.no_repeat_ngram_size,
             limits,
         })
     }
@@ -81,12 +104,31 @@ impl Rules {
     /// # Errors
     /// libtorch ran out of memory.
     pub fn apply(&self, logits: &Tensor, sampled: &[i64]) -> Result<Tensor, TchError> {
+        self.apply_after(logits, sampled, 0)
+    }
+
+    /// As [`apply`](Self::apply), for a text whose first `given` tokens were not sampled.
+    pub(crate) fn apply_after(
+        &self,
+        logits: &Tensor,
+        text: &[i64],
+        given: usize,
+    ) -> Result<Tensor, TchError> {
+        let sampled = text.get(given..).unwrap_or_default();
         let mask = if sampled.is_empty() {
             &self.never_first
         } else {
             &self.never
         };
-        let row = logits.f_add(mask)?;
+        let mut row = match self.penalised(logits, text)? {
+            Some(penalised) => penalised.f_add(mask)?,
+            None => logits.f_add(mask)?,
+        };
+        let repeats = ends_of_repeats(text, self.no_repeat_ngram_size);
+        if !repeats.is_empty() {
+            let ids = Tensor::f_from_slice(&repeats)?.f_to_device(row.device())?;
+            let _ = row.f_index_fill_(-1, &ids, f64::NEG_INFINITY)?;
+        }
         if !self.timestamps {
             return Ok(row);
         }
@@ -110,6 +152,43 @@ impl Rules {
         let _ = text.f_masked_fill_(&due, f64::NEG_INFINITY)?;
         Ok(row)
     }
+
+    /// The logits with the repetition penalty, if it has an effect. Each token counts once.
+    fn penalised(&self, logits: &Tensor, text: &[i64]) -> Result<Option<Tensor>, TchError> {
+        if self.repetition_penalty == 1.0 || text.is_empty() {
+            return Ok(None);
+        }
+        let ids: Vec<i64> = text
+            .iter()
+            .copied()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        let ids = Tensor::f_from_slice(&ids)?.f_to_device(logits.device())?;
+        let before = logits.f_index_select(-1, &ids)?;
+        let factor = before
+            .f_lt(0.0)?
+            .f_to_kind(Kind::Float)?
+            .f_mul_scalar(self.repetition_penalty - 1.0 / self.repetition_penalty)?
+            .f_add_scalar(1.0 / self.repetition_penalty)?;
+        Ok(Some(logits.f_index_copy(-1, &ids, &before.f_mul(&factor)?)?))
+    }
+}
+
+/// The tokens after which the last `size` tokens of `text` would appear twice.
+fn ends_of_repeats(text: &[i64], size: usize) -> Vec<i64> {
+    let Some(start) = size
+        .checked_sub(1)
+        .and_then(|known| text.len().checked_sub(known))
+    else {
+        return Vec::new();
+    };
+    let last = text.get(start..).unwrap_or_default();
+    text.windows(size)
+        .filter_map(|window| window.split_last())
+        .filter(|(_, before)| *before == last)
+        .map(|(end, _)| *end)
+        .collect()
 }
 
 /// The ids that the timestamp rules use.

@@ -1,222 +1,101 @@
-//! Transcribes recordings of any length, window by window.
+//! The state of a recording between its windows.
 
-use std::borrow::Cow;
-use std::error::Error as StdError;
-use std::ops::Range;
+use std::collections::BTreeMap;
 
-use super::greedy::{Hypothesis, Sampling};
+use tch::Tensor;
+
+use super::chunks::{self, Extent};
+use super::fallback::{Fallback, Plan};
+use super::hypothesis::Hypothesis;
+use super::invention::{self, Skip, Times};
 use super::pace::Pace;
-use super::rules::{RuleConfig, Rules};
+use super::prompts::Prompts;
+use super::rules::Rules;
+use super::segments::{self, Cut, Part, Stamps};
+use super::transcription::{Observer, Samples, Segment, Transcription};
+use super::windows::{Place, Windows};
+use super::words::{self, Aligned, Text};
+use super::{hundredths, language, limits};
+use crate::config::FeatureConfig;
 use crate::error::Error;
-use crate::tokenizer::Task;
-use crate::whisper::Whisper;
+use crate::model::Cache;
+use crate::options::Options;
+use crate::whisper::{LanguageProbability, Whisper};
 
 /// A window that advances by fewer seconds is slow.
 const SLOW_SECONDS: f64 = 1.0;
 /// Maximum number of places in a warning. A long recording may have thousands.
 const MAX_PLACES: usize = 5;
-/// Above this temperature a text is too random for the prompt of the next window.
-const MAX_PROMPT_TEMPERATURE: f64 = 0.5;
-
-/// Configuration of a transcription.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct TranscribeConfig {
-    /// Language code; `None` detects it from the first window with speech.
-    pub language: Option<String>,
-    /// Transcribe (the default) or translate to English.
-    pub task: Task,
-    /// Whether segments have times of their own (the default) or those of their window.
-    pub timestamps: bool,
-    /// Text before the recording, for spelling, names and style. Used for the first window only.
-    pub initial_prompt: Option<String>,
-    /// Expected words, before the earlier text of each prompt. They take at most half of it.
-    pub hotwords: Option<String>,
-    /// Whether the prompt of a window is the text before it. More consistent, but repeats errors.
-    /// Default: no.
-    pub condition_on_previous_text: bool,
-    /// Token ids that are never sampled. `None` (the default) uses those of the model's files.
-    pub suppress_tokens: Option<Vec<i64>>,
-    /// Whether to forbid a blank or the end of text at the start of a window. Default: yes.
-    pub suppress_blank: bool,
-    /// Temperatures to try in turn until a result passes the thresholds. Default: only 0.
-    pub temperatures: Vec<f64>,
-    /// Above this [compression ratio](crate::compression_ratio) the next temperature is tried.
-    /// Default: 2.4.
-    pub compression_ratio_threshold: Option<f64>,
-    /// Below this average log-probability the next temperature is tried. Default: -1.
-    pub logprob_threshold: Option<f64>,
-    /// Above this probability of no speech, together with a low log-probability, a window is
-    /// silent. Default: 0.6.
-    pub no_speech_threshold: Option<f64>,
-}
-
-impl Default for TranscribeConfig {
-    fn default() -> Self {
-        Self {
-            language: None,
-            task: Task::Transcribe,
-            timestamps: true,
-            initial_prompt: None,
-            hotwords: None,
-            condition_on_previous_text: false,
-            suppress_tokens: None,
-            suppress_blank: true,
-            temperatures: vec![0.0],
-            compression_ratio_threshold: Some(2.4),
-            logprob_threshold: Some(-1.0),
-            no_speech_threshold: Some(0.6),
-        }
-    }
-}
-
-/// Samples of any length at the model's rate, one channel, read piece by piece.
-pub trait Samples {
-    /// Number of samples.
-    fn len(&self) -> usize;
-
-    /// Whether there are none.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The samples in `range`, which lies within [`len`](Self::len).
-    ///
-    /// # Errors
-    /// When reading fails.
-    fn read(&self, range: Range<usize>) -> Result<Cow<'_, [f32]>, Box<dyn StdError + Send + Sync>>;
-}
-
-impl Samples for [f32] {
-    fn len(&self) -> usize {
-        <[f32]>::len(self)
-    }
-
-    fn read(&self, range: Range<usize>) -> Result<Cow<'_, [f32]>, Box<dyn StdError + Send + Sync>> {
-        self.get(range)
-            .map(Cow::Borrowed)
-            .ok_or_else(|| "range beyond the samples".into())
-    }
-}
-
-/// Observes and can stop a transcription.
-pub trait Observer {
-    /// Whether to continue. Called before each window and every few tokens.
-    fn keep_going(&mut self) -> bool {
-        true
-    }
-
-    /// Reports the transcribed fraction of the recording, 0 to 1.
-    fn advanced(&mut self, _fraction: f32) {}
-}
-
-/// Ignores progress and never stops.
-impl Observer for () {}
-
-/// A transcribed recording.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Transcription {
-    /// The segments, in order.
-    pub segments: Vec<Segment>,
-    /// Language code; `None` if none was given and the recording has no speech to detect it from.
-    pub language: Option<String>,
-    /// Probability of the detected language; `None` if it was given.
-    pub language_probability: Option<f64>,
-    /// Seconds of the recording.
-    pub duration: f64,
-    /// Number of decoded windows.
-    pub windows: usize,
-    /// Warnings for the reader of the transcript.
-    pub warnings: Vec<String>,
-}
-
-impl Transcription {
-    /// The text of all segments.
-    #[must_use]
-    pub fn text(&self) -> String {
-        self.segments
-            .iter()
-            .map(|segment| segment.text.as_str())
-            .collect::<Vec<_>>()
-            .join(" ")
-    }
-}
-
-/// A part of a transcript.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Segment {
-    /// Start, in seconds from the start of the recording.
-    pub start: f64,
-    /// End, in seconds from the start of the recording.
-    pub end: f64,
-    /// The text, stripped.
-    pub text: String,
-    /// Token ids, timestamps included.
-    pub tokens: Vec<i64>,
-    /// The window's: see [`Hypothesis::avg_logprob`].
-    pub avg_logprob: f64,
-    /// The window's: see [`Hypothesis::no_speech_prob`].
-    pub no_speech_prob: f64,
-    /// The window's: see [`compression_ratio`](crate::compression_ratio).
-    pub compression_ratio: f64,
-    /// The temperature that the window was decoded at.
-    pub temperature: f64,
-}
-
-impl Whisper {
-    /// Transcribes a recording of any length.
-    ///
-    /// A window starts where the last complete segment of the previous window ended. The number of
-    /// windows is bounded for every model and recording: a window without progress is skipped with
-    /// a warning.
-    ///
-    /// # Errors
-    /// The language is unknown, the samples can't be read, `observer` stopped the transcription, or
-    /// libtorch failed.
-    pub fn transcribe<S: Samples + ?Sized>(
-        &mut self,
-        samples: &S,
-        config: &TranscribeConfig,
-        observer: &mut dyn Observer,
-    ) -> Result<Transcription, Error> {
-        Seeker::new(self, config)?.run(samples, observer)
-    }
-}
 
 /// The state between two windows.
-struct Seeker<'a> {
-    whisper: &'a mut Whisper,
-    config: &'a TranscribeConfig,
-    rules: Rules,
+pub(super) struct Seeker {
+    pub(super) options: Options,
+    pub(super) rules: Rules,
+    windows: Windows,
+    features: FeatureConfig,
     language: Option<String>,
     language_probability: Option<f64>,
-    /// The start of every prompt.
-    hotwords: Vec<i64>,
-    /// Text tokens that the next prompt may use.
-    previous: Vec<i64>,
+    prompts: Prompts,
+    max_tokens: usize,
+    /// Frames of a window.
+    window_frames: usize,
+    /// Frames of the recording.
+    frames: usize,
     segments: Vec<Segment>,
-    windows: usize,
-    pace: Pace,
+    /// Number of windows that were started.
+    started: usize,
+    /// Number of windows that are part of the transcript.
+    added: usize,
+    /// Windows that are decoded before an earlier one is.
+    ended: BTreeMap<usize, Ended>,
     skipped_at: Vec<f64>,
     /// The end of the recording in seconds, in whole hundredths.
     end: f64,
     /// Segments that the model placed behind the end.
     behind_end: usize,
+    /// The end of the last word.
+    last_speech: f64,
+    pub(super) warnings: Vec<String>,
 }
 
-/// The position of a window in the recording, in frames.
-#[derive(Clone, Copy)]
-struct Place {
-    seek: usize,
-    size: usize,
+/// A window that is being decoded.
+pub(super) struct Window {
+    index: usize,
+    place: Place,
+    language: String,
+    pub(super) fallback: Fallback,
 }
 
-impl<'a> Seeker<'a> {
-    fn new(whisper: &'a mut Whisper, config: &'a TranscribeConfig) -> Result<Self, Error> {
+/// A window with its text.
+struct Ended {
+    place: Place,
+    hypothesis: Hypothesis,
+    /// `None` for silence.
+    cut: Option<Cut>,
+    /// The words of the cut.
+    text: Option<Text>,
+}
+
+/// Where the next window starts, in seconds.
+enum After {
+    /// Where the segments end.
+    AsCut,
+    /// Here.
+    At(f64),
+    /// Here, without any segment of this window.
+    All(f64),
+}
+
+impl Seeker {
+    /// `speech` is the number of samples of each part of speech, if the samples consist of them.
+    pub(super) fn new(
+        whisper: &Whisper,
+        options: Options,
+        samples: usize,
+        speech: Option<&[usize]>,
+    ) -> Result<Self, Error> {
         let vocabulary = whisper.vocabulary();
-        let language = config
+        let language = options
             .language
             .as_deref()
             .map(|name| vocabulary.language(name))
@@ -226,72 +105,398 @@ impl<'a> Seeker<'a> {
             .clone()
             .or_else(|| vocabulary.languages().into_iter().next())
             .unwrap_or_default();
-        vocabulary.prompt(&any, config.task, config.timestamps, &[], 0)?;
-        let tokens = |text: &Option<String>| match text.as_deref().map(str::trim) {
-            // In the middle of a text, words begin with a blank.
-            Some(text) if !text.is_empty() => vocabulary.encode(&format!(" {text}")),
-            _ => Ok(Vec::new()),
-        };
-        let previous = tokens(&config.initial_prompt)?;
-        let mut hotwords = tokens(&config.hotwords)?;
-        hotwords.truncate(whisper.max_previous_tokens() / 2);
+        vocabulary.prompt(&any, options.task, !options.without_timestamps, &[], 0)?;
+        let mut warnings = Vec::new();
+        if options.multilingual && !vocabulary.is_multilingual() {
+            warnings.push("multilingual has no effect: this model only knows English".to_owned());
+        }
         let rules = Rules::new(
             vocabulary,
-            &rule_config(whisper, config),
+            &limits::rule_config(whisper, &options, &mut warnings)?,
             whisper.placement().device,
         )?;
-        let features = &whisper.config().features;
-        let pace =
-            Pace::new((SLOW_SECONDS * features.sampling_rate as f64 / features.hop_length as f64) as usize);
-        Ok(Self {
-            whisper,
-            config,
+        let features = whisper.config().features.clone();
+        let window_frames = limits::window_frames(whisper, &options)?;
+        let windows = match options.batch_size {
+            None => {
+                let pace = Pace::new((SLOW_SECONDS * features.frames_per_second()) as usize);
+                Windows::sought(&options, &features, (samples, window_frames), pace)
+            }
+            Some(at_once) => {
+                let extent = Extent {
+                    samples,
+                    speech,
+                    rate: features.sampling_rate as f64,
+                };
+                let most = window_frames * features.hop_length as usize;
+                let places = chunks::places(&options, &extent, most, &mut warnings)?;
+                Windows::chunks(places, at_once, features.hop_length as usize)
+            }
+        };
+        let mut seeker = Self {
+            max_tokens: limits::max_tokens(whisper, &options)?,
+            window_frames,
             rules,
+            windows,
             language,
             language_probability: None,
-            hotwords,
-            previous,
+            prompts: Prompts::new(whisper, &options)?,
+            frames: samples / features.hop_length as usize,
             segments: Vec::new(),
-            windows: 0,
-            pace,
+            started: 0,
+            added: 0,
+            ended: BTreeMap::new(),
             skipped_at: Vec::new(),
             end: 0.0,
             behind_end: 0,
+            last_speech: 0.0,
+            warnings,
+            features,
+            options,
+        };
+        seeker.end = seeker.floor(samples);
+        Ok(seeker)
+    }
+
+    /// Whether all windows are part of the transcript.
+    pub(super) fn is_over(&self) -> bool {
+        self.windows.is_over()
+    }
+
+    /// A window that can be decoded now, and its features.
+    pub(super) fn next(
+        &mut self,
+        whisper: &Whisper,
+        samples: &dyn Samples,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<(Place, Tensor)>, Error> {
+        // The language of the first window is that of the others.
+        let Some(place) = self.windows.next(self.language.is_none()) else {
+            return Ok(None);
+        };
+        if !observer.keep_going() {
+            return Err(Error::Stopped);
+        }
+        let window = samples.read(place.start..place.end()).map_err(Error::Samples)?;
+        let offset = self.seconds(place.start);
+        let span = tracing::info_span!("whisper.features", "whisper.window_offset_seconds" = offset);
+        let _entered = span.enter();
+        let features = whisper.features(&window)?;
+        if !span.is_disabled() {
+            whisper.synchronize();
+        }
+        Ok(Some((place, features)))
+    }
+
+    /// Begins to decode a window that the cache holds.
+    pub(super) fn start(
+        &mut self,
+        whisper: &Whisper,
+        samples: &dyn Samples,
+        (place, features): (Place, &Tensor),
+        cache: &mut Cache,
+    ) -> Result<Window, Error> {
+        let index = self.started;
+        self.started += 1;
+        let language = self.detect(whisper, samples, (place, features), cache)?;
+        let plan = Plan {
+            prompt: self.prompts.of(whisper, &self.options, &language, place)?,
+            max_tokens: self.max_tokens,
+            offset: self.seconds(place.start),
+        };
+        Ok(Window {
+            index,
+            place,
+            language,
+            fallback: Fallback::start(plan, whisper, &self.options, cache)?,
         })
     }
 
-    fn run<S: Samples + ?Sized>(
-        mut self,
-        samples: &S,
-        observer: &mut dyn Observer,
-    ) -> Result<Transcription, Error> {
-        let features = self.whisper.config().features.clone();
-        let hop = features.hop_length as usize;
-        let frames = samples.len() / hop;
-        let duration = samples.len() as f64 / features.sampling_rate as f64;
-        // The sum keeps a duration of whole hundredths, which has no exact binary form.
-        self.end = (duration * 100.0 + 1e-6).floor() / 100.0;
-        let mut seek = 0;
-        while seek < frames {
-            if !observer.keep_going() {
-                return Err(Error::Stopped);
-            }
-            let place = Place {
-                seek,
-                size: features.window_frames().min(frames - seek),
-            };
-            let range = place.seek * hop..(place.seek + place.size) * hop;
-            let window = samples.read(range).map_err(Error::Samples)?;
-            let advance = self
-                .window(&window, place, observer)
-                .map_err(|error| self.locate(error, place))?;
-            seek += self.pace.allow(advance, place.size).unwrap_or_else(|| {
-                self.skipped_at.push(self.seconds(place.seek));
-                place.size
-            });
-            observer.advanced(seek as f32 / frames as f32);
+    /// The language of a window.
+    fn detect(
+        &mut self,
+        whisper: &Whisper,
+        samples: &dyn Samples,
+        (place, features): (Place, &Tensor),
+        cache: &mut Cache,
+    ) -> Result<String, Error> {
+        let every_window = self.options.multilingual && whisper.vocabulary().is_multilingual();
+        if let Some(known) = &self.language
+            && !every_window
+        {
+            return Ok(known.clone());
         }
-        let mut warnings = Vec::new();
+        let most = if every_window {
+            1
+        } else {
+            self.options.language_detection_segments
+        };
+        let mut ahead = |index: usize| read_ahead(samples, place, index, whisper);
+        let threshold = self.options.language_detection_threshold;
+        let found = language::detect(whisper, cache, most, threshold, &mut ahead)?;
+        if found.looked_ahead {
+            whisper.set_window(&whisper.encode(&[features])?, cache)?;
+        }
+        let (language, probability) = match found.language {
+            Some(LanguageProbability { code, probability }) => (code, Some(probability)),
+            None => {
+                let only = whisper.vocabulary().languages().into_iter().next();
+                (only.unwrap_or_default(), None)
+            }
+        };
+        if self.language.is_none() || !self.windows.are_chunks() {
+            self.language = Some(language.clone());
+            self.language_probability = probability;
+        }
+        Ok(language)
+    }
+
+    /// Takes the text of a window. Its words are aligned while the cache holds it.
+    pub(super) fn end(
+        &mut self,
+        whisper: &Whisper,
+        window: &Window,
+        hypothesis: Hypothesis,
+        cache: &mut Cache,
+    ) -> Result<(), Error> {
+        let place = window.place;
+        let silent = self
+            .options
+            .no_speech_threshold
+            .is_some_and(|max| hypothesis.no_speech_prob > max)
+            && self
+                .options
+                .log_prob_threshold
+                .is_none_or(|least| hypothesis.avg_logprob <= least);
+        let mut cut = None;
+        let mut text = None;
+        if !silent {
+            let found = segments::cut(&hypothesis, self.stamps(whisper, place));
+            if self.options.word_timestamps {
+                text = self.align(whisper, window, &found, cache)?;
+            }
+            cut = Some(found);
+        }
+        let ended = Ended {
+            place,
+            hypothesis,
+            cut,
+            text,
+        };
+        self.ended.insert(window.index, ended);
+        if self.windows.are_chunks() {
+            self.windows.done(place, 0);
+        }
+        // In the order of the recording, because words depend on those before them.
+        while let Some(ended) = self.ended.remove(&self.added) {
+            self.added += 1;
+            self.add(whisper, ended)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a window to the transcript.
+    fn add(&mut self, whisper: &Whisper, ended: Ended) -> Result<(), Error> {
+        let place = ended.place;
+        let advance = self.add_segments(whisper, ended)?;
+        if !self.windows.are_chunks() && !self.windows.done(place, advance) {
+            self.skipped_at.push(self.seconds(place.start));
+        }
+        Ok(())
+    }
+
+    /// Returns the number of frames to advance.
+    fn add_segments(&mut self, whisper: &Whisper, ended: Ended) -> Result<usize, Error> {
+        let Ended {
+            place,
+            hypothesis,
+            cut,
+            text,
+        } = ended;
+        let size = place.len / self.features.hop_length as usize;
+        let Some(mut cut) = cut else {
+            self.forget_guess(&hypothesis);
+            return Ok(size);
+        };
+        let start = self.frame(self.seconds(place.start));
+        let mut next = cut.advance.map(|seconds| self.seconds(place.start) + seconds);
+        if self.options.word_timestamps {
+            match self.add_words(whisper, place, &mut cut, text) {
+                After::All(seek) => return Ok(self.frame(seek).saturating_sub(start)),
+                After::At(seek) => next = Some(seek),
+                After::AsCut => {}
+            }
+        }
+        let mut tokens = Vec::new();
+        for part in cut.parts {
+            self.push(whisper, place, part, &hypothesis, &mut tokens)?;
+        }
+        self.forget_guess(&hypothesis);
+        if self.windows.are_chunks() {
+            return Ok(size);
+        }
+        if self.options.condition_on_previous_text
+            && hypothesis.temperature <= self.options.prompt_reset_on_temperature
+        {
+            self.prompts.remember(&tokens);
+        } else {
+            self.prompts.forget();
+        }
+        Ok(next.map_or(size, |seconds| self.frame(seconds).saturating_sub(start)))
+    }
+
+    /// The words of a cut, and their alignment, if it has text.
+    fn align(
+        &self,
+        whisper: &Whisper,
+        window: &Window,
+        cut: &Cut,
+        cache: &mut Cache,
+    ) -> Result<Option<Text>, Error> {
+        let vocabulary = whisper.vocabulary();
+        let end_of_text = vocabulary.end_of_text();
+        let tokens = cut.parts.iter().flat_map(|part| part.tokens.iter().copied());
+        let text: Vec<i64> = tokens.filter(|&id| id < end_of_text).collect();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let words = vocabulary.words(&text, &window.language)?;
+        let prompt = vocabulary.prompt(&window.language, self.options.task, false, &[], 0)?;
+        let span = tracing::info_span!(
+            "whisper.align",
+            "whisper.window_offset_seconds" = self.seconds(window.place.start),
+            "whisper.tokens" = text.len(),
+        );
+        let _entered = span.enter();
+        let frames = window.place.len / self.features.hop_length as usize;
+        Ok(Some(Text {
+            words,
+            alignment: whisper.align(&prompt, &text, frames, cache)?,
+        }))
+    }
+
+    /// Gives the parts their words.
+    fn add_words(&mut self, whisper: &Whisper, place: Place, cut: &mut Cut, text: Option<Text>) -> After {
+        let offset = self.seconds(place.start);
+        if let Some(text) = text {
+            let aligned = Aligned {
+                text,
+                step: whisper.config().timestamp_step(),
+                offset,
+                end_of_text: whisper.vocabulary().end_of_text(),
+                options: &self.options,
+            };
+            words::add(&mut cut.parts, aligned, self.last_speech);
+        }
+        let mut after = After::AsCut;
+        if !cut.single_end
+            && let Some(end) = words::end(&cut.parts).filter(|&end| end > offset)
+        {
+            after = After::At(end);
+        }
+        let threshold = self.options.hallucination_silence_threshold;
+        if let Some(threshold) = threshold.filter(|_| !self.windows.are_chunks()) {
+            let window = self.window_frames * self.features.hop_length as usize;
+            let times = Times {
+                start: offset,
+                end: self.seconds(place.start + window),
+                content_end: self.seconds(place.end()),
+                recording: self.end,
+                last_speech: self.last_speech,
+            };
+            match invention::find(&cut.parts, times, threshold) {
+                Some(Skip::All(seek)) => return After::All(seek),
+                Some(Skip::From(index, seek)) => {
+                    cut.parts.truncate(index);
+                    after = After::At(seek);
+                }
+                None => {}
+            }
+        }
+        self.last_speech = words::end(&cut.parts).unwrap_or(self.last_speech);
+        after
+    }
+
+    /// Discards a language that was detected in silence. The next window detects it again.
+    fn forget_guess(&mut self, hypothesis: &Hypothesis) {
+        let guessed =
+            self.options.language.is_none() && self.segments.is_empty() && !self.windows.are_chunks();
+        let silent = self
+            .options
+            .no_speech_threshold
+            .is_some_and(|max| hypothesis.no_speech_prob > max);
+        if guessed && silent {
+            self.language = None;
+            self.language_probability = None;
+        }
+    }
+
+    /// Adds a segment to the transcript, and its tokens to `tokens`.
+    fn push(
+        &mut self,
+        whisper: &Whisper,
+        place: Place,
+        part: Part,
+        hypothesis: &Hypothesis,
+        tokens: &mut Vec<i64>,
+    ) -> Result<(), Error> {
+        let text = whisper.vocabulary().decode(&part.tokens)?;
+        // Transcripts have times in hundredths.
+        let (start, end) = (hundredths(part.start), hundredths(part.end));
+        if text.is_empty() || end <= start {
+            return Ok(());
+        }
+        // The window is filled up with silence, and some models hear something in it.
+        let last = match self.windows.are_chunks() {
+            true => self.floor(place.end()),
+            false => self.end,
+        };
+        if start >= last {
+            self.behind_end += 1;
+            return Ok(());
+        }
+        let end = end.min(last);
+        let mut words = part.words;
+        for word in words.iter_mut().flatten() {
+            word.start = word.start.min(last);
+            word.end = word.end.min(last);
+        }
+        tokens.extend(&part.tokens);
+        self.segments.push(Segment {
+            start,
+            end,
+            text,
+            tokens: part.tokens,
+            avg_logprob: hypothesis.avg_logprob,
+            no_speech_prob: hypothesis.no_speech_prob,
+            compression_ratio: hypothesis.compression_ratio,
+            temperature: hypothesis.temperature,
+            words,
+        });
+        Ok(())
+    }
+
+    /// The fraction of the recording that is done, 0 to 1.
+    pub(super) fn fraction(&self) -> f32 {
+        self.windows.fraction(self.frames)
+    }
+
+    /// The transcript of so many samples.
+    pub(super) fn transcription(mut self, samples: usize) -> Transcription {
+        self.warn();
+        Transcription {
+            segments: self.segments,
+            language: self.language,
+            language_probability: self.language_probability,
+            duration: samples as f64 / self.features.sampling_rate as f64,
+            speech: None,
+            windows: self.started,
+            warnings: self.warnings,
+        }
+    }
+
+    /// Adds the warnings about all windows.
+    fn warn(&mut self) {
         if !self.skipped_at.is_empty() {
             let places: Vec<_> = self
                 .skipped_at
@@ -304,304 +509,73 @@ impl<'a> Seeker<'a> {
                 more => format!(" and {more} more places"),
             };
             let places = places.join(", ");
-            warnings.push(format!(
+            self.warnings.push(format!(
                 "the model made no progress and was skipped ahead at {places}{more}"
             ));
         }
         if self.behind_end > 0 {
-            warnings.push(format!(
+            self.warnings.push(format!(
                 "the model wrote text for a time behind the end of the recording: {} segment(s) were left out",
                 self.behind_end
             ));
         }
-        Ok(Transcription {
-            segments: self.segments,
-            language: self.language,
-            language_probability: self.language_probability,
-            duration,
-            windows: self.windows,
-            warnings,
-        })
     }
 
-    /// Decodes one window and returns the number of frames to advance.
-    fn window(&mut self, samples: &[f32], place: Place, observer: &mut dyn Observer) -> Result<usize, Error> {
-        self.windows += 1;
-        let offset = self.seconds(place.seek);
-        let features = {
-            let span = tracing::info_span!("whisper.features", "whisper.window_offset_seconds" = offset);
-            let _entered = span.enter();
-            let features = self.whisper.features(samples)?;
-            self.settle(&span);
-            features
-        };
-        let hypothesis = self.decode(&features, offset, observer)?;
-        let silent = self
-            .config
-            .no_speech_threshold
-            .is_some_and(|max| hypothesis.no_speech_prob > max)
-            && self
-                .config
-                .logprob_threshold
-                .is_none_or(|least| hypothesis.avg_logprob <= least);
-        if silent {
-            self.forget_guess(&hypothesis);
-            return Ok(place.size);
-        }
-        let advance = self.cut(&hypothesis, place)?;
-        self.forget_guess(&hypothesis);
-        let text_end = self.whisper.vocabulary().end_of_text();
-        if self.config.condition_on_previous_text && hypothesis.temperature <= MAX_PROMPT_TEMPERATURE {
-            self.previous
-                .extend(hypothesis.ids.iter().filter(|&&id| id < text_end));
-            let surplus = self
-                .previous
-                .len()
-                .saturating_sub(self.whisper.max_previous_tokens());
-            self.previous.drain(..surplus);
-        } else {
-            self.previous.clear();
-        }
-        Ok(advance)
-    }
-
-    /// Discards a language that was detected in silence. The next window detects it again.
-    fn forget_guess(&mut self, hypothesis: &Hypothesis) {
-        let guessed = self.config.language.is_none() && self.segments.is_empty();
-        let silent = self
-            .config
-            .no_speech_threshold
-            .is_some_and(|max| hypothesis.no_speech_prob > max);
-        if guessed && silent {
-            self.language = None;
-            self.language_probability = None;
+    fn stamps(&self, whisper: &Whisper, place: Place) -> Stamps {
+        Stamps {
+            decoded: !self.options.without_timestamps,
+            first: whisper.vocabulary().first_timestamp(),
+            step: whisper.config().timestamp_step(),
+            offset: self.seconds(place.start),
+            length: self.seconds(place.len),
+            is_last: self.windows.are_chunks(),
         }
     }
 
-    /// Encodes the window, detects the language if it is not known, and decodes at the first
-    /// temperature whose result passes the thresholds.
-    fn decode(
-        &mut self,
-        features: &tch::Tensor,
-        offset: f64,
-        observer: &mut dyn Observer,
-    ) -> Result<Hypothesis, Error> {
-        let max_tokens = self.whisper.max_sampled_tokens();
-        let most_previous = self.whisper.max_previous_tokens();
-        let encode = tracing::info_span!("whisper.encode", "whisper.window_offset_seconds" = offset);
-        let entered = encode.enter();
-        let mut window = self.whisper.window(features)?;
-        if !encode.is_disabled() {
-            window.whisper().synchronize();
-        }
-        drop(entered);
-
-        if self.language.is_none() {
-            let span = tracing::info_span!(
-                "whisper.detect_language",
-                "dalston.language" = tracing::field::Empty,
-                "whisper.language_probability" = tracing::field::Empty,
-            );
-            let _entered = span.enter();
-            if let Some(best) = window.languages()?.into_iter().next() {
-                span.record("dalston.language", &best.code);
-                span.record("whisper.language_probability", best.probability);
-                self.language_probability = Some(best.probability);
-                self.language = Some(best.code);
-            } else {
-                self.language = window.whisper().vocabulary().languages().into_iter().next();
-            }
-        }
-        let language = self.language.as_deref().unwrap_or_default();
-        let room = most_previous - self.hotwords.len();
-        let skipped = self.previous.len().saturating_sub(room);
-        let context: Vec<i64> = self
-            .hotwords
-            .iter()
-            .chain(self.previous.iter().skip(skipped))
-            .copied()
-            .collect();
-        let prompt = window.whisper().vocabulary().prompt(
-            language,
-            self.config.task,
-            self.config.timestamps,
-            &context,
-            most_previous,
-        )?;
-
-        let temperatures: &[f64] = match self.config.temperatures.as_slice() {
-            [] => &[0.0],
-            some => some,
-        };
-        let mut best: Option<Hypothesis> = None;
-        for &temperature in temperatures {
-            let span = tracing::info_span!(
-                "whisper.decode",
-                "whisper.window_offset_seconds" = offset,
-                "whisper.temperature" = temperature,
-                "whisper.prompt_tokens" = prompt.ids.len(),
-                "whisper.tokens" = tracing::field::Empty,
-                "whisper.avg_logprob" = tracing::field::Empty,
-                "whisper.no_speech_prob" = tracing::field::Empty,
-                "whisper.compression_ratio" = tracing::field::Empty,
-            );
-            let _entered = span.enter();
-            let sampling = Sampling {
-                temperature,
-                max_tokens,
-            };
-            let hypothesis = window.decode(&prompt, &self.rules, sampling, &mut || observer.keep_going())?;
-            span.record("whisper.tokens", hypothesis.ids.len());
-            span.record("whisper.avg_logprob", hypothesis.avg_logprob);
-            span.record("whisper.no_speech_prob", hypothesis.no_speech_prob);
-            span.record("whisper.compression_ratio", hypothesis.compression_ratio);
-            let good = good_enough(&hypothesis, self.config);
-            best = Some(hypothesis);
-            if good {
-                break;
-            }
-        }
-        // There is at least one temperature, so there is a hypothesis.
-        best.ok_or(Error::Stopped)
-    }
-
-    /// Turns the tokens of a window into segments and returns the number of frames to advance.
-    fn cut(&mut self, hypothesis: &Hypothesis, place: Place) -> Result<usize, Error> {
-        let first = self.whisper.vocabulary().first_timestamp();
-        let step = self.whisper.config().timestamp_step();
-        let offset = self.seconds(place.seek);
-        let time = |id: i64| (id - first) as f64 * step;
-        let ids = hypothesis.ids.as_slice();
-        if !self.config.timestamps {
-            // Without its rules, a model can emit timestamps that mean nothing.
-            self.push(ids, offset, offset + self.seconds(place.size), hypothesis)?;
-            return Ok(place.size);
-        }
-        let is_stamp = |at: usize| ids.get(at).is_some_and(|&id| id >= first);
-        let single_end = ids.len() > 1 && is_stamp(ids.len() - 1) && !is_stamp(ids.len() - 2);
-
-        // Two timestamps in a row: one segment ends, the next begins.
-        let mut cuts: Vec<usize> = (1..ids.len())
-            .filter(|&at| is_stamp(at) && is_stamp(at - 1))
-            .collect();
-        if cuts.is_empty() {
-            let last = ids
-                .iter()
-                .rev()
-                .copied()
-                .find(|&id| id >= first)
-                .filter(|&id| id != first);
-            let duration = last.map_or(self.seconds(place.size), time);
-            self.push(ids, offset, offset + duration, hypothesis)?;
-            return Ok(place.size);
-        }
-        if single_end {
-            cuts.push(ids.len());
-        }
-        let mut from = 0;
-        let mut end = 0.0;
-        for cut in cuts {
-            let part = ids.get(from..cut).unwrap_or_default();
-            if let (Some(&start), Some(&stop)) = (part.first(), part.last()) {
-                end = time(stop);
-                self.push(part, offset + time(start), offset + end, hypothesis)?;
-            }
-            from = cut;
-        }
-        if single_end {
-            return Ok(place.size);
-        }
-        Ok((end * self.frames_per_second()).round() as usize)
-    }
-
-    fn push(&mut self, ids: &[i64], start: f64, end: f64, hypothesis: &Hypothesis) -> Result<(), Error> {
-        let text = self.whisper.vocabulary().decode(ids)?;
-        // Transcripts have times in hundredths.
-        let (start, end) = (hundredths(start), hundredths(end));
-        if text.is_empty() || end <= start {
-            return Ok(());
-        }
-        // The window is filled up with silence, and some models hear something in it.
-        if start >= self.end {
-            self.behind_end += 1;
-            return Ok(());
-        }
-        let end = end.min(self.end);
-        self.segments.push(Segment {
-            start,
-            end,
-            text,
-            tokens: ids.to_vec(),
-            avg_logprob: hypothesis.avg_logprob,
-            no_speech_prob: hypothesis.no_speech_prob,
-            compression_ratio: hypothesis.compression_ratio,
-            temperature: hypothesis.temperature,
-        });
-        Ok(())
-    }
-
-    /// Adds the position of the window to an error.
-    fn locate(&self, error: Error, place: Place) -> Error {
+    /// Adds the position of a window to an error.
+    pub(super) fn locate(&self, error: Error, place: Place) -> Error {
         match error {
             Error::NotANumber { .. } => Error::NotANumber {
-                offset: self.seconds(place.seek),
+                offset: self.seconds(place.start),
             },
             other => other,
         }
     }
 
-    fn settle(&self, span: &tracing::Span) {
-        if !span.is_disabled() {
-            self.whisper.synchronize();
-        }
+    fn frame(&self, seconds: f64) -> usize {
+        (seconds * self.features.frames_per_second()).round() as usize
     }
 
-    fn seconds(&self, frames: usize) -> f64 {
-        frames as f64 / self.frames_per_second()
+    pub(super) fn seconds(&self, samples: usize) -> f64 {
+        samples as f64 / self.features.sampling_rate as f64
     }
 
-    fn frames_per_second(&self) -> f64 {
-        let features = &self.whisper.config().features;
-        features.sampling_rate as f64 / features.hop_length as f64
-    }
-}
-
-fn rule_config(whisper: &Whisper, config: &TranscribeConfig) -> RuleConfig {
-    let generation = &whisper.config().generation;
-    let vocabulary = whisper.vocabulary();
-    let suppress = match &config.suppress_tokens {
-        // The given list replaces the model's. Control tokens are never part of a text.
-        Some(given) => [given.as_slice(), vocabulary.control()].concat(),
-        None => vocabulary.usually_suppressed().to_vec(),
-    };
-    let suppress_first = if config.suppress_blank {
-        generation.begin_suppress_tokens.clone().unwrap_or_default()
-    } else {
-        Vec::new()
-    };
-    RuleConfig {
-        suppress,
-        suppress_first,
-        timestamps: config.timestamps,
-        max_initial_timestamp: generation.max_initial_timestamp_index,
+    /// Seconds in whole hundredths.
+    fn floor(&self, samples: usize) -> f64 {
+        // The sum keeps a duration of whole hundredths, which has no exact binary form.
+        (self.seconds(samples) * 100.0 + 1e-6).floor() / 100.0
     }
 }
 
-/// Whether the result passes the thresholds, so that no further temperature is needed.
-fn good_enough(hypothesis: &Hypothesis, config: &TranscribeConfig) -> bool {
-    let repetitive = config
-        .compression_ratio_threshold
-        .is_some_and(|max| hypothesis.compression_ratio > max);
-    let unlikely = config
-        .logprob_threshold
-        .is_some_and(|least| hypothesis.avg_logprob < least);
-    let silent = config
-        .no_speech_threshold
-        .is_some_and(|max| hypothesis.no_speech_prob > max)
-        && (unlikely || config.logprob_threshold.is_none());
-    silent || !(repetitive || unlikely)
+impl Window {
+    pub(super) fn place(&self) -> Place {
+        self.place
+    }
 }
 
-fn hundredths(seconds: f64) -> f64 {
-    (seconds * 100.0).round() / 100.0
+/// The features of the window that is `index` windows behind this one, if the recording reaches it.
+fn read_ahead(
+    samples: &dyn Samples,
+    place: Place,
+    index: usize,
+    whisper: &Whisper,
+) -> Result<Option<Tensor>, Error> {
+    let features = &whisper.config().features;
+    let start = place.start + index * features.window_samples();
+    let end = (start + features.window_samples()).min(samples.len());
+    if start + features.hop_length as usize > end {
+        return Ok(None);
+    }
+    let window = samples.read(start..end).map_err(Error::Samples)?;
+    whisper.features(&window).map(Some)
 }

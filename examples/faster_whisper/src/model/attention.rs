@@ -3,7 +3,7 @@
 use tch::{TchError, Tensor};
 
 use super::cache::LayerCache;
-use super::{LayerNorm, Linear};
+use super::{LayerNorm, Linear, Storage};
 use crate::error::LoadError;
 use crate::weights::Weights;
 
@@ -17,40 +17,45 @@ pub(crate) struct SelfAttention {
 }
 
 impl SelfAttention {
-    pub(crate) fn load(weights: &Weights, layer: &str, width: i64, heads: i64) -> Result<Self, LoadError> {
+    pub(crate) fn load(
+        weights: &Weights,
+        layer: &str,
+        (width, heads): (i64, i64),
+        storage: Storage,
+    ) -> Result<Self, LoadError> {
         let name = format!("{layer}.self_attn");
+        let projections = ["q_proj", "k_proj", "v_proj"];
         Ok(Self {
             norm: LayerNorm::load(weights, &format!("{layer}.self_attn_layer_norm"), width)?,
-            qkv: Linear::load_fused(weights, &name, &["q_proj", "k_proj", "v_proj"], width)?,
-            out: Linear::load(weights, &format!("{name}.out_proj"), width, width)?,
+            qkv: Linear::load_fused(weights, &name, &projections, width, storage)?,
+            out: Linear::load(weights, &format!("{name}.out_proj"), (width, width), storage)?,
             heads,
         })
     }
 
     /// Every position attends to every other.
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
-        let (query, key, value) = self.project(input)?;
-        let mixed = attend(&query, &key, &value, false)?;
-        self.out.forward(&merge(&mixed)?)?.f_add_(input)
-    }
-
-    /// Every position attends to itself and to earlier positions, including those in the cache.
-    pub(crate) fn forward_causal(
-        &self,
-        input: &Tensor,
-        cache: &mut LayerCache,
-        position: i64,
-    ) -> Result<Tensor, TchError> {
-        let (query, key, value) = self.project(input)?;
-        let (keys, values) = cache.append(&key, &value, position)?;
-        // A single new token attends to all positions, so it needs no mask.
-        let mixed = attend(&query, &keys, &values, query.size4()?.2 > 1)?;
-        self.out.forward(&merge(&mixed)?)?.f_add_(input)
-    }
-
-    fn project(&self, input: &Tensor) -> Result<(Tensor, Tensor, Tensor), TchError> {
         let qkv = split(&self.qkv.forward(&self.norm.forward(input)?)?, 3, self.heads)?;
-        Ok((qkv.f_select(0, 0)?, qkv.f_select(0, 1)?, qkv.f_select(0, 2)?))
+        let (query, key, value) = (qkv.f_select(0, 0)?, qkv.f_select(0, 1)?, qkv.f_select(0, 2)?);
+        let mixed = attend(&query, &key, &value, false)?;
+        self.out.forward_add(&merge(&mixed)?, input)
+    }
+
+    /// Every position attends to itself and to earlier positions of its row, including those in
+    /// the cache.
+    pub(crate) fn forward_causal(&self, input: &Tensor, parts: &mut [Part<'_>]) -> Result<Tensor, TchError> {
+        let qkv = self.qkv.forward(&self.norm.forward(input)?)?;
+        let mixed = each(parts, &qkv, |part, qkv| {
+            let size = qkv.size3()?;
+            let qkv = qkv.f_view([part.rows, part.new, size.2])?;
+            let qkv = split(&qkv, 3, self.heads)?;
+            let (query, key, value) = (qkv.f_select(0, 0)?, qkv.f_select(0, 1)?, qkv.f_select(0, 2)?);
+            let (keys, values) = part.cache.append(&key, &value, part.position)?;
+            // A single new token attends to all positions, so it needs no mask.
+            let mixed = merge(&attend(&query, &keys, &values, part.new > 1)?)?;
+            mixed.f_view([1, size.1, size.2 / 3])
+        })?;
+        self.out.forward_add(&mixed, input)
     }
 }
 
@@ -65,13 +70,20 @@ pub(crate) struct CrossAttention {
 }
 
 impl CrossAttention {
-    pub(crate) fn load(weights: &Weights, layer: &str, width: i64, heads: i64) -> Result<Self, LoadError> {
+    /// `windows` has the precision of the encoder.
+    pub(crate) fn load(
+        (weights, windows): (&Weights, &Weights),
+        layer: &str,
+        (width, heads): (i64, i64),
+        storage: Storage,
+    ) -> Result<Self, LoadError> {
         let name = format!("{layer}.encoder_attn");
+        let key_value = Storage::of_windows(windows.placement());
         Ok(Self {
             norm: LayerNorm::load(weights, &format!("{layer}.encoder_attn_layer_norm"), width)?,
-            query: Linear::load(weights, &format!("{name}.q_proj"), width, width)?,
-            key_value: Linear::load_fused(weights, &name, &["k_proj", "v_proj"], width)?,
-            out: Linear::load(weights, &format!("{name}.out_proj"), width, width)?,
+            query: Linear::load(weights, &format!("{name}.q_proj"), (width, width), storage)?,
+            key_value: Linear::load_fused(windows, &name, &["k_proj", "v_proj"], width, key_value)?,
+            out: Linear::load(weights, &format!("{name}.out_proj"), (width, width), storage)?,
             heads,
         })
     }
@@ -82,12 +94,57 @@ impl CrossAttention {
         cache.set_window(&both.f_select(0, 0)?, &both.f_select(0, 1)?)
     }
 
-    pub(crate) fn forward(&self, input: &Tensor, cache: &LayerCache) -> Result<Tensor, TchError> {
+    /// The scores of these heads before the softmax, for one row: 1 × heads × tokens × positions.
+    pub(crate) fn scores(&self, input: &Tensor, part: &Part<'_>, heads: &[i64]) -> Result<Tensor, TchError> {
         let query = split(&self.query.forward(&self.norm.forward(input)?)?, 1, self.heads)?.f_select(0, 0)?;
-        let (keys, values) = cache.window();
-        let mixed = attend(&query, keys, values, false)?;
-        self.out.forward(&merge(&mixed)?)?.f_add_(input)
+        let heads = Tensor::f_from_slice(heads)?.f_to_device(input.device())?;
+        let query = query.f_index_select(1, &heads)?;
+        let keys = part.cache.window().0.f_index_select(1, &heads)?;
+        let scale = 1.0 / (query.size4()?.3 as f64).sqrt();
+        query.f_mul_scalar(scale)?.f_matmul(&keys.f_transpose(-2, -1)?)
     }
+
+    /// All rows of a part attend to the same window, so they are positions of one row here.
+    pub(crate) fn forward(&self, input: &Tensor, parts: &mut [Part<'_>]) -> Result<Tensor, TchError> {
+        let query = self.query.forward(&self.norm.forward(input)?)?;
+        let mixed = each(parts, &query, |part, query| {
+            let query = split(query, 1, self.heads)?.f_select(0, 0)?;
+            let (keys, values) = part.cache.window();
+            merge(&attend(&query, keys, values, false)?)
+        })?;
+        self.out.forward_add(&mixed, input)
+    }
+}
+
+/// The tokens of one window in a layer of the decoder.
+#[derive(Debug)]
+pub(crate) struct Part<'a> {
+    pub(super) cache: &'a mut LayerCache,
+    /// Texts of the window.
+    pub(super) rows: i64,
+    /// Tokens of each row.
+    pub(super) new: i64,
+    /// Tokens of each row before them.
+    pub(super) position: i64,
+}
+
+/// Applies `mix` to the positions of each part: 1 × positions × width.
+fn each(
+    parts: &mut [Part<'_>],
+    all: &Tensor,
+    mut mix: impl FnMut(&mut Part<'_>, &Tensor) -> Result<Tensor, TchError>,
+) -> Result<Tensor, TchError> {
+    if let [only] = parts {
+        return mix(only, all);
+    }
+    let mut at = 0;
+    let mut mixed = Vec::with_capacity(parts.len());
+    for part in parts {
+        let positions = part.rows * part.new;
+        mixed.push(mix(part, &all.f_narrow(1, at, positions)?)?);
+        at += positions;
+    }
+    Tensor::f_cat(&mixed, 1)
 }
 
 fn attend(query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Result<Tensor, TchError> {

@@ -1,30 +1,69 @@
-//! Keys and values of past tokens and of the window. The memory is allocated once per model.
+//! Keys and values of past tokens and of a window. The memory is kept for later windows, and grows
+//! where more texts are decoded at once than before.
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use super::Placement;
 use crate::config::ModelConfig;
 
-/// The cache of all decoder layers.
+/// The cache of all decoder layers, for one window.
 #[derive(Debug)]
 pub(crate) struct Cache {
     pub(super) layers: Vec<LayerCache>,
     /// Number of tokens in the cache.
     len: i64,
     capacity: i64,
+    device: Device,
 }
 
 impl Cache {
-    pub(crate) fn new(config: &ModelConfig, placement: Placement, batch: i64) -> Result<Self, TchError> {
+    pub(crate) fn new(config: &ModelConfig, placement: Placement) -> Result<Self, TchError> {
         let capacity = config.max_target_positions;
         let layers = (0..config.decoder_layers)
-            .map(|_| LayerCache::new(config, placement, batch))
+            .map(|_| LayerCache::new(config, placement))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             layers,
             len: 0,
             capacity,
+            device: placement.device,
         })
+    }
+
+    /// Copies the tokens of the first row to `count` rows.
+    pub(crate) fn spread(&mut self, count: i64) -> Result<(), TchError> {
+        for layer in &mut self.layers {
+            for tensor in [&mut layer.keys, &mut layer.values] {
+                let (rows, heads, positions, width) = tensor.size4()?;
+                let first = tensor.f_narrow(0, 0, 1)?.f_narrow(2, 0, self.len)?;
+                if rows < count {
+                    let kind = (tensor.kind(), self.device);
+                    *tensor = Tensor::f_zeros([count, heads, positions, width], kind)?;
+                    tensor
+                        .f_narrow(0, 0, 1)?
+                        .f_narrow(2, 0, self.len)?
+                        .f_copy_(&first)?;
+                }
+                let others = tensor.f_narrow(0, 1, count - 1)?;
+                others.f_narrow(2, 0, self.len)?.f_copy_(&first)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the tokens of one row to another one, except the first `shared`, which are the same.
+    pub(crate) fn copy_row(&mut self, from: i64, to: i64, shared: i64) -> Result<(), TchError> {
+        let new = self.len - shared;
+        if new == 0 {
+            return Ok(());
+        }
+        for layer in &self.layers {
+            for tensor in [&layer.keys, &layer.values] {
+                let row = |row| tensor.f_select(0, row)?.f_narrow(1, shared, new);
+                row(to)?.f_copy_(&row(from)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the tokens and keeps the window.
@@ -50,7 +89,8 @@ impl Cache {
     }
 }
 
-/// The cache of one decoder layer. All tensors are batch × heads × positions × head width.
+/// The cache of one decoder layer. All tensors are rows × heads × positions × head width. Those of
+/// the window have one row, which all texts share.
 #[derive(Debug)]
 pub(crate) struct LayerCache {
     keys: Tensor,
@@ -60,11 +100,11 @@ pub(crate) struct LayerCache {
 }
 
 impl LayerCache {
-    fn new(config: &ModelConfig, placement: Placement, batch: i64) -> Result<Self, TchError> {
+    fn new(config: &ModelConfig, placement: Placement) -> Result<Self, TchError> {
         let heads = config.decoder_attention_heads;
         let room = |positions: i64| {
-            let options: (Kind, _) = (placement.kind, placement.device);
-            Tensor::f_zeros([batch, heads, positions, config.d_model / heads], options)
+            let options = (placement.decoder_kind(), placement.device);
+            Tensor::f_zeros([1, heads, positions, config.d_model / heads], options)
         };
         Ok(Self {
             keys: room(config.max_target_positions)?,
@@ -74,19 +114,21 @@ impl LayerCache {
         })
     }
 
-    /// Stores new keys and values at `position` and returns views of all up to and including them.
+    /// Stores new keys and values of the first rows at `position` and returns views of all up to
+    /// and including them.
     pub(super) fn append(
         &mut self,
         key: &Tensor,
         value: &Tensor,
         position: i64,
     ) -> Result<(Tensor, Tensor), TchError> {
-        let new = key.size4()?.2;
-        self.keys.f_narrow(2, position, new)?.f_copy_(key)?;
-        self.values.f_narrow(2, position, new)?.f_copy_(value)?;
+        let (rows, _, new, _) = key.size4()?;
+        let (keys, values) = (self.keys.f_narrow(0, 0, rows)?, self.values.f_narrow(0, 0, rows)?);
+        keys.f_narrow(2, position, new)?.f_copy_(key)?;
+        values.f_narrow(2, position, new)?.f_copy_(value)?;
         Ok((
-            self.keys.f_narrow(2, 0, position + new)?,
-            self.values.f_narrow(2, 0, position + new)?,
+            keys.f_narrow(2, 0, position + new)?,
+            values.f_narrow(2, 0, position + new)?,
         ))
     }
 

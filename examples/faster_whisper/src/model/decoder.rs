@@ -1,51 +1,92 @@
 //! The decoder: from tokens and encoded positions to logits.
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
-use super::attention::{CrossAttention, SelfAttention};
-use super::cache::{Cache, LayerCache};
-use super::{FeedForward, LayerNorm, Placement};
+use super::attention::{CrossAttention, Part, SelfAttention};
+use super::cache::Cache;
+use super::int8::Int8;
+use super::{FeedForward, LayerNorm, Placement, Storage};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::weights::Weights;
 
 #[derive(Debug)]
 pub(crate) struct Decoder {
-    tokens: Tensor,
+    tokens: Tokens,
     positions: Tensor,
     layers: Vec<DecoderLayer>,
     norm: LayerNorm,
     /// `None` if the projection is the token embedding.
-    projection: Option<Tensor>,
+    projection: Option<Tokens>,
+}
+
+/// A row for each token.
+#[derive(Debug)]
+enum Tokens {
+    Plain(Tensor),
+    Int8(Int8),
+}
+
+impl Tokens {
+    fn new(weight: Tensor, placement: Placement) -> Result<Self, TchError> {
+        Ok(match placement {
+            Placement { int8: true, .. } => Self::Int8(Int8::new(&weight, None)?),
+            // A product with one row is up to twice as fast with a column-major matrix, and the
+            // output projection takes a third of the time of a token. The lookup of a token's row
+            // costs almost the same.
+            Placement::CPU => Self::Plain(weight.f_tr()?.f_contiguous()?.f_tr()?),
+            _ => Self::Plain(weight),
+        })
+    }
+
+    /// The rows of tokens: 1 × tokens × width.
+    fn embed(&self, ids: &[i64], device: Device) -> Result<Tensor, TchError> {
+        match self {
+            Self::Plain(weight) => {
+                let ids = upload(ids, device)?.f_unsqueeze(0)?;
+                Tensor::f_embedding(weight, &ids, -1, false, false)
+            }
+            Self::Int8(int8) => int8.rows(ids),
+        }
+    }
+
+    fn project(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
+        match self {
+            Self::Plain(weight) => hidden.f_linear(weight, None::<Tensor>),
+            Self::Int8(int8) => int8.forward(hidden),
+        }
+    }
+}
+
+fn upload(values: &[i64], device: Device) -> Result<Tensor, TchError> {
+    Tensor::f_from_slice(values)?.f_to_device(device)
 }
 
 impl Decoder {
-    pub(crate) fn load(weights: &Weights, config: &ModelConfig) -> Result<Self, LoadError> {
+    pub(crate) fn load(windows: &Weights, config: &ModelConfig) -> Result<Self, LoadError> {
         let (width, size) = (config.d_model, config.vocab_size);
+        let placement = windows.placement();
+        let weights = &windows.in_kind(placement.decoder_kind());
         let layers = (0..config.decoder_layers)
-            .map(|index| DecoderLayer::load(weights, config, &format!("decoder.layers.{index}")))
+            .map(|index| DecoderLayer::load(weights, windows, config, &format!("decoder.layers.{index}")))
             .collect::<Result<_, _>>()?;
         let projection = if config.tie_word_embeddings {
             None
         } else {
             weights.outer_tensor("proj_out.weight", &[size, width])?
         };
-        let mut tokens = weights.tensor("decoder.embed_tokens.weight", &[size, width])?;
-        if weights.placement() == Placement::CPU {
-            // A product with one row is up to twice as fast with a column-major matrix, and the
-            // output projection takes a third of the time of a token. The lookup of a token's row
-            // costs almost the same.
-            tokens = tokens.f_tr()?.f_contiguous()?.f_tr()?;
-        }
+        let tokens = weights.tensor("decoder.embed_tokens.weight", &[size, width])?;
         Ok(Self {
-            tokens,
+            tokens: Tokens::new(tokens, placement)?,
             positions: weights.tensor(
                 "decoder.embed_positions.weight",
                 &[config.max_target_positions, width],
             )?,
             layers,
             norm: LayerNorm::load(weights, "decoder.layer_norm", width)?,
-            projection,
+            projection: projection
+                .map(|projection| Tokens::new(projection, placement))
+                .transpose()?,
         })
     }
 
@@ -58,15 +99,66 @@ impl Decoder {
         Ok(())
     }
 
-    /// Feeds tokens (batch × n) after those in the cache and returns batch × n × width. More than
-    /// one token at a time requires an empty cache.
-    pub(crate) fn forward(&self, tokens: &Tensor, cache: &mut Cache) -> Result<Tensor, TchError> {
-        let (position, new) = (cache.len(), tokens.size2()?.1);
-        cache.advance(new)?;
-        let positions = self.positions.f_narrow(0, position, new)?;
-        let mut hidden = Tensor::f_embedding(&self.tokens, tokens, -1, false, false)?.f_add_(&positions)?;
-        for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
-            hidden = layer.forward(&hidden, cache, position)?;
+    /// Reads the tokens of all feeds, and returns 1 × tokens × width, in their order.
+    ///
+    /// The weights are read once for all of them. Each window attends to its own cache, so that
+    /// prompts and texts of different lengths need no padding.
+    pub(crate) fn forward(&self, feeds: &mut [Feed<'_>]) -> Result<Tensor, TchError> {
+        self.forward_with(feeds, &mut |_, _, _| Ok(()))
+    }
+
+    /// As [`forward`](Self::forward) with one feed of one row, with the scores of heads of the
+    /// cross-attention, `(layer, head)`, before their softmax: for each layer with such heads, 1 ×
+    /// heads × tokens × positions.
+    pub(crate) fn forward_with_scores(
+        &self,
+        feed: Feed<'_>,
+        heads: &[(i64, i64)],
+    ) -> Result<(Tensor, Vec<Tensor>), TchError> {
+        let mut scores = Vec::new();
+        let hidden = self.forward_with(&mut [feed], &mut |layer, hidden, parts| {
+            let heads: Vec<i64> = heads
+                .iter()
+                .filter(|(of, _)| *of == layer)
+                .map(|(_, head)| *head)
+                .collect();
+            if let (Some(layer), [part]) = (self.layers.get(layer as usize), parts)
+                && !heads.is_empty()
+            {
+                scores.push(layer.cross.scores(hidden, part, &heads)?);
+            }
+            Ok(())
+        })?;
+        Ok((hidden, scores))
+    }
+
+    fn forward_with(
+        &self,
+        feeds: &mut [Feed<'_>],
+        before_cross: &mut BeforeCross<'_>,
+    ) -> Result<Tensor, TchError> {
+        let (mut ids, mut positions) = (Vec::new(), Vec::new());
+        for feed in feeds.iter() {
+            let (position, new) = (feed.cache.len(), feed.row_len());
+            ids.extend_from_slice(feed.ids);
+            for _ in 0..feed.rows {
+                positions.extend(position..position + new);
+            }
+        }
+        for feed in feeds.iter_mut() {
+            let new = feed.row_len();
+            feed.cache.advance(new)?;
+        }
+        let device = self.positions.device();
+        let positions = self.positions.f_index_select(0, &upload(&positions, device)?)?;
+        let mut hidden = self.tokens.embed(&ids, device)?.f_add_(&positions)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let parts = feeds.iter_mut().filter_map(|feed| feed.part(index));
+            let mut parts: Vec<Part<'_>> = parts.collect();
+            hidden = layer.attention.forward_causal(&hidden, &mut parts)?;
+            before_cross(index as i64, &hidden, &parts)?;
+            hidden = layer.cross.forward(&hidden, &mut parts)?;
+            hidden = layer.feed_forward.forward(&hidden)?;
         }
         self.norm.forward(&hidden)
     }
@@ -74,11 +166,41 @@ impl Decoder {
     /// Logits in float32, for every precision of the model.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
         let projection = self.projection.as_ref().unwrap_or(&self.tokens);
-        hidden
-            .f_linear(projection, None::<Tensor>)?
-            .f_to_kind(Kind::Float)
+        projection.project(hidden)?.f_to_kind(Kind::Float)
     }
 }
+
+/// Tokens that the decoder reads for a window, after those in its cache.
+#[derive(Debug)]
+pub(crate) struct Feed<'a> {
+    pub(crate) cache: &'a mut Cache,
+    /// As many for each row, one row after the other. More than one for each requires an empty
+    /// cache.
+    pub(crate) ids: &'a [i64],
+    pub(crate) rows: usize,
+}
+
+impl Feed<'_> {
+    /// Number of tokens of a row.
+    fn row_len(&self) -> i64 {
+        (self.ids.len() / self.rows.max(1)) as i64
+    }
+
+    /// Its part in a layer. The tokens are counted in the cache already.
+    fn part(&mut self, layer: usize) -> Option<Part<'_>> {
+        let (rows, new) = (self.rows as i64, self.row_len());
+        let position = self.cache.len() - new;
+        Some(Part {
+            cache: self.cache.layers.get_mut(layer)?,
+            rows,
+            new,
+            position,
+        })
+    }
+}
+
+/// Called with the index of a layer, the input of its cross-attention, and the parts.
+type BeforeCross<'a> = dyn FnMut(i64, &Tensor, &[Part<'_>]) -> Result<(), TchError> + 'a;
 
 #[derive(Debug)]
 struct DecoderLayer {
@@ -88,18 +210,18 @@ struct DecoderLayer {
 }
 
 impl DecoderLayer {
-    fn load(weights: &Weights, config: &ModelConfig, name: &str) -> Result<Self, LoadError> {
+    fn load(
+        weights: &Weights,
+        windows: &Weights,
+        config: &ModelConfig,
+        name: &str,
+    ) -> Result<Self, LoadError> {
         let (width, heads) = (config.d_model, config.decoder_attention_heads);
+        let storage = Storage::of_tokens(weights.placement());
         Ok(Self {
-            attention: SelfAttention::load(weights, name, width, heads)?,
-            cross: CrossAttention::load(weights, name, width, heads)?,
-            feed_forward: FeedForward::load(weights, name, width, config.decoder_ffn_dim)?,
+            attention: SelfAttention::load(weights, name, (width, heads), storage)?,
+            cross: CrossAttention::load((weights, windows), name, (width, heads), storage)?,
+            feed_forward: FeedForward::load(weights, name, (width, config.decoder_ffn_dim), storage)?,
         })
-    }
-
-    fn forward(&self, input: &Tensor, cache: &mut LayerCache, position: i64) -> Result<Tensor, TchError> {
-        let hidden = self.attention.forward_causal(input, cache, position)?;
-        let hidden = self.cross.forward(&hidden, cache)?;
-        self.feed_forward.forward(&hidden)
     }
 }

@@ -3,7 +3,7 @@
 use tch::{Kind, TchError, Tensor};
 
 use super::attention::SelfAttention;
-use super::{FeedForward, LayerNorm, Placement};
+use super::{FeedForward, LayerNorm, Placement, Storage};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::weights::Weights;
@@ -69,9 +69,10 @@ struct EncoderLayer {
 impl EncoderLayer {
     fn load(weights: &Weights, config: &ModelConfig, name: &str) -> Result<Self, LoadError> {
         let (width, heads) = (config.d_model, config.encoder_attention_heads);
+        let storage = Storage::of_windows(weights.placement());
         Ok(Self {
-            attention: SelfAttention::load(weights, name, width, heads)?,
-            feed_forward: FeedForward::load(weights, name, width, config.encoder_ffn_dim)?,
+            attention: SelfAttention::load(weights, name, (width, heads), storage)?,
+            feed_forward: FeedForward::load(weights, name, (width, config.encoder_ffn_dim), storage)?,
         })
     }
 

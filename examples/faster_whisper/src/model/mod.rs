@@ -5,12 +5,17 @@ mod attention;
 mod cache;
 mod decoder;
 mod encoder;
+mod int8;
+mod native;
 
 use tch::{Device, Kind, TchError, Tensor};
 
 pub(crate) use cache::Cache;
-pub(crate) use decoder::Decoder;
+pub(crate) use decoder::{Decoder, Feed};
 pub(crate) use encoder::Encoder;
+
+use int8::Int8;
+use native::Packed;
 
 use crate::error::LoadError;
 use crate::weights::Weights;
@@ -22,6 +27,8 @@ pub struct Placement {
     pub device: Device,
     /// [`Kind::Float`], [`Kind::Half`] or [`Kind::BFloat16`].
     pub kind: Kind,
+    /// Whether the decoder has weights in int8 and computes in float32, on the CPU.
+    pub int8: bool,
 }
 
 impl Placement {
@@ -29,24 +36,83 @@ impl Placement {
     pub const CPU: Self = Self {
         device: Device::Cpu,
         kind: Kind::Float,
+        int8: false,
     };
+
+    /// The precision of the decoder's activations.
+    pub(crate) fn decoder_kind(self) -> Kind {
+        if self.int8 { Kind::Float } else { self.kind }
+    }
+
+    /// A device and a precision, without int8.
+    #[must_use]
+    pub fn new(device: Device, kind: Kind) -> Self {
+        Self {
+            device,
+            kind,
+            int8: false,
+        }
+    }
 }
 
 const LAYER_NORM_EPSILON: f64 = 1e-5;
 
 /// y = x·Wᵀ + b
 #[derive(Debug)]
-pub(crate) struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
+pub(crate) enum Linear {
+    /// As the file has it.
+    Plain {
+        weight: Tensor,
+        bias: Tensor,
+    },
+    Packed(Packed),
+    Int8(Int8),
+}
+
+/// How a layer keeps its weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Storage {
+    Plain,
+    /// For many rows at once on the CPU.
+    Packed,
+    Int8,
+}
+
+impl Storage {
+    /// For the layers that see a whole window.
+    pub(crate) fn of_windows(placement: Placement) -> Self {
+        let is_packable = matches!(placement.kind, Kind::Float | Kind::BFloat16);
+        if placement.device == Device::Cpu && is_packable && tch::utils::has_mkldnn() {
+            Self::Packed
+        } else {
+            Self::Plain
+        }
+    }
+
+    /// For the layers that see a few tokens.
+    pub(crate) fn of_tokens(placement: Placement) -> Self {
+        if placement.int8 { Self::Int8 } else { Self::Plain }
+    }
 }
 
 impl Linear {
-    pub(crate) fn load(weights: &Weights, name: &str, input: i64, output: i64) -> Result<Self, LoadError> {
-        Ok(Self {
-            weight: weights.tensor(&format!("{name}.weight"), &[output, input])?,
-            bias: Some(weights.tensor(&format!("{name}.bias"), &[output])?),
+    fn new(weight: Tensor, bias: Tensor, storage: Storage) -> Result<Self, TchError> {
+        Ok(match storage {
+            Storage::Plain => Self::Plain { weight, bias },
+            Storage::Packed => Self::Packed(Packed::new(&weight, bias)?),
+            Storage::Int8 => Self::Int8(Int8::new(&weight, Some(&bias))?),
         })
+    }
+
+    pub(crate) fn load(
+        weights: &Weights,
+        name: &str,
+        (input, output): (i64, i64),
+        storage: Storage,
+    ) -> Result<Self, LoadError> {
+        let weight = weights.tensor(&format!("{name}.weight"), &[output, input])?;
+        let bias = weights.tensor(&format!("{name}.bias"), &[output])?;
+        Ok(Self::new(weight, bias, storage)?)
     }
 
     /// Several projections of the same input as one larger matrix product. Whisper's key
@@ -56,6 +122,7 @@ impl Linear {
         attention: &str,
         projections: &[&str],
         width: i64,
+        storage: Storage,
     ) -> Result<Self, LoadError> {
         let placement = weights.placement();
         let mut parts = Vec::with_capacity(projections.len());
@@ -68,14 +135,35 @@ impl Linear {
                 weights.tensor(&format!("{attention}.{projection}.bias"), &[width])?
             });
         }
-        Ok(Self {
-            weight: Tensor::f_cat(&parts, 0)?,
-            bias: Some(Tensor::f_cat(&biases, 0)?),
-        })
+        Ok(Self::new(
+            Tensor::f_cat(&parts, 0)?,
+            Tensor::f_cat(&biases, 0)?,
+            storage,
+        )?)
     }
 
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
-        input.f_linear(&self.weight, self.bias.as_ref())
+        match self {
+            Self::Plain { weight, bias } => input.f_linear(weight, Some(bias)),
+            Self::Packed(packed) => packed.forward(input),
+            Self::Int8(int8) => int8.forward(input),
+        }
+    }
+
+    /// Followed by exact GELU.
+    pub(crate) fn forward_gelu(&self, input: &Tensor) -> Result<Tensor, TchError> {
+        match self {
+            Self::Packed(packed) => packed.forward_gelu(input),
+            _ => self.forward(input)?.f_gelu_("none"),
+        }
+    }
+
+    /// Adds `other`, which has the shape of the result.
+    pub(crate) fn forward_add(&self, input: &Tensor, other: &Tensor) -> Result<Tensor, TchError> {
+        match self {
+            Self::Packed(packed) => packed.forward_add(input, other),
+            _ => self.forward(input)?.f_add_(other),
+        }
     }
 }
 
@@ -115,18 +203,22 @@ pub(crate) struct FeedForward {
 }
 
 impl FeedForward {
-    pub(crate) fn load(weights: &Weights, layer: &str, width: i64, inner: i64) -> Result<Self, LoadError> {
+    pub(crate) fn load(
+        weights: &Weights,
+        layer: &str,
+        (width, inner): (i64, i64),
+        storage: Storage,
+    ) -> Result<Self, LoadError> {
         Ok(Self {
             norm: LayerNorm::load(weights, &format!("{layer}.final_layer_norm"), width)?,
-            up: Linear::load(weights, &format!("{layer}.fc1"), width, inner)?,
-            down: Linear::load(weights, &format!("{layer}.fc2"), inner, width)?,
+            up: Linear::load(weights, &format!("{layer}.fc1"), (width, inner), storage)?,
+            down: Linear::load(weights, &format!("{layer}.fc2"), (inner, width), storage)?,
         })
     }
 
     /// Includes the residual connection.
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
-        let mut inner = self.up.forward(&self.norm.forward(input)?)?;
-        let inner = inner.f_gelu_("none")?;
-        self.down.forward(&inner)?.f_add_(input)
+        let inner = self.up.forward_gelu(&self.norm.forward(input)?)?;
+        self.down.forward_add(&inner, input)
     }
 }

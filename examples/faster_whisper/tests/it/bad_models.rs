@@ -40,7 +40,7 @@ fn missing_file_is_named() {
     );
     let message = broken(|dir| fs::rename(dir.join(WEIGHTS), dir.join("pytorch_model.bin")).unwrap());
     assert!(
-        message.ends_with("convert pytorch_model.bin to safetensors first"),
+        message.contains("convert pytorch_model.bin with `python3 -c"),
         "{message}"
     );
 }

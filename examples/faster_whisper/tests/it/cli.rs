@@ -38,6 +38,7 @@ fn transcribe_exports_the_whole_trace() {
              \u{20}   engine.download_input\n\
              \u{20}   engine.model_acquire\n\
              \u{20}     engine.model_load\n\
+             \u{20}       whisper.load\n\
              \u{20}   engine.process\n\
              \u{20}     engine.recognize\n\
              \u{20}       whisper.features\n\
@@ -49,9 +50,92 @@ fn transcribe_exports_the_whole_trace() {
 }
 
 #[test]
+fn options_are_arguments() {
+    let file = root().join("audio/en_three.wav");
+    let ran = transcribe(&file)
+        .args([
+            "--json",
+            "--beam-size",
+            "2",
+            "--max-new-tokens=2",
+            "--suppress_tokens",
+            "-1",
+        ])
+        .output()
+        .unwrap();
+    let line: Value = serde_json::from_slice(&ran.stdout).unwrap();
+    assert_eq!(
+        line["tokens"].as_array().unwrap().len(),
+        2,
+        "{line} {}",
+        stderr(&ran)
+    );
+
+    for (args, problem) in [
+        (
+            &["--beam-size", "0"][..],
+            "invalid value '0' for '--beam-size <VALUE>': expected a whole number from 1 to 64",
+        ),
+        (
+            &["--multilingual=perhaps"],
+            "invalid value 'perhaps' for '--multilingual[=<true|false>]': expected true or false",
+        ),
+    ] {
+        let ran = transcribe(&file).args(args).output().unwrap();
+        assert_eq!(ran.status.code(), Some(2));
+        assert!(stderr(&ran).contains(problem), "{}", stderr(&ran));
+    }
+}
+
+#[test]
+fn transcripts_are_printed_and_written_in_several_formats() {
+    let files = ["en_three", "en_one"].map(|name| root().join(format!("audio/{name}.wav")));
+    let ran = quickly(&files[0])
+        .args(["--output-format", "srt"])
+        .output()
+        .unwrap();
+    let srt = "1\n00:00:00,000 --> 00:00:01,360\nseven three three\n\n";
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), srt, "{}", stderr(&ran));
+
+    let ran = quickly(&files[0])
+        .args(["--output-format", "srt", "--word-timestamps"])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&ran.stdout).matches("-->").count(), 3);
+
+    let directory = tempfile::tempdir().unwrap();
+    let ran = quickly(&files[0])
+        .arg(&files[1])
+        .args([
+            "--vad-filter",
+            "--output-format",
+            "txt,tsv,vtt,json",
+            "--output-dir",
+        ])
+        .arg(directory.path())
+        .output()
+        .unwrap();
+    assert!(ran.status.success(), "{}", stderr(&ran));
+    let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
+    assert_eq!(read("en_three.txt"), "seven three three\n");
+    assert_eq!(read("en_one.txt"), "five\n");
+    assert!(read("en_three.tsv").starts_with("start\tend\ttext\n0\t"));
+    assert!(read("en_three.vtt").starts_with("WEBVTT\n\n00:00:00.000 --> "));
+    let line: Value = serde_json::from_str(&read("en_one.json")).unwrap();
+    assert_eq!(line["text"], "five");
+
+    let ran = transcribe(&files[0])
+        .args(["--output-format", "srt,vtt"])
+        .output()
+        .unwrap();
+    assert_eq!(ran.status.code(), Some(2));
+    assert!(stderr(&ran).contains("expected --output-dir"), "{}", stderr(&ran));
+}
+
+#[test]
 fn progress_bar_appears_only_on_a_terminal() {
     let recording = root().join("audio/en_long_75s.wav");
-    let piped = transcribe(&recording).output().unwrap();
+    let piped = quickly(&recording).output().unwrap();
     assert!(piped.status.success());
     assert_eq!(stderr(&piped), "");
 
@@ -60,7 +144,7 @@ fn progress_bar_appears_only_on_a_terminal() {
     let long = directory.path().join("long.wav");
     repeat(&recording, 3, &long);
     // `script` runs its command in a terminal and prints the terminal's content.
-    let mut command = transcribe(&long);
+    let mut command = quickly(&long);
     let command = format!("{:?}", command.env("TERM", "xterm"));
     let on_terminal = Command::new("script")
         .args(["--quiet", "--return", "--command", &command, "/dev/null"])
@@ -91,6 +175,17 @@ fn transcribe(file: &Path) -> Command {
         .args(["--language", "en", "--device", "cpu", "--model"])
         .arg(root().join("models/whisper-nano-digits"))
         .env_clear();
+    command
+}
+
+/// `transcribe` without beam search and further temperatures.
+fn quickly(file: &Path) -> Command {
+    let mut command = transcribe(file);
+    command.args([
+        "--beam-size=1",
+        "--temperature=0",
+        "--condition-on-previous-text=false",
+    ]);
     command
 }
 

@@ -4,13 +4,15 @@
 use std::fs;
 use std::path::Path;
 
-use faster_whisper::{Error, Placement, RuleConfig, Rules, Sampling, Task, TranscribeConfig, Whisper};
-use serde_json::Value;
+use faster_whisper::{
+    Error, Placement, RuleConfig, Rules, Sampling, Task, TextOrTokens, TokenChoice, Whisper,
+};
+use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 use tempfile::TempDir;
 
 use crate::generated::Shape;
-use crate::support::{distance, model_dir, samples};
+use crate::support::{distance, model_dir, reference_options, samples};
 
 #[test]
 fn bfloat16_shards_equal_a_single_file() {
@@ -60,6 +62,7 @@ fn decoding_with_cache_equals_decoding_without() {
             suppress_first: generation.begin_suppress_tokens.unwrap(),
             timestamps,
             max_initial_timestamp: generation.max_initial_timestamp_index,
+            ..RuleConfig::default()
         };
         let rules = Rules::new(whisper.vocabulary(), &config, whisper.placement().device).unwrap();
         let earlier: Vec<i64> = (0..previous).collect();
@@ -68,10 +71,7 @@ fn decoding_with_cache_equals_decoding_without() {
             .prompt("fo", Task::Translate, timestamps, &earlier, 223)
             .unwrap();
         let mut window = whisper.window(&mel).unwrap();
-        let sampling = Sampling {
-            temperature: 0.0,
-            max_tokens: 30,
-        };
+        let sampling = Sampling::greedy(30);
         let found = window.decode(&prompt, &rules, sampling, &mut || true).unwrap();
         assert_eq!((found.ids.len(), found.ended), (30, false));
 
@@ -111,7 +111,7 @@ fn model_with_128_bins_decodes_as_the_reference() {
         ..Shape::tiny()
     };
     let (_dir, mut whisper) = load(&shape);
-    let mut config = TranscribeConfig::default();
+    let mut config = reference_options();
     config.language = Some("fo".to_owned());
     // The reference does not know where the recording ends.
     let mut recording = samples("en_eight.wav");
@@ -150,7 +150,7 @@ fn no_time_is_behind_the_end_of_the_recording() {
         ..Shape::tiny()
     };
     let (_dir, mut whisper) = load(&shape);
-    let mut config = TranscribeConfig::default();
+    let mut config = reference_options();
     config.language = Some("fo".to_owned());
     let recording = &samples("en_eight.wav")[..54_500];
     let found = whisper.transcribe(recording, &config, &mut ()).unwrap();
@@ -181,9 +181,9 @@ fn prompt_keeps_the_last_223_tokens_of_earlier_text() {
         (224, whisper.vocabulary().start_of_transcript())
     );
 
-    let mut config = TranscribeConfig::default();
+    let mut config = reference_options();
     config.language = Some("cy".to_owned());
-    config.initial_prompt = Some("word ".repeat(500));
+    config.initial_prompt = TextOrTokens::Text("word ".repeat(500));
     config.hotwords = Some("other ".repeat(500));
     whisper
         .transcribe(&samples("en_one.wav")[..], &config, &mut ())
@@ -196,7 +196,7 @@ fn untrained_model_ends_on_every_recording() {
         let (_dir, mut whisper) = load(&extreme(seed));
         let recording = samples("en_long_75s.wav");
         let found = whisper
-            .transcribe(&recording[..], &TranscribeConfig::default(), &mut ())
+            .transcribe(&recording[..], &reference_options(), &mut ())
             .unwrap();
         assert!(found.windows <= 100, "{} windows for 75 s", found.windows);
         for segment in &found.segments {
@@ -207,14 +207,50 @@ fn untrained_model_ends_on_every_recording() {
 }
 
 #[test]
+fn decoder_has_fewer_layers_than_the_encoder() {
+    // Distilled models have two, turbo has four. Their files may still name the teacher's heads.
+    for (encoder_layers, decoder_layers, bins) in [(6, 2, 80), (5, 4, 128)] {
+        let shape = Shape {
+            encoder_layers,
+            decoder_layers,
+            bins,
+            ..extreme(3)
+        };
+        let dir = TempDir::new().unwrap();
+        shape.write(dir.path());
+        edit(dir.path(), "config.json", |config| {
+            config["num_hidden_layers"] = encoder_layers.into()
+        });
+        edit(dir.path(), "generation_config.json", |config| {
+            config["alignment_heads"] = json!([[encoder_layers - 1, 0]])
+        });
+        let described = Whisper::inspect(dir.path()).unwrap();
+        let layers = format!("{encoder_layers} + {decoder_layers} layers");
+        assert!(described.starts_with(&layers), "{described}");
+        let mut whisper = Whisper::load(dir.path(), Placement::CPU).unwrap();
+        let mut options = reference_options();
+        options.word_timestamps = true;
+        options.without_timestamps = true;
+        options.max_new_tokens = Some(12);
+        options.no_speech_threshold = None;
+        let control = shape.end_of_text()..shape.vocabulary();
+        options.suppress_tokens = control.map(TokenChoice::Id).collect();
+        let found = whisper.transcribe(&samples("en_three.wav")[..], &options, &mut ());
+        let segments = found.unwrap().segments;
+        let words = segments.iter().flat_map(|segment| segment.words.iter().flatten());
+        assert!(words.count() > 0, "{segments:?}");
+    }
+}
+
+#[test]
 fn timestamps_mean_nothing_when_they_are_off() {
     for seed in 0..4 {
         // Without the rules for timestamps, this model emits many of them.
         let shape = extreme(seed);
         let (_dir, mut whisper) = load(&shape);
         let first = shape.first_timestamp();
-        let mut config = TranscribeConfig::default();
-        config.timestamps = false;
+        let mut config = reference_options();
+        config.without_timestamps = true;
         let found = whisper
             .transcribe(&samples("en_eight.wav")[..], &config, &mut ())
             .unwrap();
@@ -266,14 +302,14 @@ fn english_only_model_detects_and_translates_nothing() {
     );
 
     let found = whisper
-        .transcribe(&samples("en_one.wav")[..], &TranscribeConfig::default(), &mut ())
+        .transcribe(&samples("en_one.wav")[..], &reference_options(), &mut ())
         .unwrap();
     assert_eq!(
         (found.language.as_deref(), found.language_probability),
         (Some("en"), None)
     );
 
-    let mut config = TranscribeConfig::default();
+    let mut config = reference_options();
     config.task = Task::Translate;
     let error = whisper
         .transcribe(&samples("en_one.wav")[..], &config, &mut ())
@@ -282,7 +318,7 @@ fn english_only_model_detects_and_translates_nothing() {
         error.to_string(),
         "this model cannot translate: it only knows the language \"en\""
     );
-    let mut config = TranscribeConfig::default();
+    let mut config = reference_options();
     config.language = Some("fo".to_owned());
     let error = whisper
         .transcribe(&samples("en_one.wav")[..], &config, &mut ())
@@ -382,7 +418,7 @@ fn nano(change: impl FnOnce(&Path)) -> Whisper {
 }
 
 fn text_of(whisper: &mut Whisper, file: &str) -> (String, Option<String>) {
-    let config = TranscribeConfig::default();
+    let config = reference_options();
     let found = whisper.transcribe(&samples(file)[..], &config, &mut ()).unwrap();
     (found.text(), found.language)
 }
@@ -446,7 +482,7 @@ fn directories_of_other_versions_transcribe_the_same() {
 }
 
 /// An untrained model. Its large weights produce extreme logits.
-fn extreme(seed: u64) -> Shape {
+pub(crate) fn extreme(seed: u64) -> Shape {
     Shape {
         seed,
         scale: 2.0,
@@ -454,7 +490,7 @@ fn extreme(seed: u64) -> Shape {
     }
 }
 
-fn load(shape: &Shape) -> (TempDir, Whisper) {
+pub(crate) fn load(shape: &Shape) -> (TempDir, Whisper) {
     let dir = TempDir::new().unwrap();
     shape.write(dir.path());
     let whisper = Whisper::load(dir.path(), Placement::CPU).unwrap();

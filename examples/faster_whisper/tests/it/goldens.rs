@@ -5,13 +5,12 @@ use std::fs;
 use std::sync::LazyLock;
 
 use faster_whisper::{
-    Hypothesis, Placement, Prompt, RuleConfig, Rules, Sampling, Task, TranscribeConfig, Whisper,
-    compression_ratio,
+    Hypothesis, Placement, Prompt, RuleConfig, Rules, Sampling, Task, Whisper, compression_ratio,
 };
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::support::{distance, host, load, model_dir, nano, root, samples};
+use crate::support::{distance, host, load, model_dir, nano, reference_options, root, samples};
 
 #[derive(Deserialize)]
 struct Goldens {
@@ -106,6 +105,19 @@ struct Tolerance {
 
 impl Tolerance {
     fn of(placement: Placement) -> Self {
+        if placement.int8 {
+            let encoder = Self::of(Placement {
+                int8: false,
+                ..placement
+            });
+            return Self {
+                logits: 0.5,
+                probability: 0.04,
+                margin: 0.6,
+                avg_logprob: 0.1,
+                ..encoder
+            };
+        }
         // A GPU's convolutions use TF32, whose mantissa is as short as float16's.
         match (placement.device, placement.kind) {
             (Device::Cpu, Kind::Float) => Self {
@@ -254,25 +266,36 @@ fn segments_of_recordings_match_the_reference() {
 #[test]
 fn half_precision_is_within_its_tolerances() {
     for kind in [Kind::BFloat16, Kind::Half] {
-        let placement = Placement {
-            device: Device::Cpu,
-            kind,
-        };
-        let mut whisper = load(placement);
-        let tolerance = Tolerance::of(placement);
-        for golden in native() {
-            check_encoder(&mut whisper, golden, tolerance.encoder);
-            check_logits(&mut whisper, golden, tolerance);
-            check_probabilities(&mut whisper, golden, tolerance.probability);
-            let found = greedy(&mut whisper, golden, Task::Transcribe, true);
-            check_greedy(
-                &golden.file,
-                &found,
-                &golden.greedy_timestamps,
-                golden.no_speech_prob,
-                tolerance,
-            );
-        }
+        check_all(Placement::new(Device::Cpu, kind));
+    }
+}
+
+#[test]
+fn int8_is_within_its_tolerances() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        check_all(Placement {
+            int8: true,
+            ..Placement::new(Device::Cpu, kind)
+        });
+    }
+}
+
+/// Compares each step with the goldens.
+fn check_all(placement: Placement) {
+    let mut whisper = load(placement);
+    let tolerance = Tolerance::of(placement);
+    for golden in native() {
+        check_encoder(&mut whisper, golden, tolerance.encoder);
+        check_logits(&mut whisper, golden, tolerance);
+        check_probabilities(&mut whisper, golden, tolerance.probability);
+        let found = greedy(&mut whisper, golden, Task::Transcribe, true);
+        check_greedy(
+            &golden.file,
+            &found,
+            &golden.greedy_timestamps,
+            golden.no_speech_prob,
+            tolerance,
+        );
     }
 }
 
@@ -304,7 +327,7 @@ fn check_logits(whisper: &mut Whisper, golden: &Golden, tolerance: Tolerance) {
     let off = distance(&logits.narrow(0, 0, rows), &expected["teacher_logits"]);
     assert!(off < tolerance.logits, "{}: logits are off by {off}", golden.file);
     check_summary(&golden.file, &logits, &golden.teacher_logits, tolerance.logits);
-    if whisper.placement().kind == Kind::Float {
+    if whisper.placement() == Placement::CPU {
         let argmax = logits.argmax(-1, false).to_kind(Kind::Int);
         assert_eq!(argmax, expected["teacher_logits_argmax"], "{}", golden.file);
     }
@@ -370,7 +393,7 @@ fn check_greedy(file: &str, found: &Hypothesis, expected: &Greedy, no_speech: f6
 
 fn check_transcript(whisper: &mut Whisper, golden: &Golden, tolerance: Tolerance) {
     let file = &golden.file;
-    let mut config = TranscribeConfig::default();
+    let mut config = reference_options();
     config.language = Some(golden.language.clone());
     let found = whisper.transcribe(&samples(file)[..], &config, &mut ()).unwrap();
     assert_eq!(found.warnings, Vec::<String>::new());
@@ -424,6 +447,7 @@ fn greedy(whisper: &mut Whisper, golden: &Golden, task: Task, timestamps: bool) 
         suppress_first: generation.begin_suppress_tokens.unwrap(),
         timestamps,
         max_initial_timestamp: generation.max_initial_timestamp_index,
+        ..RuleConfig::default()
     };
     let rules = Rules::new(whisper.vocabulary(), &config, whisper.placement().device).unwrap();
     let prompt: Prompt = whisper
@@ -433,15 +457,7 @@ fn greedy(whisper: &mut Whisper, golden: &Golden, task: Task, timestamps: bool) 
     let mel = whisper.features(&samples(&golden.file)).unwrap();
     let mut window = whisper.window(&mel).unwrap();
     window
-        .decode(
-            &prompt,
-            &rules,
-            Sampling {
-                temperature: 0.0,
-                max_tokens: 224,
-            },
-            &mut || true,
-        )
+        .decode(&prompt, &rules, Sampling::greedy(224), &mut || true)
         .unwrap()
 }
 

@@ -3,11 +3,20 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod bad_models;
+mod batches;
 mod cli;
+mod endings;
 mod engine;
 mod generated;
 mod generated_models;
 mod goldens;
+mod openai_client;
+mod realtime;
 mod rules;
+mod searches;
 mod seeking;
+mod silero;
 mod support;
+mod vad;
+mod words;
+mod worker;

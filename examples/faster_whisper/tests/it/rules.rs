@@ -14,6 +14,7 @@ fn timestamp_rules_match_the_reference() {
         suppress_first: vec![220, 512],
         timestamps: true,
         max_initial_timestamp: Some(50),
+        ..RuleConfig::default()
     };
     let rules = Rules::new(vocabulary, &config, Device::Cpu).unwrap();
     let mut random = Random(7);

@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use faster_whisper::{Error, Observer, Samples, Segment, Task, TranscribeConfig};
+use faster_whisper::{Error, Observer, Options, Samples, Segment, Task, TextOrTokens, TokenChoice};
 
-use crate::support::{nano, samples};
+use crate::support::{nano, reference_options, samples};
 
 const WINDOW: usize = 480_000;
 
@@ -14,7 +14,7 @@ const WINDOW: usize = 480_000;
 fn recording_below_one_frame_has_no_segments() {
     for length in [0, 1, 159] {
         let found = nano()
-            .transcribe(&vec![0.1; length][..], &TranscribeConfig::default(), &mut ())
+            .transcribe(&vec![0.1; length][..], &reference_options(), &mut ())
             .unwrap();
         assert_eq!(
             (found.segments.len(), found.windows, found.language),
@@ -31,7 +31,7 @@ fn windows_end_with_the_recording() {
         // The model detects digital silence, so every window is skipped.
         let recording = Recording::new(vec![0.0; length]);
         let found = nano()
-            .transcribe(&recording, &TranscribeConfig::default(), &mut ())
+            .transcribe(&recording, &reference_options(), &mut ())
             .unwrap();
         assert_eq!(
             (found.segments.len(), found.windows),
@@ -80,7 +80,7 @@ fn window_starts_after_the_last_complete_segment() {
 fn language_is_detected_if_none_is_given() {
     for (file, language) in [("en_eight.wav", "en"), ("de_seven.wav", "de")] {
         let found = nano()
-            .transcribe(&samples(file)[..], &TranscribeConfig::default(), &mut ())
+            .transcribe(&samples(file)[..], &reference_options(), &mut ())
             .unwrap();
         assert_eq!(found.language.as_deref(), Some(language), "{file}");
         assert!(found.language_probability.unwrap() > 0.9, "{file}");
@@ -91,12 +91,12 @@ fn language_is_detected_if_none_is_given() {
 fn language_is_detected_after_silence() {
     let mut recording = vec![0.0; WINDOW];
     let found = nano()
-        .transcribe(&recording[..], &TranscribeConfig::default(), &mut ())
+        .transcribe(&recording[..], &reference_options(), &mut ())
         .unwrap();
     assert_eq!((found.language, found.language_probability), (None, None));
     recording.extend(samples("de_seven.wav"));
     let found = nano()
-        .transcribe(&recording[..], &TranscribeConfig::default(), &mut ())
+        .transcribe(&recording[..], &reference_options(), &mut ())
         .unwrap();
     assert_eq!(found.language.as_deref(), Some("de"));
     assert!(
@@ -108,7 +108,7 @@ fn language_is_detected_after_silence() {
 #[test]
 fn case_and_region_of_a_language_are_ignored() {
     for name in ["de", "DE", "de-AT", "De_de"] {
-        let mut config = TranscribeConfig::default();
+        let mut config = reference_options();
         config.language = Some(name.to_owned());
         let found = nano()
             .transcribe(&samples("de_four.wav")[..], &config, &mut ())
@@ -123,7 +123,7 @@ fn case_and_region_of_a_language_are_ignored() {
 
 #[test]
 fn unknown_language_error_lists_the_known_ones() {
-    let mut config = TranscribeConfig::default();
+    let mut config = reference_options();
     config.language = Some("tlh".to_owned());
     let error = nano().transcribe(&[][..], &config, &mut ()).unwrap_err();
     assert_eq!(
@@ -135,7 +135,7 @@ fn unknown_language_error_lists_the_known_ones() {
 #[test]
 fn window_without_timestamps_is_one_segment() {
     let mut config = english();
-    config.timestamps = false;
+    config.without_timestamps = true;
     let found = nano()
         .transcribe(&samples("en_three.wav")[..], &config, &mut ())
         .unwrap();
@@ -146,7 +146,7 @@ fn window_without_timestamps_is_one_segment() {
 
 #[test]
 fn german_digits_are_translated_to_english() {
-    let mut config = TranscribeConfig::default();
+    let mut config = reference_options();
     config.language = Some("de".to_owned());
     config.task = Task::Translate;
     let text = nano()
@@ -170,7 +170,7 @@ fn suppressed_tokens_never_appear() {
         .unwrap();
     assert_eq!(usual.text(), "five");
     let ids = nano().vocabulary().encode(" five").unwrap();
-    config.suppress_tokens = Some(ids.clone());
+    config.suppress_tokens = ids.iter().map(|&id| TokenChoice::Id(id)).collect();
     let found = nano()
         .transcribe(&samples("en_one.wav")[..], &config, &mut ())
         .unwrap();
@@ -187,12 +187,12 @@ fn suppressed_tokens_never_appear() {
 #[test]
 fn poor_result_is_decoded_at_the_next_temperature() {
     let mut config = english();
-    config.temperatures = vec![0.0, 0.4];
+    config.temperature = vec![0.0, 0.4];
     let recording = samples("en_one.wav");
     let good = nano().transcribe(&recording[..], &config, &mut ()).unwrap();
     assert_eq!(good.segments[0].temperature, 0.0);
     // No result is that likely.
-    config.logprob_threshold = Some(1.0);
+    config.log_prob_threshold = Some(1.0);
     config.no_speech_threshold = None;
     let poor = nano().transcribe(&recording[..], &config, &mut ()).unwrap();
     assert!(
@@ -207,7 +207,7 @@ fn poor_result_is_decoded_at_the_next_temperature() {
         .transcribe(&silence[..], &config, &mut Counter(&decoded))
         .unwrap();
     let twice = decoded.replace(0);
-    config.temperatures = vec![0.0];
+    config.temperature = vec![0.0];
     nano()
         .transcribe(&silence[..], &config, &mut Counter(&decoded))
         .unwrap();
@@ -217,7 +217,7 @@ fn poor_result_is_decoded_at_the_next_temperature() {
 #[test]
 fn earlier_text_can_be_the_prompt() {
     let mut config = english();
-    config.initial_prompt = Some("one two three <|nospeech|> <|0.00|>".to_owned());
+    config.initial_prompt = TextOrTokens::Text("one two three <|nospeech|> <|0.00|>".to_owned());
     config.condition_on_previous_text = true;
     let found = nano()
         .transcribe(&samples("en_long_75s.wav")[..], &config, &mut ())
@@ -289,7 +289,7 @@ fn nan_samples_are_an_error_with_their_position() {
         "{error}"
     );
     let error = nano()
-        .transcribe(&[f32::INFINITY; 1600][..], &TranscribeConfig::default(), &mut ())
+        .transcribe(&[f32::INFINITY; 1600][..], &reference_options(), &mut ())
         .unwrap_err();
     assert!(matches!(error, Error::NotANumber { offset: 0.0 }), "{error}");
 }
@@ -309,13 +309,13 @@ fn read_errors_of_samples_are_returned() {
     assert_eq!(error.to_string(), "cannot read the samples: the disk is on fire");
 }
 
-fn english() -> TranscribeConfig {
-    let mut config = TranscribeConfig::default();
+fn english() -> Options {
+    let mut config = reference_options();
     config.language = Some("en".to_owned());
     config
 }
 
-/// Counts the calls of `keep_going`: one per window and one per eight tokens.
+/// Counts the calls of `keep_going`: one per window and one per token.
 struct Counter<'a>(&'a RefCell<u32>);
 
 impl Observer for Counter<'_> {

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
-use faster_whisper::{Placement, Whisper};
+use faster_whisper::{Options, Placement, Whisper};
 use tch::{Device, Kind, Tensor};
 
-/// Device and precision of the goldens: `cpu`, `cuda` or `cuda:1`, then `float32`, `float16` or
-/// `bfloat16`, as in `cuda:0/float16`.
+/// Device and precision of the goldens: `cpu`, `cuda` or `cuda:1`, then `float32`, `float16`,
+/// `bfloat16`, `int8_float32` or `int8_bfloat16`, as in `cuda:0/float16`.
 const PLACEMENT_VARIABLE: &str = "FASTER_WHISPER_TEST_PLACEMENT";
 
 /// The directory of the example. Cargo sets it at run time, because another machine may have
@@ -55,13 +55,17 @@ pub(crate) fn placement() -> Placement {
     if device != Device::Cpu {
         dalston_engine_sdk::torch::load_cuda().unwrap();
     }
-    let kind = match kind {
+    let int8 = kind.starts_with("int8_");
+    let kind = match kind.trim_start_matches("int8_") {
         "float32" => Kind::Float,
         "float16" => Kind::Half,
         "bfloat16" => Kind::BFloat16,
         other => panic!("unknown precision {other}"),
     };
-    Placement { device, kind }
+    Placement {
+        int8,
+        ..Placement::new(device, kind)
+    }
 }
 
 /// The samples of a shipped 16 kHz mono PCM file.
@@ -80,6 +84,15 @@ pub(crate) fn samples(file: &str) -> Vec<f32> {
         }
         at += 8 + size + size % 2;
     }
+}
+
+/// The options of the transcripts in `goldens/`: greedy, at temperature 0, without earlier text.
+pub(crate) fn reference_options() -> Options {
+    let mut options = Options::default();
+    options.beam_size = 1;
+    options.temperature = vec![0.0];
+    options.condition_on_previous_text = false;
+    options
 }
 
 /// The largest absolute difference.

@@ -207,7 +207,7 @@ fn invalid_usage_exits_with_2_and_names_accepted_values() {
         ("transcribe a --device tpu", "auto, cpu, cuda or cuda:N"),
         (
             "transcribe a --precision float8",
-            "auto, float32, float16 or bfloat16",
+            "auto, float32, float16, bfloat16 or int8",
         ),
         ("transcribe a --timestamps maybe", "true"),
         (
