@@ -183,6 +183,23 @@ impl<'a, O> BatchItem<'a, O> {
         &self.scope
     }
 
+    /// Calls `hook` before the task ends with a result.
+    #[cfg(feature = "cli")]
+    pub(crate) fn before_finish(self, hook: impl FnOnce() + Send + 'a) -> Self
+    where
+        O: 'a,
+    {
+        let finish = self.finish;
+        let finish = move |result| {
+            hook();
+            finish(result);
+        };
+        Self {
+            finish: Box::new(finish),
+            ..self
+        }
+    }
+
     /// Ends the task with its result. Its upload begins at once, while the engine goes on with the
     /// others.
     pub fn finish(self, result: Result<O, TaskError>) {

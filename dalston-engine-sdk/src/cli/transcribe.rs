@@ -24,7 +24,7 @@ use dalston_telemetry::{Env, SpanCollector};
 use self::format::Written;
 use self::out_dir::OutDir;
 use self::printer::{Printer, print_metrics, print_traces};
-use self::session::Session;
+use self::session::{Session, files_per_call};
 use self::standard_input::StandardInput;
 use self::task_parts::TaskParts;
 use self::watch::Watch;
@@ -100,7 +100,7 @@ pub(super) fn transcribe<E: Engine>(
         parts: Arc::new(parts),
         out: out.map(Arc::new),
         written: written.map(Arc::new),
-        watch: Watch::new(&files),
+        watch: Watch::new(&files, files_per_call(&info, &config, files.len()) > 1),
         printer: Printer {
             json: args.json,
             format: args.printed_format()?,

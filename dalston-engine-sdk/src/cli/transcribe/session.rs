@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dalston_telemetry::opentelemetry::trace::{Status, TraceContextExt, TraceId};
 use dalston_telemetry::services::engine::spans::span;
@@ -24,10 +25,24 @@ use crate::cli::failure::{FAILED, Failure};
 use crate::cli::signals::{Received, Signals};
 use crate::cli::terminal::complain;
 use crate::config::RunnerConfig;
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineInfo};
 use crate::local::{LocalOutcome, LocalPlatform};
 use crate::runner::Runner;
 use crate::task::TaskInfo;
+
+/// How long the engine waits for files that could share a call with the first one. All of them are
+/// known, so this is the time to read them.
+const BATCH_WAIT: Duration = Duration::from_millis(500);
+
+/// How many of so many files the engine gets at once, for each of its threads. 1 if it takes no
+/// batches.
+pub(super) fn files_per_call(info: &EngineInfo, config: &RunnerConfig, files: usize) -> usize {
+    let Some(limits) = &info.batching else {
+        return 1;
+    };
+    let most = limits.max_tasks.min(config.max_batch.unwrap_or(usize::MAX));
+    most.min(files.div_ceil(config.slots.max(1))).max(1)
+}
 
 /// The files of one command line, and the runner that processes them.
 pub(super) struct Session<'a> {
@@ -63,10 +78,14 @@ impl Session<'_> {
     pub(super) async fn run<E: Engine>(
         mut self,
         engine: E,
-        config: RunnerConfig,
+        mut config: RunnerConfig,
         telemetry: TelemetryHandle,
     ) -> Result<(u8, Vec<TraceId>), Failure> {
         let slots = config.slots;
+        let at_once = files_per_call(&engine.info(), &config, self.files.len());
+        // A call with as many files as there are does not wait for more.
+        config.max_batch = Some(at_once);
+        config.batch_wait.get_or_insert(BATCH_WAIT);
         let mut signals = Signals::new().map_err(Failure::of_signals)?;
         let watch = Arc::clone(&self.watch);
         let engine = WatchedEngine {
@@ -87,9 +106,8 @@ impl Session<'_> {
         };
         let mut running = tokio::spawn(runner.run_until(stopped));
 
-        // One file more than there are threads: its input is fetched while the others are
-        // processed.
-        let ahead = slots + 1;
+        // More files than are processed: the input of the next ones is fetched meanwhile.
+        let ahead = at_once * (slots + 1);
         let submissions: Vec<_> = (0..self.files.len()).map(|index| self.process(index)).collect();
         let mut results = stream::iter(submissions).buffer_unordered(ahead);
         // The next file is submitted when any file ends, even if the result waits for an earlier
@@ -231,7 +249,6 @@ pub(super) fn check_readable(file: &Path) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use std::sync::{Mutex, mpsc};
-    use std::time::Duration;
 
     use console::Term;
     use dalston_telemetry::Env;
@@ -239,7 +256,7 @@ mod tests {
 
     use super::*;
     use crate::cli::terminal::Style;
-    use crate::{EngineInfo, LoadContext, ModelId, StartContext, TaskContext, TaskError, TaskRequest};
+    use crate::{Batch, Batching, LoadContext, ModelId, StartContext, TaskContext, TaskError, TaskRequest};
 
     /// An engine that blocks on the file `long` until the file `last` has been processed.
     struct Blocking {
@@ -277,6 +294,14 @@ mod tests {
     /// Starts `engine` for these files, as `transcribe` does, and returns the exit status and the
     /// number of traces.
     async fn run<E: Engine>(engine: E, slots: usize, files: &[PathBuf]) -> (u8, usize) {
+        let config = RunnerConfig {
+            slots,
+            ..RunnerConfig::default()
+        };
+        run_with(engine, config, files).await
+    }
+
+    async fn run_with<E: Engine>(engine: E, config: RunnerConfig, files: &[PathBuf]) -> (u8, usize) {
         let telemetry = dalston_telemetry::testing::TestTelemetry::new();
         let env = Env::default();
         let parts = TaskParts {
@@ -290,7 +315,7 @@ mod tests {
             parts: Arc::new(parts),
             out: None,
             written: None,
-            watch: Watch::new(files),
+            watch: Watch::new(files, files_per_call(&engine.info(), &config, files.len()) > 1),
             printer: Printer {
                 json: true,
                 format: None,
@@ -299,10 +324,6 @@ mod tests {
                 env: &env,
             },
             traces: Vec::new(),
-        };
-        let config = RunnerConfig {
-            slots,
-            ..RunnerConfig::default()
         };
         let (code, traces) = session.run(engine, config, telemetry.handle()).await.unwrap();
         (code, traces.len())
@@ -366,6 +387,58 @@ mod tests {
             wake: Mutex::new(wake),
         };
         assert_eq!(run(engine, 2, &files).await, (0, files.len()));
+    }
+
+    /// An engine that notes how many tasks it gets at once.
+    struct Batcher(mpsc::Sender<usize>);
+
+    impl Engine for Batcher {
+        type Model = ();
+        type Output = Value;
+
+        fn info(&self) -> EngineInfo {
+            let info = EngineInfo::new("batcher", "1.0.0").stage("wait".parse().unwrap());
+            info.batching(Batching::up_to(4))
+        }
+
+        fn load(&self, _: &ModelId, _: &LoadContext) -> Result<(), TaskError> {
+            Ok(())
+        }
+
+        fn process(&self, _: &mut (), _: &TaskRequest, _: &TaskContext) -> Result<Value, TaskError> {
+            let _ = self.0.send(1);
+            Ok(serde_json::json!({}))
+        }
+
+        fn process_batch(&self, _: &mut (), batch: &mut Batch<'_, Value>) -> Result<(), TaskError> {
+            let _ = self.0.send(batch.len());
+            for item in batch.take_all() {
+                item.finish(Ok(serde_json::json!({})));
+            }
+            Ok(())
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn files_share_the_calls_of_an_engine() {
+        let dir = tempfile::tempdir().unwrap();
+        let files: Vec<_> = (0..8).map(|index| dir.path().join(index.to_string())).collect();
+        for file in &files {
+            std::fs::write(file, "").unwrap();
+        }
+        for (files, sizes) in [
+            (&files[..8], &[4, 4][..]),
+            (&files[..3], &[3]),
+            (&files[..1], &[1]),
+        ] {
+            let (sender, calls) = mpsc::channel();
+            let config = RunnerConfig {
+                batch_wait: Some(Duration::from_secs(10)),
+                ..RunnerConfig::default()
+            };
+            assert_eq!(run_with(Batcher(sender), config, files).await, (0, files.len()));
+            assert_eq!(calls.try_iter().collect::<Vec<_>>(), sizes);
+        }
     }
 
     #[test]

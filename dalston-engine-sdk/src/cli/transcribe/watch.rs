@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use console::Term;
 use tokio::sync::watch;
 
+use crate::batch::Batch;
 use crate::cli::progress::Progress;
 use crate::context::TaskContext;
 use crate::engine::{Check, Engine, EngineInfo};
@@ -23,6 +24,8 @@ pub(super) struct Watch {
     pub(super) progress: Progress,
     /// How many files have reached the engine or failed before. They are always the first ones.
     begun: watch::Sender<usize>,
+    /// Whether files wait for each other only until they are queued.
+    share_calls: bool,
     files: Vec<PathBuf>,
     tasks: Mutex<HashMap<String, Watched>>,
 }
@@ -36,17 +39,20 @@ struct Watched {
 }
 
 impl Watch {
-    pub(super) fn new(files: &[PathBuf]) -> Arc<Self> {
+    /// `share_calls` says whether the engine gets several files at once.
+    pub(super) fn new(files: &[PathBuf], share_calls: bool) -> Arc<Self> {
         let progress = Progress::new(Term::stderr().is_term());
         Arc::new(Self {
             progress,
             begun: watch::Sender::new(0),
+            share_calls,
             files: files.to_vec(),
             tasks: Mutex::default(),
         })
     }
 
-    /// Waits until the file before this one has reached the engine.
+    /// Waits until the file before this one has reached the engine, or is queued if files share
+    /// calls.
     ///
     /// So the engine gets the files in their order, and the input of the next one is fetched
     /// meanwhile.
@@ -66,7 +72,7 @@ impl Watch {
             task.file = Some(file);
             task.begun
         });
-        if begun {
+        if begun || self.share_calls {
             self.release_next(file);
         }
     }
@@ -139,7 +145,70 @@ impl<E: Engine> Engine for WatchedEngine<E> {
         result
     }
 
+    fn process_batch(
+        &self,
+        model: &mut Self::Model,
+        batch: &mut Batch<'_, Self::Output>,
+    ) -> Result<(), TaskError> {
+        let shares = Arc::new(Mutex::new(Shares::new(batch.len())));
+        let items = batch.take_all().into_iter().map(|item| {
+            let (watch, shares) = (Arc::clone(&self.watch), Arc::clone(&shares));
+            let task_id = item.cx().info().task_id.clone();
+            watch.begun(&task_id);
+            item.before_finish(move || {
+                let mut shares = shares.lock().unwrap_or_else(PoisonError::into_inner);
+                watch.processed(&task_id, shares.end(Instant::now()));
+            })
+        });
+        *batch = Batch::new(items.collect());
+        self.engine.process_batch(model, batch)
+    }
+
+    fn batch_key(&self, task: &TaskRequest) -> Option<String> {
+        self.engine.batch_key(task)
+    }
+
     fn check(&self, cx: &LoadContext) -> Vec<Check> {
         self.engine.check(cx)
+    }
+}
+
+/// The time of a batch, divided at each moment among the tasks that are not over.
+#[derive(Debug)]
+struct Shares {
+    open: u32,
+    share: Duration,
+    until: Instant,
+}
+
+impl Shares {
+    fn new(tasks: usize) -> Self {
+        Self {
+            open: u32::try_from(tasks).unwrap_or(u32::MAX),
+            share: Duration::ZERO,
+            until: Instant::now(),
+        }
+    }
+
+    /// One task is over. Returns its part.
+    fn end(&mut self, now: Instant) -> Duration {
+        let passed = now.saturating_duration_since(self.until);
+        self.share += passed.checked_div(self.open).unwrap_or_default();
+        self.until = now;
+        self.open = self.open.saturating_sub(1);
+        self.share
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_of_a_batch_is_divided_among_its_open_tasks() {
+        let mut shares = Shares::new(3);
+        let begun = shares.until;
+        let mut end = |seconds| shares.end(begun + Duration::from_secs(seconds)).as_secs();
+        assert_eq!([end(3), end(5), end(9)], [1, 2, 6]);
     }
 }
