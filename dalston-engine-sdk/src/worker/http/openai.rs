@@ -44,6 +44,15 @@ enum Format {
     Vtt,
 }
 
+/// What requests for times expect.
+const WITH_TIMES: &str = "expected response_format to be verbose_json, srt or vtt";
+
+impl Format {
+    fn has_times(self) -> bool {
+        matches!(self, Self::VerboseJson | Self::Srt | Self::Vtt)
+    }
+}
+
 const FORMATS: [(&str, Format); 5] = [
     ("json", Format::Json),
     ("text", Format::Text),
@@ -65,6 +74,7 @@ impl Api for Transcriptions {
         "temperature",
         "timestamp_granularities",
         "timestamp_granularities[]",
+        "word_timestamps",
     ];
     type ResponseOptions = ResponseOptions;
 
@@ -81,11 +91,8 @@ impl Api for Transcriptions {
         }
         let granularities = fields.all(["timestamp_granularities[]", "timestamp_granularities"]);
         let refuse = |problem: String| Refusal::field("timestamp_granularities", problem);
-        let has_times = matches!(options.format, Format::VerboseJson | Format::Srt | Format::Vtt);
-        if !granularities.is_empty() && !has_times {
-            return Err(refuse(
-                "given: expected response_format to be verbose_json, srt or vtt".to_owned(),
-            ));
+        if !granularities.is_empty() && !options.format.has_times() {
+            return Err(refuse(format!("given: {WITH_TIMES}")));
         }
         if let Some(other) = granularities
             .iter()
@@ -93,14 +100,14 @@ impl Api for Transcriptions {
         {
             return Err(refuse(format!("{}: expected word or segment", quoted(other))));
         }
-        options.words = granularities.contains(&"word");
         options.segments = granularities.is_empty() || granularities.contains(&"segment");
-        if options.words && !engine.supports_word_timestamps {
-            return Err(no_words(&engine.engine_id));
+        if granularities.contains(&"word") {
+            if !engine.supports_word_timestamps {
+                return Err(no_words(&engine.engine_id));
+            }
+            options.words = true;
+            request.config.insert("word_timestamps".to_owned(), true.into());
         }
-        request
-            .config
-            .insert("word_timestamps".to_owned(), options.words.into());
         options.stream = fields.flag("stream")? == Some(true);
         if options.stream && options.format != Format::Json {
             let problem = "true: expected response_format to be json";
@@ -121,7 +128,14 @@ impl Api for Transcriptions {
 impl Api for Translations {
     const ENDPOINT: DirectEndpoint = DirectEndpoint::OpenAiTranslations;
     const URL_FIELD: Option<&'static str> = None;
-    const FIELDS: &'static [&'static str] = &["file", "model", "prompt", "response_format", "temperature"];
+    const FIELDS: &'static [&'static str] = &[
+        "file",
+        "model",
+        "prompt",
+        "response_format",
+        "temperature",
+        "word_timestamps",
+    ];
     type ResponseOptions = ResponseOptions;
 
     fn read(
@@ -162,11 +176,20 @@ fn read(
                 Refusal::field("response_format", problem)
             })?,
     };
+    // The option of Whisper's tools, beside OpenAI's granularities.
+    let words = fields.flag("word_timestamps")? == Some(true);
+    if words && !format.has_times() {
+        return Err(Refusal::field("word_timestamps", format!("true: {WITH_TIMES}")));
+    }
+    if words && !engine.supports_word_timestamps {
+        let problem = format!("true: the engine {} finds no times of words", engine.engine_id);
+        return Err(Refusal::field("word_timestamps", problem));
+    }
     let options = ResponseOptions {
         task,
         format,
         segments: true,
-        words: false,
+        words,
         stream: false,
     };
     let mut request = TranscriptionRequest {
@@ -187,7 +210,7 @@ fn read(
         other => json!(other),
     };
     config.insert("temperature".to_owned(), temperature);
-    config.insert("word_timestamps".to_owned(), false.into());
+    config.insert("word_timestamps".to_owned(), words.into());
     if task != "transcribe" {
         config.insert("task".to_owned(), task.into());
     }
@@ -266,6 +289,9 @@ struct VerboseWord {
     word: String,
     start: f64,
     end: f64,
+    /// Not in OpenAI's API, but in its Whisper.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probability: Option<f64>,
 }
 
 impl Verbose {
@@ -280,6 +306,7 @@ impl Verbose {
                 word: word.text.trim().to_owned(),
                 start: word.start,
                 end: word.end,
+                probability: word.confidence,
             });
             words.collect()
         });

@@ -105,6 +105,12 @@ async fn invalid_request_is_refused_in_form_of_its_route() {
         ),
         (
             OPENAI,
+            file().text("word_timestamps", "true"),
+            400,
+            "word_timestamps: true: expected response_format to be verbose_json, srt or vtt",
+        ),
+        (
+            OPENAI,
             file().text("include[]", "logprobs"),
             400,
             "include: not supported, leave it out",

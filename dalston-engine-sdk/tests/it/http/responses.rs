@@ -54,9 +54,14 @@ async fn recording_is_answered_in_each_openai_format() {
     let mut with_words = expected.clone();
     with_words["words"] = words.clone();
     assert_eq!(ask(both).await.json(), with_words);
+    let by_option = verbose.clone().text("word_timestamps", "true");
+    assert_eq!(ask(by_option).await.json(), with_words);
     let only = verbose.text("timestamp_granularities", "word");
     with_words.as_object_mut().unwrap().remove("segments");
     assert_eq!(ask(only).await.json(), with_words);
+    let srt = Form::default().text("response_format", "srt");
+    let answer = ask(srt.text("word_timestamps", "true")).await;
+    assert_eq!(answer.body.matches("-->").count(), 3, "{}", answer.body);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -94,6 +99,11 @@ async fn translation_is_requested_in_english() {
         (&answer["task"], &answer["text"]),
         (&json!("translate"), &json!("EINS ZWEI"))
     );
+    let form = Form::file("eins zwei").text("response_format", "srt");
+    let answer = host
+        .post(TRANSLATIONS, form.text("word_timestamps", "true"))
+        .await;
+    assert_eq!(answer.body.matches("-->").count(), 2, "{}", answer.body);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
