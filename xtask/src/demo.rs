@@ -8,7 +8,7 @@ use crate::libtorch;
 use crate::steps::{Cmd, cargo, human, target_directory};
 
 const EXAMPLE: &str = "examples/faster_whisper";
-/// English for the first task, which loads the model, and German for the second one.
+/// English and German, which the engine gets as one batch.
 const SAMPLES: [&str; 2] = ["audio/en_eight.wav", "audio/de_seven.wav"];
 
 /// Sets up, builds, and runs the Whisper engine on the shipped samples.
@@ -25,16 +25,21 @@ pub(crate) fn run() -> Result<(), Error> {
         .run()?;
     println!("Built in {}.\n", human(started.elapsed()));
 
-    let program = target_directory().join("release/faster_whisper");
     let example = Path::new(EXAMPLE);
-    let transcribe = Cmd::new(program).arg("transcribe");
-    SAMPLES
-        .iter()
-        .fold(transcribe, |command, sample| command.arg(example.join(sample)))
-        .arg("--model")
-        .arg(example.join("models/whisper-nano-digits"))
-        .args("--trace --metrics")
-        // The traces contain the events at level info.
-        .env("LOG_LEVEL", "warn")
-        .run()
+    let transcribe = |samples: &[&str], options: &str| {
+        let program = target_directory().join("release/faster_whisper");
+        let command = Cmd::new(program).arg("transcribe");
+        samples
+            .iter()
+            .fold(command, |command, sample| command.arg(example.join(sample)))
+            .arg("--model")
+            .arg(example.join("models/whisper-nano-digits"))
+            .args(options)
+            // The traces contain the events at level info.
+            .env("LOG_LEVEL", "warn")
+            .run()
+    };
+    transcribe(&SAMPLES, "--trace --metrics")?;
+    println!("\nThe same speech as subtitles with the times of words:\n");
+    transcribe(&SAMPLES[..1], "--word-timestamps --output-format vtt")
 }
