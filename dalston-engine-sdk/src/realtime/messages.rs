@@ -135,6 +135,17 @@ pub(super) fn error(code: ErrorCode, message: &str, recoverable: bool) -> Value 
     json!({"type": "error", "code": code.as_str(), "message": message, "recoverable": recoverable})
 }
 
+/// The message `error` about an utterance. Its times are additional keys, as in its transcript.
+pub(super) fn failed(message: &str, start: Duration, end: Duration, from_flush: bool) -> Value {
+    let mut error = error(ErrorCode::InternalError, message, true);
+    error["start"] = seconds(start).into();
+    error["end"] = seconds(end).into();
+    if from_flush {
+        error["from_flush"] = true.into();
+    }
+    error
+}
+
 pub(super) fn speech_start(at: Duration) -> Value {
     json!({"type": "vad.speech_start", "timestamp": seconds(at)})
 }

@@ -398,7 +398,7 @@ async fn session(
     })
 }
 
-/// A session in the protocol of OpenAI. Its key and its model are not looked at.
+/// A session in the protocol of OpenAI. Its key is not looked at.
 async fn openai_session(
     State(server): State<RealtimeServer>,
     RawQuery(query): RawQuery,

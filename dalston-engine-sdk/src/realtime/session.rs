@@ -523,7 +523,8 @@ impl Session {
             Ok(answer) => answer,
             Err(error) => {
                 let text = format!("an utterance was not transcribed: {}", error.code());
-                self.tell(messages::error(ErrorCode::InternalError, &text, true));
+                let failed = messages::failed(&text, job.start, job.end, job.from_flush);
+                self.tell(failed);
                 return;
             }
         };

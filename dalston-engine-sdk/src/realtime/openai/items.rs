@@ -68,6 +68,15 @@ impl Item {
         });
         delta.into_iter().chain([completed]).collect()
     }
+
+    fn fail(self, code: &Value, message: &Value) -> Value {
+        json!({
+            "type": "conversation.item.input_audio_transcription.failed",
+            "item_id": self.id,
+            "content_index": 0,
+            "error": {"type": "transcription_error", "code": code, "message": message, "param": null},
+        })
+    }
 }
 
 impl Items {
@@ -126,38 +135,44 @@ impl Items {
     /// A final transcript.
     pub(super) fn completed(&mut self, message: &Value) -> Vec<Value> {
         let text = message["text"].as_str().unwrap_or_default();
-        let (start, end) = (seconds(&message["start"]), seconds(&message["end"]));
+        let length = seconds(&message["end"]) - seconds(&message["start"]);
+        let (item, mut events) = self.item_of(message);
+        events.extend(item.complete(text, (length.max(0.0) * 1e3).round() / 1e3));
+        events
+    }
+
+    /// An utterance that was not transcribed.
+    pub(super) fn failed(&mut self, message: &Value) -> Vec<Value> {
+        let (item, mut events) = self.item_of(message);
+        events.push(item.fail(&message["code"], &message["message"]));
+        events
+    }
+
+    /// The item that a message about an utterance ends, and the events before.
+    fn item_of(&mut self, message: &Value) -> (Item, Vec<Value>) {
+        let end = seconds(&message["end"]);
         let by_client = message["from_flush"] == true;
         let is_it = |committed: &Committed| match committed.end {
             None => by_client,
             Some(at) => !by_client && (at - end).abs() < 0.002,
         };
         let mut events = Vec::new();
-        let item = match self.committed.iter().position(is_it) {
-            Some(place) => {
-                // Those before have no transcript: sounds that were too short, or no words.
-                for before in self.committed.drain(..place) {
-                    events.extend(before.item.complete("", 0.0));
-                }
-                self.committed.pop_front().map(|committed| committed.item)
-            }
-            None => None,
-        };
-        let item = match item {
-            Some(item) => item,
-            None => {
-                // A long utterance was cut, and the speech goes on.
-                let goes_on = self.current.as_ref().is_some_and(|_| !by_client);
-                let item = self.current.take().unwrap_or_else(Item::new);
-                events.extend(self.commit_event(&item));
-                if goes_on {
-                    self.current = Some(Item::new());
-                }
-                item
-            }
-        };
-        events.extend(item.complete(text, ((end - start).max(0.0) * 1e3).round() / 1e3));
-        events
+        let place = self.committed.iter().position(is_it);
+        // Those before have no transcript: sounds that were too short, or no words.
+        for before in self.committed.drain(..place.unwrap_or(0)) {
+            events.extend(before.item.complete("", 0.0));
+        }
+        if let Some(committed) = place.and_then(|_| self.committed.pop_front()) {
+            return (committed.item, events);
+        }
+        // A long utterance was cut, and the speech goes on.
+        let goes_on = self.current.as_ref().is_some_and(|_| !by_client);
+        let item = self.current.take().unwrap_or_else(Item::new);
+        events.extend(self.commit_event(&item));
+        if goes_on {
+            self.current = Some(Item::new());
+        }
+        (item, events)
     }
 
     fn committed(&mut self, item: Item, end: Option<f64>) -> Vec<Value> {
@@ -269,6 +284,31 @@ mod tests {
             shown[shown.len() - 3..],
             ["completed 0 \"\"", "delta 1 \"one\"", "completed 1 \"one\""]
         );
+    }
+
+    #[test]
+    fn utterance_without_transcript_fails_with_its_item() {
+        let (mut items, mut ids) = (Items::default(), Vec::new());
+        let mut events = items.speech_started(1.0);
+        events.extend(items.speech_stopped(2.0));
+        events.extend(items.speech_started(3.0));
+        events.extend(items.failed(&json!({"code": "c", "message": "m", "start": 1.0, "end": 2.0})));
+        events.extend(items.speech_stopped(4.0));
+        events.extend(items.completed(&transcript("two", 3.0, 4.0, false)));
+        assert_eq!(
+            shown(&events, &mut ids)[3..],
+            [
+                "speech_started 1",
+                "failed 0",
+                "speech_stopped 1",
+                "committed 1",
+                "added 1",
+                "delta 1 \"two\"",
+                "completed 1 \"two\"",
+            ]
+        );
+        let error = json!({"type": "transcription_error", "code": "c", "message": "m", "param": null});
+        assert_eq!(events[4]["error"], error);
     }
 
     #[test]

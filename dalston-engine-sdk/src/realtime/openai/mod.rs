@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use self::events::{Event, error};
 use self::items::Items;
-use self::update::Settings;
+use self::update::{Settings, is_of_openai};
 use super::peer::{Gone, Peer, Received};
 
 /// A client that speaks the protocol of OpenAI.
@@ -39,6 +39,9 @@ pub(super) fn query(asked: &HashMap<String, String>) -> HashMap<String, String> 
         if let Some(value) = asked.get(name) {
             query.insert(name.to_owned(), value.clone());
         }
+    }
+    if let Some(model) = asked.get("model").filter(|model| !is_of_openai(model)) {
+        query.insert("model".to_owned(), model.clone());
     }
     query
 }
@@ -127,6 +130,8 @@ impl<'a, P: Peer> OpenAi<'a, P> {
                     .partial(text("text"), usize::try_from(stable).unwrap_or_default())
             }
             "transcript.final" => self.items.completed(message),
+            // An error with times is about an utterance.
+            "error" if message.get("end").is_some() => self.items.failed(message),
             "error" if message.get("code").is_some() => {
                 let kind = match text("code") {
                     "internal_error" | "lag_exceeded" | "no_capacity" => "server_error",

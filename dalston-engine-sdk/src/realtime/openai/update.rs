@@ -39,9 +39,15 @@ fn detection() -> Value {
     })
 }
 
+/// Whether this is the name of one of OpenAI's own models. It selects the engine's default model.
+pub(super) fn is_of_openai(model: &str) -> bool {
+    model == "whisper-1" || model.starts_with("gpt-")
+}
+
 impl Settings {
-    /// Takes the id from `session.begin`.
+    /// Takes the id and the model from `session.begin`.
     pub(super) fn begin(&mut self, message: &Value) {
+        self.model = message["config"]["model"].clone();
         message["session_id"]
             .as_str()
             .unwrap_or_default()
@@ -91,11 +97,9 @@ impl Settings {
         };
         change.language = text("language")?;
         change.prompt = text("prompt")?;
-        // The names of OpenAI's own models select the engine's default model.
-        change.model = text("model")?.map(|model| match &*model {
-            "whisper-1" => String::new(),
-            own if own.starts_with("gpt-") => String::new(),
-            _ => model,
+        change.model = text("model")?.map(|model| match is_of_openai(&model) {
+            true => String::new(),
+            false => model,
         });
         let turns = either("turn_detection", "turn_detection");
         let turns = match turns {

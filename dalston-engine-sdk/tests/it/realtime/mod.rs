@@ -6,6 +6,7 @@ mod drain;
 mod limits;
 mod native;
 mod openai;
+mod platform;
 mod protocol;
 mod robust;
 mod speech;

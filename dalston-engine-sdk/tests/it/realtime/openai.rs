@@ -12,6 +12,7 @@ use super::{Client, s16};
 const PATH: &str = "/v1/realtime?intent=transcription";
 const RATE: u32 = 24_000;
 const COMPLETED: &str = "conversation.item.input_audio_transcription.completed";
+const FAILED: &str = "conversation.item.input_audio_transcription.failed";
 
 async fn opened(port: u16) -> Client {
     let mut client = Client::open(port, PATH, &[("authorization", "Bearer sk-1")]).await;
@@ -183,6 +184,67 @@ async fn client_commits_and_clears_without_turn_detection() {
     assert_eq!(events[0]["type"], "input_audio_buffer.speech_started");
     assert_eq!(events.last().unwrap()["transcript"], "w5");
     drop(client);
+    worker.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn model_of_the_address_reaches_the_engine() {
+    let deployment = Deployment::start().await;
+    let engine = Tones::default();
+    let seen = engine.seen();
+    let worker = deployment.worker(engine, "model", &[], None).await;
+    for (asked, model) in [("tiny", json!("tiny")), ("gpt-4o-transcribe", Value::Null)] {
+        let mut client = Client::open(worker.port, &format!("{PATH}&model={asked}"), &[]).await;
+        let created = client.next().await;
+        assert_eq!(
+            created["session"]["audio"]["input"]["transcription"]["model"],
+            model
+        );
+        append(&mut client, &s16(&audio(RATE, &[(0.5, 3), (0.8, 0)]))).await;
+        client.until(COMPLETED).await;
+        let last = seen.lock().unwrap().last().unwrap().0.clone();
+        assert_eq!(last, model.as_str().unwrap_or_default());
+    }
+    worker.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failed_utterance_fails_its_item_and_the_next_completes() {
+    let deployment = Deployment::start().await;
+    let worker = deployment
+        .worker(Tones::failing_at(5), "failing", &[], None)
+        .await;
+    let speech = async |client: &mut Client, word| {
+        append(client, &s16(&audio(RATE, &[(0.3, word), (0.8, 0)]))).await;
+    };
+    for by_hand in [false, true] {
+        let mut client = opened(worker.port).await;
+        if by_hand {
+            update(&mut client, json!({"audio": {"input": {"turn_detection": null}}})).await;
+        }
+        let mut items = Vec::new();
+        for (word, ending) in [(3, COMPLETED), (5, FAILED), (4, COMPLETED)] {
+            speech(&mut client, word).await;
+            if by_hand {
+                client.send(json!({"type": "input_audio_buffer.commit"})).await;
+            }
+            let events = client.until(ending).await;
+            assert!(!types(&events).contains(&"error"), "{events:?}");
+            let committed = events
+                .iter()
+                .find(|event| event["type"] == "input_audio_buffer.committed");
+            let last = events.last().unwrap();
+            assert_eq!(last["item_id"], committed.unwrap()["item_id"]);
+            assert_eq!(last["content_index"], 0);
+            items.push(last.clone());
+        }
+        let error = json!({
+            "type": "transcription_error", "code": "internal_error",
+            "message": "an utterance was not transcribed: unclear", "param": null,
+        });
+        assert_eq!(items[1]["error"], error);
+        assert_eq!(items[2]["transcript"], "w4");
+    }
     worker.finish().await;
 }
 

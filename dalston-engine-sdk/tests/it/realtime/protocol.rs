@@ -123,6 +123,36 @@ async fn flush_and_commit_answer_with_and_without_vad() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failed_utterance_is_an_error_with_its_times() {
+    let deployment = Deployment::start().await;
+    let worker = deployment
+        .worker(Tones::failing_at(5), "unclear", &[], None)
+        .await;
+    let mut client = session(worker.port, "interim_results=false&enable_vad=false").await;
+    for (word, kind) in [(3, "transcript.final"), (5, "error"), (4, "transcript.final")] {
+        client.send_audio(&audio(RATE, &[(0.6, word)])).await;
+        client.send(json!({"type": "flush"})).await;
+        let answer = client.next().await;
+        assert_eq!(
+            (&answer["type"], &answer["from_flush"]),
+            (&json!(kind), &json!(true))
+        );
+        if kind == "error" {
+            assert_eq!(
+                answer,
+                json!({
+                    "type": "error", "code": "internal_error", "recoverable": true,
+                    "message": "an utterance was not transcribed: unclear",
+                    "start": 0.6, "end": 1.2, "from_flush": true,
+                })
+            );
+        }
+    }
+    assert_eq!(client.finish().await.last().unwrap()["transcript"], "w3 w4");
+    worker.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clear_drops_the_utterance_and_keeps_the_clock() {
     let deployment = Deployment::start().await;
     let worker = deployment.worker(Tones::default(), "clear", &[], None).await;
@@ -261,11 +291,11 @@ async fn session_is_in_the_trace_of_its_client() {
         .await;
     let path = "/session?interim_results=false&session_id=sess_1&language=en";
     let with_parameter = format!("{path}&traceparent={parent}");
-    let opened = [
-        Client::open(worker.port, path, &[("traceparent", &*parent)]).await,
-        Client::open(worker.port, &with_parameter, &[]).await,
-    ];
-    for mut client in opened {
+    let other = with_parameter.replace(TRACE, &TRACE.replace('4', "5"));
+    let header = [("traceparent", &*parent)];
+    // The header wins.
+    for (path, header) in [(path, &header[..]), (&*with_parameter, &[]), (&*other, &header)] {
+        let mut client = Client::open(worker.port, path, header).await;
         client.next().await;
         let samples = audio(RATE, &[(0.1, 0), (0.5, 3), (0.6, 0)]);
         assert!(client.send_bytes(s16(&samples)).await);
@@ -279,7 +309,7 @@ async fn session_is_in_the_trace_of_its_client() {
         .count();
     assert_eq!(
         sessions,
-        2,
+        3,
         "{:?}",
         spans.iter().map(|span| &span.name).collect::<Vec<_>>()
     );
