@@ -65,7 +65,7 @@ struct Gateway {
 type Shared = State<Arc<Gateway>>;
 
 /// Routes whose metrics begin at zero, so that queries see the first request and the first failure.
-const COUNTED: [(HttpMethod, &str); 11] = [
+const COUNTED: [(HttpMethod, &str); 12] = [
     (HttpMethod::Post, "/v1/audio/transcriptions"),
     (HttpMethod::Get, "/v1/audio/transcriptions"),
     (HttpMethod::Get, "/v1/audio/transcriptions/{id}"),
@@ -74,6 +74,7 @@ const COUNTED: [(HttpMethod, &str); 11] = [
     (HttpMethod::Post, "/v1/audio/transcriptions/{id}/retry"),
     (HttpMethod::Get, "/v1/audio/transcriptions/{id}/tasks"),
     (HttpMethod::Get, stream::PATH),
+    (HttpMethod::Get, stream::OPENAI_PATH),
     (HttpMethod::Get, "/v1/engines"),
     (HttpMethod::Get, "/v1/realtime/status"),
     (HttpMethod::Post, "/v1/realtime/token"),
@@ -155,8 +156,9 @@ fn routes(gateway: Arc<Gateway>, closed: watch::Receiver<bool>) -> Router {
         .layer(from_fn_with_state(Arc::clone(&gateway), authorize));
     Router::new()
         .merge(api)
-        // It asks for the key itself: a WebSocket is refused with a message.
+        // They ask for the key themselves: a WebSocket is refused with a message.
         .route(stream::PATH, get(stream::stream))
+        .route(stream::OPENAI_PATH, get(stream::stream))
         .route("/health", get(health))
         .route("/metrics", metrics(gateway.platform.telemetry.metrics().clone()))
         .fallback(|| async { ApiError::not_found("there is no such route") })

@@ -21,5 +21,6 @@ mod rig;
 mod rotel;
 mod stream;
 mod stream_faults;
+mod stream_openai;
 mod traces;
 mod tree;

@@ -74,7 +74,8 @@ fn draw_all(spans: &[(String, Span)], depth: usize, text: &mut String, is_drawn:
     }
 }
 
-fn attribute(span: &Span, name: &str) -> Option<String> {
+/// An attribute as `name=value`.
+pub(crate) fn attribute(span: &Span, name: &str) -> Option<String> {
     let found = span.attributes.iter().find(|attribute| attribute.key == name)?;
     match found.value.as_ref()?.value.as_ref()? {
         Value::StringValue(text) => Some(format!("{name}={text}")),

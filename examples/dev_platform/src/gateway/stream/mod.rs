@@ -1,4 +1,5 @@
-//! `WS /v1/audio/transcriptions/stream`: a realtime session, passed on to a worker.
+//! `WS /v1/audio/transcriptions/stream`, and `WS /v1/realtime` of OpenAI's API: a realtime session,
+//! passed on to a worker.
 //!
 //! A refused client first gets the reason as a message, and then a close frame. So the connection
 //! is accepted in any case.
@@ -6,10 +7,12 @@
 //! | Module | What is in it |
 //! |---|---|
 //! | `worker` | the connection to a worker |
+//! | `protocol` | what differs between both protocols |
 //! | `proxy` | a session between both |
 //! | `side` | the client and the worker as one type |
 //! | `tally` | audio, lag and end of a session |
 
+mod protocol;
 mod proxy;
 mod side;
 mod tally;
@@ -21,21 +24,21 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{WebSocket, WebSocketUpgrade};
-use axum::extract::{ConnectInfo, RawQuery, Request, State};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use dalston_telemetry::context::WithLogContext;
 use dalston_telemetry::tower::{UpgradeSpan, WebSocketSession};
-use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, warn};
 use url::form_urlencoded;
 
+use self::protocol::{Protocol, code_of};
 use self::proxy::{End, Proxy, Seen, lock};
 use self::side::{Close, Frame, LONGEST_READ, Side};
 use self::tally::Tally;
@@ -47,6 +50,7 @@ use super::{Gateway, Shared};
 use crate::session_router::{NoPlace, Place, Session, SessionRouter};
 
 pub(super) const PATH: &str = "/v1/audio/transcriptions/stream";
+pub(super) const OPENAI_PATH: &str = "/v1/realtime";
 
 /// How long a client may be silent, also to a ping.
 const CLIENT_SILENCE: Duration = Duration::from_secs(40);
@@ -108,9 +112,10 @@ struct Refusal {
 }
 
 impl Refusal {
-    fn new(code: &str, message: &str, close: u16) -> Self {
+    fn new(protocol: Protocol, code: &str, message: &str, close: u16) -> Self {
+        let recoverable = close == NO_CAPACITY || close == TOO_MANY;
         Self {
-            message: error(code, message, close == NO_CAPACITY || close == TOO_MANY),
+            message: protocol.error(code, message, recoverable),
             close: Close::new(close, "session refused"),
         }
     }
@@ -127,12 +132,17 @@ const PROTOCOL_ERROR: u16 = 1002;
 pub(super) async fn stream(
     State(gateway): Shared,
     ConnectInfo(address): ConnectInfo<SocketAddr>,
-    RawQuery(query): RawQuery,
+    uri: Uri,
     headers: HeaderMap,
     span: UpgradeSpan,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    let query = parse(&query.unwrap_or_default());
+    let protocol = Protocol::of(uri.path()).unwrap_or(Protocol::Platform);
+    let mut query = parse(uri.query().unwrap_or_default());
+    let offered = headers.get(header::SEC_WEBSOCKET_PROTOCOL);
+    if let Some(key) = offered.and_then(|offered| protocol.key(offered.to_str().ok()?)) {
+        query.push(("token".to_owned(), key.to_owned()));
+    }
     let is_read_only = gateway.platform.page.is_read_only;
     let mut access = decide(gateway.api_key.as_deref(), is_read_only, &headers, &query);
     if access == Access::NoKey && takes_token(&gateway, &query).await {
@@ -141,39 +151,57 @@ pub(super) async fn stream(
     let upgrade = match (upgrade, access) {
         (Ok(upgrade), _) => upgrade,
         (Err(_), Access::NoKey) => return Err(ApiError::unauthorized()),
-        (Err(error), _) => return Err(ApiError::bad_request(format!("{PATH} is a WebSocket: {error}"))),
+        (Err(error), _) => {
+            let path = protocol.path();
+            return Err(ApiError::bad_request(format!("{path} is a WebSocket: {error}")));
+        }
     };
     let running = gateway.sessions.running.token();
     let upgrade = upgrade
+        .protocols(protocol.sub_protocols().iter().copied())
         .max_message_size(LONGEST_READ)
         .max_frame_size(LONGEST_READ);
     Ok(upgrade.on_upgrade(async move |socket| {
         let guard = span.open();
         let (span, log) = (guard.span(), guard.log_context());
-        let serving = serve(&gateway, socket, guard, query, address, access);
+        let client = Side::of_client(socket, CLIENT_SILENCE, CLIENT_STALL);
+        let asked = Asked {
+            protocol,
+            query,
+            address,
+            access,
+        };
+        let serving = serve(&gateway, client, guard, asked);
         serving.instrument(span).with_log_context(log).await;
         drop(running);
     }))
 }
 
-async fn serve(
-    gateway: &Gateway,
-    socket: WebSocket,
-    mut guard: WebSocketSession,
+/// What a client asks for.
+struct Asked {
+    protocol: Protocol,
     query: Vec<(String, String)>,
     address: SocketAddr,
     access: Access,
-) {
+}
+
+async fn serve(gateway: &Gateway, mut client: Side, mut guard: WebSocketSession, asked: Asked) {
     let sessions = &gateway.sessions;
-    let mut client = Side::of_client(socket, CLIENT_SILENCE, CLIENT_STALL);
+    let Asked {
+        protocol,
+        query,
+        address,
+        access,
+    } = asked;
     let values: HashMap<String, String> = query.iter().cloned().collect();
     let value = |name: &str| values.get(name).map_or("", String::as_str);
-    let session = Session::new(value("model"), value("language"), address.ip().to_string());
+    let model = protocol.model(value("model"));
+    let session = Session::new(model, value("language"), address.ip().to_string());
     guard.id(&*session.id);
     let log = guard.log_context();
     let serving = async {
-        let begun = match admit(sessions, access) {
-            Ok(permit) => begin(sessions, &session, &query)
+        let begun = match admit(sessions, protocol, access) {
+            Ok(permit) => begin(sessions, protocol, &session, &query)
                 .await
                 .map(|begun| (permit, begun)),
             Err(refusal) => Err(refusal),
@@ -190,9 +218,10 @@ async fn serve(
             }
         };
         info!(instance = place.instance, "session_started");
-        let tally = Tally::new(&values);
+        let tally = Tally::new(protocol, &values);
         let Begun { worker, begin } = begun;
         let proxy = Proxy {
+            protocol,
             session_id: session.id.clone(),
             client,
             worker,
@@ -204,33 +233,35 @@ async fn serve(
 }
 
 /// A place of the gateway for a session.
-fn admit(sessions: &Sessions, access: Access) -> Result<OwnedSemaphorePermit, Refusal> {
+fn admit(sessions: &Sessions, protocol: Protocol, access: Access) -> Result<OwnedSemaphorePermit, Refusal> {
+    let refusal = |code, text, close| Refusal::new(protocol, code, text, close);
     match access {
         Access::Granted => {}
         Access::NoKey => {
             let text = "the API key is missing or wrong";
-            return Err(Refusal::new("unauthorized", text, NO_KEY));
+            return Err(refusal("unauthorized", text, NO_KEY));
         }
         Access::OtherSite => {
             let text = "a page of another site has opened the session";
-            return Err(Refusal::new("forbidden", text, FORBIDDEN));
+            return Err(refusal("forbidden", text, FORBIDDEN));
         }
-        Access::ReadOnly => return Err(Refusal::new("forbidden", READ_ONLY, FORBIDDEN)),
+        Access::ReadOnly => return Err(refusal("forbidden", READ_ONLY, FORBIDDEN)),
     }
     if *sessions.closed.borrow() {
         let text = "the gateway shuts down: try again";
-        return Err(Refusal::new("no_capacity", text, NO_CAPACITY));
+        return Err(refusal("no_capacity", text, NO_CAPACITY));
     }
     let permit = sessions.places.clone().try_acquire_owned();
     permit.map_err(|_| {
         let text = "the gateway has as many sessions as it may have: try again later";
-        Refusal::new("rate_limit", text, TOO_MANY)
+        refusal("rate_limit", text, TOO_MANY)
     })
 }
 
 /// Finds a worker that begins the session. A worker that does not is passed over.
 async fn begin(
     sessions: &Sessions,
+    protocol: Protocol,
     session: &Session,
     query: &[(String, String)],
 ) -> Result<(Place, Begun), Refusal> {
@@ -246,12 +277,12 @@ async fn begin(
                     NoPlace::Redis(_) => "internal_error",
                     _ => "no_capacity",
                 };
-                let none = || Refusal::new(code, &reason.to_string(), NO_CAPACITY);
+                let none = || Refusal::new(protocol, code, &reason.to_string(), NO_CAPACITY);
                 return Err(refusal.unwrap_or_else(none));
             }
         };
         let query = query_for(session, &place, query);
-        let connecting = timeout_at(deadline, connect(&place, &query, &message));
+        let connecting = timeout_at(deadline, connect(protocol, &place, &query, &message));
         let late = || Err(NotBegun::Unreachable("no worker in time".to_owned()));
         let not_begun = match connecting.await.unwrap_or_else(|_| late()) {
             Ok(begun) => return Ok((place, begun)),
@@ -268,7 +299,7 @@ async fn begin(
                 let is_final = close.as_ref().is_some_and(|close| close.code == PROTOCOL_ERROR);
                 // A worker that is full says nothing about the session.
                 if let (Some(message), Some(close)) = (message, close)
-                    && message["code"] != "no_capacity"
+                    && code_of(&message) != Some("no_capacity")
                 {
                     let message = Frame::Text(message.to_string());
                     refusal = Some(Refusal { message, close });
@@ -281,7 +312,7 @@ async fn begin(
         except.insert(place.instance);
         if Instant::now() >= deadline {
             let text = "no realtime worker answers: try again later";
-            let none = || Refusal::new("no_capacity", text, NO_CAPACITY);
+            let none = || Refusal::new(protocol, "no_capacity", text, NO_CAPACITY);
             return Err(refusal.unwrap_or_else(none));
         }
     }
@@ -340,16 +371,10 @@ fn parse(query: &str) -> Vec<(String, String)> {
     form_urlencoded::parse(query.as_bytes()).into_owned().collect()
 }
 
-/// The message `error`.
-fn error(code: &str, message: &str, recoverable: bool) -> Frame {
-    let error = json!({"type": "error", "code": code, "message": message, "recoverable": recoverable});
-    Frame::Text(error.to_string())
-}
-
 /// Takes the trace context from the query, for browsers. A header wins.
 pub(super) async fn accept_trace_context(mut request: Request, next: Next) -> Response {
     const TRACEPARENT: &str = "traceparent";
-    if request.uri().path() == PATH && !request.headers().contains_key(TRACEPARENT) {
+    if Protocol::of(request.uri().path()).is_some() && !request.headers().contains_key(TRACEPARENT) {
         let query = parse(request.uri().query().unwrap_or_default());
         let found = query.iter().find(|(name, _)| name == TRACEPARENT);
         if let Some(value) = found.and_then(|(_, value)| HeaderValue::try_from(value).ok()) {

@@ -5,21 +5,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dalston_telemetry::tower::WebSocketSession;
-use serde_json::json;
 use tokio::time::timeout;
 use tracing::info;
 
-use super::error;
+use super::protocol::Protocol;
 use super::side::{Broken, Close, Frame, Side};
 use super::tally::Tally;
 
 /// How long a worker has for its last messages after the client has left.
 const LAST_MESSAGES: Duration = Duration::from_secs(10);
-/// How much audio before the last transcript a client should keep, in milliseconds.
-const BUFFER_MS: u64 = 30_000;
 
 /// A session, with both of its connections.
 pub(super) struct Proxy {
+    pub(super) protocol: Protocol,
     pub(super) session_id: String,
     pub(super) client: Side,
     pub(super) worker: Side,
@@ -68,6 +66,7 @@ impl Proxy {
     ///
     /// Each direction has one message in hand, so a side that is slow slows the other one down.
     pub(super) async fn run(&mut self, begin: String, drained: impl Future<Output = ()>) -> End {
+        let protocol = self.protocol;
         let (client, worker, seen) = (&mut self.client, &mut self.worker, &*self.seen);
         let (to_client, to_worker) = (client.outgoing.clone(), worker.outgoing.clone());
         let up = async {
@@ -78,16 +77,13 @@ impl Proxy {
                     Err(Broken::TooBig) => return End::TooBig,
                     Err(Broken::Lost) => return End::ClientLost,
                 };
-                let is_audio = matches!(frame, Frame::Audio(_));
-                let size = frame.size();
-                lock(seen).guard.received(size);
+                let audio = protocol.audio(&frame);
+                lock(seen).guard.received(frame.size());
                 if to_worker.send(frame).await.is_err() {
                     // What the worker has sent before its end is read first.
                     return pending().await;
                 }
-                if is_audio {
-                    lock(seen).tally.audio(size);
-                }
+                lock(seen).tally.audio(audio);
             }
         };
         let down = async {
@@ -133,7 +129,7 @@ impl Proxy {
             End::ClientLost => {}
             End::TooBig => {
                 let text = "a message is longer than 1 MiB: send audio in pieces of 20 to 200 ms";
-                let error = error("invalid_message", text, false);
+                let error = self.protocol.error("invalid_message", text, false);
                 if self.client.outgoing.send(error).await.is_ok() {
                     self.end_worker(true).await;
                     self.close_client(Close::new(1009, "message too big")).await;
@@ -142,13 +138,15 @@ impl Proxy {
             End::WorkerClosed(close) => self.close_client(passed_on(close)).await,
             End::WorkerLost => {
                 let text = "the connection to the worker was lost: open a new session";
-                let error = error("internal_error", text, false);
+                let error = self.protocol.error("internal_error", text, false);
                 if self.client.outgoing.send(error).await.is_ok() {
                     self.close_client(Close::new(1011, "worker lost")).await;
                 }
             }
             End::Drained => {
-                if self.client.outgoing.send(self.terminated()).await.is_ok() {
+                let last_final_ms = lock(&self.seen).tally.last_final_ms().unwrap_or(0);
+                let terminated = self.protocol.terminated(&self.session_id, last_final_ms);
+                if self.client.outgoing.send(terminated).await.is_ok() {
                     self.close_client(Close::new(1012, "gateway shutdown")).await;
                 }
             }
@@ -164,7 +162,10 @@ impl Proxy {
         if lock(&self.seen).tally.has_ended() {
             return;
         }
-        let end = Frame::Text(json!({"type": "end"}).to_string());
+        let Some(end) = self.protocol.end() else {
+            lock(&self.seen).tally.left();
+            return self.worker.close(Close::new(1000, "session ended")).await;
+        };
         if self.worker.outgoing.send(end).await.is_err() {
             return;
         }
@@ -192,19 +193,6 @@ impl Proxy {
     async fn close_client(&mut self, close: Close) {
         lock(&self.seen).guard.closed(close.code);
         self.client.close(close).await;
-    }
-
-    /// Tells the client where to go on with another gateway.
-    fn terminated(&self) -> Frame {
-        let message = json!({
-            "type": "session.terminated",
-            "session_id": self.session_id,
-            "reason": "gateway_shutdown",
-            "recoverable": true,
-            "last_transcript_offset_ms": lock(&self.seen).tally.last_final_ms().unwrap_or(0),
-            "recovery_hint": {"action": "reconnect", "buffer_window_ms": BUFFER_MS, "retry_after_ms": 1_000},
-        });
-        Frame::Text(message.to_string())
     }
 }
 

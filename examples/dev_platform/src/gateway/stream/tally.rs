@@ -4,11 +4,10 @@ use std::collections::HashMap;
 
 use dalston_telemetry::services::session_router::SessionStatus;
 use serde::Deserialize;
+use serde_json::Value;
 
+use super::protocol::{Protocol, code_of};
 use super::side::Frame;
-
-/// The rate of audio whose client declares none.
-const DEFAULT_RATE: f64 = 16_000.0;
 
 /// The figures of a session.
 #[derive(Clone, Debug)]
@@ -31,12 +30,14 @@ struct Message {
     #[serde(rename = "type")]
     kind: String,
     end: Option<f64>,
-    code: Option<String>,
+    /// Only in OpenAI's protocol: the configuration of the session.
+    #[serde(default)]
+    session: Value,
 }
 
 impl Tally {
     /// The figures of a session with these parameters.
-    pub(super) fn new(query: &HashMap<String, String>) -> Self {
+    pub(super) fn new(protocol: Protocol, query: &HashMap<String, String>) -> Self {
         let number = |name: &str| query.get(name).and_then(|value| value.parse::<f64>().ok());
         let rate = number("client_sample_rate").or_else(|| number("sample_rate"));
         let sample = match query.get("encoding").map(String::as_str) {
@@ -46,7 +47,7 @@ impl Tally {
         };
         let channels = number("channels").unwrap_or(1.0);
         Self {
-            bytes_per_second: (rate.unwrap_or(DEFAULT_RATE) * sample * channels).max(1.0),
+            bytes_per_second: (rate.unwrap_or(protocol.rate()) * sample * channels).max(1.0),
             is_resumed: query.get("resume_session_id").is_some_and(|id| !id.is_empty()),
             bytes: 0,
             last_final: None,
@@ -82,10 +83,24 @@ impl Tally {
                     self.lag = Some((self.audio_seconds() - end).max(0.0));
                 }
             }
+            "session.created" | "session.updated" | "transcription_session.updated" => {
+                let format = &message.session["audio"]["input"]["format"];
+                if let Some(bytes_per_second) = bytes_per_second(format) {
+                    self.bytes_per_second = bytes_per_second;
+                }
+            }
             "session.end" => self.has_ended = true,
-            "error" if message.code.as_deref() == Some("session_timeout") => self.has_timed_out = true,
+            "error" => {
+                let error: Value = serde_json::from_str(text).unwrap_or_default();
+                self.has_timed_out |= code_of(&error) == Some("session_timeout");
+            }
             _ => {}
         }
+    }
+
+    /// The client has left a session whose protocol has no last message.
+    pub(super) fn left(&mut self) {
+        self.has_ended = true;
     }
 
     pub(super) fn audio_seconds(&self) -> f64 {
@@ -119,6 +134,17 @@ impl Tally {
     }
 }
 
+/// The bytes of a second of audio in a format of OpenAI's protocol, as an object or by its name in
+/// the beta.
+fn bytes_per_second(format: &Value) -> Option<f64> {
+    let kind = format["type"].as_str().or(format.as_str())?;
+    let rate = format["rate"].as_f64();
+    match kind {
+        "audio/pcm" | "pcm16" => Some(2.0 * rate.unwrap_or(Protocol::OpenAi.rate())),
+        _ => Some(8_000.0),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +152,7 @@ mod tests {
     fn tally(pairs: &[(&str, &str)]) -> Tally {
         let pairs = pairs.iter();
         Tally::new(
+            Protocol::Platform,
             &pairs
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect(),
@@ -147,6 +174,26 @@ mod tests {
             tally.audio(bytes);
             assert_eq!(tally.audio_seconds(), 1.0, "{parameters:?}");
         }
+    }
+
+    #[test]
+    fn openai_session_says_its_format_in_an_event() {
+        let mut tally = Tally::new(Protocol::OpenAi, &HashMap::new());
+        tally.audio(48_000);
+        assert_eq!(tally.audio_seconds(), 1.0);
+        for (format, seconds) in [
+            (r#"{"type":"audio/pcm","rate":16000}"#, 1.5),
+            (r#"{"type":"audio/pcm"}"#, 1.0),
+            (r#""g711_alaw""#, 6.0),
+            ("null", 6.0),
+        ] {
+            let session = format!(r#"{{"audio":{{"input":{{"format":{format}}}}}}}"#);
+            tally.message(&format!(r#"{{"type":"session.updated","session":{session}}}"#));
+            assert_eq!(tally.audio_seconds(), seconds, "{format}");
+        }
+        tally.message(r#"{"type":"error","error":{"code":"session_timeout"}}"#);
+        tally.left();
+        assert_eq!(tally.status(), SessionStatus::Timeout);
     }
 
     #[test]

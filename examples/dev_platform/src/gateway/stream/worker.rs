@@ -11,6 +11,7 @@ use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
+use super::protocol::Protocol;
 use super::side::{Broken, Close, Frame, Side};
 use crate::session_router::Place;
 
@@ -24,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(160);
 /// A worker that has begun a session.
 pub(super) struct Begun {
     pub(super) worker: Side,
-    /// Its message `session.begin`.
+    /// Its first message.
     pub(super) begin: String,
 }
 
@@ -41,8 +42,14 @@ pub(super) enum NotBegun {
 }
 
 /// Opens a session with this query at a worker.
-pub(super) async fn connect(place: &Place, query: &str, message: &MessageContext) -> Result<Begun, NotBegun> {
-    let mut worker = match timeout(OPEN_TIMEOUT, open(place, query, message)).await {
+pub(super) async fn connect(
+    protocol: Protocol,
+    place: &Place,
+    query: &str,
+    message: &MessageContext,
+) -> Result<Begun, NotBegun> {
+    let opening = open(protocol, place, query, message);
+    let mut worker = match timeout(OPEN_TIMEOUT, opening).await {
         Ok(Ok(worker)) => worker,
         Ok(Err(error)) => return Err(NotBegun::Unreachable(error.to_string())),
         Err(_) => return Err(NotBegun::Unreachable("no answer in time".to_owned())),
@@ -66,8 +73,14 @@ pub(super) async fn connect(place: &Place, query: &str, message: &MessageContext
     }
 }
 
-async fn open(place: &Place, query: &str, message: &MessageContext) -> Result<Side, tungstenite::Error> {
-    let url = format!("{}/session?{query}", place.endpoint.trim_end_matches('/'));
+async fn open(
+    protocol: Protocol,
+    place: &Place,
+    query: &str,
+    message: &MessageContext,
+) -> Result<Side, tungstenite::Error> {
+    let (endpoint, path) = (place.endpoint.trim_end_matches('/'), protocol.worker_path());
+    let url = format!("{endpoint}{path}?{query}");
     let mut request = url.into_client_request()?;
     propagate::inject_headers(&message.context(), request.headers_mut());
     let config = WebSocketConfig::default()
