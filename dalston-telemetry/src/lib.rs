@@ -121,11 +121,11 @@ mod traces;
 
 /// Guides.
 pub mod _documentation {
-    #[doc = include_str!("../docs/bring-your-own-exporter.md")]
+    #[doc = include_str!("../docs/guides/bring-your-own-exporter.md")]
     pub mod bring_your_own_exporter {}
 
     #[cfg(all(feature = "axum", feature = "reqwest"))]
-    #[doc = include_str!("../docs/observe-a-service.md")]
+    #[doc = include_str!("../docs/guides/observe-a-service.md")]
     pub mod observe_a_service {}
 }
 

@@ -7,11 +7,12 @@
 //! ```
 //! use dalston_telemetry::audit::{AuditAction, AuditConfig, AuditEvent, AuditLog};
 //! use dalston_telemetry::metrics::Metrics;
+//! use dalston_telemetry::services::service_name;
 //!
 //! # let dir = std::env::temp_dir().join(format!("dalston-audit-example-{}", std::process::id()));
 //! # std::fs::create_dir_all(&dir)?;
 //! # let path = dir.join("audit.jsonl");
-//! let audit = AuditLog::open("gateway", AuditConfig::file(path), &Metrics::new())?;
+//! let audit = AuditLog::open(service_name::GATEWAY, AuditConfig::file(path), &Metrics::new())?;
 //! audit.record(
 //!     AuditEvent::new(AuditAction::JobCreated, "acme", "j-1")
 //!         .actor("api_key", "key_7")

@@ -10,9 +10,10 @@ use crate::{error::InitError, settings::otlp::PROTOCOL};
 ///
 /// ```
 /// use std::time::Duration;
+/// use dalston_telemetry::services::service_name;
 /// use dalston_telemetry::{OtlpConfig, OtlpProtocol, Telemetry};
 ///
-/// let builder = Telemetry::builder("dalston-gateway").otlp(
+/// let builder = Telemetry::builder(service_name::GATEWAY).otlp(
 ///     OtlpConfig::new()
 ///         .protocol(OtlpProtocol::HttpProtobuf)
 ///         .endpoint("https://collector.example:4318/v1/traces")
