@@ -42,7 +42,8 @@ pub struct DeploymentConfig {
     /// Whether that server answers at `/metrics`. `DALSTON_METRICS_ENABLED`.
     pub metrics_enabled: bool,
     /// How many recordings that server receives or processes at the same time. Further senders are
-    /// told to come back. 0 turns its routes for transcription off. `DALSTON_HTTP_MAX_REQUESTS`.
+    /// told to come back. 0 turns its routes for transcription and its status page off.
+    /// `DALSTON_HTTP_MAX_REQUESTS`.
     pub http_max_requests: usize,
     /// The size of a recording that is sent to that server or that it is told to fetch, in bytes.
     /// `DALSTON_HTTP_MAX_UPLOAD_MB`.

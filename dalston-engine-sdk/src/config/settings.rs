@@ -222,8 +222,8 @@ variables! {
     /// The directory of the user.
     pub(crate) static HOME: Variable<PathBuf> = Variable::new(&["HOME"], &Text("a directory"));
 
-    /// Recordings that the two routes for transcription receive or process at the same time. 0
-    /// turns the routes off.
+    /// Recordings that the routes for transcription receive or process at the same time. 0 turns
+    /// these routes off, and with them `/v1/models` and the status page at `/`.
     pub(crate) static DALSTON_HTTP_MAX_REQUESTS: Variable<usize> =
         Variable::new(&["DALSTON_HTTP_MAX_REQUESTS"], &WholeNumber(0, 1024)).default("16");
 

@@ -241,6 +241,13 @@ impl Host {
     }
 }
 
+/// What a browser gets.
+async fn browse(port: u16, path: &str) -> Response {
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept: text/html,*/*;q=0.8\r\n\r\n");
+    exchange(port, request.as_bytes()).await.unwrap()
+}
+
 /// A form in the encoding of browsers.
 #[derive(Clone, Default)]
 struct Form {

@@ -25,6 +25,8 @@
 //! - The age of a connection: after a minute the current request is the last one.
 //! - The time for a header (10 s), and the time in which nothing of a response is read (30 s).
 //! - The number of recordings (`DALSTON_HTTP_MAX_REQUESTS`). Probes have connections of their own.
+//!   With 0, only `/health`, `/metrics`, `/v1/capabilities` and `/debug/status` are left. A client
+//!   that must not transcribe must not read the errors of tasks either.
 //! - The size of a recording (`DALSTON_HTTP_MAX_UPLOAD_MB`), and the time for its upload: 30
 //!   minutes, and 8 KiB/s over 30 s. An upload goes to a file chunk by chunk and is never in memory
 //!   as a whole.
@@ -71,7 +73,10 @@ pub(super) fn router(mut state: ServerState) -> Router {
         router = std::mem::take(&mut router).route(path, route);
     };
     let observed = HttpLayer::of(&state.telemetry).metrics(state.metrics.clone());
-    add("GET", "/", get(index::index));
+    let serves_users = state.max_requests > 0;
+    if serves_users {
+        add("GET", "/", get(index::index));
+    }
     add("GET", "/health", get(status::health));
     add("GET", "/v1/capabilities", get(status::capabilities));
     add("GET", "/debug/status", get(status::debug));
@@ -79,7 +84,7 @@ pub(super) fn router(mut state: ServerState) -> Router {
         let metrics = state.telemetry.metrics().clone();
         add("GET", "/metrics", dalston_telemetry::axum::metrics(metrics));
     }
-    if state.max_requests > 0 {
+    if serves_users {
         add("GET", "/v1/models", get(index::models));
         let mut add = |endpoint: DirectEndpoint, route: MethodRouter<Arc<ServerState>>| {
             add("POST", endpoint.as_str(), route.layer(observed.clone()));

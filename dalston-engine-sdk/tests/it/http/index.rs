@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Form, Host, OPENAI};
+use super::{Form, Host, OPENAI, browse};
 use crate::support::exchange;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -34,8 +34,7 @@ async fn index_and_models_are_served() {
 async fn browser_gets_a_page_with_tasks_models_and_failures() {
     let mut host = Host::start().await;
     let page = async |host: &Host| {
-        let request = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept: text/html,*/*;q=0.8\r\n\r\n";
-        let answer = exchange(host.port, request.as_bytes()).await.unwrap();
+        let answer = browse(host.port, "/").await;
         assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
         answer.body
     };

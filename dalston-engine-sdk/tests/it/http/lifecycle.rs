@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{Form, Host, OPENAI, PLATFORM};
+use super::{Form, Host, OPENAI, PLATFORM, TRANSLATIONS, browse};
 use crate::support::{exchange, free_port, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -143,8 +143,25 @@ async fn port_is_bound_when_it_becomes_free() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn zero_max_requests_removes_transcription_routes() {
+async fn zero_max_requests_removes_transcription_and_page() {
     let host = Host::with(&[("DALSTON_HTTP_MAX_REQUESTS", "0")]).await;
-    assert_eq!(host.post(OPENAI, Form::file("one")).await.status, 404);
-    assert_eq!(host.get("/health").await.status, 200);
+    for path in [OPENAI, TRANSLATIONS, PLATFORM] {
+        assert_eq!(host.post(path, Form::file("one")).await.status, 404, "{path}");
+    }
+    for (path, status) in [
+        ("/", 404),
+        ("/v1/models", 404),
+        ("/health", 200),
+        ("/metrics", 200),
+        ("/v1/capabilities", 200),
+        ("/debug/status", 200),
+    ] {
+        assert_eq!(host.get(path).await.status, status, "{path}");
+    }
+    let page = browse(host.port, "/").await;
+    assert_eq!(
+        (page.status, page.header("content-type")),
+        (404, Some("application/json"))
+    );
+    assert!(!page.body.contains("GET /,"), "{}", page.body);
 }

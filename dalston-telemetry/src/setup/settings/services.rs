@@ -12,7 +12,7 @@ variables! {
             .secret();
 
     /// The port of `/metrics` and `/health`. A worker also serves `/v1/capabilities`,
-    /// `/debug/status` and the two routes for transcription there. 0: any free port.
+    /// `/debug/status`, a status page and the routes for transcription there. 0: any free port.
     pub static DALSTON_METRICS_PORT: Variable<u16> =
         Variable::new(&["DALSTON_METRICS_PORT"], &Parsed("a port from 0 to 65535")).default("9100");
 
