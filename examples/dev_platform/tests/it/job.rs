@@ -98,6 +98,9 @@ const TRANSCRIPTIONS: [&str; 5] = [
 #[tokio::test]
 async fn stereo_job_is_one_trace_from_upload_to_transcript() {
     let mut rig = Rig::start_with_metrics().await;
+    // Each of two engines may take a channel.
+    rig.run("mock-engine", &["--delay", "200"]);
+    rig.is_ready(3).await;
     let before = [
         rig.series("gateway").await,
         rig.series("orchestrator").await,

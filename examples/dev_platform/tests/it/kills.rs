@@ -7,11 +7,26 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::job::orchestrated_changes;
-use crate::rig::{Rig, Series, stereo, trace_id};
+use crate::rig::{Rig, Series, changes, stereo, trace_id};
 use crate::tree::tree;
 
 /// A short lease, so that the test need not wait for the platform's 60 s.
 const LEASE: [&str; 4] = ["--lease", "2", "--delay", "1000"];
+
+/// What the submission changes in the metrics of a gateway that is killed after it.
+const SUBMITTED: [&str; 4] = [
+    r#"dalston_gateway_jobs_created_total{tenant_id="default"} +1"#,
+    r#"dalston_gateway_request_duration_seconds_count{method="POST",endpoint="/v1/audio/transcriptions"} +1"#,
+    r#"dalston_gateway_requests_total{method="POST",endpoint="/v1/audio/transcriptions",status_code="201"} +1"#,
+    // 32 044 of the recording; the rest is the form.
+    "dalston_gateway_upload_bytes_total +32258",
+];
+
+/// And a look at the jobs in those of its successor.
+const LISTED: [&str; 2] = [
+    r#"dalston_gateway_request_duration_seconds_count{method="GET",endpoint="/v1/audio/transcriptions"} +1"#,
+    r#"dalston_gateway_requests_total{method="GET",endpoint="/v1/audio/transcriptions",status_code="200"} +1"#,
+];
 
 /// What a job changes in the metrics of an orchestrator that is killed during its transcription.
 const UNTIL_THE_KILL: [&str; 10] = [
@@ -140,6 +155,14 @@ async fn orchestrated(rig: &Rig, expected: &[&str]) {
     }
 }
 
+/// The changes in the metrics of the gateway since its start, but for those of the waits for it.
+async fn received(rig: &Rig) -> Vec<String> {
+    let series = rig.series("gateway").await;
+    let mut changes = changes(&Series::new(), &series, &["dalston_gateway_"]);
+    changes.retain(|change| !change.contains("\"/v1/engines\""));
+    changes
+}
+
 #[tokio::test]
 async fn kills_leave_trace_metrics_logs_and_audit_of_a_job() {
     let mut rig = Rig::new().await;
@@ -158,6 +181,7 @@ async fn kills_leave_trace_metrics_logs_and_audit_of_a_job() {
 
     rig.exported("dalston-gateway", "POST /v1/audio/transcriptions", 1)
         .await;
+    assert_eq!(received(&rig).await, SUBMITTED);
     rig.kill("gateway");
     rig.exported("dalston-orchestrator", "orchestrator.handle_task_started", 2)
         .await;
@@ -173,6 +197,8 @@ async fn kills_leave_trace_metrics_logs_and_audit_of_a_job() {
     rig.exported("dalston-orchestrator", "orchestrator.mark_job_completed", 1)
         .await;
     orchestrated(&rig, &AFTER_THE_KILL).await;
+    assert_eq!(rig.get("/v1/audio/transcriptions").await["total"], 1);
+    assert_eq!(received(&rig).await, LISTED);
     tree(&rig.stop(&trace)).assert_eq(KILLED);
 
     // An engine that takes an entry over does not know the trace yet.
