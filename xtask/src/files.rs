@@ -199,6 +199,35 @@ fn kubernetes_manifest_matches_the_reference() {
     assert!(grace >= drain + 20, "{grace} s for a drain of {drain} s");
 }
 
+#[test]
+fn each_page_has_a_picture_in_the_readme() {
+    let parts = |text: &str, start: &str, end: &str| -> BTreeSet<String> {
+        let found = text.split(start).skip(1);
+        let found = found.filter_map(|rest| rest.split(end).next());
+        found.map(str::to_owned).collect()
+    };
+    let readme = read("examples/dev_platform/README.md");
+    let shown = parts(&readme, "(../../docs/images/page-", ".png)");
+    let tests = sources(&root().join("examples/dev_platform/tests/it"));
+    let tests = tests.iter().map(|test| fs::read_to_string(test).unwrap());
+    let taken = parts(&tests.collect::<String>(), ".screenshot(\"", "\")");
+    assert_eq!(taken, shown, "taken by the tests, and in the README");
+    let kept = fs::read_dir(root().join("docs/images")).unwrap();
+    let kept = kept.map(|entry| entry.unwrap().file_name().into_string().unwrap() + " ");
+    let kept = parts(&kept.collect::<String>(), "page-", ".png ");
+    assert_eq!(kept, shown, "in docs/images, and in the README");
+    let pages = parts(&readme, "\n| `/", "` |");
+    assert!(pages.len() > 5, "{pages:?}");
+    for page in pages {
+        let picture = match &*page {
+            "" => "jobs",
+            "jobs/{id}" => "job",
+            other => other,
+        };
+        assert!(shown.contains(picture), "/{page} has no picture");
+    }
+}
+
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }

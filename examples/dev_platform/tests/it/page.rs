@@ -1,6 +1,7 @@
 //! The page, as a person sees it in a browser.
 
 use std::fs;
+use std::net::SocketAddr;
 
 use reqwest::{Method, StatusCode, header};
 use serde_json::Value;
@@ -129,6 +130,18 @@ async fn failed_job_and_dead_letter_show_their_reasons() {
     browser.close().await;
 }
 
+/// The port of the engine's own HTTP server, which its log names.
+fn engine_port(rig: &Rig) -> u16 {
+    let lines = rig.log_lines();
+    let mut listening = lines.iter().filter(|line| {
+        line["event"] == "http_server_listening"
+            && line["service"] == "engine-mock-asr"
+            && line["variable"] == "DALSTON_METRICS_PORT"
+    });
+    let address = listening.next().unwrap()["address"].as_str().unwrap();
+    address.parse::<SocketAddr>().unwrap().port()
+}
+
 #[tokio::test]
 async fn queues_and_workers_show_what_waits_and_what_runs() {
     let Some(browser) = Browser::start().await else {
@@ -164,6 +177,19 @@ async fn queues_and_workers_show_what_waits_and_what_runs() {
     browser.see("#workers tbody tr:nth-child(2)", "no GPU").await;
     browser.screenshot("workers").await;
 
+    // The engine shows the same on its own port.
+    browser
+        .open(&format!("http://127.0.0.1:{}/", engine_port(&rig)))
+        .await;
+    browser.see("h1", "mock-asr").await;
+    browser.see("table", "processing").await;
+    let links = browser.texts("a").await;
+    for link in ["/health", "/metrics"] {
+        assert!(links.iter().any(|found| found == link), "{links:?}");
+    }
+    browser.screenshot("engine").await;
+
+    browser.open(&rig.url("/workers")).await;
     browser.click("#workers tbody tr:nth-child(2) a").await;
     browser.click("[data-call$=cancel]").await;
     browser.see("h2 .state", "cancelled").await;
