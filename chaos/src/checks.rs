@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use dalston_engine_sdk::protocol::keys;
+use tokio::time::Instant;
 
 use crate::engine::{BATCH, ENGINES, STAGE};
 use crate::fleet::Fleet;
@@ -24,9 +25,12 @@ const LEASES: f64 = 1.25;
 const TAKEOVER_MARGIN: f64 = 3.0;
 /// Workers trim acknowledged entries in blocks of a hundred.
 const MOST_ENTRIES: u64 = 300;
-/// Consumers of ended processes stay for ten leases. Without their removal, a storm leaves
-/// hundreds.
-const MOST_CONSUMERS: usize = 40;
+/// Consumers of ended processes stay for so many leases, and then until the next removal.
+const IDLE_CONSUMER_LEASES: u32 = 10;
+const CONSUMER_REMOVAL_INTERVAL: Duration = Duration::from_secs(60);
+/// Consumers beside those of the processes that were started in this time: the ones that ran
+/// longer, and those of a removal that was late.
+const SPARE_CONSUMERS: usize = 20;
 /// Peers remove stale instances when their record expires. Without that, a storm leaves hundreds.
 const MOST_STALE_INSTANCES: usize = 40;
 /// How many tasks start again after the loss of an engine: those of one call, which it reported as
@@ -147,7 +151,14 @@ pub(crate) fn takeovers(orchestrator: &Orchestrator, killed: &[f64], drained: &[
 }
 
 /// Checks that no key, consumer or instance is left without a removal.
-pub(crate) async fn keys(platform: &Platform, orchestrator: &Orchestrator, report: &mut Report) {
+///
+/// `starts` are those of all engines.
+pub(crate) async fn keys(
+    platform: &Platform,
+    orchestrator: &Orchestrator,
+    (starts, lease): (&[Instant], Duration),
+    report: &mut Report,
+) {
     let mut known = vec![
         keys::EVENT_STREAM.to_owned(),
         keys::INSTANCES.to_owned(),
@@ -191,11 +202,15 @@ pub(crate) async fn keys(platform: &Platform, orchestrator: &Orchestrator, repor
             ),
         );
     }
-    if report.consumers > MOST_CONSUMERS {
-        orchestrator.violation(
-            None,
-            format!("{} consumers are left in the group", report.consumers),
+    let stay = lease * IDLE_CONSUMER_LEASES + CONSUMER_REMOVAL_INTERVAL;
+    let recent = starts.iter().filter(|start| start.elapsed() < stay).count();
+    if report.consumers > recent + SPARE_CONSUMERS {
+        let what = format!(
+            "{} consumers are left in the group, of {} processes and {recent} recent ones",
+            report.consumers,
+            starts.len()
         );
+        orchestrator.violation(None, what);
     }
 }
 

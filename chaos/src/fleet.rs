@@ -47,7 +47,8 @@ pub(crate) struct Fleet {
     random: Random,
     engines: Vec<Process>,
     broken: Vec<BrokenWorker>,
-    started: usize,
+    /// When each process was started.
+    pub(crate) starts: Vec<Instant>,
     pub(crate) counts: Counts,
 }
 
@@ -97,7 +98,7 @@ impl Fleet {
             random,
             engines: Vec::new(),
             broken: Vec::new(),
-            started: 0,
+            starts: Vec::new(),
             counts: Counts::default(),
         }
     }
@@ -116,7 +117,7 @@ impl Fleet {
     }
 
     fn start(&mut self, name: Option<String>, index: usize, keeps_name: bool) -> Process {
-        let name = name.unwrap_or_else(|| format!("e{}", self.started + 1));
+        let name = name.unwrap_or_else(|| format!("e{}", self.starts.len() + 1));
         let (engine, conditions) = match self.setup.varied {
             // Two thirds of the engines have the first id.
             true => (
@@ -159,11 +160,12 @@ impl Fleet {
         keeps_name: bool,
         (kill, stop): (f64, f64),
     ) -> Process {
-        self.started += 1;
+        self.starts.push(Instant::now());
+        let number = self.starts.len();
         let directory = &self.setup.directory;
-        let temp = directory.join("temp").join(self.started.to_string());
+        let temp = directory.join("temp").join(number.to_string());
         fs::create_dir_all(&temp).expect("the directory of an engine is created");
-        let log = directory.join(format!("{name}.{}.log", self.started));
+        let log = directory.join(format!("{name}.{number}.log"));
         // Others would remove a model that it can't lock.
         let models = match conditions.defect {
             Some(Defect::NoLocks) => "models-without-locks",

@@ -135,6 +135,7 @@ async fn run(arguments: &Arguments) -> ExitCode {
     let copies = Arc::clone(&orchestrator.copies).follow(Arc::clone(&platform));
     let copies = tokio::spawn(copies);
     let mut report = Report::new(seed);
+    let mut starts = Vec::new();
 
     if minutes > 0.0 {
         let setup = Setup {
@@ -187,6 +188,7 @@ async fn run(arguments: &Arguments) -> ExitCode {
         checks::storm_takeovers(&orchestrator, lease, &counts.servers);
         report.http(&http);
         report.storm(&counts.servers, counts.longest_queue, &fleet, &orchestrator);
+        starts = fleet.starts;
     }
 
     let setup = Setup {
@@ -226,7 +228,8 @@ async fn run(arguments: &Arguments) -> ExitCode {
     report.takeovers(&killed, limit, &drained, checks::RELEASE_LIMIT);
 
     checks::queues(&platform, &orchestrator).await;
-    checks::keys(&platform, &orchestrator, &mut report).await;
+    starts.extend_from_slice(&fleet.starts);
+    checks::keys(&platform, &orchestrator, (&starts, lease), &mut report).await;
     report.mixed = orchestrator.check_all_results().await;
     copies.abort();
     for difference in orchestrator.copies.differences() {

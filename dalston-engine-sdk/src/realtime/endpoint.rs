@@ -140,6 +140,12 @@ impl Endpointer {
         ))
     }
 
+    /// Whether the VAD hears no speech in the current utterance, which may end soon.
+    pub(super) fn is_in_pause(&self) -> bool {
+        let silence = |speech: &Speech| self.heard.saturating_sub(speech.last) > self.end_delay;
+        self.vad.is_some() && self.speech.as_ref().is_some_and(silence)
+    }
+
     /// Takes more audio.
     pub(super) fn push(&mut self, samples: &[f32], found: &mut Vec<Found>) {
         self.samples.extend_from_slice(samples);
@@ -505,6 +511,28 @@ mod tests {
         late.flush(&mut found);
         let expected = ["start 1000", "end 1200", "1000..1200 in 700..1200"];
         assert_eq!(shown(&found), expected);
+    }
+
+    #[test]
+    fn pause_lasts_until_speech_or_the_end_of_the_utterance() {
+        let audio = audio(&[(500, 0.5), (100, 0.0), (500, 0.5), (500, 0.0)]);
+        let settings = endpointer(true, |_| {}).settings;
+        let detectors: [Box<dyn VoiceDetector + Send>; 2] = [Box::new(Loud), Box::new(Late::default())];
+        for (detector, delay) in detectors.into_iter().zip([0, 100]) {
+            let mut endpointer = Endpointer::new(Some(detector), settings, RATE, 0);
+            let mut pauses = Vec::new();
+            for (index, frame) in audio.chunks(20).enumerate() {
+                endpointer.push(frame, &mut Vec::new());
+                if endpointer.is_in_pause() {
+                    pauses.push((index + 1) * 20);
+                }
+            }
+            let (first, last) = (pauses.first().copied(), pauses.last().copied());
+            assert_eq!(first, Some(520 + delay), "{pauses:?}");
+            // The utterance ends in the next frame.
+            assert_eq!(last, Some(1_480), "{pauses:?}");
+            assert!(!pauses.contains(&(700 + delay)), "{pauses:?}");
+        }
     }
 
     #[test]

@@ -455,6 +455,8 @@ impl Session {
                 let end = self.endpointer.heard();
                 (streaming.next(of, end)?, end)
             }
+            // The final transcript of an utterance that ends would wait for it.
+            (None, Some(_)) if self.endpointer.is_in_pause() => return None,
             (None, Some(partials)) => {
                 let end = self.endpointer.end();
                 (partials.next(end)?, end)
