@@ -21,6 +21,7 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{self, SignalKind};
 use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
 
 use crate::service::terminated;
 
@@ -30,9 +31,12 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 const END_TIMEOUT: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(200);
 /// How long the last spans of a trace may be on their way.
-const TRACE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A trace is complete if it did not change for this time, in which every process exports.
+const TRACE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A trace is complete if it has the end of its job and did not change for this time, in which every
+/// process exports.
 const QUIET: Duration = Duration::from_millis(600);
+/// The start of the names of the spans in which a job ends.
+const END_OF_JOB: &str = "orchestrator.mark_job_";
 
 /// What the demo runs.
 #[derive(Debug, Args)]
@@ -270,7 +274,7 @@ impl Demo {
         loop {
             sleep(QUIET).await;
             let now = self.client.get(&url).send().await?.text().await?;
-            let is_complete = now == text || Instant::now() > deadline;
+            let is_complete = now == text && now.contains(END_OF_JOB) || Instant::now() > deadline;
             text = now;
             if is_complete {
                 return Ok(text);
@@ -370,8 +374,18 @@ fn exporting(env: &Env) -> Result<[(&'static str, String); 5]> {
     ])
 }
 
+/// A port below those that the kernel gives to connections: none of them can take it before its
+/// server does.
 fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    const FIRST: u16 = 20_000;
+    const COUNT: u128 = 12_000;
+    for _ in 0..100 {
+        let offset = u16::try_from(Uuid::new_v4().as_u128() % COUNT)?;
+        if TcpListener::bind(("127.0.0.1", FIRST + offset)).is_ok() {
+            return Ok(FIRST + offset);
+        }
+    }
+    bail!("no port is free")
 }
 
 /// A reader that is gone must not stop the demo before its processes.

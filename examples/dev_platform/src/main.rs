@@ -77,7 +77,7 @@ fn main() -> ExitCode {
         Role::QueueExporter => {
             service::run(service_name::QUEUE_EXPORTER, &env, service::Roles::QUEUE_EXPORTER)
         }
-        Role::Prepare(arguments) => engines::run(engines::Prepare::default(), &arguments, &env),
+        Role::Prepare(arguments) => engines::run_prepare(&arguments, &env),
         Role::MockEngine(arguments) => engines::run_mock(&arguments, &env),
         Role::Demo(arguments) => demo::run(&arguments, &env),
     };

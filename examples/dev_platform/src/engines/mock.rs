@@ -9,10 +9,13 @@ use dalston_engine_sdk::{
     Transcript, Word,
 };
 
+use super::Hold;
+
 /// An engine that measures the audio instead of recognising speech, without a model.
 #[derive(Debug)]
 pub(crate) struct Mock<M = ()> {
     delay: Duration,
+    hold: Hold,
     is_realtime: bool,
     model: PhantomData<fn() -> M>,
 }
@@ -22,11 +25,12 @@ pub(crate) struct Mock<M = ()> {
 pub(crate) struct Model;
 
 impl<M> Mock<M> {
-    /// A task takes `delay`, and that of the second channel twice as long: two engines end them in
-    /// this order, too.
-    pub(crate) fn new(delay: Duration, is_realtime: bool) -> Self {
+    /// A task takes at least `delay`, and that of the second channel twice as long: two engines end
+    /// them in this order, too.
+    pub(super) fn new(delay: Duration, hold: Hold, is_realtime: bool) -> Self {
         Self {
             delay,
+            hold,
             is_realtime,
             model: PhantomData,
         }
@@ -41,6 +45,7 @@ impl<M> Mock<M> {
     }
 
     fn measure(&self, task: &TaskRequest, cx: &TaskContext) -> Result<Transcript, TaskError> {
+        self.hold.wait(cx)?;
         let end = Instant::now() + self.delay * (1 + task.channel().unwrap_or_default());
         while Instant::now() < end {
             cx.check_cancelled()?;

@@ -5,16 +5,17 @@ mod mock;
 mod prepare;
 mod wav;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use dalston_engine_sdk::{DeploymentConfig, Engine, RunnerConfig, worker};
+use dalston_engine_sdk::{DeploymentConfig, Engine, RunnerConfig, TaskContext, TaskError, worker};
 use dalston_telemetry::services::service_name;
 use dalston_telemetry::{Env, Telemetry};
 
 use self::mock::Mock;
-pub(crate) use self::prepare::Prepare;
+use self::prepare::Prepare;
 use crate::service::{self, terminated};
 
 /// The arguments of an engine. Everything else are variables of the SDK.
@@ -27,12 +28,35 @@ pub(crate) struct Arguments {
     /// How long a task takes at least, in milliseconds. Only for tests.
     #[arg(long, default_value_t = 0, hide = true)]
     delay: u64,
+    /// Tasks wait while this file exists. Only for tests.
+    #[arg(long, hide = true)]
+    hold: Option<PathBuf>,
     /// Serves realtime sessions as well. Only of the engine for tests.
     #[arg(long)]
     realtime: bool,
     /// Loads a model and takes batches. Only of the engine for tests.
     #[arg(long, hide = true)]
     model: bool,
+}
+
+/// Keeps tasks waiting while a file exists, so that a test decides what happens meanwhile.
+#[derive(Clone, Debug, Default)]
+struct Hold(Option<PathBuf>);
+
+impl Hold {
+    fn wait(&self, cx: &TaskContext) -> Result<(), TaskError> {
+        const INTERVAL: Duration = Duration::from_millis(10);
+        while self.0.as_ref().is_some_and(|file| file.exists()) {
+            cx.check_cancelled()?;
+            std::thread::sleep(INTERVAL);
+        }
+        Ok(())
+    }
+}
+
+/// Runs the engine of the stage `prepare` until `SIGTERM` or Ctrl-C.
+pub(crate) fn run_prepare(arguments: &Arguments, env: &Env) -> Result<()> {
+    run(Prepare::new(Hold(arguments.hold.clone())), arguments, env)
 }
 
 /// Runs the engine for tests until `SIGTERM` or Ctrl-C.
@@ -45,12 +69,16 @@ pub(crate) fn run_mock(arguments: &Arguments, env: &Env) -> Result<()> {
 
 impl<M> From<&Arguments> for Mock<M> {
     fn from(arguments: &Arguments) -> Self {
-        Self::new(Duration::from_millis(arguments.delay), arguments.realtime)
+        let (delay, hold) = (
+            Duration::from_millis(arguments.delay),
+            Hold(arguments.hold.clone()),
+        );
+        Self::new(delay, hold, arguments.realtime)
     }
 }
 
 /// Runs an engine until `SIGTERM` or Ctrl-C.
-pub(crate) fn run<E: Engine>(engine: E, arguments: &Arguments, env: &Env) -> Result<()> {
+fn run<E: Engine>(engine: E, arguments: &Arguments, env: &Env) -> Result<()> {
     let config = RunnerConfig::from_env(env)?;
     let mut deployment = DeploymentConfig::from_env(env)?;
     deployment.lease = Duration::from_secs_f64(arguments.lease.clamp(0.1, 3600.0));

@@ -12,6 +12,7 @@ use dalston_telemetry::services::audio_pipeline::AudioPipelineMetrics;
 use serde_json::json;
 use tracing::info;
 
+use super::Hold;
 use super::loudness::Loudness;
 use super::wav::WavWriter;
 
@@ -22,6 +23,7 @@ use super::wav::WavWriter;
 /// keys in the answer itself.
 #[derive(Debug, Default)]
 pub(crate) struct Prepare {
+    hold: Hold,
     /// Set at the start.
     metrics: Option<AudioPipelineMetrics>,
 }
@@ -46,6 +48,7 @@ impl Engine for Prepare {
     }
 
     fn process(&self, (): &mut (), task: &TaskRequest, cx: &TaskContext) -> Result<Preparation, TaskError> {
+        self.hold.wait(cx)?;
         let options = task.prepare()?;
         let recording = task.require_input("audio")?;
         let header = probe(recording.path())?;
@@ -100,6 +103,10 @@ impl Engine for Prepare {
 }
 
 impl Prepare {
+    pub(super) fn new(hold: Hold) -> Self {
+        Self { hold, metrics: None }
+    }
+
     /// Writes a file for each channel. Returns the loudness of all.
     fn write_channels(
         &self,

@@ -18,7 +18,7 @@ use crate::db::{Job, JobStatus, Task, TaskStatus};
 const CREATED_GRACE: Duration = Duration::from_secs(2);
 /// How long the event of a task that ended at its deadline may be on its way: a tenth of its time,
 /// within these bounds.
-const DEADLINE_GRACE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
+const DEADLINE_GRACE: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(30)];
 
 impl Orchestrator {
     /// Repairs every open job.

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use crate::rig::free_port;
 
 /// The longest wait for anything on a page.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 const WIDTH: u32 = 1100;
 
 /// A browser without a window, which ends with this.

@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, 
 use crate::rig::{Rig, hex};
 
 /// The longest wait for a session.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const PATH: &str = "/v1/audio/transcriptions/stream";
 
 /// Opens a WebSocket of the gateway. No message is read yet.

@@ -88,7 +88,7 @@ impl Drop for Demo {
 
 /// The address of the metrics of an engine, from its log.
 fn metrics_of(log: &Path) -> SocketAddr {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let text = fs::read_to_string(log).unwrap();
         let lines = text.lines().filter_map(|line| line.parse::<Value>().ok());

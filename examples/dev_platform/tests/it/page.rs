@@ -41,7 +41,8 @@ async fn upload_by_form_leads_to_a_job_that_ends_in_view() {
     let Some(browser) = Browser::start().await else {
         return;
     };
-    let rig = platform("1500").await;
+    let rig = platform("0").await;
+    rig.hold("mock-engine");
     let directory = tempfile::tempdir().unwrap();
     let recording = directory.path().join(HOSTILE);
     fs::write(&recording, stereo(2)).unwrap();
@@ -61,6 +62,7 @@ async fn upload_by_form_leads_to_a_job_that_ends_in_view() {
     browser
         .see("#stages tbody tr:nth-child(2) .state", "running")
         .await;
+    rig.let_go("mock-engine");
     browser.see("h2 .state", "completed").await;
     browser.see("#transcript", "mono 2.0s").await;
     assert_eq!(browser.run("return window.isSame").await, true);
@@ -68,7 +70,9 @@ async fn upload_by_form_leads_to_a_job_that_ends_in_view() {
     browser
         .see("#stages tbody tr:nth-child(1)", "audio-prepare")
         .await;
-    assert!(browser.texts("#stages td:nth-child(5)").await[1].ends_with(" s"));
+    browser
+        .see("#stages tbody tr:nth-child(2) td:nth-child(5)", "s")
+        .await;
 
     // The list follows as well, and the name of the file is a text there, too.
     browser.click("header nav a").await;
@@ -158,14 +162,13 @@ async fn queues_and_workers_show_what_waits_and_what_runs() {
     browser.open(&rig.url("/queues")).await;
     // One task runs and one is prepared.
     browser.see("#queues tbody tr:nth-child(2)", "mock-asr 2").await;
-    assert_eq!(
-        browser
-            .texts("#queues tbody tr:nth-child(2) td:nth-child(n+4)")
-            .await,
-        ["2", "1"]
-    );
-    let prepared = browser.texts("#queues tbody tr:nth-child(1) td").await;
-    assert_eq!(prepared, ["audio-prepare", "0", "-", "0", "1"]);
+    browser
+        .until_texts("#queues tbody tr:nth-child(2) td:nth-child(n+4)", &["2", "1"])
+        .await;
+    let prepared = ["audio-prepare", "0", "-", "0", "1"];
+    browser
+        .until_texts("#queues tbody tr:nth-child(1) td", &prepared)
+        .await;
     browser.screenshot("queues").await;
     browser.open(&rig.url("/workers")).await;
     browser

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 use crate::tree::with_services;
 
 /// The longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Values by name and labels.
 pub(crate) type Series = BTreeMap<String, f64>;
@@ -118,6 +118,53 @@ impl Rig {
         .await
     }
 
+    /// Waits until the changes of a process since a scrape are these. A scrape is no snapshot: what
+    /// happens meanwhile may be in one of its series and not in another.
+    pub(crate) async fn changed(
+        &self,
+        role: &str,
+        before: &Series,
+        of: impl Fn(&Series, &Series) -> Vec<String>,
+        expected: &[&str],
+    ) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let found = of(before, &self.series(role).await);
+            if found == expected {
+                return;
+            }
+            if Instant::now() > deadline {
+                assert_eq!(found, expected, "{}", self.logs());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until the orchestrator has read all events and says so to Redis.
+    pub(crate) async fn has_acknowledged_events(&self) {
+        let words = ["XINFO", "GROUPS", "dalston:events:stream"];
+        self.until("acknowledged events", async || {
+            let groups: Vec<BTreeMap<String, RedisValue>> = self.redis.send(&words).await;
+            let is_zero = |name| groups[0].get(name) == Some(&RedisValue::Int(0));
+            (is_zero("pending") && is_zero("lag")).then_some(())
+        })
+        .await;
+    }
+
+    /// Keeps the tasks of an engine waiting, also those that it has begun.
+    pub(crate) fn hold(&self, role: &str) {
+        File::create(self.hold_file(role)).unwrap();
+    }
+
+    /// Lets the tasks of an engine go on.
+    pub(crate) fn let_go(&self, role: &str) {
+        fs::remove_file(self.hold_file(role)).unwrap();
+    }
+
+    fn hold_file(&self, role: &str) -> PathBuf {
+        self.path(&format!("{role}.hold"))
+    }
+
     /// Starts a process. Its log is added to the one of its predecessor.
     pub(crate) fn run(&mut self, role: &'static str, arguments: &[&str]) {
         let log = File::options()
@@ -129,9 +176,12 @@ impl Rig {
         let metrics_port = self.metrics_ports.get(role).copied().unwrap_or(0);
         let sessions_port = free_port().to_string();
         fs::create_dir_all(&temp).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_dev_platform"))
-            .arg(role)
-            .args(arguments)
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dev_platform"));
+        command.arg(role).args(arguments);
+        if matches!(role, "prepare" | "mock-engine") {
+            command.arg("--hold").arg(self.hold_file(role));
+        }
+        let child = command
             .env_clear()
             .envs(self.exports.clone())
             .env("REDIS_URL", self.redis.url())
@@ -222,9 +272,13 @@ impl Rig {
             Some((_, key)) => request.bearer_auth(key),
             None => request,
         };
-        let status: Value = request.send().await.unwrap().json().await.unwrap();
-        let number = |name: &str| status[name].as_u64().unwrap();
-        (number("total_capacity"), number("active_sessions"))
+        self.until("status of the workers", async || {
+            let response = request.try_clone()?.send().await.ok()?;
+            let status: Value = response.json().await.ok()?;
+            let number = |name: &str| status[name].as_u64();
+            Some((number("total_capacity")?, number("active_sessions")?))
+        })
+        .await
     }
 
     pub(crate) async fn until<T>(&self, what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
@@ -382,6 +436,12 @@ impl Rig {
         connection.execute(sql, []).unwrap()
     }
 
+    /// The number that a query of the database counts; `None` while others write.
+    pub(crate) fn count(&self, sql: &str) -> Option<i64> {
+        let connection = rusqlite::Connection::open(self.path("platform.db")).unwrap();
+        connection.query_row(sql, [], |row| row.get(0)).ok()
+    }
+
     /// The lines of all logs that are JSON.
     pub(crate) fn log_lines(&self) -> Vec<Value> {
         let logs = self.logs();
@@ -394,6 +454,18 @@ impl Rig {
         let mut records: Vec<Value> = text.lines().map(|line| line.parse().unwrap()).collect();
         records.sort_by_key(|record| record["timestamp"].to_string());
         records
+    }
+
+    /// Waits until a process has written an audit record of this action.
+    pub(crate) async fn has_audited(&self, action: &str) {
+        self.until(action, async || {
+            let text = self.files("audit");
+            // The last line may be half a record.
+            let records = text.lines().filter_map(|line| line.parse::<Value>().ok());
+            let mut actions = records.map(|record| record["action"].clone());
+            actions.any(|found| found == action).then_some(())
+        })
+        .await;
     }
 
     fn logs(&self) -> String {

@@ -84,7 +84,7 @@ async fn job_passes_another_receiver(protocol: Protocol) {
     // The last push follows the end of the work.
     rig.end_all();
     let expected = STEREO.lines().filter(|line| !line.is_empty()).count();
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let (mut spans, mut pushed) = (Vec::new(), BTreeMap::new());
     while Instant::now() < deadline && (spans.len() < expected || of_services(&pushed) != scraped) {
         sleep(Duration::from_millis(50)).await;

@@ -156,7 +156,9 @@ async fn requests_of_other_forms_and_sizes_are_refused() {
     let (http, grpc) = (port(&rig, "HTTP").await, port(&rig, "gRPC").await);
     let protobuf = ("content-type", PROTOBUF);
     let gzip = ("content-encoding", "gzip");
-    let large = request(1, 17 * MIB);
+    // Little more than the limit: a server that answers before the end of a request closes the
+    // connection, and the answer may get lost.
+    let large = request(1, 16 * MIB);
     for (headers, body, status, answer) in [
         (
             vec![("content-type", "application/json")],

@@ -334,8 +334,9 @@ async fn run(sessions: &Sessions, session: &Session, place: &Place, mut proxy: P
     // Both connections and the span end here.
     drop(proxy);
     drop(seen);
-    router.release(session, place).await;
+    // In this order, so that a free place says that its session is counted.
     router.ended(status);
+    router.release(session, place).await;
 }
 
 async fn keep_renewed(
