@@ -77,7 +77,7 @@ async fn a_future_continues_span_and_log_fields_of_its_task() {
     let (outcome, run) = rig.run(rig.runner(engine), rig.outcome("t1")).await;
     run.unwrap();
     assert_eq!(outcome, Ok(json!(["t1", "t1"])));
-    rig.telemetry.tree().assert_eq(
+    rig.tree().assert_eq(
         "
         engine.queue_wait
         engine.test-asr.process

@@ -63,7 +63,7 @@ async fn a_direct_task_has_the_usual_steps_and_returns_its_answer() {
             .iter()
             .all(|span| span.trace_id.to_string() == "0af7651916cd43dd8448eb211c80319c")
     );
-    rig.telemetry.tree().assert_eq(
+    rig.tree().assert_eq(
         "
         engine.queue_wait {dalston.task_id=hello}
         engine.test-asr.process {dalston.task_id=hello, dalston.job_id=http, dalston.stage=transcribe, dalston.model=small, dalston.request_id=req-7, dalston.delivery_count=1}

@@ -96,7 +96,7 @@ async fn a_failure_is_recorded_on_the_spans() {
         .await
         .1
         .unwrap();
-    rig.telemetry.tree().assert_eq(
+    rig.tree().assert_eq(
         r#"
         engine.queue_wait
         engine.test-asr.process {error.type=panic} ! "the engine panicked: boom"
@@ -331,9 +331,10 @@ async fn the_deadline_is_that_of_the_queue_entry() {
         })
         .await;
         told.recv().await.unwrap();
-        pass(Duration::from_secs(98)).await;
+        // The time of the queue entry goes on by itself.
+        pass(Duration::from_secs(60)).await;
         assert_eq!(rig.events(), ["t1 started"]);
-        pass(Duration::from_secs(3)).await;
+        pass(Duration::from_secs(41)).await;
         assert_eq!(rig.outcome("t1").await.unwrap_err().0, "deadline_exceeded");
         free.open();
     };

@@ -228,6 +228,14 @@ impl Host {
         next.await.expect("a report of the engine").unwrap()
     }
 
+    async fn until_span(&self, name: &str) {
+        until(name, async || {
+            let spans = self.telemetry.spans();
+            spans.iter().any(|span| span.name == name).then_some(())
+        })
+        .await;
+    }
+
     async fn until_temp_is_empty(&self) {
         until("empty temporary directory", async || {
             let mut entries = std::fs::read_dir(self.temp.path()).unwrap();

@@ -176,7 +176,7 @@ async fn missing_model_is_downloaded_for_its_task() {
         ]
     );
     let bytes = large.len() + 20_000 + 2;
-    site.rig.telemetry.tree().assert_eq(&format!(
+    site.rig.tree().assert_eq(&format!(
         "
         engine.queue_wait
         engine.test-asr.process

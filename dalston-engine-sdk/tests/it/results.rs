@@ -63,54 +63,63 @@ async fn read(store: &Store, key: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_delayed_write_does_not_replace_a_peers_result() {
-    // A large file is written to a key of its attempt, and then copied.
-    for (late, size) in [
-        ("t1/notes.txt", 4),
-        ("response.json", 4),
-        ("t1/notes.txt", 12 << 20),
-    ] {
-        let server = TestS3::start();
-        // The peer gets the task with its next read. The worker trusts its lease for half a minute.
-        let mut rig = Rig::with_broker(MemoryBroker::with(Duration::from_millis(100), 100));
-        rig.store = s3(&server);
-        let broker = AwkwardBroker::new(&rig);
-        let slow = Trouble::new(Fault::Delay(Duration::from_secs(4)))
-            .path(late)
-            .times(1);
-        rig.submit("t1").await;
-        server.trouble(slow);
-        let before = server.requests();
-        let act = async {
-            // The request document, the notes unless they are delayed, and the delayed write.
-            let sent = before + if late == "response.json" { 3 } else { 2 };
-            while server.requests() < sent || size > 4 && staged(&server) == 0 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            let peer = rig.broker.receive(&other_worker(), Duration::ZERO).await;
-            let peer = peer.unwrap().unwrap().claim;
-            let response = json!({"task_id": "t1", "data": "the successor's"});
-            for (key, content) in [
-                (notes("t1"), "the successor's".to_owned()),
-                (key::task_response(&job_of("t1"), "t1"), response.to_string()),
-            ] {
-                server.put(&format!("{}/{key}", TestS3::BUCKET), content);
-            }
-            let done = Outcome::Completed {
-                artifacts: Vec::new(),
-            };
-            let context = EventContext::default();
-            let _ = rig.broker.finish(&peer, &done, &context).await.unwrap();
-            // The worker ends once the delayed write was answered.
+async fn delayed_file_does_not_replace_a_peers_result() {
+    a_peers_result_stays("t1/notes.txt", 4).await;
+}
+
+#[tokio::test]
+async fn delayed_response_does_not_replace_a_peers_result() {
+    a_peers_result_stays("response.json", 4).await;
+}
+
+#[tokio::test]
+async fn delayed_large_file_does_not_replace_a_peers_result() {
+    // It is written to a key of its attempt, and then copied.
+    a_peers_result_stays("t1/notes.txt", 12 << 20).await;
+}
+
+/// A peer ends a task while the first worker writes to a path. `size` is that of the file.
+async fn a_peers_result_stays(late: &str, size: usize) {
+    let server = TestS3::start();
+    // The peer gets the task with its next read. The worker trusts its lease for half a minute.
+    let mut rig = Rig::with_broker(MemoryBroker::with(Duration::from_millis(100), 100));
+    rig.store = s3(&server);
+    let broker = AwkwardBroker::new(&rig);
+    let slow = Trouble::new(Fault::Delay(Duration::from_secs(4)))
+        .path(late)
+        .times(1);
+    rig.submit("t1").await;
+    server.trouble(slow);
+    let before = server.requests();
+    let act = async {
+        // The request document, the notes unless they are delayed, and the delayed write.
+        let sent = before + if late == "response.json" { 3 } else { 2 };
+        while server.requests() < sent || size > 4 && staged(&server) == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let peer = rig.broker.receive(&other_worker(), Duration::ZERO).await;
+        let peer = peer.unwrap().unwrap().claim;
+        let response = json!({"task_id": "t1", "data": "the successor's"});
+        for (key, content) in [
+            (notes("t1"), "the successor's".to_owned()),
+            (key::task_response(&job_of("t1"), "t1"), response.to_string()),
+        ] {
+            server.put(&format!("{}/{key}", TestS3::BUCKET), content);
+        }
+        let done = Outcome::Completed {
+            artifacts: Vec::new(),
         };
-        let builder = rig.runner(engine_with("ours".repeat(size / 4))).broker(broker);
-        rig.run(builder, act).await.1.unwrap();
-        assert_eq!(staged(&server), 0, "{late}");
-        assert_eq!(rig.response("t1").await, json!("the successor's"), "{late}");
-        assert_eq!(read(&rig.store, &notes("t1")).await, "the successor's", "{late}");
-        assert_eq!(rig.events(), ["t1 started", "t1 completed"], "{late}");
-    }
+        let context = EventContext::default();
+        let _ = rig.broker.finish(&peer, &done, &context).await.unwrap();
+        // The worker ends once the delayed write was answered.
+    };
+    let builder = rig.runner(engine_with("ours".repeat(size / 4))).broker(broker);
+    rig.run(builder, act).await.1.unwrap();
+    assert_eq!(staged(&server), 0, "{late}");
+    assert_eq!(rig.response("t1").await, json!("the successor's"), "{late}");
+    assert_eq!(read(&rig.store, &notes("t1")).await, "the successor's", "{late}");
+    assert_eq!(rig.events(), ["t1 started", "t1 completed"], "{late}");
 }
 
 /// The number of files under keys of attempts.
@@ -267,7 +276,7 @@ async fn silent_storage_is_asked_again_within_the_budget() {
     let server = TestS3::start();
     server.put(&format!("{}/x", TestS3::BUCKET), "content");
     let mut settings = settings(&server);
-    settings.attempt_timeout = Duration::from_millis(300);
+    settings.attempt_timeout = Duration::from_secs(2);
     settings.retry_budget = Duration::from_secs(60);
     let store = Store::s3(settings).unwrap();
     server.trouble(Trouble::new(Fault::Hang).times(2));

@@ -15,7 +15,7 @@ use dalston_engine_sdk::{
     Engine, EngineInfo, LoadContext, ModelId, RunError, Runner, RunnerBuilder, Stage, StartContext,
     TaskContext, TaskError, TaskRequest,
 };
-use dalston_telemetry::testing::TestTelemetry;
+use dalston_telemetry::testing::{SpanTree, TestTelemetry};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
@@ -215,6 +215,11 @@ impl Rig {
         ))
     }
 
+    /// The spans that have ended, as a tree, see [`without_waits`].
+    pub(crate) fn tree(&self) -> SpanTree {
+        without_waits(&self.telemetry)
+    }
+
     /// The events of the broker, as `task event`.
     pub(crate) fn events(&self) -> Vec<String> {
         self.broker.events().iter().map(describe).collect()
@@ -224,6 +229,14 @@ impl Rig {
     pub(crate) fn temp_dirs(&self) -> usize {
         std::fs::read_dir(self.temp.path()).unwrap().count()
     }
+}
+
+/// The spans that have ended, as a tree. A slow machine has spans of short waits for a thread, which
+/// are left out.
+pub(crate) fn without_waits(telemetry: &TestTelemetry) -> SpanTree {
+    let mut spans = telemetry.spans();
+    spans.retain(|span| span.name != "engine.slot_wait");
+    SpanTree::of(&spans)
 }
 
 pub(crate) fn job_of(task: &str) -> String {

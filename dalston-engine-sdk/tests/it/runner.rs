@@ -271,7 +271,7 @@ async fn an_answer_with_a_nan_fails_the_task_and_names_the_field() {
     assert_eq!(code, "invalid_output");
     assert!(error.starts_with("the engine's answer: score is NaN"), "{error}");
     // An engine without models has no model loads in its traces.
-    rig.telemetry.tree().assert_eq(
+    rig.tree().assert_eq(
         "
         engine.queue_wait
         engine.test-asr.process {error.type=invalid_output} !

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use dalston_engine_sdk::broker::RedeliveryReason;
 use dalston_engine_sdk::protocol::Timestamp;
 use dalston_engine_sdk::{Segment, TaskError, TaskPhase, TaskStatus, Transcript, Word};
+use dalston_telemetry::CollectedSpan;
 use dalston_telemetry::context::LogContext;
 use dalston_telemetry::metrics::Metrics;
 use dalston_telemetry::tracing::info_span;
@@ -56,7 +57,7 @@ async fn cold_trace_has_all_spans_and_warm_trace_has_no_load() {
         }
     }
     let instance = rig.broker.events()[0].consumer.instance.clone();
-    rig.telemetry.tree().assert_eq(&format!(
+    rig.tree().assert_eq(&format!(
         "
         engine.queue_wait {{dalston.task_id=cold, dalston.engine_id=test-asr, dalston.queue_wait_seconds=*}}
         engine.test-asr.process {{dalston.task_id=cold, dalston.job_id=job-of-cold, dalston.engine_id=test-asr, dalston.stage=transcribe_ch0, dalston.model=tiny, dalston.instance={instance}, dalston.request_id=req-7, dalston.audio_duration_seconds=8, dalston.language=de, dalston.queue_wait_seconds=*, dalston.delivery_count=1, dalston.realtime_factor=*, messaging.system=memory, messaging.destination.name=test-asr, messaging.operation.type=process, messaging.operation.name=process, messaging.message.id=cold, messaging.message.conversation_id=job-of-cold}}
@@ -101,7 +102,7 @@ async fn spans_of_a_transcript_have_the_platforms_attributes() {
     })
     .await;
     rig.run(rig.runner(engine), rig.outcome("t1")).await.1.unwrap();
-    rig.telemetry.tree().assert_eq(
+    rig.tree().assert_eq(
         "
         engine.queue_wait
         engine.test-asr.process {dalston.audio_duration_seconds=2.5, dalston.realtime_factor=*}
@@ -294,7 +295,7 @@ async fn with_tracing_off_the_producers_context_passes_through() {
 #[tokio::test]
 async fn a_negative_queue_wait_is_zero_with_the_raw_value() {
     let rig = Rig::new();
-    let ahead = Timestamp::now() + Duration::from_secs(5);
+    let ahead = Timestamp::now() + Duration::from_secs(60);
     rig.submit_with("t1", |_, _, task| task.enqueued_at(ahead)).await;
     rig.run(rig.runner(Closures::new(|_, _| answer())), rig.outcome("t1"))
         .await
@@ -312,7 +313,7 @@ async fn a_negative_queue_wait_is_zero_with_the_raw_value() {
         .to_string()
         .parse()
         .unwrap();
-    assert!((-5.0..-4.0).contains(&raw), "{raw}");
+    assert!((-60.0..-30.0).contains(&raw), "{raw}");
 }
 
 #[tokio::test]
@@ -395,6 +396,7 @@ async fn wait_for_an_inference_thread_has_a_span() {
     });
     rig.submit("first").await;
     rig.submit("second").await;
+    let begun = Instant::now();
     let runner = rig.runner(engine).metrics(metrics.clone()).build().unwrap();
     let status = runner.status();
     let act = async {
@@ -408,22 +410,27 @@ async fn wait_for_an_inference_thread_has_a_span() {
     };
     rig.run_runner(runner, act).await.1.unwrap();
 
-    // That of the first task, whose thread was free, is left out.
-    let wait = rig.telemetry.span("engine.slot_wait");
-    assert!(wait.duration() >= Duration::from_millis(20), "{wait:?}");
+    let all = begun.elapsed().as_secs_f64();
     let spans = rig.telemetry.spans();
-    let second = spans
-        .iter()
-        .find(|span| Some(span.span_id) == wait.parent_span_id);
-    assert_eq!(
-        second.unwrap().attribute("dalston.task_id").unwrap().to_string(),
-        "second"
-    );
+    let of = |task: &str| {
+        let is_of = |span: &&CollectedSpan| {
+            let id = span.attribute("dalston.task_id").map(ToString::to_string);
+            span.name == "engine.test-asr.process" && id.as_deref() == Some(task)
+        };
+        let parent = Some(spans.iter().find(is_of).unwrap().span_id);
+        let is_wait =
+            |span: &&CollectedSpan| span.name == "engine.slot_wait" && span.parent_span_id == parent;
+        spans.iter().find(is_wait).map(CollectedSpan::duration)
+    };
+    let wait = of("second").unwrap();
+    assert!(wait >= Duration::from_millis(20), "{wait:?}");
     let moved = metrics.snapshot();
     assert_eq!(moved.sum("dalston_engine_slot_wait_seconds_count", &[]), 2.0);
+    // The first task has a wait, too, if the machine was slow to start the thread.
+    let waits = wait + of("first").unwrap_or_default();
     let seconds = moved.sum("dalston_engine_slot_wait_seconds_sum", &[]);
     assert!(
-        (seconds - wait.duration().as_secs_f64()).abs() < 0.01,
-        "{seconds}"
+        seconds >= waits.as_secs_f64() - 0.01 && seconds <= all,
+        "{seconds} of {all}: {waits:?}"
     );
 }

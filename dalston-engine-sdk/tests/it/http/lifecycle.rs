@@ -91,17 +91,24 @@ async fn closed_connection_cancels_task() {
     assert_eq!(host.next_progress().await, "cancelled");
     // The thread and the permit are free, and nothing is left on disk.
     assert_eq!(host.post(OPENAI, Form::file("one")).await.status, 200);
-    let root = host.telemetry.spans();
-    let abandoned = root.iter().find(|span| {
+    let abandoned = async || {
         let gone = |attribute: &dalston_telemetry::opentelemetry::KeyValue| {
             attribute.value.as_str() == "client_gone"
         };
-        span.name == "engine.scribe.http_process" && span.attributes.iter().any(gone)
-    });
-    assert!(abandoned.is_some());
+        let spans = host.telemetry.spans();
+        let mut spans = spans.iter();
+        let is_abandoned = |span: &dalston_telemetry::CollectedSpan| {
+            span.name == "engine.scribe.http_process" && span.attributes.iter().any(gone)
+        };
+        spans.any(is_abandoned).then_some(())
+    };
+    until("span of the abandoned request", abandoned).await;
     let gone = [("endpoint", OPENAI), ("status_code", "499")];
-    let counted = host.telemetry.metrics().snapshot();
-    assert_eq!(counted.sum("dalston_engine_direct_requests_total", &gone), 1.0);
+    let counted = async || {
+        let counted = host.telemetry.metrics().snapshot();
+        (counted.sum("dalston_engine_direct_requests_total", &gone) == 1.0).then_some(())
+    };
+    until("count of the abandoned request", counted).await;
     host.until_temp_is_empty().await;
 }
 

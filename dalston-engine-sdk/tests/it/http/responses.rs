@@ -4,6 +4,7 @@ use dalston_engine_sdk::Transcript;
 use serde_json::{Value, json};
 
 use super::{Form, Host, OPENAI, PLATFORM, TRANSLATIONS};
+use crate::rig::without_waits;
 use crate::support::until;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -203,6 +204,7 @@ async fn attributes_of_earlier_conventions_are_added_if_asked() {
     let host = Host::with(&[("OTEL_SEMCONV_STABILITY_OPT_IN", "http/dup")]).await;
     let answer = host.post(OPENAI, Form::file("one")).await;
     assert_eq!(answer.status, 200);
+    host.until_span("POST /v1/audio/transcriptions").await;
     let span = host.telemetry.span("POST /v1/audio/transcriptions");
     let value = |name| span.attribute(name).map(ToString::to_string);
     assert_eq!(value("http.method").as_deref(), Some("POST"));
@@ -221,13 +223,14 @@ async fn spans_join_callers_trace_and_log_lines_have_request_id() {
         (200, Some("req.7"))
     );
 
-    // The response is sent a moment before the span of the task ends.
-    let ended = async || {
-        let spans = host.telemetry.spans();
-        let task = spans.iter().find(|span| span.name == "engine.scribe.process");
-        task.map(|_| ())
-    };
-    until("span of the task", ended).await;
+    // The response is sent a moment before its spans end.
+    for span in [
+        "engine.scribe.process",
+        "engine.scribe.http_process",
+        "POST /v1/audio/transcriptions",
+    ] {
+        host.until_span(span).await;
+    }
     let root = host.telemetry.span("POST /v1/audio/transcriptions");
     assert_eq!(root.parent_span_id.unwrap().to_string(), "b7ad6b7169203331");
     let spans = host.telemetry.spans();
@@ -236,7 +239,7 @@ async fn spans_join_callers_trace_and_log_lines_have_request_id() {
             .iter()
             .all(|span| span.trace_id.to_string() == "0af7651916cd43dd8448eb211c80319c")
     );
-    host.telemetry.tree().assert_eq(
+    without_waits(&host.telemetry).assert_eq(
         "
         POST /v1/audio/transcriptions {dalston.request_id=req.7, http.request.method=POST, http.response.status_code=200}
           engine.scribe.http_process {dalston.engine_id=scribe, dalston.stage=transcribe, dalston.task_id=*, dalston.job_id=http, dalston.transport=http, dalston.request_id=req.7, http.request.method=POST, http.route=/v1/audio/transcriptions, http.response.status_code=200}
@@ -253,11 +256,20 @@ async fn spans_join_callers_trace_and_log_lines_have_request_id() {
         ("engine_id", "scribe"),
         ("status_code", "200"),
     ];
-    let counted = host.telemetry.metrics().snapshot();
-    assert_eq!(
-        counted.value("dalston_engine_direct_requests_total", &labels),
-        Some(1.0)
-    );
+    let counted = async || {
+        let counted = host.telemetry.metrics().snapshot();
+        let value = counted.value("dalston_engine_direct_requests_total", &labels);
+        (value == Some(1.0)).then_some(())
+    };
+    until("count of the request", counted).await;
+    let answered = async || {
+        let lines = host.telemetry.logs();
+        let mut events = lines.iter().map(|line| line.event());
+        events
+            .any(|event| event == "direct_request_answered")
+            .then_some(())
+    };
+    until("last line", answered).await;
     let lines = host.telemetry.logs();
     for event in ["task_received", "task_completed", "direct_request_answered"] {
         let line = lines.iter().find(|line| line.event() == event).expect(event);

@@ -179,7 +179,7 @@ async fn hub_model_is_downloaded_and_only_the_hub_gets_the_token() {
         !recorded.contains(TOKEN) && !recorded.contains(SIGNATURE),
         "{recorded}"
     );
-    let tree = site.rig.telemetry.tree();
+    let tree = site.rig.tree();
     let expected = "
         engine.queue_wait
         engine.test-asr.process

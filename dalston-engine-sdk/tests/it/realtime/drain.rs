@@ -68,7 +68,8 @@ async fn record_has_all_fields_of_a_realtime_worker() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn session_goes_on_in_a_drain_and_ends_with_its_end() {
     let deployment = Deployment::start().await;
-    let mut worker = deployment.worker(Tones::default(), "drain", &[], None).await;
+    let env = [("DALSTON_DRAIN_TIMEOUT_SECONDS", "60")];
+    let mut worker = deployment.worker(Tones::default(), "drain", &env, None).await;
     let mut client = session(worker.port, "interim_results=false").await;
     client.send_audio(&audio(RATE, &[(0.5, 3)])).await;
     worker.stop();
@@ -104,7 +105,7 @@ async fn terminated_session_goes_on_with_another_worker() {
     let offset = terminated["last_transcript_offset_ms"].as_u64().unwrap();
     assert!((2_400..2_600).contains(&offset), "{offset}");
     assert_eq!(client.closed, Some(1012));
-    tokio::time::timeout(Duration::from_secs(20), first.ended())
+    tokio::time::timeout(Duration::from_secs(60), first.ended())
         .await
         .unwrap();
 

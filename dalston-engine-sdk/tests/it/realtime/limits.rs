@@ -12,6 +12,8 @@ use super::{Client, of_type, session};
 use crate::support::until;
 
 const CHUNK: Duration = Duration::from_millis(100);
+/// A message that is not taken in this time waits for something else than the processor.
+const STUCK: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn full_worker_says_so_before_it_closes() {
@@ -35,7 +37,11 @@ async fn full_worker_says_so_before_it_closes() {
     let ended = r#"dalston_realtime_session_ends_total{reason="completed"}"#;
     let both = async || (worker.metric(ended).await == Some(2.0)).then_some(());
     until("both ends", both).await;
-    assert_eq!(worker.metric("dalston_realtime_sessions_active").await, Some(0.0));
+    let none = async || {
+        let active = worker.metric("dalston_realtime_sessions_active").await;
+        (active == Some(0.0)).then_some(())
+    };
+    until("no active session", none).await;
     worker.finish().await;
 }
 
@@ -219,19 +225,17 @@ async fn early_audio_is_slowed_down_and_not_refused() {
     let minute: Vec<(f64, u32)> = (0..60).flat_map(|_| [(0.5, 3), (0.5, 0)]).collect();
     let samples = audio(RATE, &minute);
     let mut sent = 0;
-    {
-        let sending = async {
-            for chunk in samples.chunks(1_600) {
-                session.send_audio(chunk).await;
-                sent += 1;
-            }
-        };
-        let stuck = tokio::time::timeout(Duration::from_secs(2), sending).await;
-        assert!(
-            stuck.is_err(),
-            "a minute of audio was taken while nothing was transcribed"
-        );
+    for chunk in samples.chunks(1_600) {
+        let sending = tokio::time::timeout(STUCK, session.send_audio(chunk));
+        if sending.await.is_err() {
+            break;
+        }
+        sent += 1;
     }
+    assert!(
+        sent < 600,
+        "a minute of audio was taken while nothing was transcribed"
+    );
     // The first utterance, the bound of 5 s, and the messages that wait outside.
     assert!((50..100).contains(&sent), "{sent} chunks");
     for _ in 0..60 {
@@ -256,19 +260,17 @@ async fn flushes_that_wait_are_bounded() {
     session.send_audio(&audio(RATE, &[(0.5, 3)])).await;
     let flush = json!({"type": "flush"});
     let mut sent = 0;
-    {
-        let flood = async {
-            while sent < 1_000 {
-                session.send(flush.clone()).await;
-                sent += 1;
-            }
-        };
-        let stuck = tokio::time::timeout(Duration::from_secs(1), flood).await;
-        assert!(
-            stuck.is_err(),
-            "1000 flushes were taken while nothing was transcribed"
-        );
+    while sent < 1_000 {
+        let sending = tokio::time::timeout(STUCK, session.send(flush.clone()));
+        if sending.await.is_err() {
+            break;
+        }
+        sent += 1;
     }
+    assert!(
+        sent < 1_000,
+        "1000 flushes were taken while nothing was transcribed"
+    );
     assert!((64..100).contains(&sent), "{sent}");
     drop(gate);
     let messages = session.finish().await;

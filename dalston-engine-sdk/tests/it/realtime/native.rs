@@ -1,17 +1,22 @@
 //! Sessions of an engine whose model transcribes audio while it comes.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use dalston_engine_sdk::audio::{AudioFormat, VoiceDetector};
-use dalston_engine_sdk::testing::EngineHarness;
+use dalston_engine_sdk::testing::{EngineHarness, RealtimeSession};
 use dalston_engine_sdk::{
     Engine, EngineInfo, Hypothesis, LoadContext, ModelId, Segment, Stage, TaskContext, TaskError,
     TaskRequest, Transcript, TranscriptStream,
 };
 use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
 
 use super::of_type;
 use super::tones::{Loud, RATE, audio, words};
+
+/// The longest wait for the engine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An engine for tones that keeps the audio of an utterance in its state.
 #[derive(Default)]
@@ -143,12 +148,19 @@ async fn audio_is_pushed_once_and_partials_come_from_the_stream() {
     let calls = Arc::clone(&engine.calls);
     let worker = EngineHarness::new(engine).start();
     let mut session = worker.session("language=en&word_timestamps=true");
-    for piece in recording().chunks(800) {
-        session.send_audio(piece).await;
-        // The inference thread gets its turn.
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    let (recording, mut messages, mut sent) = (recording(), Vec::new(), 0);
+    // Each word of the first utterance has its partial before the next word comes.
+    for (end, text) in [(24_000, "w3"), (32_000, "w3 w4"), (40_000, "w3 w4 w5")] {
+        for piece in recording[sent..end].chunks(800) {
+            session.send_audio(piece).await;
+        }
+        sent = end;
+        messages.extend(until_partial(&mut session, text).await);
     }
-    let messages = session.finish().await;
+    for piece in recording[sent..].chunks(800) {
+        session.send_audio(piece).await;
+    }
+    messages.extend(session.finish().await);
     assert_eq!(texts(&messages), ["w3 w4 w5", "w6"]);
     let finals = of_type(&messages, "transcript.final");
     let start = |message: &Value| message["start"].as_f64().unwrap();
@@ -171,6 +183,25 @@ async fn audio_is_pushed_once_and_partials_come_from_the_stream() {
     worker.stop().await;
 }
 
+/// The messages until a partial transcript with this text.
+async fn until_partial(session: &mut RealtimeSession, text: &str) -> Vec<Value> {
+    let mut messages = Vec::new();
+    let found = async {
+        loop {
+            let message = session.next().await;
+            assert!(!message.is_null(), "the session has ended");
+            let is_found = message["type"] == "transcript.partial" && message["text"] == text;
+            messages.push(message);
+            if is_found {
+                return;
+            }
+        }
+    };
+    let found = timeout(PATIENCE, found).await;
+    assert!(found.is_ok(), "no {text:?} in {messages:?}");
+    messages
+}
+
 #[tokio::test]
 async fn lost_state_costs_no_word() {
     for fails in [1, 2, 5] {
@@ -179,9 +210,17 @@ async fn lost_state_costs_no_word() {
         let calls = Arc::clone(&engine.calls);
         let worker = EngineHarness::new(engine).start();
         let mut session = worker.session("language=en");
-        for piece in recording().chunks(1_600) {
+        for (at, piece) in recording().chunks(1_600).enumerate() {
             session.send_audio(piece).await;
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            // The second word ends with the piece 17. From then on, each piece is pushed before the
+            // next one comes, until a push fails.
+            let pushes = at.saturating_sub(16).min(fails);
+            let pushed = async {
+                while calls.lock().unwrap().pushed.len() < pushes {
+                    sleep(Duration::from_millis(2)).await;
+                }
+            };
+            timeout(PATIENCE, pushed).await.unwrap();
         }
         let messages = session.finish().await;
         assert_eq!(texts(&messages), ["w3 w4 w5", "w6"], "{fails}");

@@ -44,12 +44,15 @@ async fn partials_precede_the_final_and_no_other_types_come() {
     let worker = deployment.worker(Tones::default(), "types", &[], None).await;
     let mut client = session(worker.port, "").await;
     let stretches: Vec<(f64, u32)> = (0..8).flat_map(|word| [(0.3, 2 + word), (0.1, 0)]).collect();
-    // At three times the speed of speech.
-    for piece in audio(RATE, &stretches).chunks(1_600) {
-        client.send_audio(piece).await;
-        tokio::time::sleep(std::time::Duration::from_millis(33)).await;
+    let samples = audio(RATE, &stretches);
+    let mut messages = Vec::new();
+    let mut parts = samples.chunks(RATE as usize * 12 / 10);
+    for part in parts.by_ref().take(2) {
+        client.send_audio(part).await;
+        messages.extend(client.until("transcript.partial").await);
     }
-    let messages = client.finish().await;
+    client.send_audio(parts.next().unwrap()).await;
+    messages.extend(client.finish().await);
     let types: BTreeSet<&str> = messages
         .iter()
         .map(|message| message["type"].as_str().unwrap())

@@ -4,7 +4,7 @@ use dalston_engine_sdk::broker::{Broker, EventContext, Lookup, Outcome, Ownershi
 use serde_json::Value;
 use testbed::TestRedis;
 
-use super::{STREAM, TASK, artifact, broker, events, pending, take, value};
+use super::{STREAM, TASK, artifact, events, patient, pending, take, value};
 
 #[tokio::test]
 async fn failing_call_does_not_affect_concurrent_calls() {
@@ -12,7 +12,7 @@ async fn failing_call_does_not_affect_concurrent_calls() {
     let () = server
         .send(&["SET", "dalston:job:job-7:artifacts", "not a hash"])
         .await;
-    let broker = broker(&server);
+    let broker = patient(&server);
     let claims = take(&server, &broker, 20).await;
     let finishes = claims.into_iter().map(|claim| {
         let broker = broker.clone();
@@ -45,7 +45,7 @@ async fn failing_call_does_not_affect_concurrent_calls() {
 #[tokio::test]
 async fn only_held_tasks_are_reported_and_acknowledged() {
     let server = TestRedis::start().await;
-    let broker = broker(&server);
+    let broker = patient(&server);
     let claims = take(&server, &broker, 6).await;
     let ids: Vec<&str> = claims.iter().map(|claim| &*claim.message_id).collect();
     let taken_over = ["XCLAIM", STREAM, "engines", "b", "0", ids[1], "JUSTID"];
@@ -93,7 +93,7 @@ async fn only_held_tasks_are_reported_and_acknowledged() {
 #[tokio::test]
 async fn tasks_finish_in_any_order() {
     let server = TestRedis::start().await;
-    let broker = broker(&server);
+    let broker = patient(&server);
     let claims = take(&server, &broker, 40).await;
     let outcome = Outcome::Completed {
         artifacts: Vec::new(),
@@ -114,7 +114,7 @@ async fn tasks_finish_in_any_order() {
 #[tokio::test]
 async fn ended_task_can_not_be_ended_or_renewed_again() {
     let server = TestRedis::start().await;
-    let broker = broker(&server);
+    let broker = patient(&server);
     let claims = take(&server, &broker, 2).await;
     let (outcome, context) = (Outcome::Skipped, EventContext::default());
     // Until their first use the server does not know the scripts, and calls can change places.
@@ -144,7 +144,7 @@ async fn ended_task_can_not_be_ended_or_renewed_again() {
 #[tokio::test]
 async fn concurrent_calls_get_their_own_replies() {
     let server = TestRedis::start().await;
-    let broker = broker(&server);
+    let broker = patient(&server);
     let claims = take(&server, &broker, 5).await;
     for job in ["job-1", "job-3"] {
         let () = server

@@ -1,13 +1,15 @@
 //! A server that loses its data, a stream, or a group.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use dalston_engine_sdk::broker::{Broker, Claim, EventContext, Outcome, Ownership};
-use dalston_engine_sdk::redis::RedisBroker;
+use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
 use testbed::TestRedis;
 
 use super::{
-    JOB, LEASE, STREAM, TASK, artifact, broker, enqueue, events, message, nothing_for, pending, receive, take,
+    JOB, LEASE, STREAM, TASK, artifact, broker, enqueue, events, message, nothing_for, patient, pending,
+    receive, take,
 };
 
 const DONE: Outcome = Outcome::Completed {
@@ -78,7 +80,12 @@ async fn newer_messages_do_not_hide_the_loss_of_data() {
 #[tokio::test]
 async fn restored_group_keeps_the_places_of_all_tasks() {
     let server = TestRedis::start().await;
-    let (holder, peer) = (broker(&server), broker(&server));
+    // Long enough for the steps up to the end of the lease, on a slow machine.
+    let with_lease = || {
+        let lease = Duration::from_secs(3);
+        RedisBroker::with_lease(RedisServer::new(&server.url()).unwrap(), lease)
+    };
+    let (holder, peer) = (with_lease(), with_lease());
     // Of the messages 0 to 3, 1 and 3 are finished, and 2 is never renewed.
     let claims = take(&server, &holder, 4).await;
     for claim in &claims {
@@ -154,7 +161,7 @@ async fn restored_group_begins_behind_the_last_delivered_task() {
 #[tokio::test]
 async fn tasks_that_waited_for_the_first_group_are_not_skipped() {
     let server = TestRedis::start().await;
-    let broker = broker(&server);
+    let broker = patient(&server);
     let other = ["XADD", "dalston:events:stream", "*", "type", "task.completed"];
     let other = [&other[..], &["payload", r#"{"task_id": "another"}"#]].concat();
     let first = message(&server).await;

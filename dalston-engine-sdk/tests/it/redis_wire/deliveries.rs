@@ -1,13 +1,16 @@
 //! Reading messages of a task stream.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use dalston_engine_sdk::broker::{Broker, EventContext, Lookup, Outcome, Ownership, RedeliveryReason};
 use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
 use testbed::TestRedis;
+use tokio::time::timeout;
 
 use super::{
-    JOB, LEASE, LONG, SHORT, STREAM, TASK, broker, consumer, enqueue, message, nothing_for, pending, receive,
+    JOB, LEASE, LONG, SHORT, STREAM, TASK, broker, consumer, enqueue, message, nothing_for, patient, pending,
+    receive,
 };
 
 #[tokio::test]
@@ -90,7 +93,7 @@ async fn read_takes_one_task() {
     for _ in 0..5 {
         queued.push(message(&server).await);
     }
-    let broker = broker(&server);
+    let broker = patient(&server);
     let mut received = Vec::new();
     for _ in 0..5 {
         received.push(receive(&broker, "a").await.claim.message_id);
@@ -140,7 +143,7 @@ async fn dropped_read(server: &TestRedis) -> RedisBroker {
     let broker = RedisBroker::new(RedisServer::new(&server.url()).unwrap());
     nothing_for(&broker, "a", SHORT).await;
     let me = consumer("a");
-    let dropped = tokio::time::timeout(SHORT, broker.receive(&me, LONG)).await;
+    let dropped = timeout(SHORT, broker.receive(&me, LONG)).await;
     assert!(dropped.is_err());
     message(server).await;
     broker
@@ -149,10 +152,19 @@ async fn dropped_read(server: &TestRedis) -> RedisBroker {
 #[tokio::test]
 async fn task_of_a_dropped_read_goes_to_a_peer_soon() {
     let server = TestRedis::start().await;
-    let _broker = dropped_read(&server).await;
-    while pending(&server).await.is_empty() {
-        tokio::task::yield_now().await;
-    }
+    let taken = async || {
+        while pending(&server).await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let _broker = loop {
+        let broker = dropped_read(&server).await;
+        // A read lasts for half a second. On a slow machine it is over before the message comes.
+        if timeout(Duration::from_secs(3), taken()).await.is_ok() {
+            break broker;
+        }
+        let _: u64 = server.send(&["DEL", STREAM]).await;
+    };
     let peer = RedisBroker::new(RedisServer::new(&server.url()).unwrap());
     let delivery = receive(&peer, "b").await;
     assert_eq!(delivery.claim.delivery_count, 2);

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dalston_engine_sdk::broker::{Broker, Claim, EventContext, HandBack, Lookup, Ownership, TaskMetadata};
-use dalston_engine_sdk::redis::RedisBroker;
+use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
 use testbed::TestRedis;
 
-use super::{Entries, JOB, METADATA, STREAM, TASK, broker, enqueue, nothing_for, pending, receive};
+use super::{Entries, JOB, METADATA, STREAM, TASK, broker, enqueue, nothing_for, patient, pending, receive};
 
 async fn look_up(broker: &RedisBroker, claim: &Claim) -> TaskMetadata {
     match broker.lookup(claim).await.unwrap() {
@@ -172,7 +172,7 @@ async fn copy_counts_as_running_before_it_is_looked_up() {
 async fn entry_of_another_owner_does_not_look_idle() {
     let server = TestRedis::start().await;
     enqueue(&server).await;
-    let (holder, peer) = (broker(&server), broker(&server));
+    let (holder, peer) = (patient(&server), patient(&server));
     let claim = receive(&holder, "a").await.claim;
     look_up(&holder, &claim).await;
     start(&holder, &claim).await;
@@ -207,7 +207,9 @@ async fn cancelled_copy_of_a_running_task_needs_its_end() {
 async fn handed_back_task_comes_back_to_a_worker_without_peers() {
     let server = TestRedis::start().await;
     enqueue(&server).await;
-    let broker = broker(&server);
+    // The pause lasts for a lease.
+    let lease = Duration::from_secs(2);
+    let broker = RedisBroker::with_lease(RedisServer::new(&server.url()).unwrap(), lease);
     let claim = receive(&broker, "a").await.claim;
     look_up(&broker, &claim).await;
     start(&broker, &claim).await;

@@ -6,7 +6,7 @@ use dalston_engine_sdk::broker::{Broker, EventContext, Lookup, Outcome, Ownershi
 use dalston_telemetry::testing::TestTelemetry;
 use testbed::TestRedis;
 
-use super::{JOB, METADATA, STREAM, TASK, TRACE, broker, enqueue, events, message, pending, receive, take};
+use super::{JOB, METADATA, STREAM, TASK, TRACE, enqueue, events, message, patient, pending, receive, take};
 
 #[tokio::test]
 async fn lookup_reads_metadata_and_removes_wait_markers() {
@@ -28,7 +28,7 @@ async fn lookup_reads_metadata_and_removes_wait_markers() {
     let () = server
         .send(&["SADD", "dalston:waiting_engine_tasks", TASK, "another"])
         .await;
-    let broker = broker(&server);
+    let broker = patient(&server);
     let claim = receive(&broker, "a").await.claim;
 
     let Lookup::Task(metadata) = broker.lookup(&claim).await.unwrap() else {
@@ -75,7 +75,7 @@ async fn blocked_task_is_left_alone() {
             "300",
         ])
         .await;
-    let broker = broker(&server);
+    let broker = patient(&server);
     let claim = receive(&broker, "a").await.claim;
 
     let Lookup::Blocked(reason) = broker.lookup(&claim).await.unwrap() else {
@@ -97,7 +97,7 @@ async fn blocked_task_is_left_alone() {
 #[tokio::test]
 async fn invalid_metadata_is_malformed() {
     let server = TestRedis::start().await;
-    let broker = broker(&server);
+    let broker = patient(&server);
     let table: [(&[&[u8]], &str); 6] = [
         (
             &[b"SET", METADATA.as_bytes(), b"text"],
@@ -190,7 +190,7 @@ async fn invalid_optional_fields_are_left_out() {
         ])
         .await;
     message(&server).await;
-    let broker = broker(&server);
+    let broker = patient(&server);
     let claim = receive(&broker, "a").await.claim;
     let Lookup::Task(metadata) = broker.lookup(&claim).await.unwrap() else {
         panic!("a task")
@@ -205,7 +205,7 @@ async fn invalid_optional_fields_are_left_out() {
 async fn unreadable_time_is_logged_with_its_task() {
     let server = TestRedis::start().await;
     let telemetry = TestTelemetry::new();
-    let broker = broker(&server);
+    let broker = patient(&server);
     telemetry
         .attach(async {
             let claims = take(&server, &broker, 3).await;
@@ -230,7 +230,7 @@ async fn unreadable_time_is_logged_with_its_task() {
 #[tokio::test]
 async fn tasks_looked_up_together_are_judged_one_by_one() {
     let server = TestRedis::start().await;
-    let broker = broker(&server);
+    let broker = patient(&server);
     let claims = take(&server, &broker, 8).await;
     for command in [
         &["SET", "dalston:job:cancelled:job-0", "1"][..],

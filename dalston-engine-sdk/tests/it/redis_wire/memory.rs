@@ -7,8 +7,8 @@ use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
 use testbed::TestRedis;
 
 use super::{
-    LEASE, LONG, METADATA, SHORT, STREAM, broker, consumer, enqueue, events, message, nothing_for, pending,
-    receive,
+    LEASE, LONG, METADATA, SHORT, STREAM, broker, consumer, enqueue, events, message, nothing_for, patient,
+    pending, receive,
 };
 
 async fn memory_limit(server: &TestRedis, bytes: &str) {
@@ -36,7 +36,7 @@ async fn nothing_is_read_while_the_server_is_out_of_memory() {
     }
     // The group exists, so the server refuses the read and not the creation of the group.
     let () = server.send(&["XGROUP", "CREATE", STREAM, "engines", "0"]).await;
-    let broker = broker(&server);
+    let broker = patient(&server);
 
     memory_limit(&server, "1").await;
     read_is_refused(&server, &broker).await;

@@ -43,8 +43,15 @@ fn consumer(instance: &str) -> Consumer {
     }
 }
 
+/// A broker with a short lease, for tests in which one ends. It also takes its own tasks again that
+/// it did not renew in this time.
 fn broker(server: &TestRedis) -> RedisBroker {
     RedisBroker::with_lease(RedisServer::new(&server.url()).unwrap(), LEASE)
+}
+
+/// A broker whose leases last longer than a test on the slowest machine.
+fn patient(server: &TestRedis) -> RedisBroker {
+    RedisBroker::new(RedisServer::new(&server.url()).unwrap())
 }
 
 /// What the orchestrator does, sections 2.2 and 2.3.

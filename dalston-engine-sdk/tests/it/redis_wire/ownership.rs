@@ -4,7 +4,7 @@ use dalston_engine_sdk::broker::{Broker, Claim, EventContext, Lookup, Outcome, O
 use dalston_engine_sdk::redis::RedisBroker;
 use testbed::TestRedis;
 
-use super::{METADATA, STREAM, broker, enqueue, events, message, pending, receive};
+use super::{METADATA, STREAM, enqueue, events, message, patient, pending, receive};
 
 async fn is_wanted(broker: &RedisBroker, claim: &Claim) -> bool {
     match broker.lookup(claim).await.unwrap() {
@@ -51,7 +51,7 @@ fn completed() -> Outcome {
 #[tokio::test]
 async fn second_message_of_a_task_in_hand_is_removed() {
     let server = TestRedis::start().await;
-    let (holder, peer) = (broker(&server), broker(&server));
+    let (holder, peer) = (patient(&server), patient(&server));
     let first = enqueue(&server).await;
     let claim = receive(&holder, "a").await.claim;
     assert!(is_wanted(&holder, &claim).await);
@@ -73,7 +73,7 @@ async fn second_message_of_a_task_in_hand_is_removed() {
 #[tokio::test]
 async fn both_messages_acknowledged_owner_goes_on() {
     let server = TestRedis::start().await;
-    let (holder, peer) = (broker(&server), broker(&server));
+    let (holder, peer) = (patient(&server), patient(&server));
     let first = enqueue(&server).await;
     let claim = receive(&holder, "a").await.claim;
     assert!(is_wanted(&holder, &claim).await);
@@ -99,7 +99,7 @@ async fn both_messages_acknowledged_owner_goes_on() {
 #[tokio::test]
 async fn end_repeated_after_a_duplicate_is_one_event() {
     let server = TestRedis::start().await;
-    let (holder, peer) = (broker(&server), broker(&server));
+    let (holder, peer) = (patient(&server), patient(&server));
     enqueue(&server).await;
     let claim = receive(&holder, "a").await.claim;
     assert!(is_wanted(&holder, &claim).await);
@@ -117,7 +117,7 @@ async fn end_repeated_after_a_duplicate_is_one_event() {
 #[tokio::test]
 async fn second_message_takes_over_from_a_dead_owner() {
     let server = TestRedis::start().await;
-    let (dead, peer) = (broker(&server), broker(&server));
+    let (dead, peer) = (patient(&server), patient(&server));
     enqueue(&server).await;
     let stale = receive(&dead, "a").await.claim;
     assert!(is_wanted(&dead, &stale).await);
@@ -139,7 +139,7 @@ async fn second_message_takes_over_from_a_dead_owner() {
 #[tokio::test]
 async fn second_message_leaves_the_task_to_a_python_engine() {
     let server = TestRedis::start().await;
-    let (ours, peer) = (broker(&server), broker(&server));
+    let (ours, peer) = (patient(&server), patient(&server));
     enqueue(&server).await;
     let stale = receive(&ours, "python").await.claim;
     assert!(is_wanted(&ours, &stale).await);
@@ -157,7 +157,7 @@ async fn second_message_leaves_the_task_to_a_python_engine() {
 #[tokio::test]
 async fn message_from_before_the_end_of_its_task_is_removed() {
     let server = TestRedis::start().await;
-    let (worker, peer) = (broker(&server), broker(&server));
+    let (worker, peer) = (patient(&server), patient(&server));
     enqueue(&server).await;
     let claim = receive(&worker, "a").await.claim;
     assert!(is_wanted(&worker, &claim).await);
@@ -190,7 +190,7 @@ async fn until_next_millisecond(server: &TestRedis) {
 #[tokio::test]
 async fn task_without_a_known_owner_stays_with_its_holder() {
     let server = TestRedis::start().await;
-    let worker = broker(&server);
+    let worker = patient(&server);
     enqueue(&server).await;
     let claim = receive(&worker, "a").await.claim;
     assert!(is_wanted(&worker, &claim).await);

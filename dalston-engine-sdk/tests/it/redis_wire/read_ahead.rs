@@ -1,10 +1,10 @@
 //! Reads of a worker that has no free inference thread.
 
 use dalston_engine_sdk::broker::{Broker, Delivery};
-use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
+use dalston_engine_sdk::redis::RedisBroker;
 use testbed::TestRedis;
 
-use super::{LONG, SHORT, STREAM, broker, consumer, message, pending, receive};
+use super::{LONG, SHORT, STREAM, consumer, message, patient, pending, receive};
 
 async fn receive_ahead(broker: &RedisBroker) -> Option<Delivery> {
     broker.receive_ahead(&consumer("busy"), SHORT).await.unwrap()
@@ -26,7 +26,7 @@ async fn tasks_for_idle_peers_are_not_read_ahead() {
     register(&server, "idle", &idle).await;
     let one_left = ["status", "processing", "capacity", "3", "active_batch", "2"];
     register(&server, "one-left", &one_left).await;
-    let worker = broker(&server);
+    let worker = patient(&server);
     for _ in 0..3 {
         message(&server).await;
     }
@@ -60,19 +60,19 @@ async fn engines_that_begin_no_task_do_not_stop_reads_ahead() {
     let members = "dalston:engine:engine_id:faster-whisper";
     let () = server.send(&["SADD", members, "killed"]).await;
     message(&server).await;
-    assert!(receive_ahead(&broker(&server)).await.is_some());
+    assert!(receive_ahead(&patient(&server)).await.is_some());
 }
 
 #[tokio::test]
 async fn released_tasks_are_left_to_idle_peers() {
     let server = TestRedis::start().await;
     register(&server, "idle", &["status", "idle", "capacity", "1"]).await;
-    let peer = RedisBroker::new(RedisServer::new(&server.url()).unwrap());
+    let peer = patient(&server);
     message(&server).await;
     let claim = receive(&peer, "idle").await.claim;
     let _ = peer.release(&claim).await.unwrap();
 
-    let busy = RedisBroker::new(RedisServer::new(&server.url()).unwrap());
+    let busy = patient(&server);
     assert!(receive_ahead(&busy).await.is_none());
     register(&server, "idle", &["active_batch", "1"]).await;
     let taken = busy.receive_ahead(&consumer("busy"), LONG).await.unwrap();
@@ -83,13 +83,13 @@ async fn released_tasks_are_left_to_idle_peers() {
 async fn stale_task_left_to_idle_peers_comes_before_new_ones() {
     let server = TestRedis::start().await;
     register(&server, "idle", &["status", "idle", "capacity", "4"]).await;
-    let peer = broker(&server);
+    let peer = patient(&server);
     let stale = message(&server).await;
     let claim = receive(&peer, "idle").await.claim;
     let _ = peer.release(&claim).await.unwrap();
     message(&server).await;
 
-    let worker = broker(&server);
+    let worker = patient(&server);
     assert!(receive_ahead(&worker).await.is_none());
     // Its inference thread has become free before a peer took the task.
     assert_eq!(receive(&worker, "busy").await.claim.message_id, stale);

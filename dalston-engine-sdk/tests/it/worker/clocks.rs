@@ -57,7 +57,8 @@ async fn health_reports_a_clock_that_differs_from_redis() {
         let health = until_compared(port).await;
         assert_eq!(health["status"], "healthy");
         let seconds = health["clock_ahead_seconds"].as_f64().unwrap();
-        assert!((seconds - ahead as f64).abs() < 2.0, "{health}");
+        // Half of the time that the answer of Redis took is unknown.
+        assert!((seconds - ahead as f64).abs() < 4.0, "{health}");
         match health.get("warning") {
             None => assert_eq!(ahead, 0, "{health}"),
             Some(text) => {

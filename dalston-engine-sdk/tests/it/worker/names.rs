@@ -39,7 +39,7 @@ async fn second_process_with_a_name_takes_a_random_one() {
     let deployment = Deployment::start().await;
     let telemetry = TestTelemetry::new();
     // They start at the same time.
-    let lease = Duration::from_secs(3);
+    let lease = Duration::from_secs(10);
     let workers = [(), ()].map(|()| deployment.worker_named("fixed", lease, &telemetry));
     let mut names = [name_of(&workers[0]).await, name_of(&workers[1]).await];
     names.sort_by_key(|name| name != "echo-fixed");

@@ -1,7 +1,7 @@
 //! A Redis that refuses writes.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dalston_telemetry::testing::TestTelemetry;
 use serde_json::json;
@@ -33,9 +33,11 @@ async fn refused_writes_are_not_logged_once_a_second() {
         warnings().contains_key("broker_read_failed").then_some(())
     })
     .await;
+    let began = Instant::now();
     tokio::time::sleep(Duration::from_secs(8)).await;
     let counts = warnings();
-    assert!(counts.values().all(|count| *count <= 4), "{counts:?}");
+    let most = began.elapsed().as_secs() as usize / 2;
+    assert!(counts.values().all(|count| *count <= most), "{counts:?}");
     let lines = telemetry.logs();
     let read = lines
         .iter()

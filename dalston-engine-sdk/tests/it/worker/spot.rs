@@ -196,9 +196,13 @@ async fn only_a_new_rebalance_recommendation_starts_the_drain() {
 
     (&mut draining.running).await.unwrap().unwrap();
     assert_eq!(notices(&telemetry), [("rebalance".to_owned(), true)]);
-    assert!(old.requests(REBALANCE) > 1);
+    until("second look at the old notice", async || {
+        (old.requests(REBALANCE) > 1).then_some(())
+    })
+    .await;
     for worker in [&with_old_notice, &interruptions_only] {
-        assert_eq!(deployment.status(worker).await.as_deref(), Some("idle"));
+        let idle = async || (deployment.status(worker).await? == "idle").then_some(());
+        until("idle worker", idle).await;
     }
 }
 
