@@ -123,7 +123,7 @@ fn a_request_that_takes_too_long_is_given_up_and_sent_again() {
     for protocol in [Protocol::Grpc, Protocol::Http] {
         let collector = Collector::answering(protocol, [Answer::Hang]);
         let mut env = collector.env();
-        env.push(("OTEL_EXPORTER_OTLP_TIMEOUT".into(), "200".into()));
+        env.push(("OTEL_EXPORTER_OTLP_TIMEOUT".into(), "1500".into()));
         let service = Service::start(env);
         service.spans(1);
         assert_eq!(service.telemetry.flush(Duration::from_secs(30)), Ok(()));
@@ -515,8 +515,8 @@ impl SpanProcessor for Slow {
 
 #[test]
 fn exporters_and_processors_share_the_shutdown_timeout() {
-    let bound = Duration::from_secs(1);
-    // The exporter needs all of the time, or none.
+    let bound = Duration::from_secs(2);
+    // The exporter needs all of the time, or none. One after the other, they take 8 s or 6 s.
     for answer in [Answer::Hang, Answer::Accept] {
         let collector = Collector::answering(Protocol::Grpc, [answer.clone()]);
         let service = Service::with(collector.env(), |builder| {
@@ -530,7 +530,7 @@ fn exporters_and_processors_share_the_shutdown_timeout() {
         let started = Instant::now();
         let _ = service.telemetry.shutdown_blocking();
         assert!(
-            started.elapsed() < bound * 2,
+            started.elapsed() < bound * 5 / 2,
             "{answer:?} {:?}",
             started.elapsed()
         );

@@ -226,7 +226,7 @@ fn spans_that_find_a_full_queue_are_reported() {
 
 #[test]
 fn one_bound_ends_all_signals() {
-    const BOUND: Duration = Duration::from_millis(400);
+    const BOUND: Duration = Duration::from_secs(2);
     let hanging = || Collector::answering(Protocol::Grpc, [Answer::Hang, Answer::Hang]);
 
     let peers = hanging();
@@ -361,18 +361,21 @@ fn the_queue_is_bounded_by_bytes() {
         batch: 1,
         ..Batching::DEFAULT
     };
-    let busy = || {
-        let later = Answer::Unavailable(Some(Duration::from_secs(2)));
+    let busy = |seconds| {
+        let later = Answer::Unavailable(Some(Duration::from_secs(seconds)));
         Collector::answering(Protocol::Grpc, [later])
     };
-    let collector = busy();
-    let service = Service::start(batching.env(&collector));
+    // So long that the spans are made in this time on a slow machine.
+    let collector = busy(30);
+    let service = Service::with(batching.env(&collector), |builder| {
+        builder.shutdown_timeout(Duration::from_millis(100))
+    });
     service.spans(1);
     let _ = collector.next();
     our_spans(&service, SPANS, MIB);
     assert!(service.stats().dropped(DropReason::QueueFull) > 0);
 
-    let collector = busy();
+    let collector = busy(1);
     let peer = Peer::start(&collector, batching);
     peer.spans(1);
     let _ = collector.next();
