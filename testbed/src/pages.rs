@@ -23,7 +23,7 @@ use tempfile::TempDir;
 /// How long a command may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long spans, metrics and log lines may be on their way to the place that a command reads.
-const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(15);
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(60);
 const INTERVAL: Duration = Duration::from_millis(10);
 
 /// A command of a document and the output that the document shows.

@@ -304,7 +304,7 @@ impl Setup {
         // The connection of the test itself needs no TLS.
         let url = format!("redis://{}127.0.0.1:{}", self.login(), self.port);
         let client = redis::Client::open(url).unwrap();
-        let give_up = Instant::now() + Duration::from_secs(10);
+        let give_up = Instant::now() + Duration::from_secs(30);
         while Instant::now() < give_up && process.try_wait().unwrap().is_none() {
             let config = AsyncConnectionConfig::new().set_response_timeout(None);
             if let Ok(mut connection) = client.get_multiplexed_async_connection_with_config(&config).await

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testbed::promtool;
+use testbed::{free_port, promtool};
 
 use crate::files::{STACK, list, read, text, workspace};
 use crate::rules::alerts;
@@ -187,7 +187,7 @@ struct Alertmanager {
 impl Alertmanager {
     fn start(receiver: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let address = free_address();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let command = list(&Stack::load().service("alertmanager")["command"]);
         // `$$` is a dollar sign in a Compose file.
         let command = text(&command[0])
@@ -269,13 +269,6 @@ impl Drop for Alertmanager {
     }
 }
 
-fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-}
-
 fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -306,7 +299,7 @@ fn watchdog_reaches_the_address_of_the_variable() {
     // At once, without the wait for further alerts of its group.
     alertmanager.raise(&["Watchdog"]);
     let (mut stream, _) = listener.accept().unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let mut request = [0; 512];
     let length = stream.read(&mut request).unwrap();
     let request = String::from_utf8_lossy(&request[..length]).into_owned();

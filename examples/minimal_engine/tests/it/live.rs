@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -333,8 +333,7 @@ async fn second_signal_ends_a_draining_worker() {
 async fn output_that_is_not_read_stops_neither_work_nor_sigterm() {
     let (redis, s3) = (TestRedis::start().await, TestS3::start());
     let engine = Engine::new();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let port = port.port().to_string();
+    let port = testbed::free_port().to_string();
     let (mut output, mut full) = std::io::pipe().unwrap();
     // The capacity of a pipe. No line of the worker fits until something is read.
     full.write_all(&[b'\n'; 64 * 1024]).unwrap();

@@ -467,11 +467,7 @@ fn worker_on_ec2_detects_its_type_and_drains_on_notice() {
         .build()
         .unwrap();
     let imds = server.block_on(testbed::TestImds::start());
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = testbed::free_port();
     let engine = Engine::new();
     let mut child = engine
         .command("run")
@@ -611,10 +607,7 @@ fn signal(process: u32, name: &str) {
 #[test]
 fn unreachable_collector_neither_fails_nor_delays_results() {
     let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
-    let absent = {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
-    };
+    let absent = ([127, 0, 0, 1], testbed::free_port()).into();
     let engine = Engine::new().with_file("notes.txt", "one two three");
     for collector in [absent, hanging.local_addr().unwrap()] {
         let began = Instant::now();
