@@ -208,15 +208,17 @@ async fn with_room_for_one_model_every_change_is_a_load() {
 
 #[tokio::test]
 async fn a_task_goes_to_the_thread_that_has_its_model() {
-    let rig = Rig::new();
-    let loads = loads_of(
-        &rig,
-        |engine| rig.runner(engine).slots(2).max_loaded_models(1),
-        &["a", "b", "b", "a", "a", "b"],
-    )
-    .await;
-    // If the second thread starts late, the first one loads both models.
-    assert!(loads == ["a", "b"] || loads == ["a", "b", "a"], "{loads:?}");
+    const MODELS: [&str; 12] = ["a", "b", "b", "a", "a", "b", "b", "b", "a", "b", "a", "a"];
+    // A thread that is not free yet leaves its task to the other one, which happens if the machine
+    // is busy, but not each time.
+    for _ in 0..20 {
+        let rig = Rig::new();
+        let builder = |engine| rig.runner(engine).slots(2).max_loaded_models(1);
+        if loads_of(&rig, builder, &MODELS).await == ["a", "b"] {
+            return;
+        }
+    }
+    panic!("threads load models that others have");
 }
 
 #[tokio::test]

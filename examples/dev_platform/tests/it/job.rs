@@ -519,6 +519,15 @@ async fn waiting_job_is_cancelled_and_runs_again() {
     assert_eq!(cancelled.status(), StatusCode::OK);
     let job = rig.job_with(&ids[1], "cancelled").await;
     assert_eq!(job["stages"][1]["status"], "cancelled");
+    // The engine has the task already, or takes it now.
+    let is_cancelled = |line: &Value| {
+        let event = &line["event"];
+        line["job_id"] == *ids[1] && (event == "task_cancelled" || event == "task_skipped_job_cancelled")
+    };
+    rig.until("end of the task", async || {
+        rig.log_lines().into_iter().find(is_cancelled)
+    })
+    .await;
     rig.let_go("mock-engine");
     rig.job_with(&ids[0], "completed").await;
 
