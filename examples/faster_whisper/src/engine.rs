@@ -12,6 +12,7 @@ use dalston_engine_sdk::{
 };
 use tracing::Span;
 
+use crate::chunking;
 use crate::config;
 use crate::decode::transcription::{Observer, Recording, Samples, Transcription};
 use crate::error::{Error, LoadError};
@@ -48,6 +49,7 @@ impl Engine for FasterWhisper {
         Options::DESCRIBED
             .iter()
             .fold(info, |info, option| info.option(request::task_option(option)))
+            .option(chunking::option())
     }
 
     fn load(&self, model: &ModelId, cx: &LoadContext) -> Result<Whisper, TaskError> {

@@ -12,6 +12,7 @@
 //! The binary of this crate is a Dalston engine.
 
 mod align;
+mod chunking;
 pub mod config;
 pub mod decode;
 mod engine;

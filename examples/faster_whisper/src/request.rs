@@ -3,6 +3,7 @@
 use dalston_engine_sdk::stage::{TimestampGranularity, TranscribeTask};
 use dalston_engine_sdk::{TaskError, TaskOption, TaskRequest, TranscribeRequest};
 
+use crate::chunking::{self, Chunking};
 use crate::options::{Described, Options, TextOrTokens};
 use crate::task::Task;
 
@@ -29,6 +30,12 @@ impl Request {
                 platform.remove(name);
             }
         }
+        let chunking = match platform.remove(chunking::NAME).filter(|value| !value.is_null()) {
+            Some(value) => {
+                Some(Chunking::read(&value).map_err(|error| TaskError::permanent("invalid_config", error))?)
+            }
+            None => None,
+        };
         let request = TranscribeRequest::from_config(&platform)
             .map_err(|error| TaskError::permanent("invalid_config", error))?;
         let is_set = |name: &str| task.config().get(name).is_some_and(|value| !value.is_null());
@@ -67,6 +74,22 @@ impl Request {
                 options.without_timestamps = batched.without_timestamps;
             }
         }
+        if let Some(chunking) = chunking {
+            if is_set("vad_parameters") || (is_set("vad_filter") && !options.vad_filter) {
+                let why = "chunking_strategy has no effect beside vad_parameters or without vad_filter";
+                warnings.push(why.to_owned());
+            } else {
+                options.vad_filter = true;
+                chunking.apply(&mut options.vad_parameters);
+            }
+        }
+        if is_set("vad_parameters") && !options.vad_filter {
+            warnings.push("vad_parameters has no effect without vad_filter".to_owned());
+        }
+        let has_text = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.trim().is_empty());
+        if has_text(&options.hotwords) && has_text(&options.prefix) {
+            warnings.push("hotwords has no effect with prefix".to_owned());
+        }
         Ok(Self {
             language_given: options.language.is_some(),
             options,
@@ -90,11 +113,6 @@ fn without_effect(request: &TranscribeRequest, options: &Options) -> Vec<String>
     if request.include_transcription_logprobs {
         warnings.push(
             "log-probabilities of single tokens are not supported: segments have avg_logprob".to_owned(),
-        );
-    }
-    if request.chunking_strategy.is_some() {
-        warnings.push(
-            "chunking_strategy is not supported: the recording was cut by the model's own windows".to_owned(),
         );
     }
     warnings

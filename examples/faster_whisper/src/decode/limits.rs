@@ -4,6 +4,7 @@ use super::rules::RuleConfig;
 use super::suppress;
 use crate::error::Error;
 use crate::options::{OptionError, Options};
+use crate::tokenizer::Prompt;
 use crate::whisper::Whisper;
 
 pub(super) fn rule_config(
@@ -39,6 +40,12 @@ pub(super) fn max_tokens(whisper: &Whisper, options: &Options) -> Result<usize, 
             Err(OptionError::new("max_new_tokens", wanted, expected).into())
         }
     }
+}
+
+/// The number of tokens that the decoder has room for behind a prompt.
+pub(super) fn room(whisper: &Whisper, prompt: &Prompt) -> usize {
+    let positions = whisper.config().model.max_target_positions as usize;
+    (positions + prompt.given().len()).saturating_sub(prompt.ids.len())
 }
 
 /// The frames of a window.

@@ -37,6 +37,8 @@ pub(super) struct Seeker {
     language_probability: Option<f64>,
     prompts: Prompts,
     max_tokens: usize,
+    /// The least room that a prompt has left for tokens, if it is less than `max_new_tokens`.
+    least_room: Option<usize>,
     /// Frames of a window.
     window_frames: usize,
     /// Frames of the recording.
@@ -135,6 +137,7 @@ impl Seeker {
         };
         let mut seeker = Self {
             max_tokens: limits::max_tokens(whisper, &options)?,
+            least_room: None,
             window_frames,
             rules,
             windows,
@@ -199,8 +202,13 @@ impl Seeker {
         let index = self.started;
         self.started += 1;
         let language = self.detect(whisper, samples, (place, features), cache)?;
+        let prompt = self.prompts.of(whisper, &self.options, &language, place)?;
+        let room = limits::room(whisper, &prompt);
+        if self.options.max_new_tokens.is_some_and(|wanted| wanted > room) {
+            self.least_room = Some(self.least_room.map_or(room, |least| least.min(room)));
+        }
         let plan = Plan {
-            prompt: self.prompts.of(whisper, &self.options, &language, place)?,
+            prompt,
             max_tokens: self.max_tokens,
             offset: self.seconds(place.start),
         };
@@ -512,6 +520,10 @@ impl Seeker {
             self.warnings.push(format!(
                 "the model made no progress and was skipped ahead at {places}{more}"
             ));
+        }
+        if let Some(room) = self.least_room {
+            let why = format!("max_new_tokens was lowered to {room}, the room behind the longest prompt");
+            self.warnings.push(why);
         }
         if self.behind_end > 0 {
             self.warnings.push(format!(

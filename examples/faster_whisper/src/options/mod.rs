@@ -164,7 +164,8 @@ options! {
     /// Default: off
     batch_size: Option<usize> = None, "a whole number from 1 to 256, or null"
         if |n| n.is_none_or(|n| (1..=256).contains(&n));
-    /// Parts of the recording, in seconds: start,end,start,… Default: 0, to the end
+    /// Parts of the recording, in seconds: start,end,start,… or a list of objects with start and end.
+    /// Default: 0, to the end
     clip_timestamps: Clips = Clips::default(), "seconds in ascending order, as 0,10.5,20" if anything;
     /// Leaves out probable inventions around a silence of this many seconds; needs word_timestamps. Default: off
     hallucination_silence_threshold: Option<f64> = None, "a number from 0, or null" if |n| n.is_none_or(|n| n >= 0.0);
@@ -197,7 +198,8 @@ impl Options {
     }
 }
 
-fn shortened(value: &Value) -> String {
+/// The value for an error message.
+pub(crate) fn shortened(value: &Value) -> String {
     const LONGEST: usize = 60;
     let text = value.to_string();
     match text.char_indices().nth(LONGEST) {
@@ -247,6 +249,9 @@ mod tests {
         );
         let clips = set("clip_timestamps", json!("1,2.5,4")).unwrap().clip_timestamps;
         assert_eq!(clips.ranges(), [(1.0, Some(2.5)), (4.0, None)]);
+        let parts = json!([{"start": 1, "end": 2.5}, {"start": 4.0, "end": 6.0}]);
+        let clips = set("clip_timestamps", parts).unwrap().clip_timestamps;
+        assert_eq!(clips.ranges(), [(1.0, Some(2.5)), (4.0, Some(6.0))]);
         assert_eq!(set("prefix", json!(5)).unwrap().prefix.as_deref(), Some("5"));
     }
 
@@ -282,6 +287,11 @@ mod tests {
                 "clip_timestamps",
                 json!("3,1"),
                 "clip_timestamps is \"3,1\": expected seconds in ascending order, as 0,10.5,20",
+            ),
+            (
+                "clip_timestamps",
+                json!([{"start": 1}]),
+                "clip_timestamps is [{\"start\":1}]: expected seconds in ascending order, as 0,10.5,20",
             ),
             (
                 "task",

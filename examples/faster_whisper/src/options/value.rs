@@ -210,10 +210,24 @@ impl Clips {
     }
 }
 
+/// A part of a recording as `BatchedInferencePipeline` takes it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Clip {
+    start: f64,
+    end: f64,
+}
+
 impl Accept for Clips {
     fn accept(value: &Value) -> Option<Self> {
         const MOST: usize = 20_000;
-        let times = Vec::<f64>::accept(value)?;
+        let times = match value.as_array() {
+            Some(parts) if parts.iter().any(Value::is_object) => {
+                let parts = Vec::<Clip>::deserialize(value).ok()?;
+                parts.iter().flat_map(|part| [part.start, part.end]).collect()
+            }
+            _ => Vec::<f64>::accept(value)?,
+        };
         let in_order = times.is_sorted() && times.first().is_none_or(|&first| first >= 0.0);
         (in_order && times.len() <= MOST).then_some(match times.is_empty() {
             true => Self::default(),

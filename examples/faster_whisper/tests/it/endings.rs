@@ -1,7 +1,7 @@
 //! Every transcription ends: on random weights, on random audio and options, and on recordings that
 //! lead to repetitions.
 
-use faster_whisper::{Options, Transcription};
+use faster_whisper::{Options, TextOrTokens, Transcription};
 use serde_json::json;
 
 use crate::generated_models::{extreme, load};
@@ -121,6 +121,14 @@ impl Random {
         options.multilingual = self.yes();
         options.language_detection_segments = 1 + self.below(3) as usize;
         options.prefix = self.yes().then(|| "begin".to_owned());
+        options.hotwords = self.yes().then(|| "some words ".repeat(100));
+        options.initial_prompt = TextOrTokens::Tokens((0..self.below(300) as i64).collect());
+        options.patience = 0.5 + self.below(3) as f64;
+        options.max_initial_timestamp = self.below(31) as f64;
+        options.suppress_blank = self.yes();
+        let clips = [json!([0]), json!([1.5, 2, 2, 3.01, 60]), json!("50,70")];
+        let clips = &clips[self.below(3) as usize];
+        options.set("clip_timestamps", clips).unwrap();
         options.chunk_length = self.yes().then_some(7);
         if self.yes() {
             options.no_speech_threshold = None;

@@ -151,6 +151,42 @@ fn voice_activity_has_a_span_and_a_metric() {
 }
 
 #[test]
+fn chunking_strategy_is_voice_activity_detection() {
+    let parts = |strategy: Value| {
+        let report = harness("en_pauses_25s.wav")
+            .config("language", "en")
+            .config("chunking_strategy", strategy)
+            .run_blocking();
+        assert_eq!(report.transcript().warnings, Vec::<String>::new());
+        attribute(&report, "engine.vad", "whisper.speech_parts")
+    };
+    // No pause is as long as the default of 2 s.
+    assert_eq!(parts(json!({"type": "auto"})), "1");
+    let strategy = json!({"type": "server_vad", "silence_duration_ms": 400, "prefix_padding_ms": 100});
+    assert_eq!(parts(strategy), "6");
+}
+
+#[test]
+fn options_that_exclude_each_other_are_warnings() {
+    let report = harness("en_one.wav")
+        .config("vad_filter", false)
+        .config("vad_parameters", json!({"threshold": 0.4}))
+        .config("chunking_strategy", "auto")
+        .config("prefix", "five")
+        .config("hotwords", "seven")
+        .run_blocking();
+    let warnings = report.transcript().warnings;
+    assert_eq!(
+        warnings,
+        [
+            "chunking_strategy has no effect beside vad_parameters or without vad_filter",
+            "vad_parameters has no effect without vad_filter",
+            "hotwords has no effect with prefix",
+        ]
+    );
+}
+
+#[test]
 fn options_of_faster_whisper_are_keys_of_a_task() {
     let report = harness("en_one.wav")
         .config("beam_size", 3)
@@ -215,6 +251,7 @@ fn invalid_options_fail_permanently_with_a_code() {
         ("vad_parameters", json!({"treshold": 0.5}), "invalid_config"),
         ("max_new_tokens", json!(446), "invalid_config"),
         ("clip_timestamps", json!([3, 1]), "invalid_config"),
+        ("chunking_strategy", json!({"type": "often"}), "invalid_config"),
         ("initial_prompt", json!([99_999]), "invalid_config"),
     ] {
         let report = harness("en_one.wav").config(key, value).run_blocking();

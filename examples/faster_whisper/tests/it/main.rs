@@ -12,6 +12,7 @@ mod generated_models;
 mod goldens;
 mod openai_client;
 mod realtime;
+mod routes;
 mod rules;
 mod searches;
 mod seeking;

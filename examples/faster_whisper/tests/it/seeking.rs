@@ -226,6 +226,23 @@ fn earlier_text_can_be_the_prompt() {
 }
 
 #[test]
+fn limit_of_tokens_without_room_is_a_warning() {
+    let mut config = english();
+    config.max_new_tokens = Some(400);
+    let found = |config: &Options| {
+        nano()
+            .transcribe(&samples("en_one.wav")[..], config, &mut ())
+            .unwrap()
+    };
+    assert_eq!(found(&config).warnings, Vec::<String>::new());
+    config.hotwords = Some("one ".repeat(300));
+    // 111 hotwords, <|startofprev|> and the usual three tokens.
+    let why = "max_new_tokens was lowered to 333, the room behind the longest prompt";
+    let warnings = found(&config).warnings;
+    assert!(warnings.iter().any(|warning| warning == why), "{warnings:?}");
+}
+
+#[test]
 fn special_tokens_in_a_prompt_are_plain_text() {
     let whisper = nano();
     let ids = whisper
