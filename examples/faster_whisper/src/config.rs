@@ -299,8 +299,9 @@ impl GenerationConfig {
         }
         if self.is_multilingual.is_none() && self.lang_to_id.is_none() {
             // Multilingual models force language, task and timestamps; English-only ones only
-            // timestamps.
-            self.is_multilingual = model.forced_decoder_ids.as_ref().map(|forced| forced.len() > 1);
+            // timestamps. An empty list says nothing.
+            let forced = model.forced_decoder_ids.as_ref().map(Vec::len);
+            self.is_multilingual = forced.filter(|&count| count > 0).map(|count| count > 1);
         }
     }
 

@@ -359,6 +359,30 @@ fn ids_come_from_tokenizer_without_generation_config() {
 }
 
 #[test]
+fn languages_are_known_without_generation_config() {
+    let languages = |forced: Value| {
+        let dir = TempDir::new().unwrap();
+        Shape::tiny().write(dir.path());
+        fs::remove_file(dir.path().join("generation_config.json")).unwrap();
+        edit(dir.path(), "config.json", |config| {
+            config["forced_decoder_ids"] = forced
+        });
+        let whisper = Whisper::load(dir.path(), Placement::CPU).unwrap();
+        (
+            whisper.vocabulary().is_multilingual(),
+            whisper.vocabulary().languages(),
+        )
+    };
+    // Vocabularies of English-only models have the tokens of languages, too.
+    let only = (false, vec!["en".to_owned()]);
+    assert_eq!(languages(json!([[1, 310]])), only);
+    let all = (true, ["cy", "fo", "yi"].map(str::to_owned).to_vec());
+    for forced in [json!(null), json!([]), json!([[1, null], [2, 305], [3, 309]])] {
+        assert_eq!(languages(forced), all);
+    }
+}
+
+#[test]
 fn untied_output_projection_is_used() {
     let shape = Shape::tiny();
     let (tied_dir, mut tied) = load(&shape);
