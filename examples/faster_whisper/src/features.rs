@@ -46,17 +46,9 @@ impl LogMel {
     /// libtorch ran out of memory.
     pub(crate) fn compute(&self, samples: &[f32]) -> Result<Tensor, TchError> {
         let used = samples.get(..self.samples).unwrap_or(samples);
-        let padding = (self.samples - used.len()) as i64;
-        let window = Tensor::f_from_slice(used)?
-            .f_to_device(self.device)?
-            .f_constant_pad_nd([0, padding])?;
-        // Frames are centred on their sample, with the signal reflected at both ends. The binding
-        // of stft cannot centre: it always sets an argument that libtorch forbids then.
-        let side = self.n_fft / 2;
-        let centred = window
-            .f_unsqueeze(0)?
-            .f_reflection_pad1d([side, side])?
-            .f_squeeze_dim(0)?;
+        // The binding of stft cannot centre: it always sets an argument that libtorch forbids then.
+        let centred = centred(used, self.samples, self.n_fft as usize / 2);
+        let centred = Tensor::f_from_slice(&centred)?.f_to_device(self.device)?;
         let spectrum = centred.f_stft(
             self.n_fft,
             self.hop,
@@ -77,6 +69,18 @@ impl LogMel {
             .f_mul_scalar_(0.25)?
             .f_unsqueeze(0)
     }
+}
+
+/// A window of `len` samples, filled up with silence, with `side` samples on both sides so that
+/// frames are centred on their sample: the window reflected at its ends.
+fn centred(samples: &[f32], len: usize, side: usize) -> Vec<f32> {
+    let at = |index: usize| samples.get(index).copied().unwrap_or(0.0);
+    let mut centred = Vec::with_capacity(len + 2 * side);
+    centred.extend((1..=side).rev().map(at));
+    centred.extend_from_slice(samples);
+    centred.resize(side + len, 0.0);
+    centred.extend((2..side + 2).map(|back| at(len.saturating_sub(back))));
+    centred
 }
 
 /// Triangular filters on Slaney's mel scale, each of unit area: bins × frequencies, row by row.
@@ -126,5 +130,21 @@ fn mel_to_hertz(mel: f64) -> f64 {
         mel * LINEAR_HERTZ_PER_MEL
     } else {
         LOG_START_HERTZ * ((mel - LOG_START_MEL) * log_step()).exp()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn window_is_filled_up_and_reflected_at_its_ends() {
+        let whole: Vec<f32> = (1..=8).map(|n| n as f32).collect();
+        for samples in [&whole[..], &whole[..5], &[]] {
+            let plain = Tensor::from_slice(samples).constant_pad_nd([0, 8 - samples.len() as i64]);
+            let plain = plain.unsqueeze(0).reflection_pad1d([3, 3]).squeeze_dim(0);
+            let expected = Vec::<f32>::try_from(plain).unwrap();
+            assert_eq!(centred(samples, 8, 3), expected);
+        }
     }
 }
