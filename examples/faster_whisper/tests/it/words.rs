@@ -1,9 +1,10 @@
 //! Times of words, compared with those of CTranslate2 and faster-whisper.
 
 use faster_whisper::{Options, Task};
+use serde::Deserialize;
 
 use crate::searches::PEER;
-use crate::support::{nano, reference_options, samples};
+use crate::support::{nano, reference_options, root, samples};
 
 #[test]
 fn alignments_match_those_of_ctranslate2() {
@@ -85,6 +86,73 @@ fn word_times_are_those_of_faster_whisper() {
     assert!(
         close as f64 >= 0.95 * all as f64,
         "{close} of {all} boundaries are within 0.1 s"
+    );
+}
+
+/// `goldens/words.json`.
+#[derive(Deserialize)]
+struct Transformers {
+    files: Vec<TransformersFile>,
+}
+
+#[derive(Deserialize)]
+struct TransformersFile {
+    file: String,
+    language: String,
+    words: Vec<TransformersWord>,
+}
+
+#[derive(Deserialize)]
+struct TransformersWord {
+    word: String,
+    start: f64,
+    end: f64,
+}
+
+#[test]
+fn word_times_are_those_of_transformers() {
+    const NEAR: f64 = 0.1;
+    let text = std::fs::read_to_string(root().join("goldens/words.json")).unwrap();
+    let transformers: Transformers = serde_json::from_str(&text).unwrap();
+    let mut whisper = nano();
+    let (mut close, mut all, mut disputed) = (0, 0, 0);
+    for file in transformers.files {
+        let mut options = reference_options();
+        options.language = Some(file.language);
+        options.word_timestamps = true;
+        let found = whisper
+            .transcribe(&samples(&file.file)[..], &options, &mut ())
+            .unwrap();
+        let segments = found.segments.iter();
+        let words: Vec<_> = segments
+            .flat_map(|segment| segment.words.iter().flatten())
+            .collect();
+        let texts: Vec<_> = words.iter().map(|word| word.text.trim()).collect();
+        let expected: Vec<_> = file.words.iter().map(|word| word.word.as_str()).collect();
+        assert_eq!(texts, expected, "{}", file.file);
+        let peer = PEER.files.iter().find(|peer| peer.file == file.file).unwrap();
+        let peer: Vec<_> = peer.words.iter().flat_map(|segment| &segment.words).collect();
+        let same_text = peer.iter().map(|word| word.word.trim()).eq(expected);
+        for (at, (word, expected)) in words.iter().zip(&file.words).enumerate() {
+            let peer = same_text.then(|| peer[at]);
+            for (found, expected, peer) in [
+                (word.start, expected.start, peer.map(|word| word.start)),
+                (word.end, expected.end, peer.map(|word| word.end)),
+            ] {
+                // Where the two references disagree, faster-whisper's decides, in another test.
+                if peer.is_some_and(|peer| (peer - expected).abs() > NEAR) {
+                    disputed += 1;
+                    continue;
+                }
+                all += 1;
+                close += usize::from((found - expected).abs() <= NEAR);
+            }
+        }
+    }
+    assert!(all > 50, "{all} boundaries, {disputed} disputed");
+    assert!(
+        close as f64 >= 0.95 * all as f64,
+        "{close} of {all} boundaries are within {NEAR} s"
     );
 }
 
