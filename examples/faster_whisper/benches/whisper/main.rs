@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo bench -p faster_whisper --bench whisper -- [--threads 1,2] [--rounds N]
-//!     [--shapes nano,base,small] [--device cpu|cuda] [--peer PYTHON]
+//!     [--shapes nano,base,small] [--device cpu|cuda] [--minutes N] [--peer PYTHON]
 //! ```
 //!
 //! `--peer` names a Python with torch 2.11.0, transformers 5.23.0 and faster-whisper 1.2.1. All
@@ -20,6 +20,9 @@
 //! all threads: eight recordings of 10 s at once and one after the other, each with a text of 33
 //! tokens, which is what speech of that length has. A token is one of a greedy search, without the
 //! first ones. The seconds are those of whole recordings with the default width of the beam search.
+//!
+//! Long recordings are an hour of silence, of noise, and of one word that repeats, with the shipped
+//! model and all defaults. Each window of the last one is decoded at all temperatures.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -27,6 +30,7 @@ mod batch;
 #[allow(dead_code, unreachable_pub)]
 #[path = "../../tests/it/generated.rs"]
 mod generated;
+mod hour;
 mod serve;
 
 use std::io::{BufRead, BufReader, Write};
@@ -51,6 +55,8 @@ const LIMIT_OF_TEXT: usize = 80;
 const TOKENS: usize = 24;
 /// The largest accepted ratio to a peer.
 const LIMIT: f64 = 1.0;
+/// The largest accepted time to load the shape small, with its files in the page cache, in seconds.
+const LOAD_LIMIT: f64 = 1.0;
 /// The largest number of rounds of the shape small. One takes as long as four of base.
 const SMALL_ROUNDS: usize = 3;
 
@@ -60,6 +66,8 @@ struct Arguments {
     shapes: Vec<String>,
     /// `cpu` or `cuda`
     device: String,
+    /// The length of the long recordings.
+    minutes: usize,
     peer: Option<PathBuf>,
 }
 
@@ -119,7 +127,27 @@ fn main() {
             &rows,
         );
     }
+    if arguments.device == "cpu" && arguments.shapes.iter().any(|name| name == "nano") {
+        tch::set_num_threads(1);
+        let rows = hour::hour(&root(), arguments.minutes, &mut report);
+        report.table(
+            &format!(
+                "{} minutes of each, with the shape nano, precision auto, one thread and all defaults. Memory is its growth in \
+                 MiB after the first tenth:",
+                arguments.minutes
+            ),
+            ["Recording", "Seconds", "Realtime factor", "Memory", "Windows", "Tokens"],
+            &rows,
+        );
+    }
     report.finish();
+}
+
+/// The resident memory of this process.
+fn resident_bytes() -> f64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: f64 = pages.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096.0
 }
 
 /// A model for all sides.
@@ -300,6 +328,12 @@ fn measure(model: &Model, threads: i32, arguments: &Arguments, report: &mut Repo
             false,
         ));
     }
+    if on_cpu && model.name == "small" {
+        for side in sides.iter().take(2) {
+            let what = format!("{}, {threads} thread(s): load, {}", model.name, side.name);
+            report.at_most(what, LOAD_LIMIT, side.load, "s");
+        }
+    }
     let rounds = match model.name.as_str() {
         "small" | "medium" => arguments.rounds.min(SMALL_ROUNDS),
         _ => arguments.rounds,
@@ -384,6 +418,7 @@ fn parse(words: Vec<String>) -> Arguments {
         rounds: 5,
         shapes: ["nano", "base", "small"].map(str::to_owned).to_vec(),
         device: "cpu".to_owned(),
+        minutes: 60,
         peer: None,
     };
     let mut words = words.into_iter();
@@ -398,6 +433,7 @@ fn parse(words: Vec<String>) -> Arguments {
             "--rounds" => arguments.rounds = value().parse().expect("a number of rounds"),
             "--shapes" => arguments.shapes = value().split(',').map(str::to_owned).collect(),
             "--device" => arguments.device = value(),
+            "--minutes" => arguments.minutes = value().parse().expect("a number of minutes"),
             "--peer" => arguments.peer = Some(PathBuf::from(value())),
             other => panic!("unknown argument {other}"),
         }

@@ -36,9 +36,7 @@ pub(crate) fn serve(threads: &str, device: &str, precision: &str) {
             whisper = Some((loaded, samples));
             json!({ "seconds": took, "precision": placement.precision() })
         } else if request["memory"] == true {
-            let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-            let pages: u64 = pages.split(' ').nth(1).unwrap().parse().unwrap();
-            json!({ "bytes": pages * 4096 })
+            json!({ "bytes": crate::resident_bytes() })
         } else {
             let (whisper, samples) = whisper.as_mut().unwrap();
             let beam = number("beam").unwrap_or(1);
