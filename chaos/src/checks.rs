@@ -215,10 +215,11 @@ pub(crate) async fn keys(
 }
 
 /// Prints the violations with their evidence.
-pub(crate) async fn conclude(orchestrator: &Orchestrator, directory: tempfile::TempDir) -> ExitCode {
+pub(crate) async fn conclude(orchestrator: &Orchestrator, mut directory: tempfile::TempDir) -> ExitCode {
     const SHOWN: usize = 10;
     let violations = orchestrator.violations();
     if violations.is_empty() {
+        directory.disable_cleanup(false);
         println!("no task was lost");
         return ExitCode::SUCCESS;
     }
@@ -236,11 +237,10 @@ pub(crate) async fn conclude(orchestrator: &Orchestrator, directory: tempfile::T
             }
         }
     }
-    let kept = directory.keep();
     eprintln!(
         "\n{} violations. The logs of the engines are in {}",
         violations.len(),
-        kept.display()
+        directory.path().display()
     );
     ExitCode::FAILURE
 }

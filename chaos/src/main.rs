@@ -119,8 +119,10 @@ async fn run(arguments: &Arguments) -> ExitCode {
     };
     let seed = arguments.seed.unwrap_or_else(clock);
     let mut random = Random::new(seed);
+    // The logs outlive a panic of the test itself.
     let directory = tempfile::Builder::new()
         .prefix("dalston_chaos_")
+        .disable_cleanup(true)
         .tempdir()
         .expect("a directory");
     println!(

@@ -209,16 +209,18 @@ impl Orchestrator {
                 .await;
             self.note(task, format!("message: {id} {pending:?}"));
         }
-        let events: Entries = self.platform.ask(&["XRANGE", keys::EVENT_STREAM, "-", "+"]).await;
-        for (id, fields) in events {
-            if fields
-                .get("payload")
-                .is_some_and(|payload| payload.contains(task))
-            {
-                self.note(
-                    task,
-                    format!("event: {id} {}", fields.get("type").map_or("", String::as_str)),
-                );
+        // A storm has many events.
+        let mut from = "-".to_owned();
+        loop {
+            let words = ["XRANGE", keys::EVENT_STREAM, &from, "+", "COUNT", "500"];
+            let events: Entries = self.platform.ask(&words).await;
+            let Some((last, _)) = events.last() else { break };
+            from = format!("({last}");
+            for (id, fields) in &events {
+                let field = |name: &str| fields.get(name).map_or("", String::as_str);
+                if field("payload").contains(task) {
+                    self.note(task, format!("event: {id} {}", field("type")));
+                }
             }
         }
     }
