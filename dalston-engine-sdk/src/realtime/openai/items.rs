@@ -296,7 +296,7 @@ mod tests {
         events.extend(items.speech_stopped(4.0));
         events.extend(items.completed(&transcript("two", 3.0, 4.0, false)));
         assert_eq!(
-            shown(&events, &mut ids)[3..],
+            shown(&events, &mut ids)[4..],
             [
                 "speech_started 1",
                 "failed 0",
@@ -308,7 +308,7 @@ mod tests {
             ]
         );
         let error = json!({"type": "transcription_error", "code": "c", "message": "m", "param": null});
-        assert_eq!(events[4]["error"], error);
+        assert_eq!(events[5]["error"], error);
     }
 
     #[test]
