@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_masked_whatever_is_around_them() {
+    fn secrets_are_masked_in_any_surrounding_text() {
         let around = [
             ("", ""),
             ("see ", " and more"),

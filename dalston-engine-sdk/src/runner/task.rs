@@ -193,7 +193,7 @@ impl Attempt<'_> {
             (Err(_), Some(CancelReason::LeaseLost)) => self.lost(),
             (Err(error), None) if error.code() == NOT_STARTED => self.hand_back().await,
             (Err(error), Some(CancelReason::Requested)) => self.cancelled(&error).await,
-            // A job that is being cancelled needs no further attempt, whatever the error.
+            // A job that is being cancelled needs no further attempt after any error.
             (Err(error), _) if self.is_cancelled().await => self.cancelled(&error).await,
             (Err(error), _) => self.not_done(error).await,
         }

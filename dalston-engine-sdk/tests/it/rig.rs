@@ -231,8 +231,8 @@ impl Rig {
     }
 }
 
-/// The spans that have ended, as a tree. A slow machine has spans of short waits for a thread, which
-/// are left out.
+/// The spans that have ended, as a tree, without the waits for a thread: a slow machine has short
+/// ones.
 pub(crate) fn without_waits(telemetry: &TestTelemetry) -> SpanTree {
     let mut spans = telemetry.spans();
     spans.retain(|span| span.name != "engine.slot_wait");

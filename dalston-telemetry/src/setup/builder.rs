@@ -120,7 +120,7 @@ impl TelemetryBuilder {
         self
     }
 
-    /// Switches tracing on or off, whatever `OTEL_ENABLED` says. `OTEL_SDK_DISABLED=true` still
+    /// Switches tracing on or off, in place of `OTEL_ENABLED`. `OTEL_SDK_DISABLED=true` still
     /// wins.
     pub fn enabled(mut self, on: bool) -> Self {
         self.enabled = Some(on);

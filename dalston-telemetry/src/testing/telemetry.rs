@@ -88,7 +88,7 @@ impl TestTelemetry {
         dispatcher::with_default(&self.dispatch, work)
     }
 
-    /// Polls `work` with this telemetry as the current one, on whatever thread it runs.
+    /// Polls `work` with this telemetry as the current one, on any thread.
     ///
     /// Tasks and threads that `work` spawns are not included: attach them as well, or pass them
     /// [`dispatch`](Self::dispatch).

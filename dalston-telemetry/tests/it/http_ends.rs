@@ -1,4 +1,4 @@
-//! The ends of HTTP requests: each is counted once, whatever is dropped when.
+//! The ends of HTTP requests: each is counted once, in any order of drops.
 
 use std::time::Duration;
 

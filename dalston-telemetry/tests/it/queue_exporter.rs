@@ -473,7 +473,7 @@ async fn a_user_with_read_permission_is_enough() {
     for words in [
         user("reader", &rights),
         user("blind", &all_but_one),
-        user("nobody", &["+@connection", "%R~dalston:*"]),
+        user("without_rights", &["+@connection", "%R~dalston:*"]),
     ] {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let _: () = redis.send(&words).await;
@@ -481,8 +481,8 @@ async fn a_user_with_read_permission_is_enough() {
     let url = |name: &str| format!("redis://{name}:hunter2@127.0.0.1:{}", redis.port());
     let reader = Running::start(&url("reader"));
     reader.until_depth("asr", Some(3.0)).await;
-    let nobody = Running::start(&url("nobody"));
-    nobody.until_connected(false).await;
+    let without_rights = Running::start(&url("without_rights"));
+    without_rights.until_connected(false).await;
     let blind = Running::start(&url("blind"));
     blind.until_connected(false).await;
     assert_eq!(depth_of(&blind.metrics.snapshot(), "asr"), None);

@@ -32,8 +32,8 @@ const END_TIMEOUT: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(200);
 /// How long the last spans of a trace may be on their way.
 const TRACE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A trace is complete if it has the end of its job and did not change for this time, in which every
-/// process exports.
+/// A trace is complete if it has the end of its job and did not change for this time, in which all
+/// processes export.
 const QUIET: Duration = Duration::from_millis(600);
 /// The start of the names of the spans in which a job ends.
 const END_OF_JOB: &str = "orchestrator.mark_job_";

@@ -22,7 +22,7 @@ pub(super) fn board() -> Board {
                     .target(sum("engine_id", &rate(&audio)), "{{engine_id}}").link(ENGINES),
                 stacked("Audio by instance type", "short", "Hours of audio that are processed in an hour, by hardware.")
                     .target(sum("instance_type", &rate(&audio)), "{{instance_type}}").link(ENGINES),
-                series("Audio of jobs", "short", "Hours of audio of the jobs that end in an hour, by engine. Each job counts once, whatever its stages.")
+                series("Audio of jobs", "short", "Hours of audio of the jobs that end in an hour, by engine. Each job counts once, with any number of stages.")
                     .target(sum("engine_id", &rate(&of("dalston_orchestrator_audio_duration_seconds_sum", ""))), "{{engine_id}}"),
             ]),
             row("Efficiency", [

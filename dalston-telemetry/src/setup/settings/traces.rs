@@ -10,7 +10,7 @@ variables! {
     /// Whether spans are recorded and exported.
     pub static OTEL_ENABLED: Variable<bool> = Variable::new(&["OTEL_ENABLED"], &Switch).default("false");
 
-    /// `true`: nothing leaves by OTLP, whatever the other variables say. Log lines and `/metrics`
+    /// `true`: nothing leaves by OTLP, also if other variables ask for it. Log lines and `/metrics`
     /// stay.
     pub(crate) static OTEL_SDK_DISABLED: Variable<bool> =
         Variable::new(&["OTEL_SDK_DISABLED"], &OtelSwitch)

@@ -131,7 +131,7 @@ fn later_versions_and_unknown_flags_are_read() {
 }
 
 #[test]
-fn no_bytes_whatever_make_extraction_fail() {
+fn random_bytes_do_not_make_extraction_fail() {
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = move || {
         random ^= random << 13;

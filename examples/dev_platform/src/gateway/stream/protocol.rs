@@ -1,7 +1,7 @@
 //! What differs between the protocol of the platform and that of OpenAI: [`Protocol`].
 //!
-//! Workers speak both, each at a path of its own, so messages are passed on as they are. The gateway
-//! only has words of its own, and reads a few keys.
+//! Workers speak both, each at a path of its own, so messages are passed on as they are. The
+//! gateway adds few messages, and reads few keys.
 
 use std::borrow::Cow;
 
