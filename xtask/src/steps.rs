@@ -17,7 +17,17 @@ pub(crate) fn root() -> &'static Path {
 
 /// The cargo that runs this program, so that a selected toolchain stays selected.
 pub(crate) fn cargo() -> Cmd {
-    Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let cargo = Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // A clone that is tested once has no use for what makes the next build faster.
+    if is_ci() {
+        cargo.env("CARGO_INCREMENTAL", "0")
+    } else {
+        cargo
+    }
+}
+
+pub(crate) fn is_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| value == "true")
 }
 
 /// The directory of cargo's build results.
@@ -39,15 +49,14 @@ impl Cmd {
         let mut command = Command::new(program);
         command.current_dir(root()).stdin(Stdio::null());
         // `cargo run` sets these for this package. Build scripts must not see them for other
-        // packages.
-        for name in [
-            "CARGO_MANIFEST_DIR",
-            "CARGO_MANIFEST_PATH",
-            "CARGO_PKG_NAME",
-            "CARGO_PKG_VERSION",
-            "OUT_DIR",
-        ] {
-            command.env_remove(name);
+        // packages, and would run again if a later cargo does not set them.
+        for (name, _) in std::env::vars_os() {
+            let of_package = name.to_str().is_some_and(|name| {
+                name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") || name == "OUT_DIR"
+            });
+            if of_package {
+                command.env_remove(name);
+            }
         }
         let shown = Path::new(program)
             .file_name()

@@ -7,12 +7,15 @@ use crate::chaos;
 use crate::error::Error;
 use crate::libtorch;
 use crate::package;
-use crate::steps::{Cmd, Steps, cargo, root};
+use crate::steps::{Cmd, Steps, cargo, is_ci, root};
 use crate::system::{CHROMIUM, FAKETIME, Need, PROMETHEUS, REDIS, STRACE, require};
 use crate::tools;
 
 /// The crates that are published.
 pub(crate) const CRATES: [&str; 2] = ["dalston-telemetry", "dalston-engine-sdk"];
+
+/// Packages for tests and benchmarks, whose documentation is not built.
+const TEST_PACKAGES: [&str; 5] = ["bench", "chaos", "observability", "reference", "testbed"];
 
 /// A directory without libtorch, for steps that must pass without it.
 pub(crate) const NO_LIBTORCH: &str = "/nonexistent/libtorch";
@@ -53,28 +56,28 @@ const STEPS: [Step; 10] = [
             .env("LIBTORCH", libtorch)
             .run()
     }),
-    ("test without libtorch", |_| without_libtorch(cargo_test())),
+    ("test without libtorch", |_| {
+        // More than `cargo test` tests, so that `chaos` needs no build of its own.
+        without_libtorch(cargo_test().args("--workspace --exclude faster_whisper --exclude bench"))
+    }),
     ("test with libtorch and all features", |libtorch| {
         cargo_test()
-            // The other packages are tested without libtorch above. Here they would link it, too.
-            .args("-p dalston-telemetry -p dalston-engine-sdk -p faster_whisper --all-features")
+            // The other packages are tested without libtorch above, and with all their features,
+            // because some of them need each one. Here they would link libtorch, too.
+            .args("-p dalston-engine-sdk -p faster_whisper --all-features")
             .env("LIBTORCH", libtorch)
             // Doctests do not get the path to libtorch that build scripts give to other binaries.
             .env("LD_LIBRARY_PATH", libtorch::library_path(libtorch))
             .run()
     }),
+    ("packages", |_| package::check()),
+    ("chaos", |_| chaos::run(&["--minutes", "1.5"])),
+    // Without what only their tests select. `packages` and `chaos` build the others.
     ("examples", |libtorch| {
-        without_libtorch(cargo().args("build -p minimal_engine -p morse_engine -p dev_platform"))?;
         cargo()
-            .args("build -p faster_whisper")
+            .args("check -p morse_engine -p faster_whisper")
             .env("LIBTORCH", libtorch)
             .run()
-    }),
-    // After the examples, which compile the same dependencies.
-    ("packages", |_| package::check()),
-    ("chaos", |_| {
-        without_libtorch(cargo_test().args("-p chaos"))?;
-        chaos::run(&["--minutes", "1.5"])
     }),
     ("documentation without libtorch", |_| documentation()),
     ("clippy of each feature alone", each_feature),
@@ -137,10 +140,6 @@ pub(crate) fn run(words: &[&str]) -> Result<(), Error> {
     Ok(())
 }
 
-fn is_ci() -> bool {
-    std::env::var("CI").is_ok_and(|value| value == "true")
-}
-
 /// Prints the names of the steps.
 pub(crate) fn list() {
     for (name, _) in STEPS {
@@ -157,21 +156,17 @@ fn without_libtorch(command: Cmd) -> Result<(), Error> {
     command.env("LIBTORCH", NO_LIBTORCH).run()
 }
 
-/// The documentation of the crates as docs.rs builds it, and of the examples' libraries.
+/// The documentation of the crates with all features, as docs.rs builds it, and of the examples.
 fn documentation() -> Result<(), Error> {
-    let doc = |arguments: &str| {
-        without_libtorch(
-            cargo()
-                .args("doc --no-deps")
-                .args(arguments)
-                .env("RUSTDOCFLAGS", "-D warnings"),
-        )
-    };
-    doc("-p dalston-telemetry --all-features")?;
-    // `doc-only` makes tch's build script leave libtorch alone.
-    doc("-p dalston-engine-sdk --all-features --features tch/doc-only")?;
-    doc("-p minimal_engine -p morse_engine -p dev_platform -p xtask")?;
-    doc("-p faster_whisper --lib --features tch/doc-only")
+    // One command, with the features of clippy's step, so that few dependencies are checked again.
+    let doc = cargo().args("doc --no-deps --workspace --all-features");
+    let doc = TEST_PACKAGES
+        .iter()
+        .fold(doc, |doc, name| doc.arg("--exclude").arg(name))
+        // `doc-only` makes tch's build script leave libtorch alone.
+        .args("--features tch/doc-only")
+        .env("RUSTDOCFLAGS", "-D warnings");
+    without_libtorch(doc)
 }
 
 /// Each feature of the published crates must compile without the others, because users select any

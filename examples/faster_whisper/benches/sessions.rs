@@ -51,8 +51,6 @@ fn runtime() -> tokio::runtime::Runtime {
 
 /// The worker. It prints that it has begun, and ends when it is killed.
 fn serve(redis: &str, storage: &str, port: &str) {
-    // A second thread slows a model of this size down.
-    tch::set_num_threads(1);
     let env = Env::from_pairs([
         ("REDIS_URL", redis),
         ("DALSTON_STORAGE_DIR", storage),

@@ -1,10 +1,11 @@
 //! Beam search, with the scores and the end of CTranslate2's, which faster-whisper uses.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::rules::Rules;
 use super::search::{Next, Sampled};
 use crate::error::Error;
+use crate::model::top_log_softmax;
 
 /// How wide to search, and when to end.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -129,7 +130,7 @@ impl Beams {
     }
 }
 
-/// The best continuations of all beams, best first.
+/// The best continuations of all beams, best first. Changes the logits.
 fn candidates(
     logits: &Tensor,
     rules: &Rules,
@@ -137,42 +138,30 @@ fn candidates(
     beams: &[Option<Beam>],
     most: usize,
 ) -> Result<Vec<Candidate>, Error> {
-    let mut allowed = Vec::with_capacity(beams.len());
     for (row, beam) in beams.iter().enumerate() {
-        let logits = logits.f_narrow(0, row as i64, 1)?;
-        allowed.push(match beam {
-            Some(beam) => rules.apply_after(&logits, &beam.ids, given)?,
-            None => logits,
-        });
+        if let Some(beam) = beam {
+            let _ = rules.restrict(logits.f_narrow(0, row as i64, 1)?, &beam.ids, given)?;
+        }
     }
-    let so_far: Vec<f32> = beams
-        .iter()
-        .map(|beam| beam.as_ref().map_or(f32::NEG_INFINITY, |beam| beam.score as f32))
-        .collect();
-    let so_far = Tensor::f_from_slice(&so_far)?
-        .f_to_device(logits.device())?
-        .f_unsqueeze(1)?;
-    let scores = Tensor::f_cat(&allowed, 0)?
-        .f_log_softmax(-1, Kind::Float)?
-        .f_add_(&so_far)?;
-    let size = scores.size2()?.1;
-    let scores = scores.f_flatten(0, -1)?;
-    let most = (most as i64).min(scores.size1()?);
-    let (scores, places) = scores.f_topk(most, -1, true, true)?;
-    let scores = Vec::<f32>::try_from(&scores)?;
-    let places = Vec::<i64>::try_from(&places)?;
-    if scores.first().is_some_and(|score| score.is_nan()) {
-        return Err(Error::NotANumber { offset: 0.0 });
+    let mut all = Vec::with_capacity(beams.len() * most);
+    for (row, (beam, best)) in beams.iter().zip(top_log_softmax(logits, most)?).enumerate() {
+        let Some(beam) = beam else { continue };
+        for (token, logprob) in best {
+            if logprob.is_nan() {
+                return Err(Error::NotANumber { offset: 0.0 });
+            }
+            if logprob.is_finite() {
+                all.push(Candidate {
+                    row,
+                    token: token as i64,
+                    score: f64::from(beam.score as f32 + logprob),
+                });
+            }
+        }
     }
-    let all = scores.into_iter().zip(places);
-    Ok(all
-        .filter(|(score, _)| score.is_finite())
-        .map(|(score, place)| Candidate {
-            row: (place / size) as usize,
-            token: place % size,
-            score: f64::from(score),
-        })
-        .collect())
+    all.sort_by(|one, other| other.score.total_cmp(&one.score));
+    all.truncate(most);
+    Ok(all)
 }
 
 /// Gives each continuation a row. The first one of a beam stays in its row, and the others get the

@@ -28,7 +28,7 @@ impl Greedy {
     }
 
     pub(super) fn advance(&mut self, logits: &Tensor, rules: &Rules) -> Result<Next, Error> {
-        let row = rules.apply_after(logits, &self.ids, self.given)?;
+        let row = rules.restrict(logits.f_alias()?, &self.ids, self.given)?;
         let (best, token) = row.f_max_dim(-1, true)?;
         let mut sum = match self.sum.take() {
             Some(sum) => sum,

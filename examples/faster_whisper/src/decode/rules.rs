@@ -114,16 +114,19 @@ impl Rules {
         text: &[i64],
         given: usize,
     ) -> Result<Tensor, TchError> {
+        self.restrict(logits.f_detach_copy()?, text, given)
+    }
+
+    /// As [`apply_after`](Self::apply_after), in the memory of the row.
+    pub(crate) fn restrict(&self, mut row: Tensor, text: &[i64], given: usize) -> Result<Tensor, TchError> {
         let sampled = text.get(given..).unwrap_or_default();
         let mask = if sampled.is_empty() {
             &self.never_first
         } else {
             &self.never
         };
-        let mut row = match self.penalised(logits, text)? {
-            Some(penalised) => penalised.f_add(mask)?,
-            None => logits.f_add(mask)?,
-        };
+        self.penalise(&mut row, text)?;
+        let _ = row.f_add_(mask)?;
         let repeats = ends_of_repeats(text, self.no_repeat_ngram_size);
         if !repeats.is_empty() {
             let ids = Tensor::f_from_slice(&repeats)?.f_to_device(row.device())?;
@@ -153,10 +156,10 @@ impl Rules {
         Ok(row)
     }
 
-    /// The logits with the repetition penalty, if it has an effect. Each token counts once.
-    fn penalised(&self, logits: &Tensor, text: &[i64]) -> Result<Option<Tensor>, TchError> {
+    /// Applies the repetition penalty. Each token counts once.
+    fn penalise(&self, row: &mut Tensor, text: &[i64]) -> Result<(), TchError> {
         if self.repetition_penalty == 1.0 || text.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
         let ids: Vec<i64> = text
             .iter()
@@ -164,14 +167,15 @@ impl Rules {
             .collect::<BTreeSet<_>>()
             .into_iter()
             .collect();
-        let ids = Tensor::f_from_slice(&ids)?.f_to_device(logits.device())?;
-        let before = logits.f_index_select(-1, &ids)?;
+        let ids = Tensor::f_from_slice(&ids)?.f_to_device(row.device())?;
+        let before = row.f_index_select(-1, &ids)?;
         let factor = before
             .f_lt(0.0)?
             .f_to_kind(Kind::Float)?
             .f_mul_scalar(self.repetition_penalty - 1.0 / self.repetition_penalty)?
             .f_add_scalar(1.0 / self.repetition_penalty)?;
-        Ok(Some(logits.f_index_copy(-1, &ids, &before.f_mul(&factor)?)?))
+        let _ = row.f_index_copy_(-1, &ids, &before.f_mul(&factor)?)?;
+        Ok(())
     }
 }
 

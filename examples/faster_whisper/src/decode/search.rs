@@ -59,7 +59,8 @@ impl Search {
         }
     }
 
-    /// Chooses the tokens that follow, given the logits of each row: rows × vocabulary.
+    /// Chooses the tokens that follow, given the logits of each row: rows × vocabulary. Changes
+    /// them.
     pub(crate) fn advance(&mut self, logits: &Tensor, rules: &Rules) -> Result<Next, Error> {
         match self {
             Self::Greedy(search) => search.advance(logits, rules),

@@ -3,7 +3,7 @@
 use tch::{TchError, Tensor};
 
 use super::cache::LayerCache;
-use super::{LayerNorm, Linear, Storage};
+use super::{LayerNorm, Linear, Storage, few_rows};
 use crate::error::LoadError;
 use crate::weights::Weights;
 
@@ -45,6 +45,9 @@ impl SelfAttention {
     /// the cache.
     pub(crate) fn forward_causal(&self, input: &Tensor, parts: &mut [Part<'_>]) -> Result<Tensor, TchError> {
         let qkv = self.qkv.forward(&self.norm.forward(input)?)?;
+        if let Some(mixed) = few_rows::attend_causal(&qkv, parts, self.heads)? {
+            return self.out.forward_add(&mixed, input);
+        }
         let mixed = each(parts, &qkv, |part, qkv| {
             let size = qkv.size3()?;
             let qkv = qkv.f_view([part.rows, part.new, size.2])?;
@@ -107,6 +110,9 @@ impl CrossAttention {
     /// All rows of a part attend to the same window, so they are positions of one row here.
     pub(crate) fn forward(&self, input: &Tensor, parts: &mut [Part<'_>]) -> Result<Tensor, TchError> {
         let query = self.query.forward(&self.norm.forward(input)?)?;
+        if let Some(mixed) = few_rows::attend_window(&query, parts, self.heads)? {
+            return self.out.forward_add(&mixed, input);
+        }
         let mixed = each(parts, &query, |part, query| {
             let query = split(query, 1, self.heads)?.f_select(0, 0)?;
             let (keys, values) = part.cache.window();
@@ -126,6 +132,14 @@ pub(crate) struct Part<'a> {
     pub(super) new: i64,
     /// Tokens of each row before them.
     pub(super) position: i64,
+}
+
+impl Part<'_> {
+    /// The row and the position of each token.
+    pub(super) fn tokens(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (new, position) = (self.new as usize, self.position as usize);
+        (0..self.rows as usize).flat_map(move |row| (position..position + new).map(move |at| (row, at)))
+    }
 }
 
 /// Applies `mix` to the positions of each part: 1 × positions × width.

@@ -4,6 +4,8 @@
 use tch::{Device, TchError, Tensor};
 
 use super::Placement;
+use super::kernels::Matrix;
+use super::native;
 use crate::config::ModelConfig;
 
 /// The cache of all decoder layers, for one window.
@@ -132,6 +134,35 @@ impl LayerCache {
         ))
     }
 
+    /// Stores the key and the value of a token, of all heads, at its row and position.
+    pub(super) fn store(
+        &mut self,
+        (row, position): (usize, usize),
+        key: &[f32],
+        value: &[f32],
+    ) -> Result<(), TchError> {
+        for (tensor, numbers) in [(&mut self.keys, key), (&mut self.values, value)] {
+            let (_, heads, capacity, width) = tensor.size4()?;
+            for (head, numbers) in numbers.chunks_exact(width as usize).enumerate() {
+                let place = (row * heads as usize + head) * capacity as usize + position;
+                native::store(tensor, place * width as usize, numbers)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The memory of the tokens.
+    pub(super) fn cells(&self) -> CacheCells<'_> {
+        CacheCells::new(&self.keys, &self.values)
+    }
+
+    /// The memory of the window, and its number of positions.
+    pub(super) fn window_cells(&self) -> (CacheCells<'_>, usize) {
+        let cells = CacheCells::new(&self.window_keys, &self.window_values);
+        let positions = cells.capacity;
+        (cells, positions)
+    }
+
     pub(super) fn set_window(&mut self, keys: &Tensor, values: &Tensor) -> Result<(), TchError> {
         self.window_keys.f_copy_(keys)?;
         self.window_values.f_copy_(values)
@@ -139,5 +170,43 @@ impl LayerCache {
 
     pub(super) fn window(&self) -> (&Tensor, &Tensor) {
         (&self.window_keys, &self.window_values)
+    }
+}
+
+/// The memory of keys and values.
+pub(super) struct CacheCells<'a> {
+    both: Option<(Matrix<'a>, Matrix<'a>)>,
+    heads: usize,
+    capacity: usize,
+    width: usize,
+}
+
+impl<'a> CacheCells<'a> {
+    fn new(keys: &'a Tensor, values: &'a Tensor) -> Self {
+        let size = keys.size();
+        let size = |dimension| size.get(dimension).map_or(0, |size| *size as usize);
+        Self {
+            both: native::cells(keys).zip(native::cells(values)),
+            heads: size(1),
+            capacity: size(2),
+            width: size(3),
+        }
+    }
+
+    /// The first keys and values of a row and a head. `None` if they are not in memory that the
+    /// kernels can read.
+    pub(super) fn of_head(
+        &self,
+        row: usize,
+        head: usize,
+        positions: usize,
+    ) -> Option<(Matrix<'a>, Matrix<'a>)> {
+        let (keys, values) = self.both?;
+        let first = (row * self.heads + head) * self.capacity;
+        let range = first..first + positions;
+        Some((
+            keys.rows(range.clone(), self.width),
+            values.rows(range, self.width),
+        ))
     }
 }

@@ -5,7 +5,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use super::attention::{CrossAttention, Part, SelfAttention};
 use super::cache::Cache;
 use super::int8::Int8;
-use super::{FeedForward, LayerNorm, Placement, Storage};
+use super::{FeedForward, LayerNorm, Placement, Storage, few_rows, native};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::weights::Weights;
@@ -31,10 +31,6 @@ impl Tokens {
     fn new(weight: Tensor, placement: Placement) -> Result<Self, TchError> {
         Ok(match placement {
             Placement { int8: true, .. } => Self::Int8(Int8::new(&weight, None)?),
-            // A product with one row is up to twice as fast with a column-major matrix, and the
-            // output projection takes a third of the time of a token. The lookup of a token's row
-            // costs almost the same.
-            Placement::CPU => Self::Plain(weight.f_tr()?.f_contiguous()?.f_tr()?),
             _ => Self::Plain(weight),
         })
     }
@@ -52,8 +48,13 @@ impl Tokens {
 
     fn project(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
         match self {
-            Self::Plain(weight) => hidden.f_linear(weight, None::<Tensor>),
-            Self::Int8(int8) => int8.forward(hidden),
+            Self::Plain(weight) => match native::cells(weight) {
+                Some(matrix) if few_rows::has_few_rows(hidden) => {
+                    few_rows::multiply(matrix, &[], hidden, None)
+                }
+                _ => hidden.f_linear(weight, None::<Tensor>),
+            },
+            Self::Int8(int8) => int8.forward(hidden, None),
         }
     }
 }

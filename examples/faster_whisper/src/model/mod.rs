@@ -5,7 +5,9 @@ mod attention;
 mod cache;
 mod decoder;
 mod encoder;
+mod few_rows;
 mod int8;
+mod kernels;
 mod native;
 
 use tch::{Device, Kind, TchError, Tensor};
@@ -13,7 +15,9 @@ use tch::{Device, Kind, TchError, Tensor};
 pub(crate) use cache::Cache;
 pub(crate) use decoder::{Decoder, Feed};
 pub(crate) use encoder::Encoder;
+pub(crate) use few_rows::top_log_softmax;
 
+use few_rows::FewRows;
 use int8::Int8;
 use native::Packed;
 
@@ -66,6 +70,7 @@ pub(crate) enum Linear {
         bias: Tensor,
     },
     Packed(Packed),
+    FewRows(FewRows),
     Int8(Int8),
 }
 
@@ -75,6 +80,8 @@ pub(crate) enum Storage {
     Plain,
     /// For many rows at once on the CPU.
     Packed,
+    /// For a few rows at once on the CPU.
+    FewRows,
     Int8,
 }
 
@@ -91,7 +98,13 @@ impl Storage {
 
     /// For the layers that see a few tokens.
     pub(crate) fn of_tokens(placement: Placement) -> Self {
-        if placement.int8 { Self::Int8 } else { Self::Plain }
+        match placement {
+            Placement { int8: true, .. } => Self::Int8,
+            Placement {
+                device: Device::Cpu, ..
+            } => Self::FewRows,
+            _ => Self::Plain,
+        }
     }
 }
 
@@ -100,6 +113,8 @@ impl Linear {
         Ok(match storage {
             Storage::Plain => Self::Plain { weight, bias },
             Storage::Packed => Self::Packed(Packed::new(&weight, bias)?),
+            Storage::FewRows if !FewRows::fits(&weight) => Self::Plain { weight, bias },
+            Storage::FewRows => Self::FewRows(FewRows::new(weight, bias)?),
             Storage::Int8 => Self::Int8(Int8::new(&weight, Some(&bias))?),
         })
     }
@@ -146,7 +161,8 @@ impl Linear {
         match self {
             Self::Plain { weight, bias } => input.f_linear(weight, Some(bias)),
             Self::Packed(packed) => packed.forward(input),
-            Self::Int8(int8) => int8.forward(input),
+            Self::FewRows(layer) => layer.forward(input, None),
+            Self::Int8(int8) => int8.forward(input, None),
         }
     }
 
@@ -162,7 +178,9 @@ impl Linear {
     pub(crate) fn forward_add(&self, input: &Tensor, other: &Tensor) -> Result<Tensor, TchError> {
         match self {
             Self::Packed(packed) => packed.forward_add(input, other),
-            _ => self.forward(input)?.f_add_(other),
+            Self::FewRows(layer) => layer.forward(input, Some(other)),
+            Self::Int8(int8) => int8.forward(input, Some(other)),
+            Self::Plain { .. } => self.forward(input)?.f_add_(other),
         }
     }
 }

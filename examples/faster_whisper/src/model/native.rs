@@ -1,5 +1,5 @@
-//! Parts of libtorch that tch does not bind: linear layers whose weights are packed once, and the
-//! thread pool.
+//! Parts of libtorch that tch does not bind: linear layers whose weights are packed once, the memory
+//! of tensors, and the thread pool.
 //!
 //! The functions belong to the C interface that libtorch 2.11 has for compiled models
 //! (`torch/csrc/inductor/aoti_torch/c/shim_cpu.h` and `torch/csrc/stable/c/shim.h`). Its tensor
@@ -10,11 +10,13 @@
 
 use std::ffi::{CStr, c_char, c_void};
 use std::ops::Range;
-use std::ptr;
 use std::sync::{Mutex, PoisonError};
+use std::{ptr, slice};
 
-use tch::{TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
+
+use super::kernels::Matrix;
 
 unsafe extern "C" {
     fn aoti_torch_call_dispatcher(name: *const c_char, overload: *const c_char, stack: *mut u64) -> i32;
@@ -120,6 +122,71 @@ impl Packed {
     }
 }
 
+/// The memory of a contiguous tensor of the CPU, in float32 or bfloat16.
+pub(super) fn cells(tensor: &Tensor) -> Option<Matrix<'_>> {
+    if tensor.device() != Device::Cpu || !tensor.is_contiguous() {
+        return None;
+    }
+    let (memory, count) = (tensor.data_ptr(), tensor.numel());
+    if count == 0 {
+        return None;
+    }
+    // SAFETY: the tensor has so many elements of this type. All work on a model is done by one
+    // thread at a time, so the elements do not change while they are borrowed.
+    match tensor.kind() {
+        Kind::Float => Some(Matrix::Float(unsafe {
+            slice::from_raw_parts(memory.cast(), count)
+        })),
+        Kind::BFloat16 => Some(Matrix::BFloat16(unsafe {
+            slice::from_raw_parts(memory.cast(), count)
+        })),
+        _ => None,
+    }
+}
+
+/// The memory of a tensor that was just made, in float32.
+pub(super) fn floats_mut(tensor: &mut Tensor) -> Result<&mut [f32], TchError> {
+    if tensor.kind() != Kind::Float || tensor.device() != Device::Cpu || !tensor.is_contiguous() {
+        return Err(TchError::Kind(
+            "expected contiguous float32 of the CPU".to_owned(),
+        ));
+    }
+    if tensor.numel() == 0 {
+        return Ok(&mut []);
+    }
+    // SAFETY: the tensor has so many elements of this type, and no other tensor has its memory.
+    Ok(unsafe { slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) })
+}
+
+/// Writes numbers to the memory of a contiguous tensor of the CPU, in float32 or bfloat16.
+pub(super) fn store(tensor: &mut Tensor, at: usize, numbers: &[f32]) -> Result<(), TchError> {
+    let is_usable = tensor.device() == Device::Cpu && tensor.is_contiguous();
+    if !is_usable || at + numbers.len() > tensor.numel() {
+        return Err(TchError::Shape(format!(
+            "{} numbers at {at} do not fit into a tensor of {:?}",
+            numbers.len(),
+            tensor.size()
+        )));
+    }
+    // SAFETY: the tensor has so many elements of this type.
+    match tensor.kind() {
+        Kind::Float => unsafe {
+            let memory = tensor.data_ptr().cast::<f32>().add(at);
+            slice::from_raw_parts_mut(memory, numbers.len()).copy_from_slice(numbers);
+        },
+        Kind::BFloat16 => {
+            let memory =
+                unsafe { slice::from_raw_parts_mut(tensor.data_ptr().cast::<u16>().add(at), numbers.len()) };
+            for (cell, number) in memory.iter_mut().zip(numbers) {
+                // The numbers come from a tensor in bfloat16, so no bits are lost.
+                *cell = (number.to_bits() >> 16) as u16;
+            }
+        }
+        kind => return Err(TchError::Kind(format!("no numbers are stored in {kind:?}"))),
+    }
+    Ok(())
+}
+
 /// Runs `work` on ranges that make up `0..count`, on libtorch's threads. A range has at least
 /// `grain` elements if there are so many. Returns the results in order.
 pub(super) fn parallel<T, F>(count: usize, grain: usize, work: F) -> Result<Vec<(Range<usize>, T)>, TchError>
@@ -176,8 +243,6 @@ fn check(code: i32, operation: &CStr) -> Result<(), TchError> {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
-
     use super::*;
 
     #[test]
