@@ -58,6 +58,8 @@ pub(crate) async fn queue_tasks(
         }
         let mut plan = any_task(random, lease);
         if Instant::now() < calm && killer.is_due(random) {
+            // The deadline of a late task is near, and would end it before it kills.
+            plan.timeout = TaskPlan::plain(plan.duration).timeout;
             plan.kind = Kind::Kills;
         } else if large_left > 0 && large.is_due(random) {
             large_left -= 1;

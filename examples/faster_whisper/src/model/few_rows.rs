@@ -80,7 +80,7 @@ pub(super) fn multiply(
     let other = other.map(floats).transpose()?;
     let mut result = Tensor::f_empty(shape.as_slice(), (Kind::Float, Device::Cpu))?;
     let cost = inputs.len();
-    by_columns(native::floats_mut(&mut result)?, outputs, cost, &|range, rows| {
+    by_columns(native::floats_mut(&mut result)?, outputs, cost, |range, rows| {
         let start = range.start;
         kernels::products(matrix.rows(range, width), width, &inputs, rows);
         for (index, row) in rows.iter_mut().enumerate() {
@@ -104,7 +104,7 @@ fn by_columns(
     table: &mut [f32],
     columns: usize,
     cost: usize,
-    work: &(dyn Fn(Range<usize>, &mut [&mut [f32]]) + Sync),
+    work: impl Fn(Range<usize>, &mut [&mut [f32]]) + Sync,
 ) -> Result<(), TchError> {
     let threads = tch::get_num_threads().max(1) as usize;
     let parts = (columns * cost / GRAIN).clamp(1, threads);
