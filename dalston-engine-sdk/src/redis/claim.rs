@@ -1,5 +1,6 @@
 //! Claims: entries of the pending list that their consumer no longer renews.
 
+use std::cmp::Reverse;
 use std::time::{Duration, SystemTime};
 
 use redis::RedisResult;
@@ -41,7 +42,7 @@ pub(super) struct Search<'a> {
 }
 
 impl StaleEntry {
-    /// Up to [`WINDOW`] entries.
+    /// Up to [`WINDOW`] entries, in the order of their messages.
     pub(super) async fn find(held: &HeldTasks, stream: &str, search: Search<'_>) -> RedisResult<Vec<Self>> {
         type Row = (String, String, u64, u32, i64, String, String);
         let start = search.after.map_or_else(|| "-".to_owned(), |id| format!("({id}"));
@@ -66,6 +67,12 @@ impl StaleEntry {
             },
         );
         Ok(entries.collect())
+    }
+
+    /// Where workers are killed again and again, the first messages would be claimed every time, and
+    /// later ones never.
+    pub(super) fn longest_idle_first(entries: &mut [Self]) {
+        entries.sort_by_key(|entry| Reverse(entry.idle));
     }
 
     pub(super) fn is_released(&self) -> bool {

@@ -177,7 +177,9 @@ impl StreamReader {
                 idle: Duration::ZERO,
                 consumer: Some(&consumer.instance),
             };
-            for entry in StaleEntry::find(held, stream, search).await? {
+            let mut entries = StaleEntry::find(held, stream, search).await?;
+            StaleEntry::longest_idle_first(&mut entries);
+            for entry in entries {
                 if !held.is_held(&entry.id)
                     && let Some(delivery) = entry.claim(held, stream, consumer, Duration::ZERO).await?
                 {
@@ -191,13 +193,14 @@ impl StreamReader {
             idle: held.lease,
             consumer: None,
         };
-        let entries = StaleEntry::find(held, stream, search).await?;
+        let mut entries = StaleEntry::find(held, stream, search).await?;
         // After a claim, the next look begins with the oldest entry again.
         let rest = match entries.last() {
             Some(last) if entries.len() == WINDOW => Some(last.id.clone()),
             _ => None,
         };
         self.cursor = None;
+        StaleEntry::longest_idle_first(&mut entries);
         for entry in entries {
             let free = if entry.is_released() {
                 !held.was_handed_back(&entry.id)

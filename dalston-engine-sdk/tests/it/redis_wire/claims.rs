@@ -151,6 +151,22 @@ async fn restarted_instance_gets_its_own_tasks_at_once() {
 }
 
 #[tokio::test]
+async fn restarted_instance_begins_with_what_waited_longest() {
+    let server = TestRedis::start().await;
+    let (first, second) = (message(&server).await, message(&server).await);
+    let killed = broker(&server);
+    for _ in 0..2 {
+        let _ = receive(&killed, "worker").await;
+    }
+    // Each process is killed after one of them, as if both ended it.
+    for expected in [&first, &second, &first] {
+        let taken = receive(&broker(&server), "worker").await;
+        assert_eq!(&taken.claim.message_id, expected);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
 async fn abandoned_task_comes_back_to_its_own_process() {
     let server = TestRedis::start().await;
     let id = enqueue(&server).await;
