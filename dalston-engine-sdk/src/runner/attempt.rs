@@ -1,5 +1,6 @@
 //! One delivery of one task: [`Attempt`].
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ pub(super) struct Attempt<'a> {
     pub(super) model: OnceLock<ModelId>,
     /// Held from the admission to the end of the task.
     run_guard: Mutex<Option<RunGuard>>,
+    may_be_started: AtomicBool,
     pub(super) begun_at: Instant,
     pub(super) deadline: Instant,
     /// How long the deadline had passed already when the task was read.
@@ -108,6 +110,7 @@ impl<'a> Attempt<'a> {
             stop,
             model: OnceLock::new(),
             run_guard: Mutex::default(),
+            may_be_started: AtomicBool::new(false),
             begun_at,
             deadline: begun_at + bounded_seconds(left_or_default),
             overdue: left
@@ -127,12 +130,13 @@ impl<'a> Attempt<'a> {
         *self.run_guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
     }
 
-    /// Whether the task was admitted to an inference thread.
-    pub(super) fn is_admitted(&self) -> bool {
-        self.run_guard
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_some()
+    /// From now on, the broker may know the start of the task, even if it did not answer.
+    pub(super) fn reports_start(&self) {
+        self.may_be_started.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn may_be_started(&self) -> bool {
+        self.may_be_started.load(Ordering::Relaxed)
     }
 
     /// Finds the reasons for which the task can't be done at all.

@@ -200,6 +200,7 @@ impl Attempt<'_> {
         }
         let guard = self.worker.run_lock.lock(self.runs_alone(), batch).await;
         let broker = &self.origin.broker;
+        self.reports_start();
         let started = retry("reporting the start of a task", || {
             broker.started(self.claim, &self.event)
         });

@@ -109,9 +109,9 @@ impl Attempt<'_> {
     pub(super) async fn cancelled(&self, error: &TaskError) {
         record_failure(self.spans.task(), error);
         tracing::info!("task_cancelled");
-        // An earlier owner may have reported the start of the task, and then the job waits for its
-        // end.
-        let outcome = match self.is_admitted() || self.redelivery.is_some() {
+        // This worker or an earlier one may have reported the start of the task, and then the job
+        // waits for its end.
+        let outcome = match self.may_be_started() || self.redelivery.is_some() {
             true => Outcome::Cancelled,
             false => Outcome::Skipped,
         };

@@ -422,6 +422,27 @@ async fn a_cancelled_job_stops_the_engine_within_a_second() {
 }
 
 #[tokio::test]
+async fn cancelled_before_the_answer_to_its_start_is_ended() {
+    let _time = HeldTime::new();
+    let rig = Rig::new();
+    let broker = AwkwardBroker {
+        answering: Duration::from_secs(3600),
+        ..AwkwardBroker::new(&rig)
+    };
+    let engine = Closures::new(|_, _| panic!("processed"));
+    let act = async {
+        rig.submit("t1").await;
+        while rig.events().is_empty() {
+            pass(Duration::from_millis(100)).await;
+        }
+        rig.broker.cancel_job(&job_of("t1"));
+        pass(Duration::from_secs(5)).await;
+        assert_eq!(rig.events(), ["t1 started", "t1 completed"]);
+    };
+    rig.run(rig.runner(engine).broker(broker), act).await.1.unwrap();
+}
+
+#[tokio::test]
 async fn a_failure_during_cancellation_counts_as_cancelled() {
     let rig = Rig::new();
     let metrics = Metrics::new();

@@ -372,6 +372,8 @@ pub(crate) struct AwkwardBroker {
     pub(crate) stood_still: Duration,
     pub(crate) given: AtomicBool,
     pub(crate) announcing: Duration,
+    /// How long the answer to that takes.
+    pub(crate) answering: Duration,
     /// Whether renewals are lost.
     pub(crate) away: Arc<AtomicBool>,
     /// When the first outcome is accepted.
@@ -387,6 +389,7 @@ impl AwkwardBroker {
             stood_still: Duration::ZERO,
             given: AtomicBool::new(false),
             announcing: Duration::ZERO,
+            answering: Duration::ZERO,
             away: Arc::default(),
             finishing: None,
             panics: false,
@@ -426,7 +429,11 @@ impl Broker for AwkwardBroker {
         if !self.announcing.is_zero() {
             tokio::time::sleep(self.announcing).await;
         }
-        self.broker.started(claim, event).await
+        let ownership = self.broker.started(claim, event).await;
+        if !self.answering.is_zero() {
+            tokio::time::sleep(self.answering).await;
+        }
+        ownership
     }
 
     async fn renew(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
