@@ -96,7 +96,7 @@ fn of_activations(config: &EngineConfig) -> EngineConfig {
 struct Processor {
     has_amx: bool,
     has_avx512_bf16: bool,
-    /// Whether int8 has vectors: see `model/kernels.rs`.
+    /// Whether int8 has vectors: see `model/kernels`.
     has_avx2: bool,
     is_amd: bool,
 }

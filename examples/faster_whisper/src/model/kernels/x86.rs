@@ -1,0 +1,191 @@
+//! The vectors of AVX-512 and AVX2, and the kernels compiled for them.
+
+use std::arch::x86_64::*;
+
+use super::Matrix;
+use super::vector::Vector;
+
+impl Vector for __m512 {
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bfloat16(from: *const u16) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_int8(from: *const i8) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn times(self, other: Self) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_mul_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn times_add(self, other: Self, sum: Self) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_fmadd_ps(self, other, sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_storeu_ps(to, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_reduce_add_ps(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: it is only a hint, for any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+}
+
+impl Vector for __m256 {
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bfloat16(from: *const u16) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_int8(from: *const i8) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn times(self, other: Self) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_mul_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn times_add(self, other: Self, sum: Self) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_fmadd_ps(self, other, sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_storeu_ps(to, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let half = _mm_add_ps(_mm256_castps256_ps128(self), _mm256_extractf128_ps::<1>(self));
+            let quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
+            _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps::<1>(quarter, quarter)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: it is only a hint, for any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+}
+
+/// The functions above, compiled for the vectors of a processor.
+macro_rules! compile {
+    ($features:literal, $vector:ident, $wide:literal, $products:ident, $softmax:ident, $log_sum_exp:ident, $mix:ident,
+     $round:ident) => {
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $products(
+            matrix: Matrix<'_>,
+            width: usize,
+            inputs: &[f32],
+            outputs: &mut [&mut [f32]],
+        ) {
+            // SAFETY: as the caller promises.
+            unsafe { super::blocks::products_of::<$vector, $wide>(matrix, width, inputs, outputs) }
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn $softmax(scores: &mut [f32], scale: f32) {
+            super::softmax(scores, scale);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn $log_sum_exp(values: &[f32]) -> f32 {
+            super::log_sum_exp_of(values)
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn $round(values: &[f32], width: usize, cells: &mut [i8], scales: &mut [f32]) {
+            super::round_rows(values, width, cells, scales);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $mix(matrix: Matrix<'_>, width: usize, weights: &[f32], mixed: &mut [f32]) {
+            // SAFETY: as the caller promises.
+            unsafe { super::blocks::mix::<$vector, $wide>(matrix, width, weights, mixed) }
+        }
+    };
+}
+
+compile!(
+    "avx512f",
+    __m512,
+    4,
+    products_16,
+    softmax_16,
+    log_sum_exp_16,
+    mix_16,
+    round_16
+);
+compile!(
+    "avx2,fma",
+    __m256,
+    2,
+    products_8,
+    softmax_8,
+    log_sum_exp_8,
+    mix_8,
+    round_8
+);
