@@ -69,8 +69,8 @@ impl StaleEntry {
         Ok(entries.collect())
     }
 
-    /// Where workers are killed again and again, the first messages would be claimed every time, and
-    /// later ones never.
+    /// Where workers are killed again and again, the first messages would be claimed every time,
+    /// and later ones never.
     pub(super) fn longest_idle_first(entries: &mut [Self]) {
         entries.sort_by_key(|entry| Reverse(entry.idle));
     }

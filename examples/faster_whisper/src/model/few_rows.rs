@@ -385,6 +385,22 @@ mod tests {
     }
 
     #[test]
+    fn top_of_each_row_is_that_of_libtorch() {
+        let _no_grad = tch::no_grad_guard();
+        let rows = Tensor::randn([3, 1000], FLOAT);
+        let _ = rows.narrow(1, 0, 500).fill_(f64::NEG_INFINITY);
+        let (values, places) = rows.log_softmax(-1, Kind::Float).topk(10, -1, true, true);
+        for (row, found) in top_log_softmax(&rows, 10).unwrap().into_iter().enumerate() {
+            assert_eq!(found.len(), 10);
+            for (rank, (place, value)) in found.into_iter().enumerate() {
+                let at = [row as i64, rank as i64];
+                assert_eq!(place as i64, places.int64_value(&at));
+                assert!((f64::from(value) - values.double_value(&at)).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
     fn tokens_attend_to_earlier_ones_of_their_row() {
         let _no_grad = tch::no_grad_guard();
         let config: ModelConfig = serde_json::from_str(include_str!(concat!(

@@ -1,5 +1,5 @@
-//! Parts of libtorch that tch does not bind: linear layers whose weights are packed once, the memory
-//! of tensors, and the thread pool.
+//! Parts of libtorch that tch does not bind: linear layers whose weights are packed once, the
+//! memory of tensors, and the thread pool.
 //!
 //! The functions belong to the C interface that libtorch 2.11 has for compiled models
 //! (`torch/csrc/inductor/aoti_torch/c/shim_cpu.h` and `torch/csrc/stable/c/shim.h`). Its tensor
