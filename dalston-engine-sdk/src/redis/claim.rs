@@ -1,6 +1,5 @@
 //! Claims: entries of the pending list that their consumer no longer renews.
 
-use std::cmp::Reverse;
 use std::time::{Duration, SystemTime};
 
 use redis::RedisResult;
@@ -15,6 +14,8 @@ use crate::protocol::{RECORD_TTL_SECONDS, Timestamp, keys};
 
 /// How many entries of the pending list one look sees.
 pub(super) const WINDOW: usize = 32;
+/// Among how many stale entries those are looked for that waited longest.
+const MOST_STALE: usize = 1_000;
 
 /// An entry of the pending list that was not renewed for a while.
 #[derive(Debug)]
@@ -33,8 +34,8 @@ pub(super) struct StaleEntry {
 /// Where to look for stale entries.
 #[derive(Debug)]
 pub(super) struct Search<'a> {
-    /// Only entries behind this id.
-    pub(super) after: Option<&'a str>,
+    /// How many entries are left out, of those that waited longest.
+    pub(super) skipped: usize,
     /// Only entries that were not renewed for so long.
     pub(super) idle: Duration,
     /// Only entries of this consumer.
@@ -42,18 +43,18 @@ pub(super) struct Search<'a> {
 }
 
 impl StaleEntry {
-    /// Up to [`WINDOW`] entries, in the order of their messages.
+    /// Up to [`WINDOW`] entries, the longest idle first.
     pub(super) async fn find(held: &HeldTasks, stream: &str, search: Search<'_>) -> RedisResult<Vec<Self>> {
         type Row = (String, String, u64, u32, i64, String, String);
-        let start = search.after.map_or_else(|| "-".to_owned(), |id| format!("({id}"));
         let mut script = scripts::STALE_ENTRIES.key(stream);
         script
             .arg(keys::TASK_GROUP)
-            .arg(start)
+            .arg(search.skipped)
             .arg(milliseconds(search.idle))
             .arg(WINDOW)
             .arg(search.consumer.unwrap_or_default())
-            .arg(keys::instance(""));
+            .arg(keys::instance(""))
+            .arg(MOST_STALE);
         let rows: Vec<Row> = script.invoke_async(&mut held.server.shared()).await?;
         let entries = rows.into_iter().map(
             |(id, consumer, idle, delivery_count, record_ttl_ms, status, last_heartbeat)| Self {
@@ -67,12 +68,6 @@ impl StaleEntry {
             },
         );
         Ok(entries.collect())
-    }
-
-    /// Where workers are killed again and again, the first messages would be claimed every time,
-    /// and later ones never.
-    pub(super) fn longest_idle_first(entries: &mut [Self]) {
-        entries.sort_by_key(|entry| Reverse(entry.idle));
     }
 
     pub(super) fn is_released(&self) -> bool {
@@ -178,7 +173,7 @@ mod tests {
         let claim = taken.unwrap().claim;
         age(server, &claim, &[]).await;
         let search = Search {
-            after: None,
+            skipped: 0,
             idle: IDLE,
             consumer: None,
         };

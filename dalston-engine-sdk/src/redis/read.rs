@@ -53,8 +53,8 @@ pub(super) struct StreamReader {
     stream: Option<String>,
     /// Whether all entries were found that this instance held before its process started.
     own_entries_done: bool,
-    /// Where in the pending list the next look begins.
-    cursor: Option<String>,
+    /// How many stale entries the last looks saw. None of them was free.
+    looked_at: usize,
     next_claim: Option<Instant>,
     /// The same for reads ahead, after one that left the stale entries to idle peers.
     next_claim_ahead: Option<Instant>,
@@ -68,7 +68,7 @@ impl StreamReader {
             connection: None,
             stream: None,
             own_entries_done: false,
-            cursor: None,
+            looked_at: 0,
             next_claim: None,
             next_claim_ahead: None,
             next_trim: None,
@@ -131,7 +131,7 @@ impl StreamReader {
         if self.stream.as_deref() != Some(stream) {
             make_group(&self.held.server, stream).await?;
             self.stream = Some(stream.to_owned());
-            (self.own_entries_done, self.cursor, self.next_claim) = (false, None, None);
+            (self.own_entries_done, self.looked_at, self.next_claim) = (false, 0, None);
         }
         let now = Instant::now();
         let is_due = |next: Option<Instant>| next.is_none_or(|next| next <= now);
@@ -173,13 +173,11 @@ impl StreamReader {
             // A process with a fixed name finds here what it held when it was killed, and need not
             // wait for the lease.
             let search = Search {
-                after: None,
+                skipped: 0,
                 idle: Duration::ZERO,
                 consumer: Some(&consumer.instance),
             };
-            let mut entries = StaleEntry::find(held, stream, search).await?;
-            StaleEntry::longest_idle_first(&mut entries);
-            for entry in entries {
+            for entry in StaleEntry::find(held, stream, search).await? {
                 if !held.is_held(&entry.id)
                     && let Some(delivery) = entry.claim(held, stream, consumer, Duration::ZERO).await?
                 {
@@ -189,18 +187,17 @@ impl StreamReader {
             self.own_entries_done = true;
         }
         let search = Search {
-            after: self.cursor.as_deref(),
+            skipped: self.looked_at,
             idle: held.lease,
             consumer: None,
         };
-        let mut entries = StaleEntry::find(held, stream, search).await?;
-        // After a claim, the next look begins with the oldest entry again.
-        let rest = match entries.last() {
-            Some(last) if entries.len() == WINDOW => Some(last.id.clone()),
-            _ => None,
+        let entries = StaleEntry::find(held, stream, search).await?;
+        let rest = match entries.len() {
+            WINDOW => self.looked_at + WINDOW,
+            _ => 0,
         };
-        self.cursor = None;
-        StaleEntry::longest_idle_first(&mut entries);
+        // After a claim, the next look begins with the longest idle entry again.
+        self.looked_at = 0;
         for entry in entries {
             let free = if entry.is_released() {
                 !held.was_handed_back(&entry.id)
@@ -214,7 +211,7 @@ impl StreamReader {
                 return Ok(Some(delivery));
             }
         }
-        self.cursor = rest;
+        self.looked_at = rest;
         Ok(None)
     }
 

@@ -1,14 +1,28 @@
--- Lists entries of the pending list that were not renewed for a while.
--- KEYS[1]: the task stream. ARGV[1]: the consumer group. ARGV[2]: the range begins here. ARGV[3]:
--- idle for at least so many ms. ARGV[4]: at most so many entries. ARGV[5]: only of this consumer,
--- unless empty. ARGV[6]: prefix of registry records.
+-- Lists entries of the pending list that were not renewed for a while, those first that waited
+-- longest. Where workers are killed again and again, the first messages would be claimed every time,
+-- and later ones never.
+-- KEYS[1]: the task stream. ARGV[1]: the consumer group. ARGV[2]: so many entries are left out.
+-- ARGV[3]: idle for at least so many ms. ARGV[4]: at most so many entries. ARGV[5]: only of this
+-- consumer, unless empty. ARGV[6]: prefix of registry records. ARGV[7]: looks at no more entries.
 -- Returns of each entry: id, consumer, idle time, deliveries, and of the consumer's record: the ms
 -- that it has left, the status, the last heartbeat.
 
-local query = {'XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[3], ARGV[2], '+', ARGV[4]}
-if ARGV[5] ~= '' then query[#query + 1] = ARGV[5] end
+local skipped, most, limit = tonumber(ARGV[2]), tonumber(ARGV[4]), tonumber(ARGV[7])
+
+local function find(count)
+  local query = {'XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[3], '-', '+', count}
+  if ARGV[5] ~= '' then query[#query + 1] = ARGV[5] end
+  return redis.call(unpack(query))
+end
+
+-- There are seldom more than a few.
+local found = find(most)
+if #found == most then found = find(limit) end
+table.sort(found, function(a, b) return a[3] > b[3] or a[3] == b[3] and a[1] < b[1] end)
+
 local records, entries = {}, {}
-for _, entry in ipairs(redis.call(unpack(query))) do
+for i = skipped + 1, math.min(skipped + most, #found) do
+  local entry = found[i]
   local consumer = entry[2]
   if not records[consumer] then
     local key = ARGV[6] .. consumer

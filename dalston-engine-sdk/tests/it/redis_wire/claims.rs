@@ -6,7 +6,7 @@ use dalston_engine_sdk::broker::{Broker, RedeliveryReason};
 use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
 use testbed::TestRedis;
 
-use super::{SHORT, STREAM, broker, enqueue, message, nothing_for, pending, receive};
+use super::{SHORT, STREAM, broker, enqueue, message, nothing_for, patient, pending, receive};
 
 #[tokio::test]
 async fn only_tasks_of_dead_engines_are_claimed() {
@@ -165,6 +165,31 @@ async fn restarted_instance_begins_with_what_waited_longest() {
         let taken = receive(&broker(&server), "worker").await;
         assert_eq!(&taken.claim.message_id, expected);
     }
+}
+
+#[tokio::test]
+async fn longest_idle_task_comes_before_many_older_ones() {
+    let server = TestRedis::start().await;
+    let dead = patient(&server);
+    let mut messages = Vec::new();
+    for _ in 0..40 {
+        message(&server).await;
+        messages.push(receive(&dead, "dead").await.claim.message_id);
+    }
+    // Every older one was killed a lease ago, and more of them are stale than one look sees.
+    let (last, others) = messages.split_last().unwrap();
+    for (message, idle) in others
+        .iter()
+        .map(|message| (message, "61000"))
+        .chain([(last, "62000")])
+    {
+        let words = [
+            "XCLAIM", STREAM, "engines", "dead", "0", message, "IDLE", idle, "JUSTID",
+        ];
+        let () = server.send(&words).await;
+    }
+    let taken = receive(&patient(&server), "worker").await;
+    assert_eq!(&taken.claim.message_id, last);
 }
 
 #[tokio::test]
