@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use dalston_engine_sdk::protocol::keys;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::engine::{BATCH, ENGINES, STAGE};
 use crate::fleet::Fleet;
@@ -178,11 +178,8 @@ pub(crate) async fn keys(
             orchestrator.violation(None, format!("a key is left in Redis: {key}"));
         }
     }
+    report.consumers = consumers(platform).await;
     for stream in ENGINES.map(keys::task_stream) {
-        // There is no second queue without a storm.
-        let words = ["XINFO", "CONSUMERS", &stream, keys::TASK_GROUP];
-        let consumers: Vec<redis::Value> = platform.try_ask(&words).await.unwrap_or_default();
-        report.consumers = report.consumers.max(consumers.len());
         let length: u64 = platform.ask(&["XLEN", &stream]).await;
         report.queue = report.queue.max(length);
     }
@@ -202,16 +199,49 @@ pub(crate) async fn keys(
             ),
         );
     }
-    let stay = lease * IDLE_CONSUMER_LEASES + CONSUMER_REMOVAL_INTERVAL;
-    let recent = starts.iter().filter(|start| start.elapsed() < stay).count();
-    if report.consumers > recent + SPARE_CONSUMERS {
+    let most = most_consumers(starts, lease);
+    if report.consumers > most {
         let what = format!(
-            "{} consumers are left in the group, of {} processes and {recent} recent ones",
+            "{} consumers are left in the group, of {} processes; the limit is {most}",
             report.consumers,
             starts.len()
         );
         orchestrator.violation(None, what);
     }
+}
+
+/// Waits until the workers have removed the consumers of ended processes, or should have. After a
+/// restart of Redis, all consumers look as if they had been busy just then.
+pub(crate) async fn until_consumers_are_removed(
+    platform: &Platform,
+    fleet: &mut Fleet,
+    earlier: &[Instant],
+    lease: Duration,
+) {
+    let give_up = Instant::now() + consumers_stay(lease);
+    let starts = [earlier, &fleet.starts].concat();
+    while consumers(platform).await > most_consumers(&starts, lease) && Instant::now() < give_up {
+        fleet.supervise().await;
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// The consumers of the first queue. The second one has no workers after the storm.
+async fn consumers(platform: &Platform) -> usize {
+    let stream = keys::task_stream(ENGINES[0]);
+    let words = ["XINFO", "CONSUMERS", &stream, keys::TASK_GROUP];
+    let consumers: Vec<redis::Value> = platform.ask(&words).await;
+    consumers.len()
+}
+
+fn most_consumers(starts: &[Instant], lease: Duration) -> usize {
+    let stay = consumers_stay(lease);
+    let recent = starts.iter().filter(|start| start.elapsed() < stay).count();
+    recent + SPARE_CONSUMERS
+}
+
+fn consumers_stay(lease: Duration) -> Duration {
+    lease * IDLE_CONSUMER_LEASES + CONSUMER_REMOVAL_INTERVAL
 }
 
 /// Prints the violations with their evidence.

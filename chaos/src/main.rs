@@ -219,6 +219,7 @@ async fn run(arguments: &Arguments) -> ExitCode {
     }
     takeover::measure(&platform, &orchestrator, &mut fleet, &mut random, false).await;
     takeover::measure(&platform, &orchestrator, &mut fleet, &mut random, true).await;
+    checks::until_consumers_are_removed(&platform, &mut fleet, &starts, lease).await;
     fleet.end_all().await;
     let (killed, drained) = (
         orchestrator.takeovers(Cause::Killed),

@@ -187,7 +187,7 @@ impl Orchestrator {
         let marks = [
             "owner",
             "stream_message_id",
-            "preferred_message",
+            "waiting_message",
             "handed_back",
             "started_by",
             "inference_starts",

@@ -103,7 +103,7 @@ impl Orchestrator {
             return;
         };
         let idle_limit = u64::try_from((lease * IDLE_LEASES + IDLE_MARGIN).as_millis()).unwrap_or(u64::MAX);
-        let tasks = self.tasks_of_messages();
+        let tasks = self.tasks_of_messages(engine);
         for (id, consumer, idle, _) in &rows {
             // Engines add messages, too.
             let Some(task) = tasks.get(id) else { continue };
@@ -172,9 +172,12 @@ impl Orchestrator {
         waiting.collect()
     }
 
-    fn tasks_of_messages(&self) -> HashMap<String, String> {
+    /// The messages that the orchestrator added to the stream of this engine. A message that an
+    /// engine adds to another stream can have the same id.
+    fn tasks_of_messages(&self, engine: &str) -> HashMap<String, String> {
         let state = self.state();
-        let messages = state.tasks.iter().flat_map(|(id, task)| {
+        let tasks = state.tasks.iter().filter(|(_, task)| task.plan.engine == engine);
+        let messages = tasks.flat_map(|(id, task)| {
             let messages = task.messages.iter();
             messages.map(move |message| (message.clone(), id.clone()))
         });

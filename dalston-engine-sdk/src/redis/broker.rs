@@ -132,7 +132,8 @@ impl Broker for RedisBroker {
     }
 
     async fn renew(&self, claim: &Claim) -> Result<Ownership, BrokerError> {
-        let script = self.held.script_about(claim, &scripts::RENEW);
+        let mut script = self.held.script_about(claim, &scripts::RENEW);
+        script.arg(RELEASED);
         self.held
             .call(claim, "renewing the lease of", script, false)
             .await

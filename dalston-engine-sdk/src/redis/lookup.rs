@@ -35,7 +35,7 @@ pub(super) fn read_lookup(claim: &Claim, reply: &[Option<Vec<u8>>]) -> Result<Lo
         }
         Some(b"lost") => Ok(Lookup::Lost),
         Some(b"duplicate") => {
-            info!(task_id, owner = reason(), "duplicate_task_message_removed");
+            info!(task_id, owner = reason(), "duplicate_task_message");
             Ok(Lookup::Lost)
         }
         // The platform lost it, too, and the work has not begun.

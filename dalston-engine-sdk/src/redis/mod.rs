@@ -17,12 +17,14 @@
 //!
 //! The platform queues a task again when it believes that it was lost. The hash field `owner` names
 //! the message, the delivery and the instance that looked the task up last, and a claim under
-//! another message has lost the task. A message is acknowledged without work if its task is in hand
-//! under another one, or if it was queued before the reported end of the task (field `ended`). A
-//! missing field says nothing, because engines in Python write none. The platform adds the second
-//! message before it acknowledges the first. If a worker acknowledges the second in between, none
-//! is left: so the owner of the message that was preferred (field `preferred_message`) makes its
-//! entry pending again, once.
+//! another message has lost the task. A message is acknowledged without work if it was queued before
+//! the reported end of the task (field `ended`). A missing field says nothing, because engines in
+//! Python write none.
+//!
+//! A message whose task is in hand under another one waits (field `waiting_message`): the owner of
+//! the task renews it, and acknowledges it at the end. So the task comes back if the platform
+//! acknowledges the message of the owner, which it does after it has queued the task again, and the
+//! owner dies. An owner that lives makes its own entry pending again instead, once.
 //!
 //! A cancelled task is completed without a response, because the platform would queue a failure
 //! again. No task is read while the server answers `OOM`: its result could not be reported.

@@ -21,6 +21,7 @@ if ARGV[8] ~= '' then
 end
 -- The platform may queue the task again. That attempt has no earlier starts. A repeated call, after
 -- an answer that was lost, must not make the entry pending again.
-metadata('HDEL', 'inference_starts', 'started_by', 'preferred_message')
+metadata('HDEL', 'inference_starts', 'started_by')
+remove_waiting_message()
 if owner == HELD then redis.call('XACK', stream, group, id) end
 return owner

@@ -17,6 +17,7 @@ local function give_back()
     redis.call('XCLAIM', stream, group, ARGV[6], 0, id, 'JUSTID')
     return
   end
+  remove_waiting_message()
   if not is_running then
     redis.call('XCLAIM', stream, group, ARGV[6], 0, id, 'IDLE', ARGV[7], 'JUSTID')
     return

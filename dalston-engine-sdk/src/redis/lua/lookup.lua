@@ -9,28 +9,39 @@
 local owner = ownership_of_entry()
 if owner ~= HELD and owner ~= UNRECORDED then return {'lost'} end
 
--- Whether an engine that is alive holds this message.
-local function is_in_hand(message)
+-- How an engine that is alive holds this message: 'renewed' within the lease, or 'alive'.
+local function holder(message)
   local entries = redis.pcall('XPENDING', stream, group, message, message, 1)
   local entry = not entries.err and entries[1]
   if not entry or entry[2] == ARGV[12] or entry[2] == RESTORED then return false end
-  if entry[3] < tonumber(ARGV[11]) then return true end
+  if entry[3] < tonumber(ARGV[11]) then return 'renewed' end
   -- An engine in Python does not renew.
   local record = ARGV[13] .. entry[2]
   local status = redis.pcall('HGET', record, 'status')
-  return type(status) == 'string' and status ~= 'offline' and redis.call('PTTL', record) > 0
+  return type(status) == 'string' and status ~= 'offline' and redis.call('PTTL', record) > 0 and 'alive'
 end
 
 -- A message that was queued before the reported end of its task, or while its task is in hand under
 -- another message, would have the task done twice.
 local ended, other = metadata('HGET', 'ended'), message_of_owner()
 local is_ended = ended and is_before(id, ended)
-if is_ended or other and is_in_hand(other) then
-  if owner == HELD then redis.call('XACK', stream, group, id) end
+local other_holder = not is_ended and other and holder(other)
+if is_ended or other_holder then
+  if owner == HELD then
+    -- The platform may acknowledge the other message, and its holder may die. So this one waits. An
+    -- engine in Python would neither renew nor acknowledge it, and does not expect a second one.
+    if other_holder == 'renewed' and (waiting_message() or id) == id then
+      redis.call('XCLAIM', stream, group, ARGV[12], 0, id, 'JUSTID')
+      metadata('HSET', 'waiting_message', id)
+    else
+      redis.call('XACK', stream, group, id)
+    end
+  end
   -- The platform would queue a task again whose message is not pending.
-  if not is_ended then metadata('HSET', 'stream_message_id', other, 'preferred_message', other) end
+  if not is_ended then metadata('HSET', 'stream_message_id', other) end
   return {'duplicate', is_ended and 'the task had ended' or metadata('HGET', 'owner')}
 end
+if metadata('HGET', 'waiting_message') == id then metadata('HDEL', 'waiting_message') end
 if redis.call('EXISTS', KEYS[2]) == 1 then metadata('HSET', 'owner', claim) end
 if redis.call('EXISTS', KEYS[3]) == 1 then
   local is_running = earlier_deliveries() > 0 or metadata('HGET', 'inference_starts')

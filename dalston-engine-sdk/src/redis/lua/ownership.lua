@@ -54,12 +54,25 @@ local function is_unrecorded()
   return true
 end
 
--- Whether this claim owns the task, and a copy of its message was acknowledged for that. The
--- platform adds such a copy before it acknowledges this message: then neither is pending. Counts
--- once, because the platform also acknowledges the messages of tasks that it has ended.
-local function was_preferred()
-  if metadata('HGET', 'preferred_message') ~= id or metadata('HGET', 'owner') ~= claim then return false end
-  metadata('HDEL', 'preferred_message')
+-- Another message of the task, which the owner of the task keeps pending.
+local function waiting_message()
+  local message = metadata('HGET', 'waiting_message')
+  local entries = message and redis.pcall('XPENDING', stream, group, message, message, 1)
+  return entries and not entries.err and entries[1] and message
+end
+
+local function remove_waiting_message()
+  local message = waiting_message()
+  if message then redis.call('XACK', stream, group, message) end
+  metadata('HDEL', 'waiting_message')
+end
+
+-- Whether this claim owns the task, and another message of it waits. The platform adds such a
+-- message before it acknowledges ours. Ours replaces it, once: the platform also acknowledges the
+-- messages of tasks that it has ended.
+local function replaces_waiting_message()
+  if metadata('HGET', 'owner') ~= claim or not metadata('HGET', 'waiting_message') then return false end
+  remove_waiting_message()
   metadata('HSET', 'stream_message_id', id)
   return true
 end
@@ -73,7 +86,7 @@ local function ownership_of_entry()
   if entries.err and string.find(entries.err, 'NOGROUP', 1, true) then return UNRECORDED end
   if entries.err then redis.call('XPENDING', stream, group, id, id, 1) end
   local entry = entries[1]
-  if not entry and was_preferred() then
+  if not entry and replaces_waiting_message() then
     local restored = redis.call('XCLAIM', stream, group, instance, 0, id, 'RETRYCOUNT', delivery_count, 'FORCE', 'JUSTID')
     -- Without its message, the entry can't come back.
     return #restored > 0 and HELD or UNRECORDED

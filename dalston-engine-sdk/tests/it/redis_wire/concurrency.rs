@@ -4,7 +4,7 @@ use dalston_engine_sdk::broker::{Broker, EventContext, Lookup, Outcome, Ownershi
 use serde_json::Value;
 use testbed::TestRedis;
 
-use super::{STREAM, TASK, artifact, events, patient, pending, take, value};
+use super::{RELEASED, STREAM, TASK, artifact, events, patient, pending, take, value};
 
 #[tokio::test]
 async fn failing_call_does_not_affect_concurrent_calls() {
@@ -137,7 +137,7 @@ async fn ended_task_can_not_be_ended_or_renewed_again() {
     // The task is not in the queue any more, because this process finished it.
     assert_eq!(renewed.unwrap(), Ownership::Held);
     assert_eq!(too_late.unwrap(), Ownership::Lost);
-    let left = [(claims[1].message_id.clone(), "handed-back".to_owned(), 1)];
+    let left = [(claims[1].message_id.clone(), RELEASED.to_owned(), 1)];
     assert_eq!(pending(&server).await, left);
 }
 

@@ -30,6 +30,9 @@ const STREAM: &str = "dalston:stream:faster-whisper";
 const METADATA: &str = "dalston:task:6a1f7c3e-2b9d-4f0a-8c55-0e9b1d2f3a44";
 const TRACE: &str = r#"{"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}"#;
 
+/// The consumer of released tasks.
+const RELEASED: &str = "handed-back";
+
 const LONG: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(150);
 const LEASE: Duration = Duration::from_millis(400);

@@ -4,7 +4,7 @@ use dalston_engine_sdk::broker::{Broker, Claim, EventContext, Lookup, Outcome, O
 use dalston_engine_sdk::redis::RedisBroker;
 use testbed::TestRedis;
 
-use super::{METADATA, STREAM, enqueue, events, message, patient, pending, receive};
+use super::{METADATA, RELEASED, STREAM, enqueue, events, message, patient, pending, receive};
 
 async fn is_wanted(broker: &RedisBroker, claim: &Claim) -> bool {
     match broker.lookup(claim).await.unwrap() {
@@ -23,6 +23,11 @@ async fn queue_again(server: &TestRedis) -> String {
 
 async fn field(server: &TestRedis, name: &str) -> Option<String> {
     server.send(&["HGET", METADATA, name]).await
+}
+
+/// A row of [`pending`] for a message that was delivered once.
+fn entry(message: &str, consumer: &str) -> (String, String, u64) {
+    (message.to_owned(), consumer.to_owned(), 1)
 }
 
 /// Makes an entry look as if its consumer had not renewed it for an hour.
@@ -49,7 +54,7 @@ fn completed() -> Outcome {
 }
 
 #[tokio::test]
-async fn second_message_of_a_task_in_hand_is_removed() {
+async fn second_message_of_a_task_in_hand_waits_for_its_end() {
     let server = TestRedis::start().await;
     let (holder, peer) = (patient(&server), patient(&server));
     let first = enqueue(&server).await;
@@ -62,12 +67,58 @@ async fn second_message_of_a_task_in_hand_is_removed() {
     assert_eq!(duplicate.message_id, second);
     assert!(!is_wanted(&peer, &duplicate).await);
 
-    assert_eq!(pending(&server).await, [(first.clone(), "a".to_owned(), 1)]);
+    let (owned, waiting) = (entry(&first, "a"), entry(&second, RELEASED));
+    assert_eq!(pending(&server).await, [owned, waiting]);
     // The platform looks for this message.
     assert_eq!(field(&server, "stream_message_id").await.unwrap(), first);
     assert_eq!(holder.renew(&claim).await.unwrap(), Ownership::Held);
     assert_eq!(end(&holder, &claim, &completed()).await, Ownership::Held);
     assert_eq!(events(&server).await.len(), 1);
+    assert_eq!(pending(&server).await, []);
+}
+
+#[tokio::test]
+async fn second_message_is_renewed_with_the_first() {
+    let server = TestRedis::start().await;
+    let (holder, peer) = (patient(&server), patient(&server));
+    enqueue(&server).await;
+    let claim = receive(&holder, "a").await.claim;
+    assert!(is_wanted(&holder, &claim).await);
+    queue_again(&server).await;
+    let mut duplicate = receive(&peer, "b").await.claim;
+    assert!(!is_wanted(&peer, &duplicate).await);
+    duplicate.consumer.instance = RELEASED.to_owned();
+    not_renewed(&server, &duplicate).await;
+
+    // The platform fails a running task that has an idle entry of a dead consumer.
+    assert_eq!(holder.renew(&claim).await.unwrap(), Ownership::Held);
+    let idle = ["XPENDING", STREAM, "engines", "IDLE", "60000", "-", "+", "9"];
+    let idle: Vec<redis::Value> = server.send(&idle).await;
+    assert!(idle.is_empty(), "{idle:?}");
+    assert_eq!(pending(&server).await.len(), 2);
+}
+
+#[tokio::test]
+async fn second_message_outlives_the_first_and_its_owner() {
+    let server = TestRedis::start().await;
+    let (dead, peer) = (patient(&server), patient(&server));
+    let first = enqueue(&server).await;
+    let claim = receive(&dead, "a").await.claim;
+    assert!(is_wanted(&dead, &claim).await);
+    queue_again(&server).await;
+    let mut duplicate = receive(&peer, "b").await.claim;
+    assert!(!is_wanted(&peer, &duplicate).await);
+    let () = server.send(&["XACK", STREAM, "engines", &first]).await;
+
+    duplicate.consumer.instance = RELEASED.to_owned();
+    not_renewed(&server, &duplicate).await;
+    let current = receive(&patient(&server), "c").await.claim;
+    assert_eq!(current.message_id, duplicate.message_id);
+    assert!(is_wanted(&peer, &current).await);
+    assert_eq!(peer.renew(&current).await.unwrap(), Ownership::Held);
+    assert_eq!(dead.renew(&claim).await.unwrap(), Ownership::Lost);
+    assert_eq!(end(&peer, &current, &completed()).await, Ownership::Held);
+    assert_eq!(pending(&server).await, []);
 }
 
 #[tokio::test]
@@ -85,10 +136,10 @@ async fn both_messages_acknowledged_owner_goes_on() {
         .send(&["HSET", METADATA, "stream_message_id", &second])
         .await;
     let () = server.send(&["XACK", STREAM, "engines", &first]).await;
-    assert_eq!(pending(&server).await, []);
+    assert_eq!(pending(&server).await, [entry(&second, RELEASED)]);
 
     assert_eq!(holder.renew(&claim).await.unwrap(), Ownership::Held);
-    assert_eq!(pending(&server).await, [(first.clone(), "a".to_owned(), 1)]);
+    assert_eq!(pending(&server).await, [entry(&first, "a")]);
     assert_eq!(field(&server, "stream_message_id").await.unwrap(), first);
 
     // The next acknowledgement is about a task that the platform has ended.
