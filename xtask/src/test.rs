@@ -60,16 +60,7 @@ const STEPS: [Step; 10] = [
         // More than `cargo test` tests, so that `chaos` needs no build of its own.
         without_libtorch(cargo_test().args("--workspace --exclude faster_whisper --exclude bench"))
     }),
-    ("test with libtorch and all features", |libtorch| {
-        cargo_test()
-            // The other packages are tested without libtorch above, and with all their features,
-            // because some of them need each one. Here they would link libtorch, too.
-            .args("-p dalston-engine-sdk -p faster_whisper --all-features")
-            .env("LIBTORCH", libtorch)
-            // Doctests do not get the path to libtorch that build scripts give to other binaries.
-            .env("LD_LIBRARY_PATH", libtorch::library_path(libtorch))
-            .run()
-    }),
+    ("test with libtorch and all features", with_libtorch),
     ("packages", |_| package::check()),
     ("chaos", |_| chaos::run(&["--minutes", "1.5"])),
     // Without what only their tests select. `packages` and `chaos` build the others.
@@ -150,6 +141,22 @@ pub(crate) fn list() {
 /// Tests wait for servers, leases and processes most of the time, so two cores run several at once.
 fn cargo_test() -> Cmd {
     cargo().args("test").env("RUST_TEST_THREADS", "4")
+}
+
+/// The Whisper engine, and what the SDK does with libtorch. The other packages are tested without
+/// it, and with all their features, because some of them need each one.
+fn with_libtorch(libtorch: &Path) -> Result<(), Error> {
+    // The same packages each time, so that all builds have the same features.
+    for chosen in ["--lib --test whisper", "--doc", "--test it -- torch silero"] {
+        cargo_test()
+            .args("-p dalston-engine-sdk -p faster_whisper --all-features")
+            .args(chosen)
+            .env("LIBTORCH", libtorch)
+            // Doctests do not get the path to libtorch that build scripts give to other binaries.
+            .env("LD_LIBRARY_PATH", libtorch::library_path(libtorch))
+            .run()?;
+    }
+    Ok(())
 }
 
 fn without_libtorch(command: Cmd) -> Result<(), Error> {
