@@ -45,9 +45,6 @@ impl SelfAttention {
     /// the cache.
     pub(crate) fn forward_causal(&self, input: &Tensor, parts: &mut [Part<'_>]) -> Result<Tensor, TchError> {
         let qkv = self.qkv.forward(&self.norm.forward(input)?)?;
-        if let Some(mixed) = few_rows::attend_causal(&qkv, parts, self.heads)? {
-            return self.out.forward_add(&mixed, input);
-        }
         let mixed = each(parts, &qkv, |part, qkv| {
             let size = qkv.size3()?;
             let qkv = qkv.f_view([part.rows, part.new, size.2])?;
@@ -59,6 +56,17 @@ impl SelfAttention {
             mixed.f_view([1, size.1, size.2 / 3])
         })?;
         self.out.forward_add(&mixed, input)
+    }
+
+    /// As [`forward_causal`](Self::forward_causal), with [`few_rows`].
+    pub(crate) fn forward_rows(&self, rows: &[f32], parts: &mut [Part<'_>]) -> Result<Vec<f32>, TchError> {
+        let qkv = self.qkv.forward_rows(&self.norm.forward_rows(rows), None)?;
+        let mixed = few_rows::attend_causal(&qkv, parts, self.heads)?;
+        self.out.forward_rows(&mixed, Some(rows))
+    }
+
+    pub(crate) fn has_kernels(&self) -> bool {
+        self.qkv.has_kernel() && self.out.has_kernel()
     }
 }
 
@@ -110,15 +118,23 @@ impl CrossAttention {
     /// All rows of a part attend to the same window, so they are positions of one row here.
     pub(crate) fn forward(&self, input: &Tensor, parts: &mut [Part<'_>]) -> Result<Tensor, TchError> {
         let query = self.query.forward(&self.norm.forward(input)?)?;
-        if let Some(mixed) = few_rows::attend_window(&query, parts, self.heads)? {
-            return self.out.forward_add(&mixed, input);
-        }
         let mixed = each(parts, &query, |part, query| {
             let query = split(query, 1, self.heads)?.f_select(0, 0)?;
             let (keys, values) = part.cache.window();
             merge(&attend(&query, keys, values, false)?)
         })?;
         self.out.forward_add(&mixed, input)
+    }
+
+    /// As [`forward`](Self::forward), with [`few_rows`].
+    pub(crate) fn forward_rows(&self, rows: &[f32], parts: &[Part<'_>]) -> Result<Vec<f32>, TchError> {
+        let query = self.query.forward_rows(&self.norm.forward_rows(rows), None)?;
+        let mixed = few_rows::attend_window(&query, parts, self.heads)?;
+        self.out.forward_rows(&mixed, Some(rows))
+    }
+
+    pub(crate) fn has_kernels(&self) -> bool {
+        self.query.has_kernel() && self.out.has_kernel()
     }
 }
 

@@ -50,8 +50,13 @@ impl Int8 {
     /// … × inputs to … × outputs, in float32. Adds `other`, which has the shape of the result, if
     /// there is one.
     pub(super) fn forward(&self, input: &Tensor, other: Option<&Tensor>) -> Result<Tensor, TchError> {
-        let matrix = Matrix::Int8(&self.weight, &self.scales);
-        few_rows::multiply(matrix, &self.bias, input, other)
+        let (matrix, bias) = self.layer();
+        few_rows::multiply(matrix, bias, input, other)
+    }
+
+    /// The weight and the bias.
+    pub(super) fn layer(&self) -> (Matrix<'_>, &[f32]) {
+        (Matrix::Int8(&self.weight, &self.scales), &self.bias)
     }
 
     /// The rows of these numbers: 1 × ids × inputs, in float32.

@@ -10,6 +10,8 @@ mod int8;
 mod kernels;
 mod native;
 
+use std::borrow::Cow;
+
 use tch::{Device, Kind, TchError, Tensor};
 
 pub(crate) use cache::Cache;
@@ -19,6 +21,7 @@ pub(crate) use few_rows::top_log_softmax;
 
 use few_rows::FewRows;
 use int8::Int8;
+use kernels::Matrix;
 use native::Packed;
 
 use crate::error::LoadError;
@@ -88,8 +91,7 @@ pub(crate) enum Storage {
 impl Storage {
     /// For the layers that see a whole window.
     pub(crate) fn of_windows(placement: Placement) -> Self {
-        let is_packable = matches!(placement.kind, Kind::Float | Kind::BFloat16);
-        if placement.device == Device::Cpu && is_packable && tch::utils::has_mkldnn() {
+        if placement.device == Device::Cpu && Packed::can_be_in(placement.kind) {
             Self::Packed
         } else {
             Self::Plain
@@ -161,7 +163,7 @@ impl Linear {
         match self {
             Self::Plain { weight, bias } => input.f_linear(weight, Some(bias)),
             Self::Packed(packed) => packed.forward(input),
-            Self::FewRows(layer) => layer.forward(input, None),
+            Self::FewRows(layer) => layer.forward(input),
             Self::Int8(int8) => int8.forward(input, None),
         }
     }
@@ -178,10 +180,37 @@ impl Linear {
     pub(crate) fn forward_add(&self, input: &Tensor, other: &Tensor) -> Result<Tensor, TchError> {
         match self {
             Self::Packed(packed) => packed.forward_add(input, other),
-            Self::FewRows(layer) => layer.forward(input, Some(other)),
             Self::Int8(int8) => int8.forward(input, Some(other)),
-            Self::Plain { .. } => self.forward(input)?.f_add_(other),
+            Self::Plain { .. } | Self::FewRows(_) => self.forward(input)?.f_add_(other),
         }
+    }
+
+    /// The weight and the bias, if [`forward_rows`](Self::forward_rows) can have them.
+    fn kernel(&self) -> Option<(Matrix<'_>, &[f32])> {
+        match self {
+            Self::FewRows(layer) => layer.layer(),
+            Self::Int8(int8) => Some(int8.layer()),
+            Self::Plain { .. } | Self::Packed(_) => None,
+        }
+    }
+
+    pub(crate) fn has_kernel(&self) -> bool {
+        self.kernel().is_some()
+    }
+
+    /// As [`forward`](Self::forward), or as [`forward_add`](Self::forward_add) with `other`, with
+    /// [`few_rows`].
+    pub(crate) fn forward_rows(&self, rows: &[f32], other: Option<&[f32]>) -> Result<Vec<f32>, TchError> {
+        let Some((matrix, bias)) = self.kernel() else {
+            return Err(TchError::Kind(
+                "this layer has no kernel for a few rows".to_owned(),
+            ));
+        };
+        let outputs = bias.len().max(1);
+        let width = matrix.len() / outputs;
+        let mut table = vec![0.0; rows.len() / width.max(1) * outputs];
+        few_rows::multiply_rows(matrix, bias, (rows, width), other, &mut table)?;
+        Ok(table)
     }
 }
 
@@ -189,16 +218,30 @@ impl Linear {
 pub(crate) struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
+    /// The weight and the bias in float32.
+    values: (Vec<f32>, Vec<f32>),
     width: i64,
 }
 
 impl LayerNorm {
     pub(crate) fn load(weights: &Weights, name: &str, width: i64) -> Result<Self, LoadError> {
+        let weight = weights.tensor(&format!("{name}.weight"), &[width])?;
+        let bias = weights.tensor(&format!("{name}.bias"), &[width])?;
+        let values = |tensor| few_rows::floats(tensor).map(Cow::into_owned);
         Ok(Self {
-            weight: weights.tensor(&format!("{name}.weight"), &[width])?,
-            bias: weights.tensor(&format!("{name}.bias"), &[width])?,
+            values: (values(&weight)?, values(&bias)?),
+            weight,
+            bias,
             width,
         })
+    }
+
+    /// As [`forward`](Self::forward), with [`few_rows`].
+    pub(crate) fn forward_rows(&self, rows: &[f32]) -> Vec<f32> {
+        let mut normed = vec![0.0; rows.len()];
+        let (weight, bias) = &self.values;
+        kernels::layer_norm(rows, weight, bias, &mut normed);
+        normed
     }
 
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
@@ -238,5 +281,16 @@ impl FeedForward {
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
         let inner = self.up.forward_gelu(&self.norm.forward(input)?)?;
         self.down.forward_add(&inner, input)
+    }
+
+    /// As [`forward`](Self::forward), with [`few_rows`].
+    pub(crate) fn forward_rows(&self, rows: &[f32]) -> Result<Vec<f32>, TchError> {
+        let mut inner = self.up.forward_rows(&self.norm.forward_rows(rows), None)?;
+        kernels::gelu(&mut inner);
+        self.down.forward_rows(&inner, Some(rows))
+    }
+
+    pub(crate) fn has_kernels(&self) -> bool {
+        self.up.has_kernel() && self.down.has_kernel()
     }
 }

@@ -55,6 +55,22 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
+    /// Whether oneDNN packs weights in this precision on this processor.
+    pub(super) fn can_be_in(kind: Kind) -> bool {
+        let has_kind = match kind {
+            Kind::Float => true,
+            // The check of `mkldnn_bf16_device_check` in libtorch.
+            #[cfg(target_arch = "x86_64")]
+            Kind::BFloat16 => {
+                is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+            }
+            _ => false,
+        };
+        has_kind && tch::utils::has_mkldnn()
+    }
+
     /// Packs the weight, in float32 or bfloat16. The result does not refer to the original.
     pub(super) fn new(weight: &Tensor, bias: Tensor) -> Result<Self, TchError> {
         let mut input = weight.shallow_clone();
@@ -178,13 +194,21 @@ pub(super) fn store(tensor: &mut Tensor, at: usize, numbers: &[f32]) -> Result<(
             let memory =
                 unsafe { slice::from_raw_parts_mut(tensor.data_ptr().cast::<u16>().add(at), numbers.len()) };
             for (cell, number) in memory.iter_mut().zip(numbers) {
-                // The numbers come from a tensor in bfloat16, so no bits are lost.
-                *cell = (number.to_bits() >> 16) as u16;
+                *cell = to_bfloat16(*number);
             }
         }
         kind => return Err(TchError::Kind(format!("no numbers are stored in {kind:?}"))),
     }
     Ok(())
+}
+
+/// The bits of the nearest number, of two the even one.
+fn to_bfloat16(number: f32) -> u16 {
+    let bits = number.to_bits();
+    if number.is_nan() {
+        return (bits >> 16) as u16 | 1 << 6;
+    }
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
 /// Runs `work` on ranges that make up `0..count`, on libtorch's threads. A range has at least
@@ -266,6 +290,24 @@ mod tests {
         }
         // The original is neither consumed nor changed.
         assert_eq!(weight.size(), [48, 32]);
+    }
+
+    #[test]
+    fn stored_numbers_are_rounded_as_libtorch_does() {
+        let numbers = [
+            1.0,
+            1.003_906_3,
+            1.011_718_8,
+            -3.3e-5,
+            f32::MAX,
+            f32::INFINITY,
+            1e-40,
+        ];
+        let mut stored = Tensor::zeros([7], (Kind::BFloat16, Device::Cpu));
+        store(&mut stored, 0, &numbers).unwrap();
+        assert_eq!(stored, Tensor::from_slice(&numbers).to_kind(Kind::BFloat16));
+        store(&mut stored, 0, &[f32::NAN]).unwrap();
+        assert!(stored.double_value(&[0]).is_nan());
     }
 
     #[test]

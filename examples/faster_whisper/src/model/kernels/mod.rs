@@ -16,6 +16,8 @@ use std::ops::Range;
 
 use blocks::{mix, products_of};
 
+use super::LAYER_NORM_EPSILON;
+
 /// Weights of a row of an int8 matrix that have the same scale.
 pub(super) const GROUP: usize = 64;
 
@@ -176,6 +178,70 @@ pub(super) fn attend(
     }
 }
 
+/// Layer normalisation of rows that are as long as the weight, with the epsilon of all Whisper
+/// models.
+///
+/// # Panics
+/// The lengths do not match.
+pub(super) fn layer_norm(rows: &[f32], weight: &[f32], bias: &[f32], normed: &mut [f32]) {
+    assert!(normed.len() == rows.len() && bias.len() == weight.len());
+    // SAFETY: the processor has the vectors.
+    unsafe {
+        match Lanes::of_processor() {
+            #[cfg(target_arch = "x86_64")]
+            Lanes::Sixteen => x86::layer_norm_16(rows, weight, bias, normed),
+            #[cfg(target_arch = "x86_64")]
+            Lanes::Eight => x86::layer_norm_8(rows, weight, bias, normed),
+            Lanes::One => layer_norm_rows(rows, weight, bias, normed),
+        }
+    }
+}
+
+#[inline(always)]
+fn layer_norm_rows(rows: &[f32], weight: &[f32], bias: &[f32], normed: &mut [f32]) {
+    let width = weight.len();
+    for (row, normed) in rows.chunks_exact(width).zip(normed.chunks_exact_mut(width)) {
+        let mean = sum(row, |value| value) / width as f32;
+        let variance = sum(row, |value| (value - mean) * (value - mean)) / width as f32;
+        let inverse = (variance + LAYER_NORM_EPSILON as f32).sqrt().recip();
+        for (((cell, value), weight), bias) in normed.iter_mut().zip(row).zip(weight).zip(bias) {
+            *cell = (value - mean) * inverse * weight + bias;
+        }
+    }
+}
+
+/// x · Φ(x) of each number, where Φ is the normal distribution: exact GELU.
+pub(super) fn gelu(values: &mut [f32]) {
+    // SAFETY: the processor has the vectors.
+    unsafe {
+        match Lanes::of_processor() {
+            #[cfg(target_arch = "x86_64")]
+            Lanes::Sixteen => x86::gelu_16(values),
+            #[cfg(target_arch = "x86_64")]
+            Lanes::Eight => x86::gelu_8(values),
+            Lanes::One => gelu_of(values),
+        }
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::excessive_precision)]
+fn gelu_of(values: &mut [f32]) {
+    for value in values {
+        let x = *value;
+        let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+        // Abramowitz and Stegun, 7.1.26: 1 - erf(z) with an error of at most 1.5e-7.
+        let t = (1.0 + 0.327_591_1 * z).recip();
+        let p = 1.061_405_429_f32;
+        let p = p * t - 1.453_152_027;
+        let p = p * t + 1.421_413_741;
+        let p = p * t - 0.284_496_736;
+        let p = p * t + 0.254_829_592;
+        let upper = 0.5 * p * t * exp(-z * z);
+        *value = x * if x > 0.0 { 1.0 - upper } else { upper };
+    }
+}
+
 /// Rounds rows of this length to int8, with a scale for each group.
 ///
 /// # Panics
@@ -228,15 +294,7 @@ pub(super) fn log_sum_exp(values: &[f32]) -> f32 {
 #[inline(always)]
 fn log_sum_exp_of(values: &[f32]) -> f32 {
     let most = largest(values, f32::MIN, |value| value);
-    let mut sums = [0.0_f32; MOST_LANES];
-    let (chunks, rest) = values.as_chunks::<MOST_LANES>();
-    for chunk in chunks {
-        for (sum, value) in sums.iter_mut().zip(chunk) {
-            *sum += exp(value - most);
-        }
-    }
-    let rest = rest.iter().map(|value| exp(value - most));
-    most + sums.into_iter().chain(rest).sum::<f32>().ln()
+    most + sum(values, |value| exp(value - most)).ln()
 }
 
 /// Softmax of the scaled scores. NaN if a score is.
@@ -246,17 +304,24 @@ fn softmax(scores: &mut [f32], scale: f32) {
     for score in scores.iter_mut() {
         *score = exp((*score - most) * scale);
     }
-    let mut sums = [0.0_f32; MOST_LANES];
-    let (chunks, rest) = scores.as_chunks::<MOST_LANES>();
-    for chunk in chunks {
-        for (sum, value) in sums.iter_mut().zip(chunk) {
-            *sum += value;
-        }
-    }
-    let inverse = sums.iter().chain(rest).sum::<f32>().recip();
+    let inverse = sum(scores, |score| score).recip();
     for score in scores {
         *score *= inverse;
     }
+}
+
+/// The sum of the numbers that `of` makes of the values.
+#[inline(always)]
+fn sum(values: &[f32], of: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0.0_f32; MOST_LANES];
+    let (chunks, rest) = values.as_chunks::<MOST_LANES>();
+    for chunk in chunks {
+        for (sum, value) in sums.iter_mut().zip(chunk) {
+            *sum += of(*value);
+        }
+    }
+    let rest = rest.iter().map(|value| of(*value));
+    sums.into_iter().chain(rest).sum()
 }
 
 /// The largest of the numbers that `of` makes of the values, at least `least`. NaN if one is.
@@ -391,6 +456,37 @@ mod tests {
         let suppressed = [f32::NEG_INFINITY, 2.0];
         assert_eq!(log_sum_exp(&suppressed), 2.0);
         assert!(log_sum_exp(&[1.0, f32::NAN]).is_nan());
+    }
+
+    #[test]
+    fn gelu_is_that_of_libtorch() {
+        let values: Vec<f32> = (-800..=800).map(|step| step as f32 / 100.0).collect();
+        let expected = tch::Tensor::from_slice(&values).gelu("none");
+        let mut found = values;
+        gelu(&mut found);
+        let off = (tch::Tensor::from_slice(&found) - expected).abs().max();
+        assert!(off.double_value(&[]) < 1e-6, "{off:?}");
+        let mut special = [f32::INFINITY, f32::NAN, 0.0];
+        gelu(&mut special);
+        assert!(special[0] == f32::INFINITY && special[1].is_nan() && special[2] == 0.0);
+    }
+
+    #[test]
+    fn layer_norm_is_that_of_doubles() {
+        let (width, rows) = (80, random(240));
+        let (weight, bias) = (random(width), random(width + 1));
+        let mut normed = vec![0.0; rows.len()];
+        layer_norm(&rows, &weight, &bias[1..], &mut normed);
+        for (row, normed) in rows.chunks(width).zip(normed.chunks(width)) {
+            let row: Vec<f64> = row.iter().map(|value| f64::from(*value)).collect();
+            let mean = row.iter().sum::<f64>() / width as f64;
+            let variance = row.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / width as f64;
+            for (at, found) in normed.iter().enumerate() {
+                let unit = (row[at] - mean) / (variance + LAYER_NORM_EPSILON).sqrt();
+                let expected = unit * f64::from(weight[at]) + f64::from(bias[at + 1]);
+                assert!((f64::from(*found) - expected).abs() < 1e-5, "{found} {expected}");
+            }
+        }
     }
 
     #[test]

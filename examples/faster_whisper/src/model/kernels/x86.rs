@@ -134,7 +134,7 @@ impl Vector for __m256 {
 /// The functions above, compiled for the vectors of a processor.
 macro_rules! compile {
     ($features:literal, $vector:ident, $wide:literal, $products:ident, $softmax:ident, $log_sum_exp:ident, $mix:ident,
-     $round:ident) => {
+     $round:ident, $layer_norm:ident, $gelu:ident) => {
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $products(
             matrix: Matrix<'_>,
@@ -162,6 +162,16 @@ macro_rules! compile {
         }
 
         #[target_feature(enable = $features)]
+        pub(super) fn $layer_norm(rows: &[f32], weight: &[f32], bias: &[f32], normed: &mut [f32]) {
+            super::layer_norm_rows(rows, weight, bias, normed);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn $gelu(values: &mut [f32]) {
+            super::gelu_of(values);
+        }
+
+        #[target_feature(enable = $features)]
         pub(super) unsafe fn $mix(matrix: Matrix<'_>, width: usize, weights: &[f32], mixed: &mut [f32]) {
             // SAFETY: as the caller promises.
             unsafe { super::blocks::mix::<$vector, $wide>(matrix, width, weights, mixed) }
@@ -177,7 +187,9 @@ compile!(
     softmax_16,
     log_sum_exp_16,
     mix_16,
-    round_16
+    round_16,
+    layer_norm_16,
+    gelu_16
 );
 compile!(
     "avx2,fma",
@@ -187,5 +199,7 @@ compile!(
     softmax_8,
     log_sum_exp_8,
     mix_8,
-    round_8
+    round_8,
+    layer_norm_8,
+    gelu_8
 );
