@@ -134,8 +134,10 @@ unsafe fn products_with<V: Vector, C: Cells, const WIDE: usize>(
     let count = outputs.first().map_or(0, |output| output.len());
     let mut first = 0;
     while first < count {
-        let end = if first + WIDE <= count {
-            first + WIDE
+        // One input leaves registers for more rows. The sums of eight rows are made together.
+        let wide = if outputs.len() == 1 { 8 } else { WIDE };
+        let end = if first + wide <= count {
+            first + wide
         } else {
             first + 1
         };
@@ -168,7 +170,10 @@ unsafe fn rows<V: Vector, C: Cells, const N: usize, const WIDE: usize>(
     // SAFETY: as the caller promises.
     unsafe {
         while row < range.end {
-            if range.end - row >= WIDE && (N < 4 || WIDE <= C::MOST_WIDE) {
+            if N == 1 && range.end - row >= 8 {
+                block::<V, C, N, 8>(cells, row, width, inputs, outputs);
+                row += 8;
+            } else if range.end - row >= WIDE && (N < 4 || WIDE <= C::MOST_WIDE) {
                 block::<V, C, N, WIDE>(cells, row, width, inputs, outputs);
                 row += WIDE;
             } else if range.end - row >= 2 {
@@ -234,9 +239,18 @@ unsafe fn block<V: Vector, C: Cells, const N: usize, const WIDE: usize>(
             }
             start += GROUP;
         }
-        for row in 0..WIDE {
-            for n in 0..N {
-                *outputs.get_unchecked_mut(n).get_unchecked_mut(first + row) = sums[row][n].sum();
+        for n in 0..N {
+            let output = outputs.get_unchecked_mut(n).as_mut_ptr().add(first);
+            if WIDE == 8 {
+                let mut all = [sums[0][n]; 8];
+                for row in 0..WIDE {
+                    all[row] = sums[row][n];
+                }
+                output.cast::<[f32; 8]>().write_unaligned(V::sums(all));
+            } else {
+                for row in 0..WIDE {
+                    *output.add(row) = sums[row][n].sum();
+                }
             }
         }
     }

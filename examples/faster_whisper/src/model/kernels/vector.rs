@@ -15,6 +15,8 @@ pub(super) trait Vector: Copy {
     unsafe fn times_add(self, other: Self, sum: Self) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn sum(self) -> f32;
+    /// The sum of each of eight vectors.
+    unsafe fn sums(all: [Self; 8]) -> [f32; 8];
     /// Requests the memory.
     unsafe fn prefetch(at: *const u8);
 }
@@ -56,6 +58,10 @@ impl Vector for f32 {
 
     unsafe fn sum(self) -> f32 {
         self
+    }
+
+    unsafe fn sums(all: [Self; 8]) -> [f32; 8] {
+        all
     }
 
     unsafe fn prefetch(_: *const u8) {}

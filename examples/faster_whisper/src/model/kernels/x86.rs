@@ -56,13 +56,35 @@ impl Vector for __m512 {
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
         // SAFETY: as the caller promises.
-        unsafe { _mm512_reduce_add_ps(self) }
+        unsafe { add_halves(self).sum() }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(all: [Self; 8]) -> [f32; 8] {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let mut halves = [_mm256_setzero_ps(); 8];
+            for (half, whole) in halves.iter_mut().zip(all) {
+                *half = add_halves(whole);
+            }
+            __m256::sums(halves)
+        }
     }
 
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: it is only a hint, for any address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+}
+
+#[inline(always)]
+unsafe fn add_halves(whole: __m512) -> __m256 {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let doubles = _mm512_castps_pd(whole);
+        let upper = _mm512_castpd_ps(_mm512_shuffle_f64x2::<0b01_00_11_10>(doubles, doubles));
+        _mm512_castps512_ps256(_mm512_add_ps(whole, upper))
     }
 }
 
@@ -118,10 +140,28 @@ impl Vector for __m256 {
     unsafe fn sum(self) -> f32 {
         // SAFETY: as the caller promises.
         unsafe {
-            let half = _mm_add_ps(_mm256_castps256_ps128(self), _mm256_extractf128_ps::<1>(self));
-            let quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
-            _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps::<1>(quarter, quarter)))
+            // In the order of `sums`.
+            let pairs = _mm256_hadd_ps(self, self);
+            let halves = _mm256_hadd_ps(pairs, pairs);
+            let upper = _mm256_extractf128_ps::<1>(halves);
+            _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(halves), upper))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(all: [Self; 8]) -> [f32; 8] {
+        let [a, b, c, d, e, f, g, h] = all;
+        let mut sums = [0.0; 8];
+        // SAFETY: as the caller promises.
+        unsafe {
+            // Pairs of neighbours, twice: each half has a part of the sum of four vectors.
+            let first = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            let second = _mm256_hadd_ps(_mm256_hadd_ps(e, f), _mm256_hadd_ps(g, h));
+            let lower = _mm256_permute2f128_ps::<0x20>(first, second);
+            let upper = _mm256_permute2f128_ps::<0x31>(first, second);
+            _mm256_storeu_ps(sums.as_mut_ptr(), _mm256_add_ps(lower, upper));
+        }
+        sums
     }
 
     #[inline(always)]
