@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::rules::Rules;
 use super::search::{Next, Sampled};
 use crate::error::Error;
-use crate::model::top_log_softmax;
+use crate::model::host::top_log_softmax;
 
 /// How wide to search, and when to end.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -1,27 +1,51 @@
 //! The tokens that may follow.
 //!
 //! Rules that depend on the sampled tokens are evaluated on the host and applied to ranges of the
-//! row of logits. The rule that depends on the logits is evaluated in tensors, so that no row is
-//! copied from the device.
+//! row of logits. On a GPU, the rule that depends on the logits is evaluated in tensors, so that no
+//! row is copied from the device. On the CPU, all rules are applied in the memory of the row: a call
+//! of libtorch for each would take longer than a small model.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use crate::model::host;
 use crate::tokenizer::Vocabulary;
 
 /// Suppression and timestamp rules.
 #[derive(Debug)]
 pub struct Rules {
-    /// -∞ for suppressed tokens, 0 for others: 1 × vocabulary.
-    never: Tensor,
-    /// The same for the first token.
-    never_first: Tensor,
+    never: Suppressed,
+    /// For the first token.
+    never_first: Suppressed,
     timestamps: bool,
     repetition_penalty: f64,
     no_repeat_ngram_size: usize,
     limits: Limits,
+}
+
+/// Tokens that are not sampled.
+#[derive(Debug)]
+struct Suppressed {
+    ids: Vec<i64>,
+    /// -∞ for them, 0 for others: 1 × vocabulary.
+    mask: Tensor,
+}
+
+impl Suppressed {
+    fn new(ids: &BTreeSet<i64>, vocabulary: &Vocabulary, device: Device) -> Result<Self, TchError> {
+        let mut mask = vec![0.0_f32; vocabulary.size() as usize];
+        let known = |id: &&i64| (0..vocabulary.size()).contains(*id);
+        let ids: Vec<i64> = ids.iter().filter(known).copied().collect();
+        for id in &ids {
+            if let Some(cell) = mask.get_mut(*id as usize) {
+                *cell = f32::NEG_INFINITY;
+            }
+        }
+        let mask = Tensor::f_from_slice(&mask)?.f_to_device(device)?.f_unsqueeze(0)?;
+        Ok(Self { ids, mask })
+    }
 }
 
 /// The configuration of [`Rules::new`].
@@ -61,21 +85,12 @@ impl Rules {
     /// # Errors
     /// libtorch ran out of memory.
     pub fn new(vocabulary: &Vocabulary, config: &RuleConfig, device: Device) -> Result<Self, TchError> {
-        let mut mask = vec![0.0_f32; vocabulary.size() as usize];
-        let suppress = |mask: &mut Vec<f32>, ids: &[i64]| {
-            for &id in ids {
-                if let Some(cell) = usize::try_from(id).ok().and_then(|index| mask.get_mut(index)) {
-                    *cell = f32::NEG_INFINITY;
-                }
-            }
-        };
-        suppress(&mut mask, &config.suppress);
+        let mut ids: BTreeSet<i64> = config.suppress.iter().copied().collect();
         if config.timestamps {
-            suppress(&mut mask, &[vocabulary.no_timestamps()]);
+            ids.insert(vocabulary.no_timestamps());
         }
-        let upload = |mask: &[f32]| Tensor::f_from_slice(mask)?.f_to_device(device)?.f_unsqueeze(0);
-        let never = upload(&mask)?;
-        suppress(&mut mask, &config.suppress_first);
+        let never = Suppressed::new(&ids, vocabulary, device)?;
+        ids.extend(&config.suppress_first);
         let limits = Limits {
             end_of_text: vocabulary.end_of_text(),
             first_timestamp: vocabulary.first_timestamp(),
@@ -84,7 +99,7 @@ impl Rules {
         };
         Ok(Self {
             never,
-            never_first: upload(&mask)?,
+            never_first: Suppressed::new(&ids, vocabulary, device)?,
             timestamps: config.timestamps,
             repetition_penalty: config.repetition_penalty,
             no_repeat_ngram_size: config.no_repeat_ngram_size,
@@ -119,14 +134,13 @@ impl Rules {
 
     /// As [`apply_after`](Self::apply_after), in the memory of the row.
     pub(crate) fn restrict(&self, mut row: Tensor, text: &[i64], given: usize) -> Result<Tensor, TchError> {
+        if let Some(cells) = host::cells_mut(&mut row) {
+            self.restrict_cells(cells, text, given);
+            return Ok(row);
+        }
         let sampled = text.get(given..).unwrap_or_default();
-        let mask = if sampled.is_empty() {
-            &self.never_first
-        } else {
-            &self.never
-        };
         self.penalise(&mut row, text)?;
-        let _ = row.f_add_(mask)?;
+        let _ = row.f_add_(&self.never_after(sampled).mask)?;
         let repeats = ends_of_repeats(text, self.no_repeat_ngram_size);
         if !repeats.is_empty() {
             let ids = Tensor::f_from_slice(&repeats)?.f_to_device(row.device())?;
@@ -154,6 +168,46 @@ impl Rules {
         let due = stamps.f_gt_tensor(&text.f_amax([-1], true)?)?;
         let _ = text.f_masked_fill_(&due, f64::NEG_INFINITY)?;
         Ok(row)
+    }
+
+    /// As [`restrict`](Self::restrict), on the CPU.
+    fn restrict_cells(&self, row: &mut [f32], text: &[i64], given: usize) {
+        let sampled = text.get(given..).unwrap_or_default();
+        if self.repetition_penalty != 1.0 {
+            let penalty = self.repetition_penalty as f32;
+            for id in text.iter().collect::<BTreeSet<_>>() {
+                if let Some(cell) = row.get_mut(*id as usize) {
+                    *cell *= if *cell < 0.0 { penalty } else { penalty.recip() };
+                }
+            }
+        }
+        let repeats = ends_of_repeats(text, self.no_repeat_ngram_size);
+        for id in self.never_after(sampled).ids.iter().chain(&repeats) {
+            if let Some(cell) = row.get_mut(*id as usize) {
+                *cell = f32::NEG_INFINITY;
+            }
+        }
+        if !self.timestamps {
+            return;
+        }
+        for range in self.limits.forbidden(sampled).into_iter().flatten() {
+            if let Some(cells) = row.get_mut(range.start as usize..range.end as usize) {
+                cells.fill(f32::NEG_INFINITY);
+            }
+        }
+        let first = (self.limits.first_timestamp as usize).min(row.len());
+        let (text, stamps) = row.split_at_mut(first);
+        if host::log_sum_exp(stamps) > host::largest(text) {
+            text.fill(f32::NEG_INFINITY);
+        }
+    }
+
+    fn never_after(&self, sampled: &[i64]) -> &Suppressed {
+        if sampled.is_empty() {
+            &self.never_first
+        } else {
+            &self.never
+        }
     }
 
     /// Applies the repetition penalty. Each token counts once.
@@ -241,5 +295,52 @@ impl Limits {
     fn range(&self, start: i64, end: i64) -> Range<i64> {
         let start = start.clamp(0, self.size);
         start..end.clamp(start, self.size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn rules_in_memory_are_those_in_tensors() {
+        let dir = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/whisper-nano-digits"));
+        let vocabulary = &Vocabulary::load(dir, &Config::load(dir).unwrap()).unwrap();
+        let (size, stamp) = (vocabulary.size(), vocabulary.first_timestamp());
+        for (timestamps, of_stamps) in [(false, 0.0), (true, -3.0), (true, 3.0)] {
+            let config = RuleConfig {
+                suppress: vec![1, 2, -1, size],
+                suppress_first: vec![3],
+                timestamps,
+                max_initial_timestamp: Some(50),
+                repetition_penalty: 1.3,
+                no_repeat_ngram_size: 2,
+            };
+            let rules = Rules::new(vocabulary, &config, Device::Cpu).unwrap();
+            let texts = [
+                vec![],
+                vec![stamp + 4],
+                vec![stamp + 4, 5, 6, 5],
+                vec![stamp, 5, stamp + 9],
+                vec![stamp, 5, stamp + 9, stamp + 9, 7],
+            ];
+            for text in texts {
+                let both = Tensor::randn([1, size, 2], (Kind::Float, Device::Cpu));
+                let _ = both
+                    .narrow(1, stamp, size - stamp)
+                    .f_add_scalar_(of_stamps)
+                    .unwrap();
+                // Its numbers are not side by side, so it is changed as on a GPU.
+                let spread = both.select(2, 0);
+                let cells = rules.restrict(spread.contiguous(), &text, 0).unwrap();
+                let tensor = rules.restrict(spread, &text, 0).unwrap();
+                assert_eq!(cells.isfinite(), tensor.isfinite(), "{timestamps} {text:?}");
+                let off = (cells.exp() - tensor.exp()).abs().max().double_value(&[]);
+                assert!(off < 1e-5, "{timestamps} {text:?}: {off}");
+            }
+        }
     }
 }

@@ -6,6 +6,7 @@ mod cache;
 mod decoder;
 mod encoder;
 mod few_rows;
+pub(crate) mod host;
 mod int8;
 mod kernels;
 mod native;
@@ -17,7 +18,6 @@ use tch::{Device, Kind, TchError, Tensor};
 pub(crate) use cache::Cache;
 pub(crate) use decoder::{Decoder, Feed};
 pub(crate) use encoder::Encoder;
-pub(crate) use few_rows::top_log_softmax;
 
 use few_rows::FewRows;
 use int8::Int8;

@@ -160,7 +160,7 @@ pub(super) fn cells(tensor: &Tensor) -> Option<Matrix<'_>> {
     }
 }
 
-/// The memory of a tensor that was just made, in float32.
+/// The memory of a contiguous tensor of the CPU in float32, which only the caller uses.
 pub(super) fn floats_mut(tensor: &mut Tensor) -> Result<&mut [f32], TchError> {
     if tensor.kind() != Kind::Float || tensor.device() != Device::Cpu || !tensor.is_contiguous() {
         return Err(TchError::Kind(
@@ -170,7 +170,8 @@ pub(super) fn floats_mut(tensor: &mut Tensor) -> Result<&mut [f32], TchError> {
     if tensor.numel() == 0 {
         return Ok(&mut []);
     }
-    // SAFETY: the tensor has so many elements of this type, and no other tensor has its memory.
+    // SAFETY: the tensor has so many elements of this type. All work on a model is done by one thread
+    // at a time, and other tensors with this memory are not read while it is borrowed.
     Ok(unsafe { slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) })
 }
 

@@ -266,7 +266,7 @@ fn round_rows(values: &[f32], width: usize, cells: &mut [i8], scales: &mut [f32]
     for ((row, cells), scales) in rows.zip(scales.chunks_exact_mut(width.div_ceil(GROUP))) {
         let groups = row.chunks(GROUP).zip(cells.chunks_mut(GROUP));
         for ((group, cells), scale) in groups.zip(scales) {
-            *scale = largest(group, 0.0, f32::abs) / f32::from(i8::MAX);
+            *scale = largest_of(group, 0.0, f32::abs) / f32::from(i8::MAX);
             let inverse = if *scale > 0.0 { scale.recip() } else { 0.0 };
             for (cell, value) in cells.iter_mut().zip(group) {
                 // 1.5 · 2²³: the sum has no bits behind the point, and its last bits are the
@@ -278,7 +278,7 @@ fn round_rows(values: &[f32], width: usize, cells: &mut [i8], scales: &mut [f32]
 }
 
 /// ln Σ eˣ of at least one number. NaN if one is.
-pub(super) fn log_sum_exp(values: &[f32]) -> f32 {
+pub(crate) fn log_sum_exp(values: &[f32]) -> f32 {
     // SAFETY: the processor has the vectors.
     unsafe {
         match Lanes::of_processor() {
@@ -291,16 +291,30 @@ pub(super) fn log_sum_exp(values: &[f32]) -> f32 {
     }
 }
 
+/// The largest number, or NaN if one is. -∞ if there is none.
+pub(crate) fn largest(values: &[f32]) -> f32 {
+    // SAFETY: the processor has the vectors.
+    unsafe {
+        match Lanes::of_processor() {
+            #[cfg(target_arch = "x86_64")]
+            Lanes::Sixteen => x86::largest_16(values),
+            #[cfg(target_arch = "x86_64")]
+            Lanes::Eight => x86::largest_8(values),
+            Lanes::One => largest_of(values, f32::NEG_INFINITY, |value| value),
+        }
+    }
+}
+
 #[inline(always)]
 fn log_sum_exp_of(values: &[f32]) -> f32 {
-    let most = largest(values, f32::MIN, |value| value);
+    let most = largest_of(values, f32::MIN, |value| value);
     most + sum(values, |value| exp(value - most)).ln()
 }
 
 /// Softmax of the scaled scores. NaN if a score is.
 #[inline(always)]
 fn softmax(scores: &mut [f32], scale: f32) {
-    let most = largest(scores, f32::NEG_INFINITY, |score| score);
+    let most = largest_of(scores, f32::NEG_INFINITY, |score| score);
     for score in scores.iter_mut() {
         *score = exp((*score - most) * scale);
     }
@@ -326,7 +340,7 @@ fn sum(values: &[f32], of: impl Fn(f32) -> f32) -> f32 {
 
 /// The largest of the numbers that `of` makes of the values, at least `least`. NaN if one is.
 #[inline(always)]
-fn largest(values: &[f32], least: f32, of: impl Fn(f32) -> f32) -> f32 {
+fn largest_of(values: &[f32], least: f32, of: impl Fn(f32) -> f32) -> f32 {
     let greater = |most: f32, value: f32| {
         if value > most || value.is_nan() {
             value

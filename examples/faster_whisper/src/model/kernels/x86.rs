@@ -174,7 +174,7 @@ impl Vector for __m256 {
 /// The functions above, compiled for the vectors of a processor.
 macro_rules! compile {
     ($features:literal, $vector:ident, $wide:literal, $products:ident, $softmax:ident, $log_sum_exp:ident, $mix:ident,
-     $round:ident, $layer_norm:ident, $gelu:ident) => {
+     $round:ident, $layer_norm:ident, $gelu:ident, $largest:ident) => {
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $products(
             matrix: Matrix<'_>,
@@ -207,6 +207,11 @@ macro_rules! compile {
         }
 
         #[target_feature(enable = $features)]
+        pub(super) fn $largest(values: &[f32]) -> f32 {
+            super::largest_of(values, f32::NEG_INFINITY, |value| value)
+        }
+
+        #[target_feature(enable = $features)]
         pub(super) fn $gelu(values: &mut [f32]) {
             super::gelu_of(values);
         }
@@ -229,7 +234,8 @@ compile!(
     mix_16,
     round_16,
     layer_norm_16,
-    gelu_16
+    gelu_16,
+    largest_16
 );
 compile!(
     "avx2,fma",
@@ -241,5 +247,6 @@ compile!(
     mix_8,
     round_8,
     layer_norm_8,
-    gelu_8
+    gelu_8,
+    largest_8
 );
