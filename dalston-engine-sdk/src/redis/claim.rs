@@ -29,6 +29,8 @@ pub(super) struct StaleEntry {
     record_ttl_ms: i64,
     status: String,
     last_heartbeat: String,
+    /// For how long the process has the consumer's name, if that is known.
+    process_age: Option<Duration>,
 }
 
 /// Where to look for stale entries.
@@ -45,7 +47,7 @@ pub(super) struct Search<'a> {
 impl StaleEntry {
     /// Up to [`WINDOW`] entries, the longest idle first.
     pub(super) async fn find(held: &HeldTasks, stream: &str, search: Search<'_>) -> RedisResult<Vec<Self>> {
-        type Row = (String, String, u64, u32, i64, String, String);
+        type Row = (String, String, u64, u32, i64, String, String, i64);
         let mut script = scripts::STALE_ENTRIES.key(stream);
         script
             .arg(keys::TASK_GROUP)
@@ -57,7 +59,7 @@ impl StaleEntry {
             .arg(MOST_STALE);
         let rows: Vec<Row> = script.invoke_async(&mut held.server.shared()).await?;
         let entries = rows.into_iter().map(
-            |(id, consumer, idle, delivery_count, record_ttl_ms, status, last_heartbeat)| Self {
+            |(id, consumer, idle, delivery_count, record_ttl_ms, status, last_heartbeat, age)| Self {
                 id,
                 consumer,
                 idle: Duration::from_millis(idle),
@@ -65,6 +67,7 @@ impl StaleEntry {
                 record_ttl_ms,
                 status,
                 last_heartbeat,
+                process_age: u64::try_from(age).ok().map(Duration::from_millis),
             },
         );
         Ok(entries.collect())
@@ -74,9 +77,14 @@ impl StaleEntry {
         self.consumer == RELEASED
     }
 
-    /// The platform's rule, with one addition: a record that the server itself will drop within a
-    /// minute was renewed within the last minute, even if the clocks of the two hosts differ.
+    /// The platform's rule, with two additions: a record that the server itself will drop within a
+    /// minute was renewed within the last minute, even if the clocks of the two hosts differ. And
+    /// the process with this name may be the next one, which does not take over what the first one
+    /// held while its own surroundings are broken.
     pub(super) fn owner_is_dead(&self, now: Timestamp) -> bool {
+        if self.process_age.is_some_and(|age| age < self.idle) {
+            return true;
+        }
         if self.status.is_empty() || self.status == "offline" {
             return true;
         }

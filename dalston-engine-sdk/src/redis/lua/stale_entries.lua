@@ -5,7 +5,7 @@
 -- ARGV[3]: idle for at least so many ms. ARGV[4]: at most so many entries. ARGV[5]: only of this
 -- consumer, unless empty. ARGV[6]: prefix of registry records. ARGV[7]: looks at no more entries.
 -- Returns of each entry: id, consumer, idle time, deliveries, and of the consumer's record: the ms
--- that it has left, the status, the last heartbeat.
+-- that it has left, the status, the last heartbeat, for how many ms the process has the name, or -1.
 
 local skipped, most, limit = tonumber(ARGV[2]), tonumber(ARGV[4]), tonumber(ARGV[7])
 
@@ -20,17 +20,21 @@ local found = find(most)
 if #found == most then found = find(limit) end
 table.sort(found, function(a, b) return a[3] > b[3] or a[3] == b[3] and a[1] < b[1] end)
 
+-- Without the right to ask for the time, no age is known.
+local time = redis.pcall('TIME')
 local records, entries = {}, {}
 for i = skipped + 1, math.min(skipped + most, #found) do
   local entry = found[i]
   local consumer = entry[2]
   if not records[consumer] then
     local key = ARGV[6] .. consumer
-    local record = redis.pcall('HMGET', key, 'status', 'last_heartbeat')
+    local record = redis.pcall('HMGET', key, 'status', 'last_heartbeat', 'reserved_at_ms')
     if record.err then record = {} end
-    records[consumer] = {redis.call('PTTL', key), record[1] or '', record[2] or ''}
+    local since = not time.err and tonumber(record[3] or nil)
+    local age = since and math.max(0, time[1] * 1000 + math.floor(time[2] / 1000) - since) or -1
+    records[consumer] = {redis.call('PTTL', key), record[1] or '', record[2] or '', age}
   end
   local record = records[consumer]
-  entries[#entries + 1] = {entry[1], consumer, entry[3], entry[4], record[1], record[2], record[3]}
+  entries[#entries + 1] = {entry[1], consumer, entry[3], entry[4], record[1], record[2], record[3], record[4]}
 end
 return entries

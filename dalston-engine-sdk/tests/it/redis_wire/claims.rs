@@ -168,6 +168,33 @@ async fn restarted_instance_begins_with_what_waited_longest() {
 }
 
 #[tokio::test]
+async fn task_of_an_earlier_process_of_a_name_is_claimed() {
+    let server = TestRedis::start().await;
+    message(&server).await;
+    let killed = receive(&patient(&server), "fixed").await.claim;
+    let words = ["XCLAIM", STREAM, "engines", "fixed", "0", &killed.message_id];
+    let () = server
+        .send(&[&words[..], &["IDLE", "61000", "JUSTID"]].concat())
+        .await;
+    // Its next process is alive, and does not read.
+    let record = "dalston:engine:instance:fixed";
+    let now = dalston_engine_sdk::protocol::Timestamp::now().to_string();
+    let (seconds, _): (u64, u64) = server.send(&["TIME"]).await;
+    let peer = patient(&server);
+    for (started_before, is_earlier) in [(65, false), (55, true)] {
+        let since = ((seconds - started_before) * 1000).to_string();
+        let fields = ["status", "idle", "last_heartbeat", &now, "reserved_at_ms", &since];
+        let () = server.send(&[&["HSET", record][..], &fields].concat()).await;
+        if is_earlier {
+            let taken = receive(&peer, "worker").await.claim;
+            assert_eq!(taken.message_id, killed.message_id);
+        } else {
+            nothing_for(&peer, "worker", SHORT).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn longest_idle_task_comes_before_many_older_ones() {
     let server = TestRedis::start().await;
     let dead = patient(&server);

@@ -113,4 +113,7 @@ async fn fresh_record_that_is_not_renewed_is_replaced() {
     deployment.until_registered(&worker).await;
     let nonce: Option<String> = deployment.redis.send(&["HGET", record, "start_nonce"]).await;
     assert_eq!(nonce.unwrap().len(), 32);
+    // What was idle before is not in the hands of this process.
+    let since: Option<u64> = deployment.redis.send(&["HGET", record, "reserved_at_ms"]).await;
+    assert!(since.is_some());
 }
