@@ -122,7 +122,9 @@ fn planned_reason(task: &Task, event: &Event<'_>) -> Option<Reason> {
     // The report of such a failure needs no start of its own, but comes with one.
     let starts = task.starts_of_try.saturating_sub(1);
     let deaths = error.contains("no worker survived it") && starts >= MAX_DELIVERIES;
-    let own_fault = error.contains("No space left") || error.contains("s3://");
+    // Of storage, of a full disk, and of a disk without locks.
+    let own_faults = ["s3://", "No space left", "set DALSTON_MODEL_CACHE_DIR"];
+    let own_fault = own_faults.iter().any(|text| error.contains(text));
     let handed_back = own_fault && event.hand_backs >= MAX_HAND_BACKS;
     planned
         .or(deaths.then_some(Reason::Deaths))

@@ -18,6 +18,8 @@ trait Cells: Copy {
     type Cell: Copy;
     /// Rows that are read side by side for more than three inputs: as many as the registers hold.
     const MOST_WIDE: usize = usize::MAX;
+    /// Whether the registers hold eight rows for one input.
+    const HAS_EIGHT: bool = true;
     unsafe fn row(self, row: usize) -> *const Self::Cell;
     /// The scale of a place and those behind it in its group.
     unsafe fn scale<V: Vector>(self, row: usize, at: usize) -> V;
@@ -79,6 +81,7 @@ struct Scaled(*const i8, *const f32, usize);
 impl Cells for Scaled {
     type Cell = i8;
     const MOST_WIDE: usize = 2;
+    const HAS_EIGHT: bool = false;
 
     #[inline(always)]
     unsafe fn row(self, row: usize) -> *const i8 {
@@ -135,7 +138,11 @@ unsafe fn products_with<V: Vector, C: Cells, const WIDE: usize>(
     let mut first = 0;
     while first < count {
         // One input leaves registers for more rows. The sums of eight rows are made together.
-        let wide = if outputs.len() == 1 { 8 } else { WIDE };
+        let wide = if outputs.len() == 1 && C::HAS_EIGHT {
+            8
+        } else {
+            WIDE
+        };
         let end = if first + wide <= count {
             first + wide
         } else {
@@ -170,7 +177,7 @@ unsafe fn rows<V: Vector, C: Cells, const N: usize, const WIDE: usize>(
     // SAFETY: as the caller promises.
     unsafe {
         while row < range.end {
-            if N == 1 && range.end - row >= 8 {
+            if N == 1 && C::HAS_EIGHT && range.end - row >= 8 {
                 block::<V, C, N, 8>(cells, row, width, inputs, outputs);
                 row += 8;
             } else if range.end - row >= WIDE && (N < 4 || WIDE <= C::MOST_WIDE) {
