@@ -102,7 +102,7 @@ pub trait Platform: Send + Sync {
     /// The events that were reported, oldest first.
     async fn reports(&self) -> Vec<Report>;
 
-    /// How many tasks wait or are held.
+    /// How many tasks wait or are held. A task that was queued twice counts once.
     async fn unfinished_tasks(&self) -> usize;
 }
 

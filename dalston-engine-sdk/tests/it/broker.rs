@@ -83,7 +83,7 @@ async fn busy_worker_leaves_a_task_to_one_that_waits() {
 
 #[cfg(feature = "redis")]
 mod redis {
-    use std::collections::HashMap;
+    use std::collections::{HashMap, HashSet};
 
     use dalston_engine_sdk::broker::EventContext;
     use dalston_engine_sdk::redis::{RedisBroker, RedisServer};
@@ -132,21 +132,30 @@ mod redis {
         }
 
         async fn unfinished_tasks(&self) -> usize {
-            let waiting: usize = self.0.send(&["XLEN", "dalston:stream:my-asr"]).await;
-            type Groups = Vec<HashMap<String, ::redis::Value>>;
-            let groups: Groups = self.0.send(&["XINFO", "GROUPS", "dalston:stream:my-asr"]).await;
-            let number = |name: &str| -> usize {
-                groups
-                    .iter()
-                    .map(|group| ::redis::from_redis_value_ref::<usize>(&group[name]).unwrap())
-                    .sum()
-            };
-            if groups.is_empty() {
-                waiting
-            } else {
-                number("pending") + number("lag")
+            type Messages = Vec<(String, HashMap<String, String>)>;
+            let stream = "dalston:stream:my-asr";
+            let messages: Messages = self.0.send(&["XRANGE", stream, "-", "+"]).await;
+            let groups: Vec<HashMap<String, ::redis::Value>> =
+                self.0.send(&["XINFO", "GROUPS", stream]).await;
+            let mut unfinished = messages;
+            if let Some(group) = groups.first() {
+                let last = &group["last-delivered-id"];
+                let last = ::redis::from_redis_value_ref::<String>(last).unwrap();
+                let words = ["XPENDING", stream, "engines", "-", "+", "1000"];
+                let pending: Vec<(String, String, u64, u64)> = self.0.send(&words).await;
+                unfinished.retain(|(id, _)| {
+                    place(id) > place(&last) || pending.iter().any(|(pending, ..)| pending == id)
+                });
             }
+            let tasks = unfinished.iter().map(|(_, fields)| &fields["task_id"]);
+            tasks.collect::<HashSet<_>>().len()
         }
+    }
+
+    /// The two numbers of a message id.
+    fn place(id: &str) -> (u64, u64) {
+        let (time, sequence) = id.split_once('-').unwrap();
+        (time.parse().unwrap(), sequence.parse().unwrap())
     }
 
     fn report(mut fields: HashMap<String, String>) -> Report {
