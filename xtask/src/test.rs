@@ -140,7 +140,7 @@ pub(crate) fn list() {
 
 /// Tests wait for servers, leases and processes most of the time, so two cores run several at once.
 fn cargo_test() -> Cmd {
-    cargo().args("test").env("RUST_TEST_THREADS", "6")
+    cargo().args("test").env("RUST_TEST_THREADS", "4")
 }
 
 /// The Whisper engine, and what the SDK does with libtorch. The other packages are tested without
