@@ -228,7 +228,10 @@ fn a_connection_that_breaks_in_a_request_is_made_again() {
 fn a_partial_success_is_counted_and_not_sent_again() {
     everywhere(|protocol, caller| {
         let collector = Collector::answering(protocol, [Answer::Partial(2, "quota is used up")]);
-        let (result, stats) = end_with_three_spans(caller, collector.env(), Duration::from_secs(20));
+        // All spans in one request, also on a busy machine.
+        let mut env = collector.env();
+        env.push(("OTEL_BSP_SCHEDULE_DELAY".into(), "3600000".into()));
+        let (result, stats) = end_with_three_spans(caller, env, Duration::from_secs(20));
         let Err(ShutdownError::Lost {
             items: "spans",
             lost: 2,
