@@ -20,6 +20,9 @@ const TEST_PACKAGES: [&str; 5] = ["bench", "chaos", "observability", "reference"
 /// A directory without libtorch, for steps that must pass without it.
 pub(crate) const NO_LIBTORCH: &str = "/nonexistent/libtorch";
 
+/// The modules of the SDK's integration tests that need libtorch, in the order of `main.rs`.
+const TESTS_WITH_LIBTORCH: [&str; 2] = ["silero", "torch"];
+
 const ALERTMANAGER: Need = Need {
     purpose: "test routes and inhibitions of alerts",
     probe: &["amtool", "--version"],
@@ -147,7 +150,8 @@ fn cargo_test() -> Cmd {
 /// it, and with all their features, because some of them need each one.
 fn with_libtorch(libtorch: &Path) -> Result<(), Error> {
     // The same packages each time, so that all builds have the same features.
-    for chosen in ["--lib --test whisper", "--doc", "--test it -- torch silero"] {
+    let of_sdk = format!("--test it -- {}", TESTS_WITH_LIBTORCH.join(" "));
+    for chosen in ["--lib --test whisper", "--doc", &of_sdk] {
         cargo_test()
             .args("-p dalston-engine-sdk -p faster_whisper --all-features")
             .args(chosen)
@@ -226,6 +230,20 @@ mod tests {
             let manifest = fs::read_to_string(root().join(name).join("Cargo.toml")).unwrap();
             assert!(!features(&manifest).is_empty(), "{name}");
         }
+    }
+
+    #[test]
+    fn all_modules_of_tests_with_libtorch_are_selected() {
+        let main = root().join("dalston-engine-sdk/tests/it/main.rs");
+        let text = fs::read_to_string(main).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let modules = lines.windows(2).filter_map(|pair| match pair {
+            [condition, module] if condition.contains("feature = \"tch\"") => {
+                module.strip_prefix("mod ")?.strip_suffix(';')
+            }
+            _ => None,
+        });
+        assert_eq!(modules.collect::<Vec<_>>(), TESTS_WITH_LIBTORCH);
     }
 
     #[test]

@@ -17,9 +17,9 @@
 //!
 //! The platform queues a task again when it believes that it was lost. The hash field `owner` names
 //! the message, the delivery and the instance that looked the task up last, and a claim under
-//! another message has lost the task. A message is acknowledged without work if it was queued before
-//! the reported end of the task (field `ended`). A missing field says nothing, because engines in
-//! Python write none.
+//! another message has lost the task. A message is acknowledged without work if it was queued
+//! before the reported end of the task (field `ended`). A missing field says nothing, because
+//! engines in Python write none.
 //!
 //! A message whose task is in hand under another one waits (field `waiting_message`): the owner of
 //! the task renews it, and acknowledges it at the end. So the task comes back if the platform

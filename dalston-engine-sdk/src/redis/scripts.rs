@@ -28,7 +28,8 @@ pub(super) const GROUP_EXISTS: i64 = -1;
 pub(super) const GROUP_IS_NEW: i64 = -2;
 
 // Calls about a held task.
-pub(super) static LOOKUP: LazyLock<Script> = script!("restored.lua", "ownership.lua", "lookup.lua");
+pub(super) static LOOKUP: LazyLock<Script> =
+    script!("restored.lua", "clock.lua", "ownership.lua", "lookup.lua");
 pub(super) static STARTED: LazyLock<Script> =
     script!("restored.lua", "ownership.lua", "event.lua", "started.lua");
 pub(super) static RENEW: LazyLock<Script> = script!("restored.lua", "ownership.lua", "renew.lua");
@@ -44,7 +45,7 @@ pub(super) static MAKE_GROUP: LazyLock<Script> = script!("restored.lua", "make_g
 pub(super) static READ: LazyLock<Script> = script!("memory.lua", "read.lua");
 pub(super) static READ_AHEAD: LazyLock<Script> = script!("memory.lua", "free_capacity.lua", "read_ahead.lua");
 pub(super) static IDLE_PEERS: LazyLock<Script> = script!("free_capacity.lua", "idle_peers.lua");
-pub(super) static STALE_ENTRIES: LazyLock<Script> = script!("stale_entries.lua");
+pub(super) static STALE_ENTRIES: LazyLock<Script> = script!("clock.lua", "stale_entries.lua");
 pub(super) static CLAIM: LazyLock<Script> = script!("memory.lua", "claim.lua");
 pub(super) static TRIM: LazyLock<Script> = script!("trim.lua");
 pub(super) static REMOVE_IDLE_CONSUMERS: LazyLock<Script> = script!("remove_idle_consumers.lua");
@@ -52,5 +53,5 @@ pub(super) static REMOVE_IDLE_CONSUMERS: LazyLock<Script> = script!("remove_idle
 // The registry.
 pub(super) static HEARTBEAT: LazyLock<Script> = script!("heartbeat.lua");
 #[cfg(feature = "worker")]
-pub(super) static RESERVE_NAME: LazyLock<Script> = script!("reserve_name.lua");
+pub(super) static RESERVE_NAME: LazyLock<Script> = script!("clock.lua", "reserve_name.lua");
 pub(super) static REMOVE_STALE_INSTANCES: LazyLock<Script> = script!("remove_stale_instances.lua");

@@ -61,10 +61,9 @@ if fields[1] then
 end
 local deliveries, queued_at = earlier_deliveries()
 fields[11] = tostring(deliveries)
--- By the clock that gave the messages their ids. Without the right to ask for it there are no ages.
-local time = redis.pcall('TIME')
-if not time.err then
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- By the clock that gave the messages their ids. Without it there are no ages.
+local now = now_ms()
+if now then
   fields[12] = string.format('%d', now - queued_at)
   fields[13] = string.format('%d', now - string.match(id, '^%d+'))
 end

@@ -17,7 +17,7 @@ redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'start_nonce', ARGV[1], 'hostname', ARGV[2], 'last_heartbeat', ARGV[3])
 -- By the clock that measures how long entries are idle. An entry that was idle before is one of an
 -- earlier process.
-local time = redis.pcall('TIME')
-if not time.err then redis.call('HSET', KEYS[1], 'reserved_at_ms', time[1] * 1000 + math.floor(time[2] / 1000)) end
+local now = now_ms()
+if now then redis.call('HSET', KEYS[1], 'reserved_at_ms', now) end
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return false

@@ -25,6 +25,23 @@ async fn field(server: &TestRedis, name: &str) -> Option<String> {
     server.send(&["HGET", METADATA, name]).await
 }
 
+/// A task in the hands of `holder`, which the platform then queued again: both claims. The peer
+/// learned that it is not to do the task.
+async fn in_hand_and_queued_again(
+    server: &TestRedis,
+    holder: &RedisBroker,
+    peer: &RedisBroker,
+) -> (Claim, Claim) {
+    enqueue(server).await;
+    let claim = receive(holder, "a").await.claim;
+    assert!(is_wanted(holder, &claim).await);
+    let second = queue_again(server).await;
+    let duplicate = receive(peer, "b").await.claim;
+    assert_eq!(duplicate.message_id, second);
+    assert!(!is_wanted(peer, &duplicate).await);
+    (claim, duplicate)
+}
+
 /// A row of [`pending`] for a message that was delivered once.
 fn entry(message: &str, consumer: &str) -> (String, String, u64) {
     (message.to_owned(), consumer.to_owned(), 1)
@@ -57,20 +74,14 @@ fn completed() -> Outcome {
 async fn second_message_of_a_task_in_hand_waits_for_its_end() {
     let server = TestRedis::start().await;
     let (holder, peer) = (patient(&server), patient(&server));
-    let first = enqueue(&server).await;
-    let claim = receive(&holder, "a").await.claim;
-    assert!(is_wanted(&holder, &claim).await);
+    let (claim, duplicate) = in_hand_and_queued_again(&server, &holder, &peer).await;
+    let (first, second) = (&claim.message_id, &duplicate.message_id);
     assert_eq!(field(&server, "owner").await.unwrap(), format!("{first} 1 a"));
 
-    let second = queue_again(&server).await;
-    let duplicate = receive(&peer, "b").await.claim;
-    assert_eq!(duplicate.message_id, second);
-    assert!(!is_wanted(&peer, &duplicate).await);
-
-    let (owned, waiting) = (entry(&first, "a"), entry(&second, RELEASED));
+    let (owned, waiting) = (entry(first, "a"), entry(second, RELEASED));
     assert_eq!(pending(&server).await, [owned, waiting]);
     // The platform looks for this message.
-    assert_eq!(field(&server, "stream_message_id").await.unwrap(), first);
+    assert_eq!(field(&server, "stream_message_id").await.unwrap(), *first);
     assert_eq!(holder.renew(&claim).await.unwrap(), Ownership::Held);
     assert_eq!(end(&holder, &claim, &completed()).await, Ownership::Held);
     assert_eq!(events(&server).await.len(), 1);
@@ -81,12 +92,7 @@ async fn second_message_of_a_task_in_hand_waits_for_its_end() {
 async fn second_message_is_renewed_with_the_first() {
     let server = TestRedis::start().await;
     let (holder, peer) = (patient(&server), patient(&server));
-    enqueue(&server).await;
-    let claim = receive(&holder, "a").await.claim;
-    assert!(is_wanted(&holder, &claim).await);
-    queue_again(&server).await;
-    let mut duplicate = receive(&peer, "b").await.claim;
-    assert!(!is_wanted(&peer, &duplicate).await);
+    let (claim, mut duplicate) = in_hand_and_queued_again(&server, &holder, &peer).await;
     duplicate.consumer.instance = RELEASED.to_owned();
     not_renewed(&server, &duplicate).await;
 
@@ -102,13 +108,8 @@ async fn second_message_is_renewed_with_the_first() {
 async fn second_message_outlives_the_first_and_its_owner() {
     let server = TestRedis::start().await;
     let (dead, peer) = (patient(&server), patient(&server));
-    let first = enqueue(&server).await;
-    let claim = receive(&dead, "a").await.claim;
-    assert!(is_wanted(&dead, &claim).await);
-    queue_again(&server).await;
-    let mut duplicate = receive(&peer, "b").await.claim;
-    assert!(!is_wanted(&peer, &duplicate).await);
-    let () = server.send(&["XACK", STREAM, "engines", &first]).await;
+    let (claim, mut duplicate) = in_hand_and_queued_again(&server, &dead, &peer).await;
+    let () = server.send(&["XACK", STREAM, "engines", &claim.message_id]).await;
 
     duplicate.consumer.instance = RELEASED.to_owned();
     not_renewed(&server, &duplicate).await;
@@ -125,25 +126,21 @@ async fn second_message_outlives_the_first_and_its_owner() {
 async fn both_messages_acknowledged_owner_goes_on() {
     let server = TestRedis::start().await;
     let (holder, peer) = (patient(&server), patient(&server));
-    let first = enqueue(&server).await;
-    let claim = receive(&holder, "a").await.claim;
-    assert!(is_wanted(&holder, &claim).await);
-    let second = queue_again(&server).await;
-    let duplicate = receive(&peer, "b").await.claim;
-    assert!(!is_wanted(&peer, &duplicate).await);
+    let (claim, duplicate) = in_hand_and_queued_again(&server, &holder, &peer).await;
+    let (first, second) = (&claim.message_id, &duplicate.message_id);
     // The reconciler acknowledges the first message only after it has added the second.
     let () = server
-        .send(&["HSET", METADATA, "stream_message_id", &second])
+        .send(&["HSET", METADATA, "stream_message_id", second])
         .await;
-    let () = server.send(&["XACK", STREAM, "engines", &first]).await;
-    assert_eq!(pending(&server).await, [entry(&second, RELEASED)]);
+    let () = server.send(&["XACK", STREAM, "engines", first]).await;
+    assert_eq!(pending(&server).await, [entry(second, RELEASED)]);
 
     assert_eq!(holder.renew(&claim).await.unwrap(), Ownership::Held);
-    assert_eq!(pending(&server).await, [entry(&first, "a")]);
-    assert_eq!(field(&server, "stream_message_id").await.unwrap(), first);
+    assert_eq!(pending(&server).await, [entry(first, "a")]);
+    assert_eq!(field(&server, "stream_message_id").await.unwrap(), *first);
 
     // The next acknowledgement is about a task that the platform has ended.
-    let () = server.send(&["XACK", STREAM, "engines", &first]).await;
+    let () = server.send(&["XACK", STREAM, "engines", first]).await;
     assert_eq!(holder.renew(&claim).await.unwrap(), Ownership::Lost);
 }
 
@@ -151,12 +148,7 @@ async fn both_messages_acknowledged_owner_goes_on() {
 async fn end_repeated_after_a_duplicate_is_one_event() {
     let server = TestRedis::start().await;
     let (holder, peer) = (patient(&server), patient(&server));
-    enqueue(&server).await;
-    let claim = receive(&holder, "a").await.claim;
-    assert!(is_wanted(&holder, &claim).await);
-    queue_again(&server).await;
-    let duplicate = receive(&peer, "b").await.claim;
-    assert!(!is_wanted(&peer, &duplicate).await);
+    let (claim, _) = in_hand_and_queued_again(&server, &holder, &peer).await;
 
     assert_eq!(end(&holder, &claim, &completed()).await, Ownership::Held);
     // As after an answer that was lost.

@@ -15,7 +15,8 @@ pub(crate) struct Greedy {
     left: usize,
     /// The log-probabilities of a text on the CPU.
     sum: f64,
-    /// The sum of those on a GPU stays there. Each step copies only the id of the token to the host.
+    /// The sum of those on a GPU stays there. Each step copies only the id of the token to the
+    /// host.
     sum_on_device: Option<Tensor>,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Rules that depend on the sampled tokens are evaluated on the host and applied to ranges of the
 //! row of logits. On a GPU, the rule that depends on the logits is evaluated in tensors, so that no
-//! row is copied from the device. On the CPU, all rules are applied in the memory of the row: a call
-//! of libtorch for each would take longer than a small model.
+//! row is copied from the device. On the CPU, all rules are applied in the memory of the row: a
+//! call of libtorch for each would take longer than a small model.
 
 use std::collections::BTreeSet;
 use std::ops::Range;

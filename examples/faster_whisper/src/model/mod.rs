@@ -21,7 +21,7 @@ pub(crate) use encoder::Encoder;
 
 use few_rows::FewRows;
 use int8::Int8;
-use kernels::Matrix;
+use kernels::{LAYER_NORM_EPSILON, Matrix};
 use native::Packed;
 
 use crate::error::LoadError;
@@ -61,8 +61,6 @@ impl Placement {
         }
     }
 }
-
-const LAYER_NORM_EPSILON: f64 = 1e-5;
 
 /// y = x·Wᵀ + b
 #[derive(Debug)]

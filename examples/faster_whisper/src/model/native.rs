@@ -170,8 +170,8 @@ pub(super) fn floats_mut(tensor: &mut Tensor) -> Result<&mut [f32], TchError> {
     if tensor.numel() == 0 {
         return Ok(&mut []);
     }
-    // SAFETY: the tensor has so many elements of this type. All work on a model is done by one thread
-    // at a time, and other tensors with this memory are not read while it is borrowed.
+    // SAFETY: the tensor has so many elements of this type. All work on a model is done by one
+    // thread at a time, and other tensors with this memory are not read while it is borrowed.
     Ok(unsafe { slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) })
 }
 

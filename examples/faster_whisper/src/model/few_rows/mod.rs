@@ -1,7 +1,7 @@
 //! The decoder for a few rows on the CPU: the tokens of a step, and short prompts.
 //!
-//! Rows are slices in float32, one after the other. A call of libtorch takes longer than the
-//! arithmetic of a small layer, so there is none in a layer.
+//! Rows are slices in float32, one after the other. An operation of libtorch takes longer than the
+//! arithmetic of a small layer, so a layer has none, and uses only libtorch's threads.
 
 mod attention;
 

@@ -16,7 +16,8 @@ use std::ops::Range;
 
 use blocks::{mix, products_of};
 
-use super::LAYER_NORM_EPSILON;
+/// Of all Whisper models.
+pub(super) const LAYER_NORM_EPSILON: f64 = 1e-5;
 
 /// Weights of a row of an int8 matrix that have the same scale.
 pub(super) const GROUP: usize = 64;
@@ -178,8 +179,7 @@ pub(super) fn attend(
     }
 }
 
-/// Layer normalisation of rows that are as long as the weight, with the epsilon of all Whisper
-/// models.
+/// Layer normalisation of rows that are as long as the weight.
 ///
 /// # Panics
 /// The lengths do not match.
