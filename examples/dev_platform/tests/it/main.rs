@@ -16,6 +16,7 @@ mod page_sessions;
 mod page_trace;
 mod pictures;
 mod proxy;
+mod python_engine;
 mod retry;
 mod rig;
 mod rotel;

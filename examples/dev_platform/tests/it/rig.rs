@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -142,8 +142,13 @@ impl Rig {
 
     /// Waits until the orchestrator has read all events and says so to Redis.
     pub(crate) async fn has_acknowledged_events(&self) {
-        let words = ["XINFO", "GROUPS", "dalston:events:stream"];
-        self.until("acknowledged events", async || {
+        self.has_acknowledged("dalston:events:stream").await;
+    }
+
+    /// Waits until the group of a stream has read and acknowledged all its messages.
+    pub(crate) async fn has_acknowledged(&self, stream: &str) {
+        let words = ["XINFO", "GROUPS", stream];
+        self.until("acknowledged messages", async || {
             let groups: Vec<BTreeMap<String, RedisValue>> = self.redis.send(&words).await;
             let is_zero = |name| groups[0].get(name) == Some(&RedisValue::Int(0));
             (is_zero("pending") && is_zero("lag")).then_some(())
@@ -165,8 +170,28 @@ impl Rig {
         self.path(&format!("{role}.hold"))
     }
 
-    /// Starts a process. Its log is added to the one of its predecessor.
+    /// Starts a process of the platform.
     pub(crate) fn run(&mut self, role: &'static str, arguments: &[&str]) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dev_platform"));
+        command.arg(role).args(arguments);
+        if matches!(role, "prepare" | "mock-engine") {
+            command.arg("--hold").arg(self.hold_file(role));
+        }
+        self.start_process(role, command);
+    }
+
+    /// Starts an engine in Python, which has this id as its role.
+    pub(crate) fn run_in_python(&mut self, python: &Path, engine_id: &'static str) {
+        let mut command = Command::new(python);
+        command
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python_engine.py"))
+            .arg(engine_id)
+            .arg(self.hold_file(engine_id));
+        self.start_process(engine_id, command);
+    }
+
+    /// Starts a process. Its log is added to the one of its predecessor.
+    fn start_process(&mut self, role: &'static str, mut command: Command) {
         let log = File::options()
             .create(true)
             .append(true)
@@ -176,11 +201,6 @@ impl Rig {
         let metrics_port = self.metrics_ports.get(role).copied().unwrap_or(0);
         let sessions_port = free_port().to_string();
         fs::create_dir_all(&temp).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dev_platform"));
-        command.arg(role).args(arguments);
-        if matches!(role, "prepare" | "mock-engine") {
-            command.arg("--hold").arg(self.hold_file(role));
-        }
         let child = command
             .env_clear()
             .envs(self.exports.clone())

@@ -2,7 +2,7 @@
 
 use tch::{TchError, Tensor};
 
-use super::cache::LayerCache;
+use super::cache::{LayerCache, Part};
 use super::{LayerNorm, Linear, Storage, few_rows};
 use crate::error::LoadError;
 use crate::weights::Weights;
@@ -135,26 +135,6 @@ impl CrossAttention {
 
     pub(crate) fn has_kernels(&self) -> bool {
         self.query.has_kernel() && self.out.has_kernel()
-    }
-}
-
-/// The tokens of one window in a layer of the decoder.
-#[derive(Debug)]
-pub(crate) struct Part<'a> {
-    pub(super) cache: &'a mut LayerCache,
-    /// Texts of the window.
-    pub(super) rows: i64,
-    /// Tokens of each row.
-    pub(super) new: i64,
-    /// Tokens of each row before them.
-    pub(super) position: i64,
-}
-
-impl Part<'_> {
-    /// The row and the position of each token.
-    pub(super) fn tokens(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let (new, position) = (self.new as usize, self.position as usize);
-        (0..self.rows as usize).flat_map(move |row| (position..position + new).map(move |at| (row, at)))
     }
 }
 

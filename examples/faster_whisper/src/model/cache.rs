@@ -4,9 +4,9 @@
 use tch::{Device, TchError, Tensor};
 
 use super::Placement;
-use super::kernels::Matrix;
 use super::native;
 use crate::config::ModelConfig;
+use whisper_kernels::Matrix;
 
 /// The cache of all decoder layers, for one window.
 #[derive(Debug)]
@@ -208,5 +208,25 @@ impl<'a> CacheCells<'a> {
             keys.rows(range.clone(), self.width),
             values.rows(range, self.width),
         ))
+    }
+}
+
+/// The tokens of one window in a layer of the decoder.
+#[derive(Debug)]
+pub(crate) struct Part<'a> {
+    pub(super) cache: &'a mut LayerCache,
+    /// Texts of the window.
+    pub(super) rows: i64,
+    /// Tokens of each row.
+    pub(super) new: i64,
+    /// Tokens of each row before them.
+    pub(super) position: i64,
+}
+
+impl Part<'_> {
+    /// The row and the position of each token.
+    pub(super) fn tokens(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (new, position) = (self.new as usize, self.position as usize);
+        (0..self.rows as usize).flat_map(move |row| (position..position + new).map(move |at| (row, at)))
     }
 }

@@ -2,14 +2,15 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::attention::{CrossAttention, Part, SelfAttention};
-use super::cache::Cache;
+use super::attention::{CrossAttention, SelfAttention};
+use super::cache::{Cache, Part};
 use super::few_rows::{self, MOST_ROWS};
 use super::int8::Int8;
-use super::{FeedForward, LayerNorm, Placement, Storage, kernels, native};
+use super::{FeedForward, LayerNorm, Placement, Storage, native};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::weights::Weights;
+use whisper_kernels as kernels;
 
 #[derive(Debug)]
 pub(crate) struct Decoder {

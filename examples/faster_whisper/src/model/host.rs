@@ -2,10 +2,10 @@
 
 use tch::{Kind, TchError, Tensor};
 
-use super::kernels::{self, Matrix};
 use super::native;
+use whisper_kernels::{self as kernels, Matrix};
 
-pub(crate) use super::kernels::{largest, log_sum_exp};
+pub(crate) use whisper_kernels::{largest, log_sum_exp};
 
 /// The numbers of a row that only the caller uses. `None` if it is on a GPU.
 pub(crate) fn cells_mut(row: &mut Tensor) -> Option<&mut [f32]> {

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 
 use tch::{TchError, Tensor};
 
-use super::kernels::{self, GROUP, Matrix};
 use super::{few_rows, native};
+use whisper_kernels::{self as kernels, GROUP, Matrix};
 
 /// y = x·Wᵀ + b
 #[derive(Debug)]

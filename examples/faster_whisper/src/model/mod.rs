@@ -8,12 +8,12 @@ mod encoder;
 mod few_rows;
 pub(crate) mod host;
 mod int8;
-mod kernels;
 mod native;
 
 use std::borrow::Cow;
 
 use tch::{Device, Kind, TchError, Tensor};
+use whisper_kernels::{self as kernels, LAYER_NORM_EPSILON, Matrix};
 
 pub(crate) use cache::Cache;
 pub(crate) use decoder::{Decoder, Feed};
@@ -21,7 +21,6 @@ pub(crate) use encoder::Encoder;
 
 use few_rows::FewRows;
 use int8::Int8;
-use kernels::{LAYER_NORM_EPSILON, Matrix};
 use native::Packed;
 
 use crate::error::LoadError;
@@ -205,7 +204,7 @@ impl Linear {
             ));
         };
         let outputs = bias.len().max(1);
-        let width = matrix.len() / outputs;
+        let width = matrix.cell_count() / outputs;
         let mut table = vec![0.0; rows.len() / width.max(1) * outputs];
         few_rows::multiply_rows(matrix, bias, (rows, width), other, &mut table)?;
         Ok(table)

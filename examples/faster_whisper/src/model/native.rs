@@ -16,7 +16,7 @@ use std::{ptr, slice};
 use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
-use super::kernels::Matrix;
+use whisper_kernels::Matrix;
 
 unsafe extern "C" {
     fn aoti_torch_call_dispatcher(name: *const c_char, overload: *const c_char, stack: *mut u64) -> i32;

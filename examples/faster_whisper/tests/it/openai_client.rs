@@ -3,17 +3,18 @@
 use std::process::Stdio;
 
 use serde_json::{Value, json};
+use testbed::python;
 use tokio::process::Command;
 
 use crate::support::root;
-use crate::worker::{Worker, python};
+use crate::worker::Worker;
 
 const COMPLETED: &str = "conversation.item.input_audio_transcription.completed";
 const DELTA: &str = "conversation.item.input_audio_transcription.delta";
 
 /// What the client received, by session. It has compared each event with its own classes.
 async fn received(port: u16, arguments: &[&str]) -> Option<Value> {
-    let mut client = Command::new(python("openai")?);
+    let mut client = Command::new(python()?);
     client
         .arg(root().join("tests/openai_client.py"))
         .arg(format!("127.0.0.1:{port}"))
@@ -43,7 +44,7 @@ fn manifest_text(file: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn openai_client_transcribes_with_and_without_vad() {
-    if python("openai").is_none() {
+    if python().is_none() {
         return;
     }
     let worker = Worker::start(&[]).await;

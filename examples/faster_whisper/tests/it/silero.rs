@@ -8,17 +8,17 @@ use dalston_engine_sdk::torch::SileroFile;
 use dalston_engine_sdk::{DeviceChoice, EngineConfig};
 use faster_whisper::FasterWhisper;
 use serde_json::Value;
+use testbed::python;
 
 use crate::support::{root, samples};
-use crate::worker::python;
 
 /// The largest difference between libtorch and onnxruntime. 0.00003 was seen.
 const TOLERANCE: f32 = 0.001;
 
 /// The TorchScript file of the package. `None` with a warning where it is not installed.
 fn file() -> Option<PathBuf> {
-    python("silero")?;
-    let libraries = root().join("../../.tools/silero/lib");
+    python()?;
+    let libraries = root().join("../../.tools/python/lib");
     let python = std::fs::read_dir(libraries).unwrap().next().unwrap().unwrap();
     Some(python.path().join("site-packages/silero_vad/data/silero_vad.jit"))
 }

@@ -1,6 +1,5 @@
 //! The worker as a process of a deployment.
 
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -8,8 +7,6 @@ use tempfile::TempDir;
 use testbed::{TestRedis, free_port};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
-
-use crate::support::root;
 
 /// A worker with the shipped model, and the servers that it needs.
 pub(crate) struct Worker {
@@ -61,18 +58,4 @@ impl Drop for Worker {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// The Python of `.tools/NAME` that `cargo xtask setup --python` makes. `None` with a warning where
-/// it is not installed, but not in CI.
-pub(crate) fn python(name: &str) -> Option<PathBuf> {
-    let place = root().join("../../.tools").join(name);
-    if place.join("installed").exists() {
-        return Some(place.join("bin/python"));
-    }
-    let problem = format!("{} is not installed: cargo xtask setup --python", place.display());
-    let is_ci = std::env::var("CI").is_ok_and(|value| value == "true");
-    assert!(!is_ci, "{problem}");
-    testbed::warn(&problem);
-    None
 }

@@ -10,10 +10,10 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use tch::{Device, Kind, TchError, Tensor};
+use whisper_kernels::{self as kernels, Matrix};
 
 pub(super) use attention::{attend_causal, attend_window};
 
-use super::kernels::{self, Matrix};
 use super::native;
 
 /// With more rows, libtorch's matrix products are faster.
@@ -74,7 +74,7 @@ pub(super) fn multiply(
 ) -> Result<Tensor, TchError> {
     let mut shape = input.size();
     let width = shape.last().copied().unwrap_or_default() as usize;
-    let outputs = matrix.len() / width.max(1);
+    let outputs = matrix.cell_count() / width.max(1);
     if let Some(last) = shape.last_mut() {
         *last = outputs as i64;
     }
@@ -94,7 +94,7 @@ pub(super) fn multiply_rows(
     other: Option<&[f32]>,
     table: &mut [f32],
 ) -> Result<(), TchError> {
-    let outputs = matrix.len() / width.max(1);
+    let outputs = matrix.cell_count() / width.max(1);
     by_columns(table, outputs, rows.len(), |range, results| {
         let start = range.start;
         kernels::products(matrix.rows(range, width), width, rows, results);
@@ -181,5 +181,18 @@ mod tests {
                 assert!(off < 1e-4, "{kind:?}: {off}");
             }
         }
+    }
+
+    #[test]
+    fn gelu_is_that_of_libtorch() {
+        let values: Vec<f32> = (-800..=800).map(|step| step as f32 / 100.0).collect();
+        let expected = Tensor::from_slice(&values).gelu("none");
+        let mut found = values;
+        kernels::gelu(&mut found);
+        let off = (Tensor::from_slice(&found) - expected).abs().max();
+        assert!(off.double_value(&[]) < 1e-6, "{off:?}");
+        let mut special = [f32::INFINITY, f32::NAN, 0.0];
+        kernels::gelu(&mut special);
+        assert!(special[0] == f32::INFINITY && special[1].is_nan() && special[2] == 0.0);
     }
 }
