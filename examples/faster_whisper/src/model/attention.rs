@@ -110,7 +110,8 @@ impl CrossAttention {
         let query = split(&self.query.forward(&self.norm.forward(input)?)?, 1, self.heads)?.f_select(0, 0)?;
         let heads = Tensor::f_from_slice(heads)?.f_to_device(input.device())?;
         let query = query.f_index_select(1, &heads)?;
-        let keys = part.cache.window().0.f_index_select(1, &heads)?;
+        let (keys, _) = part.cache.window(query.kind())?;
+        let keys = keys.f_index_select(1, &heads)?;
         let scale = 1.0 / (query.size4()?.3 as f64).sqrt();
         query.f_mul_scalar(scale)?.f_matmul(&keys.f_transpose(-2, -1)?)
     }
@@ -120,8 +121,8 @@ impl CrossAttention {
         let query = self.query.forward(&self.norm.forward(input)?)?;
         let mixed = each(parts, &query, |part, query| {
             let query = split(query, 1, self.heads)?.f_select(0, 0)?;
-            let (keys, values) = part.cache.window();
-            merge(&attend(&query, keys, values, false)?)
+            let (keys, values) = part.cache.window(query.kind())?;
+            merge(&attend(&query, &keys, &values, false)?)
         })?;
         self.out.forward_add(&mixed, input)
     }

@@ -1,12 +1,12 @@
 //! Keys and values of past tokens and of a window. The memory is kept for later windows, and grows
 //! where more texts are decoded at once than before.
 
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
+use whisper_kernels::Matrix;
 
 use super::Placement;
 use super::native;
 use crate::config::ModelConfig;
-use whisper_kernels::Matrix;
 
 /// The cache of all decoder layers, for one window.
 #[derive(Debug)]
@@ -104,15 +104,19 @@ pub(crate) struct LayerCache {
 impl LayerCache {
     fn new(config: &ModelConfig, placement: Placement) -> Result<Self, TchError> {
         let heads = config.decoder_attention_heads;
-        let room = |positions: i64| {
-            let options = (placement.decoder_kind(), placement.device);
-            Tensor::f_zeros([1, heads, positions, config.d_model / heads], options)
+        let room = |positions: i64, kind: Kind| {
+            let shape = [1, heads, positions, config.d_model / heads];
+            Tensor::f_zeros(shape, (kind, placement.device))
         };
+        let (tokens, window) = (config.max_target_positions, config.max_source_positions);
+        let kind = placement.decoder_kind();
+        // Each step reads all of them, for each window of a batch.
+        let window_kind = if placement.int8 { Kind::BFloat16 } else { kind };
         Ok(Self {
-            keys: room(config.max_target_positions)?,
-            values: room(config.max_target_positions)?,
-            window_keys: room(config.max_source_positions)?,
-            window_values: room(config.max_source_positions)?,
+            keys: room(tokens, kind)?,
+            values: room(tokens, kind)?,
+            window_keys: room(window, window_kind)?,
+            window_values: room(window, window_kind)?,
         })
     }
 
@@ -168,8 +172,12 @@ impl LayerCache {
         self.window_values.f_copy_(values)
     }
 
-    pub(super) fn window(&self) -> (&Tensor, &Tensor) {
-        (&self.window_keys, &self.window_values)
+    /// The keys and the values of the window, in this precision.
+    pub(super) fn window(&self, kind: Kind) -> Result<(Tensor, Tensor), TchError> {
+        Ok((
+            self.window_keys.f_to_kind(kind)?,
+            self.window_values.f_to_kind(kind)?,
+        ))
     }
 }
 

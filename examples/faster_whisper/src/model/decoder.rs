@@ -1,6 +1,7 @@
 //! The decoder: from tokens and encoded positions to logits.
 
 use tch::{Device, Kind, TchError, Tensor};
+use whisper_kernels as kernels;
 
 use super::attention::{CrossAttention, SelfAttention};
 use super::cache::{Cache, Part};
@@ -10,7 +11,6 @@ use super::{FeedForward, LayerNorm, Placement, Storage, native};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::weights::Weights;
-use whisper_kernels as kernels;
 
 #[derive(Debug)]
 pub(crate) struct Decoder {

@@ -1,9 +1,9 @@
 //! Rows of logits on the CPU.
 
 use tch::{Kind, TchError, Tensor};
+use whisper_kernels::{self as kernels, Matrix};
 
 use super::native;
-use whisper_kernels::{self as kernels, Matrix};
 
 pub(crate) use whisper_kernels::{largest, log_sum_exp};
 

@@ -4,9 +4,9 @@
 use std::borrow::Cow;
 
 use tch::{TchError, Tensor};
+use whisper_kernels::{self as kernels, GROUP, Matrix};
 
 use super::{few_rows, native};
-use whisper_kernels::{self as kernels, GROUP, Matrix};
 
 /// y = x·Wᵀ + b
 #[derive(Debug)]

@@ -15,7 +15,6 @@ use std::{ptr, slice};
 
 use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
-
 use whisper_kernels::Matrix;
 
 unsafe extern "C" {

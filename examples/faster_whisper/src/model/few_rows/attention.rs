@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use tch::TchError;
+use whisper_kernels::{self as kernels, Matrix};
 
 use super::GRAIN;
 use crate::model::cache::Part;
 use crate::model::native;
-use whisper_kernels::{self as kernels, Matrix};
 
 /// Causal attention of the new tokens of all parts, whose keys and values it stores in their
 /// caches. `qkv` has tokens × (3 · width) numbers, and the result tokens × width.
