@@ -2,7 +2,7 @@
 //! where more texts are decoded at once than before.
 
 use tch::{Device, Kind, TchError, Tensor};
-use whisper_kernels::Matrix;
+use whisper_kernels::{self as kernels, Matrix};
 
 use super::Placement;
 use super::native;
@@ -110,8 +110,12 @@ impl LayerCache {
         };
         let (tokens, window) = (config.max_target_positions, config.max_source_positions);
         let kind = placement.decoder_kind();
-        // Each step reads all of them, for each window of a batch.
-        let window_kind = if placement.int8 { Kind::BFloat16 } else { kind };
+        // Each step reads all of them, for each window of a batch. Libtorch would widen them each time.
+        let has_kernels = kernels::has_vectors_for((config.d_model / heads) as usize);
+        let window_kind = match placement.int8 && has_kernels {
+            true => Kind::BFloat16,
+            false => kind,
+        };
         Ok(Self {
             keys: room(tokens, kind)?,
             values: room(tokens, kind)?,
