@@ -67,8 +67,8 @@ const STEPS: [Step; 10] = [
     ("test with libtorch and all features", with_libtorch),
     ("packages", |_| package::check()),
     ("chaos", |_| chaos::run(&["--minutes", "1.5"])),
-    // Without what only their tests select of our crates; `packages` and `chaos` build the others.
-    // With `testbed`, other dependencies are those of clippy's step.
+    // Without what only their tests select of our crates. `packages` and `chaos` have the others.
+    // With `testbed`, most other dependencies are those of clippy's step.
     ("examples", |libtorch| {
         cargo()
             .args("check -p morse_engine -p faster_whisper -p testbed")
