@@ -123,7 +123,8 @@ pub(crate) fn storm_takeovers(orchestrator: &Orchestrator, lease: Duration, serv
             let text = format!(
                 "{cause:?}: tasks waited {median:.1} s in the median and {longest:.1} s at most; the limits are {median_limit:.1} s and {longest_limit:.1} s"
             );
-            orchestrator.violation(None, text);
+            // With the task that waited longest, whose history is printed.
+            orchestrator.violation(orchestrator.slowest_takeover(cause).as_deref(), text);
         }
     }
 }

@@ -63,6 +63,17 @@ impl Orchestrator {
     /// The sorted seconds from the loss of its engine to the next start of each task, unless the
     /// task lost another engine before that.
     pub(crate) fn takeovers(&self, cause: Cause) -> Vec<f64> {
+        let took = self.taken_over(cause).into_iter();
+        took.map(|(seconds, _)| seconds).collect()
+    }
+
+    /// The task that waited longest.
+    pub(crate) fn slowest_takeover(&self, cause: Cause) -> Option<String> {
+        self.taken_over(cause).pop().map(|(_, task)| task)
+    }
+
+    /// As [`takeovers`](Self::takeovers), with the tasks.
+    fn taken_over(&self, cause: Cause) -> Vec<(f64, String)> {
         let state = self.state();
         let mut losses: HashMap<&str, Vec<Timestamp>> = HashMap::new();
         for freed in &state.freed {
@@ -74,11 +85,11 @@ impl Orchestrator {
             let next_loss = losses.get(&*freed.task).and_then(|losses| later(losses));
             next_loss
                 .is_none_or(|loss| next < loss)
-                .then(|| next.seconds_since(freed.since))
+                .then(|| (next.seconds_since(freed.since), freed.task.clone()))
         };
         let freed = state.freed.iter().filter(|freed| freed.cause == cause);
-        let mut took: Vec<f64> = freed.filter_map(took).collect();
-        took.sort_by(f64::total_cmp);
+        let mut took: Vec<(f64, String)> = freed.filter_map(took).collect();
+        took.sort_by(|(a, _), (b, _)| a.total_cmp(b));
         took
     }
 
