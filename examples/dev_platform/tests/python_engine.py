@@ -2,9 +2,9 @@
 
 usage: python_engine.py ENGINE_ID HOLD
 
-It transcribes nothing: its transcripts say how long the audio is. Tasks wait while the file HOLD exists.
-A task whose prompt is "fail" fails. The variables are those of the platform's engines: REDIS_URL,
-DALSTON_S3_BUCKET, DALSTON_S3_ENDPOINT_URL, DALSTON_S3_REGION. It ends with SIGTERM.
+It transcribes nothing: its transcripts say how long the audio is. Tasks wait while the file HOLD
+exists. A task whose prompt is "fail" fails. The variables are those of the platform's engines:
+REDIS_URL, DALSTON_S3_BUCKET, DALSTON_S3_ENDPOINT_URL, DALSTON_S3_REGION. It ends with SIGTERM.
 """
 
 import json

@@ -110,7 +110,8 @@ impl LayerCache {
         };
         let (tokens, window) = (config.max_target_positions, config.max_source_positions);
         let kind = placement.decoder_kind();
-        // Each step reads all of them, for each window of a batch. Libtorch would widen them each time.
+        // Each step reads all of them, for each window of a batch. Libtorch would widen them each
+        // time.
         let has_kernels = kernels::has_vectors_for((config.d_model / heads) as usize);
         let window_kind = match placement.int8 && has_kernels {
             true => Kind::BFloat16,
