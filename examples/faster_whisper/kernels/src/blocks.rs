@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::vector::Vector;
+use super::vector::{Factors, Vector};
 use super::{GROUP, Matrix};
 
 /// Rows that share a load of a weight. Beams are five by default.
@@ -14,23 +14,23 @@ const AHEAD_BYTES: usize = 8192;
 ///
 /// # Safety
 /// The matrix has the row and the place, and the cells from there on fill a vector.
-trait Cells: Copy {
+trait Cells<V>: Copy {
     type Cell: Copy;
     /// Rows that are read side by side for more than three inputs: as many as the registers hold.
     const MOST_WIDE: usize = usize::MAX;
     /// Whether the registers hold eight rows for one input.
     const HAS_EIGHT: bool = true;
     unsafe fn row(self, row: usize) -> *const Self::Cell;
-    /// The scale of a place and those behind it in its group.
-    unsafe fn scale<V: Vector>(self, row: usize, at: usize) -> V;
-    unsafe fn load<V: Vector>(from: *const Self::Cell, scale: V) -> V;
+    /// The scale of a place and those behind it in its group, if there are scales.
+    unsafe fn scale(self, row: usize, at: usize) -> V;
+    unsafe fn load(from: *const Self::Cell, scale: V) -> V;
 }
 
 /// float32 or bfloat16, and the width.
 #[derive(Clone, Copy)]
 struct Plain<T>(*const T, usize);
 
-impl Cells for Plain<f32> {
+impl<V: Factors> Cells<V> for Plain<f32> {
     type Cell = f32;
 
     #[inline(always)]
@@ -40,19 +40,19 @@ impl Cells for Plain<f32> {
     }
 
     #[inline(always)]
-    unsafe fn scale<V: Vector>(self, _: usize, _: usize) -> V {
+    unsafe fn scale(self, _: usize, _: usize) -> V {
         // SAFETY: as the caller promises.
-        unsafe { V::splat(1.0) }
+        unsafe { V::zero() }
     }
 
     #[inline(always)]
-    unsafe fn load<V: Vector>(from: *const f32, _: V) -> V {
+    unsafe fn load(from: *const f32, _: V) -> V {
         // SAFETY: as the caller promises.
         unsafe { V::load(from) }
     }
 }
 
-impl Cells for Plain<u16> {
+impl<V: Factors> Cells<V> for Plain<u16> {
     type Cell = u16;
 
     #[inline(always)]
@@ -62,13 +62,13 @@ impl Cells for Plain<u16> {
     }
 
     #[inline(always)]
-    unsafe fn scale<V: Vector>(self, _: usize, _: usize) -> V {
+    unsafe fn scale(self, _: usize, _: usize) -> V {
         // SAFETY: as the caller promises.
-        unsafe { V::splat(1.0) }
+        unsafe { V::zero() }
     }
 
     #[inline(always)]
-    unsafe fn load<V: Vector>(from: *const u16, _: V) -> V {
+    unsafe fn load(from: *const u16, _: V) -> V {
         // SAFETY: as the caller promises.
         unsafe { V::load_bfloat16(from) }
     }
@@ -78,7 +78,7 @@ impl Cells for Plain<u16> {
 #[derive(Clone, Copy)]
 struct Scaled(*const i8, *const f32, usize);
 
-impl Cells for Scaled {
+impl<V: Vector> Cells<V> for Scaled {
     type Cell = i8;
     const MOST_WIDE: usize = 2;
     const HAS_EIGHT: bool = false;
@@ -90,13 +90,13 @@ impl Cells for Scaled {
     }
 
     #[inline(always)]
-    unsafe fn scale<V: Vector>(self, row: usize, at: usize) -> V {
+    unsafe fn scale(self, row: usize, at: usize) -> V {
         // SAFETY: as the caller promises.
         unsafe { V::splat(*self.1.add(row * self.2.div_ceil(GROUP) + at / GROUP)) }
     }
 
     #[inline(always)]
-    unsafe fn load<V: Vector>(from: *const i8, scale: V) -> V {
+    unsafe fn load(from: *const i8, scale: V) -> V {
         // SAFETY: as the caller promises.
         unsafe { V::load_int8(from).times(scale) }
     }
@@ -127,8 +127,21 @@ pub(super) unsafe fn products_of<V: Vector, const WIDE: usize>(
     }
 }
 
+/// As [`products_of`], of bfloat16 in other factors than float32.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn products_with<V: Vector, C: Cells, const WIDE: usize>(
+pub(super) unsafe fn products_of_bfloat16<V: Factors, const WIDE: usize>(
+    cells: &[u16],
+    width: usize,
+    inputs: &[f32],
+    outputs: &mut [&mut [f32]],
+) {
+    // SAFETY: as the caller promises.
+    unsafe { products_with::<V, _, WIDE>(Plain(cells.as_ptr(), width), width, inputs, outputs) }
+}
+
+#[inline(always)]
+unsafe fn products_with<V: Factors, C: Cells<V>, const WIDE: usize>(
     cells: C,
     width: usize,
     inputs: &[f32],
@@ -166,7 +179,7 @@ unsafe fn products_with<V: Vector, C: Cells, const WIDE: usize>(
 
 /// The products of `N` inputs with these rows of the matrix.
 #[inline(always)]
-unsafe fn rows<V: Vector, C: Cells, const N: usize, const WIDE: usize>(
+unsafe fn rows<V: Factors, C: Cells<V>, const N: usize, const WIDE: usize>(
     cells: C,
     range: Range<usize>,
     width: usize,
@@ -198,7 +211,7 @@ unsafe fn rows<V: Vector, C: Cells, const N: usize, const WIDE: usize>(
 // Closures would not be compiled for the processor's vectors.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
-unsafe fn block<V: Vector, C: Cells, const N: usize, const WIDE: usize>(
+unsafe fn block<V: Factors, C: Cells<V>, const N: usize, const WIDE: usize>(
     cells: C,
     first: usize,
     width: usize,
@@ -210,7 +223,7 @@ unsafe fn block<V: Vector, C: Cells, const N: usize, const WIDE: usize>(
     // SAFETY: the inputs have N rows, the matrix has these rows, and the outputs have places for
     // them. Memory that is requested need not exist.
     unsafe {
-        let mut sums = [[V::splat(0.0); N]; WIDE];
+        let mut sums = [[V::zero(); N]; WIDE];
         let mut from = [cells.row(first); WIDE];
         for row in 0..WIDE {
             from[row] = cells.row(first + row);
@@ -218,7 +231,7 @@ unsafe fn block<V: Vector, C: Cells, const N: usize, const WIDE: usize>(
         let mut values_from = inputs.as_ptr();
         let mut start = 0;
         while start < width {
-            let mut scales = [V::splat(1.0); WIDE];
+            let mut scales = [V::zero(); WIDE];
             for row in 0..WIDE {
                 scales[row] = cells.scale(first + row, start);
                 for line in 0..size {
@@ -231,7 +244,7 @@ unsafe fn block<V: Vector, C: Cells, const N: usize, const WIDE: usize>(
                 false => (width - start) / V::LANES,
             };
             for _ in 0..vectors {
-                let mut values = [V::splat(0.0); N];
+                let mut values = [V::zero(); N];
                 for n in 0..N {
                     values[n] = V::load(values_from.add(n * width));
                 }
@@ -290,7 +303,7 @@ pub(super) unsafe fn mix<V: Vector, const WIDE: usize>(
 }
 
 #[inline(always)]
-unsafe fn mix_with<V: Vector, C: Cells, const WIDE: usize>(
+unsafe fn mix_with<V: Vector, C: Cells<V>, const WIDE: usize>(
     cells: C,
     width: usize,
     weights: &[f32],
@@ -326,7 +339,7 @@ unsafe fn mix_with<V: Vector, C: Cells, const WIDE: usize>(
 /// The weighted sums of `WIDE` vectors from `at` on, for `N` rows of weights.
 #[allow(clippy::needless_range_loop)] // As above.
 #[inline(always)]
-unsafe fn column<V: Vector, C: Cells, const N: usize, const WIDE: usize>(
+unsafe fn column<V: Vector, C: Cells<V>, const N: usize, const WIDE: usize>(
     cells: C,
     (positions, width, at): (usize, usize, usize),
     weights: &[f32],

@@ -2,8 +2,8 @@
 //! processor.
 //!
 //! A step of the decoder reads all weights for a few tokens, so its speed is that of reading
-//! memory. The kernels read float32, bfloat16 or int8, and compute in float32. A row has the same
-//! result alone and among others.
+//! memory. The kernels read float32, bfloat16 or int8, and compute in float32, or in products of
+//! bfloat16 where the processor has them. A row has the same result alone and among others.
 
 #![allow(unsafe_code)] // Vectors of the processor.
 
@@ -24,6 +24,9 @@ pub const GROUP: usize = 64;
 
 /// Numbers of the widest vector.
 const MOST_LANES: usize = 16;
+/// Numbers of a vector in bfloat16.
+#[cfg(target_arch = "x86_64")]
+const PAIR_LANES: usize = 32;
 
 /// Rows of numbers of the same length.
 #[derive(Debug, Clone, Copy)]
@@ -115,16 +118,40 @@ impl Lanes {
 /// The products of each of the inputs (rows of `width`) with all rows of the matrix: an output for
 /// each input, with a number for each row of the matrix.
 ///
+/// Inputs of a matrix in bfloat16 are rounded to bfloat16 where the processor multiplies it.
+///
 /// # Panics
 /// The lengths do not match.
 pub fn products(matrix: Matrix<'_>, width: usize, inputs: &[f32], outputs: &mut [&mut [f32]]) {
+    #[cfg(target_arch = "x86_64")]
+    if let Matrix::BFloat16(cells) = matrix
+        && has_pairs_for(width)
+    {
+        check(matrix, width, inputs, outputs);
+        // SAFETY: the lengths match, vectors divide the width, and the processor has them.
+        return unsafe { x86::products_of_pairs(cells, width, inputs, outputs) };
+    }
     products_in(Lanes::for_width(width), matrix, width, inputs, outputs);
 }
 
-fn products_in(lanes: Lanes, matrix: Matrix<'_>, width: usize, inputs: &[f32], outputs: &mut [&mut [f32]]) {
+/// Whether the processor multiplies bfloat16, and rows of this length fill its vectors.
+#[cfg(target_arch = "x86_64")]
+fn has_pairs_for(width: usize) -> bool {
+    width.is_multiple_of(PAIR_LANES)
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bf16")
+}
+
+/// # Panics
+/// The lengths do not match.
+fn check(matrix: Matrix<'_>, width: usize, inputs: &[f32], outputs: &[&mut [f32]]) {
     let count = outputs.first().map_or(0, |output| output.len());
     assert!(outputs.iter().all(|output| output.len() == count));
     assert!(inputs.len() == outputs.len() * width && matrix.has_rows(count, width));
+}
+
+fn products_in(lanes: Lanes, matrix: Matrix<'_>, width: usize, inputs: &[f32], outputs: &mut [&mut [f32]]) {
+    check(matrix, width, inputs, outputs);
     // SAFETY: the lengths match, vectors divide the width, and the processor has them.
     unsafe {
         match lanes {
@@ -154,9 +181,9 @@ pub fn attend(
     assert!(mixed.len() == queries.len() && values.has_rows(positions, width));
     let mut weights = vec![0.0_f32; count * positions];
     let mut rows: Vec<&mut [f32]> = weights.chunks_exact_mut(positions.max(1)).collect();
-    products(keys, width, queries, &mut rows);
-    let scale = (width as f32).sqrt().recip();
     let lanes = Lanes::for_width(width);
+    products_in(lanes, keys, width, queries, &mut rows);
+    let scale = (width as f32).sqrt().recip();
     for (query, row) in rows.into_iter().enumerate() {
         let (now, later) = row.split_at_mut(seen(query));
         later.fill(0.0);
@@ -454,6 +481,45 @@ mod tests {
                 products_in(lanes, matrix, width, &values[..width], &mut [&mut alone]);
                 assert_eq!(alone, found[..rows]);
             }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn products_of_bfloat16_round_the_inputs() {
+        // Rows and inputs that are multiples of no block, and half a group.
+        let (width, rows, inputs) = (96, 11, 8);
+        let bits = |values: &[f32]| -> Vec<u16> {
+            let upper = values.iter().map(|value| (value.to_bits() >> 16) as u16);
+            upper.collect()
+        };
+        let weights = bits(&random(rows * width));
+        // Half of a bfloat16's last place decides.
+        let values: Vec<f32> = random(inputs * width)
+            .iter()
+            .map(|value| f32::from_bits(value.to_bits() & 0xffff_0000 | 0x8001))
+            .collect();
+        let rounded = |value: f32| match has_pairs_for(width) {
+            true => f32::from_bits((value.to_bits() & 0xffff_0000) + 0x1_0000),
+            false => value,
+        };
+        let mut found = vec![0.0; inputs * rows];
+        let mut outputs: Vec<&mut [f32]> = found.chunks_mut(rows).collect();
+        products(Matrix::BFloat16(&weights), width, &values, &mut outputs);
+        for (n, found) in found.iter().enumerate() {
+            let (input, row) = (n / rows, n % rows);
+            let products = (0..width).map(|at| {
+                let value = rounded(values[input * width + at]);
+                cell(Matrix::BFloat16(&weights), width, row, at) * f64::from(value)
+            });
+            let expected: f64 = products.sum();
+            assert!((f64::from(*found) - expected).abs() < 1e-4, "{found} {expected}");
+        }
+        for input in 0..inputs {
+            let mut alone = vec![0.0; rows];
+            let values = &values[input * width..(input + 1) * width];
+            products(Matrix::BFloat16(&weights), width, values, &mut [&mut alone]);
+            assert_eq!(alone, found[input * rows..(input + 1) * rows]);
         }
     }
 

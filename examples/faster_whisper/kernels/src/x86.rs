@@ -3,15 +3,16 @@
 use std::arch::x86_64::*;
 
 use super::Matrix;
-use super::vector::Vector;
+use super::blocks::products_of_bfloat16;
+use super::vector::{Factors, Vector};
 
-impl Vector for __m512 {
+impl Factors for __m512 {
     const LANES: usize = 16;
 
     #[inline(always)]
-    unsafe fn splat(value: f32) -> Self {
+    unsafe fn zero() -> Self {
         // SAFETY: as the caller promises.
-        unsafe { _mm512_set1_ps(value) }
+        unsafe { _mm512_setzero_ps() }
     }
 
     #[inline(always)]
@@ -30,27 +31,9 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn load_int8(from: *const i8) -> Self {
-        // SAFETY: as the caller promises.
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
-    }
-
-    #[inline(always)]
-    unsafe fn times(self, other: Self) -> Self {
-        // SAFETY: as the caller promises.
-        unsafe { _mm512_mul_ps(self, other) }
-    }
-
-    #[inline(always)]
     unsafe fn times_add(self, other: Self, sum: Self) -> Self {
         // SAFETY: as the caller promises.
         unsafe { _mm512_fmadd_ps(self, other, sum) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        // SAFETY: as the caller promises.
-        unsafe { _mm512_storeu_ps(to, self) }
     }
 
     #[inline(always)]
@@ -78,6 +61,32 @@ impl Vector for __m512 {
     }
 }
 
+impl Vector for __m512 {
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_int8(from: *const i8) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn times(self, other: Self) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_mul_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_storeu_ps(to, self) }
+    }
+}
+
 #[inline(always)]
 unsafe fn add_halves(whole: __m512) -> __m256 {
     // SAFETY: as the caller promises.
@@ -88,13 +97,13 @@ unsafe fn add_halves(whole: __m512) -> __m256 {
     }
 }
 
-impl Vector for __m256 {
+impl Factors for __m256 {
     const LANES: usize = 8;
 
     #[inline(always)]
-    unsafe fn splat(value: f32) -> Self {
+    unsafe fn zero() -> Self {
         // SAFETY: as the caller promises.
-        unsafe { _mm256_set1_ps(value) }
+        unsafe { _mm256_setzero_ps() }
     }
 
     #[inline(always)]
@@ -113,27 +122,9 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn load_int8(from: *const i8) -> Self {
-        // SAFETY: as the caller promises.
-        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
-    }
-
-    #[inline(always)]
-    unsafe fn times(self, other: Self) -> Self {
-        // SAFETY: as the caller promises.
-        unsafe { _mm256_mul_ps(self, other) }
-    }
-
-    #[inline(always)]
     unsafe fn times_add(self, other: Self, sum: Self) -> Self {
         // SAFETY: as the caller promises.
         unsafe { _mm256_fmadd_ps(self, other, sum) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        // SAFETY: as the caller promises.
-        unsafe { _mm256_storeu_ps(to, self) }
     }
 
     #[inline(always)]
@@ -169,6 +160,103 @@ impl Vector for __m256 {
         // SAFETY: it is only a hint, for any address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
+}
+
+impl Vector for __m256 {
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_int8(from: *const i8) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn times(self, other: Self) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_mul_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_storeu_ps(to, self) }
+    }
+}
+
+/// Factors in bfloat16: 32 numbers, or 16 sums in float32 of the products of neighbours.
+#[derive(Clone, Copy)]
+struct Pairs(__m512);
+
+impl Factors for Pairs {
+    const LANES: usize = 32;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: as the caller promises.
+        Self(unsafe { _mm512_setzero_ps() })
+    }
+
+    /// Rounds the numbers.
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let (lower, upper) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
+            Self(std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(
+                upper, lower,
+            )))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bfloat16(from: *const u16) -> Self {
+        // SAFETY: as the caller promises.
+        Self(unsafe { _mm512_loadu_ps(from.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn times_add(self, other: Self, sum: Self) -> Self {
+        // SAFETY: as the caller promises. Both types are 512 bits.
+        unsafe {
+            let [one, other] = [self.0, other.0].map(|bits| std::mem::transmute::<__m512, __m512bh>(bits));
+            Self(_mm512_dpbf16_ps(sum.0, one, other))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.sum() }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(all: [Self; 8]) -> [f32; 8] {
+        // SAFETY: as the caller promises.
+        unsafe { __m512::sums(all.map(|one| one.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: as the caller promises.
+        unsafe { __m512::prefetch(at) }
+    }
+}
+
+/// See [`products_of_bfloat16`].
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn products_of_pairs(
+    cells: &[u16],
+    width: usize,
+    inputs: &[f32],
+    outputs: &mut [&mut [f32]],
+) {
+    // SAFETY: as the caller promises.
+    unsafe { products_of_bfloat16::<Pairs, 4>(cells, width, inputs, outputs) }
 }
 
 /// The functions above, compiled for the vectors of a processor.
