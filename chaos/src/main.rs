@@ -7,8 +7,8 @@
 //! 3. The *takeovers* measure the time until a peer starts a task whose engine was killed or
 //!    terminated. Before that, idle engines share as many tasks, and none may wait for a busy one.
 //! 4. The *fail-over* replaces Redis by a replica that lacks the last writes.
-//! 5. The *jobs* run on the development platform, while its processes are killed and Redis comes
-//!    back empty.
+//! 5. Meanwhile, the *jobs* run on the development platform, while its processes are killed and
+//!    Redis comes back empty.
 //!
 //! `chaos/README.md` lists the faults and the checks. The exit status is 0 only without violations.
 
@@ -239,9 +239,14 @@ async fn run(arguments: &Arguments) -> ExitCode {
         orchestrator.violation(None, difference);
     }
     if minutes > 0.0 {
-        report.failed_over = failover::run(&platform, &orchestrator, &mut fleet, &mut random).await;
+        // The jobs have their own processes, and neither measures times.
+        let mut of_jobs = random.fork();
+        let (failed_over, jobs) = tokio::join!(
+            failover::run(&platform, &orchestrator, &mut fleet, &mut random),
+            jobs::run(directory.path(), &orchestrator, &mut of_jobs),
+        );
         checks::queues(&platform, &orchestrator).await;
-        let jobs = jobs::run(directory.path(), &orchestrator, &mut random).await;
+        report.failed_over = failed_over;
         report.jobs(&jobs);
     }
     events.abort();

@@ -160,9 +160,15 @@ fn cargo_test() -> Cmd {
 /// The Whisper engine, and what the SDK does with libtorch. The other packages are tested without
 /// it, and with all their features, because some of them need each one.
 fn with_libtorch(libtorch: &Path) -> Result<(), Error> {
-    // The same packages each time, so that all builds have the same features.
+    // The same packages each time, so that all builds have the same features. Built together first,
+    // because each binary alone would keep one core busy.
     let of_sdk = format!("--test it -- {}", TESTS_WITH_LIBTORCH.join(" "));
-    for chosen in ["--lib --test whisper", "--doc", &of_sdk] {
+    for chosen in [
+        "--lib --test whisper --test it --no-run",
+        "--lib --test whisper",
+        "--doc",
+        &of_sdk,
+    ] {
         cargo_test()
             .args("-p dalston-engine-sdk -p faster_whisper --all-features")
             .args(chosen)
